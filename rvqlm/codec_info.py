@@ -1,0 +1,71 @@
+"""What the rest of the package knows about a codec: shapes, rates and a fingerprint.
+
+Manifests, checkpoints, samples and exports carry a ``CodecInfo``. Training and generation of
+tokens need nothing more, so they never import a codec.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+
+from rvqlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class CodecInfo:
+    """Identity and geometry of a codec.
+
+    >>> info = CodecInfo("descript/dac_44khz", "0" * 16, 44100, 512, 9, 1024)
+    >>> float(info.frame_rate), round(info.bitrate)
+    (86.1328125, 7752)
+    """
+
+    name: str
+    fingerprint: str
+    """16 hex digits: hash of configuration and weights."""
+    sampling_rate: int
+    """Hz"""
+    hop: int
+    """Samples per frame."""
+    num_codebooks: int
+    codebook_size: int
+    channels: int = 1
+
+    @property
+    def frame_rate(self) -> Fraction:
+        """Frames per second, exact."""
+        return Fraction(self.sampling_rate, self.hop)
+
+    @property
+    def bitrate(self) -> float:
+        """Bits per second of the codes stored plainly: K * log2(V) * frame rate."""
+        from math import log2
+
+        return self.num_codebooks * log2(self.codebook_size) * float(self.frame_rate)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> CodecInfo:
+        names = {f.name for f in fields(cls)}
+        try:
+            return cls(**{k: v for k, v in values.items() if k in names})
+        except TypeError as e:
+            raise UserError(f"incomplete codec description {values!r}: {e}") from None
+
+    def require_same(self, other: CodecInfo, mine: str, theirs: str) -> None:
+        """Raise `UserError` naming both sides unless the two describe the same codec.
+
+        `mine` and `theirs` say where each description comes from (a path, usually).
+        """
+        differing = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        if set(differing) - {"name"}:  # the same weights under another name are the same codec
+            details = ", ".join(
+                f"{n} {getattr(self, n)!r} against {getattr(other, n)!r}" for n in differing
+            )
+            raise UserError(
+                f"codec mismatch between {mine} ({self.name}) and {theirs} ({other.name}): {details}; "
+                "use the codec that the tokens were made with, or tokenize again"
+            )
