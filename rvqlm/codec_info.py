@@ -60,7 +60,9 @@ class CodecInfo:
 
         `mine` and `theirs` say where each description comes from (a path, usually).
         """
-        differing = [f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+        differing = [
+            f.name for f in fields(self) if getattr(self, f.name) != getattr(other, f.name)
+        ]
         if set(differing) - {"name"}:  # the same weights under another name are the same codec
             details = ", ".join(
                 f"{n} {getattr(self, n)!r} against {getattr(other, n)!r}" for n in differing

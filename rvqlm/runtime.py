@@ -1,0 +1,154 @@
+"""The machine under the program: allocator, device, precision, seeds, and a description of it all.
+
+Entry points call `tune_malloc` before anything allocates; results and samples carry
+`describe_machine` so that every number says where it was measured.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+from rvqlm.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc malloc.h
+
+
+def tune_malloc() -> bool:
+    """Keep freed memory in the process instead of handing it back to the kernel.
+
+    glibc maps every block over 32 MiB anew and unmaps it when freed, so a training step on a CPU
+    spends up to half its time in page faults. Same effect as ``MALLOC_MMAP_MAX_=0
+    MALLOC_TRIM_THRESHOLD_=8000000000`` in the environment, which wins when set. Returns whether
+    it took effect (Linux with glibc only).
+    """
+    if "MALLOC_MMAP_MAX_" in os.environ:
+        return True
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    # mallopt takes an int: 2 GiB - 1 is the most, and in practice the heap's top never shrinks
+    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def pick_device(name: str = "auto"):
+    """`torch.device` for ``auto``, ``cpu``, ``cuda``, ``cuda:1`` or ``mps``; `UserError` if absent."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(
+            f"--device {name!r} is not a device; use auto, cpu, cuda or cuda:N"
+        ) from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if not torch.cuda.is_available() or (device.index or 0) >= count:
+            raise UserError(
+                f"--device {name}: this machine has {count} CUDA devices; use --device cpu"
+            )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: no MPS here; use --device cpu")
+    return device
+
+
+def has_fast_bf16(device) -> bool:
+    """Whether the hardware multiplies bf16 matrices natively.
+
+    On a CPU without AMX or AVX-512 BF16 the products are emulated and run hundreds of times
+    slower than float32.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cpu":
+        probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, p)() for p in probes if hasattr(torch.cpu, p))
+    return False
+
+
+def pick_precision(name: str, device):
+    """`torch.dtype` of autocast for ``auto``, ``bf16``, ``fp16`` or ``fp32``.
+
+    ``auto`` is bf16 where `has_fast_bf16`, float32 elsewhere. ``bf16`` where it is emulated is
+    refused: it works, hundreds of times too slowly to be what anybody meant.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bf16(device) else torch.float32
+    if name == "bf16" and device.type == "cpu" and not has_fast_bf16(device):
+        raise UserError(
+            "--precision bf16: this CPU has neither AMX nor AVX-512 BF16 and would emulate it; "
+            "use --precision auto or fp32"
+        )
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU; use --precision auto")
+    try:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+    except KeyError:
+        raise UserError(f"--precision {name!r}: choose auto, bf16, fp16 or fp32") from None
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch (all devices)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from the global generator
+    torch.manual_seed(seed)
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package lies in, ``+dirty`` when changed; None outside git."""
+    here = Path(__file__).resolve().parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+dirty" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def describe_machine() -> dict:
+    """CPU, cores, GPUs, versions and commit, as JSON-ready values."""
+    import torch
+
+    from rvqlm import __version__
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "cpu": _cpu_name(),
+        "cores": cores,
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "system": platform.platform(),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "rvqlm": __version__,
+        "commit": git_commit(),
+    }
