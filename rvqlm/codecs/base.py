@@ -1,0 +1,131 @@
+"""What every codec is to the rest of the package: audio in, integer codes out, and back.
+
+A backend subclasses `Codec`, fills `info` and says how far its encoder and decoder look to each
+side; long files are then cut into chunks by `rvqlm.codecs.chunking` without changing a code.
+Nothing is hidden inside: no loudness normalisation, no resampling, no chunking.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from rvqlm.codec_info import CodecInfo
+
+
+class Codec(torch.nn.Module, ABC):
+    """A neural audio codec with residual (or parallel) codebooks.
+
+    Subclasses call ``super().__init__(info)``, implement `encode` and `decode`, and set
+    `context_frames` and `decode_context_frames` where these are finite. Inference only: both
+    methods run without gradients and independently of ``train()``/``eval()``.
+    """
+
+    info: CodecInfo
+    """Rates, shapes and fingerprint; `info.num_codebooks` is the number of levels in use, which may
+    be fewer than the weights hold."""
+
+    context_frames: int | None = None
+    """Frames on each side of a chunk that `encode` must see for the chunk's codes to equal those of
+    the whole file. None: no finite number (a recurrent or global encoder), files go in whole."""
+
+    decode_context_frames: int | None = None
+    """The same for `decode`, in frames of codes. None: no finite number."""
+
+    def __init__(self, info: CodecInfo):
+        super().__init__()
+        self.info = info
+
+    @abstractmethod
+    def encode(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Turn audio into codes.
+
+        Args:
+            audio: (B, C, S) float32 in [-1, 1] at `info.sampling_rate`, zeros past `lengths`.
+            lengths: (B,) valid samples per item; None means S for all.
+
+        Returns:
+            codes (B, T, K) int64 with T = ceil(S / hop), arbitrary past an item's length, and
+            code_lengths (B,) int64 = ceil(lengths / hop). The last frame of an item is completed
+            with zeros.
+        """
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Turn codes (B, T, K) into audio (B, C, T * hop) float32.
+
+        K may be smaller than `info.num_codebooks` where the quantizer is residual: the coarse
+        levels alone give a rougher reconstruction.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; inputs are expected there too."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            return tensor.device
+        return torch.device("cpu")
+
+    def num_frames(self, samples: int) -> int:
+        """Frames that cover `samples` samples: ceil(samples / hop)."""
+        return -(-samples // self.info.hop)
+
+    def pad_to_hop(self, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Check an input of `encode` and complete its last frame with zeros.
+
+        Args:
+            audio: (B, C, S) float32.
+            lengths: (B,) or None.
+
+        Returns:
+            audio (B, C, ceil(S / hop) * hop), silent past each item's length, and the code lengths
+            (B,) int64 on the host.
+        """
+        if audio.ndim != 3 or audio.shape[1] != self.info.channels or audio.shape[2] == 0:
+            raise ValueError(
+                f"{self.info.name} encodes (batch, {self.info.channels}, samples > 0), "
+                f"got {tuple(audio.shape)}"
+            )
+        B, _, S = audio.shape
+        if lengths is None:
+            lengths = torch.full((B,), S)
+        lengths = lengths.to("cpu", torch.int64)
+        if lengths.shape != (B,) or int(lengths.min()) < 1 or int(lengths.max()) > S:
+            raise ValueError(f"lengths {lengths.tolist()} do not fit audio {tuple(audio.shape)}")
+        hop = self.info.hop
+        audio = torch.nn.functional.pad(audio, (0, -S % hop))
+        if int(lengths.min()) < S:  # what lies past an item must not leak into its last frames
+            valid = torch.arange(audio.shape[2]) < lengths[:, None]
+            audio = audio * valid[:, None].to(audio.device)
+        return audio, -(-lengths // hop)
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Raise ValueError unless `codes` is something `decode` can take: (B, T, K) in range."""
+        K, V = self.info.num_codebooks, self.info.codebook_size
+        if codes.ndim != 3 or not 1 <= codes.shape[2] <= K:
+            raise ValueError(f"{self.info.name} decodes (batch, frames, <= {K}), got {codes.shape}")
+        if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= V):
+            raise ValueError(
+                f"codes between {int(codes.min())} and {int(codes.max())}, outside 0..{V - 1} of "
+                f"{self.info.name}"
+            )
+
+
+def fingerprint(config: Mapping, state: Mapping[str, Tensor]) -> str:
+    """16 hex digits identifying a codec: a hash of what its codes depend on.
+
+    Args:
+        config: JSON-able values that shape the computation (not names or versions).
+        state: weights; order does not matter, names, dtypes, shapes and every byte do.
+    """
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # viewed as bytes: numpy has no bfloat16
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
