@@ -1,0 +1,263 @@
+"""Flags for every command: a typed dataclass in, an instance out.
+
+`parse` shows the fields of a dataclass as flat kebab-case flags through tyro. Nested dataclasses
+become groups of the help, the docstring under a field is its help, and ``--config file.yaml``
+gives values that flags on the command line override. `run_main` turns a `UserError` into one line
+and an exit status. Importing this module costs nothing: tyro and yaml load when they are needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rvqlm.errors import UserError
+
+T = TypeVar("T")
+
+
+def kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _is_positional(hint: Any) -> bool:
+    return any(type(m).__name__ == "_PositionalMarker" or str(m) == "Positional"
+               for m in getattr(hint, "__metadata__", ()))  # fmt: skip
+
+
+def _leaves(cls: type) -> dict[str, Any]:
+    """Every flag of `cls` by kebab-case name, with its type; groups are flattened."""
+    found: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        bare = hint.__origin__ if hasattr(hint, "__metadata__") else hint
+        if not field.init or _is_positional(hint):
+            continue
+        if dataclasses.is_dataclass(bare):
+            found.update(_leaves(bare))
+        else:
+            found[kebab(field.name)] = bare
+    return found
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Resolved flags of an instance as ``{kebab-name: plain value}``, groups flattened.
+
+    Values are what YAML and a weights-only checkpoint can hold: tuples become lists, paths strings.
+    """
+    out: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            out.update(flatten(value))
+        else:
+            out[kebab(field.name)] = _plain(value)
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _tokens(value: Any, hint: Any) -> list[str]:
+    """Command-line words for a YAML value of type `hint`; ValueError if it doesn't fit."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return ["None"]
+        for option in (a for a in args if a is not type(None)):
+            try:
+                return _tokens(value, option)
+            except ValueError:
+                continue
+        raise ValueError
+    if origin is typing.Literal:
+        if value not in args:
+            raise ValueError
+        return [str(value)]
+    if origin in (list, tuple) or hint in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            raise ValueError
+        if origin is tuple and args and args[-1] is not Ellipsis:
+            if len(value) != len(args):
+                raise ValueError
+            kinds = args
+        else:
+            kinds = [args[0] if args else str] * len(value)
+        return [word for v, kind in zip(value, kinds) for word in _tokens(v, kind)]
+    if value is None or isinstance(value, (list, tuple, dict)):
+        raise ValueError
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise ValueError
+    elif isinstance(value, bool) and hint in (int, float):
+        raise ValueError
+    elif hint is int:
+        if float(value) != int(float(value)):
+            raise ValueError
+        return [str(int(float(value)) if not isinstance(value, int) else value)]
+    elif hint is float:
+        return [repr(float(value))]  # PyYAML reads 1e-3 as a string
+    return [str(value)]
+
+
+def _type_name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def read_config(path: str | Path, cls: type) -> dict[str, Any]:
+    """Values of a YAML file by kebab-case flag name; `UserError` for a key that is no flag."""
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"--config {path}: {e.strerror or e}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"--config {path}: not a text file") from None
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise UserError(f"--config {path}: not YAML: {' '.join(str(e).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"--config {path}: expected lines of the form `flag: value`")
+    leaves, out, problems = _leaves(cls), {}, []
+    for raw, value in values.items():
+        key = kebab(str(raw))
+        if key not in leaves:
+            near = difflib.get_close_matches(key, leaves, n=1, cutoff=0.0)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            problems.append(f"unknown key {str(raw)!r}{hint}")
+        elif key in out:
+            problems.append(f"key {key!r} given twice")
+        else:
+            try:
+                _tokens(value, leaves[key])
+            except (ValueError, OverflowError):
+                problems.append(f"{raw}: {value!r} is not a {_type_name(leaves[key])}")
+            out[key] = value
+    if problems:
+        raise UserError(f"{path}: " + "; ".join(problems))
+    return out
+
+
+def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Take ``--config FILE`` out of the arguments."""
+    path, rest, words = None, [], iter(argv)
+    for word in words:
+        if word == "--config":
+            path = next(words, None)
+            if path is None:
+                raise UserError("--config needs the path of a YAML file")
+        elif word.startswith("--config="):
+            path = word.split("=", 1)[1]
+        else:
+            rest.append(word)
+    return path, rest
+
+
+def _under(values: dict[str, Any], leaves: dict[str, Any], argv: list[str]) -> list[str]:
+    """Words for the YAML values whose flag isn't on the command line."""
+    given = {kebab(w.split("=", 1)[0][2:]) for w in argv if w.startswith("--")}
+    words: list[str] = []
+    for key, value in values.items():
+        if key in given or (leaves[key] is bool and f"no-{key}" in given):
+            continue
+        if leaves[key] is bool:
+            words.append(f"--{key}" if value else f"--no-{key}")
+        else:
+            tokens = _tokens(value, leaves[key])
+            # one word where possible: a value that begins with a dash stays a value
+            words += [f"--{key}={tokens[0]}"] if len(tokens) == 1 else [f"--{key}", *tokens]
+    return words
+
+
+def parse(cls: type[T], prog: str, description: str, argv: Sequence[str] | None = None) -> T:
+    """Build a `cls` from the command line.
+
+    cls: dataclass; fields may be dataclasses themselves (groups), `tyro.conf` markers work.
+    prog: what the help calls the program, e.g. ``rvqlm trainer``.
+    argv: arguments without the program's name; None: those of the process.
+
+    Raises `UserError` for a bad ``--config`` file and SystemExit (0 after ``--help``, 2 for bad
+    flags, after a message on stderr).
+    """
+    import tyro
+
+    path, rest = _split_config(list(sys.argv[1:] if argv is None else argv))
+    if path is not None:
+        rest += _under(read_config(path, cls), _leaves(cls), rest)
+
+    shown = tyro.conf.arg(help="YAML file of flag values; flags given here override it.")
+    params = cls.__dataclass_params__  # type: ignore[attr-defined]
+    extra = dataclasses.field(default=None, kw_only=True)
+    with_config = dataclasses.make_dataclass(
+        cls.__name__,
+        [("config", typing.Annotated[str | None, shown], extra)],
+        bases=(cls,),
+        frozen=params.frozen,
+        namespace={"__post_init__": lambda self: None, "__doc__": cls.__doc__ or cls.__name__},
+    )  # fmt: skip
+    parsed = tyro.cli(
+        with_config, prog=prog, description=description, args=rest,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )  # fmt: skip
+    return cls(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.init})
+
+
+_OS_HINTS = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+def run_main(
+    fn: Callable[[Sequence[str] | None], int | None],
+    argv: Sequence[str] | None = None,
+    name: str | None = None,
+) -> int:
+    """Run a command's body and return the exit status of the process.
+
+    `UserError` and full or forbidden disks become one line ``rvqlm NAME: error: ...`` on stderr and
+    status 2, Ctrl-C 130; anything else is a bug and keeps its traceback. NAME is the file that `fn`
+    is defined in unless given.
+    """
+    name = name or Path(fn.__code__.co_filename).stem
+    try:
+        return fn(argv) or 0
+    except UserError as e:
+        message = str(e)
+    except KeyboardInterrupt:
+        message = None
+    except BrokenPipeError:  # `rvqlm ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as e:
+        if e.errno not in _OS_HINTS:
+            raise
+        message = f"{e.filename or 'write failed'}: {_OS_HINTS[e.errno]}"
+    except SystemExit as e:
+        if e.code is None or isinstance(e.code, int):
+            return e.code or 0
+        raise
+    if message is None:
+        print(f"rvqlm {name}: interrupted", file=sys.stderr)
+        return 130
+    print(f"rvqlm {name}: error: {message}", file=sys.stderr)
+    return 2

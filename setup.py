@@ -1,0 +1,51 @@
+"""Package rvqlm and its console command; `pip install -e .[dev]` for work on it."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).resolve().parent
+version = re.search(r'__version__ = "(.+?)"', (here / "rvqlm/__init__.py").read_text()).group(1)
+readme = here / "README.md"
+
+extras = {
+    # perceptual measures of codecs and samples
+    "metrics": ["pesq", "pystoi"],
+    # the offline recipe: speech synthesis from a wheel
+    "mini": ["espeakng-loader"],
+}
+extras["dev"] = ["pytest", "ruff", "h5py", *extras["metrics"], *extras["mini"]]
+
+setup(
+    name="rvqlm",
+    version=version,
+    description="Language models over neural-codec tokens, from audio to tokens to new audio",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["rvqlm", "rvqlm.*"]),
+    package_data={
+        "rvqlm.codecs": ["assets/*"],
+        "rvqlm.evaluation": ["templates/*"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "numpy",
+        "scipy",
+        "soundfile",
+        "lhotse>=1.33",
+        "urllib3",  # lhotse imports it without declaring it
+        "safetensors",
+        "transformers",
+        "tyro>=1.0",
+        "PyYAML",
+        "tqdm",
+        "tensorboard",
+        "matplotlib",
+        "jinja2",
+    ],
+    extras_require=extras,
+    entry_points={"console_scripts": ["rvqlm=rvqlm.bin.main:main"]},
+)
