@@ -1,0 +1,1 @@
+"""Audio to codes and back; see `rvqlm.codecs.registry.load_codec`."""

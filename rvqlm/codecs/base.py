@@ -41,6 +41,10 @@ class Codec(torch.nn.Module, ABC):
         super().__init__()
         self.info = info
 
+    def train(self, mode: bool = True) -> Codec:
+        """Codecs stay in inference mode: quantizer dropout would make codes random."""
+        return super().train(False)
+
     @abstractmethod
     def encode(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Turn audio into codes.
