@@ -1,0 +1,75 @@
+# Options for the recipes' scripts; to be sourced after the defaults are set.
+#
+#   hours=6                 # a default makes `--hours N` an option ...
+#   quick=false             # ... and `--quick` / `--no-quick` a switch
+#   source ../shared/parse_options.sh
+#
+# An option exists where the script's header comment documents it (`#   --hours N  ...`) and a
+# variable of that name is set, dashes as underscores. `--name=value` works too. Anything else is an
+# error, so a typing mistake never runs with defaults. `--help` prints the header comment.
+
+option_error() {
+  echo "$0: error: $*; see $0 --help" >&2
+  exit 2
+}
+
+script_header() {
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+}
+
+while (($#)); do
+  word=$1
+  shift
+  case $word in
+    -h | --help)
+      script_header
+      exit 0
+      ;;
+    --*) ;;
+    *) option_error "unexpected argument '$word'" ;;
+  esac
+
+  option=${word%%=*}
+  option_switch=true
+  if [[ $option == --no-* ]] && ! script_header | grep -qE -e "(^|[[:space:],|])$option([[:space:],|]|\$)"; then
+    option_switch=false
+    option=--${option#--no-}
+  fi
+  if ! script_header | grep -qE -e "(^|[[:space:],|])$option([[:space:],|]|\$)"; then
+    option_error "unknown option ${word%%=*}"
+  fi
+  option_name=${option#--}
+  option_name=${option_name//-/_}
+  [[ -n ${!option_name+set} ]] || option_error "$option is documented but has no default (a mistake in $0)"
+
+  if [[ ${!option_name} == true || ${!option_name} == false ]]; then
+    [[ $word != *=* ]] || option_error "$option is a switch and takes no value"
+    printf -v "$option_name" %s $option_switch
+  elif ! $option_switch; then
+    option_error "unknown option ${word%%=*}"
+  elif [[ $word == *=* ]]; then
+    printf -v "$option_name" %s "${word#*=}"
+  else
+    (($#)) && [[ $1 != --* ]] || option_error "$option needs a value"
+    printf -v "$option_name" %s "$1"
+    shift
+  fi
+done
+unset word option option_name option_switch
+
+# require_number NAME...: stop unless each variable holds a positive number.
+require_number() {
+  local name
+  for name in "$@"; do
+    [[ ${!name} =~ ^[0-9]*\.?[0-9]+$ && ! ${!name} =~ ^0*\.?0*$ ]] \
+      || option_error "--${name//_/-} '${!name}' is not a positive number"
+  done
+}
+
+# require_integer NAME...: stop unless each variable holds a whole number, zero included.
+require_integer() {
+  local name
+  for name in "$@"; do
+    [[ ${!name} =~ ^[0-9]+$ ]] || option_error "--${name//_/-} '${!name}' is not a whole number"
+  done
+}

@@ -1,0 +1,39 @@
+# Numbered stages with headings and times; to be sourced after parse_options.sh.
+#
+#   if begin_stage 2 "Train"; then
+#     rvqlm trainer ...
+#   fi
+#
+# Runs the stages from $stage to $stop_stage. With `stage_log` set to a file, each finished stage
+# leaves a line `number <tab> seconds <tab> title` there.
+
+require_integer stage stop_stage
+((stage <= stop_stage)) || option_error "--stage $stage comes after --stop-stage $stop_stage"
+
+log() {
+  echo "$(date +%H:%M:%S)  $*"
+}
+
+# duration SECONDS: 75 -> 1 min 15 s
+duration() {
+  if (($1 < 60)); then echo "$1 s"; else echo "$(($1 / 60)) min $(($1 % 60)) s"; fi
+}
+
+end_stage() {
+  [[ -n ${current_stage:-} ]] || return 0
+  local seconds=$((SECONDS - stage_began))
+  log "   done in $(duration $seconds)"
+  if [[ -n ${stage_log:-} ]]; then
+    mkdir -p "$(dirname "$stage_log")"
+    printf '%s\t%s\t%s\n' "$current_stage" "$seconds" "$stage_title" >> "$stage_log"
+  fi
+  current_stage=
+}
+
+# begin_stage NUMBER TITLE: true when the stage is to be run; closes the one before.
+begin_stage() {
+  end_stage
+  (($1 >= stage && $1 <= stop_stage)) || return 1
+  current_stage=$1 stage_title=$2 stage_began=$SECONDS
+  log "-- stage $1: $2"
+}

@@ -1,0 +1,114 @@
+"""Options and stages of the recipes' scripts, through a small script that uses them."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "egs" / "shared"
+
+SCRIPT = """#!/usr/bin/env bash
+# A recipe.
+#
+#   --stage N --stop-stage M   which stages
+#   --num-hours H              how much
+#   --quick                    faster
+#   --broken                   documented, without a default
+set -euo pipefail
+# not the header --hidden
+stage=0
+stop_stage=2
+num_hours=6
+quick=false
+hidden=1
+source {shared}/parse_options.sh
+stage_log={log}
+source {shared}/stages.sh
+require_number num_hours
+if begin_stage 0 "First"; then
+  echo "hours=$num_hours quick=$quick"
+fi
+if begin_stage 1 "Second stage"; then
+  $quick && false
+  echo "after"
+fi
+if begin_stage 2 "Third"; then
+  echo "third"
+fi
+end_stage
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.sh"
+    path.write_text(SCRIPT.format(shared=SHARED, log=tmp_path / "exp" / "stages.tsv"))
+
+    def run(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            ["bash", str(path), *args], capture_output=True, text=True, timeout=30
+        )
+
+    return run
+
+
+def test_options_reach_their_variables(recipe):
+    assert "hours=6 quick=false" in recipe("--stop-stage", "0").stdout
+    done = recipe("--num-hours", "0.5", "--quick", "--stop-stage=0")
+    assert "hours=0.5 quick=true" in done.stdout
+    assert "hours=.5 quick=false" in recipe(
+        "--quick", "--num-hours=.5", "--no-quick", "--stop-stage=0"
+    ).stdout  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--houurs", "3"], "unknown option --houurs"),
+        (["--num", "3"], "unknown option --num"),  # no abbreviations
+        (["--hidden", "3"], "unknown option --hidden"),  # undocumented variables are no options
+        (["--no-num-hours"], "unknown option --no-num-hours"),
+        (["--num-hours"], "--num-hours needs a value"),
+        (["--num-hours", "--quick"], "--num-hours needs a value"),
+        (["--num-hours", "six"], "--num-hours 'six' is not a positive number"),
+        (["--num-hours", "0.0"], "not a positive number"),
+        (["--quick=yes"], "--quick is a switch"),
+        (["--broken", "1"], "no default"),
+        (["3"], "unexpected argument '3'"),
+        (["--stage", "-1"], "not a whole number"),
+        (["--stage", "2", "--stop-stage", "1"], "comes after"),
+    ],
+)
+def test_mistakes_stop_before_any_stage(recipe, args, message):
+    done = recipe(*args)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "hours=" not in done.stdout
+
+
+def test_help_is_the_header(recipe):
+    done = recipe("--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("A recipe.\n\n  --stage N")
+    assert "hidden" not in done.stdout and "#" not in done.stdout
+
+
+def test_stages_run_in_range_and_are_logged(recipe, tmp_path):
+    done = recipe("--stage", "1")
+    assert done.returncode == 0
+    assert "hours=" not in done.stdout
+    assert "stage 1: Second stage" in done.stdout and "third" in done.stdout
+    lines = [l.split("\t") for l in (tmp_path / "exp" / "stages.tsv").read_text().splitlines()]
+    assert [(n, title) for n, _, title in lines] == [("1", "Second stage"), ("2", "Third")]
+    assert all(seconds.isdigit() for _, seconds, _ in lines)
+
+
+def test_a_failing_command_ends_the_script(tmp_path):
+    script = SCRIPT.replace("$quick && false", "false")
+    path = tmp_path / "recipe.sh"
+    path.write_text(script.format(shared=SHARED, log=tmp_path / "log"))
+    done = subprocess.run(["bash", str(path)], capture_output=True, text=True, timeout=30)
+    assert done.returncode != 0
+    assert "after" not in done.stdout and "third" not in done.stdout
+    assert "Second" not in (tmp_path / "log").read_text()  # an unfinished stage is not logged
