@@ -1,0 +1,352 @@
+"""The index: 12 bytes a cut, memory-mapped, and all that training opens of a token directory.
+
+`build_index` streams ``cuts_SPLIT.jsonl.gz`` once and writes ``index_SPLIT.bin``: a JSON header,
+then the frames of every cut as one column (uint32) and where it lies as another (uint64: one bit
+"ends its recording", 15 bits shard, 48 bits byte offset). `TokenDataset` maps it, checks that it
+still belongs to its manifest, shards and codec, and reads codes straight from the mapped shards;
+no lhotse object is made at train time and nothing grows with the number of cuts.
+
+Shards are found through the directory (``DIR/codes/NAME``), so a token directory can be moved.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.store import (
+    DTYPES,
+    STORAGE_TYPE,
+    Key,
+    Shard,
+    shard_checksum,
+    truncated_shard,
+)
+from rvqlm.errors import UserError
+
+MAGIC = b"RVQIDX01"
+OFFSET_BITS, SHARD_BITS = 48, 15
+ENDS = 1 << (OFFSET_BITS + SHARD_BITS)
+
+
+def manifest_path(manifest_dir: str | os.PathLike, split: str) -> Path:
+    return Path(manifest_dir) / f"cuts_{split}.jsonl.gz"
+
+
+def index_path(manifest_dir: str | os.PathLike, split: str) -> Path:
+    return Path(manifest_dir) / f"index_{split}.bin"
+
+
+def read_sidecar(manifest_dir: str | os.PathLike) -> dict:
+    """``tokens.json`` of a token directory; its "codec" entry is a valid `CodecInfo` dict."""
+    path = Path(manifest_dir) / "tokens.json"
+    try:
+        sidecar = json.loads(path.read_text())
+        CodecInfo.from_dict(sidecar["codec"])
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: not a token directory; run rvqlm tokenize") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path} is damaged ({e}); run rvqlm tokenize again") from None
+    return sidecar
+
+
+def read_manifest(path: str | os.PathLike) -> Iterator[dict]:
+    """The cuts of a JSONL manifest (.gz or plain) as dictionaries, one at a time."""
+    path = Path(path)
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    try:
+                        cut = json.loads(line)
+                    except ValueError:
+                        raise UserError(f"{path}, line {number}: not JSON; make it again") from None
+                    yield cut
+    except FileNotFoundError:
+        raise UserError(f"manifest {path} not found; run rvqlm tokenize and rvqlm split") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise UserError(f"manifest {path} is cut short or damaged ({e}); make it again") from None
+
+
+def locate(cut: dict, info: CodecInfo, where: str = "manifest") -> tuple[str, Key, bool]:
+    """Shard path, key and "ends its recording" of a token cut (a dictionary of its manifest).
+
+    Windows that lhotse cut out of a stored array are resolved to the frames they cover. Raises
+    `UserError` for cuts without tokens, of another codec's shape, or off the token clock.
+    """
+    name = f"{where}: cut {cut.get('id')!r}"
+    features = cut.get("features")
+    if cut.get("type") != "MonoCut" or not features:
+        raise UserError(f"{name} has no tokens ({cut.get('type')}); give the token cuts")
+    if features.get("storage_type") != STORAGE_TYPE:
+        raise UserError(
+            f"{name} is stored as {features.get('storage_type')!r}, not {STORAGE_TYPE!r}; "
+            "run rvqlm tokenize"
+        )
+    key = Key.parse(features["storage_key"])
+    hop = features["frame_shift"] * features["sampling_rate"]
+    if (
+        key.codebooks != info.num_codebooks
+        or features["sampling_rate"] != info.sampling_rate
+        or abs(hop - info.hop) > 1e-6
+    ):
+        raise UserError(
+            f"{name} has {key.codebooks} codebooks at {features['sampling_rate']} Hz, hop "
+            f"{hop:g}; codec {info.name} has {info.num_codebooks} at {info.sampling_rate} Hz, "
+            f"hop {info.hop}; tokenize it with that codec"
+        )
+    start = (cut["start"] - features["start"]) * info.sampling_rate / info.hop
+    frames = cut["duration"] * info.sampling_rate / info.hop
+    first, count = round(start), round(frames)
+    if max(abs(start - first), abs(frames - count)) > 1e-3 or not (
+        0 <= first < first + count <= key.frames
+    ):
+        raise UserError(
+            f"{name} covers frames {start:g}..{start + frames:g} of {key.frames}: not whole "
+            "frames inside its tokens; cut windows in whole frames"
+        )
+    ends = first + count == key.frames and (cut.get("custom") or {}).get("ends_recording", True)
+    stride = key.codebooks * DTYPES[key.dtype].itemsize
+    return (
+        features["storage_path"],
+        Key(key.offset + first * stride, count, key.codebooks, key.dtype),
+        bool(ends),
+    )
+
+
+def build_index(manifest_dir: str | os.PathLike, split: str, progress=None) -> Path:
+    """Write ``index_SPLIT.bin`` for ``cuts_SPLIT.jsonl.gz``; returns its path.
+
+    Memory does not grow with the manifest. `progress` wraps the iterator of cuts (tqdm, say).
+    Raises `UserError` for a missing or damaged manifest, for cuts of another codec or off the
+    token clock or outside their shard, and for a split of an older ``cuts.jsonl.gz``.
+    """
+    directory, manifest = Path(manifest_dir), manifest_path(manifest_dir, split)
+    sidecar = read_sidecar(directory)
+    info = CodecInfo.from_dict(sidecar["codec"])
+    _require_current_split(directory)
+    cuts = read_manifest(manifest)
+    target = index_path(directory, split)
+    digest = hashlib.sha256(json.dumps(info.to_dict(), sort_keys=True).encode())
+    shards: dict[str, int] = {}  # file name -> number
+    ends_at: list[int] = []  # bytes each shard must have
+    frames, places = array("I"), array("Q")
+    count = total = 0
+    dtype = None
+    with (
+        tempfile.TemporaryFile(dir=directory) as spool_frames,
+        tempfile.TemporaryFile(dir=directory) as spool_places,
+    ):
+
+        def flush() -> None:
+            for column, spool in ((frames, spool_frames), (places, spool_places)):
+                data = np.array(column, dtype="<u4" if column is frames else "<u8").tobytes()
+                digest.update(data)
+                spool.write(data)
+                del column[:]
+
+        for cut in progress(cuts) if progress else cuts:
+            try:
+                path, key, ends = locate(cut, info, str(manifest))
+            except (KeyError, TypeError, AttributeError) as e:
+                raise UserError(f"{manifest}, cut {count + 1}: incomplete, no {e}") from None
+            dtype = dtype or key.dtype
+            if key.dtype != dtype:
+                raise UserError(f"{manifest}: tokens of types {dtype} and {key.dtype} are mixed")
+            shard = shards.get(path)
+            if shard is None:
+                shard = shards[path] = len(shards)
+                ends_at.append(0)
+            ends_at[shard] = max(ends_at[shard], key.end)
+            if key.frames >= 1 << 32 or key.offset >> OFFSET_BITS or shard >> SHARD_BITS:
+                raise UserError(f"{manifest}: cut {cut['id']!r} is too large for the index")
+            frames.append(key.frames)
+            places.append(bool(ends) * ENDS | shard << OFFSET_BITS | key.offset)
+            digest.update(cut["id"].encode() + b"\n")
+            count, total = count + 1, total + key.frames
+            if len(frames) == 65536:
+                flush()
+        flush()
+        if count == 0:
+            raise UserError(f"{manifest} has no cuts; tokenize some audio, or change the split")
+        listed = [{"path": f"codes/{Path(p).name}", "bytes": ends_at[n]} for p, n in shards.items()]
+        if len({s["path"] for s in listed}) != len(listed):
+            raise UserError(f"{manifest}: two shards of one name in different folders: {[*shards]}")
+        for shard in listed:
+            _open_shard(directory, shard)
+        digest.update(json.dumps([s["path"] for s in listed]).encode())
+        header = {
+            "manifest": file_stamp(manifest),
+            "tokens": sidecar.get("shards", []),
+            "codec": info.to_dict(),
+            "dtype": dtype,
+            "num_cuts": count,
+            "num_frames": total,
+            "hours": total * info.hop / info.sampling_rate / 3600,
+            "shards": listed,
+            "fingerprint": digest.hexdigest()[:16],
+        }
+        text = json.dumps(header).encode()
+        text += b" " * (-(len(MAGIC) + 8 + len(text)) % 64)  # columns start aligned
+        temporary = target.with_suffix(".bin.tmp")
+        with open(temporary, "wb") as out:
+            out.write(MAGIC + len(text).to_bytes(8, "little") + text)
+            spool_frames.seek(0)
+            shutil.copyfileobj(spool_frames, out)
+            out.write(bytes(-4 * count % 8))
+            spool_places.seek(0)
+            shutil.copyfileobj(spool_places, out)
+        os.replace(temporary, target)
+    return target
+
+
+def file_stamp(path: Path) -> dict:
+    """What is recorded of a file to know it again: name, size, modification time, SHA-256."""
+    stat = path.stat()
+    return {
+        "name": path.name,
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "sha256": shard_checksum(path),
+    }
+
+
+def same_file(path: Path, stamp: dict) -> bool:
+    """Whether the file is still the one that `stamp` was made of; usually without reading it."""
+    if not path.exists():
+        return False
+    stat = path.stat()
+    if stat.st_size != stamp["size"]:
+        return False
+    # a copied directory has new times but the same bytes
+    return stat.st_mtime_ns == stamp["mtime_ns"] or shard_checksum(path) == stamp["sha256"]
+
+
+def _require_current_split(directory: Path) -> None:
+    """Cuts of an older tokenization would point at other codes, silently: refuse them."""
+    record = directory / "splits.json"
+    if record.exists():
+        stamp = json.loads(record.read_text())["source"]
+        if not same_file(directory / stamp["name"], stamp):
+            raise UserError(
+                f"{directory / stamp['name']} has changed since it was split; "
+                f"run rvqlm split --manifest-dir {directory} again"
+            )
+
+
+def _open_shard(directory: Path, entry: dict) -> Shard:
+    shard = Shard(directory / entry["path"])
+    if len(shard) < entry["bytes"]:
+        raise truncated_shard(shard.path, len(shard), entry["bytes"])
+    return shard
+
+
+class TokenDataset:
+    """Random access to the codes of one split.
+
+    >>> ds = TokenDataset.open("data/tokens", "train")  # doctest: +SKIP
+    >>> ds.read(3, start=100, num=50).shape             # doctest: +SKIP
+    (50, 8)
+
+    Attributes
+    ----------
+    info: `CodecInfo` of the tokens.
+    frames: (N,) uint32, frames of every cut, memory-mapped.
+    fingerprint: 16 hex digits over ids, lengths, places and codec: equal for equal data.
+    hours: of audio.
+    dtype: numpy dtype of the stored codes.
+    """
+
+    def __init__(self, directory: Path, split: str, header: dict, columns: np.ndarray):
+        self.directory, self.split, self.header = directory, split, header
+        self.info = CodecInfo.from_dict(header["codec"])
+        self.fingerprint: str = header["fingerprint"]
+        self.hours: float = header["hours"]
+        self.num_frames: int = header["num_frames"]
+        self.dtype = DTYPES[header["dtype"]]
+        count = header["num_cuts"]
+        self.frames = columns[: 4 * count].view("<u4")
+        self._places = columns[-8 * count :].view("<u8")
+        self._shards = [_open_shard(directory, entry) for entry in header["shards"]]
+
+    @classmethod
+    def open(cls, manifest_dir: str | os.PathLike, split: str) -> TokenDataset:
+        """Map ``index_SPLIT.bin``.
+
+        Raises `UserError` when it is missing, damaged, older than its manifest, of another codec
+        than the directory's, or when a shard is missing or too short.
+        """
+        directory, path = Path(manifest_dir), index_path(manifest_dir, split)
+        again = f"run rvqlm index --manifest-dir {directory}"
+        if not path.exists():
+            raise UserError(f"index {path} not found; {again}")
+        try:
+            data = np.asarray(np.memmap(path, np.uint8, "r"))
+            size = int.from_bytes(data[8:16].tobytes(), "little")
+            if data[:8].tobytes() != MAGIC:
+                raise ValueError("not an index")
+            header = json.loads(data[16 : 16 + size].tobytes())
+            columns = data[16 + size :]
+            count = header["num_cuts"]
+            if len(columns) != 4 * count + (-4 * count % 8) + 8 * count:
+                raise ValueError("wrong size")
+        except (ValueError, KeyError) as e:
+            raise UserError(f"index {path} is damaged ({e}); {again}") from None
+        manifest = directory / header["manifest"]["name"]
+        if not manifest.exists():
+            raise UserError(f"manifest {manifest} of index {path} is missing; run rvqlm split")
+        if not same_file(manifest, header["manifest"]):
+            raise UserError(f"index {path} is older than its manifest {manifest}; {again}")
+        sidecar = read_sidecar(directory)
+        CodecInfo.from_dict(header["codec"]).require_same(
+            CodecInfo.from_dict(sidecar["codec"]), str(path), str(directory / "tokens.json")
+        )
+        if header["tokens"] != sidecar.get("shards", []):
+            raise UserError(
+                f"index {path} is older than the tokens of {directory / 'tokens.json'}; run rvqlm "
+                f"split and rvqlm index with --manifest-dir {directory}"
+            )
+        return cls(directory, split, header, columns)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def view(self, row: int, start: int = 0, num: int | None = None) -> np.ndarray:
+        """Read-only view of the shard: frames [start, start + num) of a cut, (num, K)."""
+        frames = int(self.frames[row])
+        num = frames - start if num is None else num
+        if start < 0 or num < 0 or start + num > frames:
+            raise IndexError(f"frames {start}..{start + num} of cut {row} with {frames}")
+        place = int(self._places[row])
+        offset = place & ((1 << OFFSET_BITS) - 1)
+        shard = self._shards[place >> OFFSET_BITS & ((1 << SHARD_BITS) - 1)]
+        k = self.info.num_codebooks
+        return shard.view(offset + start * k * self.dtype.itemsize, num, k, self.dtype)
+
+    def read(self, row: int, start: int = 0, num: int | None = None) -> np.ndarray:
+        """Frames [start, start + num) of a cut, (num, K), to keep; `num` None reads to its end."""
+        return self.view(row, start, num).astype(self.dtype.newbyteorder("="))
+
+    def ends(self, rows: np.ndarray) -> np.ndarray:
+        """(n,) bool: the cut ends where its recording does."""
+        return self._places[rows] >= ENDS
+
+    def ids(self) -> Iterator[str]:
+        """Ids of all cuts in row order, streamed from the manifest."""
+        for cut in read_manifest(self.directory / self.header["manifest"]["name"]):
+            yield cut["id"]
+
+    def id_of(self, row: int) -> str:
+        """Id of one cut; reads the manifest up to it, so meant for messages and reports."""
+        return next(name for n, name in enumerate(self.ids()) if n == row)

@@ -1,0 +1,340 @@
+"""The epoch plan: which frames of which cuts make up every batch of an epoch, on every rank.
+
+`plan_epoch` is a function of the cut lengths, the flags, the seed, the epoch and the number of
+ranks, and nothing else, so a run resumes anywhere by calling it again. It turns cuts into items
+(whole cuts, tiling windows or random crops), shuffles them, sorts windows of ``--shuffle-window``
+of them by length, and slices each window into batches whose padded size never exceeds the budget.
+Batches of like size are dealt to the ranks step by step and the steps are shuffled. Every item
+comes once; all ranks get equally many batches because as many batches as it takes are halved.
+
+All randomness is counter-based (Philox keyed by seed and epoch); a million cuts take a fraction
+of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from math import ceil, floor
+
+import numpy as np
+
+from rvqlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """How cuts become batches; lengths in frames unless a name says duration (seconds)."""
+
+    max_duration: float = 150.0
+    """Seconds of audio in a batch, padding included: no batch exceeds it."""
+    max_cuts: int = 0
+    """At most so many items in a batch; 0: no limit."""
+    filter_min_duration: float = 0.0
+    """Leave out cuts shorter than this many seconds."""
+    filter_max_duration: float = 0.0
+    """Leave out cuts longer than this many seconds; 0: keep all."""
+    window_frames: int = 0
+    """Cut every recording into windows of so many frames, all of them used in each epoch;
+    0: whole cuts."""
+    hop_frames: int = 0
+    """Frames from the start of one window to the next; 0: as many as the window has, so that
+    every frame comes exactly once."""
+    crop_frames: int = 0
+    """Take one random crop of so many frames out of each longer cut, another in each epoch;
+    0: whole cuts."""
+    shuffle_window: int = 20000
+    """Items that are sorted by length together. Larger: less padding, batches of more uniform
+    length; smaller: more random company in a batch."""
+    quadratic_frames: int = 0
+    """Count T + T^2/q frames for an item of T frames, with q this number, where attention makes
+    long items dearer; 0: count T."""
+    length_multiple: int = 1
+    """Pad every batch to a multiple of so many frames, for compiled models that like few shapes."""
+
+    def check(self) -> None:
+        """Raise `UserError` listing everything that is wrong with the flags."""
+        problems = []
+        if not 0 < self.max_duration < float("inf"):
+            problems.append(f"--max-duration {self.max_duration} is not positive")
+        names = (
+            *("max_cuts", "filter_min_duration", "filter_max_duration", "window_frames"),
+            *("hop_frames", "crop_frames", "quadratic_frames"),
+        )
+        for name in names:
+            if not 0 <= getattr(self, name) < float("inf"):
+                flag = name.replace("_", "-")
+                problems.append(f"--{flag} {getattr(self, name)} is negative or not a number")
+        if 0 < self.filter_max_duration < self.filter_min_duration:
+            problems.append(
+                f"--filter-min-duration {self.filter_min_duration} is above "
+                f"--filter-max-duration {self.filter_max_duration}"
+            )
+        if self.hop_frames and not self.window_frames:
+            problems.append("--hop-frames needs --window-frames")
+        if self.hop_frames > self.window_frames > 0:
+            problems.append(
+                f"--hop-frames {self.hop_frames} above --window-frames {self.window_frames} "
+                "would skip audio"
+            )
+        if self.crop_frames and self.window_frames:
+            problems.append("--crop-frames and --window-frames exclude each other")
+        if self.shuffle_window < 1:
+            problems.append(f"--shuffle-window {self.shuffle_window} is not positive")
+        if self.length_multiple < 1:
+            problems.append(f"--length-multiple {self.length_multiple} is not positive")
+        if problems:
+            raise UserError("; ".join(problems))
+
+    def budget(self, frame_rate: Fraction) -> int:
+        """Frames in `max_duration`, rounded down."""
+        return floor(_exact(self.max_duration) * frame_rate)
+
+
+def _exact(seconds: float) -> Fraction:
+    """The decimal that was typed, not the nearest binary float: 0.1 s at 10 Hz is one frame."""
+    return Fraction(repr(float(seconds)))
+
+
+def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(
+        np.random.Philox(key=np.array([seed % (1 << 64), epoch << 8 | stream], np.uint64))
+    )
+
+
+_CROPS, _ITEMS, _STEPS = 0, 1, 2  # streams of random numbers
+
+
+class EpochPlan:
+    """An epoch (or what is left of one), dealt to `world_size` ranks in `num_steps` steps.
+
+    Items are rows of three columns in memory; a batch is a run of consecutive items. 12 bytes an
+    item and 8 bytes a batch.
+    """
+
+    def __init__(
+        self,
+        items: tuple[np.ndarray, np.ndarray, np.ndarray],
+        first: np.ndarray,
+        count: np.ndarray,
+        world_size: int,
+        length_multiple: int,
+    ):
+        self.items, self.first, self.count = items, first, count
+        self.world_size, self.length_multiple = world_size, length_multiple
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of each rank."""
+        return len(self.first) // self.world_size
+
+    @property
+    def num_items(self) -> int:
+        return int(self.count.sum(dtype=np.int64))
+
+    def batch(self, rank: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows of the index, first frames and numbers of frames of a batch: three (B,) arrays,
+        longest item first."""
+        if not (0 <= rank < self.world_size and 0 <= step < self.num_steps):
+            raise IndexError(f"rank {rank} of {self.world_size}, step {step} of {self.num_steps}")
+        # turn the ranks from step to step, or the first would always have the longest items
+        number = step * self.world_size + (rank + step) % self.world_size
+        run = slice(self.first[number], self.first[number] + self.count[number])
+        rows, starts, lengths = (column[run] for column in self.items)
+        return rows, starts, lengths
+
+    def shapes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(M,) items and (M,) padded frames T of every batch, in the order of steps."""
+        longest = self.items[2][self.first]  # items of a batch are sorted, longest first
+        return self.count, _round_up(longest, self.length_multiple)
+
+    @property
+    def padding(self) -> float:
+        """Share of all (B, T) grids that is padding."""
+        count, longest = self.shapes()
+        grid = int((count.astype(np.int64) * longest).sum())
+        ends = self.first + self.count
+        total = np.concatenate(([0], np.cumsum(self.items[2], dtype=np.int64)))
+        return 1.0 - int((total[ends] - total[self.first]).sum()) / grid
+
+    def rest(self, step: int, world_size: int) -> EpochPlan:
+        """The batches from `step` on, in the same order, dealt to another number of ranks.
+
+        This is how a run continues on other hardware in the middle of an epoch with every item
+        still coming once: only the dealing changes (and a batch may be halved to make it even).
+        """
+        done = step * self.world_size
+        first, count, items = self.first[done:], self.count[done:], self.items
+        items, first, count = _split(items, first, count, -len(first) % world_size)
+        return EpochPlan(items, first, count, world_size, self.length_multiple)
+
+
+def plan_epoch(
+    frames: np.ndarray,
+    config: PlanConfig,
+    frame_rate: Fraction,
+    seed: int,
+    epoch: int,
+    world_size: int,
+    shuffle: bool = True,
+    describe: Callable[[int], str] = lambda row: f"in row {row}",
+) -> EpochPlan:
+    """Plan an epoch over cuts of `frames` (N,) frames.
+
+    Without `shuffle` (validation) items are sorted by length all together and steps go from long
+    to short. `describe` names the cut of a row for messages.
+
+    Raises `UserError` when no cut is left, when an item alone exceeds the budget, or when there
+    are fewer frames than ranks.
+    """
+    config.check()
+    if world_size < 1 or epoch < 0:
+        raise ValueError(f"world_size {world_size}, epoch {epoch}")
+    frames = np.asarray(frames)
+    rows, starts, lengths = _items(frames, config, frame_rate, seed, epoch)
+    cost, limit = _cost(config, frame_rate)
+    if len(lengths) and cost(int(lengths.max())) > limit:
+        _refuse(rows, starts, lengths, config, frame_rate, describe)
+
+    if shuffle:
+        order = np.arange(len(rows), dtype=np.uint32)
+        _generator(seed, epoch, _ITEMS).shuffle(order)
+        windows = max(1, round(len(order) / config.shuffle_window))
+    else:
+        order, windows = np.arange(len(rows), dtype=np.uint32), 1
+    first, count = _slice(order, lengths, cost, limit, config, windows)
+    items = rows[order], starts[order], lengths[order]
+    items, first, count = _split(items, first, count, -len(first) % world_size)
+
+    # Neighbours share a step, so sort: by share of the budget in eighths (nearly all batches are
+    # full; the rest go together), then by length.
+    longest = items[2][first].astype(np.int64)
+    grid = cost(longest) * count
+    deal = np.lexsort((-longest, -(grid * 8 // limit)))
+    if shuffle:
+        steps = deal.reshape(-1, world_size)
+        deal = steps[_generator(seed, epoch, _STEPS).permutation(len(steps))].reshape(-1)
+    return EpochPlan(items, first[deal], count[deal], world_size, config.length_multiple)
+
+
+def _round_up(values, multiple: int):
+    return -(-np.asarray(values).astype(np.int64) // multiple) * multiple
+
+
+def _cost(config: PlanConfig, frame_rate: Fraction):
+    """Cost of an item by its frames and the limit for n * cost, both in whole numbers."""
+    limit, q, multiple = config.budget(frame_rate), config.quadratic_frames, config.length_multiple
+    if q:
+        return lambda t: _round_up(t, multiple) * (_round_up(t, multiple) + q), limit * q
+    return lambda t: _round_up(t, multiple), limit
+
+
+def _items(
+    frames: np.ndarray, config: PlanConfig, frame_rate: Fraction, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, starts and lengths (uint32) of everything that the epoch contains, in index order."""
+    low = max(1, ceil(_exact(config.filter_min_duration) * frame_rate))
+    high = 1 << 32
+    if config.filter_max_duration:
+        high = floor(_exact(config.filter_max_duration) * frame_rate)
+    kept = (frames >= low) & (frames <= high)
+    rows = np.flatnonzero(kept).astype(np.uint32)
+    if not len(rows):
+        raise UserError(
+            f"none of {len(frames)} cuts is between --filter-min-duration "
+            f"{config.filter_min_duration} and --filter-max-duration {config.filter_max_duration} s"
+        )
+    lengths = frames[rows].astype(np.uint32)
+    if window := config.window_frames:
+        hop = config.hop_frames or window
+        # the last window is the first that reaches the end of its cut
+        number = 1 + -(-np.maximum(lengths.astype(np.int64) - window, 0) // hop)
+        which = np.repeat(np.arange(len(rows)), number)
+        begin = np.cumsum(number) - number
+        starts = ((np.arange(len(which)) - begin[which]) * hop).astype(np.uint32)
+        return rows[which], starts, np.minimum(lengths[which] - starts, window).astype(np.uint32)
+    if crop := config.crop_frames:
+        spare = np.maximum(lengths.astype(np.int64) - crop, 0)
+        starts = _generator(seed, epoch, _CROPS).integers(0, spare, endpoint=True)
+        return rows, starts.astype(np.uint32), np.minimum(lengths, crop).astype(np.uint32)
+    return rows, np.zeros(len(rows), np.uint32), lengths
+
+
+def _refuse(rows, starts, lengths, config: PlanConfig, frame_rate: Fraction, describe) -> None:
+    worst = int(lengths.argmax())
+    long = int(lengths[worst])
+    dearer = " with padding and --quadratic-frames" if config.quadratic_frames else ""
+    raise UserError(
+        f"cut {describe(int(rows[worst]))} has {long} frames ({float(long / frame_rate):.2f} s), "
+        f"more{dearer} than --max-duration {config.max_duration:g} ({config.budget(frame_rate)} "
+        "frames) allows in a batch: raise --max-duration, cut long recordings with "
+        "--window-frames or --crop-frames, or leave them out with --filter-max-duration"
+    )
+
+
+def _slice(order, lengths, cost, limit: int, config: PlanConfig, windows: int):
+    """Sort `order` in place, longest first within each window, and slice it into batches.
+
+    Returns (M,) first positions in `order` and (M,) counts. A batch is as many items as the
+    longest, which is its first, allows.
+    """
+    first: list[int] = []
+    bounds = [len(order) * w // windows for w in range(windows + 1)]
+    narrow = lengths.max() < 1 << 16
+    for begin, end in pairwise(bounds):
+        window = order[begin:end]
+        length = lengths[window]
+        # 16-bit keys sort in linear time; a stable sort is the same on every machine
+        keys = length.max() - length
+        by_length = np.argsort(keys.astype(np.uint16) if narrow else keys, kind="stable")
+        window[:] = window[by_length]
+        fit = limit // cost(length[by_length])
+        if config.max_cuts:
+            fit = np.minimum(fit, config.max_cuts)
+        following, at, size = fit.tolist(), 0, end - begin
+        while at < size:
+            first.append(begin + at)
+            at += following[at]
+    positions = np.array(first, np.uint32)
+    return positions, np.diff(positions, append=np.uint32(len(order))).astype(np.uint32)
+
+
+def _split(items, first: np.ndarray, count: np.ndarray, more: int):
+    """Halve batches until there are `more` of them; halves stay neighbours.
+
+    Batches of most items go first. Where every batch has one item, the longest is halved in time
+    (its two parts are two items from then on): every frame still comes once.
+    """
+    while more:
+        chosen = np.argsort(-count.astype(np.int64), kind="stable")[:more]
+        chosen = np.sort(chosen[count[chosen] > 1])
+        if not len(chosen):
+            items, first, count = _split_in_time(items, first, count)
+            more -= 1
+            continue
+        half = count[chosen] // 2
+        tail_first, tail_count = first[chosen] + half, count[chosen] - half
+        count = count.copy()
+        count[chosen] = half
+        first = np.insert(first, chosen + 1, tail_first)
+        count = np.insert(count, chosen + 1, tail_count)
+        more -= len(chosen)
+    return items, first, count
+
+
+def _split_in_time(items, first: np.ndarray, count: np.ndarray):
+    rows, starts, lengths = items
+    batch = int(lengths[first].argmax())
+    item = first[batch]
+    head = (lengths[item] + 1) // 2
+    if lengths[item] < 2:
+        raise UserError("fewer frames than ranks: use fewer ranks, or more data")
+    rows = np.append(rows, rows[item])
+    starts = np.append(starts, starts[item] + head)
+    lengths = np.append(lengths, lengths[item] - head)
+    lengths[item] = head
+    first = np.insert(first, batch + 1, np.uint32(len(rows) - 1))
+    count = np.insert(count, batch + 1, np.uint32(1))
+    return (rows, starts, lengths), first, count
