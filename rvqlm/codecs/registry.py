@@ -8,7 +8,9 @@ then in the Hugging Face cache, then (unless offline) on the hub.
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import torch
 
@@ -150,6 +152,8 @@ def _from_pretrained(transformers, source: str, name: str, local_files_only: boo
     logging.set_verbosity_error()  # what matters of its loading report is checked below
     logging.disable_progress_bar()
     try:
+        if not local_files_only:
+            _require_network()
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=local_files_only)
         model_class = _model_class(transformers, config, name)
         model, loading = model_class.from_pretrained(
@@ -182,6 +186,15 @@ def _from_pretrained(transformers, source: str, name: str, local_files_only: boo
             f"missing or of another shape, {lacking[0]} first; fetch the checkpoint again"
         )
     return model
+
+
+def _require_network() -> None:
+    """Raise OSError at once where there is no network: the hub client retries for half a minute."""
+    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return  # names are the proxy's business
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    port = url.port or (80 if url.scheme == "http" else 443)
+    socket.create_connection((url.hostname or "", port), timeout=5).close()
 
 
 def _model_class(transformers, config, name: str) -> type:

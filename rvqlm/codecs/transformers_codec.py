@@ -21,13 +21,15 @@ from rvqlm.errors import UserError
 
 # What changes codes or audio without being a weight. Only these configuration values enter the
 # fingerprint: the full configuration grows fields with every release of transformers.
+# fmt: off
 _IDENTITY = (
-    ("model_type", "sampling_rate", "sample_rate", "audio_channels")
-    + ("downsampling_ratios", "upsampling_ratios", "dilation_growth_rate", "use_causal_conv")
-    + ("n_codebooks", "num_quantizers", "num_semantic_quantizers", "codebook_size", "codebook_dim")
-    + ("pad_mode", "norm_type", "normalize", "trim_right_ratio", "hidden_act", "norm_eps")
-    + ("sliding_window", "num_attention_heads", "num_key_value_heads", "rope_parameters")
+    "model_type", "sampling_rate", "sample_rate", "audio_channels", "downsampling_ratios",
+    "upsampling_ratios", "dilation_growth_rate", "use_causal_conv", "n_codebooks",
+    "num_quantizers", "num_semantic_quantizers", "codebook_size", "codebook_dim", "pad_mode",
+    "norm_type", "normalize", "trim_right_ratio", "hidden_act", "norm_eps", "sliding_window",
+    "num_attention_heads", "num_key_value_heads", "rope_parameters",
 )
+# fmt: on
 
 # Levels in common use where the weights hold many more; --num-codebooks asks for others.
 _USUAL_CODEBOOKS = {"encodec": 8, "mimi": 8}
