@@ -1,0 +1,304 @@
+"""`TokenLoader`: the epoch plan read from memory maps into padded batches, one thread ahead.
+
+Reading is a copy out of the page cache, so one prefetch thread keeps up with any trainer and no
+worker processes are needed. `state_dict` describes the batches that were handed out, whatever the
+thread has read ahead since; loading it continues with the very next batch, for any `prefetch`.
+
+The state of an epoch is the list of ``[world size, steps done]`` that it was consumed with. On
+another number of ranks the batches that are left are dealt anew, in the same order, so every item
+of the epoch still comes exactly once.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from rvqlm.data.batch import PAD, Batch
+from rvqlm.data.index import TokenDataset
+from rvqlm.data.plan import EpochPlan, PlanConfig, plan_epoch
+from rvqlm.errors import UserError
+
+
+class TokenLoader:
+    """Infinite iterator of `Batch` over the epochs of a dataset.
+
+    Parameters
+    ----------
+    dataset: what `TokenDataset.open` returned.
+    config: the plan's flags.
+    seed: of shuffling and crops.
+    rank, world_size: this process's share; ranks get equally many batches in every epoch.
+    prefetch: batches read ahead; memory grows by as many batches and nothing else changes.
+    pin: page-locked batches, for copies to a GPU that do not wait. torch's host allocator
+        recycles these buffers, and only after a copy out of them has finished.
+
+    Codes are int16, int32 where codebooks have more than 32767 entries.
+    """
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        config: PlanConfig,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 4,
+        pin: bool = False,
+    ):
+        if not 0 <= rank < world_size or prefetch < 1:
+            raise ValueError(f"rank {rank} of {world_size}, prefetch {prefetch}")
+        config.check()
+        self.dataset, self.config, self.seed = dataset, config, seed
+        self.rank, self.world_size, self.prefetch, self.pin = rank, world_size, prefetch, pin
+        self._epoch = 0
+        self._history = [[world_size, 0]]  # of this epoch; the last is still going on
+        self._plan: EpochPlan | None = None
+        self._channel: _Channel | None = None
+        self._finalizer: weakref.finalize | None = None
+
+    # ------------------------------------------------------------------------------- position
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the last batch handed out; before that, of the first to come."""
+        return self._epoch
+
+    @property
+    def step(self) -> int:
+        """Batches of this epoch handed out so far, on each rank: `epoch_steps` at its end."""
+        return sum(steps for _, steps in self._history)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Batches of the current epoch on each rank, those handed out included."""
+        return sum(s for _, s in self._history[:-1]) + self._current_plan().num_steps
+
+    def _current_plan(self) -> EpochPlan:
+        if self._plan is None:
+            (world, done), *later = self._history
+            plan = self._make_plan(self._epoch, world)
+            for next_world, steps in later:
+                plan = plan.rest(done, next_world)
+                world, done = next_world, steps
+            self._plan = plan
+        return self._plan
+
+    def _make_plan(self, epoch: int, world_size: int, shuffle: bool = True) -> EpochPlan:
+        ds = self.dataset
+        return plan_epoch(
+            ds.frames,
+            self.config,
+            ds.info.frame_rate,
+            self.seed,
+            epoch,
+            world_size,
+            shuffle=shuffle,
+            describe=lambda row: repr(ds.id_of(row)),
+        )
+
+    def state_dict(self) -> dict:
+        """Where the loader stands after the batches handed out; plain numbers and strings."""
+        return {
+            "epoch": self._epoch,
+            "history": [list(part) for part in self._history],
+            "seed": self.seed,
+            "fingerprint": self.dataset.fingerprint,
+            "plan": asdict(self.config),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue after the last batch that `state` counts.
+
+        Raises `UserError` when data, seed or plan flags differ: they fix the order of an epoch.
+        """
+        mine = {"seed": self.seed, **asdict(self.config)}
+        theirs = {"seed": state["seed"], **state["plan"]}
+        changed = [
+            f"--{name.replace('_', '-')} was {theirs.get(name)}, is {mine.get(name)}"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+        if state["fingerprint"] != self.dataset.fingerprint:
+            changed.insert(
+                0,
+                f"the data in {self.dataset.directory} changed (fingerprint was "
+                f"{state['fingerprint']}, is {self.dataset.fingerprint})",
+            )
+        if changed:
+            raise UserError(
+                f"cannot resume in the middle of this data: {'; '.join(changed)}; restore these, "
+                "or start a new experiment with --init-from the checkpoint"
+            )
+        self.close()
+        self._epoch, self._plan = int(state["epoch"]), None
+        history = [[int(world), int(steps)] for world, steps in state["history"]]
+        if history[-1][0] != self.world_size:
+            if history[-1][1] == 0 and len(history) > 1:
+                history.pop()
+            elif history[-1][1] == 0:
+                history = []
+            history.append([self.world_size, 0])
+        self._history = history
+        self._normalise()
+
+    def _normalise(self) -> None:
+        """At the end of an epoch, stand at the beginning of the next."""
+        if self._history[-1][1] >= self._current_plan().num_steps:
+            self._epoch += 1
+            self._history, self._plan = [[self.world_size, 0]], None
+
+    # ------------------------------------------------------------------------------ iteration
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._channel is None:
+            self._start()
+        batch, plan = self._channel.get()
+        if plan is None:
+            self.close()
+            raise batch
+        if batch.epoch != self._epoch:
+            self._epoch, self._plan = batch.epoch, plan
+            self._history = [[self.world_size, 0]]
+        self._history[-1][1] += 1
+        return batch
+
+    def epoch_batches(self, epoch: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch in fixed order, from long items to short: for validation.
+
+        Does not move the loader. With ``--crop-frames`` the crops are those of `epoch`.
+        """
+        plan = self._make_plan(epoch, self.world_size, shuffle=False)
+        channel = _Channel(self.prefetch)
+        self._run(channel, _one_epoch(plan, epoch))
+        try:
+            for _ in range(plan.num_steps):
+                batch, of = channel.get()
+                if of is None:
+                    raise batch
+                yield batch
+        finally:
+            channel.close()
+
+    def close(self) -> None:
+        """Stop the thread; the next batch starts it again, where it should."""
+        if self._finalizer is not None:
+            self._finalizer()
+        self._channel = self._finalizer = None
+
+    def _start(self) -> None:
+        # The thread must not hold the loader, or a dropped loader would never be collected.
+        self._normalise()
+        ds, config, seed, world = self.dataset, self.config, self.seed, self.world_size
+        epoch, plan = self._epoch, self._current_plan()
+        first, before = self._history[-1][1], sum(s for _, s in self._history[:-1])
+
+        def positions() -> Iterator[tuple[EpochPlan, int, int, int]]:
+            for step in range(first, plan.num_steps):
+                yield plan, epoch, step, before + step
+            for later in range(epoch + 1, 1 << 55):
+                whole = plan_epoch(ds.frames, config, ds.info.frame_rate, seed, later, world)
+                yield from _one_epoch(whole, later)
+
+        self._channel = _Channel(self.prefetch)
+        self._finalizer = weakref.finalize(self, self._channel.close)
+        self._run(self._channel, positions())
+
+    def _run(self, channel: _Channel, positions: Iterator) -> None:
+        threading.Thread(
+            target=_produce,
+            args=(channel, positions, self.dataset, self.rank, self.pin),
+            name="rvqlm-prefetch",
+            daemon=True,
+        ).start()
+
+
+def read_batch(
+    dataset: TokenDataset,
+    plan: EpochPlan,
+    rank: int,
+    step: int,
+    epoch: int = 0,
+    number: int | None = None,
+    pin: bool = False,
+) -> Batch:
+    """The batch of `rank` at `step` of a plan, read from the shards. `number` is its `Batch.step`,
+    `step` unless given."""
+    rows, starts, lengths = plan.batch(rank, step)
+    multiple = plan.length_multiple
+    longest = -(-int(lengths[0]) // multiple) * multiple
+    dtype = torch.int32 if dataset.dtype.name in ("uint16", "uint32") else torch.int16
+    shape = (len(rows), longest, dataset.info.num_codebooks)
+    codes = torch.empty(shape, dtype=dtype, pin_memory=pin)
+    out = codes.numpy()
+    for item, (row, start, length) in enumerate(
+        zip(rows.tolist(), starts.tolist(), lengths.tolist())
+    ):
+        out[item, :length] = dataset.view(row, start, length)
+        out[item, length:] = PAD
+    at_end = starts.astype(np.int64) + lengths == dataset.frames[rows]
+    return Batch(
+        codes=codes,
+        lengths=torch.from_numpy(lengths.astype(np.int64)),
+        ends=torch.from_numpy(at_end & dataset.ends(rows)),
+        index=torch.from_numpy(rows.astype(np.int64)),
+        epoch=epoch,
+        step=step if number is None else number,
+    )
+
+
+def _one_epoch(plan: EpochPlan, epoch: int) -> Iterator[tuple[EpochPlan, int, int, int]]:
+    for step in range(plan.num_steps):
+        yield plan, epoch, step, step
+
+
+def _produce(channel: _Channel, positions: Iterator, dataset, rank: int, pin: bool) -> None:
+    try:
+        for plan, epoch, step, number in positions:
+            batch = read_batch(dataset, plan, rank, step, epoch, number, pin)
+            if not channel.put((batch, plan)):
+                return
+    except BaseException as e:  # every error belongs to whoever takes the batches
+        channel.put((e, None))
+
+
+class _Channel:
+    """A bounded queue that both sides can leave: `close` wakes everyone who waits."""
+
+    def __init__(self, size: int):
+        self._items: deque = deque()
+        self._size, self._closed = size, False
+        self._changed = threading.Condition()
+
+    def put(self, item) -> bool:
+        """Wait for room; False when the other side has closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)
+            if not self._closed:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._closed
+
+    def get(self):
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._items)
+            if self._closed:
+                raise RuntimeError("the loader was closed while a batch was awaited")
+            item = self._items.popleft()
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()
