@@ -1,0 +1,90 @@
+"""From logits to one code per level: temperature, top-k, top-p, and draws that are reproducible.
+
+Randomness comes in as uniform numbers, one per item, step and level, drawn from a generator per
+item before decoding begins: what an item becomes does not depend on the batch around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rvqlm.errors import UserError
+
+
+@dataclass
+class SamplingConfig:
+    """How codes are drawn."""
+
+    temperature: float = 1.0
+    """Divides the logits: below 1 safer, above 1 more varied, 0 takes the likeliest code."""
+    top_k: int = 0
+    """Draw among the k likeliest codes of each level only; 0: all."""
+    top_p: float = 1.0
+    """Draw among the likeliest codes that together hold this probability (nucleus); 1: all."""
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.temperature < 0:
+            found.append(f"--temperature {self.temperature} must not be negative")
+        if self.top_k < 0:
+            found.append(f"--top-k {self.top_k} must not be negative")
+        if not 0 < self.top_p <= 1:
+            found.append(f"--top-p {self.top_p} must be in (0, 1]")
+        return found
+
+    def check(self) -> None:
+        if problems := self.problems():
+            raise UserError("; ".join(problems))
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """(..., V) logits with all but the allowed codes at -inf.
+
+    top-p keeps the smallest set of likeliest codes whose probability reaches ``top_p`` (Holtzman
+    et al., 2020, arXiv:1904.09751), at least one; where both are given, of those left by top-k.
+    """
+    V = logits.shape[-1]
+    if 0 < top_k < V:
+        least = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        p = ordered.softmax(-1)
+        before = p.cumsum(-1) - p  # probability of all likelier codes
+        drop = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, order, before >= top_p)
+        logits = logits.masked_fill(drop, -torch.inf)
+    return logits
+
+
+def sample(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+    """Draw codes by inverting the cumulative distribution.
+
+    :param logits: (..., V).
+    :param uniform: (...) in [0, 1); not looked at when the temperature is 0.
+    :return: (...) int64.
+    """
+    logits = logits.float()
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    p = filter_logits(logits / config.temperature, config.top_k, config.top_p).softmax(-1)
+    cumulative = p.double().cumsum(-1)
+    point = uniform.double().unsqueeze(-1) * cumulative[..., -1:]
+    drawn = (cumulative <= point).sum(-1)
+    # rounding could land past the last code that has any probability
+    last = p.shape[-1] - 1 - (p > 0).flip(-1).to(torch.uint8).argmax(-1)
+    return torch.minimum(drawn, last)
+
+
+def uniforms(seed: int, batch_size: int, num_steps: int, width: int) -> Tensor:
+    """(B, num_steps, width) float32 uniforms, row b from its own generator.
+
+    Row b depends on ``seed`` and b alone, and its first steps do not change with ``num_steps``.
+    """
+    rows = []
+    for b in range(batch_size):
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + b) % 2**63)
+        rows.append(torch.rand(num_steps, width, generator=generator))
+    return torch.stack(rows)

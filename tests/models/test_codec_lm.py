@@ -1,0 +1,171 @@
+"""codec-lm: what its loss counts, what it may see, and that it learns what it is shown."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.batch import Batch
+from rvqlm.errors import UserError
+from rvqlm.generation.sampling import SamplingConfig
+from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
+from rvqlm.models.factory import build_model, config_dict
+
+K, V = 3, 13
+INFO = CodecInfo("toy", "0" * 16, 16000, 320, K, V)
+PATTERNS = ("delay", "parallel", "flatten")
+
+
+def make(pattern="delay", shake=True, **changes):
+    torch.manual_seed(0)
+    config = CodecLMConfig(pattern, decoder_dim=32, nhead=2, num_decoder_layers=2, **changes)
+    model = CodecLM(config, INFO)
+    if shake:  # heads and residual branches start at zero
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+def random_items(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(V, (n, K), generator=generator) for n in lengths]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_untrained_loss_is_ln_v_and_each_code_counts_once(pattern):
+    out = make(pattern, shake=False)(Batch.from_codes(random_items([7, 3, 5])))
+    assert out.count.tolist() == [15.0] * K
+    assert float(out.normalizer) == 15 * K
+    torch.testing.assert_close(out.nats / out.count, torch.full((K,), float(V)).log())
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_loss_equals_a_naive_one(pattern):
+    """One item, step by step, cross entropy of every code given the inputs before it."""
+    model = make(pattern)
+    codes = random_items([6])[0]
+    out = model(Batch.from_codes([codes]))
+    S = model.pattern.grid_steps(6, with_end=True)
+    frames = model.pattern.frames(6, S)
+    inputs = torch.full((1, S, K), V)
+    for s in range(1, S):
+        for k in range(K):
+            if frames[s - 1, k] >= 0:
+                inputs[0, s, k] = codes[frames[s - 1, k], k]
+    hidden = model.hidden(inputs)[0]
+    logits = model.heads(hidden)
+    nats = torch.zeros(K)
+    for s in range(S):
+        for k in range(K):
+            if (t := int(frames[s, k])) >= 0:
+                nats[k] += F.cross_entropy(logits[s, k], codes[t, k])
+    torch.testing.assert_close(out.nats, nats)
+    end = 0.0
+    for t in range(7):
+        step = int(model.pattern.end_step(t))
+        p = model.end_head(hidden[step])[0].sigmoid()
+        end = end - (p if t == 6 else 1 - p).log()
+    torch.testing.assert_close(out.loss, nats.sum() + end)
+    assert float(out.extra["end_nats"][1]) == 7
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_no_code_is_predicted_from_itself_or_later(pattern):
+    """Changing a code changes no logit at its own step or before."""
+    model = make(pattern)
+    codes = random_items([6])[0][None]
+    lengths = torch.tensor([6])
+    grid, _ = model.pattern.interleave(codes, lengths, V)
+    before = model.hidden(model.shift(grid))
+    for t, k in [(0, 0), (2, 1), (5, 2)]:
+        changed = codes.clone()
+        changed[0, t, k] = (changed[0, t, k] + 1) % V
+        after = model.hidden(model.shift(model.pattern.interleave(changed, lengths, V)[0]))
+        step = int(model.pattern.steps(torch.tensor([t]), lengths)[0, 0, k])
+        assert torch.equal(before[:, : step + 1], after[:, : step + 1])
+        if step + 1 < before.shape[1]:
+            assert not torch.equal(before[:, step + 1], after[:, step + 1])
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_padding_and_company_change_nothing(pattern):
+    model = make(pattern)
+    items = random_items([9, 2, 5])
+    together = model(Batch.from_codes(items))
+    alone = [model(Batch.from_codes([i])) for i in items]
+    torch.testing.assert_close(together.loss, sum(o.loss for o in alone))
+    torch.testing.assert_close(together.nats, sum(o.nats for o in alone))
+    assert torch.equal(together.correct, sum(o.correct for o in alone))
+
+
+def test_crops_do_not_teach_an_end():
+    model = make()
+    items = random_items([5, 5])
+    out = model(Batch.from_codes(items, ends=[True, False]))
+    assert float(out.extra["end_nats"][1]) == 6 + 5
+    assert "end_nats" not in make(model_end=False)(Batch.from_codes(items)).extra
+
+
+def test_level_weights_and_smoothing_change_the_loss_only():
+    model = make(model_end=False)
+    batch = Batch.from_codes(random_items([8, 4]))
+    plain = model(batch)
+    weighted = model(batch, level_weights=torch.tensor([1.0, 0.0, 2.0]))
+    torch.testing.assert_close(weighted.loss, plain.nats[0] + 2 * plain.nats[2])
+    assert float(weighted.normalizer) == 12 * 3
+    assert not torch.isclose(model(batch, label_smoothing=0.1).loss, plain.loss)
+    torch.testing.assert_close(model(batch, label_smoothing=0.1).nats, plain.nats)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_cached_logits_equal_full(pattern):
+    model = make(pattern).eval()
+    codes = torch.stack(random_items([7, 7]))
+    grid, _ = model.pattern.interleave(codes, torch.tensor([7, 7]), V)
+    inputs = model.shift(grid)
+    full = model.heads(model.hidden(inputs))
+    cache = model.transformer.make_cache(2, inputs.shape[1])
+    for s in range(inputs.shape[1]):
+        logits, _ = model.step(inputs[:, s : s + 1], cache)
+        torch.testing.assert_close(logits, full[:, s], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_overfits_and_regenerates_exactly(pattern):
+    """8 sequences learnt by heart, continued greedily from 2 frames, ends included."""
+    model = make(pattern, shake=False)
+    items = random_items([12, 9, 15, 10, 7, 14, 11, 8], seed=1)
+    for i, item in enumerate(items):
+        item[0] = i
+    batch = Batch.from_codes(items)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    # which of the 8 it is cannot be known before the first step: 8 ln 8 nats remain, for each of
+    # the codes made in that step
+    floor = 8 * torch.tensor(8.0).log() * (K if pattern == "parallel" else 1)
+    for _ in range(400):
+        out = model(batch)
+        if float(out.loss.detach() - floor) < 1:
+            break
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    assert 0 <= float(out.loss.detach() - floor) < 2
+    prompts = torch.stack([i[:2] for i in items])
+    made = model.generate(prompts, max_frames=20, sampling=SamplingConfig(temperature=0))
+    assert made.lengths.tolist() == [len(i) for i in items]
+    assert made.stop == ["eos"] * 8
+    for got, want in zip(made.items(), items):
+        assert torch.equal(got, want)
+
+
+def test_factory_round_trip_and_errors():
+    model = make()
+    again = build_model("codec-lm", config_dict(model), INFO)
+    again.load_state_dict(model.state_dict())
+    batch = Batch.from_codes(random_items([5]))
+    assert torch.equal(model(batch).loss, again(batch).loss)
+    assert {id(p) for p in model.muon_parameters()} <= {id(p) for p in model.parameters()}
+    with pytest.raises(UserError, match="no option depth"):
+        build_model("codec-lm", {"depth": 3}, INFO)
+    with pytest.raises(UserError, match="unknown model"):
+        build_model("gru", {}, INFO)

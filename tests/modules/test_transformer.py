@@ -1,0 +1,87 @@
+"""The transformer: causal, rotary, cached equals full, recomputed equals stored."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from rvqlm.errors import UserError
+from rvqlm.modules.embeddings import SumEmbedding
+from rvqlm.modules.transformer import Transformer, TransformerConfig, rotate
+
+CONFIG = TransformerConfig(dim=32, num_heads=4, num_layers=3, dim_feedforward=48)
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    model = Transformer(dataclasses.replace(CONFIG, **changes))
+    for p in model.parameters():  # the init is the identity: shake it
+        torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("norm,activation", [("rmsnorm", "gelu"), ("layernorm", "swiglu")])
+def test_no_gradient_from_later_steps(norm, activation):
+    model = make(norm=norm, activation=activation)
+    x = torch.randn(2, 9, 32, requires_grad=True)
+    for s in (0, 4, 7):
+        grad = torch.autograd.grad(model(x)[:, s].sum(), x)[0]
+        assert grad[:, s + 1 :].abs().max() == 0
+        assert grad[:, : s + 1].abs().amax(-1).min() > 0
+
+
+def test_not_causal_sees_both_sides():
+    model = make(causal=False)
+    x = torch.randn(1, 6, 32, requires_grad=True)
+    assert torch.autograd.grad(model(x)[:, 0].sum(), x)[0][:, 5].abs().max() > 0
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu2", "swiglu"])
+def test_cached_equals_full(activation):
+    model = make(activation=activation).eval()
+    x = torch.randn(2, 12, 32)
+    full = model(x)
+    for cuts in ([12], [1] * 12, [5, 1, 1, 5], [3, 4, 5]):
+        cache, parts, start = model.make_cache(2, 12), [], 0
+        for n in cuts:
+            parts.append(model(x[:, start : start + n], cache=cache))
+            start += n
+        torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="holds 12"):
+        model(x[:, :1], cache=cache)
+
+
+def test_rotary_depends_on_distance_only():
+    model = make()
+    q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
+
+    def score(i, j):
+        return (rotate(q, *model.rotary(i, 1)) * rotate(k, *model.rotary(j, 1))).sum()
+
+    torch.testing.assert_close(score(7, 3), score(1907, 1903), atol=1e-4, rtol=1e-4)
+    assert (score(7, 3) - score(7, 4)).abs() > 1e-3
+
+
+def test_recomputing_changes_no_gradient():
+    grads = []
+    for recompute in (False, True):
+        model = make(activation_checkpointing=recompute)
+        model(torch.ones(1, 4, 32)).square().sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*grads)
+
+
+def test_all_problems_in_one_message():
+    with pytest.raises(UserError) as e:
+        Transformer(TransformerConfig(30, 4, 0, 8, dropout=1.0, activation="tanh"))
+    for word in ("--decoder-dim", "--num-decoder-layers", "--dropout", "--activation"):
+        assert word in str(e.value)
+
+
+def test_sum_embedding_equals_naive():
+    torch.manual_seed(0)
+    embedding = SumEmbedding(3, 11, 5)
+    grid = torch.randint(11, (2, 4, 3), dtype=torch.int16)
+    tables = embedding.weight.view(3, 11, 5)
+    naive = sum(tables[k][grid[:, :, k].long()] for k in range(3))
+    torch.testing.assert_close(embedding(grid), naive)
