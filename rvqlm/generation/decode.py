@@ -37,7 +37,7 @@ class Generation:
         return [c[:n] for c, n in zip(self.codes, self.lengths.tolist())]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def generate(
     model,
     prompt_codes: Tensor | None = None,

@@ -83,7 +83,10 @@ class RotaryTable(nn.Module):
             size = max(1024, 1 << (end - 1).bit_length())
             positions = torch.arange(size, dtype=torch.float64, device=self.frequencies.device)
             angles = positions[:, None] * self.frequencies.double()[None, :]
-            self.table = torch.stack([angles.cos(), angles.sin()]).float()
+            # an inference tensor could not serve a later training step
+            with torch.inference_mode(False):
+                angles = angles.clone()
+                self.table = torch.stack([angles.cos(), angles.sin()]).float()
         return self.table[0, start:end], self.table[1, start:end]
 
 

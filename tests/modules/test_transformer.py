@@ -85,3 +85,10 @@ def test_sum_embedding_equals_naive():
     tables = embedding.weight.view(3, 11, 5)
     naive = sum(tables[k][grid[:, :, k].long()] for k in range(3))
     torch.testing.assert_close(embedding(grid), naive)
+
+
+def test_training_goes_on_after_inference_mode():
+    model = make()
+    with torch.inference_mode():
+        model(torch.ones(1, 4, 32))
+    model(torch.ones(1, 4, 32)).sum().backward()

@@ -1,0 +1,11 @@
+"""Settings for all tests: one thread, because tiny tensors gain nothing from more and lose much
+when several processes share the cores."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+torch.set_num_threads(1)
