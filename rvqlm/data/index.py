@@ -61,22 +61,28 @@ def read_sidecar(manifest_dir: str | os.PathLike) -> dict:
     return sidecar
 
 
-def read_manifest(path: str | os.PathLike) -> Iterator[dict]:
-    """The cuts of a JSONL manifest (.gz or plain) as dictionaries, one at a time."""
+def manifest_lines(path: str | os.PathLike) -> Iterator[bytes]:
+    """The lines of a JSONL manifest (.gz or plain) that are not empty, one at a time."""
     path = Path(path)
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        cut = json.loads(line)
-                    except ValueError:
-                        raise UserError(f"{path}, line {number}: not JSON; make it again") from None
-                    yield cut
+        with gzip.open(path, "rb") if ".gz" in path.suffixes else open(path, "rb") as file:
+            yield from (line for line in file if line.strip())
     except FileNotFoundError:
         raise UserError(f"manifest {path} not found; run rvqlm tokenize and rvqlm split") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise UserError(f"manifest {path} is cut short or damaged ({e}); make it again") from None
+
+
+def read_manifest(path: str | os.PathLike) -> Iterator[dict]:
+    """The cuts of a JSONL manifest as dictionaries, one at a time."""
+    for number, line in enumerate(manifest_lines(path), 1):
+        try:
+            cut = json.loads(line)
+        except ValueError:
+            raise UserError(f"{path}, entry {number}: not JSON; make it again") from None
+        if not isinstance(cut, dict):
+            raise UserError(f"{path}, entry {number}: not a cut; make it again")
+        yield cut
 
 
 def locate(cut: dict, info: CodecInfo, where: str = "manifest") -> tuple[str, Key, bool]:
@@ -238,6 +244,10 @@ def _require_current_split(directory: Path) -> None:
     record = directory / "splits.json"
     if record.exists():
         stamp = json.loads(record.read_text())["source"]
+        if stamp is None:
+            raise UserError(
+                f"splitting {directory} was interrupted; run rvqlm split --manifest-dir {directory}"
+            )
         if not same_file(directory / stamp["name"], stamp):
             raise UserError(
                 f"{directory / stamp['name']} has changed since it was split; "

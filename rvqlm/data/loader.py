@@ -173,7 +173,7 @@ class TokenLoader:
         return batch
 
     def epoch_batches(self, epoch: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch in fixed order, from long items to short: for validation.
+        """The batches of one epoch in fixed order: for validation.
 
         Does not move the loader. With ``--crop-frames`` the crops are those of `epoch`.
         """

@@ -1,0 +1,60 @@
+"""``rvqlm split``: train, valid and test that share no speaker and no recording.
+
+    rvqlm split --manifest-dir data/tokens --valid 0.05 --test 0.05
+
+Reads ``cuts.jsonl.gz`` and writes ``cuts_{train,valid,test}.jsonl.gz`` beside it. The same cuts
+and seed give the same splits on every machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from rvqlm.cli import parse, run_main
+from rvqlm.data.splits import SPLITS, split_manifest
+
+
+@dataclass
+class Args:
+    manifest_dir: Path
+    """Token directory, as rvqlm tokenize wrote it."""
+    valid: float = 0.05
+    """Validation set: below 1 a share of the hours, from 1 on a number of speakers (or
+    recordings), 0 for none."""
+    test: float = 0.05
+    """Test set, likewise."""
+    by: Literal["auto", "speaker", "recording"] = "auto"
+    """What no two splits may share. auto: speakers where every cut has one and there are enough
+    of them, else recordings. Recordings are never divided."""
+    seed: int = 0
+    """Another seed, another choice of speakers or recordings."""
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = parse(Args, "rvqlm split", "Divide cuts into train, valid and test.", argv)
+
+    def progress(iterable, desc):
+        return tqdm(iterable, desc, unit=" cuts", leave=False, disable=None)
+
+    result = split_manifest(args.manifest_dir, args.valid, args.test, args.by, args.seed, progress)
+    print(f"split by {result.by}, no two splits share a {result.by} (checked)")
+    for n, name in enumerate(SPLITS):
+        print(
+            f"  {name:<6} {int((result.split == n).sum()):>9,} cuts  "
+            f"{result.seconds[name] / 3600:>9.2f} h  {result.groups[name]:>7,} {result.by}s"
+        )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(_run, argv, "split")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Training, validation and test sets that share no speaker and no recording.
+
+Cuts that share a recording (and, dividing by speaker, a speaker) form a group; groups are dealt
+whole, in an order that depends only on the seed and their names. Two streaming passes over
+``cuts.jsonl.gz``: one for the groups (16 to 40 bytes a cut in memory), one that writes
+``cuts_SPLIT.jsonl.gz``; what was written is then read again and checked to be disjoint.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.index import (
+    file_stamp,
+    index_path,
+    manifest_lines,
+    manifest_path,
+    read_manifest,
+    read_sidecar,
+)
+from rvqlm.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class SplitResult:
+    """Which split each cut belongs to, and why."""
+
+    split: np.ndarray
+    """(N,) int8, index into `SPLITS`"""
+    by: str
+    """"speaker" or "recording": what groups share"""
+    groups: dict[str, int]
+    """groups in each split"""
+    seconds: dict[str, float]
+
+
+def _hash(kind: str, name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{kind}:{name}".encode(), digest_size=8).digest(), "big")
+
+
+def speakers(cut: dict) -> set[str]:
+    return {str(s["speaker"]) for s in cut.get("supervisions") or () if s.get("speaker")}
+
+
+def recording(cut: dict) -> str:
+    """Id of the recording that a cut's tokens were made from."""
+    name = (cut.get("features") or {}).get("recording_id") or (cut.get("recording") or {}).get("id")
+    return str(name if name is not None else cut["id"])
+
+
+def split_by_group(
+    cuts: Iterable[dict], valid: float, test: float, key: str = "auto", seed: int = 0
+) -> SplitResult:
+    """Deal cuts (dictionaries of a manifest) to train, valid and test.
+
+    Parameters
+    ----------
+    valid, test: below 1, a share of the hours; from 1 on, a number of groups; 0: no such split.
+    key: "speaker" (every cut needs one), "recording", or "auto": by speaker if every cut has one
+        and there are enough of them for all splits. Recordings are never divided, whatever the
+        key.
+
+    Raises `UserError` when there are too few groups, naming what to change.
+    """
+    wanted = {"valid": valid, "test": test}
+    for name, size in wanted.items():
+        if not 0 <= size < float("inf") or (size > 1 and size != int(size)):
+            raise UserError(f"--{name} {size}: give a share below 1 or a whole number of groups")
+    if (valid if valid < 1 else 0) + (test if test < 1 else 0) >= 1:
+        raise UserError(f"--valid {valid} and --test {test} leave nothing to train on")
+    seconds, records = array("d"), array("Q")
+    owner, voices = array("Q"), array("Q")  # cut number and speaker, one entry per speaker
+    silent = None
+    for number, cut in enumerate(cuts):
+        try:
+            seconds.append(cut["duration"])
+            records.append(_hash("recording", recording(cut)))
+        except (KeyError, TypeError) as e:
+            raise UserError(f"cut {number + 1} of the manifest is incomplete: no {e}") from None
+        found = speakers(cut)
+        if not found and silent is None:
+            silent = cut["id"]
+        for name in sorted(found):
+            owner.append(number)
+            voices.append(_hash("speaker", name))
+    if not seconds:
+        raise UserError("no cuts to split; tokenize some audio first")
+    if key == "speaker" and silent is not None:
+        raise UserError(f"--by speaker: cut {silent!r} has no speaker; use --by recording")
+    needed = 1 + sum(max(1, int(s)) if s else 0 for s in wanted.values())
+    duration = np.array(seconds)
+    for by in {"auto": ("speaker", "recording")}.get(key, (key,)):
+        if by == "speaker" and silent is not None:
+            continue
+        group = _groups(
+            np.array(records),
+            np.array(owner if by == "speaker" else (), np.int64),
+            np.array(voices if by == "speaker" else (), np.uint64),
+        )
+        split = _deal(group, duration, wanted, seed) if _count(group) >= needed else None
+        if split is not None:
+            break
+    else:
+        other = "; try --by recording" if key == "speaker" else ""
+        raise UserError(
+            f"{_count(group)} groups of cuts by {by} where {needed} are needed, or too unequal: give "
+            f"more audio, or smaller --valid and --test (0 leaves a split out){other}"
+        )
+    return SplitResult(
+        split,
+        by,
+        {name: _count(group[split == n]) for n, name in enumerate(SPLITS)},
+        {name: float(duration[split == n].sum()) for n, name in enumerate(SPLITS)},
+    )
+
+
+def _count(group: np.ndarray) -> int:
+    return len(np.unique(group))
+
+
+def _groups(records: np.ndarray, owner: np.ndarray, voices: np.ndarray) -> np.ndarray:
+    """(N,) uint64: the least name among all cuts that recordings and speakers connect to a cut."""
+    label = records.copy()
+    if not len(voices):
+        return label
+    by_record = np.unique(records, return_inverse=True)[1]
+    by_voice = np.unique(voices, return_inverse=True)[1]
+    while True:  # as many rounds as the longest chain "shares a speaker, shares a recording, ..."
+        before = label
+        label = label.copy()
+        np.minimum.at(label, owner, _least(label[owner], by_voice)[by_voice])
+        label = _least(label, by_record)[by_record]
+        if (label == before).all():
+            return label
+
+
+def _least(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The smallest of `values` for each number in `index`."""
+    out = np.full(index.max() + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(out, index, values)
+    return out
+
+
+def _deal(group: np.ndarray, duration: np.ndarray, wanted: dict[str, float], seed: int):
+    """(N,) int8 of splits: groups in an order hashed from the seed; None if train gets nothing."""
+    names, inverse = np.unique(group, return_inverse=True)
+    weight = np.bincount(inverse, weights=duration)
+    order = np.argsort([_hash(str(seed), str(name)) for name in names.tolist()], kind="stable")
+    of_group = np.zeros(len(names), np.int8)
+    for name, size in wanted.items():
+        free = [g for g in order.tolist() if of_group[g] == 0]
+        if not free:
+            return None
+        if size >= 1:
+            chosen = free[: int(size)]
+        elif size > 0:
+            target, have, chosen = size * duration.sum(), 0.0, []
+            for g in free:
+                if abs(have + weight[g] - target) < abs(have - target):
+                    chosen.append(g)
+                    have += weight[g]
+            chosen = chosen or [min(free, key=lambda g: weight[g])]
+        else:
+            chosen = []
+        of_group[chosen] = SPLITS.index(name)
+        if not (of_group == 0).any():
+            return None
+    return of_group[inverse]
+
+
+def split_manifest(
+    manifest_dir: str | os.PathLike,
+    valid: float,
+    test: float,
+    key: str = "auto",
+    seed: int = 0,
+    progress: Callable = lambda iterable, desc: iterable,
+) -> SplitResult:
+    """Split ``cuts.jsonl.gz`` of a token directory; see `split_by_group`.
+
+    Writes ``cuts_SPLIT.jsonl.gz`` and ``splits.json`` (what was done, and of which manifest).
+    Indexes of earlier splits are removed. An interruption leaves the earlier splits, or a
+    directory that `rvqlm.data.index.build_index` refuses.
+    """
+    directory = Path(manifest_dir)
+    source, record = directory / "cuts.jsonl.gz", directory / "splits.json"
+    CodecInfo.from_dict(read_sidecar(directory)["codec"])
+    stamp = file_stamp(source) if source.exists() else None
+    result = split_by_group(progress(read_manifest(source), "grouping"), valid, test, key, seed)
+    targets = {name: manifest_path(directory, name) for name in SPLITS}
+    temporary = {name: path.with_name(path.name + ".tmp") for name, path in targets.items()}
+    try:
+        lines = progress(manifest_lines(source), "writing")
+        _write_lines(lines, result.split, list(temporary.values()))
+        require_disjoint(temporary, result.by)
+    except BaseException:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        raise
+    _write_json(record, {"source": None})
+    for name, path in targets.items():
+        index_path(directory, name).unlink(missing_ok=True)
+        if result.groups[name]:
+            os.replace(temporary[name], path)
+        else:
+            temporary[name].unlink()
+            path.unlink(missing_ok=True)
+    counts = np.bincount(result.split, minlength=len(SPLITS)).tolist()
+    _write_json(
+        record,
+        {
+            "source": stamp,
+            "by": result.by,
+            "seed": seed,
+            "valid": valid,
+            "test": test,
+            "splits": {
+                name: {
+                    "cuts": counts[n],
+                    "groups": result.groups[name],
+                    "hours": result.seconds[name] / 3600,
+                }
+                for n, name in enumerate(SPLITS)
+            },
+        },
+    )
+    return result
+
+
+def _write_lines(lines: Iterable[bytes], number: np.ndarray, paths: list[Path]) -> None:
+    """Copy the n-th line to the file ``paths[number[n]]``, gzipped."""
+    with ExitStack() as stack:
+        files = []
+        for path in paths:
+            raw = stack.enter_context(open(path, "wb"))
+            # the same cuts give the same bytes: no time, no name in the header
+            file = gzip.GzipFile("", "wb", compresslevel=5, fileobj=raw, mtime=0)
+            files.append(stack.enter_context(file))
+        for line, n in zip(lines, number.tolist()):
+            files[n].write(line if line.endswith(b"\n") else line + b"\n")
+
+
+def require_disjoint(manifests: dict[str, Path], by: str) -> None:
+    """Raise `UserError` if two manifests share a cut, a recording or (by "speaker") a speaker."""
+    seen: dict[str, np.ndarray] = {}
+    for name, path in manifests.items():
+        marks = array("Q")
+        for cut in read_manifest(path):
+            marks.append(_hash("cut", cut["id"]))
+            marks.append(_hash("recording", recording(cut)))
+            if by == "speaker":
+                marks.extend(_hash("speaker", s) for s in speakers(cut))
+        mine = np.unique(np.array(marks, np.uint64))
+        for other, theirs in seen.items():
+            if shared := len(np.intersect1d(mine, theirs, assume_unique=True)):
+                raise UserError(
+                    f"splits {other} and {name} share {shared} cuts, recordings or {by}s: "
+                    f"{manifests[other]} and {path}; run rvqlm split again"
+                )
+        seen[name] = mine
+
+
+def _write_json(path: Path, value: dict) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(temporary, path)

@@ -1,0 +1,132 @@
+"""What is in a token directory, and whether it is sound.
+
+`describe_split` streams every code of a split once: hours, durations, codes used and unigram
+entropy per level, padding of the epoch plan. `check_tokens` compares shards with the sizes and
+checksums in ``tokens.json``. Memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from rvqlm.data.index import TokenDataset
+from rvqlm.data.plan import PlanConfig, plan_epoch
+from rvqlm.data.store import check_shard
+from rvqlm.errors import UserError
+
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+_BLOCK = 1 << 20  # codes counted at once
+
+
+def code_counts(
+    dataset: TokenDataset, progress: Callable[[Iterable], Iterable] = lambda rows: rows
+) -> np.ndarray:
+    """How often each code occurs in each level: (K, V) int64.
+
+    Raises `UserError` naming the first cut with a code outside 0..V-1.
+    """
+    k, v = dataset.info.num_codebooks, dataset.info.codebook_size
+    counts = np.zeros(k * v, np.int64)
+    levels = np.arange(k) * v
+    pending: list[np.ndarray] = []
+    rows: list[int] = []
+    size = 0
+
+    def count() -> None:
+        codes = np.concatenate(pending) if pending else np.empty((0, k), np.int64)
+        if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= v):
+            for row, part in zip(rows, pending):
+                bad = part[(part < 0) | (part >= v)]
+                if bad.size:
+                    raise UserError(
+                        f"cut {dataset.id_of(row)!r} of {dataset.directory} ({dataset.split}) has "
+                        f"code {int(bad[0])}, codec {dataset.info.name} has {v}: the shard is "
+                        "corrupted; tokenize again, or restore it from a copy"
+                    )
+        flat = (codes.astype(np.int64) + levels).reshape(-1)
+        counts.__iadd__(np.bincount(flat, minlength=k * v))
+        pending.clear()
+        rows.clear()
+
+    for row in progress(range(len(dataset))):
+        view = dataset.view(row)
+        pending.append(view)
+        rows.append(row)
+        size += view.size
+        if size >= _BLOCK:
+            count()
+            size = 0
+    count()
+    return counts.reshape(k, v)
+
+
+def unigram_entropy(counts: np.ndarray) -> np.ndarray:
+    """(K,) bits per code of the distributions whose counts are (K, V); no smoothing."""
+    p = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return -(p * np.log2(np.where(p > 0, p, 1.0))).sum(axis=1)
+
+
+def plan_statistics(dataset: TokenDataset, config: PlanConfig) -> dict:
+    """Padding and batch sizes of the first epoch on one rank with these flags."""
+    rate = dataset.info.frame_rate
+    plan = plan_epoch(
+        dataset.frames, config, rate, 0, 0, 1, describe=lambda row: repr(dataset.id_of(row))
+    )
+    count, longest = plan.shapes()
+    grid = count.astype(np.int64) * longest
+    return {
+        "max_duration": config.max_duration,
+        "batches": plan.num_steps,
+        "padding": plan.padding,
+        "largest_batch_seconds": float(int(grid.max()) / rate),
+        "mean_cuts_per_batch": float(count.mean()),
+    }
+
+
+def describe_split(
+    dataset: TokenDataset,
+    config: PlanConfig,
+    progress: Callable[[Iterable], Iterable] = lambda rows: rows,
+) -> dict:
+    """Statistics of a split, ready for JSON.
+
+    Keys: cuts, frames, hours, duration (seconds at `PERCENTILES`, and the mean), codes_used (K),
+    entropy_bits (K), unigram_bits_per_second (their sum times the frame rate), plan
+    (`plan_statistics`).
+    """
+    rate = float(dataset.info.frame_rate)
+    counts = code_counts(dataset, progress)
+    entropy = unigram_entropy(counts)
+    seconds = np.percentile(dataset.frames, PERCENTILES) / rate
+    return {
+        "cuts": len(dataset),
+        "frames": dataset.num_frames,
+        "hours": dataset.hours,
+        "duration": {
+            **{f"p{p}": float(s) for p, s in zip(PERCENTILES, seconds)},
+            "mean": dataset.num_frames / len(dataset) / rate,
+        },
+        "codes_used": (counts > 0).sum(axis=1).tolist(),
+        "entropy_bits": entropy.tolist(),
+        "unigram_bits_per_second": float(entropy.sum() * rate),
+        "plan": plan_statistics(dataset, config),
+    }
+
+
+def check_tokens(
+    manifest_dir: str | os.PathLike,
+    sidecar: dict,
+    progress: Callable[[Iterable], Iterable] = lambda shards: shards,
+) -> list[str]:
+    """Compare every shard with its entry in the sidecar; one message per problem."""
+    problems = []
+    for entry in progress(sidecar.get("shards", [])):
+        try:
+            check_shard(Path(manifest_dir) / entry["path"], entry["bytes"], entry.get("sha256"))
+        except UserError as e:
+            problems.append(str(e))
+    return problems
