@@ -44,10 +44,12 @@ def generate(
     prompt_lengths: Tensor | None = None,
     *,
     max_frames: int,
-    min_frames: int = 0,
+    min_frames: int | Tensor = 0,
+    limits: Tensor | None = None,
     sampling: SamplingConfig | None = None,
     batch_size: int = 1,
     seed: int = 0,
+    rows: list[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Generation:
     """Continue prompts, or make sequences from nothing.
@@ -55,7 +57,11 @@ def generate(
     :param prompt_codes: (B, P, K) integers; None generates ``batch_size`` items unprompted.
     :param prompt_lengths: (B,) valid frames of the prompts; all P by default.
     :param max_frames: longest sequence, prompt included.
-    :param min_frames: no end before this many frames, prompt included.
+    :param min_frames: no end before this many frames, prompt included; one number or (B,).
+    :param limits: (B,) longest sequence of each item, where it differs from ``max_frames``.
+    :param seed: of the draws.
+    :param rows: number of each item in the random stream, 0 ... B - 1 by default: an item draws
+        the same in any batch that gives it the same number.
     :param progress: called after each step with the number of steps made.
     :raises UserError: a prompt that leaves no room, codes out of range, bad sampling options.
     """
@@ -71,10 +77,11 @@ def generate(
         raise UserError(f"the prompt has {prompt_codes.shape[2]} codebooks, the model {K}")
     if prompt_lengths is None:
         prompt_lengths = torch.full((B,), P)
-    if P and int(prompt_lengths.max()) >= max_frames:
+    if max_frames < 1 or (P and int(prompt_lengths.max()) >= max_frames):
+        longest = int(prompt_lengths.max()) if P else 0
         raise UserError(
-            f"a prompt of {int(prompt_lengths.max())} frames leaves nothing to generate within "
-            f"{max_frames} frames; shorten it or ask for more"
+            f"a prompt of {longest} frames leaves nothing to generate within {max_frames} frames; "
+            "shorten it or ask for more"
         )
     prompt_lengths = prompt_lengths.to(device)
     prompt_codes = prompt_codes.to(device).long()
@@ -97,8 +104,9 @@ def generate(
     counts = torch.arange(max_frames, device=device)
     end_frame[pattern.steps(counts, full[:1])[0, :, 0]] = counts  # frames before that step
 
-    noise = uniforms(seed, B, S, K + 1).to(device)
-    lengths = full.clone()
+    noise = uniforms(seed, range(B) if rows is None else rows, S, K + 1).to(device)
+    lengths = full.clone() if limits is None else limits.to(device).clamp(max=max_frames)
+    min_frames = torch.as_tensor(min_frames, device=device)
     stopped = torch.zeros(B, dtype=torch.bool, device=device)
     cache = model.transformer.make_cache(B, S)
     was_training = model.training
@@ -109,7 +117,7 @@ def generate(
             logits, end_logit = model.step(inputs, cache)
             n = int(end_frame[s])
             if end_logit is not None and n > 0:
-                may = ~stopped & (n >= prompt_lengths) & (n >= min_frames)
+                may = ~stopped & (n >= prompt_lengths) & (n >= min_frames) & (n < lengths)
                 p_end = end_logit.float().sigmoid()
                 draw = noise[:, s, K] if sampling.temperature else 0.5
                 ends = may & (p_end > draw)
@@ -122,7 +130,7 @@ def generate(
             inputs = grid[:, s : s + 1]
             if progress is not None:
                 progress(s + 1 - begin)
-            if bool(stopped.all()) and s + 1 >= pattern.num_steps(int(lengths.max())):
+            if s + 1 >= pattern.num_steps(int(lengths.max())):
                 break
     finally:
         model.train(was_training)

@@ -6,6 +6,7 @@ item before decoding begins: what an item becomes does not depend on the batch a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -78,13 +79,14 @@ def sample(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
     return torch.minimum(drawn, last)
 
 
-def uniforms(seed: int, batch_size: int, num_steps: int, width: int) -> Tensor:
-    """(B, num_steps, width) float32 uniforms, row b from its own generator.
+def uniforms(seed: int, rows: Iterable[int], num_steps: int, width: int) -> Tensor:
+    """(len(rows), num_steps, width) float32 uniforms, each row from its own generator.
 
-    Row b depends on ``seed`` and b alone, and its first steps do not change with ``num_steps``.
+    A row depends on ``seed`` and its number alone, and its first steps do not change with
+    ``num_steps``.
     """
-    rows = []
-    for b in range(batch_size):
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + b) % 2**63)
-        rows.append(torch.rand(num_steps, width, generator=generator))
-    return torch.stack(rows)
+    drawn = []
+    for row in rows:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63)
+        drawn.append(torch.rand(num_steps, width, generator=generator))
+    return torch.stack(drawn)

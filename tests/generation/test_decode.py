@@ -74,3 +74,13 @@ def test_refusals(model):
         model.generate(torch.zeros(1, 2, K + 1), max_frames=5)
     with pytest.raises(UserError, match="must lie in"):
         model.generate(torch.full((1, 2, K), V), max_frames=5)
+
+
+def test_rows_and_limits_per_item(model):
+    model.end_head = None
+    made = model.generate(batch_size=3, max_frames=9, limits=torch.tensor([4, 9, 6]), seed=2)
+    assert made.lengths.tolist() == [4, 9, 6]
+    third = model.generate(batch_size=1, max_frames=6, rows=[2], seed=2)
+    assert torch.equal(third.items()[0], made.items()[2])
+    first = model.generate(batch_size=1, max_frames=4, rows=[0], seed=2)
+    assert torch.equal(first.items()[0], made.items()[0])

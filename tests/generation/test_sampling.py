@@ -39,10 +39,10 @@ def test_extremes():
 
 
 def test_uniforms_depend_on_seed_and_row_alone():
-    a, b = uniforms(3, 2, 5, 4), uniforms(3, 4, 9, 4)
-    assert torch.equal(a, b[:2, :5])
+    a, b = uniforms(3, [0, 1], 5, 4), uniforms(3, [7, 0, 1], 9, 4)
+    assert torch.equal(a, b[1:, :5])
     assert not torch.equal(a[0], a[1])
-    assert not torch.equal(a, uniforms(4, 2, 5, 4))
+    assert not torch.equal(a, uniforms(4, [0, 1], 5, 4))
 
 
 def test_bad_options_all_named():

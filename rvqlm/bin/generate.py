@@ -1,0 +1,234 @@
+"""`rvqlm generate`: new audio from a trained model.
+
+Continues audio files (``--prompt a.wav b.wav``) or held-out cuts (``--manifest-dir DIR
+--num-prompts 4``), or makes audio from nothing. Each sample is a wav and a JSON of the same name
+that says how it was made and what it measures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rvqlm.errors import UserError
+from rvqlm.generation.sampling import SamplingConfig
+
+
+@dataclass
+class ModelArgs:
+    """Model"""
+
+    exp_dir: str
+    """Directory of a training, or a checkpoint file."""
+    checkpoint: str = "best"
+    """best, latest, or the path of a checkpoint file."""
+    ema: bool = True
+    """Use the averaged weights where the training kept them."""
+    codec: str = ""
+    """Codec for prompts and for the audio, by name or directory; empty: the one named in the
+    checkpoint. Must be the same codec, wherever it lies."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    num_threads: int = 0
+    """CPU threads; 0: as many as cores."""
+
+
+@dataclass
+class PromptArgs:
+    """Prompts (none of these: unprompted)"""
+
+    prompt: tuple[str, ...] = ()
+    """Audio files to continue."""
+    manifest_dir: str = ""
+    """Token directory to take prompts from."""
+    split: str = "test"
+    """Split of the token directory."""
+    num_prompts: int = 4
+    """How many cuts of the split to continue; drawn by --seed."""
+    prompt_seconds: float = 3.0
+    """How much of each prompt the model hears."""
+
+
+@dataclass
+class OutputArgs:
+    """Output"""
+
+    seconds: float = 5.0
+    """Longest new audio per sample, after the prompt; the model may end sooner."""
+    min_seconds: float = 0.5
+    """The model may not end before this much new audio."""
+    num_samples: int = 1
+    """Samples per prompt, or in all when unprompted."""
+    out_dir: str = ""
+    """Where to write; empty: EXP/samples (beside a checkpoint file: its directory's samples)."""
+    batch_size: int = 8
+    """Samples decoded together."""
+    seed: int = 0
+    """Of the draws; sample i of a call depends on this and i alone."""
+
+
+@dataclass
+class GenerateArgs:
+    model: ModelArgs
+    prompts: PromptArgs = field(default_factory=PromptArgs)
+    output: OutputArgs = field(default_factory=OutputArgs)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+def check(args: GenerateArgs) -> None:
+    problems = args.sampling.problems()
+    if args.prompts.prompt and args.prompts.manifest_dir:
+        problems.append("--prompt and --manifest-dir exclude each other")
+    for flag, value in [
+        ("--seconds", args.output.seconds),
+        ("--num-samples", args.output.num_samples),
+        ("--batch-size", args.output.batch_size),
+        ("--num-prompts", args.prompts.num_prompts),
+        ("--prompt-seconds", args.prompts.prompt_seconds),
+    ]:
+        if value <= 0:
+            problems.append(f"{flag} {value} must be positive")
+    if not 0 <= args.output.min_seconds <= args.output.seconds:
+        problems.append("--min-seconds must lie between 0 and --seconds")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def main(argv: list[str] | None = None) -> int:
+    from rvqlm.cli import parse
+
+    description = "Make new audio from a trained model."
+    args = parse(GenerateArgs, "rvqlm generate", description, argv)
+    check(args)
+    command = "rvqlm generate " + shlex.join(sys.argv[1:] if argv is None else argv)
+
+    from rvqlm.runtime import pick_device, tune_malloc
+
+    tune_malloc()
+    import torch
+
+    from rvqlm.codecs.registry import load_codec_like
+    from rvqlm.generation import prompts as prompts_module
+    from rvqlm.training.checkpoint import load_model
+
+    if args.model.num_threads:
+        torch.set_num_threads(args.model.num_threads)
+    device = pick_device(args.model.device)
+    exp = Path(args.model.exp_dir)
+    model, info, checkpoint = load_model(exp, args.model.checkpoint, device, args.model.ema)
+    codec = load_codec_like(info, args.model.codec or None, device)
+    rate = float(info.frame_rate)
+    prompt_frames = max(1, round(args.prompts.prompt_seconds * rate))
+    p = args.prompts
+    if p.prompt:
+        starts = prompts_module.from_audio(list(p.prompt), codec, prompt_frames)
+    elif p.manifest_dir:
+        starts = prompts_module.from_tokens(
+            p.manifest_dir, p.split, p.num_prompts, prompt_frames, info, args.output.seed
+        )
+    else:
+        starts = prompts_module.unprompted(1, info)
+    many = args.output.num_samples
+    if starts[0].source is None:
+        jobs = [(i, s, s.name) for i, s in enumerate(prompts_module.unprompted(many, info))]
+    else:
+        named = [
+            (s, s.name if many == 1 else f"{s.name}-{j:02d}") for s in starts for j in range(many)
+        ]
+        jobs = [(i, s, name) for i, (s, name) in enumerate(named)]
+    out_dir = Path(args.output.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
+    out_dir.mkdir(parents=True, exist_ok=True)
+    about = {
+        "model": model.name,
+        "checkpoint": args.model.checkpoint if exp.is_dir() else str(exp),
+        "step": int(checkpoint["step"]),
+        "codec": info.to_dict(),
+        "settings": vars(args.sampling),
+        "seed": args.output.seed,
+        "command": command,
+    }
+    for start in range(0, len(jobs), args.output.batch_size):
+        batch = jobs[start : start + args.output.batch_size]
+        for path, row in _make(model, codec, batch, args, about, out_dir):
+            print(
+                f"{path}  {row['seconds']:.2f} s, stopped by {row['stop']}, silence "
+                f"{row['silence_ratio']:.2f}, repetition {row['repetition_ratio']:.2f}, "
+                f"{row['real_time_factor']:.2f}x real time"
+            )
+    return 0
+
+
+def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
+    """Generate, decode and write one batch; yields (path, JSON row)."""
+    import torch
+    from tqdm import tqdm
+
+    from rvqlm.codecs.chunking import decode_long
+    from rvqlm.evaluation.audio_metrics import repetition_ratio, silence_ratio
+
+    info, rate = model.info, float(model.info.frame_rate)
+    new = max(1, round(args.output.seconds * rate))
+    least = round(args.output.min_seconds * rate)
+    lengths = torch.tensor([len(p.codes) for _, p, _ in batch])
+    codes = torch.nn.utils.rnn.pad_sequence([p.codes for _, p, _ in batch], batch_first=True)
+    longest = int(lengths.max())
+    began = time.perf_counter()
+    with tqdm(unit="step", desc=f"generate x{len(batch)}", leave=False) as bar:
+        made = model.generate(
+            codes,
+            lengths,
+            max_frames=longest + new,
+            min_frames=lengths + least,
+            limits=lengths + new,
+            sampling=args.sampling,
+            seed=args.output.seed,
+            rows=[i for i, _, _ in batch],
+            progress=lambda _: bar.update(),
+        )
+    elapsed = time.perf_counter() - began
+    fresh = int((made.lengths - made.prompt_lengths).sum()) / rate
+    for (_, prompt, name), item, stop in zip(batch, made.items(), made.stop):
+        audio = decode_long(codec, item.to(codec.device)).cpu()  # (C, S)
+        heard = len(prompt.codes)
+        row = {
+            "kind": "continuation" if prompt.source else "unprompted",
+            **about,
+            "prompt": prompt.source,
+            "prompt_seconds": heard / rate,
+            "seconds": len(item) / rate,
+            "stop": stop,
+            # of what the model made, not of what it heard
+            "silence_ratio": silence_ratio(audio[:, heard * info.hop :], info.sampling_rate),
+            "repetition_ratio": repetition_ratio(item[heard:]),
+            "real_time_factor": fresh / elapsed,
+        }
+        yield _write(out_dir / f"{name}.wav", audio, info.sampling_rate, row), row
+
+
+def _write(path: Path, audio, sampling_rate: int, row: dict) -> Path:
+    """Wav first, JSON last, each complete or absent."""
+    import soundfile
+
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        soundfile.write(
+            temporary, audio.clamp(-1, 1).T.numpy(), sampling_rate, "PCM_16", format="WAV"
+        )
+        path.with_suffix(".json").unlink(missing_ok=True)  # of an older wav
+        os.replace(temporary, path)
+        temporary.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path.with_suffix(".json"))
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+if __name__ == "__main__":
+    from rvqlm.cli import run_main
+
+    raise SystemExit(run_main(main))

@@ -1,0 +1,79 @@
+"""Where generation starts from: audio files, cuts of a token directory, or nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.errors import UserError
+
+
+@dataclass
+class Prompt:
+    """One start of a continuation."""
+
+    codes: Tensor
+    """(P, K) int64; P = 0 for none."""
+    name: str
+    """Stem of the sample's file name."""
+    source: str | None = None
+    """Path of the audio file or id of the cut; None when unprompted."""
+
+
+def unprompted(number: int, info: CodecInfo) -> list[Prompt]:
+    empty = torch.empty(0, info.num_codebooks, dtype=torch.int64)
+    return [Prompt(empty, f"unprompted-{i:02d}") for i in range(number)]
+
+
+def from_audio(paths: list[str], codec, num_frames: int) -> list[Prompt]:
+    """Encode the first ``num_frames`` frames of each file.
+
+    :raises UserError: a file that is missing, unreadable, empty or not finite.
+    """
+    from rvqlm.codecs.chunking import encode_long
+    from rvqlm.data.audio import load_file
+
+    prompts = []
+    for path in paths:
+        audio = load_file(path, codec.info.sampling_rate, codec.info.channels)
+        audio = audio[:, : num_frames * codec.info.hop]
+        codes = encode_long(codec, torch.from_numpy(np.ascontiguousarray(audio)))
+        prompts.append(Prompt(codes.long().cpu(), f"continuation-{Path(path).stem}", path))
+    names = [p.name for p in prompts]
+    for i, prompt in enumerate(prompts):  # files of the same stem in different folders
+        if names.count(prompt.name) > 1:
+            prompt.name = f"{prompt.name}-{i:02d}"
+    return prompts
+
+
+def from_tokens(
+    manifest_dir: str, split: str, number: int, num_frames: int, info: CodecInfo, seed: int
+) -> list[Prompt]:
+    """The first ``num_frames`` frames of ``number`` cuts of a split, drawn by ``seed`` from those
+    that go on for at least half as long again.
+
+    :raises UserError: no such split, tokens of another codec, too few cuts of that length.
+    """
+    from rvqlm.data.index import TokenDataset
+
+    dataset = TokenDataset.open(manifest_dir, split)
+    dataset.info.require_same(info, f"{manifest_dir} ({split})", "the checkpoint")
+    rows = np.flatnonzero(np.asarray(dataset.frames) * 2 >= 3 * num_frames)
+    if len(rows) < number:
+        raise UserError(
+            f"{manifest_dir}: only {len(rows)} cuts of split {split!r} are longer than 1.5 times "
+            f"the prompt of {num_frames} frames, {number} asked for; lower --num-prompts or "
+            "--prompt-seconds"
+        )
+    rows = np.random.default_rng(seed).permutation(rows)[:number]
+    prompts = []
+    for row in rows.tolist():
+        codes = torch.from_numpy(dataset.read(row, 0, num_frames).astype(np.int64))
+        name = dataset.id_of(row)
+        prompts.append(Prompt(codes, f"continuation-{name.replace('/', '_')}", name))
+    return prompts
