@@ -169,6 +169,28 @@ def _split_config(argv: list[str]) -> tuple[str | None, list[str]]:
     return path, rest
 
 
+def peek(argv: Sequence[str] | None, flag: str, default: str) -> str:
+    """Value that a flag will have, before the class that knows all the flags is chosen.
+
+    Reads the command line, then its ``--config`` file, leniently: `parse` reports the mistakes.
+    """
+    path, rest = _split_config(list(sys.argv[1:] if argv is None else argv))
+    for word, following in zip(reversed(rest), reversed([*rest[1:], None])):
+        name, equals, value = word.partition("=")
+        if kebab(name) == f"--{flag}":
+            return value if equals else (following or default)
+    if path is not None:
+        import yaml
+
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return default
+        if isinstance(values, dict):
+            return str(next((v for k, v in values.items() if kebab(str(k)) == flag), default))
+    return default
+
+
 def _under(values: dict[str, Any], leaves: dict[str, Any], argv: list[str]) -> list[str]:
     """Words for the YAML values whose flag isn't on the command line."""
     given = {kebab(w.split("=", 1)[0][2:]) for w in argv if w.startswith("--")}

@@ -1,0 +1,66 @@
+"""The files of an experiment beside its checkpoints: flags, record of the runs, earlier runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from rvqlm.cli import flatten
+from rvqlm.training.checkpoint import atomic_write
+from rvqlm.training.config import TrainerConfig
+
+_OF_A_RUN = (
+    *("latest.pt", "best.pt", "metrics.jsonl", "tensorboard", "run.json", "config.yaml"),
+    *("samples", "eval_*.json"),
+)
+
+
+def command_line(name: str, argv: Sequence[str] | None) -> str:
+    """The command that was given, to be pasted into a shell; `argv` None: the process's own."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    return shlex.join(
+        ["rvqlm", name, *(given[1:] if argv is None and given[:1] == [name] else given)]
+    )
+
+
+def write_config(config: TrainerConfig) -> None:
+    """EXP/config.yaml: every flag, to be used as ``--config``. What is asked of one start only
+    (--resume, --dry-run) is left out."""
+    import yaml
+
+    flags = {k: v for k, v in flatten(config).items() if k not in ("resume", "dry-run")}
+    text = yaml.safe_dump(flags, sort_keys=False)
+    atomic_write(Path(config.exp_dir) / "config.yaml", lambda p: p.write_text(text))
+
+
+def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
+    """EXP/run.json: `record` of this start, and the commands and times of all starts so far."""
+    path = Path(exp_dir) / "run.json"
+    try:
+        earlier = json.loads(path.read_text())
+        commands, started = list(earlier["commands"]), list(earlier["started"])
+    except (OSError, ValueError, KeyError, TypeError):
+        commands, started = [], []
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record = {"commands": [*commands, command], "started": [*started, now], **record}
+    atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+def move_aside(exp_dir: str | Path) -> Path | None:
+    """Move the files of an earlier run to EXP/previous-N; None where there are none."""
+    exp_dir = Path(exp_dir)
+    found = [p for pattern in _OF_A_RUN for p in sorted(exp_dir.glob(pattern))]
+    if not found:
+        return None
+    number = 1
+    while (exp_dir / f"previous-{number}").exists():
+        number += 1
+    target = exp_dir / f"previous-{number}"
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
+    return target

@@ -1,0 +1,131 @@
+"""Where the figures of a run go: metrics.jsonl, TensorBoard, the progress bar.
+
+A resumed run first takes back the lines after its checkpoint, so that the log of a run that was
+killed any number of times is, apart from timings, that of a run that never was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+TIMINGS = ("elapsed", "seconds", "frames_per_second", "memory_mb")
+"""Entries of a log line that differ between two runs of the same command."""
+
+
+class MetricsLog:
+    """``metrics.jsonl`` and ``tensorboard/`` of an experiment; writes nothing if not `enabled`.
+
+    :param step: the run continues after this step; later lines are dropped.
+    """
+
+    def __init__(self, exp_dir: str | Path, step: int = 0, enabled: bool = True):
+        self.enabled = enabled
+        self.path = Path(exp_dir) / "metrics.jsonl"
+        if not enabled:
+            return
+        _truncate(self.path, step)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.board = SummaryWriter(str(Path(exp_dir) / "tensorboard"), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, epoch: int, values: dict) -> None:
+        """Append one line; numbers and per-level lists become TensorBoard scalars as well."""
+        if not self.enabled:
+            return
+        line = json.dumps({"kind": kind, "step": step, "epoch": epoch, **values})
+        with open(self.path, "a", encoding="utf-8") as file:  # a log moved away is begun anew
+            file.write(line + "\n")
+        for name, value in values.items():
+            if isinstance(value, list):
+                for level, v in enumerate(value):
+                    self.board.add_scalar(f"{kind}_{name}/level_{level}", v, step)
+            elif isinstance(value, (int, float)):
+                self.board.add_scalar(f"{kind}/{name}", value, step)
+
+    def sync(self) -> None:
+        """Put everything written on the disk, before a checkpoint that counts on it."""
+        if self.enabled and self.path.exists():
+            with open(self.path, "a", encoding="utf-8") as file:
+                os.fsync(file.fileno())
+
+    def close(self) -> None:
+        if self.enabled:
+            self.board.close()
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Drop the lines after `step`, and a last line torn by a crash."""
+    if not path.exists():
+        return
+    kept, lines = [], path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    if step == 0:
+        kept = []
+    if kept != lines:
+        temporary = path.with_suffix(".jsonl.tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+class Progress:
+    """A bar on a terminal; in a file or pipe, a line every half minute."""
+
+    def __init__(self, share: float, enabled: bool = True, every: float = 30.0):
+        self.enabled, self.every = enabled, every
+        self.started, self.first = time.monotonic(), share
+        self.printed = self.started
+        self.bar = None
+        if enabled and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=100.0,
+                initial=100 * share,
+                bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
+                dynamic_ncols=True,
+            )
+
+    def update(self, share: float, step: int, loss: float, frames_per_second: float) -> None:
+        """Show where training is: `share` of the budget, loss in nats per code."""
+        if not self.enabled:
+            return
+        text = f"step {step} loss {loss:.4f} {frames_per_second:,.0f} frames/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(100 * share - self.bar.n)
+            return
+        now = time.monotonic()
+        if now - self.printed >= self.every:
+            self.printed = now
+            left = (now - self.started) * (1 - share) / max(share - self.first, 1e-9)
+            print(f"{100 * share:3.0f}% {text} ETA {clock(left)}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.enabled:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``.
+
+    >>> clock(3723), clock(123)
+    ('1:02:03', '2:03')
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -1,0 +1,134 @@
+"""Optimizers: AdamW, and Muon for hidden matrices with AdamW for the rest.
+
+Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by
+its nearest orthogonal matrix, found with a few Newton-Schulz iterations. torch.optim.Muon always
+iterates in bf16, which a CPU without bf16 units emulates hundreds of times slower; here the
+precision follows the hardware and matrices of one shape are iterated together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rvqlm.errors import UserError
+from rvqlm.runtime import has_fast_bf16
+from rvqlm.training.config import OptimConfig
+
+_NS = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at zero that stays bounded
+_NS_STEPS = 5
+
+
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bring all singular values near 1 (0.7 to 1.2): (..., M, N) -> (..., M, N), same dtype."""
+    x = matrices.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    a, b, c = _NS
+    flat = x.flatten(0, -3) if x.ndim > 3 else x.reshape(-1, *x.shape[-2:])
+    for _ in range(_NS_STEPS):
+        gram = flat @ flat.mT
+        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        flat = torch.baddbmm(flat, poly, flat, beta=a)
+    x = flat.reshape(x.shape)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised; updates scaled to the root mean square of AdamW's
+    (0.2 sqrt(max(M, N)), Liu et al., 2025, arXiv:2502.16982) so that learning rate and weight
+    decay carry over."""
+
+    def __init__(self, params: Iterable, lr: float, momentum: float, weight_decay: float):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        assert closure is None, "this optimizer takes no closure"
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes.setdefault(p.shape, []).append(p)
+            for shape, params in shapes.items():
+                self._update(shape, params, **{k: v for k, v in group.items() if k != "params"})
+
+    def _update(self, shape, params, lr, momentum, weight_decay, **_) -> None:
+        grads = [p.grad for p in params]
+        buffers = []
+        for p in params:
+            state = self.state[p]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+            buffers.append(state["momentum_buffer"])
+        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        ahead = torch._foreach_lerp(grads, buffers, momentum)
+        dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
+        updates = orthogonalize(torch.stack(ahead), dtype).unbind(0)
+        torch._foreach_mul_(params, 1 - lr * weight_decay)
+        torch._foreach_add_(params, updates, alpha=-lr * 0.2 * max(shape) ** 0.5)
+
+
+class Optimizers:
+    """One or more optimizers that step together."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]):
+        self.parts = parts
+        self.params = [p for o in parts for g in o.param_groups for p in g["params"]]
+
+    def set_lr(self, lr: float) -> None:
+        for optimizer in self.parts:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+    def step(self) -> None:
+        for optimizer in self.parts:
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        # None instead of zeros: the first backward then writes gradients instead of adding to them
+        for p in self.params:
+            p.grad = None
+
+    def state_dict(self) -> list[dict]:
+        return [o.state_dict() for o in self.parts]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        if len(states) != len(self.parts):
+            raise UserError("the checkpoint was made with another --optimizer")
+        for optimizer, state in zip(self.parts, states):
+            optimizer.load_state_dict(state)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
+    """Optimizers over all trainable parameters of `model`.
+
+    Vectors and scalars get no weight decay. For muon, the model says which matrices are its hidden
+    ones through ``muon_parameters()``.
+    """
+    hidden: list[nn.Parameter] = []
+    if config.optimizer == "muon":
+        hidden = [p for p in model.muon_parameters() if p.requires_grad]
+        if not hidden:
+            raise UserError(
+                f"--optimizer muon: model {model.name} names no hidden matrices; use adamw"
+            )
+    taken = {id(p) for p in hidden}
+    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    parts: list[torch.optim.Optimizer] = []
+    if hidden:
+        parts.append(Muon(hidden, config.base_lr, config.momentum, config.weight_decay))
+    groups = [g for g in groups if g["params"]]
+    if groups:
+        parts.append(
+            torch.optim.AdamW(groups, lr=config.base_lr, betas=tuple(config.betas), fused=True)
+        )
+    return Optimizers(parts)
