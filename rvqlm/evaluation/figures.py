@@ -41,7 +41,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers (1, 2 or 5 times a power of ten) within [low, high].
 
     >>> nice_ticks(0, 7.3)
-    [0.0, 2.0, 4.0, 6.0]
+    [0, 2, 4, 6]
     """
     span = high - low
     if not span > 0:
