@@ -63,7 +63,7 @@ class Config:
     """Peak learning rate of Muon; AdamW for vectors and convolutions takes a tenth."""
     bark_weight: float = 1.0
     """Weight of the loudness error in Bark bands (what PESQ hears) against that of the bins."""
-    smooth_weight: float = 0.02
+    smooth_weight: float = 0.05
     """Penalty on the change of latents between frames: smoother codes are easier to predict."""
     seed: int = 0
     """Of the network, the music and the order of the material."""
@@ -167,7 +167,11 @@ def make_music(minutes: float, seed: int) -> list[np.ndarray]:
 
 
 def batches(
-    speech: list[np.ndarray], music: list[np.ndarray], config: Config, hop: int, rng: np.random.Generator
+    speech: list[np.ndarray],
+    music: list[np.ndarray],
+    config: Config,
+    hop: int,
+    rng: np.random.Generator,
 ) -> Iterator[Tensor]:
     """Endless (batch, frames * hop) float32: crops at random places with random gain."""
     size = config.frames * hop
@@ -300,7 +304,7 @@ def train(config: Config) -> None:
     music = make_music(config.music_minutes, config.seed)
     hours = sum(map(len, speech)) / RATE / 3600
     print(
-        f"{len(speech)} recordings, {hours:.2f} h of speech, {len(music) * 8 / 60:.0f} min of music; "
+        f"{len(speech)} recordings, {hours:.2f} h; {len(music) * 8 / 60:.0f} min of music; "
         f"{sum(p.numel() for p in net.parameters()) / 1e6:.2f} M parameters and "
         f"{net.quantizer.codebooks.numel() / 1e6:.2f} M in codebooks"
     )
@@ -350,7 +354,7 @@ def train(config: Config) -> None:
             chosen, codes, commitment = learner(latents, levels)
         else:
             chosen, codes, commitment = latents, None, 1e-3 * latents.square().mean()
-            recent = [*recent[-24:], latents.detach().reshape(-1, shape.latent_dim)]
+            recent = [*recent[-11:], latents.detach().reshape(-1, shape.latent_dim)]
         loss, parts = loss_of(net.to_logs(net.decode(chosen)), truth)
         power = latents.detach().square().mean() + 1e-6
         change = (latents[:, 1:] - latents[:, :-1]).square().mean() / power

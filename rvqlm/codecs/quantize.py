@@ -92,7 +92,7 @@ class QuantizerTrainer:
         self.generator.set_state(state["generator"])
 
     @torch.no_grad()
-    def start(self, latents: Tensor, iterations: int = 15) -> None:
+    def start(self, latents: Tensor, iterations: int = 8) -> None:
         """k-means of every level on `latents` (N, D), N well above the codebook size."""
         residual = latents
         for k, book in enumerate(self.quantizer.codebooks):
