@@ -38,6 +38,7 @@ from rvqlm.errors import UserError
 MAGIC = b"RVQIDX01"
 OFFSET_BITS, SHARD_BITS = 48, 15
 ENDS = 1 << (OFFSET_BITS + SHARD_BITS)
+_SPOOL = 65536  # cuts held in memory while building
 
 
 def manifest_path(manifest_dir: str | os.PathLike, split: str) -> Path:
@@ -181,7 +182,7 @@ def build_index(manifest_dir: str | os.PathLike, split: str, progress=None) -> P
             places.append(bool(ends) * ENDS | shard << OFFSET_BITS | key.offset)
             digest.update(cut["id"].encode() + b"\n")
             count, total = count + 1, total + key.frames
-            if len(frames) == 65536:
+            if len(frames) >= _SPOOL:
                 flush()
         flush()
         if count == 0:

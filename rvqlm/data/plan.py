@@ -184,7 +184,8 @@ def plan_epoch(
     """Plan an epoch over cuts of `frames` (N,) frames.
 
     Without `shuffle` (validation) items are sorted by length all together and steps keep that
-    order, but for batches that are not full, which come last. `describe` names the cut of a row for messages.
+    order, but for batches that are not full, which come last. `describe`
+    names the cut of a row for messages.
 
     Raises `UserError` when no cut is left, when an item alone exceeds the budget, or when there
     are fewer frames than ranks.

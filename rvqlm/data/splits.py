@@ -116,8 +116,8 @@ def split_by_group(
     else:
         other = "; try --by recording" if key == "speaker" else ""
         raise UserError(
-            f"{_count(group)} groups of cuts by {by} where {needed} are needed, or too unequal: give "
-            f"more audio, or smaller --valid and --test (0 leaves a split out){other}"
+            f"{_count(group)} groups of cuts by {by} where {needed} are needed, or too unequal: "
+            f"give more audio, or smaller --valid and --test (0 leaves a split out){other}"
         )
     return SplitResult(
         split,
