@@ -116,17 +116,6 @@ def read_samples(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
             audio, rate = soundfile.read(wav, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as e:
             raise UserError(f"{wav}: {e}; delete it and generate again") from None
-        details = {
-            "file": wav.name,
-            "stopped by": {"eos": "its own end of sequence", "length": "the length asked for"}.get(
-                about.get("stop"), about.get("stop")
-            ),
-            "seed": about.get("seed"),
-            **(about.get("settings") or {}),
-        }
-        factor = about.get("real_time_factor")
-        if factor:
-            details["real-time factor"] = f"{factor:.2f}"
         of_kind.append(
             Clip(
                 kind=kind,
@@ -136,12 +125,27 @@ def read_samples(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
                 prompt_seconds=float(about.get("prompt_seconds") or 0),
                 silence=about.get("silence_ratio"),
                 repetition=about.get("repetition_ratio"),
-                details={k: v for k, v in details.items() if v is not None},
+                details=_details(about),
                 prompt=about.get("prompt_id") or about.get("prompt"),
                 command=about.get("command"),
             )
         )
     return clips
+
+
+def _details(about: dict) -> dict[str, str]:
+    """What the card of a sample says of how it was made; settings that do nothing are left out."""
+    settings = about.get("settings") or {}
+    stop, factor = about.get("stop"), about.get("real_time_factor")
+    details = {
+        "ended": {"eos": "by itself", "length": "at the length asked for"}.get(stop, stop),
+        "temperature": settings.get("temperature"),
+        "top-k": settings.get("top_k") or None,
+        "top-p": settings.get("top_p") if settings.get("top_p", 1) < 1 else None,
+        "seed": about.get("seed"),
+        "made at": f"{factor:.1f} × real time" if factor else None,
+    }
+    return {name: str(value) for name, value in details.items() if value is not None}
 
 
 @dataclass
@@ -236,12 +240,10 @@ def held_out(
 
     codec = None
     try:
-        from rvqlm.codecs.registry import load_codec
+        from rvqlm.codecs.registry import load_codec_like
 
-        codec = load_codec(info.name, num_codebooks=info.num_codebooks)
-        info.require_same(codec.info, str(manifest_dir / "tokens.json"), "the codec loaded")
+        codec = load_codec_like(info)
     except UserError as e:
-        codec = None
         remarks.append(f"No codec reconstructions: {e}.")
 
     frames = round(max_seconds * float(info.frame_rate))
@@ -256,10 +258,11 @@ def held_out(
             original = None
             remarks.append(f"No original of {name}: {_source(cut)}: {type(e).__name__}.")
         else:
-            row.clips.append(_measured("original", original, codes, info))
+            row.clips.append(_measured("original", original, info))
         if codec is not None:
             samples = len(codes) * info.hop if original is None else original.shape[1]
-            row.clips.append(_measured("codec", _decode(codec, codes)[:, :samples], codes, info))
+            row.clips.append(_measured("codec", _decode(codec, codes)[:, :samples], info))
+            row.clips[-1].repetition = repetition_ratio(codes)
             if original is not None:
                 row.clips[-1].distance = log_spectral_distance(
                     original, row.clips[-1].audio, info.sampling_rate
@@ -283,15 +286,9 @@ def _load_original(cut, info: CodecInfo) -> np.ndarray:
     return np.asarray(cut.load_audio(), dtype=np.float32)
 
 
-def _measured(kind: str, audio: np.ndarray, codes: np.ndarray, info: CodecInfo) -> Clip:
-    return Clip(
-        kind=kind,
-        title=kind,
-        audio=audio,
-        sampling_rate=info.sampling_rate,
-        silence=silence_ratio(audio, info.sampling_rate),
-        repetition=repetition_ratio(codes),
-    )
+def _measured(kind: str, audio: np.ndarray, info: CodecInfo) -> Clip:
+    silence = silence_ratio(audio, info.sampling_rate)
+    return Clip(kind, kind, audio, info.sampling_rate, silence=silence)
 
 
 def _decode(codec, codes: np.ndarray) -> np.ndarray:

@@ -7,10 +7,9 @@ together with the command that makes it; only a directory without any training i
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from rvqlm import __version__
@@ -18,91 +17,8 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.evaluation import clips
 from rvqlm.evaluation.figures import Reference, Series, chart, number
-
-LN2 = math.log(2)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON ({e}); run the command that writes it again") from None
-
-
-@dataclass
-class Run:
-    """What an experiment directory holds, read once."""
-
-    exp_dir: Path
-    about: dict
-    """run.json"""
-    config: str
-    train: list[dict]
-    valid: list[dict]
-    evaluations: dict[str, dict]
-    """by split"""
-    stages: list[tuple[str, float]] = field(default_factory=list)
-    """(title, seconds) of a recipe's stages"""
-
-    @classmethod
-    def read(cls, exp_dir: Path) -> Run:
-        metrics = exp_dir / "metrics.jsonl"
-        if not metrics.exists():
-            raise UserError(
-                f"{exp_dir} holds no training (no metrics.jsonl); "
-                f"train first: rvqlm trainer --exp-dir {exp_dir}"
-            )
-        records = read_metrics(metrics)
-        run_json, config = exp_dir / "run.json", exp_dir / "config.yaml"
-        evaluations = {}
-        for path in sorted(exp_dir.glob("eval_*.json")):
-            evaluations[path.stem.removeprefix("eval_")] = _read_json(path)
-        return cls(
-            exp_dir=exp_dir,
-            about=_read_json(run_json) if run_json.exists() else {},
-            config=config.read_text(encoding="utf-8") if config.exists() else "",
-            train=records.get("train", []),
-            valid=records.get("valid", []),
-            evaluations=evaluations,
-            stages=read_stages(exp_dir / "stages.tsv"),
-        )
-
-
-def read_metrics(path: Path) -> dict[str, list[dict]]:
-    """Records of metrics.jsonl by kind, ordered by step.
-
-    A run that was killed and resumed repeats the steps since its checkpoint: the later record of a
-    step replaces the earlier. A last line torn by a kill is ignored, a broken one elsewhere is not.
-    """
-    by_kind: dict[str, dict[int, dict]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for i, line in enumerate(lines):
-        try:
-            record = json.loads(line)
-            by_kind.setdefault(record["kind"], {})[int(record.get("step", i))] = record
-        except (ValueError, KeyError, TypeError):
-            if i + 1 < len(lines):
-                raise UserError(
-                    f"{path}: line {i + 1} is not a record of the trainer; delete that line"
-                ) from None
-    return {kind: [found[s] for s in sorted(found)] for kind, found in by_kind.items()}
-
-
-def read_stages(path: Path) -> list[tuple[str, float]]:
-    """(title, seconds) per stage of a recipe's stages.tsv, the last run of each."""
-    if not path.exists():
-        return []
-    latest = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        stage, seconds, title = line.split("\t", 2)
-        latest[int(stage)] = (title, float(seconds))
-    return [latest[stage] for stage in sorted(latest)]
-
-
-def bits_per_second(nats: list[float], info: CodecInfo) -> float:
-    """Mean nats per level -> bits per second of audio."""
-    return sum(nats) / LN2 * float(info.frame_rate)
-
+from rvqlm.evaluation.losses import bits_per_second
+from rvqlm.evaluation.run import Run, read_json
 
 # ---------------------------------------------------------------- figures
 
@@ -120,12 +36,17 @@ def total_chart(run: Run, info: CodecInfo, unigram: list[float] | None) -> dict:
     """Bits per second of audio over the minutes of training."""
 
     def bits(records: list[dict]) -> list[float]:
-        return [bits_per_second(r["nats"], info) if r.get("nats") else math.nan for r in records]
+        return [
+            bits_per_second(r["nats"], info.frame_rate) if r.get("nats") else math.nan
+            for r in records
+        ]
 
     references = [Reference("stored plainly", "plain", info.bitrate)]
     if unigram:
         references.append(
-            Reference("unigram: frequencies only", "unigram", bits_per_second(unigram, info))
+            Reference(
+                "unigram: frequencies only", "unigram", bits_per_second(unigram, info.frame_rate)
+            )
         )
     return chart(
         [
@@ -196,6 +117,45 @@ def clock(seconds: float | None) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def extent(hours: float | None) -> tuple[str, str]:
+    """Length of a corpus as number and unit.
+
+    >>> extent(0.299), extent(6.04), extent(None)
+    (('18', 'minutes'), ('6', 'hours'), ('–', 'hours'))
+    """
+    if hours is None or hours >= 1:
+        return number(hours, 2), "hours"
+    return number(60 * hours, 2), "minutes"
+
+
+def date(started: str | None) -> str | None:
+    """ISO time -> day and time for people; left as it is when it is none."""
+    try:
+        return datetime.fromisoformat(started).strftime("%-d %B %Y, %H:%M %Z")
+    except (TypeError, ValueError):
+        return started
+
+
+def clip_table(kinds: dict[str, list[clips.Clip]]) -> list[dict]:
+    """Number of clips, mean silence and mean repetition per kind."""
+
+    def mean(values: list[float | None]) -> float | None:
+        values = [v for v in values if v is not None]
+        return sum(values) / len(values) if values else None
+
+    return [
+        {
+            "kind": kind,
+            "clips": len(of_kind),
+            "seconds": sum(c.seconds - c.prompt_seconds for c in of_kind),
+            "silence": mean([c.silence for c in of_kind]),
+            "repetition": mean([c.repetition for c in of_kind]),
+        }
+        for kind, of_kind in kinds.items()
+        if of_kind
+    ]
+
+
 def headline(run: Run, info: CodecInfo, tokens: dict, split: str) -> dict:
     """The numbers at the top of the page."""
     evaluation = run.evaluations.get(split)
@@ -228,7 +188,7 @@ def headline(run: Run, info: CodecInfo, tokens: dict, split: str) -> dict:
             for label, kind, value in bars
             if value
         ],
-        "hours": tokens.get("hours"),
+        "extent": extent(tokens.get("hours")),
         "parameters": run.about.get("parameters"),
         "elapsed": last.get("elapsed"),
         "step": last.get("step"),
@@ -264,22 +224,14 @@ def level_table(evaluation: dict, info: CodecInfo) -> list[dict]:
     return rows
 
 
-def flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
-    """A nested dict as (name, value) rows; lists of numbers on one line."""
+def flat(values: dict) -> list[tuple[str, str]]:
+    """A dict as (name, value) rows of text; what is empty is left out."""
     rows = []
     for key, value in values.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, dict):
-            rows += flat(value, f"{name} ")
-        elif isinstance(value, list):
-            words = [number(v) if isinstance(v, (int, float)) else str(v) for v in value]
-            rows.append((name, ", ".join(words) or "–"))
-        elif isinstance(value, float):
-            rows.append((name, number(value)))
-        elif isinstance(value, int) and not isinstance(value, bool):
-            rows.append((name, f"{value:,}"))
-        else:
-            rows.append((name, "–" if value is None else str(value)))
+        if isinstance(value, list):
+            value = ", ".join(map(str, value))
+        if value not in (None, ""):
+            rows.append((key.replace("_", " "), str(value)))
     return rows
 
 
@@ -328,7 +280,7 @@ def build_report(
             f"{manifest_dir} is not a token directory (no tokens.json); "
             "give the one that training used with --manifest-dir"
         )
-    tokens = _read_json(sidecar)
+    tokens = read_json(sidecar)
     info = CodecInfo.from_dict(tokens["codec"])
     trained_on = run.about.get("data", {}).get("codec")
     if trained_on:
@@ -353,6 +305,14 @@ def build_report(
     for row in rows:
         row.clips += [c for c in continuations if row.began(c)]
     alone = [c for c in continuations if not any(row.began(c) for row in rows)]
+    kinds = {
+        **{
+            kind: [c for r in rows for c in r.clips if c.kind == kind]
+            for kind in ("original", "codec")
+        },
+        "continuation": continuations,
+        **samples,
+    }
     if alone:
         samples = {"continuation": alone, **samples}
 
@@ -369,19 +329,20 @@ def build_report(
             for r in rows
         ],
         "samples": {kind: [c.card() for c in of_kind] for kind, of_kind in samples.items()},
+        "clip_table": clip_table(kinds),
         "total": total_chart(run, info, unigram),
         "panels": level_charts(run, info, unigram),
         "speed": speed_chart(run),
         "levels": level_table(evaluation, info) if evaluation else [],
         "split": split,
         "evaluation": evaluation,
-        "stats": _read_json(stats) if stats.exists() else None,
+        "stats": read_json(stats) if stats.exists() else None,
         "tokens": tokens,
         "stages": stage_bars(run.stages),
-        "commands": commands(run, {"continuation": continuations, **samples}, command),
+        "commands": commands(run, kinds, command),
         "machine": flat(run.about.get("machine") or {}),
         "commit": run.about.get("commit") or (run.about.get("machine") or {}).get("commit"),
-        "started": next(iter(run.about.get("started", [])), None),
+        "started": date(next(iter(run.about.get("started", [])), None)),
         "config": run.config,
         "level_ceiling": math.log(info.codebook_size),
         "version": __version__,

@@ -1,5 +1,4 @@
 // Players: one clip sounds at a time; the spectrogram and the bar below it both seek.
-const stamp = (s) => `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`;
 let sounding = null;
 
 for (const clip of document.querySelectorAll(".clip")) {
@@ -13,7 +12,7 @@ for (const clip of document.querySelectorAll(".clip")) {
   const draw = () => {
     const share = Math.min(1, audio.currentTime / total);
     line.style.left = done.style.width = `${100 * share}%`;
-    time.textContent = `${stamp(audio.currentTime)} / ${stamp(total)}`;
+    time.textContent = `${audio.currentTime.toFixed(1)} / ${total.toFixed(1)} s`;
     if (!audio.paused) requestAnimationFrame(draw);
   };
   const seek = (event, area) => {
