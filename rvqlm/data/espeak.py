@@ -1,10 +1,10 @@
 """Speech and phonemes from espeak-ng, through the library in the wheel `espeakng-loader`.
 
 A fresh machine has no system espeak; the wheel carries library and voice data, so audio and
-phonemes both come from it. espeak keeps state between utterances (flutter, noise, phase) that
-its interface cannot reset, and a sentence would sound different after another one. Hence every
-synthesis starts from a newly loaded library, which takes under a millisecond, with both its
-sources of noise seeded: the same call gives the same samples whatever came before. The library
+phonemes both come from it. espeak keeps state between calls (flutter, noise, phase, quotation
+marks) that its interface cannot reset, and a sentence would sound different after another one.
+Hence every call starts from a newly loaded library, which takes under a millisecond, with both
+sources of noise seeded: the same call gives the same result whatever came before. The library
 is global to the process and not thread-safe; calls are serialised by a lock, and parallel work
 wants processes.
 
@@ -123,7 +123,7 @@ def phonemes(text: str, voice: str = "en-us", stress: bool = True) -> str:
     """
     with _lock:
         voice_name = _voice_name(voice, None)
-        library = _library if _library is not None else _fresh_library()
+        library = _fresh_library()  # a quotation before changes stresses now
         library.set_voice(voice_name)
         ipa = library.phonemes(text)
     ipa = re.sub(r"\([a-z-]+\)", "", ipa)

@@ -27,9 +27,10 @@ def pitch_of(audio: np.ndarray, rate: int) -> float:
     return float(np.median(found))
 
 
-# f2 is breathy and Reed a Klatt voice: both use random noise
+# f2's breath comes from espeak's own generator, Reed's from rand() of the process
 @pytest.mark.parametrize("variant", [None, "f2", "Reed", "m3"])
 def test_same_samples_whatever_came_before(variant):
+    ctypes.CDLL(None).srand(5)
     first, rate = espeak.synthesize(TEXT, "en-us", variant=variant)
     assert first.dtype == np.int16 and rate == 22050 and len(first) > rate
     espeak.synthesize("Something else.", "en-gb-scotland", 230, 70, 90, variant="f5")
@@ -77,12 +78,13 @@ def test_phonemes_of_known_words():
 
 
 def test_phonemes_do_not_depend_on_order():
-    texts = ["He read 25 books, didn't he?", "I will read it.", "Have you read it?", "St. John St."]
-    voices = ["en-us", "en-gb", "en-029"]
-    forward = {(t, v): espeak.phonemes(t, v) for t in texts for v in voices}
-    for text, voice in reversed(forward):
-        espeak.synthesize("In between.", "en-gb-x-rp", variant="m1")
-        assert espeak.phonemes(text, voice) == forward[text, voice]
+    # a closing quotation mark changes the stress of "when" in the next call, unless prevented
+    before = ['The soldier reported, "it is raining."', "And then?", "I have (until now"]
+    text = "When Lucy escaped, Charles collected their apron."
+    alone = espeak.phonemes(text, "en-gb-x-rp")
+    for other in before:
+        espeak.phonemes(other, "en-gb-x-rp")
+        assert espeak.phonemes(text, "en-gb-x-rp") == alone
 
 
 def test_voices_and_variants():
