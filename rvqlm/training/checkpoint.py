@@ -81,9 +81,9 @@ def load_checkpoint(path: str | Path) -> dict:
     instead = next((f"; {p} may be good" for p in others if p.name != path.name), "")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
+    except (PermissionError, MemoryError):
         raise
-    except Exception as e:  # torch raises half a dozen types for damaged files
+    except Exception as e:  # torch raises half a dozen types for damaged files, OSError among them
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
         raise UserError(f"{path}: damaged, or not a checkpoint ({reason}){instead}") from e
     missing = _KEYS if not isinstance(state, dict) else [k for k in _KEYS if k not in state]

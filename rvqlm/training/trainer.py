@@ -79,6 +79,8 @@ class Trainer:
         self.interval = Meter(info.num_codebooks, self.device)
         self.epoch_meter = Meter(info.num_codebooks, self.device)
         self.signal: int | None = None
+        self._ended: int | None = None
+        """Epoch that ended in this step; a step may reach into the next."""
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
 
     # ---------------------------------------------------------------------------------- loop
@@ -138,9 +140,12 @@ class Trainer:
         # own random numbers for each step: nothing random has to be saved or restored
         torch.manual_seed(step_seed(self.config.seed, world.rank, self.step))
         self.optimizers.zero_grad()
+        self._ended = None
         tokens = torch.zeros((), device=self.device)  # counts up to 2^24 are exact
         for micro in range(optim.accum):
             batch = next(self.train)
+            if self.train.step == self.train.epoch_steps:
+                self._ended = self.train.epoch
             last = micro == optim.accum - 1 or self._data_is_used_up()
             frames = batch.num_frames
             cells = batch.codes.shape[0] * batch.codes.shape[1]
@@ -184,7 +189,7 @@ class Trainer:
     def _after_step(self, finished: bool, stop: bool) -> None:
         """Log, validate and save, in this order, where due: a checkpoint implies its log."""
         log, step, elapsed = self.config.log, self.step, self.elapsed
-        epoch_ended = self.train.step == self.train.epoch_steps
+        epoch_ended = self._ended is not None
         if epoch_ended or finished or step % log.log_every_steps == 0:
             self._log_interval()
         if log.valid_every_steps:
@@ -195,7 +200,7 @@ class Trainer:
             due = epoch_ended
         improved = self._validate() if (due or finished) and self.valid is not None else False
         if epoch_ended or finished:
-            self._log_epoch()
+            self._log_epoch(self.train.epoch if self._ended is None else self._ended)
         save = finished or stop or (log.save_every_steps and step % log.save_every_steps == 0)
         if log.save_every_minutes:
             save = save or elapsed - self.saved_elapsed >= 60 * log.save_every_minutes
@@ -264,19 +269,19 @@ class Trainer:
         )
         return improved
 
-    def _log_epoch(self) -> None:
-        """Line of the epoch so far: train, valid, perplexity, nats per level, times."""
+    def _log_epoch(self, epoch: int) -> None:
+        """Line of an epoch, up to the step that ended it: train, valid, perplexity, nats, times."""
         meter = self.epoch_meter
         if not meter.steps:
             return
         values = meter.totals.metrics(self.info.frame_rate)
         valid = self.validated["loss"] if self.validated["step"] == self.step else None
         values |= {"valid_loss": valid, "seconds": meter.seconds, "elapsed": self.elapsed}
-        self.log.write("epoch", self.step, self.train.epoch, values)
+        self.log.write("epoch", self.step, epoch, values)
         levels = " ".join(f"{n:.2f}" for n in values["nats"])
         left = self.elapsed * (1 - self.progress) / max(self.progress, 1e-9)
         self.bar.say(
-            f"epoch {self.train.epoch + 1} step {self.step} train {values['loss']:.4f}"
+            f"epoch {epoch + 1} step {self.step} train {values['loss']:.4f}"
             + (f" valid {valid:.4f} ppl {exp(valid):.1f}" if valid is not None else "")
             + f" levels {levels} | {clock(meter.seconds)} this epoch, "
             f"{clock(self.elapsed)} in all, ETA {clock(left)}"
