@@ -1,6 +1,7 @@
 """The embedded corpus: its words and sentences, the same bytes for any number of jobs, resuming."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -221,6 +222,16 @@ def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="not a folder"):
         synthesize.synthesize_corpus(tmp_path / "file", 0.01, seed=0, jobs=1)
+
+
+def test_killed_worker_is_one_clear_error(tmp_path, monkeypatch):
+    class Pool(synthesize.ProcessPoolExecutor):
+        def map(self, work, tasks):
+            return super().map(os._exit, [9])
+
+    monkeypatch.setattr(synthesize, "ProcessPoolExecutor", Pool)
+    with pytest.raises(UserError, match="run the same command again"):
+        synthesize.synthesize_corpus(tmp_path, HOURS, seed=0, jobs=2)
 
 
 def test_full_disk_leaves_no_half_file(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import sys
 import wave
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -217,6 +218,11 @@ def _run(tasks: list, jobs: int) -> Iterator[list[dict]]:
     )
     try:
         yield from pool.map(_work, tasks)
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process was killed (out of memory?); run the same command again, which goes "
+            "on from here, perhaps with fewer --jobs"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
