@@ -80,6 +80,6 @@ def test_a_trained_model_reaches_its_bound(pattern):
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
     source = MarkovSource(2, 4)
-    nats = bench.train(source, pattern, steps=200, num_frames=32, items=24).sum()
+    nats = bench.train(source, pattern, steps=400, num_frames=32, items=24).sum()
     bound = bench.bounds(source, num_frames=32)[pattern]
     assert 0.99 * bound < nats < 1.03 * bound
