@@ -197,9 +197,9 @@ def _make_plan(
             folder.mkdir(parents=True, exist_ok=True)
         write_atomic(_plan_path(out), json.dumps(plan))
     except OSError as e:
-        if isinstance(e, PermissionError):
-            raise UserError(f"--out-dir {out}: permission denied; choose another") from None
-        raise disk_error(e, out) from None
+        if isinstance(disk_error(e, out), UserError):
+            raise disk_error(e, out) from None
+        raise UserError(f"--out-dir {out}: {e.strerror}; choose a folder to write in") from None
     return ranges
 
 
