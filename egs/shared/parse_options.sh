@@ -73,3 +73,11 @@ require_integer() {
     [[ ${!name} =~ ^[0-9]+$ ]] || option_error "--${name//_/-} '${!name}' is not a whole number"
   done
 }
+
+# absolute PATH BASE: PATH as seen from the folder BASE, printed.
+absolute() {
+  case $1 in
+    /*) echo "$1" ;;
+    *) echo "$2/$1" ;;
+  esac
+}

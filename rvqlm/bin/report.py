@@ -48,10 +48,10 @@ def _run(argv: Sequence[str] | None) -> int:
     if problems:
         raise UserError("; ".join(problems))
 
-    from rvqlm.evaluation.report import build_report, write_report
+    from rvqlm.evaluation.report import collect, render, summary, write_report
 
     words = sys.argv[1:] if argv is None else argv
-    page = build_report(
+    content = collect(
         args.exp_dir,
         args.manifest_dir,
         split=args.split,
@@ -60,7 +60,9 @@ def _run(argv: Sequence[str] | None) -> int:
         title=args.title,
         command=shlex.join(["rvqlm", "report", *words]),
     )
-    out = write_report(page, args.out or args.exp_dir / "report.html")
+    out = write_report(render(content), args.out or args.exp_dir / "report.html")
+    for line in summary(content):
+        print(line)
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser: {out.as_uri()}")
     return 0
 

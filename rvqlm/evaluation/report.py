@@ -247,7 +247,7 @@ def commands(run: Run, samples: dict[str, list[clips.Clip]], own: str | None) ->
 # ---------------------------------------------------------------- the page
 
 
-def build_report(
+def collect(
     exp_dir: str | Path,
     manifest_dir: str | Path,
     split: str = "test",
@@ -255,8 +255,8 @@ def build_report(
     max_seconds: float = 12.0,
     title: str | None = None,
     command: str | None = None,
-) -> str:
-    """Render the page.
+) -> dict:
+    """Everything that the page shows, from what the other commands left.
 
     Args:
         exp_dir: experiment directory of `rvqlm trainer`; metrics.jsonl is required.
@@ -267,11 +267,8 @@ def build_report(
         title: heading; None: one sentence made from the numbers.
         command: command line of the report itself, shown with the others.
 
-    Returns:
-        HTML with everything embedded.
+    Raises `UserError` for directories that are not what they should be and for damaged files.
     """
-    import jinja2
-
     exp_dir, manifest_dir = Path(exp_dir), Path(manifest_dir)
     run = Run.read(exp_dir)
     sidecar = manifest_dir / "tokens.json"
@@ -318,7 +315,7 @@ def build_report(
 
     unigram = (evaluation or next(iter(run.evaluations.values()), {})).get("unigram_nats")
     stats = manifest_dir / "stats.json"
-    context = {
+    return {
         "title": title,
         "name": exp_dir.resolve().name,
         "info": info,
@@ -347,6 +344,12 @@ def build_report(
         "level_ceiling": math.log(info.codebook_size),
         "version": __version__,
     }
+
+
+def render(content: dict) -> str:
+    """HTML with everything embedded, from `collect`."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
@@ -356,7 +359,26 @@ def build_report(
     )
     environment.filters |= {"number": number, "clock": clock}
     environment.globals["clock"] = clock
-    return environment.get_template("report.html").render(context)
+    return environment.get_template("report.html").render(content)
+
+
+def summary(content: dict) -> list[str]:
+    """The page in a few lines for a terminal."""
+    head, lines = content["head"], []
+    if head["bits"]:
+        unigram = f", unigram {number(head['unigram'])}" if head["unigram"] else ""
+        lines.append(
+            f"held out ({head['source']}): {number(head['bits'])} bits/s{unigram}, "
+            f"stored plainly {number(head['plain'])}"
+        )
+    for row in content["clip_table"]:
+        shares = [
+            f"{name} {100 * row[key]:.0f} %"
+            for name, key in (("silent", "silence"), ("repeating", "repetition"))
+            if row[key] is not None
+        ]
+        lines.append(f"{row['kind']}: {row['clips']} clips, {', '.join(shares)}")
+    return lines + [f"missing: {remark}" for remark in content["remarks"]]
 
 
 def stage_bars(stages: list[tuple[str, float]]) -> list[dict]:

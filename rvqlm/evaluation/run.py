@@ -76,11 +76,14 @@ def read_metrics(path: Path) -> dict[str, list[dict]]:
 
 
 def read_stages(path: Path) -> list[tuple[str, float]]:
-    """(title, seconds) per stage of a recipe's stages.tsv, the last run of each."""
+    """(title, seconds) per stage of a recipe's stages.tsv.
+
+    Of a stage that ran several times the longest counts: later ones find their work done.
+    """
     if not path.exists():
         return []
-    latest = {}
+    longest: dict[int, tuple[float, str]] = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         stage, seconds, title = line.split("\t", 2)
-        latest[int(stage)] = (title, float(seconds))
-    return [latest[stage] for stage in sorted(latest)]
+        longest[int(stage)] = max(longest.get(int(stage), (-1.0, "")), (float(seconds), title))
+    return [(title, seconds) for _, (seconds, title) in sorted(longest.items())]

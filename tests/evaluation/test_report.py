@@ -24,7 +24,7 @@ from rvqlm.data.store import RvqMmapWriter, shard_checksum, token_cut
 from rvqlm.errors import UserError
 from rvqlm.evaluation import figures, report
 from rvqlm.evaluation.clips import choose_cuts, encode_flac
-from rvqlm.evaluation.report import build_report
+from rvqlm.evaluation.report import collect, render
 from rvqlm.evaluation.run import read_metrics
 
 INFO = CodecInfo("toy", "0123456789abcdef", 8000, 160, 3, 64)
@@ -46,6 +46,10 @@ class ToyCodec(Codec):
 @pytest.fixture
 def toy_codec(monkeypatch):
     monkeypatch.setattr(registry, "load_codec", lambda *a, **k: ToyCodec(INFO))
+
+
+def build_report(*args, **kwargs) -> str:
+    return render(collect(*args, **kwargs))
 
 
 def bits(nats: list[float]) -> float:
@@ -194,7 +198,10 @@ def test_full_page(exp, tokens, toy_codec):
         text.index(f"rvqlm {c}") for c in ("trainer --exp", "evaluate --exp", "generate --exp")
     ]
     assert order == sorted(order)
-    assert "Prepare · 60 s" in text and "Set-up · 1 s" in text  # the last run of a stage
+    assert "Prepare · 60 s" in text and "Set-up · 9 s" in text  # the longest run of a stage
+
+    # how alive the model is, beside the recordings: 6 seconds of which 1.5 were given
+    assert "Continued by the model (new part) 1 4.5 25.0 % 50.0 %" in text
 
     # levels: nats, unigram, accuracy, perplexity
     for word in ("2.500", "3.200", "31.0 %", f"{math.exp(2.5):.1f}"):
@@ -313,7 +320,13 @@ def test_command_writes_where_it_says(exp, tokens, toy_codec, capsys):
     args = ["--exp-dir", str(exp), "--manifest-dir", str(tokens), "--num-samples", "1"]
     assert command.main(args) == 0
     out = exp / "report.html"
-    assert str(out) in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert str(out) in printed
+    assert (
+        f"{figures.number(bits(NATS))} bits/s, unigram {figures.number(bits(UNIGRAM))}" in printed
+    )
+    assert "original: 1 clips, silent 0 %" in printed
+    assert "missing: No samples" in printed
     first = out.read_text()
     assert f"--manifest-dir {tokens}" in first  # its own command is on the page
     assert len(Page(first).find("audio")) == 2

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# From nothing to tokens: speech made by espeak-ng, encoded, split and indexed. Offline.
+#
+#   --hours H       hours of speech to make (default 6)
+#   --seed N        another seed: other sentences, other split (default 0)
+#   --data-dir DIR  where everything goes (default data/Hh-seedN, in this folder)
+#   --stage N       first stage to run (default 0)
+#   --stop-stage M  last stage to run (default 4)
+#
+# Stages:
+#   0 synthesise audio with transcripts and phonemes: DIR/audio
+#   1 lhotse manifests: DIR/manifests
+#   2 tokenize with the embedded codec: DIR/tokens
+#   3 split by speaker into train, valid and test; index
+#   4 validate, print statistics
+#
+# Each stage goes on where it was interrupted.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+stage=0
+stop_stage=4
+hours=6
+seed=0
+data_dir=
+source ../shared/parse_options.sh
+source ../shared/stages.sh
+source ../shared/environment.sh
+require_number hours
+require_integer seed
+data_dir=${data_dir:-data/${hours}h-seed$seed}
+
+if begin_stage 0 "Synthesise $hours hours of speech"; then
+  python local/synthesize.py --hours "$hours" --seed "$seed" --out-dir "$data_dir/audio"
+fi
+
+if begin_stage 1 "Manifests"; then
+  python local/prepare_mini.py --audio-dir "$data_dir/audio" --manifest-dir "$data_dir/manifests"
+fi
+
+if begin_stage 2 "Tokenize"; then
+  rvqlm tokenize --input "$data_dir/manifests/mini_cuts.jsonl.gz" --out-dir "$data_dir/tokens" \
+    --codec spectral
+fi
+
+if begin_stage 3 "Split and index"; then
+  rvqlm split --manifest-dir "$data_dir/tokens" --by speaker --valid 0.03 --test 0.05 --seed "$seed"
+  rvqlm index --manifest-dir "$data_dir/tokens"
+fi
+
+if begin_stage 4 "Validate"; then
+  rvqlm validate --manifest-dir "$data_dir/tokens"
+fi
+
+end_stage
