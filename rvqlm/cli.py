@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import errno
 import os
+import shlex
 import sys
 import types
 import typing
@@ -240,7 +241,20 @@ def parse(cls: type[T], prog: str, description: str, argv: Sequence[str] | None 
     return cls(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.init})
 
 
+def command_line(name: str, argv: Sequence[str] | None = None) -> str:
+    """``rvqlm NAME flags...`` as it was given, to be pasted into a shell; what results record.
+
+    >>> command_line("trainer", ["--exp-dir", "my exp"])
+    "rvqlm trainer --exp-dir 'my exp'"
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None and words[:1] == [name]:  # the console command carries the name already
+        words = words[1:]
+    return shlex.join(["rvqlm", name, *words])
+
+
 _OS_HINTS = {
+    errno.ENOTDIR: "part of this path is a file, not a folder; give another path",
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EACCES: "permission denied",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from rvqlm.cli import kebab, parse, run_main
+from rvqlm.cli import command_line, kebab, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.runtime import tune_malloc
 
@@ -51,8 +51,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from rvqlm.training.experiment import command_line
-
     config = parse(
         EvaluateConfig, "rvqlm evaluate", "Loss and bits per second of a model on a split.", argv
     )

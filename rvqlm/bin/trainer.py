@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rvqlm.cli import parse, peek, run_main
+from rvqlm.cli import command_line, parse, peek, run_main
 from rvqlm.errors import UserError
 from rvqlm.runtime import tune_malloc
 
@@ -28,7 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     from rvqlm.models.factory import MODELS
     from rvqlm.training.config import check, flags_class
-    from rvqlm.training.experiment import command_line
 
     name = peek(argv, "model-name", "codec-lm")
     if name not in MODELS:
@@ -68,7 +67,7 @@ def _train(config, command: str, device, dtype, world) -> int:
     from rvqlm.models.factory import build_model
     from rvqlm.runtime import seed_everything
     from rvqlm.training.estimate import describe_plan
-    from rvqlm.training.experiment import write_config, write_run
+    from rvqlm.training.experiment import remove_torn_files, write_config, write_run
     from rvqlm.training.trainer import Trainer
 
     def say(text: str) -> None:
@@ -94,6 +93,7 @@ def _train(config, command: str, device, dtype, world) -> int:
     exp_dir = Path(config.exp_dir)
     if world.main:
         exp_dir.mkdir(parents=True, exist_ok=True)
+        remove_torn_files(exp_dir)
     restored = _resume(trainer, exp_dir, say)
     if trainer.progress >= 1:
         say(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -17,14 +14,6 @@ _OF_A_RUN = (
     *("latest.pt", "best.pt", "metrics.jsonl", "tensorboard", "run.json", "config.yaml"),
     *("samples", "eval_*.json"),
 )
-
-
-def command_line(name: str, argv: Sequence[str] | None) -> str:
-    """The command that was given, to be pasted into a shell; `argv` None: the process's own."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    return shlex.join(
-        ["rvqlm", name, *(given[1:] if argv is None and given[:1] == [name] else given)]
-    )
 
 
 def write_config(config: TrainerConfig) -> None:
@@ -48,6 +37,12 @@ def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record = {"commands": [*commands, command], "started": [*started, now], **record}
     atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+def remove_torn_files(exp_dir: str | Path) -> None:
+    """Delete half-written checkpoints of a process that was killed while it wrote them."""
+    for path in Path(exp_dir).glob(".*.pt.*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def move_aside(exp_dir: str | Path) -> Path | None:
