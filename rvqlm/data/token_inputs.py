@@ -180,7 +180,8 @@ class ManifestSource(Source):
             try:
                 self._documents = list((load_yaml if ".yaml" in lower else load_json)(path))
             except Exception as e:
-                raise UserError(f"--input {path}: not a lhotse manifest: {e}") from None
+                reason = " ".join(str(e).split())  # YAML's are drawn over several lines
+                raise UserError(f"--input {path}: not a lhotse manifest: {reason}") from None
 
     def _lines(self, first: int = 0) -> Iterator[tuple[int, bytes]]:
         """(number, text) of the items from `first` on, unparsed."""
@@ -249,6 +250,7 @@ class ManifestSource(Source):
                 item = deserialize_item(fields)
             except Exception as e:
                 raise UserError(
-                    f"--input {self.path}: item {number + 1} is not what lhotse understands: {e}"
+                    f"--input {self.path}: item {number + 1} is not what lhotse understands: "
+                    f"{type(e).__name__} {e}"
                 ) from None
             yield Item(item.id, item)
