@@ -268,9 +268,9 @@ def test_manifests_resolve_from_the_recipe_folder(corpus, tmp_path, monkeypatch)
         supervision = cut.supervisions[0]
         assert not Path(cut.recording.sources[0].source).is_absolute()
         assert cut.num_samples == entry["num_samples"]
-        assert (supervision.speaker, supervision.text) == (entry["speaker"], entry["text"])
+        assert (supervision.speaker, supervision.text) == (entry["variant"], entry["text"])
         assert supervision.custom["phonemes"] == entry["phonemes"]
-        assert supervision.custom["variant"] == entry["variant"]
+        assert supervision.custom["accented"] == entry["speaker"]
     assert cuts[0].load_audio().shape == (1, entries[0]["num_samples"])
     assert not list(folder.glob("*tmp*"))
 

@@ -42,8 +42,9 @@ class Flags:
 def prepare_mini(audio_dir: Path, output_dir: Path) -> dict[str, RecordingSet | SupervisionSet]:
     """Write the manifests into `output_dir`; returns recordings, supervisions and cuts.
 
-    A supervision's `custom` has the phonemes (IPA), the espeak voice and the variant: speakers of
-    one variant sound alike, so hold out by variant for a test on unheard voices. Raises
+    The speaker of a supervision is the espeak variant, the vocal tract: voices of one variant
+    differ in accent, pace and pitch only, so splits by speaker keep them together. `custom` has
+    the phonemes (IPA), the espeak voice and the accented speaker, which names the folder. Raises
     `UserError` where transcripts or audio are missing or cut short.
     """
     entries = _read_transcripts(audio_dir)
@@ -108,9 +109,9 @@ def _cut(audio_dir: Path, entry: dict) -> MonoCut:
         channel=0,
         text=entry["text"],
         language="English",
-        speaker=entry["speaker"],
+        speaker=entry["variant"],
         gender=entry["gender"],
-        custom={key: entry[key] for key in ("phonemes", "voice", "variant")},
+        custom={"accented": entry["speaker"]} | {key: entry[key] for key in ("phonemes", "voice")},
     )
     return MonoCut(
         id=entry["id"],
