@@ -16,18 +16,22 @@
 #
 # Each stage goes on where it was interrupted.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")"
+here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
 stop_stage=4
 hours=6
 seed=0
 data_dir=
-source ../shared/parse_options.sh
-source ../shared/stages.sh
-source ../shared/environment.sh
+source "$here/../shared/parse_options.sh"
+source "$here/../shared/stages.sh"
+source "$here/../shared/environment.sh"
 require_number hours
 require_integer seed
+
+# a given folder is relative to where the command was given; all else happens in this folder
+if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
+cd "$here"
 data_dir=${data_dir:-data/${hours}h-seed$seed}
 
 if begin_stage 0 "Synthesise $hours hours of speech"; then

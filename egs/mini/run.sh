@@ -14,8 +14,7 @@
 # Stages: 0 set up, 1 prepare (see prepare.sh), 2 train, 3 evaluate, 4 generate, 5 report.
 # The same command goes on where it was interrupted.
 set -euo pipefail
-start_dir=$PWD
-cd "$(dirname "${BASH_SOURCE[0]}")"
+here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
 stop_stage=5
@@ -25,7 +24,7 @@ train_minutes=
 seed=0
 exp_dir=
 data_dir=
-source ../shared/parse_options.sh
+source "$here/../shared/parse_options.sh"
 
 if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.7}
@@ -37,14 +36,15 @@ fi
 require_number hours train_minutes
 require_integer seed
 
-# folders that were given are relative to where the command was given
-if [[ -n $exp_dir ]]; then exp_dir=$(absolute "$exp_dir" "$start_dir"); fi
-if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir" "$start_dir"); fi
+# given folders are relative to where the command was given; all else happens in this folder
+if [[ -n $exp_dir ]]; then exp_dir=$(absolute "$exp_dir"); fi
+if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
+source "$here/../shared/stages.sh"
+cd "$here"
 exp_dir=${exp_dir:-exp/$name}
 data_dir=${data_dir:-data/${hours}h-seed$seed}
 tokens=$data_dir/tokens
 stage_log=$exp_dir/stages.tsv
-source ../shared/stages.sh
 
 if begin_stage 0 "Set up"; then
   ../../tools/setup.sh

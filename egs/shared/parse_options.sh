@@ -2,7 +2,9 @@
 #
 #   hours=6                 # a default makes `--hours N` an option ...
 #   quick=false             # ... and `--quick` / `--no-quick` a switch
-#   source ../shared/parse_options.sh
+#   source "$here/../shared/parse_options.sh"
+#
+# Source it before any `cd`: it reads the script by the name it was called with.
 #
 # An option exists where the script's header comment documents it (`#   --hours N  ...`) and a
 # variable of that name is set, dashes as underscores. `--name=value` works too. Anything else is an
@@ -74,10 +76,10 @@ require_integer() {
   done
 }
 
-# absolute PATH BASE: PATH as seen from the folder BASE, printed.
+# absolute PATH: PATH independent of the current folder, printed.
 absolute() {
   case $1 in
     /*) echo "$1" ;;
-    *) echo "$2/$1" ;;
+    *) echo "$PWD/$1" ;;
   esac
 }

@@ -35,5 +35,5 @@ begin_stage() {
   end_stage
   (($1 >= stage && $1 <= stop_stage)) || return 1
   current_stage=$1 stage_title=$2 stage_began=$SECONDS
-  log "-- stage $1: $2"
+  log "-- $(basename "$0") stage $1: $2"
 }

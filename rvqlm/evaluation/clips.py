@@ -253,7 +253,7 @@ def held_out(
         codes = dataset.read(row_of[name])[:frames]  # (T, K)
         row = HeldOut(name, _speaker(cut), _text(cut), clips=[], names=_names(cut))
         try:
-            original = _load_original(cut, info)[:, : len(codes) * info.hop]
+            original = _load_original(cut, info, manifest_dir)[:, : len(codes) * info.hop]
         except Exception as e:  # lhotse's backends raise many kinds for a missing or broken file
             original = None
             remarks.append(f"No original of {name}: {_source(cut)}: {type(e).__name__}.")
@@ -279,8 +279,18 @@ def _text(cut) -> str | None:
     return next((s.text for s in cut.supervisions if s.text), None)
 
 
-def _load_original(cut, info: CodecInfo) -> np.ndarray:
-    """(C, S) float32 at the codec's rate."""
+def _load_original(cut, info: CodecInfo, manifest_dir: Path) -> np.ndarray:
+    """(C, S) float32 at the codec's rate.
+
+    A relative path in the manifest was written by a command that ran in some folder above the
+    tokens; it is looked for in the current folder first, then upwards from the tokens.
+    """
+    source = _source(cut)
+    if source and not Path(source).exists():
+        for folder in manifest_dir.resolve().parents:
+            if (folder / source).exists():
+                cut = cut.with_recording_path_prefix(str(folder))
+                break
     if cut.sampling_rate != info.sampling_rate:
         cut = cut.resample(info.sampling_rate)
     return np.asarray(cut.load_audio(), dtype=np.float32)

@@ -400,3 +400,18 @@ def test_docstring_examples():
     for module in (figures, report):
         result = doctest.testmod(module)
         assert result.attempted and not result.failed
+
+
+def test_originals_are_found_from_any_folder(exp, tokens, toy_codec, tmp_path, monkeypatch):
+    manifest = tokens / "audio_cuts.jsonl.gz"
+    cuts = [c for c in CutSet.from_file(manifest)]
+    for cut in cuts:  # as a command that ran in tmp_path would have written them
+        source = cut.recording.sources[0]
+        source.source = str(Path(source.source).relative_to(tmp_path))
+    CutSet.from_cuts(cuts).to_file(manifest)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder in (tmp_path, elsewhere):
+        monkeypatch.chdir(folder)
+        page = Page(build_report(exp, tokens, num_samples=1))
+        assert len(audio_of(page)) == 2 and "No original" not in page.text

@@ -98,7 +98,7 @@ def test_stages_run_in_range_and_are_logged(recipe, tmp_path):
     done = recipe("--stage", "1")
     assert done.returncode == 0
     assert "hours=" not in done.stdout
-    assert "stage 1: Second stage" in done.stdout and "third" in done.stdout
+    assert "recipe.sh stage 1: Second stage" in done.stdout and "third" in done.stdout
     lines = [l.split("\t") for l in (tmp_path / "exp" / "stages.tsv").read_text().splitlines()]
     assert [(n, title) for n, _, title in lines] == [("1", "Second stage"), ("2", "Third")]
     assert all(seconds.isdigit() for _, seconds, _ in lines)
