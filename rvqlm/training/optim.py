@@ -28,14 +28,34 @@ def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tenso
     if tall:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    a, b, c = _NS
-    flat = x.flatten(0, -3) if x.ndim > 3 else x.reshape(-1, *x.shape[-2:])
-    for _ in range(_NS_STEPS):
-        gram = flat @ flat.mT
-        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        flat = torch.baddbmm(flat, poly, flat, beta=a)
-    x = flat.reshape(x.shape)
+    flat = x.reshape(-1, *x.shape[-2:])
+    # Each step multiplies x from the left by a polynomial of its Gram matrix. For oblong matrices
+    # it is cheaper to collect these factors first; in bf16 that loses too many digits.
+    oblong = x.shape[-1] >= 2 * x.shape[-2] and dtype == torch.float32
+    x = (_gram_iteration(flat) if oblong else _plain_iteration(flat)).reshape(x.shape)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _plain_iteration(x: Tensor) -> Tensor:
+    a, b, c = _NS
+    for _ in range(_NS_STEPS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _gram_iteration(x: Tensor) -> Tensor:
+    """`_plain_iteration` by the Gram matrix alone: with P = a + b G + c G^2, x becomes P x and G
+    becomes P G P."""
+    a, b, c = _NS
+    gram, product = x @ x.mT, None
+    for step in range(_NS_STEPS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = factor if product is None else factor @ product
+        if step < _NS_STEPS - 1:
+            gram = factor @ (gram @ factor)
+    return product @ x
 
 
 class Muon(torch.optim.Optimizer):
