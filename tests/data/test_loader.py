@@ -162,8 +162,9 @@ def test_changing_the_number_of_ranks_mid_epoch_loses_nothing(data):
             if state is not None:
                 loader.load_state_dict(state)
             left = loader.epoch_steps - loader.step
-            for batch in take(loader, left if steps is None else steps):
-                assert batch.epoch == 0
+            begun = loader.step
+            for number, batch in enumerate(take(loader, left if steps is None else steps), begun):
+                assert (batch.epoch, batch.step) == (0, number)
                 rows.update(batch.index.tolist())
         states = [loader.state_dict() for loader in loaders]
         assert all(s == states[0] for s in states)
