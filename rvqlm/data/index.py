@@ -207,14 +207,17 @@ def build_index(manifest_dir: str | os.PathLike, split: str, progress=None) -> P
         text = json.dumps(header).encode()
         text += b" " * (-(len(MAGIC) + 8 + len(text)) % 64)  # columns start aligned
         temporary = target.with_suffix(".bin.tmp")
-        with open(temporary, "wb") as out:
-            out.write(MAGIC + len(text).to_bytes(8, "little") + text)
-            spool_frames.seek(0)
-            shutil.copyfileobj(spool_frames, out)
-            out.write(bytes(-4 * count % 8))
-            spool_places.seek(0)
-            shutil.copyfileobj(spool_places, out)
-        os.replace(temporary, target)
+        try:
+            with open(temporary, "wb") as out:
+                out.write(MAGIC + len(text).to_bytes(8, "little") + text)
+                spool_frames.seek(0)
+                shutil.copyfileobj(spool_frames, out)
+                out.write(bytes(-4 * count % 8))
+                spool_places.seek(0)
+                shutil.copyfileobj(spool_places, out)
+            os.replace(temporary, target)
+        finally:  # a full disk leaves the old index and no scraps
+            temporary.unlink(missing_ok=True)
     return target
 
 

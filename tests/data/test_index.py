@@ -116,6 +116,20 @@ def test_building_memory_does_not_grow(tmp_path, monkeypatch):
     assert peaks[1] < peaks[0] + 40_000  # the columns alone would add 93,600 bytes
 
 
+def test_full_disk_leaves_the_old_index(tmp_path, monkeypatch):
+    make_tokens(tmp_path, FRAMES)
+    before, files = index_path(tmp_path, "train").read_bytes(), sorted(tmp_path.iterdir())
+
+    def full(source, out):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rvqlm.data.index.shutil.copyfileobj", full)
+    with pytest.raises(OSError, match="No space"):
+        build_index(tmp_path, "train")
+    assert index_path(tmp_path, "train").read_bytes() == before
+    assert sorted(tmp_path.iterdir()) == files
+
+
 def test_stale_index(tmp_path):
     make_tokens(tmp_path, FRAMES)
     cuts = read(tmp_path)
