@@ -28,10 +28,10 @@ source "$here/../shared/parse_options.sh"
 
 if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.7}
-  config=conf/quick.yaml name=quick-seed$seed num_samples=2 seconds=4
+  config=conf/quick.yaml name=quick-seed$seed num_samples=2 prompt_seconds=2 seconds=4
 else
   hours=${hours:-6} train_minutes=${train_minutes:-7}
-  config=conf/codec_lm.yaml name=${hours}h-${train_minutes}min-seed$seed num_samples=4 seconds=8
+  config=conf/codec_lm.yaml name=${hours}h-${train_minutes}min-seed$seed num_samples=4 prompt_seconds=3 seconds=8
 fi
 require_number hours train_minutes
 require_integer seed
@@ -67,7 +67,8 @@ fi
 if begin_stage 4 "Generate"; then
   rm -rf "$exp_dir/samples" # of an earlier training
   rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-    --num-prompts "$num_samples" --seconds "$seconds" --temperature 0.9 --top-k 200 --seed "$seed"
+    --num-prompts "$num_samples" --prompt-seconds "$prompt_seconds" --seconds "$seconds" \
+    --temperature 0.9 --top-k 200 --seed "$seed"
   rvqlm generate --exp-dir "$exp_dir" --num-samples "$num_samples" --seconds "$seconds" \
     --temperature 0.9 --top-k 200 --seed "$seed"
 fi
