@@ -12,6 +12,7 @@ resume from the work directory; the asset is replaced atomically at the end (and
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -65,6 +66,9 @@ class Config:
     """Weight of the loudness error in Bark bands (what PESQ hears) against that of the bins."""
     smooth_weight: float = 0.05
     """Penalty on the change of latents between frames: smoother codes are easier to predict."""
+    rate_weight: float = 4e-4
+    """Price of a nat of code, as a share of the latents' variance, reached after half of the
+    training: higher makes codes easier to predict and the sound a little worse."""
     seed: int = 0
     """Of the network, the music and the order of the material."""
     threads: int = 1
@@ -128,8 +132,13 @@ def drum(rng: np.random.Generator, n: int) -> np.ndarray:
     return np.diff(noise, prepend=0) * np.exp(-t * rng.uniform(15, 60)) * 0.2
 
 
+def hertz(root: int, scale: np.ndarray, step: int) -> float:
+    """Frequency of a step (7 an octave) of a scale above the MIDI note `root`."""
+    return 440 * 2 ** ((root + scale[step % 7] + 12 * (step // 7) - 69) / 12)
+
+
 def make_music(minutes: float, seed: int) -> list[np.ndarray]:
-    """int16 pieces of 8 seconds: a chord progression, a plucked line, bass and drums, some of each."""
+    """int16 pieces of 8 seconds: chords, a plucked line, bass and drums, some of each."""
     rng, pieces, n = np.random.default_rng(seed), [], 8 * RATE
     for _ in range(int(minutes * 60 / 8)):
         mix, beat = np.zeros(n + RATE), int(RATE * 60 / rng.uniform(70, 150))
@@ -141,22 +150,20 @@ def make_music(minutes: float, seed: int) -> list[np.ndarray]:
         for b, at in enumerate(range(0, n, beat)):
             degree = int(rng.integers(7))
 
-            def hz(step: int, octave: int = 0, degree: int = degree) -> float:
-                step += degree
-                note = root + scale[step % 7] + 12 * (step // 7 + octave)
-                return 440 * 2 ** ((note - 69) / 12)
-
             length = min(beat * int(rng.integers(1, 4)), n + RATE - at)
             if voices[0] and b % 2 == 0:
                 for step in (0, 2, 4):
-                    mix[at : at + length] += tone(rng, hz(step, 1), length) * 0.5
+                    mix[at : at + length] += (
+                        tone(rng, hertz(root, scale, degree + step + 7), length) * 0.5
+                    )
             if voices[1]:
                 for part in (0, beat // 2):
                     size = min(beat, n + RATE - at - part)
-                    line = pluck(rng, hz(int(rng.integers(7)), int(rng.integers(1, 3))), size)
+                    step = degree + int(rng.integers(7, 21))
+                    line = pluck(rng, hertz(root, scale, step), size)
                     mix[at + part : at + part + size] += line
             if voices[2]:
-                mix[at : at + length] += tone(rng, hz(0, -1), length)
+                mix[at : at + length] += tone(rng, hertz(root, scale, degree - 7), length)
             if voices[3]:
                 for part in (0, beat // 2):
                     size = min(int(0.3 * RATE), n + RATE - at - part)
@@ -273,7 +280,6 @@ class Muon(torch.optim.Optimizer):
                 p.add_(x, alpha=-group["lr"] * scale)
 
 
-
 def train(config: Config) -> None:
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -331,6 +337,7 @@ def train(config: Config) -> None:
     bar = tqdm(total=int(budget), initial=int(elapsed), unit="s", desc="train")
     log = (config.work_dir / "log.jsonl").open("a")
     smooth: dict[str, float] = {}
+    spread = 0.0  # running variance of the latents
     recent: list[Tensor] = []
     last, saved = time.monotonic(), time.monotonic()
     while elapsed < budget:
@@ -338,7 +345,7 @@ def train(config: Config) -> None:
             learner.start(torch.cat(recent))
             recent, quantized = [], True
         progress = elapsed / budget
-        rate = min(1.0, (step + 1) / 100) * max(0.01, np.cos(np.pi / 2 * progress) ** 2)
+        rate = min(1.0, (step + 1) / 100) * max(0.01, math.cos(math.pi / 2 * progress) ** 2)
         for optimizer, scale in zip(optimizers, (1.0, 0.1)):
             optimizer.param_groups[0]["lr"] = config.lr * scale * rate
         audio = next(feed)
@@ -351,6 +358,9 @@ def train(config: Config) -> None:
             levels = torch.full((config.batch,), shape.num_codebooks)
             for i in np.flatnonzero(rng.random(config.batch) < 0.2):
                 levels[i] = int(rng.integers(1, shape.num_codebooks))
+            variance = latents.detach().reshape(-1, shape.latent_dim).var(0).sum().item()
+            spread = variance if not spread else 0.99 * spread + 0.01 * variance
+            learner.price = config.rate_weight * spread * min(1.0, max(0.0, 4 * progress - 1))
             chosen, codes, commitment = learner(latents, levels)
         else:
             chosen, codes, commitment = latents, None, 1e-3 * latents.square().mean()
@@ -372,9 +382,10 @@ def train(config: Config) -> None:
         elapsed, last = elapsed + now - last, now
         bar.update(int(elapsed) - bar.n)
         if step % 50 == 0:
-            used = len(codes[..., -1].unique()) if codes is not None else 0
-            bar.set_postfix({k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
-            log.write(json.dumps({"step": step, "elapsed": elapsed, "used": used, **smooth}) + "\n")
+            nats = [] if codes is None else [round(n, 2) for n in learner.entropies()]
+            shown = {k: f"{v:.3f}" for k, v in smooth.items()} | {"nats": f"{sum(nats):.1f}"}
+            bar.set_postfix(shown, refresh=False)
+            log.write(json.dumps({"step": step, "elapsed": elapsed, "nats": nats, **smooth}) + "\n")
             log.flush()
         if now - saved > 120:
             save(export=True)

@@ -4,6 +4,10 @@ Level k quantizes what levels 0..k-1 left over, so any first levels serve alone.
 from k-means on unquantised latents, follow the data by exponential moving averages (van den Oord
 et al. 2017, appendix A.1; residual form as in SoundStream, Zeghidour et al. 2021), and entries that
 nothing uses are restarted from the batch. Gradients pass straight through to the encoder.
+
+Choosing an entry weighs its distance against its rarity (entropy-constrained quantization, Chou,
+Lookabaugh & Gray 1989): a rare entry must be worth its bits. Fine levels then stay quiet where
+there is only noise to refine, and the codes are easier to predict.
 """
 
 from __future__ import annotations
@@ -33,27 +37,31 @@ class ResidualQuantizer(nn.Module):
     """
 
     codebooks: Tensor
+    bias: Tensor
+    """(K, V) added to the score of each entry: price of a bit times log of its frequency, <= 0."""
 
     def __init__(self, num_codebooks: int, codebook_size: int, dim: int):
         super().__init__()
         self.register_buffer("codebooks", torch.randn(num_codebooks, codebook_size, dim))
+        self.register_buffer("bias", torch.zeros(num_codebooks, codebook_size))
         self._prepared: tuple[list[Tensor], list[Tensor]] | None = None
 
     def prepare(self) -> None:
         """Lay the codebooks out for `encode`; call again after they change."""
         self._prepared = (
             [c.t().contiguous() for c in self.codebooks],
-            [c.square().sum(1) * 0.5 for c in self.codebooks],
+            [c.square().sum(1) * 0.5 - b for c, b in zip(self.codebooks, self.bias)],
         )
 
     def encode(self, latents: Tensor, num_codebooks: int) -> Tensor:
-        """(N, D) -> codes (N, K) int64: the nearest entry, level after level."""
+        """(N, D) -> codes (N, K) int64: the nearest (and not too rare) entry, level
+        after level."""
         if self._prepared is None:
             self.prepare()
         assert self._prepared is not None
         residual, codes, cpu = latents, [], latents.device.type == "cpu"
         for k in range(num_codebooks):
-            # argmin |r - e|^2 = argmax r.e - |e|^2 / 2
+            # argmin |r - e|^2 / 2 - bias = argmax r.e - |e|^2 / 2 + bias
             score = residual @ self._prepared[0][k] - self._prepared[1][k]
             # numpy finds the first maximum ten times faster than torch on a CPU
             index = torch.from_numpy(score.numpy().argmax(1)) if cpu else score.argmax(1)
@@ -70,11 +78,15 @@ class ResidualQuantizer(nn.Module):
 
 
 class QuantizerTrainer:
-    """What learning a `ResidualQuantizer` needs beside it: k-means, averages, restarts, dropout."""
+    """What learning a `ResidualQuantizer` needs beside it: k-means, averages, restarts, dropout.
+
+    `price` may be set at any time: squared distance (halved) that one nat of code must be worth.
+    """
 
     def __init__(self, quantizer: ResidualQuantizer, decay: float = 0.98, seed: int = 0):
         self.quantizer = quantizer
         self.decay = decay
+        self.price = 0.0
         K, V, _ = quantizer.codebooks.shape
         self.count = torch.ones(K, V)
         self.total = quantizer.codebooks.clone()
@@ -126,7 +138,7 @@ class QuantizerTrainer:
         residual, chosen, codes = flat.detach(), torch.zeros_like(flat), []
         commitment = flat.new_zeros(())
         for k in range(len(books)):
-            index = _nearest(residual, books[k])
+            index = _nearest(residual, books[k], self.quantizer.bias[k])
             entry = books[k][index]
             codes.append(index)
             # the encoder is pulled to its entry at every level that it is heard through
@@ -137,9 +149,12 @@ class QuantizerTrainer:
             self._move(k, index, residual)
             residual = residual - entry
         quantized = flat + (chosen - flat).detach()
-        return Quantized(
-            quantized.view(B, T, D), torch.stack(codes, 1).view(B, T, -1), commitment
-        )
+        return Quantized(quantized.view(B, T, D), torch.stack(codes, 1).view(B, T, -1), commitment)
+
+    def entropies(self) -> list[float]:
+        """Nats of each level's codes, from the running counts."""
+        share = self.count / self.count.sum(1, keepdim=True)
+        return (-share * share.clamp(min=1e-9).log()).sum(1).tolist()
 
     def _move(self, k: int, index: Tensor, residual: Tensor) -> None:
         book, V = self.quantizer.codebooks[k], self.quantizer.codebooks.shape[1]
@@ -154,11 +169,13 @@ class QuantizerTrainer:
                 self.count[k, idle] = 0.5
                 self.total[k, idle] = fresh * 0.5
             book.copy_(self.total[k] / self.count[k, :, None])
+            frequency = self.count[k] / self.count[k].sum()
+            self.quantizer.bias[k] = self.price * frequency.clamp(min=1e-6).log()
 
     def _draw(self, n: int, size: int) -> Tensor:
         return torch.randint(n, (size,), generator=self.generator)
 
 
-def _nearest(x: Tensor, book: Tensor) -> Tensor:
-    score = x.detach() @ book.t() - book.square().sum(1) * 0.5
+def _nearest(x: Tensor, book: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+    score = x.detach() @ book.t() - (book.square().sum(1) * 0.5 - bias)
     return torch.from_numpy(score.numpy().argmax(1))  # ten times faster than torch's on a CPU

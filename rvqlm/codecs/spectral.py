@@ -4,14 +4,14 @@
     codes, lengths = codec.encode(audio, None)      # (B, 1, S) -> (B, ceil(S / 320), 8)
     audio = codec.decode(codes)                     # (B, 1, T * 320)
 
-Log-magnitude spectra are coded by a small network (`spectral_model.py`); the phase is made up again
-when decoding (`griffin_lim.py`). Small enough for the repository and quick enough for a CPU, made by
-``tools/train_spectral_codec.py``; a demonstration codec, not one to publish music with.
+Log-magnitude spectra are coded by a small network (`spectral_model.py`); the phase is made up
+again when decoding (`griffin_lim.py`). Small enough for the repository and quick enough for a CPU,
+made by ``tools/train_spectral_codec.py``; a demonstration codec, not one to publish music with.
 
 Codes are exact: a frame's codes depend on that frame and `context_frames` neighbours on each side
-and on nothing else, not on batching, chunking, padding or threads. Floating-point kernels may sum in
-another order when shapes or threads change, so everything is encoded in blocks of one fixed shape on
-one thread; what lies outside a recording is silence, in the first block as in any other.
+and on nothing else, not on batching, chunking, padding or threads. Floating-point kernels may sum
+in another order when shapes or threads change, so everything is encoded in blocks of one fixed
+shape on one thread; what lies outside a recording is silence, in the first block as in any other.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class SpectralCodec(Codec):
         self.config = config
         self.context_frames = config.context_frames
         self.iterations = iterations
-        if BLOCK_FRAMES <= 2 * config.context_frames:
+        if 2 * config.context_frames >= BLOCK_FRAMES:
             raise ValueError(f"blocks of {BLOCK_FRAMES} frames are too short for this network")
 
     @classmethod
@@ -157,6 +157,7 @@ def save_weights(
     metadata = {"config": json.dumps(asdict(net.config)), "training": json.dumps(training or {})}
     temporary = path.with_name(path.name + ".tmp")
     save_file(state, temporary, metadata)
+    os.chmod(temporary, 0o644)  # safetensors writes for the owner only
     os.replace(temporary, path)
 
 

@@ -35,12 +35,12 @@ def sweep(samples: int, seed: int = 0) -> torch.Tensor:
     return (0.15 * voice * gate + 0.05 * noise)[None].float()
 
 
-@pytest.mark.parametrize("samples", [1, 319, 320, 321, 6399, 108 * HOP, 108 * HOP + 1, 250 * HOP - 7])
+@pytest.mark.parametrize("samples", [1, 319, 320, 321, 6399, 34560, 34561, 80000 - 7])
 def test_lengths(codec, samples):
     codes, lengths = codec.encode(sweep(samples)[None])
     frames = -(-samples // HOP)
     assert codes.shape == (1, frames, 8) and lengths.tolist() == [frames]
-    assert codes.dtype == torch.int64 and 0 <= codes.min() and codes.max() < 1024
+    assert codes.dtype == torch.int64 and codes.min() >= 0 and codes.max() < 1024
     audio = codec.decode(codes)
     assert audio.shape == (1, 1, frames * HOP) and audio.dtype == torch.float32
     assert audio.isfinite().all()

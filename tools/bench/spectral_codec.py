@@ -3,8 +3,9 @@
     python tools/bench/spectral_codec.py --audio-dir egs/mini/data/audio --voices f3,m7,steph
 
 PESQ and STOI need ``pip install pesq pystoi``. The ceiling is Griffin-Lim from the true magnitudes
-with the same settings, in the same run: what no better quantizer could exceed. Entropies are counted
-over the same recordings, so with little audio they are underestimated (more so for pairs of codes).
+with the same settings, in the same run: what no better quantizer could exceed. Entropies are
+counted over the same recordings: with little audio the unigram is underestimated, while the
+conditional ones, being cross-validated, are overestimated.
 """
 
 from __future__ import annotations
@@ -139,8 +140,8 @@ def measure(config: Config) -> dict:
     result["decode_rate"] = sum(map(len, some)) / 50 / spent
 
     grid = np.concatenate(codes)
-    print(f"{len(codes)} recordings, {seconds / 60:.1f} min: level, codes used, bits: unigram, given the code")
-    print("before, given level 0 of this and the code before (cross-validated, back-off)")
+    print(f"{len(codes)} recordings, {seconds / 60:.1f} min. Per level: codes used; bits: unigram,")
+    print("given the code before, given that and level 0 of the same frame (cross-validated)")
     result["levels"] = []
     for k in range(K):
         used = Counter(grid[:, k].tolist())
