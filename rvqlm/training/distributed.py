@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from contextlib import nullcontext
 
@@ -57,9 +58,10 @@ class World:
         """The module whose backward adds gradients up over ranks (as a mean)."""
         if self.size == 1:
             return model
-        return nn.parallel.DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        ddp = nn.parallel.DistributedDataParallel
+        known = inspect.signature(ddp).parameters  # the option has a new name since torch 2.13
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return ddp(model, gradient_as_bucket_view=True, **{buffers: False})
 
     def no_sync(self, module: nn.Module, skip: bool):
         """Context of a backward that keeps its gradients to this rank if `skip`."""

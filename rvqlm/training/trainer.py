@@ -79,6 +79,7 @@ class Trainer:
         self.interval = Meter(info.num_codebooks, self.device)
         self.epoch_meter = Meter(info.num_codebooks, self.device)
         self.signal: int | None = None
+        self._signalled = 0.0
         self._ended: int | None = None
         """Epoch that ended in this step; a step may reach into the next."""
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
@@ -98,8 +99,9 @@ class Trainer:
     def fit(self) -> str:
         """Train until the budget is used up; returns ``finished``, ``SIGINT`` or ``SIGTERM``.
 
-        The signals end the step that is running, save latest.pt and return; a second one stops at
-        once. Raises `UserError` when the loss is no longer a number or the disk refuses.
+        The signals end the step that is running, save latest.pt and return; another one, two
+        seconds later or more, stops at once. Raises `UserError` when the loss is no longer a number
+        or the disk refuses.
         """
         self.log = MetricsLog(self.exp_dir, self.step, self.world.main)
         start = time.monotonic() - self.elapsed
@@ -126,9 +128,13 @@ class Trainer:
             self.log.close()
 
     def _on_signal(self, number: int, frame) -> None:
+        now = time.monotonic()
         if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = number
+            # Ctrl-C under torchrun comes twice, from the terminal and from torchrun
+            if now - self._signalled > 2:
+                raise KeyboardInterrupt
+            return
+        self.signal, self._signalled = number, now
         if self.world.main:  # not print: the signal may have come in the middle of one
             name = signal.Signals(number).name
             os.write(2, f"\n{name}: saving at the end of this step\n".encode())

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from toy import INFO, ToyConfig, ToyLoader, ToyModel, toy_flags, toy_trainer
 from rvqlm.data.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.training.checkpoint import load_checkpoint
+from rvqlm.training.config import OptimConfig
 from rvqlm.training.logger import TIMINGS
 from rvqlm.training.trainer import step_seed
 
@@ -180,6 +182,15 @@ def test_signals_save_at_the_end_of_the_step(tmp_path, number):
     assert signal.getsignal(number) == before
 
 
+def test_a_second_signal_stops_at_once_unless_it_is_an_echo(tmp_path):
+    trainer = toy_trainer(toy_flags(tmp_path, max_steps=4))
+    trainer._on_signal(signal.SIGINT, None)
+    trainer._on_signal(signal.SIGINT, None)  # from the terminal and from torchrun
+    trainer._signalled -= 3.0
+    with pytest.raises(KeyboardInterrupt):
+        trainer._on_signal(signal.SIGINT, None)
+
+
 def test_divergence_stops_with_the_last_good_checkpoint(tmp_path):
     class Poisoned(ToyModel):
         def forward(self, batch, **kwargs):
@@ -218,6 +229,64 @@ def test_resume_refuses_another_codec(tmp_path):
     trainer.info = type(INFO)(**{**INFO.to_dict(), "fingerprint": "1" * 16})
     with pytest.raises(UserError, match=r"codec mismatch.*fingerprint"):
         trainer.load_state_dict(load_checkpoint(tmp_path / "latest.pt"), "latest.pt")
+
+
+EFFECTS = {
+    "optimizer": "muon",
+    "base_lr": 0.02,
+    "schedule": "constant",
+    "warmup_steps": 4,
+    "warmup_ratio": 0.5,
+    "eta_min_ratio": 0.5,
+    "betas": (0.5, 0.6),
+    "momentum": 0.5,
+    "weight_decay": 0.9,
+    "clip_grad_norm": 0.01,
+    "accum": 2,
+    "ema_decay": 0.05,
+    "label_smoothing": 0.3,
+}
+
+
+def test_every_optimizer_flag_has_an_effect(tmp_path):
+    assert EFFECTS.keys() == {f.name for f in dataclasses.fields(OptimConfig)}
+
+    def weights(**optim):
+        if "warmup_ratio" in optim:
+            optim["warmup_steps"] = None
+        trainer = toy_trainer(toy_flags(tmp_path, optim, max_steps=6))
+        trainer.fit()
+        return torch.cat([p.flatten() for p in [*trainer.model.parameters(), *trainer.ema.average]])
+
+    plain = {name: weights(optimizer=name) for name in ("adamw", "muon")}
+    assert torch.equal(plain["adamw"], weights())
+    for name, value in EFFECTS.items():
+        optimizer = "muon" if name in ("optimizer", "momentum") else "adamw"
+        changed = weights(**{"optimizer": optimizer, name: value})
+        of = plain["adamw" if name == "optimizer" else optimizer]
+        assert not torch.allclose(changed, of, atol=1e-6), name
+
+
+def test_every_log_flag_has_an_effect(tmp_path):
+    def kinds(exp_dir, **log):
+        trainer = toy_trainer(toy_flags(exp_dir, None, log, max_steps=10), ToyLoader(steps=100))
+        saves = []
+        trainer._save = lambda improved: saves.append(trainer.step)
+        trainer.fit()
+        lines = log_of(exp_dir)
+        steps = {k: [x["step"] for x in lines if x["kind"] == k] for k in ("train", "valid")}
+        return steps | {"saves": saves, "frames": [x["frames"] for x in lines if "best" in x]}
+
+    plain = kinds(tmp_path / "a")
+    assert (
+        plain["train"] == [3, 6, 9, 10] and plain["valid"] == [10] and plain["saves"] == [4, 8, 10]
+    )
+    assert kinds(tmp_path / "b", log_every_steps=5)["train"] == [5, 10]
+    assert kinds(tmp_path / "c", save_every_steps=7)["saves"] == [7, 10]
+    assert kinds(tmp_path / "d", valid_every_steps=4)["valid"] == [4, 8, 10]
+    assert len(kinds(tmp_path / "e", valid_every_minutes=1e-9)["valid"]) == 10
+    assert len(kinds(tmp_path / "f", save_every_minutes=1e-9)["saves"]) == 10
+    assert kinds(tmp_path / "g", valid_max_batches=1)["frames"][0] < plain["frames"][0]
 
 
 def test_seeds_of_steps_differ():
