@@ -16,14 +16,15 @@ from torch import Tensor
 from rvqlm.codecs.base import Codec
 
 
-def encode_long(codec: Codec, audio: Tensor, chunk_seconds: float = 10.0) -> Tensor:
+def encode_long(codec: Codec, audio: Tensor, chunk_seconds: float = 5.0) -> Tensor:
     """Encode one recording.
 
     Args:
         codec: where the audio is sent to, chunk by chunk.
         audio: (C, S) float32 at the codec's rate, on any device.
-        chunk_seconds: new audio per call of the codec, at least one frame; each call also sees
-            `codec.context_frames` on either side, so short chunks cost more.
+        chunk_seconds: new audio per call of the codec, about: chunks are made equal, up to half
+            as long again. Each call also sees `codec.context_frames` on either side, so that
+            short chunks cost more.
 
     Returns:
         codes (T, K) int64 on the host, T = ceil(S / hop): those of the whole recording, exactly
@@ -38,7 +39,7 @@ def encode_long(codec: Codec, audio: Tensor, chunk_seconds: float = 10.0) -> Ten
     return codes
 
 
-def decode_long(codec: Codec, codes: Tensor, chunk_seconds: float = 10.0) -> Tensor:
+def decode_long(codec: Codec, codes: Tensor, chunk_seconds: float = 5.0) -> Tensor:
     """Decode one recording: codes (T, K) of any integer type -> audio (C, T * hop) on the host.
 
     Chunked where `codec.decode_context_frames` is finite, whole otherwise; parameters as in
@@ -60,7 +61,9 @@ def _chunks(
         raise ValueError(f"chunk_seconds must be positive, got {chunk_seconds}")
     if T == 0:
         return
-    size = T if context is None else max(1, int(chunk_seconds * codec.info.frame_rate))
-    for first in range(0, T, size):
-        last = min(T, first + size)
+    wanted = max(1, int(chunk_seconds * codec.info.frame_rate))
+    # equal chunks: 6 s are not 5 s and 1 s, the context would cost more than the rest
+    count = 1 if context is None else max(1, round(T / wanted))
+    for i in range(count):
+        first, last = i * T // count, (i + 1) * T // count
         yield first, last, max(0, first - (context or 0)), min(T, last + (context or 0))

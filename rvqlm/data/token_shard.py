@@ -170,7 +170,7 @@ def encode_shard(
     num_items: int,
     out_dir: str | os.PathLike,
     shard: int,
-    chunk_seconds: float = 10.0,
+    chunk_seconds: float = 5.0,
     mono: Mono = "average",
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:

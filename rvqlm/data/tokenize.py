@@ -54,9 +54,9 @@ class TokenizeConfig:
     jobs: int = 0
     """Processes that encode, on one thread each. 0: one per core on a CPU, one on a GPU; 1: no
     extra process and all threads."""
-    chunk_seconds: float = 10.0
-    """Long files are encoded in chunks of this length where the codec's context is finite; the
-    codes do not depend on it, memory does."""
+    chunk_seconds: float = 5.0
+    """Long files are encoded in chunks of about this length where the codec's context is finite.
+    Memory depends on it, the codes do not."""
     dry_run: bool = False
     """Load the codec, list the input, say what would be done; write nothing."""
 

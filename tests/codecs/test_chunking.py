@@ -66,3 +66,12 @@ def test_nothing_and_nonsense():
     assert decode_long(codec, torch.zeros(0, 2, dtype=torch.int16)).shape == (1, 0)
     with pytest.raises(ValueError, match="positive"):
         encode_long(codec, torch.ones(1, 8), 0)
+
+
+def test_chunks_are_equal_and_none_is_tiny():
+    codec = Window()
+    codec.context_frames = 0
+    for frames, sizes in ((10, [10]), (14, [14]), (16, [8, 8]), (31, [10, 10, 11])):
+        codec.calls.clear()
+        encode_long(codec, torch.ones(1, frames * HOP), 10 * HOP / 100)
+        assert codec.calls == sizes
