@@ -16,6 +16,7 @@ shape on one thread; what lies outside a recording is silence, in the first bloc
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ BLOCK_FRAMES = 128
 """Frames per call of the encoder, context included. A power of two: no kernel has a remainder to
 treat in another way than the rest."""
 
+PIECE_FRAMES = 1500
+"""Frames decoded at a time (30 s)."""
+
 
 class SpectralCodec(Codec):
     """Log-magnitude residual vector quantization with Griffin-Lim phases.
@@ -56,7 +60,7 @@ class SpectralCodec(Codec):
         net: SpectralNet,
         num_codebooks: int | None = None,
         name: str = "spectral",
-        iterations: int = 20,
+        iterations: int = 16,
     ):
         """`num_codebooks`: levels in use, coarsest first; `iterations` of Griffin-Lim: more sound
         cleaner and cost time in proportion."""
@@ -124,13 +128,51 @@ class SpectralCodec(Codec):
         audio = torch.zeros(B, 1, T * self.info.hop)
         with one_thread():
             for item in range(B if T else 0):
-                latents = self.net.quantizer.decode(codes[item][None])
-                logs = self.net.to_logs(self.net.decode(latents))[0].float().cpu()
-                # what the network places at the floor was silence
-                magnitudes = F.relu(logs.exp() - 1.5 * self.config.floor)
-                phases = GriffinLim(self.net.window.float().cpu(), self.iterations)
-                audio[item, 0] = phases(magnitudes)
+                audio[item, 0] = self._with_phases(self._magnitudes(codes[item]))
         return audio.to(codes.device)
+
+    def _magnitudes(self, codes: Tensor) -> Tensor:
+        """(T, K) -> (T * spectra_per_frame, bins) on the CPU, piece by piece."""
+        T, context = len(codes), self.config.decode_context_frames
+        pieces = []
+        for first in range(0, T, PIECE_FRAMES):
+            left, last = max(0, first - context), min(T, first + PIECE_FRAMES)
+            latents = self.net.quantizer.decode(codes[None, left : last + context])
+            features = self.net.decode(latents)[:, first - left : last - left]
+            logs = self.net.to_logs(features)[0].float().cpu()
+            # what the network places at the floor was silence
+            pieces.append(F.relu(logs.exp() - 1.5 * self.config.floor))
+        return torch.cat(pieces)
+
+    def _with_phases(self, magnitudes: Tensor) -> Tensor:
+        """(n, bins) -> (n * spectrum_hop,): long signals in pieces that are cut where it is
+        quietest, because phases on the two sides of a cut do not agree."""
+        hop, fade = self.config.spectrum_hop, 4  # spectra of overlap on each side of a cut
+        invent = GriffinLim(self.net.window.float().cpu(), self.iterations)
+        cuts = quiet_cuts(magnitudes, PIECE_FRAMES * self.config.spectra_per_frame)
+        audio = magnitudes.new_zeros(len(magnitudes) * hop)
+        ramp = torch.linspace(0, 1, 2 * fade * hop)
+        for first, last in itertools.pairwise(cuts):
+            left, right = max(0, first - fade), min(len(magnitudes), last + fade)
+            piece = invent(magnitudes[left:right])
+            if left > 0:
+                piece[: len(ramp)] *= ramp
+            if right < len(magnitudes):
+                piece[-len(ramp) :] *= 1 - ramp
+            audio[left * hop : right * hop] += piece
+        return audio
+
+
+def quiet_cuts(magnitudes: Tensor, size: int) -> list[int]:
+    """Where to cut (n, bins) into pieces of about `size`, 0 and n included: each time the quietest
+    spectrum within a fifth of `size`."""
+    n, reach = len(magnitudes), size // 5
+    energy = magnitudes.square().sum(1)
+    cuts = [0]
+    while n - cuts[-1] > size + reach:
+        start = cuts[-1] + size - reach
+        cuts.append(start + int(energy[start : start + 2 * reach].argmin()))
+    return [*cuts, n]
 
 
 @contextmanager

@@ -54,6 +54,11 @@ class SpectralConfig:
         """Frames on each side that a frame's codes depend on: convolutions, then windows."""
         return self.encoder_layers * (self.kernel // 2) + -(-self.margin // self.hop)
 
+    @property
+    def decode_context_frames(self) -> int:
+        """Frames on each side that a frame's magnitudes depend on."""
+        return self.decoder_layers * (self.kernel // 2)
+
 
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution over time, channel norm, two-layer perceptron, residual."""
