@@ -1,0 +1,84 @@
+"""egs/mini/run.sh from speech synthesis to the report, on six minutes of speech."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).resolve().parents[2] / "egs" / "mini"
+
+
+def run(*args: str, cwd: Path) -> str:
+    """Run the recipe in this interpreter's environment, on one thread; its output."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHON"} | {
+        "VIRTUAL_ENV": sys.prefix,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [str(RECIPE / "run.sh"), *args],
+        cwd=cwd, env=env, capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, str]:
+    """A folder in which the recipe ran, and what it printed."""
+    folder = tmp_path_factory.mktemp("mini")
+    # folders as a person would give them: relative to where they are
+    args = ("--quick", "--hours", "0.1", "--train-minutes", "0.1",
+            "--data-dir", "data", "--exp-dir", "exp")  # fmt: skip
+    return folder, run(*args, "--stage", "1", cwd=folder)
+
+
+def test_everything_is_there(finished):
+    folder, output = finished
+    page = (folder / "exp" / "report.html").read_text(encoding="utf-8")
+    assert "Not on this page yet" not in page
+    assert page.count("data:audio/flac") == 8  # two recordings three ways, two from nothing
+    assert f"{folder}/exp/report.html" in output
+
+    evaluation = json.loads((folder / "exp" / "eval_test.json").read_text())
+    assert 2000 < evaluation["bits_per_second"] < 4100
+    assert len(evaluation["nats"]) == 8
+    for path in (folder / "exp" / "samples").glob("*.json"):
+        about = json.loads(path.read_text())
+        assert about["silence_ratio"] < 0.9
+        assert about["seconds"] > 0.5
+
+    stages = [line.split("\t") for line in (folder / "exp" / "stages.tsv").read_text().splitlines()]
+    assert [s[0] for s in stages] == ["1", "2", "3", "4", "5"]
+
+
+def test_splits_share_no_voice(finished):
+    from rvqlm.data.index import read_manifest
+
+    folder, _ = finished
+    voices = {
+        split: {
+            segment["speaker"].split("-")[0]
+            for cut in read_manifest(folder / "data" / "tokens" / f"cuts_{split}.jsonl.gz")
+            for segment in cut["supervisions"]
+        }
+        for split in ("train", "valid", "test")
+    }
+    assert all(voices.values())
+    assert not voices["train"] & (voices["valid"] | voices["test"])
+
+
+def test_again_does_nothing_twice(finished):
+    folder, _ = finished
+    kept = [*(folder / "data").glob("audio/*/*.wav"), *(folder / "data").glob("tokens/codes/*.rvq"),
+            folder / "exp" / "best.pt"]  # fmt: skip
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert len(before) > 20
+    args = ("--quick", "--hours", "0.1", "--train-minutes", "0.1",
+            "--data-dir", "data", "--exp-dir", "exp")  # fmt: skip
+    output = run(*args, "--stage", "1", "--stop-stage", "3", cwd=folder)
+    assert "training is finished" in output
+    assert before == {path: path.stat().st_mtime_ns for path in kept}
