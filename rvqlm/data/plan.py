@@ -206,7 +206,11 @@ def plan_epoch(
     else:
         order, windows = np.arange(len(rows), dtype=np.uint32), 1
     first, count = _slice(order, lengths, cost, limit, config, windows)
-    items = rows[order], starts[order], lengths[order]
+    # one column at a time: this is where memory peaks
+    lengths = lengths[order]
+    rows = rows[order]
+    starts = starts if starts.strides == (0,) else starts[order]
+    items = rows, starts, lengths
     items, first, count = _split(items, first, count, -len(first) % world_size)
 
     # Neighbours share a step, so sort: by share of the budget in eighths (nearly all batches are
@@ -240,8 +244,8 @@ def _items(
     high = 1 << 32
     if config.filter_max_duration:
         high = floor(_exact(config.filter_max_duration) * frame_rate)
-    kept = (frames >= low) & (frames <= high)
-    rows = np.flatnonzero(kept).astype(np.uint32)
+    rows = np.arange(len(frames), dtype=np.uint32)
+    rows = rows[(frames >= low) & (frames <= high)]
     if not len(rows):
         raise UserError(
             f"none of {len(frames)} cuts is between --filter-min-duration "
@@ -260,7 +264,7 @@ def _items(
         spare = np.maximum(lengths.astype(np.int64) - crop, 0)
         starts = _generator(seed, epoch, _CROPS).integers(0, spare, endpoint=True)
         return rows, starts.astype(np.uint32), np.minimum(lengths, crop).astype(np.uint32)
-    return rows, np.zeros(len(rows), np.uint32), lengths
+    return rows, np.broadcast_to(np.uint32(0), len(rows)), lengths  # zeros without memory
 
 
 def _refuse(rows, starts, lengths, config: PlanConfig, frame_rate: Fraction, describe) -> None:
