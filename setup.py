@@ -35,6 +35,7 @@ setup(
         "numpy",
         "scipy",
         "soundfile",
+        "soxr",
         "lhotse>=1.33",
         "urllib3",  # lhotse imports it without declaring it
         "safetensors",
@@ -45,6 +46,7 @@ setup(
         "tensorboard",
         "matplotlib",
         "jinja2",
+        "Pillow",
     ],
     extras_require=extras,
     entry_points={"console_scripts": ["rvqlm=rvqlm.bin.main:main"]},

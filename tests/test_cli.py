@@ -12,7 +12,7 @@ import tyro
 import yaml
 
 from rvqlm.bin import main as rvqlm_main
-from rvqlm.cli import flatten, parse, peek, run_main
+from rvqlm.cli import command_line, flatten, parse, peek, run_main
 from rvqlm.errors import UserError
 
 
@@ -171,6 +171,14 @@ def test_peek(tmp_path):
     assert peek(["--config", path, "--model_name", "c"], "model-name", "d") == "c"
     assert peek(["--model-name=a", "--model-name=b"], "model-name", "d") == "b"
     assert peek(["--config", "nowhere"], "model-name", "d") == "d"
+
+
+def test_command_line(monkeypatch):
+    assert command_line("x", ["--a", "b c"]) == "rvqlm x --a 'b c'"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/rvqlm", "x", "--a"])
+    assert command_line("x") == "rvqlm x --a"
+    monkeypatch.setattr(sys, "argv", ["egs/mini/bin/x.py", "--a"])
+    assert command_line("x") == "rvqlm x --a"
 
 
 def raising(error):

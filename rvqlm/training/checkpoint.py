@@ -64,7 +64,7 @@ def save_checkpoint(state: dict, path: str | Path, *, also: str | Path | None = 
     except (OSError, RuntimeError) as e:
         reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
         raise UserError(
-            f"{path}: the checkpoint could not be written ({reason}); the one before is intact: "
+            f"{path}: the checkpoint could not be written ({reason}); any earlier one is intact: "
             "free space or fix permissions, then run the same command again"
         ) from e
 

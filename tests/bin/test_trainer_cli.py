@@ -143,6 +143,13 @@ def test_a_finished_run_says_so(whole, tokens, capfd):
     assert (whole / "latest.pt").stat().st_mtime_ns == before
 
 
+def test_the_saved_flags_are_a_config_file(whole, tokens, tmp_path):
+    # the same run elsewhere, from its config.yaml alone
+    saved = str(whole / "config.yaml")
+    assert trainer.main(["--config", saved, "--exp-dir", str(tmp_path)]) == 0
+    same(load_checkpoint(tmp_path / "latest.pt"), load_checkpoint(whole / "latest.pt"))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

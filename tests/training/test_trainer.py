@@ -16,6 +16,7 @@ from rvqlm.errors import UserError
 from rvqlm.training.checkpoint import load_checkpoint
 from rvqlm.training.config import OptimConfig
 from rvqlm.training.logger import TIMINGS
+from rvqlm.training.schedule import Budget
 from rvqlm.training.trainer import step_seed
 
 UNTIMED = (*TIMINGS, "config")
@@ -153,6 +154,18 @@ def test_minutes_end_training_and_the_schedule(tmp_path):
     trainer.fit()
     assert 0.6 <= trainer.elapsed < 5
     assert trainer.step > 3 and trainer.lr < 0.01 * 0.2
+
+
+def test_minutes_before_an_interruption_count(tmp_path):
+    trainer = toy_trainer(toy_flags(tmp_path, max_minutes=1.0))
+    trainer.elapsed = 45.0
+    state = trainer.state_dict()
+    resumed = toy_trainer(toy_flags(tmp_path, max_minutes=1.0))
+    resumed.load_state_dict(state)
+    assert resumed.progress == 0.75
+    resumed.budget = Budget(max_minutes=45.3 / 60)
+    resumed.fit()
+    assert 45.3 <= resumed.elapsed < 50
 
 
 def test_learns_and_averages(tmp_path):
