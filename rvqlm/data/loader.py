@@ -134,7 +134,7 @@ class TokenLoader:
         if changed:
             raise UserError(
                 f"cannot resume in the middle of this data: {'; '.join(changed)}; restore these, "
-                "or start a new experiment with --init-from the checkpoint"
+                "or start over in another --exp-dir"
             )
         self.close()
         self._epoch, self._plan = int(state["epoch"]), None

@@ -25,7 +25,7 @@ class HeadLoss(NamedTuple):
     nats: Tensor
     """(K,) float32 sum of -log p(target), neither weighted nor smoothed; detached."""
     correct: Tensor
-    """(K,) float32 number of targets with the largest logit; detached."""
+    """(K,) float32 number of targets whose logit is larger than all others; detached."""
 
 
 class _FusedHeadLoss(torch.autograd.Function):
@@ -49,10 +49,13 @@ class _FusedHeadLoss(torch.autograd.Function):
             t = targets[start : start + block].unsqueeze(-1)  # (n, K, 1)
             use = valid[start : start + block].float()  # (n, K)
             logits = (h @ flat.T).view(-1, K, V).float()
-            top = logits.amax(-1, keepdim=True)
             at_target = logits.gather(-1, t)
-            correct += ((at_target >= top).squeeze(-1) * use).sum(0)
             mean = logits.mean(-1) if smoothing else None
+            # a hit is strictly above all others: ties, frequent in bf16, are none
+            others = logits.scatter_(-1, t, -torch.inf).amax(-1, keepdim=True)
+            correct += ((at_target > others).squeeze(-1) * use).sum(0)
+            top = torch.maximum(others, at_target)
+            logits.scatter_(-1, t, at_target)
             p = logits.sub_(top).exp_()
             total = p.sum(-1, keepdim=True)
             log_total = total.log() + top
