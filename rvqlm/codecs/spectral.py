@@ -129,7 +129,7 @@ class SpectralCodec(Codec):
         with one_thread():
             for item in range(B if T else 0):
                 audio[item, 0] = self._with_phases(self._magnitudes(codes[item]))
-        return audio.to(codes.device)
+        return audio.clamp_(-1, 1).to(codes.device)
 
     def _magnitudes(self, codes: Tensor) -> Tensor:
         """(T, K) -> (T * spectra_per_frame, bins) on the CPU, piece by piece."""
@@ -189,9 +189,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def save_weights(
-    net: SpectralNet, path: str | os.PathLike, training: dict[str, str | int] | None = None
-) -> None:
+def save_weights(net: SpectralNet, path: str | os.PathLike, training: dict | None = None) -> None:
     """Write float16 weights with the configuration (and how they were made) in the metadata."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -275,3 +275,22 @@ def test_quantizer_learns_and_uses_its_entries():
     assert errors[0] < 0.1 * flat.var() and len(codes[:, 0].unique()) >= 14
     result.latents.sum().backward()
     assert torch.equal(data.grad, torch.ones_like(data))  # straight through
+
+
+def test_rare_entries_must_be_worth_their_price():
+    torch.manual_seed(0)
+    data = torch.randn(32, 64, 4)
+    entropy, error = [], []
+    for price in (0.0, 0.3):
+        quantizer = ResidualQuantizer(2, 32, 4)
+        learner = QuantizerTrainer(quantizer)
+        learner.start(data.reshape(-1, 4))
+        learner.price = price
+        for _ in range(40):
+            learner(data, torch.full((32,), 2))
+        quantizer.prepare()
+        codes = quantizer.encode(data.reshape(-1, 4), 2)
+        error.append((quantizer.decode(codes) - data.reshape(-1, 4)).square().mean())
+        entropy.append(sum(learner.entropies()))
+    assert entropy[1] < 0.8 * entropy[0]
+    assert error[0] < error[1] < 1

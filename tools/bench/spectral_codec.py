@@ -1,6 +1,6 @@
 """Quality, code statistics and speed of the embedded codec on voices it was not trained on.
 
-    python tools/bench/spectral_codec.py --audio-dir egs/mini/data/audio --voices f3,m7,steph
+    python tools/bench/spectral_codec.py --audio-dir egs/mini/data/audio
 
 PESQ and STOI need ``pip install pesq pystoi``. The ceiling is Griffin-Lim from the true magnitudes
 with the same settings, in the same run: what no better quantizer could exceed. Entropies are
@@ -34,15 +34,16 @@ from rvqlm.runtime import tune_malloc
 class Config:
     audio_dir: Path
     """Folder of 16 kHz .wav or .flac files, any depth."""
-    voices: str = ""
-    """Only files whose path contains one of these comma-separated words; empty: all."""
+    voices: str = "/f3-,/steph-,/m3-,/Hugo-,/travis-,/sandro-"
+    """Only files whose path contains one of these comma-separated words; empty: all. The
+    default is what ``tools/train_spectral_codec.py`` holds out of the embedded corpus."""
     weights: Path = ASSET
     """Weights to measure."""
     count: int = 40
     """Recordings for PESQ and STOI, spread evenly over the voices' sorted files."""
     code_count: int = 600
     """Recordings for the code statistics and the encoding speed."""
-    iterations: int = 20
+    iterations: int = 16
     """Griffin-Lim iterations."""
     json: Path | None = None
     """Also write the numbers here."""
