@@ -68,6 +68,6 @@ class CodecInfo:
                 f"{n} {getattr(self, n)!r} against {getattr(other, n)!r}" for n in differing
             )
             raise UserError(
-                f"codec mismatch between {mine} ({self.name}) and {theirs} ({other.name}): {details}; "
-                "use the codec that the tokens were made with, or tokenize again"
+                f"codec mismatch between {mine} ({self.name}) and {theirs} ({other.name}): "
+                f"{details}; use the codec that the tokens were made with, or tokenize again"
             )

@@ -37,7 +37,7 @@ def tune_malloc() -> bool:
 
 
 def pick_device(name: str = "auto"):
-    """`torch.device` for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``; `UserError` if absent."""
+    """`torch.device` for ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``; `UserError` if none."""
     import torch
 
     if name == "auto":

@@ -19,7 +19,8 @@ class Batch:
     """
 
     codes: Tensor
-    """(B, T, K) int16 on the host (int32 where codebooks exceed 32767 entries); `PAD` past lengths."""
+    """(B, T, K) int16 on the host (int32 where a codebook exceeds 32767 entries); `PAD` past
+    lengths."""
     lengths: Tensor
     """(B,) int64, valid frames per item."""
     ends: Tensor
