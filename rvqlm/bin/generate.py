@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import SamplingConfig
 
@@ -60,7 +61,7 @@ class OutputArgs:
 
     seconds: float = 5.0
     """Longest new audio per sample, after the prompt; the model may end sooner."""
-    min_seconds: float = 0.5
+    min_seconds: float = 0.0
     """The model may not end before this much new audio."""
     num_samples: int = 1
     """Samples per prompt, or in all when unprompted."""
@@ -99,13 +100,11 @@ def check(args: GenerateArgs) -> None:
         raise UserError("; ".join(problems))
 
 
-def main(argv: list[str] | None = None) -> int:
-    from rvqlm.cli import parse
-
+def run(argv: Sequence[str] | None) -> int:
     description = "Make new audio from a trained model."
     args = parse(GenerateArgs, "rvqlm generate", description, argv)
     check(args)
-    command = "rvqlm generate " + shlex.join(sys.argv[1:] if argv is None else argv)
+    command = command_line("generate", argv)
 
     from rvqlm.runtime import pick_device, tune_malloc
 
@@ -228,7 +227,9 @@ def _write(path: Path, audio, sampling_rate: int, row: dict) -> Path:
     return path
 
 
-if __name__ == "__main__":
-    from rvqlm.cli import run_main
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, argv, name="generate")
 
-    raise SystemExit(run_main(main))
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -55,7 +55,7 @@ def from_tokens(
     manifest_dir: str, split: str, number: int, num_frames: int, info: CodecInfo, seed: int
 ) -> list[Prompt]:
     """The first ``num_frames`` frames of ``number`` cuts of a split, drawn by ``seed`` from those
-    that go on for at least half as long again.
+    that go on for at least half as long again; from as many speakers as there are.
 
     :raises UserError: no such split, tokens of another codec, too few cuts of that length.
     """
@@ -70,10 +70,28 @@ def from_tokens(
             f"the prompt of {num_frames} frames, {number} asked for; lower --num-prompts or "
             "--prompt-seconds"
         )
-    rows = np.random.default_rng(seed).permutation(rows)[:number]
+    rows = np.random.default_rng(seed).permutation(rows).tolist()
+    speakers = _speakers(manifest_dir, split)
+    turn: dict[str, int] = {}  # how many cuts of a speaker came before
+    order = []
+    for row in rows:
+        turn[speakers[row]] = turn.get(speakers[row], -1) + 1
+        order.append((turn[speakers[row]], len(order), row))
+    rows = [row for _, _, row in sorted(order)[:number]]
     prompts = []
-    for row in rows.tolist():
+    for row in rows:
         codes = torch.from_numpy(dataset.read(row, 0, num_frames).astype(np.int64))
         name = dataset.id_of(row)
         prompts.append(Prompt(codes, f"continuation-{name.replace('/', '_')}", name))
     return prompts
+
+
+def _speakers(manifest_dir: str, split: str) -> list[str]:
+    """Speaker of every cut in row order; a cut without one is its own."""
+    from rvqlm.data.index import manifest_path, read_manifest
+
+    found = []
+    for cut in read_manifest(manifest_path(manifest_dir, split)):
+        named = (s.get("speaker") for s in cut.get("supervisions") or [])
+        found.append(next((name for name in named if name), f"cut {cut['id']}"))
+    return found
