@@ -48,7 +48,7 @@ if begin_stage 2 "Tokenize"; then
 fi
 
 if begin_stage 3 "Split and index"; then
-  rvqlm split --manifest-dir "$data_dir/tokens" --by speaker --valid 0.03 --test 0.05 --seed "$seed"
+  rvqlm split --manifest-dir "$data_dir/tokens" --by speaker --valid 0.02 --test 0.05 --seed "$seed"
   rvqlm index --manifest-dir "$data_dir/tokens"
 fi
 

@@ -28,11 +28,13 @@ source "$here/../shared/parse_options.sh"
 
 if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.7}
-  config=conf/quick.yaml name=quick-seed$seed num_samples=2 prompt_seconds=2 seconds=4
+  config=conf/quick.yaml name=quick-seed$seed num_samples=2
 else
   hours=${hours:-6} train_minutes=${train_minutes:-7}
-  config=conf/codec_lm.yaml name=${hours}h-${train_minutes}min-seed$seed num_samples=4 prompt_seconds=3 seconds=8
+  config=conf/codec_lm.yaml name=${hours}h-${train_minutes}min-seed$seed num_samples=4
 fi
+# the sentences are about 4 s long: hear half of one, then make at least as much
+how=(--seconds 6 --min-seconds 2 --temperature 0.9 --top-k 200 --seed "$seed")
 require_number hours train_minutes
 require_integer seed
 
@@ -67,10 +69,8 @@ fi
 if begin_stage 4 "Generate"; then
   rm -rf "$exp_dir/samples" # of an earlier training
   rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-    --num-prompts "$num_samples" --prompt-seconds "$prompt_seconds" --seconds "$seconds" \
-    --temperature 0.9 --top-k 200 --seed "$seed"
-  rvqlm generate --exp-dir "$exp_dir" --num-samples "$num_samples" --seconds "$seconds" \
-    --temperature 0.9 --top-k 200 --seed "$seed"
+    --num-prompts "$num_samples" --prompt-seconds 2 "${how[@]}"
+  rvqlm generate --exp-dir "$exp_dir" --num-samples "$num_samples" "${how[@]}"
 fi
 
 if begin_stage 5 "Report"; then
