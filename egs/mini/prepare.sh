@@ -48,7 +48,9 @@ if begin_stage 2 "Tokenize"; then
 fi
 
 if begin_stage 3 "Split and index"; then
-  rvqlm split --manifest-dir "$data_dir/tokens" --by speaker --valid 0.02 --test 0.05 --seed "$seed"
+  # the test voices are those that the codec has not heard in its training either
+  rvqlm split --manifest-dir "$data_dir/tokens" --valid 0.02 --seed "$seed" \
+    --test-speakers f3 steph m3 Hugo travis sandro
   rvqlm index --manifest-dir "$data_dir/tokens"
 fi
 

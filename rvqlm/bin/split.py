@@ -29,6 +29,8 @@ class Args:
     recordings), 0 for none."""
     test: float = 0.05
     """Test set, likewise."""
+    test_speakers: tuple[str, ...] = ()
+    """Names of the speakers of the test set, instead of --test."""
     by: Literal["auto", "speaker", "recording"] = "auto"
     """What no two splits may share. auto: speakers where every cut has one and there are enough
     of them, else recordings. Recordings are never divided."""
@@ -42,7 +44,9 @@ def _run(argv: Sequence[str] | None) -> int:
     def progress(iterable, desc):
         return tqdm(iterable, desc, unit=" cuts", leave=False, disable=None)
 
-    result = split_manifest(args.manifest_dir, args.valid, args.test, args.by, args.seed, progress)
+    result = split_manifest(
+        args.manifest_dir, args.valid, args.test, args.by, args.seed, progress, args.test_speakers
+    )
     print(f"split by {result.by}, no two splits share a {result.by} (checked)")
     for n, name in enumerate(SPLITS):
         print(

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,12 @@ def recording(cut: dict) -> str:
 
 
 def split_by_group(
-    cuts: Iterable[dict], valid: float, test: float, key: str = "auto", seed: int = 0
+    cuts: Iterable[dict],
+    valid: float,
+    test: float,
+    key: str = "auto",
+    seed: int = 0,
+    test_speakers: Sequence[str] = (),
 ) -> SplitResult:
     """Deal cuts (dictionaries of a manifest) to train, valid and test.
 
@@ -72,9 +77,14 @@ def split_by_group(
     key: "speaker" (every cut needs one), "recording", or "auto": by speaker if every cut has one
         and there are enough of them for all splits. Recordings are never divided, whatever the
         key.
+    test_speakers: these speakers make up the test split, instead of ``test``.
 
     Raises `UserError` when there are too few groups, naming what to change.
     """
+    if test_speakers:
+        if key == "recording":
+            raise UserError("--test-speakers and --by recording exclude each other")
+        key, test = "speaker", 0
     wanted = {"valid": valid, "test": test}
     for name, size in wanted.items():
         if not 0 <= size < float("inf") or (size > 1 and size != int(size)):
@@ -100,6 +110,11 @@ def split_by_group(
         raise UserError("no cuts to split; tokenize some audio first")
     if key == "speaker" and silent is not None:
         raise UserError(f"--by speaker: cut {silent!r} has no speaker; use --by recording")
+    spoken = np.isin(np.array(voices), [_hash("speaker", name) for name in test_speakers])
+    fixed = np.array(owner, np.int64)[spoken]
+    for name in test_speakers:
+        if _hash("speaker", name) not in voices:
+            raise UserError(f"--test-speakers {name}: no cut has this speaker")
     needed = 1 + sum(max(1, int(s)) if s else 0 for s in wanted.values())
     duration = np.array(seconds)
     for by in {"auto": ("speaker", "recording")}.get(key, (key,)):
@@ -110,7 +125,8 @@ def split_by_group(
             np.array(owner if by == "speaker" else (), np.int64),
             np.array(voices if by == "speaker" else (), np.uint64),
         )
-        split = _deal(group, duration, wanted, seed) if _count(group) >= needed else None
+        enough = _count(group) - _count(group[fixed]) >= needed
+        split = _deal(group, duration, wanted, seed, fixed) if enough else None
         if split is not None:
             break
     else:
@@ -154,12 +170,14 @@ def _least(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return out
 
 
-def _deal(group: np.ndarray, duration: np.ndarray, wanted: dict[str, float], seed: int):
-    """(N,) int8 of splits: groups in an order hashed from the seed; None if train gets nothing."""
+def _deal(group, duration, wanted: dict[str, float], seed: int, fixed: np.ndarray):
+    """(N,) int8 of splits: groups in an order hashed from the seed, but those of the cuts `fixed`
+    in the test split; None if train gets nothing."""
     names, inverse = np.unique(group, return_inverse=True)
     weight = np.bincount(inverse, weights=duration)
     order = np.argsort([_hash(str(seed), str(name)) for name in names.tolist()], kind="stable")
     of_group = np.zeros(len(names), np.int8)
+    of_group[inverse[fixed]] = SPLITS.index("test")
     for name, size in wanted.items():
         free = [g for g in order.tolist() if of_group[g] == 0]
         if not free:
@@ -188,6 +206,7 @@ def split_manifest(
     key: str = "auto",
     seed: int = 0,
     progress: Callable = lambda iterable, desc: iterable,
+    test_speakers: Sequence[str] = (),
 ) -> SplitResult:
     """Split ``cuts.jsonl.gz`` of a token directory; see `split_by_group`.
 
@@ -199,7 +218,8 @@ def split_manifest(
     source, record = directory / "cuts.jsonl.gz", directory / "splits.json"
     CodecInfo.from_dict(read_sidecar(directory)["codec"])
     stamp = file_stamp(source) if source.exists() else None
-    result = split_by_group(progress(read_manifest(source), "grouping"), valid, test, key, seed)
+    cuts = progress(read_manifest(source), "grouping")
+    result = split_by_group(cuts, valid, test, key, seed, test_speakers)
     targets = {name: manifest_path(directory, name) for name in SPLITS}
     temporary = {name: path.with_name(path.name + ".tmp") for name, path in targets.items()}
     try:
@@ -226,7 +246,7 @@ def split_manifest(
             "by": result.by,
             "seed": seed,
             "valid": valid,
-            "test": test,
+            "test": list(test_speakers) or test,
             "splits": {
                 name: {
                     "cuts": counts[n],

@@ -90,6 +90,22 @@ def test_sizes_are_shares_of_hours_or_numbers_of_groups():
     assert result.groups["valid"] == result.groups["test"] == 1
 
 
+def test_named_speakers_make_up_the_test_split():
+    cuts = [cut(f"c{n}", voices=[f"s{n % 6}"]) for n in range(30)]
+    cuts.append(cut("duet", voices=["s4", "s5"]))  # ties s5 to s4
+    result = split_by_group(cuts, 1, 0.3, test_speakers=["s1", "s4"])
+    assert members(cuts, result, speakers)[2] == {"s1", "s4", "s5"}
+    assert result.groups == {"train": 2, "valid": 1, "test": 2}
+    with pytest.raises(UserError, match="--test-speakers nobody: no cut"):
+        split_by_group(cuts, 1, 0, test_speakers=["nobody"])
+    with pytest.raises(UserError, match="exclude each other"):
+        split_by_group(cuts, 1, 0, "recording", test_speakers=["s1"])
+    with pytest.raises(UserError, match="no speaker"):
+        split_by_group([*cuts, cut("dumb")], 1, 0, test_speakers=["s1"])
+    with pytest.raises(UserError, match="groups of cuts"):
+        split_by_group(cuts, 1, 0, test_speakers=[f"s{n}" for n in range(5)])
+
+
 def test_deterministic_in_seed_and_independent_of_order():
     rng = random.Random(2)
     cuts = corpus(300, rng)
