@@ -46,8 +46,9 @@ class CodecLMConfig:
     """Inner width of the feed-forward layers; 0 means 4 d (8/3 d for swiglu, which has two)."""
     dropout: float = 0.0
     """Dropout in attention and on each residual branch."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Normalisation before each branch."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Normalisation before each branch, without bias. layernorm is one fused kernel on a CPU,
+    rmsnorm several."""
     activation: Literal["gelu", "relu2", "swiglu"] = "gelu"
     """Non-linearity of the feed-forward layers."""
     rope_base: float = 10000.0

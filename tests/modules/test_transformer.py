@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rvqlm.errors import UserError
+from rvqlm.modules import transformer
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.transformer import Transformer, TransformerConfig, rotate
 
@@ -92,3 +93,18 @@ def test_training_goes_on_after_inference_mode():
     with torch.inference_mode():
         model(torch.ones(1, 4, 32))
     model(torch.ones(1, 4, 32)).sum().backward()
+
+
+def test_blocks_of_causal_attention_equal_the_whole(monkeypatch):
+    monkeypatch.setattr(transformer, "CPU_BLOCK", 4)
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 11, 8, requires_grad=True) for _ in range(3))
+    got = transformer.attend(q, k, v, None, True, 0.0)
+    want = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(got, want)
+    weight = torch.randn_like(want)
+    for a, b in zip(
+        torch.autograd.grad((got * weight).sum(), [q, k, v]),
+        torch.autograd.grad((want * weight).sum(), [q, k, v]),
+    ):
+        torch.testing.assert_close(a, b)

@@ -177,7 +177,7 @@ def parse():
         ("threads", len(os.sched_getaffinity(0)), "CPU threads"),
     ]:
         p.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    p.add_argument("--norm", default="rmsnorm", help="of ours (default rmsnorm)")
+    p.add_argument("--norm", default="layernorm", help="of ours (default layernorm, like the peer)")
     p.add_argument("--activation", default="gelu", help="of ours (default gelu, like the peer)")
     p.add_argument("--bf16", choices=["auto", "yes", "no"], default="auto",
                    help="measure bf16 too; auto: where the CPU has it")  # fmt: skip
