@@ -33,8 +33,8 @@ else
   hours=${hours:-6} train_minutes=${train_minutes:-7}
   config=conf/codec_lm.yaml name=${hours}h-${train_minutes}min-seed$seed num_samples=4
 fi
-# the sentences are about 4 s long: hear half of one, then make at least as much
-how=(--seconds 6 --min-seconds 2 --temperature 0.9 --top-k 200 --seed "$seed")
+# the sentences are about 4 s long: hear half of one, go on to its end and perhaps beyond
+how=(--seconds 6 --min-seconds 1 --temperature 0.9 --top-k 200 --seed "$seed")
 require_number hours train_minutes
 require_integer seed
 
