@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to tokens: speech made by espeak-ng, encoded, split and indexed. Offline.
 #
-#   --hours H       hours of speech to make (default 6)
+#   --hours H       hours of speech to make, at least 0.15 (default 6)
 #   --seed N        another seed: other sentences, other split (default 0)
 #   --data-dir DIR  where everything goes (default data/Hh-seedN, in this folder)
 #   --stage N       first stage to run (default 0)
@@ -28,6 +28,9 @@ source "$here/../shared/stages.sh"
 source "$here/../shared/environment.sh"
 require_number hours
 require_integer seed
+if ! awk "BEGIN { exit !($hours >= 0.15) }"; then
+  option_error "--hours $hours is less than a sentence of each voice; give 0.15 or more"
+fi
 
 # a given folder is relative to where the command was given; all else happens in this folder
 if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi

@@ -450,11 +450,11 @@ def in_a_process(cfg, **environment):
 def test_killed_at_any_moment(corpus, tmp_path, monkeypatch, jobs):
     spoil(corpus)
     tokenize.tokenize(config(corpus, tmp_path / "whole", jobs=jobs))
-    monkeypatch.setattr(Peaks, "delay", 0.01)
+    monkeypatch.setattr(Peaks, "delay", 0.04)
     out, rng, kills = tmp_path / "out", random.Random(jobs), 0
     for _ in range(40):
         process = in_a_process(config(corpus, out, jobs=jobs))
-        process.join(rng.uniform(0.03, 0.2))
+        process.join(rng.uniform(0.02, 0.15))
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)

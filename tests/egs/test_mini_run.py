@@ -31,7 +31,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     """A folder in which the recipe ran, and what it printed."""
     folder = tmp_path_factory.mktemp("mini")
     # folders as a person would give them: relative to where they are
-    args = ("--quick", "--hours", "0.1", "--train-minutes", "0.1",
+    args = ("--quick", "--hours", "0.15", "--train-minutes", "0.1",
             "--data-dir", "data", "--exp-dir", "exp")  # fmt: skip
     return folder, run(*args, "--stage", "1", cwd=folder)
 
@@ -77,7 +77,7 @@ def test_again_does_nothing_twice(finished):
             folder / "exp" / "best.pt"]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert len(before) > 20
-    args = ("--quick", "--hours", "0.1", "--train-minutes", "0.1",
+    args = ("--quick", "--hours", "0.15", "--train-minutes", "0.1",
             "--data-dir", "data", "--exp-dir", "exp")  # fmt: skip
     output = run(*args, "--stage", "1", "--stop-stage", "3", cwd=folder)
     assert "training is finished" in output
