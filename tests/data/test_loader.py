@@ -183,9 +183,7 @@ def test_state_of_other_data_or_flags_is_refused(data, tmp_path):
     state = TokenLoader(ds, CONFIG, seed=0).state_dict()
     with pytest.raises(UserError, match="--seed was 0, is 1"):
         TokenLoader(ds, CONFIG, seed=1).load_state_dict(state)
-    with pytest.raises(
-        UserError, match="--max-duration was 8, is 9; restore these, or start over"
-    ):
+    with pytest.raises(UserError, match="--max-duration was 8, is 9; restore these, or start over"):
         TokenLoader(ds, replace(CONFIG, max_duration=9), seed=0).load_state_dict(state)
     make_tokens(tmp_path, [5, 6])
     with pytest.raises(UserError, match=r"the data in .* changed"):
