@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """``rvqlm evaluate``: what a trained model needs to code a split, and what a unigram would.
 
     rvqlm evaluate --exp-dir exp/small --manifest-dir data/tokens --split test

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`rvqlm generate`: new audio from a trained model.
 
 Continues audio files (``--prompt a.wav b.wav``) or held-out cuts (``--manifest-dir DIR

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """``rvqlm index``: the memory-mapped index of every split, which is what training opens.
 
     rvqlm index --manifest-dir data/tokens

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """The ``rvqlm`` command: ``rvqlm COMMAND --flags``.
 
 Each command is the module of the same name in this folder (`_FILES` lists the exceptions); only the

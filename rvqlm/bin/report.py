@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """``rvqlm report``: an experiment as one HTML page, audio included.
 
     rvqlm report --exp-dir exp/mini --manifest-dir data/tokens

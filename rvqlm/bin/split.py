@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """``rvqlm split``: train, valid and test that share no speaker and no recording.
 
     rvqlm split --manifest-dir data/tokens --valid 0.05 --test 0.05

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """``rvqlm tokenize``: a folder of audio or a lhotse manifest becomes a token directory.
 
 rvqlm tokenize --codec spectral --input my_audio --out-dir data/tokens

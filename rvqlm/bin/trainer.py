@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """``rvqlm trainer``: train a model on the codes of a token directory.
 
     rvqlm trainer --exp-dir exp/small --manifest-dir data/tokens --max-minutes 7

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """``rvqlm validate``: check a token directory and print what is in it.
 
     rvqlm validate --manifest-dir data/tokens --max-duration 150

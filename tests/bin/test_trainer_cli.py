@@ -260,3 +260,4 @@ def test_runs_as_a_script():
             capture_output=True, text=True, timeout=100, env=env,
         )  # fmt: skip
         assert out.returncode == 0 and "--exp-dir" in out.stdout, out.stderr
+        assert os.access(module.__file__, os.X_OK)  # bin/trainer.py --max-duration 150
