@@ -159,6 +159,25 @@ def test_overfits_and_regenerates_exactly(pattern):
         assert torch.equal(got, want)
 
 
+def test_bf16_autocast_is_near_float32():
+    """The path of machines with bf16 units, emulated here at toy size."""
+    model = make()
+    batch = Batch.from_codes(random_items([9, 6]))
+    grads, losses = [], []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = model(batch)
+        out.loss.backward()
+        losses.append(float(out.loss.detach()))
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert out.nats.dtype == torch.float32
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    assert losses[0] != losses[1]  # it did compute in bf16
+    assert abs(losses[1] / losses[0] - 1) < 0.02
+    assert F.cosine_similarity(*grads, dim=0) > 0.99
+
+
 def test_factory_round_trip_and_errors():
     model = make()
     again = build_model("codec-lm", config_dict(model), INFO)
