@@ -100,9 +100,9 @@ def generate(
     # steps that every item's prompt fills: heard in one pass
     complete = (known | (frames < 0)[None]).all(2).all(0)
     begin = int(complete.int().cumprod(0).sum())
-    end_frame = torch.full((S,), -1, device=device)
-    counts = torch.arange(max_frames, device=device)
-    end_frame[pattern.steps(counts, full[:1])[0, :, 0]] = counts  # frames before that step
+    counts = torch.arange(max_frames)
+    ends_at = pattern.steps(counts, full[:1].cpu())[0, :, 0].tolist()
+    frames_before = dict(zip(ends_at, range(max_frames)))  # step of an end decision -> frames
 
     noise = uniforms(seed, range(B) if rows is None else rows, S, K + 1).to(device)
     lengths = full.clone() if limits is None else limits.to(device).clamp(max=max_frames)
@@ -115,7 +115,7 @@ def generate(
         inputs = model.shift(grid)[:, : begin + 1]
         for s in range(begin, S):
             logits, end_logit = model.step(inputs, cache)
-            n = int(end_frame[s])
+            n = frames_before.get(s, 0)
             if end_logit is not None and n > 0:
                 may = ~stopped & (n >= prompt_lengths) & (n >= min_frames) & (n < lengths)
                 p_end = end_logit.float().sigmoid()

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 BLOCK_ELEMENTS = 1 << 22
-"""Logits held at once: 16 MiB in float32, about the last-level cache of one CPU die."""
+"""Logits held at once on a CPU: 16 MiB in float32, about the last-level cache of one die."""
+
+GPU_BLOCK_ELEMENTS = 1 << 25
+"""The same on other devices, which need larger matrices to be busy: 128 MiB."""
 
 
 class HeadLoss(NamedTuple):
@@ -37,7 +40,8 @@ class _FusedHeadLoss(torch.autograd.Function):
         flat = weight.detach().to(dtype).view(K * V, d)
         hidden_d = hidden.detach().to(dtype)
         N = hidden_d.shape[0]
-        block = max(1, BLOCK_ELEMENTS // (K * V))
+        elements = BLOCK_ELEMENTS if hidden.device.type == "cpu" else GPU_BLOCK_ELEMENTS
+        block = max(1, elements // (K * V))
         loss = torch.zeros((), device=hidden.device)
         nats = torch.zeros(K, device=hidden.device)
         correct = torch.zeros(K, device=hidden.device)
