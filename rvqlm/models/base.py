@@ -45,9 +45,6 @@ class TokenModel(nn.Module):
         super().__init__()
         self.config, self.info = config, info
 
-    def num_parameters(self) -> int:
-        return sum(p.numel() for p in self.parameters())
-
     def muon_parameters(self) -> list[nn.Parameter]:
         """Matrices between hidden layers, for optimizers that treat them apart: not embeddings,
         heads, norms."""

@@ -3,12 +3,11 @@ import socket
 
 import pytest
 import torch
+import transformers
 
 from rvqlm.codecs import registry
 from rvqlm.codecs.registry import load_codec, load_codec_like
 from rvqlm.errors import UserError
-
-transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")

@@ -188,8 +188,9 @@ def test_bad_weights_are_named(tmp_path):
 
 def speak(text: str) -> torch.Tensor:
     """(1, S) at 16 kHz from the wheel's espeak-ng."""
-    loader = pytest.importorskip("espeakng_loader")
-    soxr = pytest.importorskip("soxr")
+    import espeakng_loader as loader
+    import soxr
+
     library = ctypes.CDLL(loader.get_library_path())
     rate = library.espeak_Initialize(2, 0, str(loader.get_data_path()).encode(), 0)
     parts: list[np.ndarray] = []

@@ -6,13 +6,12 @@ and a wrong code is an error of the adapter, not of chance.
 
 import pytest
 import torch
+import transformers
 
-transformers = pytest.importorskip("transformers")
-
-from rvqlm.codecs.chunking import decode_long, encode_long  # noqa: E402
-from rvqlm.codecs.registry import load_codec  # noqa: E402
-from rvqlm.codecs.transformers_codec import TransformersCodec  # noqa: E402
-from rvqlm.errors import UserError  # noqa: E402
+from rvqlm.codecs.chunking import decode_long, encode_long
+from rvqlm.codecs.registry import load_codec
+from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.errors import UserError
 
 
 def dac(ratios=(2, 4), codebooks=3):

@@ -1,0 +1,60 @@
+"""Choices about the machine, and what they refuse."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from rvqlm import runtime
+from rvqlm.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_precision_follows_the_hardware(monkeypatch, fast):
+    monkeypatch.setattr(runtime, "has_fast_bf16", lambda device: fast)
+    expected = torch.bfloat16 if fast else torch.float32
+    assert runtime.pick_precision("auto", CPU) == expected
+    assert runtime.pick_precision("fp32", CPU) == torch.float32
+    if fast:
+        assert runtime.pick_precision("bf16", CPU) == torch.bfloat16
+    else:
+        with pytest.raises(UserError, match="would emulate it"):
+            runtime.pick_precision("bf16", CPU)
+
+
+def test_devices_that_are_not_there_are_refused():
+    assert runtime.pick_device("cpu") == CPU
+    with pytest.raises(UserError, match="0 CUDA devices|77"):
+        runtime.pick_device("cuda:77")
+    with pytest.raises(UserError, match="is no device"):
+        runtime.pick_device("toaster")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
+def test_tuned_malloc_keeps_memory():
+    """Freed blocks come back without new page faults."""
+    code = """
+import resource, sys, numpy as np
+from rvqlm.runtime import tune_malloc
+if sys.argv[1] == "tuned": assert tune_malloc()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for n in range(6):
+    if n == 1: before = faults()
+    np.ones(64 << 17)
+print(faults() - before)
+"""
+    count = {
+        kind: int(subprocess.check_output([sys.executable, "-c", code, kind], text=True))
+        for kind in ("plain", "tuned")
+    }
+    assert count["tuned"] * 10 < count["plain"]
+
+
+def test_the_description_names_what_results_need():
+    described = runtime.describe_machine()
+    assert described["torch"] == torch.__version__ and described["cores"] >= 1
+    assert {"cpu", "gpus", "python", "rvqlm", "commit"} <= described.keys()
