@@ -14,8 +14,19 @@ extras = {
     "metrics": ["pesq", "pystoi"],
     # the offline recipe: speech synthesis from a wheel
     "mini": ["espeakng-loader"],
+    # pitch and tempo of copies (rvqlm audio augment)
+    "augment": ["librosa"],
+    # an ffmpeg program for m4a, aac, wma, webm where the system has none
+    "ffmpeg": ["imageio-ffmpeg"],
+    # the codecs' own packages, for those who want them: each brings torchaudio and much else, and
+    # none is needed to load published weights, native files included
+    "dac": ["descript-audio-codec"],
+    "encodec": ["encodec"],
+    # NVIDIA's FSQ codecs exist in this package only
+    "nemo": ["nemo_toolkit[tts]"],
 }
-extras["dev"] = ["pytest", "ruff", "h5py", *extras["metrics"], *extras["mini"]]
+used_by_tests = ("metrics", "mini", "augment", "ffmpeg")
+extras["dev"] = ["pytest", "ruff", "h5py", *(r for name in used_by_tests for r in extras[name])]
 
 setup(
     name="rvqlm",
@@ -36,6 +47,7 @@ setup(
         "scipy",
         "soundfile",
         "soxr",
+        "pyloudnorm",
         "lhotse>=1.33",
         "urllib3",  # lhotse imports it without declaring it
         "safetensors",

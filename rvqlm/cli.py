@@ -253,6 +253,38 @@ def command_line(name: str, argv: Sequence[str] | None = None) -> str:
     return shlex.join(["rvqlm", name, *words])
 
 
+def dispatch(
+    prog: str,
+    description: str,
+    commands: dict[str, str],
+    run: Callable[[str, list[str]], int],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Hand the arguments on to the subcommand that the first of them names.
+
+    prog: what the help calls the program, ``rvqlm`` or ``rvqlm npq``.
+    commands: every subcommand and what it does, in the order of the help.
+    run: called with the subcommand's name and the arguments after it; returns the exit status.
+
+    Without arguments the help is printed and the status 2; an unknown name is one line on stderr.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        width = max(10, *map(len, commands))
+        print(f"usage: {prog} COMMAND [flags]    ({prog} COMMAND --help lists the flags)\n")
+        print(f"{description}\n")
+        for name, what in commands.items():
+            print(f"  {name:<{width}} {what}")
+        return 0 if argv else 2
+    name, *rest = argv
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"see {prog} --help"
+        print(f"{prog}: error: no command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    return run(name, rest)
+
+
 _OS_HINTS = {
     errno.ENOTDIR: "part of this path is a file, not a folder; give another path",
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
