@@ -4,6 +4,7 @@ from torch import nn
 from toy import ToyModel
 
 from rvqlm.errors import UserError
+from rvqlm.training import optim
 from rvqlm.training.config import OptimConfig
 from rvqlm.training.optim import Muon, build_optimizer, orthogonalize
 
@@ -24,7 +25,10 @@ def test_orthogonalize_brings_singular_values_near_one(shape):
     assert torch.linalg.eigvalsh(product).min() > -1e-5
 
 
-def test_muon_is_the_formula():
+@pytest.mark.parametrize("fast_bf16", [False, True])
+def test_muon_is_the_formula(fast_bf16, monkeypatch):
+    monkeypatch.setattr(optim, "has_fast_bf16", lambda device: fast_bf16)
+    dtype = torch.bfloat16 if fast_bf16 else torch.float32
     torch.manual_seed(0)
     weight = nn.Parameter(torch.randn(4, 6))
     naive, buffer = weight.detach().clone(), torch.zeros(4, 6)
@@ -34,7 +38,7 @@ def test_muon_is_the_formula():
         weight.grad = grad.clone()
         optimizer.step()
         buffer = 0.9 * buffer + 0.1 * grad
-        update = orthogonalize(0.1 * grad + 0.9 * buffer)
+        update = orthogonalize(0.1 * grad + 0.9 * buffer, dtype)
         naive = naive * (1 - 0.1 * 0.2) - 0.1 * 0.2 * 6**0.5 * update
         torch.testing.assert_close(weight.detach(), naive)
 
