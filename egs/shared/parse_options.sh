@@ -83,3 +83,14 @@ absolute() {
     *) echo "$PWD/$1" ;;
   esac
 }
+
+# input_name PATH: a name for what is made of an input, printed: "my music/**/*.mp3" -> my-music.
+input_name() {
+  local path=${1%%[*?[]*}
+  path=$(absolute "${path%/}")
+  if [[ -d $path ]]; then path=$(cd -- "$path" && pwd); fi # `.` and `..` have names as well
+  path=$(basename -- "$path")
+  path=${path%.txt}
+  path=${path//[^[:alnum:]._-]/-}
+  echo "${path:-audio}"
+}

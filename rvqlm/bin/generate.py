@@ -51,7 +51,7 @@ class PromptArgs:
     split: str = "test"
     """Split of the token directory."""
     num_prompts: int = 4
-    """How many cuts of the split to continue; drawn by --seed."""
+    """How many cuts of the split to continue, at most; drawn by --seed."""
     prompt_seconds: float = 3.0
     """How much of each prompt the model hears."""
 

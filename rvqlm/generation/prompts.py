@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,21 +55,27 @@ def from_audio(paths: list[str], codec, num_frames: int) -> list[Prompt]:
 def from_tokens(
     manifest_dir: str, split: str, number: int, num_frames: int, info: CodecInfo, seed: int
 ) -> list[Prompt]:
-    """The first ``num_frames`` frames of ``number`` cuts of a split, drawn by ``seed`` from those
-    that go on for at least half as long again; from as many speakers as there are.
+    """The first ``num_frames`` frames of ``number`` cuts of a split (or of fewer, with a word on
+    stderr), drawn by ``seed`` from those that go on for at least half as long again; from as many
+    speakers as there are.
 
-    :raises UserError: no such split, tokens of another codec, too few cuts of that length.
+    :raises UserError: no such split, tokens of another codec, no cut of that length.
     """
     from rvqlm.data.index import TokenDataset
 
     dataset = TokenDataset.open(manifest_dir, split)
     dataset.info.require_same(info, f"{manifest_dir} ({split})", "the checkpoint")
     rows = np.flatnonzero(np.asarray(dataset.frames) * 2 >= 3 * num_frames)
-    if len(rows) < number:
+    if not len(rows):
         raise UserError(
+            f"{manifest_dir}: no cut of split {split!r} is longer than 1.5 times the prompt of "
+            f"{num_frames} frames; lower --prompt-seconds"
+        )
+    if len(rows) < number:
+        print(
             f"{manifest_dir}: only {len(rows)} cuts of split {split!r} are longer than 1.5 times "
-            f"the prompt of {num_frames} frames, {number} asked for; lower --num-prompts or "
-            "--prompt-seconds"
+            f"the prompt of {num_frames} frames, {number} asked for: continuing these",
+            file=sys.stderr,
         )
     rows = np.random.default_rng(seed).permutation(rows).tolist()
     speakers = _speakers(manifest_dir, split)

@@ -84,7 +84,7 @@ def test_continues_audio_files(experiment, tone, tmp_path):
     assert len(audio) == round(row["seconds"] * 16000)
 
 
-def test_continues_held_out_cuts(experiment, tmp_path):
+def test_continues_held_out_cuts(experiment, tmp_path, capsys):
     audio = tmp_path / "audio"
     audio.mkdir()
     rng = np.random.default_rng(0)
@@ -101,7 +101,10 @@ def test_continues_held_out_cuts(experiment, tmp_path):
     rows = [json.loads(p.read_text()) for p in sorted((tmp_path / "out").glob("*.json"))]
     assert len(rows) == 2 == len({r["prompt"] for r in rows})
     assert all(r["prompt_seconds"] == 0.3 for r in rows)
-    assert rvqlm_command(*words, "--num-prompts", 3) == 2  # more than there are
+    assert rvqlm_command(*words, "--num-prompts", 3) == 0  # as many as there are
+    assert "only 2 cuts of split 'test' are longer" in capsys.readouterr().err
+    assert rvqlm_command(*words, "--prompt-seconds", 0.9) == 2
+    assert "no cut of split 'test' is longer than 1.5 times" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
