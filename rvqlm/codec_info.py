@@ -31,10 +31,21 @@ class CodecInfo:
     num_codebooks: int
     codebook_size: int
     channels: int = 1
+    segment: tuple[int, int] | None = None
+    """(frames, stride in samples) of a codec that encodes a recording as segments which overlap a
+    little (EnCodec 48 kHz: 150 frames every 47,520 samples), each with a float32 scale; None for
+    all others."""
+
+    def __post_init__(self):
+        if self.segment is not None:  # JSON knows lists only
+            object.__setattr__(self, "segment", tuple(self.segment))
 
     @property
     def frame_rate(self) -> Fraction:
-        """Frames per second, exact."""
+        """Frames per second of audio, exact; where segments overlap, more than rate / hop."""
+        if self.segment is not None:
+            frames, stride = self.segment
+            return Fraction(frames * self.sampling_rate, stride)
         return Fraction(self.sampling_rate, self.hop)
 
     @property

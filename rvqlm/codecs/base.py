@@ -37,6 +37,10 @@ class Codec(torch.nn.Module, ABC):
     decode_context_frames: int | None = None
     """The same for `decode`, in frames of codes. None: no finite number."""
 
+    default_scale: float | None = None
+    """Scale that segments are decoded with where none is known (generated codes); None for codecs
+    without scales, which is all whose `info.segment` is None."""
+
     def __init__(self, info: CodecInfo):
         super().__init__()
         self.info = info
@@ -75,8 +79,25 @@ class Codec(torch.nn.Module, ABC):
         return torch.device("cpu")
 
     def num_frames(self, samples: int) -> int:
-        """Frames that cover `samples` samples: ceil(samples / hop)."""
-        return -(-samples // self.info.hop)
+        """Frames that cover `samples` samples: ceil(samples / hop), or more where segments overlap.
+
+        A segmented codec begins a segment every `stride` samples as long as samples are left that
+        the segment before does not hold; all segments but the last are full.
+        """
+        hop = self.info.hop
+        if self.info.segment is None or samples <= 0:
+            return -(-samples // hop)
+        frames, stride = self.info.segment
+        before = max(0, -(-(samples - frames * hop) // stride))  # segments before the last
+        return before * frames - (-(samples - before * stride) // hop)
+
+    def num_samples(self, frames: int) -> int:
+        """Samples that `frames` frames decode to: frames * hop, or fewer where segments overlap."""
+        if self.info.segment is None or frames <= 0:
+            return frames * self.info.hop
+        size, stride = self.info.segment
+        before = (frames - 1) // size
+        return before * stride + (frames - before * size) * self.info.hop
 
     def pad_to_hop(self, audio: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Check an input of `encode` and complete its last frame with zeros.

@@ -1,8 +1,12 @@
+import dataclasses
+import json
+
 import pytest
 import torch
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec, fingerprint
+from rvqlm.errors import UserError
 
 
 class Mean(Codec):
@@ -47,6 +51,26 @@ def test_wrong_codes_are_refused(codes):
         Mean().decode(torch.tensor([codes]))
 
 
+def test_frames_of_a_segmented_codec():
+    """Against the segments laid out one by one: those of EnCodec 48 kHz and a tiny one."""
+    for hop, frames, stride in ((320, 150, 47520), (4, 5, 18)):
+        codec = Mean(hop)
+        codec.info = dataclasses.replace(codec.info, segment=(frames, stride))
+        size = frames * hop
+        sweep = range(1, 4 * size) if hop == 4 else range(1, 4 * size, 37)
+        for samples in (*sweep, size, size + 1, size + stride, size + stride + 1):
+            offset, layout = 0, []
+            while offset + size < samples:
+                layout.append(frames)
+                offset += stride
+            layout.append(-(-(samples - offset) // hop))
+            T = codec.num_frames(samples)
+            assert T == sum(layout) and len(layout) == -(-T // frames), samples
+            held = codec.num_samples(T)
+            assert held == offset + layout[-1] * hop and samples <= held < samples + hop
+        assert codec.num_frames(0) == codec.num_samples(0) == 0
+
+
 def test_codecs_stay_in_inference_mode():
     codec = Mean()
     assert codec.train().training is False and torch.nn.Sequential(codec).train()[0] is codec
@@ -68,3 +92,16 @@ def test_fingerprint_is_of_names_values_shapes_types_and_config():
         ({"hop": 4}, {**state, "a": torch.arange(4.0).bfloat16()}),
     ]
     assert len({base, *(fingerprint(*o) for o in others)}) == len(others) + 1
+
+
+def test_descriptions_with_and_without_segments():
+    plain = CodecInfo("a", "0" * 16, 48000, 320, 16, 1024, 2)
+    old = {k: v for k, v in plain.to_dict().items() if k != "segment"}
+    assert CodecInfo.from_dict(old) == plain and plain.frame_rate == 150
+    cut = dataclasses.replace(plain, segment=(150, 47520))
+    assert float(cut.frame_rate) == pytest.approx(151.51515)
+    back = CodecInfo.from_dict(json.loads(json.dumps(cut.to_dict())))
+    assert back == cut and hash(back) == hash(cut)
+    back.require_same(cut, "x", "y")
+    with pytest.raises(UserError, match=r"segment None against \(150, 47520\)"):
+        plain.require_same(cut, "x", "y")
