@@ -1,0 +1,188 @@
+"""Weight files as the codecs' own projects publish them, loaded without those projects' packages.
+
+``--codec weights.pth`` (descript-audio-codec), ``encodec_24khz-d7cc33bc.th`` (encodec) and
+``compression_state_dict.bin`` (audiocraft, the codec of MusicGen) are read here, recognised by the
+names of their tensors, and turned into the transformers class of the same layers by `native_dac`
+and `native_encodec`. The result is a `TransformersCodec`: the same codes and audio, bit for bit, as
+the original package gives with the same file.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rvqlm.codecs.base import Codec
+from rvqlm.errors import UserError
+
+SUFFIXES = (".pth", ".th", ".bin", ".ckpt", ".pt")
+"""What such files are called; other names are not tried."""
+
+_KNOWN = (
+    "weights.pth of descript-audio-codec, encodec_24khz-*.th and encodec_48khz-*.th of encodec, "
+    "compression_state_dict.bin of audiocraft"
+)
+
+
+@dataclass
+class NativeCheckpoint:
+    """Contents of a native weight file."""
+
+    path: Path
+    kind: str
+    """dac or encodec: whose layers these are"""
+    state: dict[str, Tensor]
+    """weights by their native names, weight norm as ``weight_g`` and ``weight_v``"""
+    settings: dict[str, Any] | str | None = None
+    """what the file says about the model: keyword arguments (dac), YAML (audiocraft) or nothing"""
+
+
+def read_native(path: str | os.PathLike) -> NativeCheckpoint:
+    """Read and recognise a native weight file; `UserError` for what is none.
+
+    Nothing in the file is executed: it is unpickled with ``weights_only=True``.
+    """
+    path = Path(path)
+    content = _unpickle(path)
+    if not isinstance(content, dict):
+        raise UserError(f"codec {path}: holds a {type(content).__name__}; expected {_KNOWN}")
+    if "pretrained" in content and "best_state" not in content:
+        raise UserError(
+            f"codec {path}: holds no weights, only the name of the codec they belong to; "
+            f"give --codec {content['pretrained']}"
+        )
+    settings = None
+    state = content
+    if "state_dict" in content:
+        state = content["state_dict"]
+        settings = (content.get("metadata") or {}).get("kwargs")
+    elif "best_state" in content:
+        state = content["best_state"]
+        settings = content.get("xp.cfg")
+        if isinstance(state, dict) and isinstance(state.get("model"), dict):
+            state = state["model"]
+    if not isinstance(state, dict):
+        raise UserError(f"codec {path}: its weights are a {type(state).__name__}, not a dict")
+    state = {_old_name(str(k)): v for k, v in state.items() if isinstance(v, Tensor)}
+    return NativeCheckpoint(path, _kind(path, state), state, settings)
+
+
+def load_native(path: str | os.PathLike, num_codebooks: int | None = None) -> Codec:
+    """The codec in a native weight file, through the transformers class of the same layers.
+
+    Args:
+        path: the file; remembered absolutely as the codec's name.
+        num_codebooks: as in `load_codec`.
+    """
+    from rvqlm.codecs.transformers_codec import TransformersCodec
+
+    path = Path(path).resolve()
+    return TransformersCodec.from_model(
+        to_transformers(read_native(path)), str(path), num_codebooks
+    )
+
+
+def to_transformers(checkpoint: NativeCheckpoint) -> torch.nn.Module:
+    """The transformers model with these weights; `UserError` naming what keeps it from fitting."""
+    from rvqlm.codecs import native_dac, native_encodec
+
+    converter = {"dac": native_dac, "encodec": native_encodec}[checkpoint.kind]
+    return converter.to_transformers(checkpoint)
+
+
+def build(model_class: type, config, state: dict[str, Tensor], path: Path) -> torch.nn.Module:
+    """`model_class(config)` filled with `state`, which must fit exactly."""
+    try:
+        model = model_class(config)
+    except ValueError as e:  # a codebook size that the class can't take, for example
+        raise UserError(f"codec {path}: transformers' {model_class.__name__}: {e}") from None
+    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
+    given = {k: tuple(v.shape) for k, v in state.items()}
+    missing = [k for k in wanted if k not in given]
+    other = [
+        f"{k} is {given[k]}, not {wanted[k]}"
+        for k in wanted
+        if k in given and given[k] != wanted[k]
+    ]
+    surplus = [k for k in given if k not in wanted]
+    for what, names in (("missing", missing), ("of another shape", other), ("unknown", surplus)):
+        if names:
+            raise UserError(
+                f"codec {path}: {len(names)} of its tensors are {what}, {names[0]} first (names "
+                f"of {model_class.__name__}); not a complete checkpoint of this kind"
+            )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Replace each ``weight_g``, ``weight_v`` by the weight g v / |v| that they stand for.
+
+    The norm runs over all axes but the one along which g lies. Calls the function that torch's
+    own weight normalisation calls at every forward pass: another order of summation would change
+    last bits, and with them now and then a code.
+    """
+    folded = {}
+    for name, tensor in state.items():
+        if name.endswith("weight_g"):
+            continue
+        if name.endswith("weight_v"):
+            g = state.get(name[:-1] + "g")
+            if g is None:
+                continue  # reported as missing by `build`
+            axis = max(range(g.ndim), key=lambda i: g.shape[i])
+            tensor, name = torch._weight_norm(tensor, g, axis), name[:-2]
+        folded[name] = tensor
+    return folded
+
+
+def _unpickle(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"codec {path}: no such file; expected {_KNOWN}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(n.endswith(".data/extern_modules") for n in archive.namelist()):
+                raise UserError(
+                    f"codec {path}: a torch.package, which is a program as much as weights; give "
+                    "the weights.pth that lies beside it"
+                )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise UserError(
+            f"codec {path}: not loaded, for it holds objects other than weights; a checkpoint of "
+            "an audiocraft training must first be exported (audiocraft.utils.export)"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
+        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise UserError(f"codec {path}: not a file of torch.save ({first})") from None
+
+
+def _old_name(name: str) -> str:
+    """Weight norm's newer parameter names as the older ones, which the packages use."""
+    name = name.replace("parametrizations.weight.original0", "weight_g")
+    return name.replace("parametrizations.weight.original1", "weight_v")
+
+
+def _kind(path: Path, state: dict[str, Tensor]) -> str:
+    def has(*prefixes: str) -> bool:
+        return all(any(k.startswith(p) for k in state) for p in prefixes)
+
+    if has("encoder.block.0.", "decoder.model.0.", "quantizer.quantizers."):
+        return "dac"
+    if has("encoder.model.0.", "decoder.model.0.", "quantizer.vq.layers."):
+        return "encodec"
+    if has("encoder.conv1.", "decoder.conv1.") or has("encoder.layers.0.", "decoder.layers.0."):
+        raise UserError(
+            f"codec {path}: weights in transformers' format; give the folder that holds them "
+            "together with config.json"
+        )
+    shown = ", ".join(list(state)[:3]) or "none"
+    raise UserError(f"codec {path}: no codec by its tensors (first: {shown}); expected {_KNOWN}")
