@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-
 from rvqlm.codecs.native_checkpoint import NativeCheckpoint, build
 from rvqlm.errors import UserError
 
