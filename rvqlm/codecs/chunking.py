@@ -1,30 +1,25 @@
 """Encoding and decoding of recordings of any length in chunks that change nothing.
 
-A codec whose encoder looks a finite number of frames to each side gives the same codes for a chunk
-as for the whole file, provided the chunk starts on a frame, carries that context on both sides and
-the context's codes are dropped. Memory then depends on the chunk, not on the file. A codec without
-a finite context gets the file whole.
+What a chunk is depends on the codec (`rvqlm.codecs.base.Codec.stream_encoder`): windows with
+context for encoders of finite reach, pieces with carried state for an LSTM or a transformer with a
+sliding window, segments where the codec itself cuts the audio. Memory then depends on the chunk,
+not on the file; only a codec of which nothing is known gets the file whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from rvqlm.codecs.base import Codec
+from rvqlm.codecs.streaming import Encoded, windows
 
-
-class Encoded(NamedTuple):
-    """Codes of some consecutive frames of a recording."""
-
-    codes: Tensor
-    """(t, K) int64 on the host"""
-    scales: Tensor | None = None
-    """(n,) float32 on the host: loudness of the segments that begin in these frames, for codecs
-    that store one per segment (EnCodec 48 kHz); None for all others"""
+__all__ = [
+    "Encoded", "decode_long", "decode_stream", "encode_long", "encode_many", "encode_stream",
+    "encode_whole",
+]  # fmt: skip
 
 
 def encode_stream(
@@ -34,36 +29,33 @@ def encode_stream(
 
     Args:
         codec: where the audio is sent to, chunk by chunk.
-        blocks: consecutive pieces (C, n) float32 at the codec's rate, of any lengths.
-        chunk_seconds: new audio per call of the codec, about; see `encode_long`.
+        blocks: consecutive pieces (C, n) float32 at the codec's rate, of any lengths: how it is
+            cut here changes nothing.
+        chunk_seconds: new audio per call of the codec, about: the last chunk may be half as long
+            again. Calls also see the codec's context on either side, so that short chunks cost
+            more. A codec without `bounded_memory` gets the recording whole.
 
-    Yields consecutive frames, ceil(S / hop) in all: the codes of `encode_long` on the whole, up to
-    float rounding. A codec without a finite context gets the recording whole.
+    Yields consecutive frames, `codec.num_frames(samples)` in all, and the scales that belong to
+    them: those of the whole recording, exactly where the codec's arithmetic does not depend on the
+    length of its input, and otherwise up to float rounding (a latent halfway between two codebook
+    entries may fall either way).
     """
-    hop, context = codec.info.hop, codec.context_frames
-    if context is None:
-        whole = torch.cat(list(blocks), 1)
-        yield Encoded(codec.encode(whole[None].to(codec.device))[0][0].cpu())
-        return
-    step = _wanted_frames(codec, chunk_seconds)
-    first, left = 0, 0  # the next frame to give, and the frame that `held` begins with
-    held = torch.empty(codec.info.channels, 0)
-
-    def part(last: int, right: int) -> Encoded:
-        audio = held[None, :, : (right - left) * hop].to(codec.device)
-        return Encoded(codec.encode(audio)[0][0, first - left : last - left].cpu())
-
+    encoder = codec.stream_encoder(chunk_seconds)
     for block in blocks:
-        held = torch.cat((held, block), 1)
-        # half a chunk more than is encoded: what remains at the end is never tiny
-        while left * hop + held.shape[1] > (first + step + max(context, step // 2)) * hop:
-            yield part(first + step, first + step + context)
-            first += step
-            keep = max(0, first - context)
-            held, left = held[:, (keep - left) * hop :], keep
-    if held.shape[1]:
-        frames = left + codec.num_frames(held.shape[1])
-        yield part(frames, frames)
+        encoded = encoder.push(block)
+        if encoded is not None:
+            yield encoded
+    encoded = encoder.finish()
+    if encoded is not None:
+        yield encoded
+
+
+def encode_whole(codec: Codec, audio: Tensor, chunk_seconds: float = 5.0) -> Encoded:
+    """Encode one recording (C, S) with its scales: all that `encode_stream` yields, in one."""
+    # a chunk at a time: what lies between two stages of a network must not grow either
+    size = codec.frames_in(chunk_seconds) * codec.info.hop
+    blocks = (audio[:, i : i + size] for i in range(0, audio.shape[1], size))
+    return _joined(codec, list(encode_stream(codec, blocks, chunk_seconds)))
 
 
 def encode_long(codec: Codec, audio: Tensor, chunk_seconds: float = 5.0) -> Tensor:
@@ -72,21 +64,69 @@ def encode_long(codec: Codec, audio: Tensor, chunk_seconds: float = 5.0) -> Tens
     Args:
         codec: where the audio is sent to, chunk by chunk.
         audio: (C, S) float32 at the codec's rate, on any device.
-        chunk_seconds: new audio per call of the codec, about: chunks are made equal, up to half
-            as long again. Each call also sees `codec.context_frames` on either side, so that
-            short chunks cost more.
+        chunk_seconds: see `encode_stream`.
 
     Returns:
-        codes (T, K) int64 on the host, T = ceil(S / hop): those of the whole recording, exactly
-        where the codec's arithmetic does not depend on the length of its input, and otherwise up
-        to float rounding (a latent halfway between two codebook entries may fall either way).
+        codes (T, K) int64 on the host, T = `codec.num_frames(S)`; `encode_whole` gives the scales
+        as well.
     """
-    hop, T = codec.info.hop, codec.num_frames(audio.shape[1])
-    codes = torch.empty(T, codec.info.num_codebooks, dtype=torch.int64)
-    for first, last, left, right in _chunks(codec, T, chunk_seconds, codec.context_frames):
-        part, _ = codec.encode(audio[None, :, left * hop : right * hop].to(codec.device))
-        codes[first:last] = part[0, first - left : last - left]
-    return codes
+    return encode_whole(codec, audio, chunk_seconds).codes
+
+
+def encode_many(
+    codec: Codec,
+    recordings: Sequence[Tensor],
+    chunk_seconds: float = 5.0,
+    batch_seconds: float = 120.0,
+) -> list[Encoded]:
+    """Encode several recordings, chunks of equal size together: what keeps a GPU busy.
+
+    Args:
+        codec: one of finite context or of segments; the recordings go one by one into others.
+        recordings: (C, S) float32 each, S > 0, at the codec's rate.
+        chunk_seconds: see `encode_stream`.
+        batch_seconds: audio in one call of the codec at most, context included; bounds the memory.
+
+    Returns one `Encoded` per recording, with the frames of `encode_stream`, chunk by chunk: the
+    same codes up to float rounding. Last chunks are given more context than they need, so that
+    their sizes meet. On a CPU batches are slower than single chunks.
+    """
+    hop = codec.info.hop
+    if codec.info.segment is not None:
+        plans = [codec.segments(audio.shape[1]) for audio in recordings]
+        pieces = [(i, at, n, 0, n // hop) for i, plan in enumerate(plans) for at, n in plan]
+    elif codec.context_frames is not None:
+        context, step = codec.context_frames, codec.frames_in(chunk_seconds)
+        grid = max(1, step // 4)
+        pieces = []
+        for i, audio in enumerate(recordings):
+            T = codec.num_frames(audio.shape[1])
+            for first, end, left, right in windows(T, context, context, step):
+                left = max(0, left - -(right - left) % grid)
+                pieces.append((i, left, right - left, first - left, end - left))
+        pieces = [(i, left * hop, n * hop, a, b) for i, left, n, a, b in pieces]
+    else:
+        return [encode_whole(codec, audio, chunk_seconds) for audio in recordings]
+
+    made: list[Encoded | None] = [None] * len(pieces)
+    for size in sorted({piece[2] for piece in pieces}):
+        alike = [j for j, piece in enumerate(pieces) if piece[2] == size]
+        count = max(1, int(batch_seconds * codec.info.sampling_rate / size))
+        for some in (alike[k : k + count] for k in range(0, len(alike), count)):
+            batch = torch.zeros(len(some), codec.info.channels, size)
+            for row, j in zip(batch, some, strict=True):
+                i, at = pieces[j][:2]
+                audio = recordings[i][:, at : at + size]
+                row[:, : audio.shape[1]] = audio
+            codes, scales = codec.encode_pieces(batch.to(codec.device))
+            for row, j in enumerate(some):
+                first, end = pieces[j][3:]
+                scale = None if scales is None else scales[row : row + 1].cpu()
+                made[j] = Encoded(codes[row, first:end].cpu(), scale)
+    parts: list[list[Encoded]] = [[] for _ in recordings]
+    for piece, encoded in zip(pieces, made, strict=True):
+        parts[piece[0]].append(encoded)
+    return [_joined(codec, some) for some in parts]
 
 
 def decode_stream(
@@ -94,44 +134,46 @@ def decode_stream(
 ) -> Iterator[Tensor]:
     """Decode one recording piece by piece: codes (T, K) of any integer type -> (C, n) on the host.
 
-    The pieces follow each other and are T * hop samples in all. Chunked where
-    `codec.decode_context_frames` is finite, whole otherwise; parameters as in `encode_long`;
-    `scales` are those that encoding gave.
+    Args:
+        codec: what the codes came from.
+        codes: those of one recording; K may be smaller than `codec.info.num_codebooks`.
+        chunk_seconds: audio per call of the codec, about; see `encode_stream`.
+        scales: (n,) that encoding gave, for codecs whose `info.segment` is set; None there stands
+            for `codec.default_scale`.
+
+    The pieces follow each other and are `codec.num_samples(T)` samples in all.
     """
-    hop, T = codec.info.hop, len(codes)
-    for first, last, left, right in _chunks(codec, T, chunk_seconds, codec.decode_context_frames):
-        part = codec.decode(codes[None, left:right].to(codec.device, torch.int64))[0]
-        yield part[:, (first - left) * hop : (last - left) * hop].cpu()
+    if scales is not None and codec.info.segment is None:
+        raise ValueError(f"{codec.info.name} has no scales")
+    decoder = codec.stream_decoder(chunk_seconds, scales)
+    size = codec.frames_in(chunk_seconds)
+    for first in range(0, len(codes), size):
+        audio = decoder.push(codes[first : first + size])
+        if audio is not None:
+            yield audio
+    audio = decoder.finish()
+    if audio is not None:
+        yield audio
 
 
 def decode_long(
     codec: Codec, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
 ) -> Tensor:
-    """Decode one recording: codes (T, K) of any integer type -> audio (C, T * hop) on the host;
+    """Decode one recording: codes (T, K) of any integer type -> audio (C, num_samples) on the host;
     see `decode_stream`."""
-    audio = torch.empty(codec.info.channels, len(codes) * codec.info.hop)
+    audio = torch.empty(codec.info.channels, codec.num_samples(len(codes)))
     done = 0
     for part in decode_stream(codec, codes, chunk_seconds, scales):
         audio[:, done : done + part.shape[1]] = part
         done += part.shape[1]
+    if done != audio.shape[1]:
+        raise RuntimeError(f"{codec.info.name}: {done} samples decoded, not {audio.shape[1]}")
     return audio
 
 
-def _chunks(
-    codec: Codec, T: int, chunk_seconds: float, context: int | None
-) -> Iterator[tuple[int, int, int, int]]:
-    """Frames [first, last) to keep and [left, right) to compute, covering [0, T) once."""
-    wanted = _wanted_frames(codec, chunk_seconds)
-    if T == 0:
-        return
-    # equal chunks: 6 s are not 5 s and 1 s, the context would cost more than the rest
-    count = 1 if context is None else max(1, round(T / wanted))
-    for i in range(count):
-        first, last = i * T // count, (i + 1) * T // count
-        yield first, last, max(0, first - (context or 0)), min(T, last + (context or 0))
-
-
-def _wanted_frames(codec: Codec, chunk_seconds: float) -> int:
-    if chunk_seconds <= 0:
-        raise ValueError(f"chunk_seconds must be positive, got {chunk_seconds}")
-    return max(1, int(chunk_seconds * codec.info.frame_rate))
+def _joined(codec: Codec, parts: list[Encoded]) -> Encoded:
+    if not parts:
+        codes = torch.empty(0, codec.info.num_codebooks, dtype=torch.int64)
+        return Encoded(codes, None if codec.info.segment is None else torch.empty(0))
+    scales = [part.scales for part in parts if part.scales is not None]
+    return Encoded(torch.cat([p.codes for p in parts]), torch.cat(scales) if scales else None)

@@ -65,7 +65,7 @@ def test_frames_of_a_segmented_codec():
                 offset += stride
             layout.append(-(-(samples - offset) // hop))
             T = codec.num_frames(samples)
-            assert T == sum(layout) and len(layout) == -(-T // frames), samples
+            assert sum(layout) == T and len(layout) == -(-T // frames), samples
             held = codec.num_samples(T)
             assert held == offset + layout[-1] * hop and samples <= held < samples + hop
         assert codec.num_frames(0) == codec.num_samples(0) == 0

@@ -1,0 +1,194 @@
+"""Recordings that arrive in pieces go through a codec in memory that does not grow with them.
+
+A network is cut into stages. A stage of finite reach (convolutions, a whole encoder) sees a window
+at a time: some new units with as many units of context on both sides as its outputs depend on,
+whose own outputs are dropped. A recurrent stage, or a transformer with a sliding window, carries
+its state from piece to piece. Either gives what it would have given for the whole recording, up to
+float rounding: artificial edges are heard by nothing that is kept, and the true ends of the
+recording are the ends of a window, so that the network pads there as it always does.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from rvqlm.codecs.base import Codec
+
+WHOLE = 1 << 62
+"""A `step` of `Windows` that no recording reaches: everything goes in at once, at the end."""
+
+Stage = Callable[[Tensor | None, bool], Tensor | None]
+"""``stage(x, last)``: the next piece (1, C, n), or None, and whether it is the last one; returns
+what can be said by now as (1, C', m), or None."""
+
+
+class Encoded(NamedTuple):
+    """Codes of some consecutive frames of a recording."""
+
+    codes: Tensor
+    """(t, K) int64 on the host"""
+    scales: Tensor | None = None
+    """(n,) float32 on the host: loudness of the segments that begin in these frames, for codecs
+    that store one per segment (EnCodec 48 kHz); None for all others"""
+
+
+class StreamEncoder(ABC):
+    """Takes one recording in pieces; see `rvqlm.codecs.base.Codec.stream_encoder`."""
+
+    @abstractmethod
+    def push(self, audio: Tensor) -> Encoded | None:
+        """The next piece, (C, n) float32 of any length; returns the codes that are certain now."""
+
+    @abstractmethod
+    def finish(self) -> Encoded | None:
+        """The recording is over: the rest of its codes."""
+
+
+class StreamDecoder(ABC):
+    """Takes the codes of one recording in pieces; see `rvqlm.codecs.base.Codec.stream_decoder`."""
+
+    @abstractmethod
+    def push(self, codes: Tensor) -> Tensor | None:
+        """The next codes, (t, K) of any integer type; returns audio (C, n) on the host, or None."""
+
+    @abstractmethod
+    def finish(self) -> Tensor | None:
+        """There are no more codes: the rest of the audio."""
+
+
+class Windows:
+    """A stage of finite reach.
+
+    Lengths are in units: one unit is `per_in` inputs and `per_out` outputs (the hop and 1 for an
+    encoder). Windows are ``[first - before, first + step + after)``; the first begins and the last
+    ends with the recording, and the last is the longer for it, so that it is never tiny.
+
+    Args:
+        run: (1, C, n * per_in) -> (1, C', n * per_out).
+        before: units on the left that an output unit depends on.
+        after: units on the right.
+        step: new units per call; larger steps cost memory, smaller ones compute context more often.
+            At least `before`: where a network pads by reflection, what lies up to `before` units
+            behind the beginning is heard at the beginning.
+        per_in: inputs in a unit.
+        per_out: outputs in a unit.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Tensor], Tensor],
+        before: int,
+        after: int,
+        step: int,
+        per_in: int = 1,
+        per_out: int = 1,
+    ):
+        self.run, self.before, self.after = run, before, after
+        self.step = max(step, before, 1)
+        self.per_in, self.per_out = per_in, per_out
+        self.first = self.begin = 0  # the next unit to give, and the unit that `held` begins with
+        self.held: Tensor | None = None
+
+    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
+        if x is not None:
+            self.held = x if self.held is None else torch.cat((self.held, x), -1)
+        if self.held is None:
+            return None
+        made = []
+        units = self.begin - (-self.held.shape[-1] // self.per_in)
+        while goes_on(units, self.first, self.step, self.after):
+            end = self.first + self.step
+            made.append(self._part(end, end + self.after))
+        if last and units > self.first:
+            made.append(self._part(units, units))
+        return torch.cat(made, -1) if made else None
+
+    def _part(self, end: int, right: int) -> Tensor:
+        """Outputs of the units [first, end), computed from all that is held before unit `right`."""
+        y = self.run(self.held[..., : (right - self.begin) * self.per_in])
+        y = y[..., (self.first - self.begin) * self.per_out : (end - self.begin) * self.per_out]
+        self.first, keep = end, max(0, end - self.before)
+        self.held = self.held[..., (keep - self.begin) * self.per_in :]
+        self.begin = keep
+        return y
+
+
+def goes_on(units: int, first: int, step: int, after: int) -> bool:
+    """Whether `units` units are enough for a window from `first` that is not the last one."""
+    return units > first + step + max(after, step // 2)
+
+
+def windows(units: int, before: int, after: int, step: int) -> Iterator[tuple[int, int, int, int]]:
+    """The windows of `Windows` for a recording of known length: (first, end, left, right), where
+    units [first, end) are kept of [left, right)."""
+    first, step = 0, max(step, before, 1)
+    while goes_on(units, first, step, after):
+        yield first, first + step, max(0, first - before), first + step + after
+        first += step
+    if units > first:
+        yield first, units, max(0, first - before), units
+
+
+class Recurrent:
+    """A stage that is an LSTM with a residual connection around it (SEANet's): carries (h, c)."""
+
+    def __init__(self, lstm: nn.LSTM):
+        self.lstm, self.state = lstm, None
+
+    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
+        if x is None:
+            return None
+        x = x.permute(2, 0, 1)  # (n, 1, C)
+        y, self.state = self.lstm(x, self.state)
+        return (y + x).permute(1, 2, 0)
+
+
+class StagedEncoder(StreamEncoder):
+    """Audio through stages whose last one gives codes (1, K, t)."""
+
+    def __init__(self, codec: Codec, *stages: Stage):
+        self.codec, self.stages, self.samples = codec, stages, 0
+
+    def push(self, audio: Tensor) -> Encoded | None:
+        self.samples += audio.shape[1]
+        return self._encoded(audio[None] if audio.shape[1] else None, False)
+
+    def finish(self) -> Encoded | None:
+        missing = -self.samples % self.codec.info.hop  # the last frame is completed with zeros
+        zeros = torch.zeros(1, self.codec.info.channels, missing) if missing else None
+        return self._encoded(zeros, True)
+
+    def _encoded(self, x: Tensor | None, last: bool) -> Encoded | None:
+        codes = _through(self.codec, self.stages, x, last)
+        return None if codes is None else Encoded(codes[0].T.cpu())
+
+
+class StagedDecoder(StreamDecoder):
+    """Codes (1, K, t) through stages whose last one gives audio (1, C, n)."""
+
+    def __init__(self, codec: Codec, *stages: Stage):
+        self.codec, self.stages = codec, stages
+
+    def push(self, codes: Tensor) -> Tensor | None:
+        x = codes.T[None].to(self.codec.device, torch.int64) if len(codes) else None
+        return self._audio(x, False)
+
+    def finish(self) -> Tensor | None:
+        return self._audio(None, True)
+
+    def _audio(self, x: Tensor | None, last: bool) -> Tensor | None:
+        audio = _through(self.codec, self.stages, x, last)
+        return None if audio is None else audio[0].float().cpu()
+
+
+def _through(codec: Codec, stages: Sequence[Stage], x: Tensor | None, last: bool) -> Tensor | None:
+    with codec.inference():
+        for stage in stages:
+            x = stage(x, last)
+    return x
