@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rvqlm.codecs.base import Codec
+from rvqlm.codecs.pretrained import CODECS_ENV, candidates
 from rvqlm.errors import UserError
 
 SUFFIXES = (".pth", ".th", ".bin", ".ckpt", ".pt")
@@ -74,19 +75,44 @@ def read_native(path: str | os.PathLike) -> NativeCheckpoint:
     return NativeCheckpoint(path, _kind(path, state), state, settings)
 
 
-def load_native(path: str | os.PathLike, num_codebooks: int | None = None) -> Codec:
+def load_native(name: str | os.PathLike, num_codebooks: int | None = None) -> Codec:
     """The codec in a native weight file, through the transformers class of the same layers.
 
     Args:
-        path: the file; remembered absolutely as the codec's name.
+        name: the file, or its name where `find_file` looks.
         num_codebooks: as in `load_codec`.
     """
     from rvqlm.codecs.transformers_codec import TransformersCodec
 
-    path = Path(path).resolve()
-    return TransformersCodec.from_model(
-        to_transformers(read_native(path)), str(path), num_codebooks
+    path = find_file(name)
+    model = to_transformers(read_native(path))
+    return TransformersCodec.from_model(model, remembered(name, path), num_codebooks)
+
+
+def find_file(name: str | os.PathLike) -> Path:
+    """The weight file `name`: a path, or a file's name in ``RVQLM_CODECS`` or where the packages
+    keep their downloads (``~/.cache/descript/dac``, ``~/.cache/torch/hub/checkpoints``)."""
+    name = os.fspath(name)
+    for path in (*candidates(name), *(folder / Path(name).name for folder in download_folders())):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"codec {name}: no such file, and none of that name in {CODECS_ENV} or the packages' "
+        "downloads; `rvqlm codecs` says where published weights come from"
     )
+
+
+def download_folders() -> tuple[Path, Path]:
+    """Where descript-audio-codec and encodec put what they download."""
+    return (
+        Path.home() / ".cache" / "descript" / "dac",
+        Path(torch.hub.get_dir()) / "checkpoints",
+    )
+
+
+def remembered(name: str | os.PathLike, path: Path) -> str:
+    """What tokens remember of `name`: an absolute path, or a bare file name that was looked up."""
+    return str(path.resolve()) if Path(name).expanduser().is_file() else os.fspath(name)
 
 
 def to_transformers(checkpoint: NativeCheckpoint) -> torch.nn.Module:
@@ -144,8 +170,6 @@ def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unpickle(path: Path) -> Any:
-    if not path.is_file():
-        raise UserError(f"codec {path}: no such file; expected {_KNOWN}")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(n.endswith(".data/extern_modules") for n in archive.namelist()):

@@ -1,83 +1,31 @@
-"""Finding a codec by name: the embedded one, a hub name, or a folder.
+"""Finding a codec by name: `load_codec` and the table of backends behind it.
 
-``load_codec("spectral")`` is in the package and needs nothing else. Everything else is loaded by
-`transformers`: a folder in its format, or a hub name looked for in the folders of ``RVQLM_CODECS``,
-then in the Hugging Face cache, then (unless offline) on the hub.
+``load_codec("spectral")`` is in the package and needs nothing else. A name of any other kind goes
+to the first backend of `_BACKENDS` that takes it; a new backend is one file and one row there.
+``rvqlm codecs`` lists what is known, and what of it is installed.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
-import socket
+import re
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import NamedTuple
 
 import torch
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
+from rvqlm.codecs.native_checkpoint import SUFFIXES
+from rvqlm.codecs.pretrained import CODECS_ENV, HUB_NAMES
 from rvqlm.errors import UserError
 from rvqlm.runtime import pick_device
 
-CODECS_ENV = "RVQLM_CODECS"
-"""Environment variable: folders (separated like PATH) that hold codecs by hub name, with or without
-the owner: ``$RVQLM_CODECS/descript/dac_44khz/config.json`` or ``$RVQLM_CODECS/dac_44khz/...``."""
+__all__ = ["CODECS_ENV", "DTYPES", "HUB_NAMES", "load_codec", "load_codec_like"]
 
-HUB_NAMES = (
-    "descript/dac_44khz",
-    "descript/dac_24khz",
-    "descript/dac_16khz",
-    "facebook/encodec_24khz",
-    "facebook/encodec_32khz",
-    "kyutai/mimi",
-)
-"""Published codecs known to fit; any other of the same model types works as well."""
-
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
-
-
-def load_codec(
-    name_or_path: str | os.PathLike,
-    device: str | torch.device = "cpu",
-    num_codebooks: int | None = None,
-) -> Codec:
-    """Load a codec, ready to encode and decode on `device`.
-
-    Args:
-        name_or_path: ``spectral``; a ``.safetensors`` file of spectral weights; a hub name such as
-            ``descript/dac_44khz``; or a folder with ``config.json`` and weights in transformers'
-            format.
-        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
-        num_codebooks: levels to use, coarsest first. None: all, but 8 of an EnCodec or Mimi that
-            holds more.
-
-    Raises `UserError` naming the file looked for, where it can be had and how to point to it.
-    """
-    name = os.fspath(name_or_path)
-    device = pick_device(str(device))
-    if name == "spectral" or name.endswith(".safetensors"):
-        codec = _load_spectral(name, num_codebooks)
-    else:
-        codec = _load_transformers(name, num_codebooks)
-    return codec.to(device).eval()
-
-
-def load_codec_like(
-    info: CodecInfo,
-    name_or_path: str | os.PathLike | None = None,
-    device: str | torch.device = "cpu",
-) -> Codec:
-    """Load the codec that some tokens were made with; `UserError` if the weights are others.
-
-    Args:
-        info: from a token folder or checkpoint.
-        name_or_path: where to load from; None uses the name that `info` remembers.
-        device: as in `load_codec`.
-    """
-    source = info.name if name_or_path is None else os.fspath(name_or_path)
-    codec = load_codec(source, device, info.num_codebooks)
-    info.require_same(codec.info, "the tokens", f"codec {source}")
-    return codec
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def _load_spectral(name: str, num_codebooks: int | None) -> Codec:
@@ -93,124 +41,90 @@ def _load_spectral(name: str, num_codebooks: int | None) -> Codec:
     return SpectralCodec.load(name, num_codebooks=num_codebooks)
 
 
-def _load_transformers(name: str, num_codebooks: int | None) -> Codec:
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            f"codec {name} needs the package transformers: pip install transformers "
-            "(or use --codec spectral, which needs nothing)"
-        ) from None
-    from rvqlm.codecs.transformers_codec import TransformersCodec
-
-    folder = _find_folder(name)
-    if folder is not None:
-        model = _from_pretrained(transformers, str(folder), name, local_files_only=True)
-    else:
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise UserError(
-                f"codec {name}: no such folder, and neither a hub name; give --codec spectral, "
-                f"one of {', '.join(HUB_NAMES)}, or a folder with config.json and model.safetensors"
-            )
-        try:
-            model = _from_pretrained(transformers, name, name, local_files_only=True)
-        except UserError:  # not in the cache
-            model = _from_pretrained(transformers, name, name, local_files_only=False)
-    if folder is not None and Path(name).expanduser().is_dir():
-        name = str(folder)  # what a later command has to find again
-    return TransformersCodec.from_model(model, name, num_codebooks)
+def _is_nemo(name: str) -> bool:
+    hub_name = re.fullmatch(r"nvidia/[\w.-]*codec[\w.-]*", name) and not Path(name).exists()
+    return name.startswith("nemo:") or name.endswith(".nemo") or bool(hub_name)
 
 
-def _find_folder(name: str) -> Path | None:
-    """The local folder that `name` means, checked to hold a codec; None if there is none."""
-    candidates = [Path(name).expanduser()]
-    for root in filter(None, os.environ.get(CODECS_ENV, "").split(os.pathsep)):
-        candidates += [Path(root).expanduser() / name, Path(root).expanduser() / Path(name).name]
-    for folder in candidates:
-        if folder.is_file():
-            raise UserError(f"codec {name}: {folder} is a file; give the folder it lies in")
-        if not folder.is_dir():
-            continue
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"codec {name}: no file {folder / 'config.json'}; a codec folder holds config.json "
-                "and model.safetensors as transformers' save_pretrained writes them"
-            )
-        if not any((folder / w).is_file() for w in _WEIGHT_FILES):
-            raise UserError(
-                f"codec {name}: no file {folder / 'model.safetensors'} beside its config.json; "
-                "copy the weights there, or give another folder with --codec"
-            )
-        return folder.resolve()
-    return None
+def _in(module: str, function: str) -> Callable[[str, int | None], Codec]:
+    """The loader of a backend whose module is imported when it is needed."""
+
+    def load(name: str, num_codebooks: int | None) -> Codec:
+        found = importlib.import_module(f"rvqlm.codecs.{module}")
+        return getattr(found, function)(name, num_codebooks)
+
+    return load
 
 
-def _from_pretrained(transformers, source: str, name: str, local_files_only: bool):
-    """Model from a folder or hub name; every way in which that fails becomes a `UserError`."""
-    logging = transformers.utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # what matters of its loading report is checked below
-    logging.disable_progress_bar()
-    try:
-        if not local_files_only:
-            _require_network()
-        config = transformers.AutoConfig.from_pretrained(source, local_files_only=local_files_only)
-        model_class = _model_class(transformers, config, name)
-        model, loading = model_class.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=local_files_only,
-            output_loading_info=True,
-        )
-    except UserError:
-        raise
-    except Exception as e:  # transformers raises anything from OSError to KeyError and SSLError
-        first = (str(e).strip().splitlines() or [""])[0]
-        if source == name and not Path(source).is_dir():
-            raise UserError(
-                f"codec {name}: config.json and model.safetensors are neither in the Hugging Face "
-                f"cache nor to be had from the network ({type(e).__name__}); fetch both from "
-                f"https://huggingface.co/{name} into a folder and give it with --codec FOLDER, or "
-                f"put it at DIR/{name} with {CODECS_ENV}=DIR; --codec spectral needs no download"
-            ) from None
-        raise UserError(f"codec {name}: cannot load {source}: {first}") from None
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-    lacking = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
-    if lacking:  # transformers would fill these with random numbers and go on
-        raise UserError(
-            f"codec {name}: the weights in {source} are incomplete: {len(lacking)} tensors are "
-            f"missing or of another shape, {lacking[0]} first; fetch the checkpoint again"
-        )
-    return model
+class _Backend(NamedTuple):
+    takes: Callable[[str], bool]
+    """whether a name is this backend's business, by its looks"""
+    load: Callable[[str, int | None], Codec]
+    """from the name and the number of codebooks (None: the usual one)"""
 
 
-def _require_network() -> None:
-    """Raise OSError at once where there is no network: the hub client retries for half a minute."""
-    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return  # names are the proxy's business
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    port = url.port or (80 if url.scheme == "http" else 443)
-    socket.create_connection((url.hostname or "", port), timeout=5).close()
+_BACKENDS = (
+    _Backend(lambda name: name == "spectral" or name.endswith(".safetensors"), _load_spectral),
+    _Backend(lambda name: name.startswith("package:dac:"), _in("package_dac", "load_package")),
+    _Backend(
+        lambda name: name.startswith("package:encodec:"), _in("package_encodec", "load_package")
+    ),
+    _Backend(_is_nemo, _in("nemo_codec", "load_nemo")),
+    _Backend(lambda name: name.endswith(SUFFIXES), _in("native_checkpoint", "load_native")),
+    _Backend(lambda name: True, _in("pretrained", "load_pretrained")),
+)
 
 
-def _model_class(transformers, config, name: str) -> type:
-    """The model class for `config`, from transformers' audio-tokenizer mapping or its general one.
+def load_codec(
+    name_or_path: str | os.PathLike,
+    device: str | torch.device = "cpu",
+    num_codebooks: int | None = None,
+    dtype: str = "float32",
+) -> Codec:
+    """Load a codec, ready to encode and decode on `device`.
 
-    EnCodec and Mimi are only in the general mapping, which has every model there is: from there,
-    a class must at least be able to encode and decode.
+    Args:
+        name_or_path: one of
+
+            - ``spectral``, or a ``.safetensors`` file of spectral weights;
+            - a hub name such as ``descript/dac_44khz``, or a folder with ``config.json`` and
+              weights in transformers' format;
+            - a weight file as its project publishes it: ``weights.pth`` of descript-audio-codec,
+              ``encodec_24khz-d7cc33bc.th`` of encodec, ``compression_state_dict.bin`` of
+              audiocraft. None of these packages is needed;
+            - ``package:dac:FILE`` or ``package:encodec:FILE``: the same files through those
+              packages themselves, with equal codes;
+            - ``nvidia/audio-codec-44khz`` or a ``.nemo`` file, through NeMo.
+        device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
+        num_codebooks: levels to use, coarsest first. None: all, but 8 of an EnCodec or Mimi that
+            holds more.
+        dtype: what the network computes in. ``bfloat16`` and ``float16`` change codes.
+
+    Raises `UserError` naming the file looked for, where it can be had and how to point to it.
     """
-    from transformers.models.auto import modeling_auto as auto
+    name = os.fspath(name_or_path)
+    device = pick_device(str(device))
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
+    backend = next(b for b in _BACKENDS if b.takes(name))
+    return backend.load(name, num_codebooks).to(device).eval().set_dtype(DTYPES[dtype])
 
-    for mapping in ("MODEL_FOR_AUDIO_TOKENIZATION_MAPPING", "MODEL_MAPPING"):
-        if type(config) in getattr(auto, mapping, {}):
-            found = getattr(auto, mapping)[type(config)]
-            if hasattr(found, "encode") and hasattr(found, "decode"):
-                return found
-    raise UserError(
-        f"codec {name}: a transformers model of type {config.model_type!r} is no audio codec; "
-        f"use for example {', '.join(HUB_NAMES)}"
-    )
+
+def load_codec_like(
+    info: CodecInfo,
+    name_or_path: str | os.PathLike | None = None,
+    device: str | torch.device = "cpu",
+    dtype: str = "float32",
+) -> Codec:
+    """Load the codec that some tokens were made with; `UserError` if the weights are others.
+
+    Args:
+        info: from a token folder or checkpoint.
+        name_or_path: where to load from; None uses the name that `info` remembers.
+        device: as in `load_codec`.
+        dtype: as in `load_codec`; any serves for decoding.
+    """
+    source = info.name if name_or_path is None else os.fspath(name_or_path)
+    codec = load_codec(source, device, info.num_codebooks, dtype)
+    info.require_same(codec.info, "the tokens", f"codec {source}")
+    return codec
