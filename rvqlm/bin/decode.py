@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""``rvqlm decode``: tokens to wav files.
+
+    rvqlm decode --input data/tokens --split test --num 5 --out-dir wavs
+
+Takes a token directory, a manifest of token cuts, an export, .npy or .npq files. Audio ends where
+its recording did. Files that are there already are kept, so the same command goes on where it was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rvqlm.cli import parse, run_main
+from rvqlm.errors import UserError
+
+
+@dataclass
+class Args:
+    input: tuple[str, ...]
+    """A token directory, a manifest of token cuts, a folder of rvqlm export, or .npy and .npq
+    files: folders of them, quoted globs, names."""
+    out_dir: Path
+    """Where to write ID.wav; folders in an id become folders here."""
+    codec: str = ""
+    """The codec, by name, folder or weights file; empty: the one that the tokens name. Its
+    fingerprint must be theirs."""
+    split: str | None = None
+    """Only this split of a token directory."""
+    ids: tuple[str, ...] = ()
+    """Only these cuts."""
+    num: int = 0
+    """Only the first so many; 0: all."""
+    num_codebooks: int = 0
+    """Decode only so many levels, coarsest first, to hear what they carry; 0: all."""
+    subtype: Literal["pcm16", "pcm24", "float"] = "pcm16"
+    """Samples of 16 or 24 bits, or 32-bit float."""
+    chunk_seconds: float = 5.0
+    """Decode in pieces of about this length where the codec's context is finite; memory depends
+    on it, the audio does not."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    order: Literal["tk", "kt"] | None = None
+    """Of .npy files without a manifest: tk is (T, K), the default; kt is (K, T)."""
+    layout: str | None = None
+    """Of .npq files, where they fit several; see rvqlm npq info --help."""
+    overwrite: bool = False
+    """Decode again what is there."""
+
+
+def check(args: Args) -> None:
+    problems = []
+    if args.num < 0:
+        problems.append(f"--num {args.num} must be 0 (all) or more")
+    if args.num_codebooks < 0:
+        problems.append(f"--num-codebooks {args.num_codebooks} must be 0 (all) or more")
+    if not 0 < args.chunk_seconds < float("inf"):
+        problems.append(f"--chunk-seconds {args.chunk_seconds:g} must be positive")
+    if problems:
+        raise UserError("; ".join(problems))
+
+
+def chosen(items: Iterator, ids: Sequence[str], num: int) -> Iterator:
+    """Those of `ids`, or the first `num`; `UserError` for ids that are not there."""
+    missing = set(ids)
+    if not ids:
+        for count, item in enumerate(items, 1):
+            yield item
+            if count == num:
+                return
+        return
+    for count, item in enumerate((i for i in items if i.id in missing), 1):
+        missing.discard(item.id)
+        yield item
+        if count == num or not missing:
+            return
+    raise UserError(f"--ids {' '.join(sorted(missing))}: not in the input")
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    description = "Decode tokens into wav files."
+    args = parse(Args, "rvqlm decode", description, argv)
+    check(args)
+    from rvqlm.runtime import pick_device, tune_malloc
+
+    tune_malloc()
+    from tqdm import tqdm
+
+    from rvqlm.codecs.registry import load_codec
+    from rvqlm.data.exchange_codec import load_codec_for
+    from rvqlm.data.exchange_dir import Skipped
+    from rvqlm.data.exchange_names import path_for_id
+    from rvqlm.data.exchange_source import open_tokens
+    from rvqlm.data.exchange_wav import decode_to_wav, require_tokens_of
+
+    if args.out_dir.exists() and not args.out_dir.is_dir():
+        raise UserError(f"--out-dir {args.out_dir}: a file of that name exists; choose a folder")
+    device = pick_device(args.device)
+    source = open_tokens(args.input, args.split, args.order, args.layout)
+    levels = source.info.num_codebooks if source.info else source.peek().codes.shape[1]
+    if args.num_codebooks > levels:
+        raise UserError(f"--num-codebooks {args.num_codebooks}: the tokens have {levels} levels")
+    if source.info is not None:
+        codec, remark = load_codec_for(source.info, args.codec, device)
+    elif args.codec:
+        codec, remark = load_codec(args.codec, device, levels), ""
+    else:
+        raise UserError(f"{args.input[0]} does not name the codec of its tokens; give --codec")
+    if remark:
+        print(f"note: {remark}", file=sys.stderr)
+
+    total = min(filter(None, (args.num, len(args.ids), source.count)), default=None)
+    made = kept = 0
+    seconds = spent = 0.0
+    failed: list[Skipped] = []
+    for item in tqdm(
+        chosen(source.items, args.ids, args.num), "decode", total, unit=" cuts", disable=None
+    ):
+        if isinstance(item, Skipped):
+            failed.append(item)
+            continue
+        path = path_for_id(args.out_dir, item.id, ".wav")
+        if path.exists() and not args.overwrite:
+            kept += 1
+            continue
+        require_tokens_of(codec.info, item)
+        began = time.perf_counter()
+        seconds += decode_to_wav(
+            codec, item, path, args.subtype, args.num_codebooks or None, args.chunk_seconds
+        )
+        spent += time.perf_counter() - began
+        made += 1
+    words = f"{args.out_dir}: {made} wav files"
+    if made:
+        words += f", {seconds:.1f} s of audio in {spent:.1f} s: {seconds / spent:.1f}x real time"
+    if kept:
+        words += f"; {kept} were there already (--overwrite decodes them again)"
+    print(words)
+    for item in failed:
+        print(f"skipped: {item.path}: {item.reason}", file=sys.stderr)
+    if failed and not made + kept:
+        raise UserError(f"not one of {len(failed)} inputs could be decoded; reasons above")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(_run, argv, "decode")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Which codec tokens are of that come from elsewhere, and ``codec.json``, which says so.
+
+Exports carry a ``codec.json``. Where there is none, the user names the codec: loaded, its
+fingerprint is recorded; by name alone it cannot be, and the tokens say that openly: their
+fingerprint is ``unknown:NAME``. Such tokens train and mix with others imported under the same name,
+and nothing takes them for tokens of weights that nobody has compared; `rvqlm decode` and `rvqlm npq
+to-wav` decode them with the codec that ``--codec`` names, on its user's word.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.errors import UserError
+
+UNKNOWN = "unknown:"
+
+
+@dataclass
+class CodecArgs:
+    """Codec of the tokens (where the input does not say)"""
+
+    codec: str = ""
+    """The codec, by name, folder or weights file as in rvqlm tokenize; it is loaded to record its
+    fingerprint."""
+    codec_name: str = ""
+    """Its name where it is not at hand; the fingerprint is then recorded as unknown."""
+    sampling_rate: int = 0
+    """With --codec-name: samples per second of its audio."""
+    hop: int = 0
+    """With --codec-name: samples per frame; follows from the rate of NPQ files."""
+    codebook_size: int = 0
+    """With --codec-name: codes per level; follows from the vocabularies of NPQ files."""
+
+    def check(self) -> None:
+        by_name = self.sampling_rate or self.hop or self.codebook_size
+        if self.codec and (self.codec_name or by_name):
+            raise UserError(
+                "--codec excludes --codec-name, --sampling-rate, --hop and --codebook-size: a "
+                "codec that is loaded says all of it"
+            )
+        if by_name and not self.codec_name:
+            raise UserError("--sampling-rate, --hop and --codebook-size go with --codec-name")
+        if min(self.sampling_rate, self.hop, self.codebook_size) < 0:
+            raise UserError("--sampling-rate, --hop and --codebook-size must be positive")
+
+    @property
+    def given(self) -> bool:
+        return bool(self.codec or self.codec_name)
+
+
+def is_unknown(info: CodecInfo) -> bool:
+    """Whether these tokens' codec is known by name only."""
+    return info.fingerprint.startswith(UNKNOWN)
+
+
+def resolve_codec(
+    args: CodecArgs,
+    num_codebooks: int,
+    where: str,
+    token_rate: float | None = None,
+    codebook_size: int | None = None,
+) -> CodecInfo:
+    """The codec that the user named, for tokens of `num_codebooks` levels.
+
+    Args:
+        args: what the user gave.
+        num_codebooks: of the tokens.
+        where: what the tokens lie in, for messages.
+        token_rate: frames per second of the tokens, where known.
+        codebook_size: of the tokens, where known.
+
+    Raises `UserError` when too little is known, or the codec cannot have made these tokens.
+    """
+    args.check()
+    if args.codec:
+        from rvqlm.codecs.registry import load_codec
+
+        info = load_codec(args.codec, "cpu", num_codebooks).info
+    else:
+        info = _by_name(args, num_codebooks, where, token_rate, codebook_size)
+    if codebook_size is not None and codebook_size > info.codebook_size:
+        raise UserError(
+            f"{where}: {codebook_size} codes per level, codec {info.name} has "
+            f"{info.codebook_size}: another codec made these; give that one"
+        )
+    return info
+
+
+def _by_name(
+    args: CodecArgs,
+    num_codebooks: int,
+    where: str,
+    token_rate: float | None,
+    codebook_size: int | None,
+) -> CodecInfo:
+    if not args.codec_name:
+        raise UserError(
+            f"{where} does not say which codec its tokens are of; give --codec NAME_OR_PATH, or "
+            "--codec-name with --sampling-rate where the codec is not at hand"
+        )
+    hop, size = args.hop, args.codebook_size or codebook_size or 0
+    if not hop and args.sampling_rate and token_rate:
+        hop = max(1, round(args.sampling_rate / token_rate))
+    missing = [
+        flag
+        for flag, value in (
+            ("--sampling-rate", args.sampling_rate),
+            ("--hop", hop),
+            ("--codebook-size", size),
+        )
+        if not value
+    ]
+    if missing:
+        raise UserError(f"{where} does not say it and --codec-name needs it: {', '.join(missing)}")
+    name = args.codec_name
+    return CodecInfo(name, UNKNOWN + name, args.sampling_rate, hop, num_codebooks, size)
+
+
+def rates_fit(stated: float, rate: float, frames: int) -> bool:
+    """Whether a rate that a file of some frames states can be `rate`: within half a percent, or one
+    frame, which is how far T / seconds of a short file may lie from it."""
+    if not stated > 0:
+        return False
+    apart = abs(frames * rate / stated - frames)
+    return apart <= 1 or apart <= 0.005 * frames
+
+
+def load_codec_for(info: CodecInfo, name: str = "", device: str = "cpu"):
+    """The codec that decodes tokens of `info`, and a remark for the user ("" mostly).
+
+    Tokens whose codec is known by name only are decoded with the one called `name`, or with the one
+    that has their name; shapes and rates must be theirs. Raises `UserError` for another codec.
+    """
+    from rvqlm.codecs.registry import load_codec, load_codec_like
+
+    if not is_unknown(info):
+        return load_codec_like(info, name or None, device), ""
+    codec = load_codec(name or info.name, device, info.num_codebooks)
+    assumed = replace(  # all that is known; the rest is the codec's
+        codec.info,
+        name=info.name,
+        sampling_rate=info.sampling_rate,
+        hop=info.hop,
+        num_codebooks=info.num_codebooks,
+        codebook_size=info.codebook_size,
+    )
+    assumed.require_same(codec.info, "the tokens", f"codec {name or info.name}")
+    return codec, (
+        f"the tokens' codec is known by name only ({info.name}): decoded with {codec.info.name} "
+        f"[{codec.info.fingerprint}], unchecked"
+    )
+
+
+# ------------------------------------------------------------------------------- codec.json
+
+
+def write_codec(path: str | os.PathLike, info: CodecInfo, **more) -> None:
+    """Write ``codec.json``: the codec, and whatever else an export has to say."""
+    Path(path).write_text(json.dumps({"codec": info.to_dict(), **more}, indent=1) + "\n")
+
+
+def read_codec(path: str | os.PathLike) -> tuple[CodecInfo, dict]:
+    """Codec and all fields of a ``codec.json``; `UserError` when it is damaged."""
+    try:
+        fields = json.loads(Path(path).read_text())
+        return CodecInfo.from_dict(fields["codec"]), fields
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(f"{path}: not a codec.json ({e!r}); give the codec with --codec") from None
+
+
+def codec_beside(path: str | os.PathLike, levels: int = 4) -> CodecInfo | None:
+    """Codec of the ``codec.json`` in the folder of a file, or in one of the folders above it."""
+    folder = Path(path).absolute().parent
+    for _ in range(levels):
+        if (folder / "codec.json").is_file():
+            return read_codec(folder / "codec.json")[0]
+        folder = folder.parent
+    return None

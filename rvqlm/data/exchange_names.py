@@ -1,0 +1,79 @@
+"""From ids of cuts to paths of files, never outside the folder they belong in, and back."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rvqlm.errors import UserError
+
+_LONGEST = 200  # bytes of a name: file systems allow 255, suffixes and temporary names need some
+
+
+def path_for_id(folder: Path, id: str, suffix: str) -> Path:
+    """Where the file for `id` goes: folders of the id become folders, the suffix is appended.
+
+    Ids that are no relative paths (``..``, a leading slash, names too long or with bytes no file
+    name has) are changed and get a hash of the id, so that two ids never share a path.
+
+    >>> print(path_for_id(Path("out"), "disc 1/a.b", ".wav"))
+    out/disc 1/a.b.wav
+    >>> print(path_for_id(Path("out"), "../../etc/passwd", ".wav"))
+    out/_/_/etc/passwd-4d606f08a952.wav
+    """
+    parts = id.split("/")
+    good = [_plain(part) for part in parts]
+    if good != parts:
+        good[-1] += "-" + hashlib.blake2b(id.encode(errors="surrogatepass")).hexdigest()[:12]
+    return folder.joinpath(*good[:-1], good[-1] + suffix)
+
+
+def _plain(part: str) -> str:
+    """The part itself if it can name a file, else something that can."""
+    name = "_" if part in ("", ".", "..") else part.replace("\0", "_")
+    name = name.encode(errors="replace").decode()  # half a character becomes a question mark
+    while len(name.encode()) > _LONGEST:
+        name = name[:-1]
+    return name
+
+
+def find_files(inputs: Sequence[str], suffix: str) -> list[tuple[str, str]]:
+    """(id, path) of the files that folders, quoted globs and names of files mean, sorted.
+
+    Args:
+        inputs: of a user.
+        suffix: such as ``.npy``; in folders only files that end so are taken, at any depth.
+
+    An id is the path below the folder that all of them share, without the suffix. Raises
+    `UserError` for an input that means nothing.
+    """
+    paths: dict[str, None] = {}
+    roots = []
+    for text in map(str, inputs):
+        if os.path.isdir(text):
+            found = [
+                os.path.join(folder, name)
+                for folder, _, names in os.walk(text)
+                for name in names
+                if name.lower().endswith(suffix) and not name.startswith(".")
+            ]
+            roots.append(text)
+        else:
+            found = [text] if os.path.lexists(text) else glob.glob(text, recursive=True)
+            found = [f for f in found if not os.path.isdir(f)]
+            roots += [os.path.dirname(f) for f in found]
+        if not found:
+            raise UserError(
+                f"{text}: no {suffix} file there; give a folder, a quoted glob or names of files"
+            )
+        paths.update(dict.fromkeys(found))
+    root = os.path.commonpath([os.path.abspath(r) for r in roots])
+    files = sorted(paths)
+    names = [Path(os.path.relpath(f, root)).as_posix() for f in files]
+    stems = [n[: -len(suffix)] if n.lower().endswith(suffix) else n for n in names]
+    shared = {s for s, n in Counter(stems).items() if n > 1}  # a.npq beside a.NPQ
+    return [(n if s in shared else s, f) for n, s, f in zip(names, stems, files)]
