@@ -1,68 +1,90 @@
-"""Reading audio for a codec: decode, check, choose channels, resample. Nothing else is changed.
+"""Reading audio for a codec: decode, check, choose channels, level, trim, resample. Nothing else.
 
-Files are read by soundfile and resampled by soxr; cuts whose recording is not a plain file (a URL,
-a command, bytes, or with augmentations attached) go through lhotse. Whatever makes a recording
-unusable is a `BadAudio` with the reason: a corpus of thousands of files skips and lists it, a
-command that was given this one file reports it.
+Everything goes one way, through the blocks of an `AudioStream`, be it a file that is tokenized, a
+prompt of generation, or a cut whose stored tokens are checked: whole and streamed samples are the
+same. Files are decoded by `audio_read`; cuts whose recording is not a plain file (a URL, a command,
+bytes, or with augmentations attached) go through lhotse and are in memory whole. Whatever makes a
+recording unusable is a `BadAudio` with the reason: a corpus of thousands of files skips and lists
+it, a command that was given this one file reports it.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
-import soundfile
-import soxr
 from lhotse import AudioSource, MonoCut, MultiCut, Recording
 from lhotse.cut import Cut
-from lhotse.utils import compute_num_samples
+from lhotse.utils import compute_num_samples, fastcopy
 
-from rvqlm.errors import UserError
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.audio_prepare import (
+    PEAK_DBFS,
+    AudioConfig,
+    Mono,
+    Stereo,
+    amplify,
+    checked,
+    fold,
+    resample,
+    sound_range,
+)
+from rvqlm.data.audio_read import Probe, open_at, park, probe
+from rvqlm.data.audio_reader import BLOCK_SAMPLES, MISSING_SECONDS, BadAudio, Reader
 
-Mono = Literal["average", "refuse"]
-"""What to do with several channels where a codec takes one."""
+__all__ = [
+    "AudioConfig", "AudioStream", "BadAudio", "Mono", "Probe", "Stereo", "load_cut", "load_file",
+    "open_cut", "open_file", "probe", "recording_cut",
+]  # fmt: skip
 
-LOUDEST = 8.0
-"""Peaks above this are not audio with full scale 1.0 but integers stored as floats."""
-
-MISSING_SECONDS = 0.025
-"""How much shorter than its manifest a file may be: headers of compressed files are inexact."""
-
-
-class BadAudio(UserError):
-    """Why one recording cannot be used; the message names the file as well."""
-
-    def __init__(self, path: str | os.PathLike, reason: str):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = str(path), reason
+GAIN = "gain_db"
+"""Custom field of audio cuts: decibels by which the samples are amplified after reading."""
 
 
 def load_file(
-    path: str | os.PathLike, sampling_rate: int, channels: int = 1, mono: Mono = "average"
+    path: str | os.PathLike,
+    sampling_rate: int,
+    channels: int = 1,
+    config: AudioConfig = AudioConfig(),  # noqa: B008 - frozen
+    max_samples: int | None = None,
 ) -> np.ndarray:
-    """One audio file as a codec wants it: (channels, S) float32 at `sampling_rate`."""
-    audio, rate = _read(str(path))
-    return prepare(audio, rate, sampling_rate, channels, mono, str(path))
+    """One audio file as a codec wants it: (channels, S) float32 at `sampling_rate`.
 
-
-def load_new_file(
-    path: str, recording_id: str, sampling_rate: int, channels: int = 1, mono: Mono = "average"
-) -> tuple[np.ndarray, Cut]:
-    """`load_file` together with the audio cut over the whole file, from a single read.
-
-    The cut has the id `recording_id`, like its recording; it is a `MultiCut` if the file has
-    several channels.
+    With `max_samples` reading stops there, and nothing behind is decoded or checked.
     """
-    audio, rate = _read(path)
-    recording = Recording(
-        id=recording_id,
-        sources=[AudioSource(type="file", channels=list(range(audio.shape[1])), source=path)],
-        sampling_rate=rate,
-        num_samples=len(audio),
-        duration=len(audio) / rate,
+    part = _FilePart(os.fspath(path))
+    return _whole(AudioStream(part, None, "", sampling_rate, channels, config), max_samples)
+
+
+def load_cut(
+    cut: Cut,
+    sampling_rate: int,
+    channels: int = 1,
+    config: AudioConfig = AudioConfig(),  # noqa: B008
+) -> np.ndarray:
+    """The audio of a lhotse cut as a codec wants it: (channels, S) float32 at `sampling_rate`.
+
+    Of a cut in ``audio_cuts.jsonl.gz``, with the settings for channels that its tokens were made
+    with, these are the samples that were encoded: its range and gain say what trimming and
+    loudness normalisation did.
+    """
+    return _whole(AudioStream(_part_of(cut), cut, cut.id, sampling_rate, channels, config))
+
+
+def open_file(path: str, recording_id: str, info: CodecInfo, config: AudioConfig) -> AudioStream:
+    """A file on its way to the codec `info`; its cut will have the id of its recording."""
+    return AudioStream(
+        _FilePart(path), None, recording_id, info.sampling_rate, info.channels, config, info.hop
     )
-    return prepare(audio, rate, sampling_rate, channels, mono, path), recording_cut(recording)
+
+
+def open_cut(cut: Cut, info: CodecInfo, config: AudioConfig) -> AudioStream:
+    """A lhotse cut on its way to the codec `info`."""
+    return AudioStream(
+        _part_of(cut), cut, cut.id, info.sampling_rate, info.channels, config, info.hop
+    )
 
 
 def recording_cut(recording: Recording) -> Cut:
@@ -81,104 +103,267 @@ def recording_cut(recording: Recording) -> Cut:
     )
 
 
-def load_cut(cut: Cut, sampling_rate: int, channels: int = 1, mono: Mono = "average") -> np.ndarray:
-    """The audio of a lhotse cut as a codec wants it: (channels, S) float32 at `sampling_rate`."""
+class AudioStream:
+    """One piece of audio on its way to a codec; made by `open_file` and `open_cut`.
+
+    Go through `blocks()` once. After the last block `cut` says exactly what was read: with
+    trimming it is the part with sound, with loudness normalisation it carries its gain.
+    """
+
+    def __init__(
+        self,
+        part: _Part,
+        cut: Cut | None,
+        id: str,
+        sampling_rate: int,
+        channels: int,
+        config: AudioConfig,
+        hop: int | None = None,
+    ):
+        self._part, self._cut, self._id, self._config = part, cut, id, config
+        self._rate, self._channels = sampling_rate, channels
+        self._frame_seconds = (hop or sampling_rate // 50) / sampling_rate
+        self.path = part.path
+        self.num_samples = 0
+        """of the blocks so far, at the codec's rate"""
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(channels, n) float32 at the codec's rate; raises `BadAudio` anywhere up to the end."""
+        part = self._part
+        try:
+            part.open()
+            first, end, total = self._range()
+            gain = self._gain(first, end)
+            kept = 0
+
+            def samples() -> Iterator[np.ndarray]:
+                nonlocal kept
+                for block in self._folded(first, end):
+                    kept += len(block)
+                    yield amplify(block, gain)
+
+            for block in resample(samples(), part.sampling_rate, self._rate, self._channels):
+                self.num_samples += len(block)
+                yield np.ascontiguousarray(block.T, dtype=np.float32)
+            if not kept:
+                raise BadAudio(self.path, "zero-length audio")
+            if not self.num_samples:
+                raise BadAudio(self.path, f"zero-length audio after resampling to {self._rate} Hz")
+            self._finish(first, kept, total or kept, gain)
+        finally:
+            part.close()
+
+    def _folded(self, first: int, end: int | None) -> Iterator[np.ndarray]:
+        """Samples [first, end) of the part with the codec's channels, (n, channels)."""
+        for block in checked(self._part.blocks(first, end), self.path):
+            yield fold(block, self._channels, self._config, self.path)
+
+    def _range(self) -> tuple[int, int | None, int | None]:
+        """What to encode, and how much there is as far as that is known now."""
+        if not self._config.trim_silence:
+            return 0, None, None
+        frame = max(1, round(self._part.sampling_rate * self._frame_seconds))
+        blocks = (amplify(b, self._old_gain) for b in self._folded(0, None))
+        found = sound_range(blocks, frame, self._config.trim_level)
+        if found is None:
+            raise BadAudio(self.path, "nothing but silence, and --trim-silence is on")
+        return found
+
+    @property
+    def _old_gain(self) -> float:
+        return float(((self._cut and self._cut.custom) or {}).get(GAIN, 0.0))
+
+    def _gain(self, first: int, end: int | None) -> float:
+        """Decibels that this cut comes with, and those that bring it to the wanted loudness."""
+        from rvqlm.data.loudness import Meter, gain_to
+
+        before = self._old_gain
+        if self._config.loudness is None:
+            return before
+        meter = Meter(self._part.sampling_rate)
+        for block in self._folded(first, end):
+            meter.add(amplify(block, before).T)
+        gain, _ = gain_to(meter.loudness(), meter.peak, self._config.loudness, PEAK_DBFS)
+        return round(before + gain, 4)  # what the manifest says is what is done
+
+    def _finish(self, first: int, kept: int, total: int, gain: float) -> None:
+        part, cut = self._part, self._cut
+        if cut is None:
+            cut = recording_cut(part.recording(self._id, total))
+        # half a sample: seconds of a manifest are rounded
+        margin = 0.5 / cut.recording.sampling_rate
+        custom = dict(cut.custom or {})
+        ends = custom.get("ends_recording", cut.end > cut.recording.duration - margin)
+        self.ends_recording: bool = ends
+        """whether nothing but silence was left behind this cut"""
+        if self._config.trim_silence and (first, kept) != (0, total):
+            cut = _shortened(cut, first, kept)
+            if ends != (cut.end > cut.recording.duration - margin):
+                custom["ends_recording"] = ends
+        if self._config.loudness is not None:
+            custom[GAIN] = gain
+        self.cut: Cut = fastcopy(cut, custom=custom or None)
+
+
+def _whole(stream: AudioStream, max_samples: int | None = None) -> np.ndarray:
+    blocks, there = [], 0
+    for block in stream.blocks():
+        blocks.append(block)
+        there += block.shape[1]
+        if max_samples is not None and there >= max_samples:
+            break
+    return np.ascontiguousarray(np.concatenate(blocks, axis=1)[:, :max_samples])
+
+
+def _shortened(cut: Cut, first: int, num: int) -> Cut:
+    """Samples [first, first + num) of a cut, on exactly these samples; the id stays."""
+    rate = cut.sampling_rate
+    start = compute_num_samples(cut.start, rate) + first
+    shorter = cut.truncate(offset=first / rate, duration=num / rate, preserve_id=True)
+    # lhotse rounds to eight digits
+    return fastcopy(shorter, start=start / rate, duration=num / rate)
+
+
+# ------------------------------------------------------------------- where the samples come from
+
+
+class _Part(ABC):
+    """A range of some recording, of which any subrange can be read any number of times."""
+
+    path: str
+    sampling_rate: int
+
+    @abstractmethod
+    def open(self) -> None:
+        """Find out `sampling_rate`."""
+
+    @abstractmethod
+    def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
+        """Samples [first, end) of the part (None: to its end), (n, C) float32."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what `open` and `blocks` hold."""
+
+
+class _FilePart(_Part):
+    """Samples [start, start + num) of a file.
+
+    num: None for all; fewer in the file, some milliseconds aside, are an error.
+    rate, channels: what a manifest says of the file: its sampling rate, and the positions of the
+    wanted channels.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        start: int = 0,
+        num: int | None = None,
+        rate: int | None = None,
+        channels: list[int] | None = None,
+    ):
+        self.path, self.start, self.num = path, start, num
+        self._said_rate, self._channels = rate, channels
+        self._reader: Reader | None = None
+
+    def open(self) -> None:
+        if self._reader is None:
+            self._reader = open_at(self.path, self.start)
+        self.sampling_rate, self.num_channels = (
+            self._reader.sampling_rate,
+            self._reader.num_channels,
+        )
+        if self._said_rate not in (None, self.sampling_rate):
+            raise BadAudio(
+                self.path,
+                f"{self.sampling_rate} Hz, its manifest says {self._said_rate}; make the manifest "
+                "anew",
+            )
+        if self._channels is not None and max(self._channels) >= self.num_channels:
+            raise BadAudio(
+                self.path,
+                f"the cut is on channel {max(self._channels)}, the file has {self.num_channels}",
+            )
+
+    def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
+        if self._reader is None or self._reader.position != self.start + first:
+            self.close()
+            self._reader = open_at(self.path, self.start + first)
+        limits = [limit for limit in (end, self.num) if limit is not None]
+        wanted = left = min(limits) - first if limits else None
+        while left is None or left > 0:
+            try:
+                block = self._reader.read(min(BLOCK_SAMPLES, left or BLOCK_SAMPLES))
+            except BadAudio:
+                self._reader.close()  # nobody else wants it
+                self._reader = None
+                raise
+            if not len(block):
+                break
+            left = None if left is None else left - len(block)
+            if self._channels is not None and self._channels != [*range(self.num_channels)]:
+                block = block[:, self._channels]
+            yield block
+        # where nothing at all was read the file is too short for another reason: zero length
+        if left and left < wanted and left > MISSING_SECONDS * self.sampling_rate:
+            raise BadAudio(
+                self.path, f"{left} samples fewer than its manifest says; make the manifest anew"
+            )
+
+    def close(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and self.num is not None:
+            park(reader)  # other cuts may lie behind this one
+        elif reader is not None:
+            reader.close()
+
+    def recording(self, id: str, num_samples: int) -> Recording:
+        """The manifest of the whole file, now that its length is known."""
+        return Recording(
+            id=id,
+            sources=[AudioSource("file", channels=[*range(self.num_channels)], source=self.path)],
+            sampling_rate=self.sampling_rate,
+            num_samples=num_samples,
+            duration=num_samples / self.sampling_rate,
+        )
+
+
+class _LhotsePart(_Part):
+    """A cut that lhotse reads, whole."""
+
+    def __init__(self, cut: Cut, path: str):
+        self.cut, self.path = cut, path
+
+    def open(self) -> None:
+        self.sampling_rate = self.cut.sampling_rate
+
+    def close(self) -> None:
+        pass
+
+    def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
+        cut = self.cut if end is None else _shortened(self.cut, first, end - first)
+        try:
+            audio = cut.load_audio().T
+        except Exception as e:  # lhotse has many backends, and errors of all kinds
+            first_line = (str(e).strip().splitlines() or [""])[0]
+            raise BadAudio(self.path, f"unreadable: {type(e).__name__}: {first_line}") from None
+        for i in range(0, len(audio), BLOCK_SAMPLES):
+            yield audio[i : i + BLOCK_SAMPLES]
+
+
+def _part_of(cut: Cut) -> _Part:
     recording = getattr(cut, "recording", None)
     if recording is None:
         raise BadAudio(cut.id, f"{type(cut).__name__} without a recording of its own")
     path = str(recording.sources[0].source) if recording.sources else recording.id
-    if len(recording.sources) == 1 and recording.sources[0].type == "file" and _plain(recording):
-        audio, rate = _read(
-            path,
-            compute_num_samples(cut.start, recording.sampling_rate),
-            compute_num_samples(cut.duration, recording.sampling_rate),
-            recording.sampling_rate,
-        )
-        wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
-        have = recording.sources[0].channels
-        if max(have.index(c) for c in wanted) >= audio.shape[1]:
-            raise BadAudio(path, f"the cut is on channel {max(wanted)}, the file has fewer")
-        if len(wanted) != audio.shape[1]:
-            audio = audio[:, [have.index(c) for c in wanted]]
-    else:
-        try:
-            audio, rate = cut.load_audio().T, cut.sampling_rate
-        except Exception as e:  # lhotse has many backends, and errors of all kinds
-            raise BadAudio(path, f"unreadable: {type(e).__name__}: {_first_line(e)}") from None
-    return prepare(audio, rate, sampling_rate, channels, mono, path)
-
-
-def prepare(
-    audio: np.ndarray, rate: int, sampling_rate: int, channels: int, mono: Mono, path: str
-) -> np.ndarray:
-    """Check (S, C) samples, choose channels and resample; returns (channels, S') float32.
-
-    `mono` says what becomes of several channels where one is wanted; any other difference in the
-    number of channels is refused. `path` is for the message of a `BadAudio`.
-    """
-    if len(audio) == 0:
-        raise BadAudio(path, "zero-length audio")
-    # NaN survives max and abs, so that the peak answers all of this in one pass
-    peak = float(np.abs(audio).max())
-    if not np.isfinite(peak):
-        raise BadAudio(path, "NaN or infinite samples")
-    if peak > LOUDEST:
-        raise BadAudio(
-            path, f"samples reach {peak:g} where full scale is 1 (integers stored as floats?)"
-        )
-    if audio.shape[1] != channels:
-        if channels != 1 or mono == "refuse":
-            raise BadAudio(path, f"{audio.shape[1]} channels where {channels} are wanted")
-        audio = audio.mean(axis=1, keepdims=True, dtype=np.float32)
-    if rate != sampling_rate:
-        audio = soxr.resample(audio, rate, sampling_rate, quality="HQ")
-        if len(audio) == 0:
-            raise BadAudio(path, f"zero-length audio after resampling to {sampling_rate} Hz")
-    return np.ascontiguousarray(audio.T, dtype=np.float32)
-
-
-def _read(
-    path: str, start: int = 0, num: int | None = None, rate: int | None = None
-) -> tuple[np.ndarray, int]:
-    """Samples [start, start + num) of a file as (S, C) float32, and the file's sampling rate.
-
-    Where the file does not hold what a manifest says (`rate`, and at least `num` samples, some
-    milliseconds aside) it is refused.
-    """
-    try:
-        with soundfile.SoundFile(path) as file:
-            if rate is not None and file.samplerate != rate:
-                raise BadAudio(
-                    path, f"{file.samplerate} Hz, its manifest says {rate}; make the manifest anew"
-                )
-            if start:
-                file.seek(min(start, file.frames))
-            audio = file.read(-1 if num is None else num, dtype="float32", always_2d=True)
-            rate = file.samplerate
-    except FileNotFoundError:
-        raise BadAudio(path, "no such file") from None
-    except (OSError, RuntimeError, ValueError) as e:  # soundfile's own errors are RuntimeErrors
-        if not os.path.exists(path):
-            raise BadAudio(path, "no such file") from None
-        if not os.access(path, os.R_OK):
-            raise BadAudio(path, "no permission to read it") from None
-        if os.path.getsize(path) == 0:
-            raise BadAudio(path, "empty file") from None
-        raise BadAudio(path, f"unreadable: {_first_line(e)}") from None
-    if num is not None and len(audio) and num - len(audio) > MISSING_SECONDS * rate:
-        raise BadAudio(
-            path,
-            f"{num - len(audio)} samples fewer than its manifest says; make the manifest anew",
-        )
-    return audio, rate
-
-
-def _plain(recording: Recording) -> bool:
-    """No augmentation is attached."""
-    return not recording.transforms
-
-
-def _first_line(error: Exception) -> str:
-    # libsndfile repeats the path: "Error opening 'x.wav': Format not recognised."
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return text.split("': ", 1)[1] if text.startswith("Error opening") and "': " in text else text
+    if len(recording.sources) != 1 or recording.sources[0].type != "file" or recording.transforms:
+        return _LhotsePart(cut, path)
+    rate, there = recording.sampling_rate, recording.sources[0].channels
+    wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
+    return _FilePart(
+        path,
+        compute_num_samples(cut.start, rate),
+        compute_num_samples(cut.duration, rate),
+        rate,
+        [there.index(c) for c in wanted],
+    )

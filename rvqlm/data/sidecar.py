@@ -33,21 +33,26 @@ class Summary:
     hours: float
     skipped: int
     first_skipped: dict | None
+    token_bytes: int
+    pcm_bytes: int
+    """of the audio that was encoded, as it came: its rate and channels, 16 bit"""
 
 
-def finish(out_dir: str, num_shards: int, info: CodecInfo, source: dict) -> Summary:
+def finish(
+    out_dir: str, num_shards: int, info: CodecInfo, identity: dict[str, dict | str]
+) -> Summary:
     """Merge the shards' logs into the manifests and write the sidecar.
 
     Args:
         out_dir: as the user gave it: paths in the manifests begin with it.
         num_shards: all of them done.
         info: the codec.
-        source: what the sidecar remembers of the input.
+        identity: what the sidecar remembers of the input and of what was done to it.
 
     Raises `UserError`, leaving no sidecar, if not one item could be used or the disk is full.
     """
     out = Path(out_dir)
-    frames = samples = cuts = skipped = 0
+    frames = samples = cuts = skipped = pcm = 0
     first = None
     try:
         with (
@@ -70,6 +75,7 @@ def finish(out_dir: str, num_shards: int, info: CodecInfo, source: dict) -> Summ
                         cuts += 1
                         frames += cut["features"]["num_frames"]
                         samples += cut["custom"]["num_samples"]
+                        pcm += pcm_bytes(line["audio"])
             if not cuts:
                 raise _NothingUsable
         shards = []
@@ -87,7 +93,8 @@ def finish(out_dir: str, num_shards: int, info: CodecInfo, source: dict) -> Summ
             "shards": shards,
             "audio_manifest": "audio_cuts.jsonl.gz",
             "skipped": skipped,
-            "input": source,
+            "pcm_bytes": pcm,
+            **identity,
             "rvqlm_version": __version__,
         }
         write_atomic(out / "tokens.json", json.dumps(sidecar, indent=2) + "\n")
@@ -101,7 +108,14 @@ def finish(out_dir: str, num_shards: int, info: CodecInfo, source: dict) -> Summ
     except OSError as e:
         raise disk_error(e, out) from None
     remove_parts(out_dir)
-    return Summary(cuts, frames, hours, skipped, first)
+    return Summary(cuts, frames, hours, skipped, first, sum(s["bytes"] for s in shards), pcm)
+
+
+def pcm_bytes(audio_cut: dict) -> int:
+    """Size of a cut's audio at its own rate and channels in 16 bits."""
+    channels = len(audio_cut["channel"]) if isinstance(audio_cut["channel"], list) else 1
+    samples = round(audio_cut["duration"] * audio_cut["recording"]["sampling_rate"])
+    return 2 * channels * samples
 
 
 def remove_parts(out_dir: str) -> None:

@@ -30,6 +30,8 @@ class ProgressLine:
         self._ranges, self._shown = ranges, shown
         self._latest: dict[int, Progress] = {}
         self._finished_before: set[int] = set()
+        self.speeds: dict[str, float] = {}
+        """times real time, of the items that were encoded in this run, by id"""
         self._terminal = sys.stderr.isatty()
         self._interval = 0.2 if self._terminal else 10.0
         self._began = self._drawn = time.monotonic()
@@ -42,6 +44,7 @@ class ProgressLine:
     def update(self, shard: int, progress: Progress) -> None:
         """New totals of a shard that is being worked on."""
         self._latest[shard] = progress
+        self.speeds.update(progress.speeds or {})
         if time.monotonic() - self._drawn >= self._interval:
             self._draw()
 

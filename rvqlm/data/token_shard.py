@@ -13,18 +13,16 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from lhotse.cut import Cut
-
-from rvqlm.codecs.base import Codec
-from rvqlm.codecs.chunking import encode_long
-from rvqlm.data.audio import BadAudio, Mono
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.audio import AudioConfig
 from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, shard_checksum, token_cut
+from rvqlm.data.token_encode import Done, Encoder
 from rvqlm.data.token_inputs import Item
+from rvqlm.data.token_reading import QUEUED_BLOCKS, ReadAhead
 from rvqlm.errors import UserError
 
 LOCK_SECONDS = 10.0
@@ -45,6 +43,16 @@ class Progress:
     """of wall time spent in the codec"""
     wall_seconds: float = 0.0
     """of wall time spent in all"""
+    speeds: dict[str, float] | None = None
+    """seconds of audio per second of work for each new item, by id, where that is wanted"""
+
+    def add(self, done: Done) -> None:
+        self.items += 1
+        self.skipped += done.reason is not None
+        self.seconds += done.seconds
+        self.encode_seconds += done.encode_seconds
+        if self.speeds is not None and done.reason is None:
+            self.speeds[done.item.id] = done.seconds / max(1e-9, done.wall_seconds)
 
 
 def shard_path(out_dir: str | os.PathLike, shard: int) -> Path:
@@ -98,6 +106,8 @@ class ShardLog:
         codes = shard_path(out_dir, shard)
         available = codes.stat().st_size if codes.exists() else 0
         self.items, self.codes_end, self._end = 0, 0, 0
+        self.unfinished_group: tuple[int, int] | None = None
+        """(first item, items) of the group that the last item is of, if others are to come"""
         with open(self.path, "rb") as lines:
             self._recover(lines, available)
         self._file.truncate(self._end)
@@ -108,7 +118,8 @@ class ShardLog:
             if not line.endswith(b"\n"):
                 break
             try:
-                end = codes_end(json.loads(line))
+                fields = json.loads(line)
+                end = codes_end(fields)
             except (ValueError, KeyError):
                 break
             if end is not None and end > available:
@@ -116,6 +127,8 @@ class ShardLog:
             self.items += 1
             self._end += len(line)
             self.codes_end = self.codes_end if end is None else end
+            first, size = fields.get("group") or (self.items - 1, 1)
+            self.unfinished_group = None if first + size == self.items else (first, size)
 
     def _lock(self) -> None:
         deadline = time.monotonic() + LOCK_SECONDS
@@ -165,45 +178,39 @@ def codes_end(line: dict) -> int | None:
 
 
 def encode_shard(
-    codec: Codec,
+    encoder: Encoder,
     items: Callable[[int], Iterable[Item]],
     num_items: int,
     out_dir: str | os.PathLike,
     shard: int,
-    chunk_seconds: float = 5.0,
-    mono: Mono = "average",
+    config: AudioConfig = AudioConfig(),  # noqa: B008 - frozen
     report: Callable[[Progress], None] = lambda progress: None,
+    speeds: bool = False,
 ) -> Progress:
     """Encode the items of one shard that are not done yet and mark it done.
 
     Args:
-        codec: on the device to work on.
+        encoder: the codec and how it is used.
         items: called with n, yields the shard's items from the n-th on.
         num_items: how many there are in all.
         out_dir: the token directory, with folders ``codes`` and ``parts``.
         shard: number of the shard.
-        chunk_seconds: see `encode_long`.
-        mono: what to do with several channels where the codec takes one.
+        config: what is done to the audio.
         report: called with the running totals of this call after every item.
+        speeds: whether these tell the speed of every item.
 
     Raises `UserError` for a full disk and for audio too long for the memory; items that are
     merely bad are skipped and logged with the reason.
     """
-    info, progress = codec.info, Progress()
+    info, progress = encoder.codec.info, Progress(speeds={} if speeds else None)
     dtype, path = code_dtype(info.codebook_size), shard_path(out_dir, shard)
     try:
         with ShardLog(out_dir, shard) as log:
             progress.resumed = log.items
             with RvqMmapWriter(path, "a", dtype, valid_bytes=log.codes_end) as writer:
-                for item in items(log.items):
-                    line, seconds, spent = _encode_item(
-                        codec, item, writer, chunk_seconds, mono, dtype
-                    )
-                    log.append(line)
-                    progress.items += 1
-                    progress.skipped += "skip" in line
-                    progress.seconds += seconds
-                    progress.encode_seconds += spent
+                for done in _encoded(encoder, items, num_items, log, config):
+                    log.append(_line(done, writer, info, dtype))
+                    progress.add(done)
                     report(progress)
                 writer.sync()
                 size = writer.num_bytes
@@ -220,51 +227,62 @@ def encode_shard(
     return progress
 
 
-def _encode_item(
-    codec: Codec,
-    item: Item,
-    writer: RvqMmapWriter,
-    chunk_seconds: float,
-    mono: Mono,
-    dtype: str,
-) -> tuple[dict, float, float]:
-    """Encode one item and store its codes; returns (log line, seconds of audio, seconds spent)."""
-    info = codec.info
-    try:
-        audio, cut = item.load(info.sampling_rate, info.channels, mono)
-    except BadAudio as e:
-        return {"skip": {"id": item.id, "path": item.path, "reason": e.reason}}, 0.0, 0.0
-    seconds = audio.shape[1] / info.sampling_rate
+def _encoded(
+    encoder: Encoder,
+    items: Callable[[int], Iterable[Item]],
+    num_items: int,
+    log: ShardLog,
+    config: AudioConfig,
+) -> Iterator[Done]:
+    """The items after those in the log, with their codes.
+
+    A group of items that are encoded together is made again from its beginning, if only some of
+    it is in the log: other company could round a code in another way.
+    """
+    begin, size = log.unfinished_group or (log.items, None)
+    known = log.items - begin
+    if begin == num_items:
+        return
+    blocks = max(QUEUED_BLOCKS, 4 * encoder.batch_size)
     began = time.perf_counter()
-    try:
-        codes = encode_long(codec, torch.from_numpy(audio), chunk_seconds)
-    except (MemoryError, torch.OutOfMemoryError, RuntimeError) as e:
-        if type(e) is RuntimeError and "allocate memory" not in str(e):
-            raise
-        whole = "" if codec.context_frames is not None else ", or split the file (it goes in whole)"
-        raise UserError(
-            f"{item.path}: not enough memory to encode {seconds:.0f} s of audio with "
-            f"{info.name}; use fewer --jobs or a smaller --chunk-seconds{whole}"
-        ) from None
-    spent = time.perf_counter() - began
-    key = writer.write(item.id, codes.numpy().astype(dtype, copy=False))
-    token = _token_cut(cut, item.id, writer.storage_path, key, info, audio.shape[1])
-    return {"cut": token.to_dict(), "audio": cut.to_dict()}, seconds, spent
+    with ReadAhead(items(begin), encoder.codec.info, config, blocks) as reading:
+        pieces = iter(reading)
+        while group := encoder.group(pieces, size):
+            wall = (time.perf_counter() - began) / len(group)
+            for i, done in enumerate(group):
+                done.wall_seconds = wall
+                done.group = None if len(group) == 1 else (begin, len(group))
+                if i >= known:
+                    yield done
+            begin, size, known = begin + len(group), None, 0
+            began = time.perf_counter()
 
 
-def _token_cut(cut: Cut, id: str, path: str, key: str, info, num_samples: int):
-    """The cut of codes that mirrors an audio cut: id, supervisions and plain custom fields."""
-    recording, custom = cut.recording, cut.custom or {}
-    return token_cut(
-        id,
-        path,
-        key,
-        info,
-        recording_id=recording.id,
-        channel=0 if isinstance(cut.channel, list) else cut.channel,  # several were averaged
-        supervisions=cut.supervisions,
-        num_samples=num_samples,
-        # half a sample: seconds of a manifest are rounded
-        ends_recording=cut.end > recording.duration - 0.5 / recording.sampling_rate,
-        custom={k: v for k, v in custom.items() if isinstance(v, (str, int, float, bool))},
-    )
+def _line(done: Done, writer: RvqMmapWriter, info: CodecInfo, dtype: str) -> dict:
+    """Store the codes of an item; returns its line in the log."""
+    if done.reason is not None:
+        item = done.item
+        line: dict = {"skip": {"id": item.id, "path": item.path, "reason": done.reason}}
+    else:
+        stream, cut = done.stream, done.stream.cut
+        custom = {
+            k: v for k, v in (cut.custom or {}).items() if isinstance(v, (str, int, float, bool))
+        }
+        if done.scales is not None:
+            custom["scales"] = done.scales
+        token = token_cut(
+            done.item.id,
+            writer.storage_path,
+            writer.write(done.item.id, done.codes.astype(dtype, copy=False)),
+            info,
+            recording_id=cut.recording.id,
+            channel=0 if isinstance(cut.channel, list) else cut.channel,
+            supervisions=cut.supervisions,
+            num_samples=stream.num_samples,
+            ends_recording=stream.ends_recording,
+            custom=custom,
+        )
+        line = {"cut": token.to_dict(), "audio": cut.to_dict()}
+    if done.group is not None:
+        line["group"] = done.group
+    return line

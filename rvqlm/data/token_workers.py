@@ -21,7 +21,8 @@ import torch
 
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.registry import load_codec
-from rvqlm.data.audio import Mono
+from rvqlm.data.audio import AudioConfig
+from rvqlm.data.token_encode import Encoder
 from rvqlm.data.token_inputs import Source
 from rvqlm.data.token_shard import Progress, encode_shard
 from rvqlm.errors import UserError
@@ -38,8 +39,11 @@ class ShardJob:
     ranges: list[tuple[int, int]]
     """items of each shard"""
     out_dir: str
+    audio: AudioConfig
     chunk_seconds: float
-    mono: Mono
+    batch_size: int
+    speeds: bool = False
+    """whether reports tell the speed of every item"""
 
     def encode(self, shard: int, codec: Codec, report: Callable[[int, Progress], None]) -> None:
         """Encode what is left of a shard; `report(shard, totals)` after every item."""
@@ -51,14 +55,14 @@ class ShardJob:
             report(shard, progress)
 
         encode_shard(
-            codec,
+            Encoder(codec, self.chunk_seconds, self.batch_size),
             lambda done: self.source.items(first + done, last),
             last - first,
             self.out_dir,
             shard,
-            self.chunk_seconds,
-            self.mono,
+            self.audio,
             timed,
+            self.speeds,
         )
 
 
@@ -67,13 +71,14 @@ def run_shards(
     shards: list[int],
     jobs: int,
     codec: Codec,
-    codec_name: str,
+    load: tuple,
     report: Callable[[int, Progress], None],
 ) -> None:
     """Encode `shards` in up to `jobs` processes; in this one if one is enough.
 
     `codec` is what the processes inherit where they are forked; where they have to be spawned
-    (CUDA, macOS) they load `codec_name` again. Raises the `UserError` of a worker as it is.
+    (CUDA, macOS) they make their own with ``load_codec(*load)``. Raises the `UserError` of a worker
+    as it is.
     """
     jobs = min(jobs, len(shards))
     if jobs <= 1:
@@ -82,7 +87,6 @@ def run_shards(
         return
     fork = sys.platform == "linux" and codec.device.type == "cpu"
     context = multiprocessing.get_context("fork" if fork else "spawn")
-    load = (codec_name, str(codec.device), codec.info.num_codebooks)
     workers, pipes = [], []
     try:
         for i in range(jobs):
@@ -150,6 +154,8 @@ def _work(
         if complete or time.monotonic() - last > REPORT_SECONDS:
             last = time.monotonic()
             pipe.send(("progress", shard, replace(progress)))
+            if progress.speeds:
+                progress.speeds.clear()  # each is told once
 
     try:
         if isinstance(codec, tuple):

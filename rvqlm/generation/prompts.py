@@ -41,9 +41,11 @@ def from_audio(paths: list[str], codec, num_frames: int) -> list[Prompt]:
 
     prompts = []
     for path in paths:
-        audio = load_file(path, codec.info.sampling_rate, codec.info.channels)
-        audio = audio[:, : num_frames * codec.info.hop]
-        codes = encode_long(codec, torch.from_numpy(np.ascontiguousarray(audio)))
+        info = codec.info
+        audio = load_file(
+            path, info.sampling_rate, info.channels, max_samples=num_frames * info.hop
+        )
+        codes = encode_long(codec, torch.from_numpy(audio))[:num_frames]
         prompts.append(Prompt(codes.long().cpu(), f"continuation-{Path(path).stem}", path))
     names = [p.name for p in prompts]
     for i, prompt in enumerate(prompts):  # files of the same stem in different folders

@@ -1,0 +1,122 @@
+"""The processes of torchrun, and how they notice that one of them is gone.
+
+Ranks share nothing but the output folder. Each holds the lock of a file there for as long as it
+lives: a lock that is free again without the rank's work being done means that it will never be.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from rvqlm.errors import UserError
+
+GONE_SECONDS = 10.0
+"""How long a lock must have been free: of an earlier run's rank it is free until its own starts."""
+
+LOCK_SECONDS = 10.0
+
+START_SECONDS = 600.0
+"""How long to wait for a rank that never showed up."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of torchrun; a single one without it."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        return cls(*(int(os.environ.get(n, d)) for n, d in zip(names, (0, 1, 0))))
+
+    def device(self, name: str) -> str:
+        """The device that a user's ``--device`` means here: cuda is each rank's own GPU."""
+        if self.world_size > 1 and name == "auto":
+            import torch
+
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        return f"cuda:{self.local_rank}" if self.world_size > 1 and name == "cuda" else name
+
+    def sign_in(self, folder: Path) -> BinaryIO | None:
+        """Lock this rank's file; it stays locked until the returned file is closed or we die.
+
+        Rank 0 takes away what dead ranks of an earlier run have left. Returns None where the
+        folder is gone: the others have finished.
+        """
+        if self.rank == 0:
+            for other in range(1, self.world_size):
+                if _state(lock_path(folder, other)) == "gone":
+                    lock_path(folder, other).unlink(missing_ok=True)
+        path, deadline = lock_path(folder, self.rank), time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                file = open(path, "ab")  # noqa: SIM115
+            except FileNotFoundError:
+                return None
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+                    return file
+            except OSError:  # or one that looks whether it is free, for a moment
+                if time.monotonic() > deadline:
+                    file.close()
+                    raise UserError(
+                        f"{path}: another process is rank {self.rank} of this folder; stop it first"
+                    ) from None
+            file.close()  # rank 0 took the file away in this very moment
+            time.sleep(0.02)
+
+    def wait(self, ready: Callable[[], set[int]], folder: Path, what: str) -> None:
+        """Return when `ready` has no more ranks to wait for.
+
+        ready: the ranks that something is still expected of. what: that is, for messages.
+        Raises `UserError` if one of them is gone, or has not come for `START_SECONDS`.
+        """
+        began = said = time.monotonic()
+        states: dict[int, tuple[str, float]] = {}  # and since when
+        while waiting := ready():
+            now = time.monotonic()
+            for rank in waiting:
+                state = _state(lock_path(folder, rank))
+                if states.get(rank, ("", 0))[0] != state:
+                    states[rank] = state, now
+                patience = {"alive": math.inf, "gone": GONE_SECONDS, "absent": START_SECONDS}
+                # it may have finished in between, hence the second look
+                if now - states[rank][1] > patience[state] and rank in ready():
+                    how = "stopped" if state == "gone" else "has not started"
+                    raise UserError(
+                        f"rank {rank} {how} and {what} is missing; finished items are kept: run "
+                        "the same command again"
+                    )
+            if now - said > 60:
+                said = now
+                names = ", ".join(map(str, sorted(waiting)))
+                print(f"waiting for {what} of rank {names}, {now - began:.0f} s", file=sys.stderr)
+            time.sleep(0.1)
+
+
+def lock_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.lock"
+
+
+def _state(path: Path) -> str:
+    """``alive``, ``gone`` or ``absent``: whether there is a lock, and whether somebody holds it."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return "gone"
+    except FileNotFoundError:
+        return "absent"
+    except OSError:
+        return "alive"
