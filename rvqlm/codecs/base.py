@@ -174,11 +174,13 @@ class Codec(torch.nn.Module, ABC):
 
     def num_samples(self, frames: int) -> int:
         """Samples that `frames` frames decode to: frames * hop, or fewer where segments overlap."""
+        hop = self.info.hop
         if self.info.segment is None or frames <= 0:
-            return frames * self.info.hop
+            return frames * hop
         size, stride = self.info.segment
-        before = (frames - 1) // size
-        return before * stride + (frames - before * size) * self.info.hop
+        before = (frames - 1) // size  # full segments before the last, which the last may not outdo
+        overlap = size * hop - stride if before else 0
+        return before * stride + max(overlap, (frames - before * size) * hop)
 
     def frames_in(self, seconds: float) -> int:
         """Frames in a chunk of about `seconds`, at least one; ValueError for no seconds."""

@@ -74,8 +74,8 @@ class Windows:
         before: units on the left that an output unit depends on.
         after: units on the right.
         step: new units per call; larger steps cost memory, smaller ones compute context more often.
-            At least `before`: where a network pads by reflection, what lies up to `before` units
-            behind the beginning is heard at the beginning.
+            More than `before` in any case: where a network pads by reflection, what lies up to
+            `before` units behind the beginning is heard at the beginning.
         per_in: inputs in a unit.
         per_out: outputs in a unit.
     """
@@ -90,7 +90,7 @@ class Windows:
         per_out: int = 1,
     ):
         self.run, self.before, self.after = run, before, after
-        self.step = max(step, before, 1)
+        self.step = max(step, before + 1)
         self.per_in, self.per_out = per_in, per_out
         self.first = self.begin = 0  # the next unit to give, and the unit that `held` begins with
         self.held: Tensor | None = None
@@ -127,12 +127,22 @@ def goes_on(units: int, first: int, step: int, after: int) -> bool:
 def windows(units: int, before: int, after: int, step: int) -> Iterator[tuple[int, int, int, int]]:
     """The windows of `Windows` for a recording of known length: (first, end, left, right), where
     units [first, end) are kept of [left, right)."""
-    first, step = 0, max(step, before, 1)
+    first, step = 0, max(step, before + 1)
     while goes_on(units, first, step, after):
         yield first, first + step, max(0, first - before), first + step + after
         first += step
     if units > first:
         yield first, units, max(0, first - before), units
+
+
+class Pointwise:
+    """A stage that needs to see nothing but the piece at hand."""
+
+    def __init__(self, run: Callable[[Tensor], Tensor]):
+        self.run = run
+
+    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
+        return None if x is None else self.run(x)
 
 
 class Recurrent:
@@ -154,15 +164,17 @@ class StagedEncoder(StreamEncoder):
 
     def __init__(self, codec: Codec, *stages: Stage):
         self.codec, self.stages, self.samples = codec, stages, 0
+        self.device = None
 
     def push(self, audio: Tensor) -> Encoded | None:
         self.samples += audio.shape[1]
+        self.device = audio.device
         return self._encoded(audio[None] if audio.shape[1] else None, False)
 
     def finish(self) -> Encoded | None:
         missing = -self.samples % self.codec.info.hop  # the last frame is completed with zeros
-        zeros = torch.zeros(1, self.codec.info.channels, missing) if missing else None
-        return self._encoded(zeros, True)
+        zeros = torch.zeros(1, self.codec.info.channels, missing, device=self.device)
+        return self._encoded(zeros if missing else None, True)
 
     def _encoded(self, x: Tensor | None, last: bool) -> Encoded | None:
         codes = _through(self.codec, self.stages, x, last)

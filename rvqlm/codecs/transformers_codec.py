@@ -1,16 +1,16 @@
 """Codecs through the audio-tokenizer classes of `transformers`: DAC, EnCodec, Mimi and others.
 
-A thin adapter per class: it reads rates and shapes from the configuration, selects the number of
-codebooks, completes the last frame and hides how each class lays out its codes. Encoding is always
-float32, and items of a batch that differ in length are encoded apart, so that an item's codes do
-not depend on what it is batched with beyond float rounding.
+What all have in common: rates and shapes are read from the configuration, the number of codebooks
+is selected, the last frame is completed, and how a class lays out its codes is hidden. Items of a
+batch that differ in length are encoded apart, so that an item's codes do not depend on what it is
+batched with beyond float rounding. `dac`, `encodec`, `encodec_segments` and `mimi` are the adapters
+of classes with one of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -31,28 +31,31 @@ _IDENTITY = (
 )
 # fmt: on
 
-# Levels in common use where the weights hold many more; --num-codebooks asks for others.
-_USUAL_CODEBOOKS = {"encodec": 8, "mimi": 8}
-
 
 class TransformersCodec(Codec):
-    """Any audio tokenizer of transformers with (B, K, T) codes.
+    """Any audio tokenizer of transformers with (B, K, T) codes; files go in whole.
 
     Built by `from_model`, which picks the adapter for the model's type. This base class is the
     adapter for classes without one of their own: it is tried on a short noise first, and a model
     whose interface is different is refused with what was found.
     """
 
+    usual_codebooks: int | None = None
+    """Levels in common use where the weights hold more; --num-codebooks asks for others."""
+
     def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
         config = model.config
         available = self._available(config, name)
-        usual = _USUAL_CODEBOOKS.get(config.model_type, available)
-        K = num_codebooks if num_codebooks is not None else min(usual, available)
+        usual = min(self.usual_codebooks or available, available)
+        K = num_codebooks if num_codebooks is not None else usual
         if not 1 <= K <= available:
             raise UserError(
                 f"--num-codebooks {K}: {name} has {available} codebooks; choose 1 to {available}"
             )
         identity = {k: getattr(config, k) for k in _IDENTITY if hasattr(config, k)}
+        for k in ("chunk_length_s", "overlap"):
+            if getattr(config, k, None) is not None:
+                identity[k] = getattr(config, k)
         info = CodecInfo(
             name=name,
             fingerprint=fingerprint(identity, model.state_dict()),
@@ -61,6 +64,7 @@ class TransformersCodec(Codec):
             num_codebooks=K,
             codebook_size=int(_read(config, name, "codebook_size")),
             channels=int(getattr(config, "audio_channels", 1)),
+            segment=self._segment(config, name),
         )
         super().__init__(info)
         self.available_codebooks = available
@@ -72,21 +76,42 @@ class TransformersCodec(Codec):
         model: nn.Module, name: str, num_codebooks: int | None = None
     ) -> TransformersCodec:
         """Wrap a loaded model; raises `UserError` naming what keeps a model from being usable."""
-        adapter = _ADAPTERS.get(model.config.model_type, TransformersCodec)
-        codec = adapter(model, name, num_codebooks)
-        if adapter is TransformersCodec:
-            codec._probe()
+        adapter = _adapters().get(model.config.model_type)
+        if adapter is not None:
+            return adapter(model, name, num_codebooks)
+        codec = TransformersCodec(model, name, num_codebooks)
+        codec._probe()
         return codec
+
+    def set_dtype(self, dtype: torch.dtype) -> TransformersCodec:
+        self.model.to(dtype)
+        self.dtype = dtype
+        return self
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients, no autocast and no TF32: both would change codes."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            if self.device.type == "cuda":
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+                stack.enter_context(_no_tf32_products())
+            yield
+
+    def to_model(self, audio: Tensor) -> Tensor:
+        """Audio on the model's device and in its type."""
+        return audio.to(self.device, self.dtype)
 
     def encode(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         audio, frames = self.pad_to_hop(audio, lengths)
         T, hop, K = audio.shape[2] // self.info.hop, self.info.hop, self.info.num_codebooks
         codes = torch.zeros(len(audio), T, K, dtype=torch.int64, device=audio.device)
-        with _exact(audio.device):
+        with self.inference():
             # zeros behind an item's end are not what the convolutions pad with: equal lengths only
             for n in frames.unique().tolist():
                 rows = (frames == n).nonzero()[:, 0].to(audio.device)
-                part = self._encode(audio[rows, :, : n * hop].float())  # (b, K', n)
+                part = self._encode(self.to_model(audio[rows, :, : n * hop]))  # (b, K', n)
                 if part.shape[2] != n:
                     raise RuntimeError(
                         f"{self.info.name}: {part.shape[2]} frames from {n * hop} samples, not {n}"
@@ -96,7 +121,7 @@ class TransformersCodec(Codec):
 
     def decode(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
-        with _exact(codes.device):
+        with self.inference():
             audio = self._decode(codes.transpose(1, 2))  # (B, C, about T * hop)
         # odd strides lose samples at the end, transposed convolutions may leave some over
         missing = codes.shape[1] * self.info.hop - audio.shape[2]
@@ -113,8 +138,13 @@ class TransformersCodec(Codec):
     def _hop(config, name: str) -> int:
         return int(_read(config, name, "hop_length"))
 
+    @staticmethod
+    def _segment(config, name: str) -> tuple[int, int] | None:
+        """`CodecInfo.segment`"""
+        return None
+
     def _encode(self, audio: Tensor) -> Tensor:
-        """(B, C, n * hop) float32 -> (B, >= K, n)"""
+        """(B, C, n * hop) -> (B, >= K, n)"""
         return self.model.encode(audio).audio_codes
 
     def _decode(self, codes: Tensor) -> Tensor:
@@ -127,7 +157,7 @@ class TransformersCodec(Codec):
         noise = torch.randn(1, C, n * hop, generator=torch.Generator().manual_seed(0)) * 0.1
         try:
             codes, _ = self.encode(noise)
-            with _exact(codes.device):
+            with self.inference():
                 shape = tuple(self._decode(codes.transpose(1, 2)).shape)
         except Exception as e:  # whatever a foreign class raises is the finding
             raise self._refusal(f"{type(e).__name__}: {e}") from None
@@ -138,66 +168,17 @@ class TransformersCodec(Codec):
         kind = self.model.config.model_type
         return UserError(
             f"codec {self.info.name}: transformers' {kind!r} models have another interface "
-            f"({found}); supported are {', '.join(_ADAPTERS)} and classes with (B, K, T) codes"
+            f"({found}); supported are {', '.join(_adapters())} and classes with (B, K, T) codes"
         )
 
 
-class DacCodec(TransformersCodec):
-    """DAC: convolutions only, hence a finite context and exact chunks."""
+def _adapters() -> dict[str, Callable[..., TransformersCodec]]:
+    """What wraps a model, by the type of its configuration."""
+    from rvqlm.codecs.dac import DacCodec
+    from rvqlm.codecs.encodec import encodec_codec
+    from rvqlm.codecs.mimi import MimiCodec
 
-    def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
-        super().__init__(model, name, num_codebooks)
-        hop = self.info.hop
-        self.context_frames = math.ceil(max(_encoder_reach(model.encoder, hop)) / hop)
-        self.decode_context_frames = max(_decoder_reach(model.decoder, hop))
-
-    def _encode(self, audio: Tensor) -> Tensor:
-        return self.model.encode(audio, n_quantizers=self.info.num_codebooks).audio_codes
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        return self.model.decode(audio_codes=codes).audio_values[:, None]
-
-
-class EncodecCodec(TransformersCodec):
-    """EnCodec at 24 and 32 kHz. The LSTM sees everything: files are encoded whole."""
-
-    def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
-        config = model.config
-        if config.normalize or config.chunk_length_s is not None:
-            raise UserError(
-                f"codec {name}: EnCodec checkpoints that normalise loudness per chunk (48 kHz "
-                "stereo) are not supported yet: a scale per chunk would have to be stored beside "
-                "the codes; use facebook/encodec_24khz, facebook/encodec_32khz or a DAC"
-            )
-        super().__init__(model, name, num_codebooks)
-        # the class only takes bandwidths from its list: the smallest with enough levels
-        levels = model.quantizer.get_num_quantizers_for_bandwidth
-        self.bandwidth = min(
-            b for b in config.target_bandwidths if levels(b) >= self.info.num_codebooks
-        )
-
-    def _encode(self, audio: Tensor) -> Tensor:
-        return self.model.encode(audio, bandwidth=self.bandwidth).audio_codes[0]
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        return self.model.decode(codes[None], [None]).audio_values
-
-
-class MimiCodec(TransformersCodec):
-    """Mimi: causal, with transformers over the latents; files are encoded whole."""
-
-    @staticmethod
-    def _hop(config, name: str) -> int:
-        return math.prod(config.upsampling_ratios) * int(config.latent_stride)
-
-    def _encode(self, audio: Tensor) -> Tensor:
-        return self.model.encode(audio, num_quantizers=self.info.num_codebooks).audio_codes
-
-    def _decode(self, codes: Tensor) -> Tensor:
-        return self.model.decode(codes).audio_values
-
-
-_ADAPTERS = {"dac": DacCodec, "encodec": EncodecCodec, "mimi": MimiCodec}
+    return {"dac": DacCodec, "encodec": encodec_codec, "mimi": MimiCodec}
 
 
 def _read(config, name: str, *keys: str):
@@ -207,7 +188,7 @@ def _read(config, name: str, *keys: str):
             return getattr(config, key)
     raise UserError(
         f"codec {name}: its {config.model_type!r} configuration has no {' or '.join(keys)}; "
-        f"supported are {', '.join(_ADAPTERS)} and audio tokenizers described in the same terms"
+        f"supported are {', '.join(_adapters())} and audio tokenizers described in the same terms"
     )
 
 
@@ -220,34 +201,10 @@ def _fold_weight_norm(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """No gradients, no autocast and no TF32: bf16 changes 7-20 % of the codes."""
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(device.type, enabled=False))
-        if device.type == "cuda":
-            stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+def _no_tf32_products() -> Iterator[None]:
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
         yield
-
-
-def _encoder_reach(encoder: nn.Module, hop: int) -> tuple[int, int]:
-    """Samples before and after a frame's own `hop` samples that its latent depends on."""
-    convs = [m for m in encoder.modules() if isinstance(m, nn.Conv1d)]
-    lo = hi = 0  # the frame at index 0, traced back to the input
-    for conv in reversed(convs):
-        (k,), (s,), (p,), (d,) = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-        lo, hi = lo * s - p, hi * s - p + (k - 1) * d
-    return -lo, hi - (hop - 1)
-
-
-def _decoder_reach(decoder: nn.Module, hop: int) -> tuple[int, int]:
-    """Frames before and after a frame that its `hop` samples of audio depend on."""
-    convs = [m for m in decoder.modules() if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
-    lo, hi = 0, hop - 1
-    for conv in reversed(convs):
-        (k,), (s,), (p,), (d,) = conv.kernel_size, conv.stride, conv.padding, conv.dilation
-        if isinstance(conv, nn.ConvTranspose1d):  # output n hears inputs i with 0 <= n+p-i*s < k
-            lo, hi = -((k - 1 - lo - p) // s), (hi + p) // s
-        else:
-            lo, hi = lo - p, hi - p + (k - 1) * d
-    return -lo, hi
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed

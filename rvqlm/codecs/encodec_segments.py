@@ -1,0 +1,239 @@
+"""EnCodec at 48 kHz stereo in transformers: segments of one second, each with its loudness.
+
+The codec cuts a recording into segments that overlap by 1 %, divides each by its loudness (the RMS
+of the mix of its channels), encodes them apart, and adds the decoded segments up with triangular
+weights. What it needs besides codes is one float32 per segment.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from rvqlm.codecs.encodec import EncodecCodec
+from rvqlm.codecs.streaming import Encoded, StreamDecoder, StreamEncoder
+from rvqlm.errors import UserError
+
+_BATCH = 32
+"""Segments in one call on a GPU; on a CPU one by one is fastest."""
+
+
+class EncodecSegmentCodec(EncodecCodec):
+    """EnCodec at 48 kHz. A segment's frames never depend on another segment.
+
+    The last segment ends with the recording, completed with zeros to whole frames. Up to 480
+    samples (the overlap) behind a full segment begin no new one, since that segment holds them:
+    there, and only there, the published class makes one more.
+    """
+
+    usual_codebooks = None
+    default_scale = 0.1
+    """-20 dBFS, a usual loudness of speech and music: segments are normalised to an RMS of 1."""
+
+    @staticmethod
+    def _segment(config, name: str) -> tuple[int, int] | None:
+        size, stride, hop = config.chunk_length, config.chunk_stride, config.hop_length
+        if not config.normalize or size is None or stride is None or size % hop or stride > size:
+            raise UserError(
+                f"codec {name}: this EnCodec has normalize={config.normalize}, "
+                f"chunk_length_s={config.chunk_length_s} and overlap={config.overlap}; supported "
+                "are those without any (24 and 32 kHz), and segments of whole frames that are "
+                "normalised (48 kHz: true, 1.0 and 0.01)"
+            )
+        return size // hop, stride
+
+    def segments(self, samples: int) -> list[tuple[int, int]]:
+        """(offset, size) of the segments of a recording, in samples; the last size is completed to
+        whole frames."""
+        (frames, stride), hop = self.info.segment, self.info.hop
+        count = -(-self.num_frames(samples) // frames)
+        return [
+            (i * stride, min(frames, -(-(samples - i * stride) // hop)) * hop) for i in range(count)
+        ]
+
+    def encode_pieces(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        with self.inference():
+            mono = audio.sum(1, keepdim=True) / audio.shape[1]
+            scales = mono.pow(2).mean(dim=-1, keepdim=True).sqrt() + 1e-8  # (B, 1, 1)
+            latents = self.model.encoder(self.to_model(audio / scales))
+            return self._quantize(latents).transpose(1, 2), scales[:, 0, 0]
+
+    def encode(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.encode_with_scales(audio, lengths)[:2]
+
+    def encode_with_scales(
+        self, audio: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`encode`, and scales (B, n) float32 of the longest item's n segments, 0 past an item's
+        own ceil(frames / 150)."""
+        samples = torch.full((len(audio),), audio.shape[-1]) if lengths is None else lengths
+        audio, _ = self.pad_to_hop(audio, lengths)
+        plans = [self.segments(n) for n in samples.tolist()]
+        frames = torch.tensor([self.num_frames(n) for n in samples.tolist()])
+        size, K, device = self.info.segment[0], self.info.num_codebooks, audio.device
+        codes = torch.zeros(len(audio), int(frames.max()), K, dtype=torch.int64, device=device)
+        scales = torch.zeros(len(audio), max(map(len, plans)), device=device)
+        alike = defaultdict(list)  # by size: no item depends on what it is batched with
+        for row, plan in enumerate(plans):
+            for i, (offset, n) in enumerate(plan):
+                alike[n].append((row, i, offset))
+        for n, places in alike.items():
+            count = self._batch
+            for some in (places[k : k + count] for k in range(0, len(places), count)):
+                pieces = torch.stack([audio[row, :, at : at + n] for row, _, at in some])
+                made, loud = self.encode_pieces(pieces.float())
+                for j, (row, i, _) in enumerate(some):
+                    codes[row, i * size : i * size + n // self.info.hop] = made[j]
+                    scales[row, i] = loud[j]
+        return codes, frames, scales
+
+    def decode(self, codes: Tensor, scales: Tensor | None = None) -> Tensor:
+        """Codes (B, T, K) -> audio (B, C, `num_samples(T)`) float32.
+
+        Args:
+            codes: as `encode` lays them out.
+            scales: (B, ceil(T / 150)); None: `default_scale` for all segments.
+        """
+        self.check_codes(codes)
+        size, T = self.info.segment[0], codes.shape[1]
+        count = -(-T // size)
+        if scales is not None and scales.shape != (len(codes), count):
+            raise ValueError(f"{T} frames have {count} scales each, got {tuple(scales.shape)}")
+        adder, parts = OverlapAdd(self), []
+        for i in range(count):
+            scale = None if scales is None else scales[:, i]
+            part = self._decode_segment(codes[:, i * size : (i + 1) * size], scale)
+            parts.append(adder.add(part))
+        if not parts:
+            return torch.zeros(len(codes), self.info.channels, 0, device=codes.device)
+        return torch.cat((*parts, adder.rest()), -1)
+
+    def _decode_segment(self, codes: Tensor, scale: Tensor | None) -> Tensor:
+        """(B, t, K) and (B,) -> (B, C, t * hop)"""
+        if scale is None:
+            scale = torch.full((len(codes),), self.default_scale)
+        with self.inference():
+            audio = self.model.decoder(self._dequantize(codes.transpose(1, 2))).float()
+            return audio * scale.to(audio.device, torch.float32)[:, None, None]
+
+    @property
+    def _batch(self) -> int:
+        return 1 if self.device.type == "cpu" else _BATCH
+
+    def stream_encoder(self, chunk_seconds: float = 5.0) -> StreamEncoder:
+        stride = self.info.segment[1] / self.info.sampling_rate
+        count = min(self._batch, max(1, round(chunk_seconds / stride)))
+        return SegmentEncoder(self, count)
+
+    def stream_decoder(
+        self, chunk_seconds: float = 5.0, scales: Tensor | None = None
+    ) -> StreamDecoder:
+        return SegmentDecoder(self, scales)
+
+
+class OverlapAdd:
+    """Adds up decoded segments with triangular weights, as far as they are known.
+
+    Where one segment is alone it is as it was; where two overlap, one fades linearly into the
+    other. The arithmetic is that of transformers' `_linear_overlap_add`, in the same order.
+    """
+
+    def __init__(self, codec: EncodecSegmentCodec):
+        self.stride = codec.info.segment[1]
+        self.weight: Tensor | None = None  # of the first segment, which may be the only one
+        self.sum = self.weights = None  # of the samples that the next segment still adds to
+
+    def add(self, segment: Tensor) -> Tensor:
+        """The next segment (B, C, n); returns what no later one will change, (B, C, <= stride)."""
+        n = segment.shape[-1]
+        if self.weight is None:
+            ramp = torch.linspace(0, 1, n + 2, device=segment.device)[1:-1]
+            self.weight = 0.5 - (ramp - 0.5).abs()
+        total, weights = self.weight[:n] * segment, self.weight[:n].clone()
+        if self.sum is not None:
+            m = self.sum.shape[-1]
+            if m > n:  # generated codes may end with a frame or two
+                total = nn.functional.pad(total, (0, m - n))
+                weights = nn.functional.pad(weights, (0, m - n))
+            total[..., :m] += self.sum
+            weights[:m] += self.weights
+        self.sum, self.weights = total[..., self.stride :], weights[self.stride :]
+        return total[..., : self.stride] / weights[: self.stride]
+
+    def rest(self) -> Tensor:
+        """What the last segment holds beyond one stride."""
+        return self.sum / self.weights
+
+
+class SegmentEncoder(StreamEncoder):
+    """Holds audio until a segment is full and `count` of them can go in together."""
+
+    def __init__(self, codec: EncodecSegmentCodec, count: int):
+        self.codec, self.count = codec, count
+        self.held = torch.empty(codec.info.channels, 0)
+
+    def push(self, audio: Tensor) -> Encoded | None:
+        self.held = torch.cat((self.held.to(audio.device), audio), 1)
+        made, (frames, stride) = [], self.codec.info.segment
+        size = frames * self.codec.info.hop
+        # more than is encoded: what begins after these is not the tail of the last of them
+        while self.held.shape[1] > (self.count - 1) * stride + size:
+            pieces = self.held.unfold(1, size, stride)[:, : self.count].transpose(0, 1)
+            made.append(self.codec.encode_pieces(pieces.to(self.codec.device)))
+            self.held = self.held[:, self.count * stride :]
+        return self._encoded(made)
+
+    def finish(self) -> Encoded | None:
+        made = []
+        for at, n in self.codec.segments(self.held.shape[1]):
+            piece = self.held[None, :, at : at + n]
+            piece = nn.functional.pad(piece, (0, n - piece.shape[2]))
+            made.append(self.codec.encode_pieces(piece.to(self.codec.device)))
+        return self._encoded(made)
+
+    def _encoded(self, made: list[tuple[Tensor, Tensor]]) -> Encoded | None:
+        if not made:
+            return None
+        codes = torch.cat([c.flatten(0, 1) for c, _ in made])
+        return Encoded(codes.cpu(), torch.cat([s for _, s in made]).cpu())
+
+
+class SegmentDecoder(StreamDecoder):
+    """Decodes a segment as soon as its codes are complete."""
+
+    def __init__(self, codec: EncodecSegmentCodec, scales: Tensor | None):
+        self.codec, self.scales = codec, scales
+        self.adder, self.done = OverlapAdd(codec), 0
+        self.held: Tensor | None = None
+
+    def push(self, codes: Tensor) -> Tensor | None:
+        self.held = codes if self.held is None else torch.cat((self.held, codes))
+        size, made = self.codec.info.segment[0], []
+        while len(self.held) >= size:
+            made.append(self._decoded(self.held[:size]))
+            self.held = self.held[size:]
+        return torch.cat(made, 1) if made else None
+
+    def finish(self) -> Tensor | None:
+        made = []
+        if self.held is not None and len(self.held):
+            made.append(self._decoded(self.held))
+        if self.scales is not None and self.done != len(self.scales):
+            raise ValueError(f"{self.done} segments, but {len(self.scales)} scales")
+        if self.done:
+            made.append(self.adder.rest()[0].cpu())
+        return torch.cat(made, 1) if made else None
+
+    def _decoded(self, codes: Tensor) -> Tensor:
+        if self.scales is None:
+            scale = None
+        elif self.done < len(self.scales):
+            scale = self.scales[self.done : self.done + 1]
+        else:
+            raise ValueError(f"more than {self.done} segments, but {self.done} scales")
+        self.done += 1
+        codes = codes[None].to(self.codec.device, torch.int64)
+        self.codec.check_codes(codes)
+        return self.adder.add(self.codec._decode_segment(codes, scale))[0].cpu()

@@ -1,0 +1,93 @@
+"""Mimi (Defossez et al. 2024) in transformers: causal convolutions and transformers over latents.
+
+The transformers attend to a sliding window (250 latents of 25 Hz in the published weights) through
+all of their layers, too far back for an overlap. Long files carry their keys and values instead,
+which the cache of transformers keeps to one window, and the convolutions before and behind them
+see windows with their finite context.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from rvqlm.codecs.receptive_field import layers_of, reach
+from rvqlm.codecs.streaming import (
+    Pointwise,
+    StagedDecoder,
+    StagedEncoder,
+    StreamDecoder,
+    StreamEncoder,
+    Windows,
+)
+from rvqlm.codecs.transformers_codec import TransformersCodec
+
+
+class MimiCodec(TransformersCodec):
+    """Mimi; long files carry the transformers' keys and values."""
+
+    usual_codebooks = 8
+
+    @staticmethod
+    def _hop(config, name: str) -> int:
+        return math.prod(config.upsampling_ratios) * int(config.latent_stride)
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        return self.model.encode(audio, num_quantizers=self.info.num_codebooks).audio_codes
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        return self.model.decode(codes).audio_values
+
+    def _apply(self, fn, recurse: bool = True):
+        for module in self.modules():  # codebooks computed before a move would stay behind
+            if getattr(module, "_embed", None) is not None:
+                module._embed = None
+        return super()._apply(fn, recurse)
+
+    def _quantize(self, latents: Tensor) -> Tensor:
+        """(B, D, T) -> (B, K, T)"""
+        return self.model.quantizer.encode(latents, self.info.num_codebooks).transpose(0, 1)
+
+    def stream_encoder(self, chunk_seconds: float = 5.0) -> StreamEncoder:
+        net, stride = self.model.encoder, int(self.model.config.latent_stride)
+        step, hop = self.frames_in(chunk_seconds), self.info.hop // stride
+        seanet = reach(layers_of(net.encoder_seanet), hop, 1)
+        down = reach(layers_of(net.downsample), stride, 1)
+        return StagedEncoder(
+            self,
+            Pointwise(self.to_model),
+            Windows(net.encoder_seanet, *seanet, step * stride, per_in=hop),
+            Attention(net.encoder_transformer),
+            Windows(net.downsample, *down, step, per_in=stride),
+            Pointwise(self._quantize),
+        )
+
+    def stream_decoder(
+        self, chunk_seconds: float = 5.0, scales: Tensor | None = None
+    ) -> StreamDecoder:
+        net, stride = self.model.decoder, int(self.model.config.latent_stride)
+        step, hop = self.frames_in(chunk_seconds), self.info.hop // stride
+        up = reach(layers_of(net.upsample), 1, stride)
+        seanet = reach(layers_of(net.decoder_seanet), 1, hop)
+        return StagedDecoder(
+            self,
+            Pointwise(self.model.quantizer.decode),
+            Windows(net.upsample, *up, step, per_out=stride),
+            Attention(net.decoder_transformer),
+            Windows(net.decoder_seanet, *seanet, step * stride, per_out=hop),
+        )
+
+
+class Attention:
+    """A stage that is a causal transformer with a sliding window: carries keys and values."""
+
+    def __init__(self, transformer: nn.Module):
+        self.transformer, self.cache = transformer, None
+
+    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
+        if x is None:
+            return None
+        made = self.transformer(x.transpose(1, 2), past_key_values=self.cache, use_cache=True)
+        self.cache = made.past_key_values
+        return made.last_hidden_state.transpose(1, 2)
