@@ -29,9 +29,10 @@ joined by ``+`` (``no-version+no-kbps``), then ``:tk`` for codes frame after fra
 
 A file fits a layout when its size is exactly that of the header and T * K codes, every field is
 plausible and every code is below its level's vocabulary size; a file without frames must have the
-header of version 1, so that a header cut short is not taken for an older one. A file that fits version 1 with
-(T, K) is that: the format's definition says so. All others must fit exactly one layout; of two that
-fit (K and T tell nothing of the order, if all levels have one vocabulary) none is chosen.
+header of version 1, so that a header cut short is not taken for an older one. A file that fits
+version 1 with (T, K) is that: the format's definition says so. All others must fit exactly one
+layout; of two that fit (K and T tell nothing of the order, if all levels have one vocabulary) none
+is chosen.
 """
 
 from __future__ import annotations

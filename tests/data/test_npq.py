@@ -162,7 +162,7 @@ def test_a_layout_that_does_not_fit_says_why():
 
 def test_a_named_layout_takes_odd_values():
     data = legacy("v1", codes_of(20, 2, 1024), rate=float("nan"), kbps=-1.0)
-    with pytest.raises(UserError, match="no known layout fits .*token rate of nan"):
+    with pytest.raises(UserError, match=r"no known layout fits .*token rate of nan"):
         detect("a.npq", data)
     assert detect("a.npq", data, "v1").num_frames == 20
 

@@ -1,0 +1,104 @@
+"""What a lhotse manifest holds: streamed once, line by line."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.index import read_manifest
+from rvqlm.data.store import STORAGE_TYPE
+from rvqlm.errors import UserError
+
+
+def look_at_manifest(path: Path) -> tuple[str, dict, CodecInfo | None]:
+    """(kind, facts, codec) of a manifest of recordings, cuts, supervisions or features.
+
+    Raises `UserError` for a file of another sort and for one that is damaged.
+    """
+    kinds: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    rates: Counter[int] = Counter()
+    texts = 0
+    named: set[int] = set()
+    codecs: Counter[str] = Counter()
+    bar = tqdm(_entries(path), "manifest", unit=" entries", leave=False, disable=None)
+    for number, entry in enumerate(bar, 1):
+        kind = _kind(entry)
+        if kind is None:
+            raise UserError(
+                f"{path}: entry {number} is no lhotse recording, cut, supervision or features, nor "
+                "is the file anything else that rvqlm knows"
+            )
+        kinds[kind] += 1
+        try:
+            seconds[kind] += float(entry.get("duration", 0.0))
+        except (TypeError, ValueError):
+            raise UserError(f"{path}: entry {number} has no duration that is a number") from None
+        held = entry.get("features") if kind == "token cuts" else entry
+        audio = entry.get("recording") or held
+        if isinstance(audio, dict) and audio.get("sampling_rate"):
+            rates[audio["sampling_rate"]] += 1
+        if kind == "token cuts":
+            codecs[str(held.get("type"))] += 1
+        segments = entry.get("supervisions") or ([entry] if kind == "supervisions" else [])
+        texts += any(s.get("text") for s in segments)
+        for speaker in (s.get("speaker") for s in segments):
+            if speaker:
+                named.add(hash(speaker))
+    if not kinds:
+        raise UserError(f"{path}: an empty manifest")
+    (kind, count), *others = kinds.most_common()
+    facts: dict = {"cuts" if "cuts" in kind else kind.split()[-1]: count}
+    if others:
+        facts["also"] = ", ".join(f"{n} {k}" for k, n in others)
+    facts["hours"] = seconds[kind] / 3600
+    if rates:
+        facts["sampling_rates"] = {str(rate): n for rate, n in rates.most_common(8)}
+    if codecs:
+        facts["codecs"] = ", ".join(codecs)
+    facts["with_text"], facts["speakers"] = texts, len(named)
+    return f"manifest of {kind}", facts, None
+
+
+def _entries(path: Path) -> Iterator[dict]:
+    if ".jsonl" in path.suffixes:
+        yield from read_manifest(path)
+        return
+    from lhotse.serialization import load_json, load_yaml
+
+    try:
+        reader = load_yaml if any(s in path.suffixes for s in (".yaml", ".yml")) else load_json
+        document = reader(path)
+    except Exception as e:  # of json, yaml and gzip
+        raise UserError(f"{path}: damaged: {' '.join(str(e).split())[:200]}") from None
+    if not isinstance(document, list) or not all(isinstance(d, dict) for d in document):
+        raise UserError(f"{path}: {_shape(document)}, no manifest: nothing that rvqlm knows")
+    yield from document
+
+
+def _shape(document) -> str:
+    if isinstance(document, dict):
+        return "a document with " + json.dumps([str(k) for k in document][:6], ensure_ascii=False)
+    return f"a {type(document).__name__}"
+
+
+def _kind(entry: dict) -> str | None:
+    """What one entry is, by the fields that lhotse writes."""
+    if "sources" in entry and "num_samples" in entry:
+        return "recordings"
+    if entry.get("type") in ("MonoCut", "MultiCut", "MixedCut", "PaddingCut", "Cut"):
+        features = entry.get("features")
+        if isinstance(features, dict):
+            tokens = features.get("storage_type") == STORAGE_TYPE
+            return "token cuts" if tokens else "cuts with features"
+        return "audio cuts" if "recording" in entry else "cuts"
+    if "storage_type" in entry and "num_features" in entry:
+        return "features"
+    if "recording_id" in entry and "start" in entry:
+        return "supervisions"
+    return None
