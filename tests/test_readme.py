@@ -1,27 +1,38 @@
 """Every command of the README is run, or read by the program it names, as it is written.
 
 The workflow on one's own recordings runs in order on a few seconds of noise, with only budgets
-made small. Shell scripts read their options and stop (`--help` at the end of the line); the two
-commands of the first block run in tests/egs/test_mini_run.py.
+made small, and so do the equivalents of other projects' commands, on small random codecs of the
+published names. Shell scripts read their options and stop (`--help` at the end of the line); the
+two commands of the first block run in tests/egs/test_mini_run.py.
 """
 
+import glob
+import importlib
 import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+import transformers
+from lhotse import CutSet
 
 from rvqlm.bin.main import COMMANDS
 from rvqlm.bin.main import main as rvqlm
+from rvqlm.cli import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELL_ONLY = {"git clone REPOSITORY rvqlm && cd rvqlm", "source .venv/bin/activate"}
 SMALL = {"--max-minutes": "0.02", "--seconds": "0.5"}
-PAGES = ("README.md", "CONTRIBUTING.md", "egs/mini/README.md")
+PAGES = (
+    "README.md", "CONTRIBUTING.md", "egs/mini/README.md", "egs/custom/README.md",
+    "docs/from-other-projects.md", "docs/manifests.md",
+)  # fmt: skip
 
 
 def commands(page: str) -> list[str]:
@@ -41,22 +52,92 @@ def workflow() -> list[str]:
     return [c for c in commands("README.md") if c.startswith("rvqlm ") and "--codec" not in c]
 
 
-def test_the_workflow_runs_as_written(tmp_path, monkeypatch, capsys):
-    rng = np.random.default_rng(0)
-    for name in "abcdef":
-        path = tmp_path / "my-audio" / f"{name}.wav"
-        path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, 0.1 * rng.standard_normal(48000), 16000)
-    monkeypatch.chdir(tmp_path)
-    assert {c.split()[1] for c in workflow()} == set(COMMANDS)  # the README shows every command
-    for command in workflow():
-        words = shlex.split(command)[1:]
-        for flag, value in SMALL.items():
+def words_of(command: str) -> list[str]:
+    """The words after `rvqlm`, unquoted patterns expanded as a shell does."""
+    found = []
+    for word in shlex.split(command, posix=False)[1:]:
+        matches = sorted(glob.glob(word)) if word[0] not in "\"'" else []
+        found += matches or shlex.split(word)
+    return found
+
+
+def run_all(page: list[str], small: dict[str, str], capsys) -> None:
+    for command in page:
+        words = words_of(command)
+        for flag, value in small.items():
             if flag in words:
                 words[words.index(flag) + 1] = value
         assert rvqlm(words) == 0, f"{command}\n{capsys.readouterr().err}"
+
+
+def noise(path: Path, seconds: float, rate: int, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    audio = 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate))
+    soundfile.write(path, audio, rate)
+
+
+def test_the_workflow_runs_as_written(tmp_path, monkeypatch, capsys):
+    for i, name in enumerate("abcdef"):
+        noise(tmp_path / "my-audio" / f"{name}.wav", 3, 16000, i)
+    monkeypatch.chdir(tmp_path)
+    shown = {c.split()[1] for c in commands("README.md") if c.startswith("rvqlm ")}
+    assert shown == set(COMMANDS)  # the README shows every command
+    run_all(workflow(), SMALL, capsys)
     page = (tmp_path / "exp" / "mine" / "report.html").read_text(encoding="utf-8")
     assert page.count("<audio") >= 5  # recordings, a continuation, four from nothing
+
+
+def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch, capsys):
+    """With codecs of the published shapes, in rates and levels, and hardly any weights."""
+    torch.manual_seed(0)
+    codecs = {
+        "descript/dac_44khz": transformers.DacModel(
+            transformers.DacConfig(
+                encoder_hidden_size=2, decoder_hidden_size=16, downsampling_ratios=[2, 4, 8, 8],
+                n_codebooks=9, codebook_size=1024, sampling_rate=44100,
+            )
+        ),
+        "facebook/encodec_32khz": transformers.EncodecModel(
+            transformers.EncodecConfig(
+                num_filters=2, hidden_size=8, upsampling_ratios=[8, 5, 4, 4], codebook_size=2048,
+                sampling_rate=32000, target_bandwidths=[2.2], use_causal_conv=False,
+            )
+        ),
+        "facebook/encodec_24khz": transformers.EncodecModel(
+            transformers.EncodecConfig(
+                num_filters=2, hidden_size=8, upsampling_ratios=[8, 5, 4, 2], codebook_size=1024,
+                sampling_rate=24000, target_bandwidths=[6.0],
+            )
+        ),
+    }  # fmt: skip
+    for name, model in codecs.items():
+        model.save_pretrained(tmp_path / "codecs" / name)
+    monkeypatch.setenv("RVQLM_CODECS", str(tmp_path / "codecs"))
+    for i in range(1, 7):
+        noise(tmp_path / f"data/album/track_{i:02d}.mp3", 7, 44100, i)
+        noise(tmp_path / f"stems/lead/{i}.flac", 31, 8000, i)
+        noise(tmp_path / f"piano/{i}.wav", 6, 32000, i)
+        noise(tmp_path / f"speech/{i}.ogg", 1, 24000, i)
+    monkeypatch.chdir(tmp_path)
+    small = {
+        "--num-epochs": "1", "--accum": "1", "--decoder-dim": "32", "--num-decoder-layers": "1",
+        "--nhead": "2", "--codebooks": "9",
+    }  # fmt: skip
+    page = commands("docs/from-other-projects.md")
+    assert all(c.startswith("rvqlm ") for c in page)
+    # NPQ files are named after the recordings, as there
+    page = [c.replace("npq_out/track_01", "npq_out/album/track_01") for c in page]
+    run_all(page, small, capsys)
+    assert soundfile.info("reconstructed.wav").samplerate == 44100
+    npq = sorted(p.name for p in (tmp_path / "npq_out").rglob("*.npq"))
+    assert npq == [f"track_{i:02d}.npq" for i in range(1, 7)]
+    # two pitches and two tempos of each window, none of them in the test set
+    counts = {
+        name: len(list(CutSet.from_file(tmp_path / f"tokens/lead/cuts{name}.jsonl.gz")))
+        for name in ("", "_train", "_valid", "_test")
+    }
+    assert counts[""] == 6 * 5 and counts["_valid"] == counts["_test"] == 1
+    assert counts["_train"] == 4 * 5
 
 
 class Read(Exception):
@@ -65,20 +146,16 @@ class Read(Exception):
 
 def read_only(words: list[str], monkeypatch) -> int:
     """Let a rvqlm command read its flags and stop."""
-    import importlib
-
-    import rvqlm.cli as cli
     from rvqlm.bin.main import _FILES
 
     def stop(*args, **kwargs):
         parse(*args, **kwargs)
         raise Read
 
-    parse = cli.parse
-    module = importlib.import_module(f"rvqlm.bin.{_FILES.get(words[0], words[0])}")
-    monkeypatch.setattr(cli, "parse", stop)
-    if hasattr(module, "parse"):
-        monkeypatch.setattr(module, "parse", stop)
+    importlib.import_module(f"rvqlm.bin.{_FILES.get(words[0], words[0])}")
+    for module in [m for name, m in sys.modules.items() if name.startswith("rvqlm.")]:
+        if getattr(module, "parse", None) is parse:
+            monkeypatch.setattr(module, "parse", stop)
     return rvqlm(words)
 
 

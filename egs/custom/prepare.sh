@@ -17,7 +17,7 @@
 #   --min-window-seconds S shortest stretch to keep (default 30)
 #   --rms-frame-seconds S  time over which the level is taken (default 10)
 #   --rms-stride-seconds S step of the stretches' edges (default 0.2)
-#   --loudness-after LUFS  bring each recording to this loudness after the quiet parts are gone
+#   --loudness-after LUFS  bring each recording to this loudness, measured on what --activity kept
 #   --speeds "X Y"         add copies played so many times faster ("0.9 1.1"; pitch changes too)
 #   --tempos "X Y"         add copies so many times faster at the same pitch
 #   --semitones "X Y"      add copies so many semitones higher ("-2 2") at the same tempo
@@ -38,7 +38,7 @@
 #   0 find the audio and its transcripts: DIR/manifests
 #   1 loudness                            (with --loudness)
 #   2 activity                            (with --activity)
-#   3 loudness after that                 (with --loudness-after)
+#   3 loudness of what was kept           (with --loudness-after)
 #   4 copies of other speed, tempo, pitch (with --speeds, --tempos, --semitones): DIR/augmented
 #   5 tokenize: DIR/tokens
 #   6 split into train, valid and test; index
@@ -116,7 +116,7 @@ fi
 if [[ -n $loudness_after ]]; then
   if begin_stage 3 "Loudness after activity"; then
     rvqlm audio loudness --input "$cuts" --out "$manifests/3-loudness/cuts.jsonl.gz" \
-      --target-lufs "$loudness_after"
+      --target-lufs "$loudness_after" --over cuts
   fi
   cuts=$manifests/3-loudness/cuts.jsonl.gz
 fi

@@ -52,7 +52,8 @@ while (($#)); do
   elif [[ $word == *=* ]]; then
     printf -v "$option_name" %s "${word#*=}"
   else
-    (($#)) && [[ $1 != --* ]] || option_error "$option needs a value"
+    # what holds a space is a value: options for another script
+    (($#)) && [[ $1 != --* || $1 == *[[:space:]]* ]] || option_error "$option needs a value"
     printf -v "$option_name" %s "$1"
     shift
   fi
@@ -91,6 +92,6 @@ input_name() {
   if [[ -d $path ]]; then path=$(cd -- "$path" && pwd); fi # `.` and `..` have names as well
   path=$(basename -- "$path")
   path=${path%.txt}
-  path=${path//[^[:alnum:]._-]/-}
+  path=${path//[[:space:][:cntrl:]\/:*?<>|\"\'\`\$&;()#!]/-}
   echo "${path:-audio}"
 }

@@ -70,6 +70,7 @@ def test_options_reach_their_variables(recipe):
         (["--no-num-hours"], "unknown option --no-num-hours"),
         (["--num-hours"], "--num-hours needs a value"),
         (["--num-hours", "--quick"], "--num-hours needs a value"),
+        (["--num-hours", "--with a space"], "'--with a space' is not a positive number"),
         (["--num-hours", "six"], "--num-hours 'six' is not a positive number"),
         (["--num-hours", "0.0"], "not a positive number"),
         (["--quick=yes"], "--quick is a switch"),
@@ -112,3 +113,23 @@ def test_a_failing_command_ends_the_script(tmp_path):
     assert done.returncode != 0
     assert "after" not in done.stdout and "third" not in done.stdout
     assert "Second" not in (tmp_path / "log").read_text()  # an unfinished stage is not logged
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        ("my music/**/*.mp3", "my-music"),
+        ("/a/b/", "b"),
+        ("lists/piano.txt", "piano"),
+        (".", "here"),
+        ("*.wav", "here"),
+        ("täke 1", "täke-1"),
+    ],
+)
+def test_names_of_inputs(given, name, tmp_path):
+    (tmp_path / "here").mkdir()
+    code = f"source {SHARED}/parse_options.sh; input_name '{given}'"
+    done = subprocess.run(
+        ["bash", "-c", code], cwd=tmp_path / "here", capture_output=True, text=True, timeout=30
+    )
+    assert done.stdout == name + "\n"
