@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""``rvqlm split``: train, valid and test that share no speaker and no recording.
+"""``rvqlm split``: train, valid and test that share no speaker, no recording and no group.
 
     rvqlm split --manifest-dir data/tokens --valid 0.05 --test 0.05
 
@@ -34,7 +34,11 @@ class Args:
     """Names of the speakers of the test set, instead of --test."""
     by: Literal["auto", "speaker", "recording"] = "auto"
     """What no two splits may share. auto: speakers where every cut has one and there are enough
-    of them, else recordings. Recordings are never divided."""
+    of them, else recordings. Recordings are never divided, nor are groups (the custom field
+    "group" of cuts: --group-by of rvqlm audio manifest, augmented copies)."""
+    augmented: Literal["train", "all"] = "train"
+    """Where augmented copies may be (rvqlm audio augment). train: those of recordings for
+    validation and test are dropped; all: they go with their originals."""
     seed: int = 0
     """Another seed, another choice of speakers or recordings."""
 
@@ -46,14 +50,24 @@ def _run(argv: Sequence[str] | None) -> int:
         return tqdm(iterable, desc, unit=" cuts", leave=False, disable=None)
 
     result = split_manifest(
-        args.manifest_dir, args.valid, args.test, args.by, args.seed, progress, args.test_speakers
+        args.manifest_dir,
+        args.valid,
+        args.test,
+        args.by,
+        args.seed,
+        progress,
+        args.test_speakers,
+        args.augmented,
     )
-    print(f"split by {result.by}, no two splits share a {result.by} (checked)")
+    also, unit = (" or group", "groups of ") if result.grouped else ("", "")
+    print(f"split by {result.by}, no two splits share a {result.by}{also} (checked)")
     for n, name in enumerate(SPLITS):
         print(
             f"  {name:<6} {int((result.split == n).sum()):>9,} cuts  "
-            f"{result.seconds[name] / 3600:>9.2f} h  {result.groups[name]:>7,} {result.by}s"
+            f"{result.seconds[name] / 3600:>9.2f} h  {result.groups[name]:>7,} {unit}{result.by}s"
         )
+    if result.dropped:
+        print(f"  {result.dropped:,} augmented copies of valid and test left out")
     return 0
 
 

@@ -1,8 +1,10 @@
-"""Training, validation and test sets that share no speaker and no recording.
+"""Training, validation and test sets that share no speaker, no recording and no group.
 
-Cuts that share a recording (and, dividing by speaker, a speaker) form a group; groups are dealt
-whole, in an order that depends only on the seed and their names. Two streaming passes over
-``cuts.jsonl.gz``: one for the groups (16 to 40 bytes a cut in memory), one that writes
+Cuts that share a recording, the custom field ``group`` (the name of another recording, or any
+other name) or, dividing by speaker, a speaker hang together, and are dealt as one, in an order that
+depends only on the seed and their names. Augmented copies (custom field ``augmented_from``) go
+where their originals go, and are dropped where that is not training. Two streaming passes over
+``cuts.jsonl.gz``: one for the groups (17 to 50 bytes a cut in memory), one that writes
 ``cuts_SPLIT.jsonl.gz``; what was written is then read again and checked to be disjoint.
 """
 
@@ -39,12 +41,16 @@ class SplitResult:
     """Which split each cut belongs to, and why."""
 
     split: np.ndarray
-    """(N,) int8, index into `SPLITS`"""
+    """(N,) int8, index into `SPLITS`; -1: dropped"""
     by: str
     """"speaker" or "recording": what groups share"""
     groups: dict[str, int]
     """groups in each split"""
     seconds: dict[str, float]
+    dropped: int = 0
+    """augmented copies of cuts for validation or test"""
+    grouped: bool = False
+    """whether the custom field ``group`` joins recordings"""
 
 
 def _hash(kind: str, name: str) -> int:
@@ -61,6 +67,16 @@ def recording(cut: dict) -> str:
     return str(name if name is not None else cut["id"])
 
 
+def group(cut: dict) -> str:
+    """The custom field ``group``; without it the recording."""
+    name = (cut.get("custom") or {}).get("group")
+    return recording(cut) if name is None else str(name)
+
+
+def is_augmented(cut: dict) -> bool:
+    return (cut.get("custom") or {}).get("augmented_from") is not None
+
+
 def split_by_group(
     cuts: Iterable[dict],
     valid: float,
@@ -68,6 +84,7 @@ def split_by_group(
     key: str = "auto",
     seed: int = 0,
     test_speakers: Sequence[str] = (),
+    augmented: str = "train",
 ) -> SplitResult:
     """Deal cuts (dictionaries of a manifest) to train, valid and test.
 
@@ -75,9 +92,11 @@ def split_by_group(
     ----------
     valid, test: below 1, a share of the hours; from 1 on, a number of groups; 0: no such split.
     key: "speaker" (every cut needs one), "recording", or "auto": by speaker if every cut has one
-        and there are enough of them for all splits. Recordings are never divided, whatever the
-        key.
+        and there are enough of them for all splits. Recordings and groups are never divided,
+        whatever the key.
     test_speakers: these speakers make up the test split, instead of ``test``.
+    augmented: "train" drops augmented copies that belong to valid or test, and shares of the
+        hours are those of the originals; "all" treats copies like any other cut.
 
     Raises `UserError` when there are too few groups, naming what to change.
     """
@@ -93,6 +112,8 @@ def split_by_group(
         raise UserError(f"--valid {valid} and --test {test} leave nothing to train on")
     seconds, records = array("d"), array("Q")
     owner, voices = array("Q"), array("Q")  # cut number and speaker, one entry per speaker
+    member, ties = array("Q"), array("Q")  # cut number and group, where it is not the recording
+    copies = array("b")
     silent = None
     for number, cut in enumerate(cuts):
         try:
@@ -100,6 +121,10 @@ def split_by_group(
             records.append(_hash("recording", recording(cut)))
         except (KeyError, TypeError) as e:
             raise UserError(f"cut {number + 1} of the manifest is incomplete: no {e}") from None
+        copies.append(augmented == "train" and is_augmented(cut))
+        if group(cut) != recording(cut):
+            member.append(number)
+            ties.append(_hash("recording", group(cut)))
         found = speakers(cut)
         if not found and silent is None:
             silent = cut["id"]
@@ -116,42 +141,52 @@ def split_by_group(
         if _hash("speaker", name) not in voices:
             raise UserError(f"--test-speakers {name}: no cut has this speaker")
     needed = 1 + sum(max(1, int(s)) if s else 0 for s in wanted.values())
-    duration = np.array(seconds)
+    duration, dropping = np.array(seconds), np.array(copies, bool)
     for by in {"auto": ("speaker", "recording")}.get(key, (key,)):
         if by == "speaker" and silent is not None:
             continue
-        group = _groups(
+        together = _groups(
             np.array(records),
-            np.array(owner if by == "speaker" else (), np.int64),
-            np.array(voices if by == "speaker" else (), np.uint64),
+            np.array(owner + member if by == "speaker" else member, np.int64),
+            np.array(voices + ties if by == "speaker" else ties, np.uint64),
         )
-        enough = _count(group) - _count(group[fixed]) >= needed
-        split = _deal(group, duration, wanted, seed, fixed) if enough else None
+        enough = _count(together) - _count(together[fixed]) >= needed
+        weight = np.where(dropping, 0.0, duration)
+        split = _deal(together, weight, wanted, seed, fixed) if enough else None
         if split is not None:
             break
     else:
         other = "; try --by recording" if key == "speaker" else ""
         raise UserError(
-            f"{_count(group)} groups of cuts by {by} where {needed} are needed, or too unequal: "
+            f"{_count(together)} groups of cuts by {by} where {needed} are needed, or too unequal: "
             f"give more audio, or smaller --valid and --test (0 leaves a split out){other}"
         )
+    split[dropping & (split > 0)] = -1
     return SplitResult(
         split,
         by,
-        {name: _count(group[split == n]) for n, name in enumerate(SPLITS)},
+        {name: _count(together[split == n]) for n, name in enumerate(SPLITS)},
         {name: float(duration[split == n].sum()) for n, name in enumerate(SPLITS)},
+        int((split < 0).sum()),
+        bool(ties),
     )
 
 
-def _count(group: np.ndarray) -> int:
-    return len(np.unique(group))
+def _count(labels: np.ndarray) -> int:
+    return len(np.unique(labels))
 
 
 def _groups(records: np.ndarray, owner: np.ndarray, voices: np.ndarray) -> np.ndarray:
-    """(N,) uint64: the least name among all cuts that recordings and speakers connect to a cut."""
+    """(N,) uint64: the least name among all cuts that recordings and `voices` connect to a cut.
+
+    voices: hashes of speakers and of groups, of the cuts `owner`; a group that has the name of a
+        recording ties its cuts to those of the recording.
+    """
     label = records.copy()
     if not len(voices):
         return label
+    owner = np.concatenate([owner, np.arange(len(records))])
+    voices = np.concatenate([voices, records])
     by_record = np.unique(records, return_inverse=True)[1]
     by_voice = np.unique(voices, return_inverse=True)[1]
     while True:  # as many rounds as the longest chain "shares a speaker, shares a recording, ..."
@@ -170,17 +205,18 @@ def _least(values: np.ndarray, index: np.ndarray) -> np.ndarray:
     return out
 
 
-def _deal(group, duration, wanted: dict[str, float], seed: int, fixed: np.ndarray):
+def _deal(labels, duration, wanted: dict[str, float], seed: int, fixed: np.ndarray):
     """(N,) int8 of splits: groups in an order hashed from the seed, but those of the cuts `fixed`
-    in the test split; None if train gets nothing."""
-    names, inverse = np.unique(group, return_inverse=True)
+    in the test split; None if train gets nothing or there are too few groups. Groups whose cuts
+    have no duration (copies without their original) stay in train."""
+    names, inverse = np.unique(labels, return_inverse=True)
     weight = np.bincount(inverse, weights=duration)
     order = np.argsort([_hash(str(seed), str(name)) for name in names.tolist()], kind="stable")
     of_group = np.zeros(len(names), np.int8)
     of_group[inverse[fixed]] = SPLITS.index("test")
     for name, size in wanted.items():
-        free = [g for g in order.tolist() if of_group[g] == 0]
-        if not free:
+        free = [g for g in order.tolist() if of_group[g] == 0 and weight[g] > 0]
+        if len(free) < max(1, size if size >= 1 else 0):
             return None
         if size >= 1:
             chosen = free[: int(size)]
@@ -207,6 +243,7 @@ def split_manifest(
     seed: int = 0,
     progress: Callable = lambda iterable, desc: iterable,
     test_speakers: Sequence[str] = (),
+    augmented: str = "train",
 ) -> SplitResult:
     """Split ``cuts.jsonl.gz`` of a token directory; see `split_by_group`.
 
@@ -219,7 +256,7 @@ def split_manifest(
     CodecInfo.from_dict(read_sidecar(directory)["codec"])
     stamp = file_stamp(source) if source.exists() else None
     cuts = progress(read_manifest(source), "grouping")
-    result = split_by_group(cuts, valid, test, key, seed, test_speakers)
+    result = split_by_group(cuts, valid, test, key, seed, test_speakers, augmented)
     targets = {name: manifest_path(directory, name) for name in SPLITS}
     temporary = {name: path.with_name(path.name + ".tmp") for name, path in targets.items()}
     try:
@@ -238,7 +275,7 @@ def split_manifest(
         else:
             temporary[name].unlink()
             path.unlink(missing_ok=True)
-    counts = np.bincount(result.split, minlength=len(SPLITS)).tolist()
+    counts = [int((result.split == n).sum()) for n in range(len(SPLITS))]
     _write_json(
         record,
         {
@@ -247,6 +284,8 @@ def split_manifest(
             "seed": seed,
             "valid": valid,
             "test": list(test_speakers) or test,
+            "augmented": augmented,
+            "dropped": result.dropped,
             "splits": {
                 name: {
                     "cuts": counts[n],
@@ -261,7 +300,7 @@ def split_manifest(
 
 
 def _write_lines(lines: Iterable[bytes], number: np.ndarray, paths: list[Path]) -> None:
-    """Copy the n-th line to the file ``paths[number[n]]``, gzipped."""
+    """Copy the n-th line to the file ``paths[number[n]]``, gzipped; to none where that is -1."""
     with ExitStack() as stack:
         files = []
         for path in paths:
@@ -270,24 +309,30 @@ def _write_lines(lines: Iterable[bytes], number: np.ndarray, paths: list[Path]) 
             file = gzip.GzipFile("", "wb", compresslevel=5, fileobj=raw, mtime=0)
             files.append(stack.enter_context(file))
         for line, n in zip(lines, number.tolist()):
+            if n < 0:
+                continue
             files[n].write(line if line.endswith(b"\n") else line + b"\n")
 
 
 def require_disjoint(manifests: dict[str, Path], by: str) -> None:
-    """Raise `UserError` if two manifests share a cut, a recording or (by "speaker") a speaker."""
+    """Raise `UserError` if two manifests share a cut, a recording, a group or, by "speaker", a
+    speaker."""
     seen: dict[str, np.ndarray] = {}
+    what = "speaker" if by == "speaker" else "group"
     for name, path in manifests.items():
         marks = array("Q")
         for cut in read_manifest(path):
             marks.append(_hash("cut", cut["id"]))
             marks.append(_hash("recording", recording(cut)))
+            if group(cut) != recording(cut):
+                marks.append(_hash("recording", group(cut)))
             if by == "speaker":
                 marks.extend(_hash("speaker", s) for s in speakers(cut))
         mine = np.unique(np.array(marks, np.uint64))
         for other, theirs in seen.items():
             if shared := len(np.intersect1d(mine, theirs, assume_unique=True)):
                 raise UserError(
-                    f"splits {other} and {name} share {shared} cuts, recordings or {by}s: "
+                    f"splits {other} and {name} share {shared} cuts, recordings or {what}s: "
                     f"{manifests[other]} and {path}; run rvqlm split again"
                 )
         seen[name] = mine

@@ -17,7 +17,15 @@ from rvqlm.bin import index as index_command
 from rvqlm.bin import split as split_command
 from rvqlm.bin import validate as validate_command
 from rvqlm.data.index import TokenDataset, build_index, manifest_path, read_manifest
-from rvqlm.data.splits import SPLITS, recording, require_disjoint, speakers, split_by_group
+from rvqlm.data.splits import (
+    SPLITS,
+    group,
+    is_augmented,
+    recording,
+    require_disjoint,
+    speakers,
+    split_by_group,
+)
 from rvqlm.data.splits import split_manifest as split_directory
 from rvqlm.errors import UserError
 
@@ -106,6 +114,76 @@ def test_named_speakers_make_up_the_test_split():
         split_by_group(cuts, 1, 0, test_speakers=[f"s{n}" for n in range(5)])
 
 
+def grouped(name, group=None, original=None, seconds=1.0, **kwargs):
+    custom = {"group": group, "augmented_from": original}
+    return {
+        **cut(name, seconds=seconds, **kwargs),
+        "custom": {k: v for k, v in custom.items() if v is not None} or None,
+    }
+
+
+@pytest.mark.parametrize("key", ["auto", "speaker", "recording"])
+def test_groups_are_not_divided(key):
+    rng = random.Random(3)
+    for trial in range(10):
+        cuts = [
+            grouped(f"c{n}", rng.choice([f"g{rng.randrange(30)}", None]), voices=[f"v{n % 50}"])
+            for n in range(100)
+        ]
+        result = split_by_group(cuts, 0.1, 0.2, "recording" if trial % 2 else key, seed=trial)
+        assert result.grouped and not result.dropped
+        assert_disjoint(members(cuts, result, lambda c: [group(c)]))
+        assert all((result.split == n).any() for n in range(3))
+    names = {group(c) for c in cuts}
+    if result.by == "recording":
+        assert sum(result.groups.values()) == len(names)
+
+
+def test_a_group_may_have_the_name_of_a_recording():
+    """A copy names its original's recording; the original itself has no group."""
+    for seed in range(20):
+        cuts = [grouped(f"c{n}") for n in range(8)]
+        cuts += [grouped(f"copy{n}", f"c{n}", f"c{n}") for n in range(8)]
+        result = split_by_group(cuts, 2, 2, seed=seed, augmented="all")
+        assert (result.split[:8] == result.split[8:]).all() and not result.dropped
+        chain = [grouped("a", "b"), grouped("b", "c"), grouped("c")]
+        linked = split_by_group([*cuts, *chain], 2, 2, seed=seed, augmented="all")
+        assert len(set(linked.split[-3:].tolist())) == 1
+
+
+@pytest.mark.parametrize("key", ["speaker", "recording"])
+def test_copies_are_in_training_only(key):
+    """They are dropped elsewhere, and do not count as hours of validation and test."""
+    rng = random.Random(4)
+    cuts = [grouped(f"c{n}", voices=[f"v{n}"], seconds=rng.uniform(1, 20)) for n in range(300)]
+    for n in range(100):  # some recordings have five copies, most none
+        cuts += [
+            grouped(f"c{n}-{k}", f"c{n}", f"c{n}", 9.0, voices=[f"v{n}-{k}"]) for k in range(5)
+        ]
+    result = split_by_group(cuts, 0.2, 0.1, key, seed=1)
+    for n in (1, 2):
+        assert not any(is_augmented(c) for c, s in zip(cuts, result.split) if s == n)
+    assert_disjoint(members(cuts, result, lambda c: [group(c)]))
+    hours = sum(c["duration"] for c in cuts if not is_augmented(c))
+    assert result.seconds["valid"] / hours == pytest.approx(0.2, abs=0.01)
+    assert result.seconds["test"] / hours == pytest.approx(0.1, abs=0.01)
+    dropped = [c for c, s in zip(cuts, result.split) if s < 0]
+    assert len(dropped) == result.dropped > 0 and all(is_augmented(c) for c in dropped)
+    held = {group(c) for c, s in zip(cuts, result.split) if s > 0}
+    assert {c["id"] for c in dropped} == {
+        c["id"] for c in cuts if is_augmented(c) and group(c) in held
+    }
+
+
+def test_copies_without_originals_are_for_training():
+    cuts = [grouped(f"c{n}-x", f"c{n}", f"c{n}") for n in range(50)] + [grouped("a"), grouped("b")]
+    for seed in range(5):
+        result = split_by_group(cuts, 1, 1, seed=seed)
+        assert (result.split[:50] == 0).all() and sorted(result.split[50:]) == [1, 2]
+    with pytest.raises(UserError, match="52 groups of cuts by recording where 4 are needed"):
+        split_by_group(cuts, 2, 1)
+
+
 def test_deterministic_in_seed_and_independent_of_order():
     rng = random.Random(2)
     cuts = corpus(300, rng)
@@ -177,6 +255,20 @@ def test_leaks_are_found(tmp_path):
         require_disjoint(paths, "speaker")
 
 
+def test_leaks_through_groups_are_found(tmp_path):
+    paths = {name: tmp_path / f"{name}.jsonl" for name in SPLITS}
+    for name, one in zip(SPLITS, [grouped("a"), grouped("b"), grouped("c", "g")]):
+        paths[name].write_text(json.dumps(one) + "\n")
+    require_disjoint(paths, "recording")
+    for other in (grouped("d", "g"), grouped("d", "c"), grouped("g")):
+        paths["train"].write_text(json.dumps(other) + "\n")
+        if group(other) == "c":  # a copy of a cut that has a group of its own, and hides it
+            paths["test"].write_text(json.dumps(grouped("c")) + "\n")
+        with pytest.raises(UserError, match="splits train and test share 1 cuts, recordings or gr"):
+            require_disjoint(paths, "recording")
+        paths["test"].write_text(json.dumps(grouped("c", "g")) + "\n")
+
+
 def test_tokens_changed_after_the_split_are_refused(tmp_path):
     make_tokens(tmp_path, [20] * 60, speakers=12, split=None)
     split_directory(tmp_path, 0.1, 0.1)
@@ -212,6 +304,30 @@ def test_commands_end_to_end(tmp_path, capsys):
     assert train["unigram_bits_per_second"] == pytest.approx(50 * sum(train["entropy_bits"]))
     assert train["plan"]["largest_batch_seconds"] <= 10
     assert sum(s["hours"] for s in stats["splits"].values()) == pytest.approx(1160 / 50 / 3600)
+
+
+def test_copies_end_to_end(tmp_path, capsys):
+    make_tokens(tmp_path, [20] * 60, split=None)
+    cuts = list(read_manifest(tmp_path / "cuts.jsonl.gz"))
+    for n, c in enumerate(cuts[30:]):
+        c["custom"] = {**(c.get("custom") or {}), "group": cuts[n]["id"]}
+        c["custom"]["augmented_from"] = cuts[n]["id"]
+        c["supervisions"] = []
+    for c in cuts[:30]:
+        c["supervisions"] = []
+    with gzip.open(tmp_path / "cuts.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(c) + "\n" for c in cuts)
+    assert run(split_command, tmp_path, "--valid", "4", "--test", "3") == 0
+    out = capsys.readouterr().out
+    assert "share a recording or group (checked)" in out and "groups of recordings" in out
+    assert "7 augmented copies of valid and test left out" in out
+    record = json.loads((tmp_path / "splits.json").read_text())
+    assert record["dropped"] == 7 and record["splits"]["train"]["cuts"] == 46
+    assert run(index_command, tmp_path) == 0
+    assert run(validate_command, tmp_path, "--max-duration", "10") == 0
+    assert run(split_command, tmp_path, "--valid", "4", "--test", "3", "--augmented", "all") == 0
+    record = json.loads((tmp_path / "splits.json").read_text())
+    assert record["dropped"] == 0 and record["splits"]["valid"]["cuts"] == 8
 
 
 def test_validate_finds_damage(tmp_path, capsys):
