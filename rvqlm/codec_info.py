@@ -55,6 +55,31 @@ class CodecInfo:
 
         return self.num_codebooks * log2(self.codebook_size) * float(self.frame_rate)
 
+    def num_frames(self, samples: int) -> int:
+        """Frames that cover `samples` samples: ceil(samples / hop), or more where segments overlap.
+
+        A segmented codec begins a segment every `stride` samples as long as samples are left that
+        the segment before does not hold; all segments but the last are full.
+        """
+        if self.segment is None or samples <= 0:
+            return -(-samples // self.hop)
+        frames, stride = self.segment
+        before = max(0, -(-(samples - frames * self.hop) // stride))  # segments before the last
+        return before * frames - (-(samples - before * stride) // self.hop)
+
+    def num_samples(self, frames: int) -> int:
+        """Samples that `frames` frames decode to: frames * hop, or fewer where segments overlap."""
+        if self.segment is None or frames <= 0:
+            return frames * self.hop
+        size, stride = self.segment
+        before = (frames - 1) // size  # full segments before the last, which the last may not outdo
+        overlap = size * self.hop - stride if before else 0
+        return before * stride + max(overlap, (frames - before * size) * self.hop)
+
+    def num_scales(self, frames: int) -> int:
+        """Scales that belong to `frames` frames: one per segment begun, 0 without segments."""
+        return 0 if self.segment is None else -(-frames // self.segment[0])
+
     def to_dict(self) -> dict:
         return asdict(self)
 

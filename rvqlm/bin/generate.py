@@ -193,7 +193,9 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
     elapsed = time.perf_counter() - began
     fresh = int((made.lengths - made.prompt_lengths).sum()) / rate
     for (_, prompt, name), item, stop in zip(batch, made.items(), made.stop):
-        audio = decode_long(codec, item.to(codec.device)).cpu()  # (C, S)
+        # a continuation stays as loud as its prompt ended, where a codec keeps loudness apart
+        scales = codec.scales_for(len(item), prompt.scales)
+        audio = decode_long(codec, item.to(codec.device), scales=scales)  # (C, S)
         heard = len(prompt.codes)
         row = {
             "kind": "continuation" if prompt.source else "unprompted",
@@ -203,7 +205,7 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
             "seconds": len(item) / rate,
             "stop": stop,
             # of what the model made, not of what it heard
-            "silence_ratio": silence_ratio(audio[:, heard * info.hop :], info.sampling_rate),
+            "silence_ratio": silence_ratio(audio[:, info.num_samples(heard) :], info.sampling_rate),
             "repetition_ratio": repetition_ratio(item[heard:]),
             "real_time_factor": fresh / elapsed,
         }

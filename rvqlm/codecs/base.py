@@ -160,27 +160,25 @@ class Codec(torch.nn.Module, ABC):
         return torch.device("cpu")
 
     def num_frames(self, samples: int) -> int:
-        """Frames that cover `samples` samples: ceil(samples / hop), or more where segments overlap.
-
-        A segmented codec begins a segment every `stride` samples as long as samples are left that
-        the segment before does not hold; all segments but the last are full.
-        """
-        hop = self.info.hop
-        if self.info.segment is None or samples <= 0:
-            return -(-samples // hop)
-        frames, stride = self.info.segment
-        before = max(0, -(-(samples - frames * hop) // stride))  # segments before the last
-        return before * frames - (-(samples - before * stride) // hop)
+        """Frames that cover `samples` samples; see `CodecInfo.num_frames`."""
+        return self.info.num_frames(samples)
 
     def num_samples(self, frames: int) -> int:
-        """Samples that `frames` frames decode to: frames * hop, or fewer where segments overlap."""
-        hop = self.info.hop
-        if self.info.segment is None or frames <= 0:
-            return frames * hop
-        size, stride = self.info.segment
-        before = (frames - 1) // size  # full segments before the last, which the last may not outdo
-        overlap = size * hop - stride if before else 0
-        return before * stride + max(overlap, (frames - before * size) * hop)
+        """Samples that `frames` frames decode to; see `CodecInfo.num_samples`."""
+        return self.info.num_samples(frames)
+
+    def scales_for(self, frames: int, known: Tensor | None = None) -> Tensor | None:
+        """Scales to decode `frames` frames with of which only the first segments' are known.
+
+        The last of `known` (n,) holds to the end, or `default_scale` where none is. None for
+        codecs without scales.
+        """
+        if self.info.segment is None:
+            return None
+        count = self.info.num_scales(frames)
+        known = torch.empty(0) if known is None else known.float()[:count]
+        last = known[-1:] if len(known) else torch.tensor([self.default_scale])
+        return torch.cat((known, last.expand(count - len(known))))
 
     def frames_in(self, seconds: float) -> int:
         """Frames in a chunk of about `seconds`, at least one; ValueError for no seconds."""

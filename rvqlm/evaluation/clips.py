@@ -226,6 +226,7 @@ def held_out(
     on. Without the codec's weights or the original audio the other half is still shown.
     """
     from rvqlm.data.index import TokenDataset
+    from rvqlm.generation.prompts import stored_scales
 
     remarks: list[str] = []
     try:
@@ -248,20 +249,24 @@ def held_out(
 
     frames = round(max_seconds * float(info.frame_rate))
     shown = []
-    for name in choose_cuts(candidates, prompts, number):
+    chosen = choose_cuts(candidates, prompts, number)
+    scales = stored_scales(manifest_dir, split, info, set(chosen))
+    for name in chosen:
         cut = candidates[name]
         codes = dataset.read(row_of[name])[:frames]  # (T, K)
         row = HeldOut(name, _speaker(cut), _text(cut), clips=[], names=_names(cut))
         try:
-            original = _load_original(cut, info, manifest_dir)[:, : len(codes) * info.hop]
+            original = _load_original(cut, info, manifest_dir)
+            original = original[:, : info.num_samples(len(codes))]
         except Exception as e:  # lhotse's backends raise many kinds for a missing or broken file
             original = None
             remarks.append(f"No original of {name}: {_source(cut)}: {type(e).__name__}.")
         else:
             row.clips.append(_measured("original", original, info))
         if codec is not None:
-            samples = len(codes) * info.hop if original is None else original.shape[1]
-            row.clips.append(_measured("codec", _decode(codec, codes)[:, :samples], info))
+            samples = info.num_samples(len(codes)) if original is None else original.shape[1]
+            decoded = _decode(codec, codes, scales.get(name))
+            row.clips.append(_measured("codec", decoded[:, :samples], info))
             row.clips[-1].repetition = repetition_ratio(codes)
             if original is not None:
                 row.clips[-1].distance = log_spectral_distance(
@@ -301,11 +306,11 @@ def _measured(kind: str, audio: np.ndarray, info: CodecInfo) -> Clip:
     return Clip(kind, kind, audio, info.sampling_rate, silence=silence)
 
 
-def _decode(codec, codes: np.ndarray) -> np.ndarray:
-    """(T, K) -> (C, T * hop)."""
+def _decode(codec, codes: np.ndarray, scales) -> np.ndarray:
+    """(T, K) and the stored scales of the whole recording, if any -> (C, S)."""
     import torch
 
     from rvqlm.codecs.chunking import decode_long
 
-    with torch.no_grad():
-        return decode_long(codec, torch.from_numpy(codes.astype(np.int64))).cpu().numpy()
+    scales = codec.scales_for(len(codes), scales)
+    return decode_long(codec, torch.from_numpy(codes.astype(np.int64)), scales=scales).numpy()

@@ -24,6 +24,8 @@ class Prompt:
     """Stem of the sample's file name."""
     source: str | None = None
     """Path of the audio file or id of the cut; None when unprompted."""
+    scales: Tensor | None = None
+    """(n,) float32 of its segments, for codecs that store such beside the codes."""
 
 
 def unprompted(number: int, info: CodecInfo) -> list[Prompt]:
@@ -36,17 +38,18 @@ def from_audio(paths: list[str], codec, num_frames: int) -> list[Prompt]:
 
     :raises UserError: a file that is missing, unreadable, empty or not finite.
     """
-    from rvqlm.codecs.chunking import encode_long
+    from rvqlm.codecs.chunking import encode_whole
     from rvqlm.data.audio import load_file
 
     prompts = []
     for path in paths:
         info = codec.info
         audio = load_file(
-            path, info.sampling_rate, info.channels, max_samples=num_frames * info.hop
+            path, info.sampling_rate, info.channels, max_samples=info.num_samples(num_frames)
         )
-        codes = encode_long(codec, torch.from_numpy(audio))[:num_frames]
-        prompts.append(Prompt(codes.long().cpu(), f"continuation-{Path(path).stem}", path))
+        codes, scales = encode_whole(codec, torch.from_numpy(audio))
+        name = f"continuation-{Path(path).stem}"
+        prompts.append(Prompt(codes[:num_frames], name, path, scales))
     names = [p.name for p in prompts]
     for i, prompt in enumerate(prompts):  # files of the same stem in different folders
         if names.count(prompt.name) > 1:
@@ -87,12 +90,30 @@ def from_tokens(
         turn[speakers[row]] = turn.get(speakers[row], -1) + 1
         order.append((turn[speakers[row]], len(order), row))
     rows = [row for _, _, row in sorted(order)[:number]]
+    scales = stored_scales(manifest_dir, split, info, {dataset.id_of(row) for row in rows})
     prompts = []
     for row in rows:
         codes = torch.from_numpy(dataset.read(row, 0, num_frames).astype(np.int64))
         name = dataset.id_of(row)
-        prompts.append(Prompt(codes, f"continuation-{name.replace('/', '_')}", name))
+        prompt = Prompt(codes, f"continuation-{name.replace('/', '_')}", name)
+        if name in scales:
+            prompt.scales = scales[name][: info.num_scales(num_frames)]
+        prompts.append(prompt)
     return prompts
+
+
+def stored_scales(
+    manifest_dir: str | Path, split: str, info: CodecInfo, ids: set[str]
+) -> dict[str, Tensor]:
+    """Scales (n,) float32 of the cuts `ids` of a split; empty for codecs without any."""
+    from rvqlm.data.index import manifest_path, read_manifest
+
+    found = {}
+    for cut in read_manifest(manifest_path(manifest_dir, split)) if info.segment else ():
+        scales = (cut.get("custom") or {}).get("scales")
+        if cut["id"] in ids and scales is not None:
+            found[cut["id"]] = torch.tensor(scales, dtype=torch.float32)
+    return found
 
 
 def _speakers(manifest_dir: str, split: str) -> list[str]:
