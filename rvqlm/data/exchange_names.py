@@ -35,6 +35,7 @@ def path_for_id(folder: Path, id: str, suffix: str) -> Path:
 def _plain(part: str) -> str:
     """The part itself if it can name a file, else something that can."""
     name = "_" if part in ("", ".", "..") else part.replace("\0", "_")
+    name = "_" + name[2:] if name.startswith("._") else name  # see `find_files`
     name = name.encode(errors="replace").decode()  # half a character becomes a question mark
     while len(name.encode()) > _LONGEST:
         name = name[:-1]
@@ -46,7 +47,8 @@ def find_files(inputs: Sequence[str], suffix: str) -> list[tuple[str, str]]:
 
     Args:
         inputs: of a user.
-        suffix: such as ``.npy``; in folders only files that end so are taken, at any depth.
+        suffix: such as ``.npy``; in folders only files that end so are taken, at any depth, but
+            for the ``._x`` that macOS puts beside x.
 
     An id is the path below the folder that all of them share, without the suffix. Raises
     `UserError` for an input that means nothing.
@@ -59,7 +61,7 @@ def find_files(inputs: Sequence[str], suffix: str) -> list[tuple[str, str]]:
                 os.path.join(folder, name)
                 for folder, _, names in os.walk(text)
                 for name in names
-                if name.lower().endswith(suffix) and not name.startswith(".")
+                if name.lower().endswith(suffix) and not name.startswith("._")
             ]
             roots.append(text)
         else:

@@ -172,8 +172,7 @@ def look_at_audio(path: Path, start: bytes) -> Found | None:
 
 def _media(path: Path) -> Found | None:
     """Audio in a format that ffmpeg decodes; its length only decoding would tell."""
-    from rvqlm.data.audio_read import BadAudio, probe
-    from rvqlm.data.token_files import AUDIO_SUFFIXES
+    from rvqlm.data.audio_read import AUDIO_SUFFIXES, BadAudio, probe
 
     if path.suffix.lower() not in AUDIO_SUFFIXES:
         return None

@@ -270,7 +270,7 @@ def _export(path: Path, max_cuts: int) -> Look:
 
 def _plain_folder(path: Path) -> Look:
     """A folder that means nothing by itself: what is in it."""
-    from rvqlm.data.token_files import AUDIO_SUFFIXES
+    from rvqlm.data.audio_read import AUDIO_SUFFIXES
 
     kinds: Counter[str] = Counter()
     seen = 0
