@@ -3,8 +3,26 @@
 #
 #   tools/test.sh                     everything, under ten minutes on two cores
 #   tools/test.sh tests/data -k plan  a part
+#   tools/test.sh --codecs            instead: codes and audio against the codecs' own packages, bit
+#                                     for bit, in a second environment (tools/codecs_env.sh)
+#   tools/test.sh --nemo              instead: the same with NVIDIA NeMo, in a third one
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# files that plain pytest does not collect, for the packages are not in the usual environment
+case ${1:-} in
+  --codecs)
+    shift
+    tools/codecs_env.sh
+    exec .venv-codecs/bin/python -m pytest tests/codecs_packages/check_{dac,encodec}.py "$@"
+    ;;
+  --nemo)
+    shift
+    tools/codecs_env.sh nemo
+    exec .venv-nemo/bin/python -m pytest tests/codecs_packages/check_nemo.py "$@"
+    ;;
+esac
+
 tools/setup.sh --dev
 source egs/shared/environment.sh
 
