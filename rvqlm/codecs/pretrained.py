@@ -110,7 +110,7 @@ def _from_pretrained(transformers, source: str, name: str, local_files_only: boo
     logging.disable_progress_bar()
     try:
         if not local_files_only:
-            _require_network()
+            require_network()
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=local_files_only)
         model_class = model_class_of(transformers, config, name)
         model, loading = model_class.from_pretrained(
@@ -145,7 +145,7 @@ def _from_pretrained(transformers, source: str, name: str, local_files_only: boo
     return model
 
 
-def _require_network() -> None:
+def require_network() -> None:
     """Raise OSError at once where there is no network: the hub client retries for half a minute."""
     if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return  # names are the proxy's business
