@@ -63,11 +63,11 @@ def saved(tmp_path_factory):
     model = AudioCodecModel(cfg=config(8)).eval()
     with torch.no_grad():  # latents as wide as the quantizer's cells
         last = model.audio_encoder.post_conv.conv
-        last.parametrizations.weight.original0.mul_(60)
-        probe = torch.randn(1, 60 * 512) * 0.3
-        last.bias.sub_(
-            model.encode_audio(audio=probe, audio_len=torch.tensor([60 * 512]))[0].mean(2)[0]
-        )
+        probe = noise(1, 1, 60 * 512)[0]
+        latents, _ = model.encode_audio(audio=probe, audio_len=torch.tensor([60 * 512]))
+        gain = 1.5 / latents.std(2)[0]
+        last.parametrizations.weight.original0.mul_(gain[:, None, None])
+        last.bias.copy_((last.bias - latents.mean(2)[0]) * gain)
     path = tmp_path_factory.mktemp("nemo") / "audio-codec-44khz.nemo"
     model.save_to(str(path))
     return model, path
