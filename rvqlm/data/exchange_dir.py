@@ -53,7 +53,7 @@ class TokenItem:
 
     def num_samples(self, info: CodecInfo) -> int:
         """True length of the audio, or all that the codes stand for where it is not recorded."""
-        return int(self.custom.get("num_samples", len(self.codes) * info.hop))
+        return int(self.custom.get("num_samples", info.num_samples(len(self.codes))))
 
     def cut(self, path: str | os.PathLike, key: str, info: CodecInfo) -> MonoCut:
         """The lhotse cut over these codes once they lie in a shard."""
@@ -120,7 +120,7 @@ def _item(cut: dict, info: CodecInfo, shards: _Shards, where: str, split: str | 
     custom = dict(cut.get("custom") or {})
     first = (key.offset - whole.offset) // (key.codebooks * DTYPES[key.dtype].itemsize)
     if key.frames < whole.frames:  # a window
-        if custom.get("scales") is not None:
+        if custom.get("scales") is not None or info.segment is not None:
             raise UserError(
                 f"{where}: cut {cut['id']!r} is a window of a recording whose codec stores scales "
                 "for segments of its own; use the whole recording"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import zipfile
 from pathlib import Path
 
@@ -29,12 +28,14 @@ def _torch_file(path: Path) -> Found:
     try:
         # mapped: the tensors of a large checkpoint stay on the disk
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError, OSError) as e:
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as e:  # torch raises half a dozen types for damaged files, OSError among them
         state = None
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
     if isinstance(state, dict) and {"model_name", "model_config", "codec"} <= state.keys():
         return _checkpoint(state)
-    found = _codec(path)
+    found = None if state is None else _codec(path)
     if found is not None:
         return found
     if state is None:

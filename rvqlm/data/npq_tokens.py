@@ -134,7 +134,7 @@ def _sizes(sizes: tuple[int, ...] | None) -> str:
 
 
 def _custom(header: NpqHeader, info: CodecInfo) -> dict:
-    custom: dict = {"num_samples": header.num_frames * info.hop}
+    custom: dict = {"num_samples": info.num_samples(header.num_frames)}
     if header.orig_kbps:
         custom["orig_kbps"] = header.orig_kbps
     if header.vocab_sizes and set(header.vocab_sizes) != {info.codebook_size}:
