@@ -10,12 +10,14 @@ it, a command that was given this one file reports it.
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import numpy as np
 from lhotse import AudioSource, MonoCut, MultiCut, Recording
+from lhotse.augmentation import AudioTransform, Volume
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_samples, fastcopy
 
@@ -38,9 +40,6 @@ __all__ = [
     "AudioConfig", "AudioStream", "BadAudio", "Mono", "Probe", "Stereo", "load_cut", "load_file",
     "open_cut", "open_file", "probe", "recording_cut",
 ]  # fmt: skip
-
-GAIN = "gain_db"
-"""Custom field of audio cuts: decibels by which the samples are amplified after reading."""
 
 
 def load_file(
@@ -163,28 +162,24 @@ class AudioStream:
         if not self._config.trim_silence:
             return 0, None, None
         frame = max(1, round(self._part.sampling_rate * self._frame_seconds))
-        blocks = (amplify(b, self._old_gain) for b in self._folded(0, None))
-        found = sound_range(blocks, frame, self._config.trim_level)
-        if found is None:
+        blocks = (amplify(b, self._part.gain) for b in self._folded(0, None))
+        first, end, total = sound_range(blocks, frame, self._config.trim_level)
+        if total and not end:
             raise BadAudio(self.path, "nothing but silence, and --trim-silence is on")
-        return found
-
-    @property
-    def _old_gain(self) -> float:
-        return float(((self._cut and self._cut.custom) or {}).get(GAIN, 0.0))
+        return first, end, total
 
     def _gain(self, first: int, end: int | None) -> float:
-        """Decibels that this cut comes with, and those that bring it to the wanted loudness."""
+        """Factor of the gain that this audio comes with, and of what loudness asks for."""
         from rvqlm.data.loudness import Meter, gain_to
 
-        before = self._old_gain
+        before = self._part.gain
         if self._config.loudness is None:
             return before
         meter = Meter(self._part.sampling_rate)
         for block in self._folded(first, end):
             meter.add(amplify(block, before).T)
-        gain, _ = gain_to(meter.loudness(), meter.peak, self._config.loudness, PEAK_DBFS)
-        return round(before + gain, 4)  # what the manifest says is what is done
+        decibels, _ = gain_to(meter.loudness(), meter.peak, self._config.loudness, PEAK_DBFS)
+        return before * 10.0 ** (round(decibels, 4) / 20.0)
 
     def _finish(self, first: int, kept: int, total: int, gain: float) -> None:
         part, cut = self._part, self._cut
@@ -200,8 +195,8 @@ class AudioStream:
             cut = _shortened(cut, first, kept)
             if ends != (cut.end > cut.recording.duration - margin):
                 custom["ends_recording"] = ends
-        if self._config.loudness is not None:
-            custom[GAIN] = gain
+        if gain != part.gain:
+            cut = fastcopy(cut, recording=part.amplified(cut.recording, gain))
         self.cut: Cut = fastcopy(cut, custom=custom or None)
 
 
@@ -232,6 +227,8 @@ class _Part(ABC):
 
     path: str
     sampling_rate: int
+    gain = 1.0
+    """factor that samples of `blocks` are still to be multiplied by"""
 
     @abstractmethod
     def open(self) -> None:
@@ -245,13 +242,17 @@ class _Part(ABC):
     def close(self) -> None:
         """Free what `open` and `blocks` hold."""
 
+    @abstractmethod
+    def amplified(self, recording: Recording, gain: float) -> Recording:
+        """The manifest of the same recording with another gain."""
+
 
 class _FilePart(_Part):
     """Samples [start, start + num) of a file.
 
     num: None for all; fewer in the file, some milliseconds aside, are an error.
     rate, channels: what a manifest says of the file: its sampling rate, and the positions of the
-    wanted channels.
+    wanted channels. gain: factor that a manifest asks for.
     """
 
     def __init__(
@@ -261,8 +262,9 @@ class _FilePart(_Part):
         num: int | None = None,
         rate: int | None = None,
         channels: list[int] | None = None,
+        gain: float = 1.0,
     ):
-        self.path, self.start, self.num = path, start, num
+        self.path, self.start, self.num, self.gain = path, start, num, gain
         self._said_rate, self._channels = rate, channels
         self._reader: Reader | None = None
 
@@ -282,7 +284,7 @@ class _FilePart(_Part):
         if self._channels is not None and max(self._channels) >= self.num_channels:
             raise BadAudio(
                 self.path,
-                f"the cut is on channel {max(self._channels)}, the file has {self.num_channels}",
+                f"the cut is on channel {max(self._channels)}, the file has fewer",
             )
 
     def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
@@ -317,6 +319,9 @@ class _FilePart(_Part):
         elif reader is not None:
             reader.close()
 
+    def amplified(self, recording: Recording, gain: float) -> Recording:
+        return fastcopy(recording, transforms=[Volume(gain)])
+
     def recording(self, id: str, num_samples: int) -> Recording:
         """The manifest of the whole file, now that its length is known."""
         return Recording(
@@ -340,6 +345,9 @@ class _LhotsePart(_Part):
     def close(self) -> None:
         pass
 
+    def amplified(self, recording: Recording, gain: float) -> Recording:
+        return fastcopy(recording, transforms=[*(recording.transforms or []), Volume(gain)])
+
     def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
         cut = self.cut if end is None else _shortened(self.cut, first, end - first)
         try:
@@ -356,7 +364,8 @@ def _part_of(cut: Cut) -> _Part:
     if recording is None:
         raise BadAudio(cut.id, f"{type(cut).__name__} without a recording of its own")
     path = str(recording.sources[0].source) if recording.sources else recording.id
-    if len(recording.sources) != 1 or recording.sources[0].type != "file" or recording.transforms:
+    gain = _gain_of(recording)
+    if gain is None or len(recording.sources) != 1 or recording.sources[0].type != "file":
         return _LhotsePart(cut, path)
     rate, there = recording.sampling_rate, recording.sources[0].channels
     wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
@@ -366,4 +375,16 @@ def _part_of(cut: Cut) -> _Part:
         compute_num_samples(cut.duration, rate),
         rate,
         [there.index(c) for c in wanted],
+        gain,
     )
+
+
+def _gain_of(recording: Recording) -> float | None:
+    """The factor that a recording's transforms are; None if they are anything else."""
+    transforms = [
+        t if isinstance(t, AudioTransform) else AudioTransform.from_dict(t)
+        for t in recording.transforms or ()
+    ]
+    if not all(isinstance(t, Volume) for t in transforms):
+        return None
+    return math.prod(t.factor for t in transforms)

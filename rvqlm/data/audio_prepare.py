@@ -104,8 +104,9 @@ def fold(block: np.ndarray, channels: int, config: AudioConfig, path: str) -> np
     raise BadAudio(path, f"{have} channels where {channels} are wanted")
 
 
-def amplify(block: np.ndarray, gain_db: float) -> np.ndarray:
-    return block if gain_db == 0.0 else block * np.float32(10.0 ** (gain_db / 20.0))
+def amplify(block: np.ndarray, factor: float) -> np.ndarray:
+    """What lhotse's ``Volume`` does to float32 samples."""
+    return block if factor == 1.0 else block * np.float32(factor)
 
 
 def resample(
@@ -128,8 +129,8 @@ def resample(
 
 def sound_range(
     blocks: Iterable[np.ndarray], frame: int, level: float
-) -> tuple[int, int, int] | None:
-    """Where sound begins and ends: (first sample, end, samples in all); None if all is silence.
+) -> tuple[int, int, int]:
+    """Where sound begins and ends: (first sample, end, samples in all); twice 0 if all is silence.
 
     blocks: (n, C). frame: samples; both ends are moved outwards to multiples of it. level: silence
     is what is nowhere above it.
@@ -142,5 +143,5 @@ def sound_range(
             last = total + int(loud[-1]) + 1
         total += len(block)
     if first is None:
-        return None
+        return 0, 0, total
     return first // frame * frame, min(total, -(-last // frame) * frame), total

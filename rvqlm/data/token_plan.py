@@ -79,7 +79,7 @@ def read_plan(out: Path, identity: Identity) -> list | None:
     """Ranges of an interrupted run; None if there is none. `UserError` if it was another job."""
     try:
         plan = json.loads(plan_path(out).read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if (out / "cuts.jsonl.gz").exists() and not (out / "tokens.json").exists():
             raise UserError(
                 f"--out-dir {out} holds a cuts.jsonl.gz that rvqlm tokenize did not make; "
