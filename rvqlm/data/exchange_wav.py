@@ -46,8 +46,8 @@ def decode_to_wav(
     info, scales = codec.info, item.custom.get("scales")
     codes = item.codes if num_codebooks is None else item.codes[:, :num_codebooks]
     # torch does little with unsigned types; a copy: the shard is mapped read-only
-    wide = np.int64 if codes.dtype.itemsize >= 4 else np.int32
-    codes = torch.from_numpy(np.array(codes, dtype=wide))
+    kind = np.int16 if codes.dtype.itemsize <= 2 and info.codebook_size <= 1 << 15 else np.int64
+    codes = torch.from_numpy(np.array(codes, dtype=kind))
     pieces = decode_stream(
         codec,
         codes,

@@ -214,3 +214,42 @@ def test_as_a_script(name):
     words = ["info", "--help"] if name == "npq" else ["--help"]
     done = subprocess.run([sys.executable, str(script), *words], capture_output=True, timeout=60)
     assert done.returncode == 0 and b"usage" in done.stdout
+
+
+def test_a_codec_with_scales(tmp_path, capsys, monkeypatch):
+    """EnCodec of the 48 kHz kind: audio -> tokens -> every export -> the same audio again."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "codecs")
+    from tiny_codecs import encodec_segments, fill_codebooks, noise
+
+    model = fill_codebooks(encodec_segments(), noise(1, 2, 800))
+    model.save_pretrained(tmp_path / "codec")
+    (tmp_path / "audio").mkdir()
+    for n, size in enumerate((3001, 700)):
+        audio = noise(2, size, seed=n) * torch.linspace(0.1, 1, size)
+        soundfile.write(tmp_path / f"audio/{n}.wav", audio.T.numpy(), 8000, "FLOAT")
+    words = ["--input", tmp_path / "audio", "--codec", tmp_path / "codec", "--jobs", 1]
+    run = rvqlm.bin.main.main
+    assert run(list(map(str, ["tokenize", *words, "--out-dir", tmp_path / "t"]))) == 0
+    first, second = read_token_dir(tmp_path / "t")
+    assert len(first.custom["scales"]) == 4 and len(second.custom["scales"]) == 1
+
+    def heard(source, name):
+        out = tmp_path / name
+        words = ["decode", "--input", source, "--out-dir", out, "--subtype", "float"]
+        assert command(*words) == 0
+        return [soundfile.read(out / f"{n}.wav")[0] for n in range(2)]
+
+    want = heard(tmp_path / "t", "w")
+    assert [w.shape for w in want] == [(3001, 2), (700, 2)]
+    for form in ("shar", "npy"):
+        words = ["--manifest-dir", tmp_path / "t", "--out-dir", tmp_path / form, "--format", form]
+        assert command("export", *words) == 0
+        back = tmp_path / f"back-{form}"
+        assert command("import", "--input", tmp_path / form, "--out-dir", back) == 0
+        for a, b in zip(want, heard(back, f"w-{form}")):
+            assert (a == b).all()
+    words = ["npq", "export", "--manifest-dir", tmp_path / "t", "--out-dir", tmp_path / "n"]
+    assert command(*words) == 2 and "--drop-scales" in capsys.readouterr().err
+    assert command(*words, "--drop-scales") == 0
+    loud = heard(tmp_path / "n", "w-npq")  # the codec's default instead
+    assert len(loud[0]) == 3008 and np.abs(loud[0][:3001] - want[0]).max() > 0.01
