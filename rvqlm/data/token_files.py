@@ -213,13 +213,14 @@ def _listed_in(path: str) -> list[str]:
 def _each_once(files: list[str]) -> list[str]:
     """The files in their order, each real one once: under its own name, else the first given."""
     real_folder = functools.lru_cache(maxsize=4096)(os.path.realpath)
-    first: dict[str, int] = {}
+    chosen: dict[str, tuple[int, bool]] = {}  # by real path: which, and whether it is no link
     for i, file in enumerate(files):
         folder, name = os.path.split(file)
-        own = os.path.join(real_folder(folder or "."), name)
-        real = os.path.realpath(file) if os.path.islink(file) else own
-        before = first.setdefault(real, i)
-        if before != i and real == own == os.path.abspath(file):
-            first[real] = i  # a link to it came earlier
-    keep = set(first.values())
+        real = os.path.join(real_folder(folder or "."), name)
+        direct = real == os.path.abspath(file)
+        if os.path.islink(file):
+            real, direct = os.path.realpath(file), False
+        if real not in chosen or (direct and not chosen[real][1]):
+            chosen[real] = i, direct
+    keep = {i for i, _ in chosen.values()}
     return [file for i, file in enumerate(files) if i in keep]
