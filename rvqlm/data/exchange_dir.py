@@ -188,8 +188,10 @@ def new_folder(out_dir: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, out)
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"--out-dir {out}: {e.strerror}; free some space") from None
+        # numpy reports a short write without a number
+        if e.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = e.strerror or f"could not be written ({e})"
+            raise UserError(f"--out-dir {out}: {reason}; free some space") from None
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
             raise UserError(f"--out-dir {out}: {e.strerror}; choose another folder") from None
         raise

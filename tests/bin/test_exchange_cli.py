@@ -1,6 +1,7 @@
 """export, import, npq and decode as a user runs them, on tokens of the embedded codec."""
 
 import json
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -206,6 +207,40 @@ def test_tokens_of_a_name(tokens, tmp_path, capsys):
     words = ["decode", "--input", tmp_path / "t", "--out-dir", tmp_path / "w"]
     assert command(*words, "--codec", "spectral") == 0
     assert "known by name only" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def long_tokens(tmp_path_factory, codec):
+    folder = tmp_path_factory.mktemp("data") / "tokens"
+    item = TokenItem("long", np.zeros((1000, LEVELS), np.int16))  # 8 kB
+    write_token_dir(str(folder), codec.info, [item], {})
+    return folder
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 4 KiB."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "--format", "shar"],
+        ["export", "--format", "npy"],
+        ["npq", "export"],
+        ["decode"],
+    ],
+)
+def test_a_full_disk_is_one_line(long_tokens, full_disk, tmp_path, capsys, words):
+    source = "--input" if words == ["decode"] else "--manifest-dir"
+    assert command(*words, source, long_tokens, "--out-dir", tmp_path / "o") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and str(tmp_path / "o") in error and "Traceback" not in error
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]  # nothing half written
 
 
 @pytest.mark.parametrize("name", ["decode", "export", "importer", "npq", "info"])
