@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""``rvqlm codecs``: the codecs there are, and what of them is on this machine.
+
+    rvqlm codecs                         a table of all
+    rvqlm codecs descript/dac_44khz      one in full
+    rvqlm codecs path/to/weights.pth     a file or folder: loaded, and described
+
+Names are what ``--codec`` of the other commands takes; so are weight files and folders.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import tyro
+
+from rvqlm.cli import parse, run_main
+
+
+@dataclass
+class Args:
+    name: Annotated[str, tyro.conf.Positional] = ""
+    """A codec's name, or the path of its weights; nothing: all that are known."""
+    json: bool = False
+    """JSON instead of text."""
+
+
+def described(card) -> dict[str, Any]:
+    """All there is to say about a published codec."""
+    from rvqlm.codecs.cards import BACKENDS, weights_here
+
+    info = card.info
+    ways = {}
+    for name in card.backends:
+        backend = BACKENDS[name]
+        ways[name] = {"give": backend.how, "installed": backend.version, "extra": backend.extra}
+    return {
+        **asdict(card),
+        "backends": ways,
+        "frame_rate": float(info.frame_rate),
+        "kbps": info.bitrate / 1000,
+        "here": weights_here(card),
+    }
+
+
+def loaded(name: str) -> dict[str, Any]:
+    """All there is to say about the weights that `name` stands for, by loading them."""
+    from rvqlm.codecs.registry import load_codec
+
+    codec = load_codec(name)
+    info = codec.info
+    return {
+        **info.to_dict(),
+        "available": getattr(codec, "available_codebooks", info.num_codebooks),
+        "frame_rate": float(info.frame_rate),
+        "kbps": info.bitrate / 1000,
+        "parameters": sum(p.numel() for p in codec.parameters()),
+        "loaded_by": f"{type(codec).__module__}.{type(codec).__name__}",
+        "context_frames": codec.context_frames,
+        "decode_context_frames": codec.decode_context_frames,
+        "bounded_memory": codec.bounded_memory,
+    }
+
+
+def overview() -> dict[str, Any]:
+    """Everything that is known, and what is installed."""
+    from rvqlm.codecs.cards import BACKENDS, CARDS, transformers_types
+
+    return {
+        "codecs": [described(card) for card in CARDS],
+        "backends": {
+            name: {"give": b.how, "installed": b.version, "extra": b.extra}
+            for name, b in BACKENDS.items()
+        },
+        "transformers_types": transformers_types(),
+    }
+
+
+def _table(found: dict[str, Any]) -> str:
+    rows = [("codec", "K x V", "Hz", "hop", "fps", "kbps", "ch", "licence", "weights")]
+    for c in found["codecs"]:
+        rows.append(
+            (
+                c["name"], f"{c['num_codebooks']} x {c['codebook_size']}",
+                str(c["sampling_rate"]), str(c["hop"]), f"{c['frame_rate']:.2f}",
+                f"{c['kbps']:.2f}", str(c["channels"]), c["licence"],
+                "here" if c["here"] else "not here",
+            )
+        )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    left = (0, 7, 8)
+    lines = [
+        "  ".join(
+            w.ljust(n) if i in left else w.rjust(n) for i, (w, n) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    ]
+    width = max(len(b["give"]) for b in found["backends"].values())
+    lines += ["", f"{'what to give to --codec':<{width}}    goes through"]
+    lines += [f"  {b['give']:<{width}}  {_way(k, b)}" for k, b in found["backends"].items()]
+    lines += ["", "model types of transformers"]
+    width = max(map(len, found["transformers_types"]))
+    lines += [f"  {k:<{width}}  {what}" for k, what in found["transformers_types"].items()]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _way(name: str, backend: dict[str, Any]) -> str:
+    if backend["installed"]:
+        return f"{name} {backend['installed']}" if name != "native" else "transformers' classes"
+    return f"{name}, not installed: pip install 'rvqlm[{backend['extra']}]'"
+
+
+def _card(c: dict[str, Any]) -> str:
+    more = (
+        f" in use, {c['available']} in the weights" if c["available"] > c["num_codebooks"] else ""
+    )
+    rows = [
+        ("codes", f"{c['num_codebooks']} x {c['codebook_size']}{more}"),
+        ("audio", f"{c['sampling_rate']} Hz, {c['channels']} channel{'s' * (c['channels'] > 1)}"),
+        ("frames", f"{c['hop']} samples, {c['frame_rate']:.4f} per second"),
+        ("rate", f"{c['kbps']:.3f} kbps"),
+    ]
+    if c["segment"]:
+        frames, stride = c["segment"]
+        rows.append(("segments", f"{frames} frames, one every {stride} samples, a scale each"))
+    if "licence" in c:
+        note = f" ({c['licence_note']})" if c["licence_note"] else ""
+        rows += [("licence", f"of the weights: {c['licence']}{note}"), ("weights", c["source"])]
+        if c["native"]:
+            source = f", from {c['native_source']}" if c["native_source"] else ""
+            rows.append(("", f"{c['native']}{source}"))
+        rows += [("found here", path) for path in c["here"] or ["no"]]
+        rows += [("give", f"{b['give']} ({_way(k, b)})") for k, b in c["backends"].items()]
+        rows += [("note", c["note"])] * bool(c["note"])
+    else:
+        around = [c["context_frames"], c["decode_context_frames"]]
+        finite = "{} frames on each side to encode, {} to decode".format(*around)
+        rows += [
+            ("fingerprint", c["fingerprint"]),
+            ("parameters", f"{c['parameters']:,}"),
+            ("loaded by", c["loaded_by"]),
+            ("context", finite if None not in around else "no finite number of frames"),
+            ("long files", "in pieces" if c["bounded_memory"] else "go in whole"),
+        ]
+    return "\n".join([c["name"], *(f"  {name:<12}{value}" for name, value in rows)])
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = parse(Args, "rvqlm codecs", "The codecs there are.", argv)
+    from rvqlm.codecs.cards import card_of
+
+    if not args.name:
+        found, text = overview(), _table
+    else:
+        card = card_of(args.name)
+        found, text = (described(card) if card else loaded(args.name)), _card
+    print(json.dumps(found, indent=2) if args.json else text(found))
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(_run, argv, "codecs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

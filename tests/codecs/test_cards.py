@@ -1,0 +1,185 @@
+"""What `rvqlm codecs` says is compared with the codecs and classes themselves."""
+
+import json
+
+import huggingface_hub.constants
+import pytest
+import torch
+import transformers
+from native_files import dac_file, dac_model, encodec_model, encodec_state
+
+from rvqlm.bin import codec_cards
+from rvqlm.codecs import cards
+from rvqlm.codecs.native_checkpoint import SUFFIXES
+from rvqlm.codecs.pretrained import CODECS_ENV, HUB_NAMES
+from rvqlm.codecs.registry import load_codec
+from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.errors import UserError
+
+KBPS = {  # as the projects state them, or K log2(V) frames per second by hand
+    "spectral": 4.0, "descript/dac_44khz": 7.752, "descript/dac_24khz": 24.0,
+    "descript/dac_16khz": 6.0, "facebook/encodec_24khz": 6.0, "facebook/encodec_32khz": 2.2,
+    "facebook/encodec_48khz": 24.0 / 0.99, "kyutai/mimi": 1.1, "nvidia/audio-codec-44khz": 6.867,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def empty_machine(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv(CODECS_ENV, raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+
+def geometry(info):
+    return info.sampling_rate, info.hop, info.channels, info.segment
+
+
+def test_rates():
+    assert {
+        card.name: pytest.approx(card.info.bitrate / 1000, rel=1e-4) for card in cards.CARDS
+    } == KBPS
+    assert set(HUB_NAMES) <= set(KBPS)
+
+
+def test_spectral_card_is_the_codec():
+    card, info = cards.card_of("spectral"), load_codec("spectral").info
+    assert card.info == type(info).from_dict({**info.to_dict(), "fingerprint": ""})
+
+
+@pytest.mark.parametrize(
+    "name, kwargs",
+    [
+        ("encodec_24khz", {"levels": 32}),
+        (
+            "encodec_48khz",
+            {
+                "rate": 48000, "levels": 16, "audio_channels": 2, "use_causal_conv": False,
+                "normalize": True, "chunk_length_s": 1.0, "overlap": 0.01,
+                "norm_type": "time_group_norm",
+            },
+        ),
+        (
+            "encodec_32khz",
+            {"rate": 32000, "ratios": (8, 5, 4, 4), "use_causal_conv": False,
+             "use_conv_shortcut": False},
+        ),
+    ],
+)  # fmt: skip
+def test_encodec_cards_are_what_native_files_load_as(name, kwargs, tmp_path):
+    torch.save(encodec_state(encodec_model(**kwargs)), tmp_path / "x.th")
+    codec, card = load_codec(tmp_path / "x.th"), cards.card_of(name)
+    assert geometry(card.info) == geometry(codec.info)
+    assert (card.num_codebooks, card.available) == (
+        codec.info.num_codebooks,
+        codec.available_codebooks,
+    )
+
+
+def test_cards_are_the_defaults_of_the_classes():
+    encodec, mimi = transformers.EncodecConfig(), transformers.MimiConfig()
+    card = cards.card_of("encodec_24khz")
+    assert (card.available, card.codebook_size) == (encodec.num_quantizers, encodec.codebook_size)
+    card = cards.card_of("kyutai/mimi")
+    assert (card.available, card.codebook_size) == (mimi.num_quantizers, mimi.codebook_size)
+    assert (card.sampling_rate, card.sampling_rate / card.hop) == (mimi.sampling_rate, 12.5)
+
+
+def test_every_way_named_is_one_that_load_codec_takes():
+    for card in cards.CARDS:
+        assert set(card.backends) <= set(cards.BACKENDS)
+        assert not card.native or card.native.endswith((*SUFFIXES, ".nemo"))
+        assert bool(card.native) == bool({"native", "nemo"} & set(card.backends))
+
+
+def test_weights_are_found_where_load_codec_finds_them(tmp_path, monkeypatch):
+    dac, mimi = cards.card_of("dac_16khz"), cards.card_of("kyutai/mimi")
+    assert cards.weights_here(dac) == cards.weights_here(mimi) == []
+    root = tmp_path / "codecs"
+    dac_model().save_pretrained(root / "dac_16khz")
+    dac_file(dac_model(), root / dac.native)
+    monkeypatch.setenv(CODECS_ENV, str(root))
+    assert cards.weights_here(dac) == [str(root / "dac_16khz"), str(root / dac.native)]
+    cached = tmp_path / "hub" / "models--kyutai--mimi"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (cached / "snapshots" / ("0" * 40) / "config.json").write_text("{}")
+    assert cards.weights_here(mimi) == [str(cached / "snapshots" / ("0" * 40))]
+
+
+def bare(config):
+    model = torch.nn.Module()
+    model.config = config
+    return model
+
+
+def test_every_type_that_transformers_maps_is_listed_with_the_truth():
+    from transformers.models.auto import modeling_auto as auto
+
+    kinds = cards.transformers_types()
+    assert set(auto.MODEL_FOR_AUDIO_TOKENIZATION_NAMES) <= set(kinds)
+    assert not any("untried" in what for what in kinds.values())
+    for kind, what in kinds.items():
+        assert what.startswith(("works", "no: "))
+        if what.startswith("no: "):
+            config = transformers.AutoConfig.for_model(kind)
+            with pytest.raises(UserError, match=f"codec x: its '{kind}' configuration has no"):
+                TransformersCodec.from_model(bare(config), "x")
+
+
+def test_xcodec_works_without_an_adapter_of_its_own(tmp_path):
+    config = transformers.XcodecConfig(
+        acoustic_model_config={
+            "model_type": "dac", "encoder_hidden_size": 4, "downsampling_ratios": [8, 5, 4, 2],
+            "upsampling_ratios": [8, 5, 4, 2], "decoder_hidden_size": 64, "hidden_size": 32,
+        },
+        semantic_model_config={
+            "model_type": "hubert", "hidden_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "intermediate_size": 32, "conv_dim": [8] * 7,
+            "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
+        },
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.XcodecModel(config).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("codebook.embed"):  # zero when new
+            buffer.copy_(torch.randn(buffer.shape) * 0.1)
+    model.save_pretrained(tmp_path / "xcodec")
+    codec = load_codec(tmp_path / "xcodec")
+    assert geometry(codec.info) == (16000, 320, 1, None) and codec.info.num_codebooks == 8
+    audio = torch.randn(1, 1, 320 * 20) * 0.3
+    with torch.no_grad():
+        codes = model.encode(audio).audio_codes
+        heard = model.decode(codes).audio_values
+    ours, _ = codec.encode(audio)
+    assert ours.equal(codes.transpose(1, 2)) and codes.unique().numel() > 8
+    assert torch.allclose(codec.decode(ours), heard, atol=1e-6)
+
+
+def said(capsys, *argv):
+    status = codec_cards.main(list(argv))
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def test_the_command(capsys, tmp_path):
+    status, out, _ = said(capsys)
+    assert status == 0 and all(name in out for name in KBPS)
+    assert "not installed: pip install 'rvqlm[" in out or "dac" in out
+    status, out, _ = said(capsys, "encodec_48khz")
+    assert status == 0
+    for part in ("facebook/encodec_48khz", "2 channels", "encodec_48khz-7e698e3e.th",
+                 "150 frames, one every 47520 samples", "found here  no"):  # fmt: skip
+        assert part in out
+    path = dac_file(dac_model(), tmp_path / "weights.pth")
+    info = load_codec(path).info
+    status, out, _ = said(capsys, str(path))
+    assert status == 0 and info.fingerprint in out and "3 x 32" in out
+    status, out, _ = said(capsys, str(path), "--json")
+    assert json.loads(out)["fingerprint"] == info.fingerprint
+    status, out, _ = said(capsys, "--json")
+    assert [c["name"] for c in json.loads(out)["codecs"]] == list(KBPS)
+    status, _, err = said(capsys, "nonsense")
+    assert status == 2 and err.startswith("rvqlm codecs: error: codec nonsense: no such folder")
