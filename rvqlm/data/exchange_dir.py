@@ -25,7 +25,7 @@ from lhotse.cut import MonoCut
 
 from rvqlm import __version__
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.index import _require_current_split, locate, read_manifest, read_sidecar
+from rvqlm.data.index import require_current_split, locate, read_manifest, read_sidecar
 from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype, shard_checksum
 from rvqlm.data.store import token_cut as make_token_cut
 from rvqlm.errors import UserError
@@ -159,7 +159,7 @@ def read_token_dir(
     """
     info = CodecInfo.from_dict(read_sidecar(directory)["codec"])
     if any(split is not None for split in splits):
-        _require_current_split(Path(directory))
+        require_current_split(Path(directory))
     for split in splits:
         name = "cuts.jsonl.gz" if split is None else f"cuts_{split}.jsonl.gz"
         if not (Path(directory) / name).exists():

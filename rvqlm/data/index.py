@@ -142,7 +142,7 @@ def build_index(manifest_dir: str | os.PathLike, split: str, progress=None) -> P
     directory, manifest = Path(manifest_dir), manifest_path(manifest_dir, split)
     sidecar = read_sidecar(directory)
     info = CodecInfo.from_dict(sidecar["codec"])
-    _require_current_split(directory)
+    require_current_split(directory)
     cuts = read_manifest(manifest)
     target = index_path(directory, split)
     digest = hashlib.sha256(json.dumps(info.to_dict(), sort_keys=True).encode())
@@ -243,7 +243,7 @@ def same_file(path: Path, stamp: dict) -> bool:
     return stat.st_mtime_ns == stamp["mtime_ns"] or shard_checksum(path) == stamp["sha256"]
 
 
-def _require_current_split(directory: Path) -> None:
+def require_current_split(directory: Path) -> None:
     """Cuts of an older tokenization would point at other codes, silently: refuse them."""
     record = directory / "splits.json"
     if record.exists():

@@ -57,14 +57,16 @@ class CodeCounts:
         V, bins = about["codebook_size"], len(about["levels"][0]["histogram"])
         what = f"{self.items:,}" + (f" of {self.total:,}" if self.total else "")
         lines = [
-            f"codes of {what} items, {self.frames:,} frames; bars: 0..{V - 1} in {bins} ranges",
+            f"codes of {what} items, {self.frames:,} frames; bars: codes 0..{V - 1} "
+            f"in {bins} ranges, square root of their share",
             f"{'level':>5}  {f'used of {V:,}':>16}  {'entropy, bits':>13}  {'most frequent':>15}",
         ]
-        top = max(max(row["histogram"]) for row in about["levels"]) or 1.0
         for level, row in enumerate(about["levels"]):
             used = f"{row['used']:,} ({row['used'] / V:.0%})"
             most = f"{row['most_frequent']} ({row['most_frequent_share']:.1%})"
-            bars = "".join(_bar(x / top) for x in row["histogram"])
+            # square roots: one code of silence would flatten all others
+            top = max(row["histogram"]) or 1.0
+            bars = "".join(_bar((x / top) ** 0.5) for x in row["histogram"])
             lines.append(
                 f"{level:>5}  {used:>16}  {row['entropy_bits']:>13.2f}  {most:>15}  {bars}"
             )
