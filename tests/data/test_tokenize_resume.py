@@ -4,10 +4,14 @@ import os
 import random
 import signal
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 from lhotse import CutSet
 from tokenize_fixtures import (
     HOP,
+    RATE,
     Peaks,
     Stop,
     config,
@@ -18,6 +22,7 @@ from tokenize_fixtures import (
 )
 
 from rvqlm.data import token_encode, token_shard, tokenize
+from rvqlm.data.token_inputs import open_source
 from rvqlm.data.token_shard import ShardLog
 from rvqlm.errors import UserError
 
@@ -100,14 +105,26 @@ def test_a_renamed_directory_continues_under_its_new_name(corpus, tmp_path, monk
         assert len(cut.load_features()) == cut.num_frames
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_killed_at_any_moment(corpus, tmp_path, monkeypatch, jobs):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"jobs": 1},
+        {"jobs": 2},
+        {"jobs": 1, "batch_size": 3},
+        {"jobs": 1, "loudness": -23.0, "trim_silence": True, "chunk_seconds": 1.0},
+    ],
+    ids=str,
+)
+def test_killed_at_any_moment(corpus, tmp_path, monkeypatch, flags):
     spoil(corpus)
-    tokenize.tokenize(config(corpus, tmp_path / "whole", jobs=jobs))
-    monkeypatch.setattr(Peaks, "delay", 0.04)
-    out, rng, kills = tmp_path / "out", random.Random(jobs), 0
+    for name in ("long", "longer"):  # several blocks, and loud enough to be measured
+        noise = np.random.default_rng(len(name)).uniform(-0.1, 0.1, 90_000)
+        soundfile.write(corpus / "speaker1" / f"{name}.flac", noise, RATE)
+    tokenize.tokenize(config(corpus, tmp_path / "whole", **flags))
+    monkeypatch.setattr(Peaks, "delay", 0.02)
+    out, rng, kills = tmp_path / "out", random.Random(str(flags)), 0
     for _ in range(40):
-        process = in_a_process(config(corpus, out, jobs=jobs))
+        process = in_a_process(config(corpus, out, **flags))
         process.join(rng.uniform(0.02, 0.15))
         if process.exitcode is not None:
             break
@@ -116,7 +133,7 @@ def test_killed_at_any_moment(corpus, tmp_path, monkeypatch, jobs):
         kills += 1
     else:
         monkeypatch.setattr(Peaks, "delay", 0)
-        tokenize.tokenize(config(corpus, out, jobs=jobs))
+        tokenize.tokenize(config(corpus, out, **flags))
     assert kills >= 2
     assert contents(out) == contents(tmp_path / "whole")
 
@@ -145,6 +162,55 @@ def test_killed_during_the_merge(corpus, tmp_path, monkeypatch):
             assert contents(out) == contents(tmp_path / "whole")
     assert stop >= 6  # plan, done, three manifests, sidecar
     assert calls[-1].endswith("tokens.json")
+
+
+class Sociable(Peaks):
+    """A codec whose codes tell how many others were encoded in the same call."""
+
+    def encode_pieces(self, audio):
+        codes, scales = super().encode_pieces(audio)
+        return torch.full_like(codes, len(audio)), scales
+
+
+@pytest.mark.parametrize("later", [4, 1, 7])
+def test_a_group_that_was_interrupted_is_encoded_in_the_same_company(
+    corpus, tmp_path, monkeypatch, later
+):
+    """Wherever the log ends, and whatever the batch size of the next start."""
+    spoil(corpus)
+    monkeypatch.setattr(tokenize, "load_codec", lambda *args: Sociable())
+    for path in (corpus / "speaker0").glob("00*.wav"):  # of one length: they can be together
+        soundfile.write(path, np.random.default_rng(0).uniform(-1, 1, 400), RATE)
+    tokenize.tokenize(config(corpus, tmp_path / "whole", batch_size=4))
+    codes = [c.load_features() for c in CutSet.from_file(tmp_path / "whole" / "cuts.jsonl.gz")]
+    assert {int(c[0, 0]) for c in codes} > {1, 2}
+    for stop in range(1, 31, 3 if later == 4 else 9):
+        out, original = tmp_path / f"out{stop}", ShardLog.append
+
+        def append(log, line, stop=stop, original=original):
+            if log.items == stop:
+                raise Stop
+            original(log, line)
+
+        monkeypatch.setattr(ShardLog, "append", append)
+        with pytest.raises(Stop):
+            tokenize.tokenize(config(corpus, out, batch_size=4))
+        monkeypatch.setattr(ShardLog, "append", original)
+        tokenize.tokenize(config(corpus, out, batch_size=later))
+        if later == 4:
+            assert contents(out) == contents(tmp_path / "whole")
+        made = [c.load_features() for c in CutSet.from_file(out / "cuts.jsonl.gz")]
+        groups = -(-stop // 4) * 4  # those that were begun are completed as they were
+        known = sum(c.id in _done_before(corpus, groups) for c in _cuts(out))
+        assert all((a == b).all() for a, b in zip(made[:known], codes[:known]))
+
+
+def _cuts(out):
+    return CutSet.from_file(out / "cuts.jsonl.gz")
+
+
+def _done_before(corpus, items):
+    return list(open_source(str(corpus)).ids())[:items]
 
 
 def test_a_dying_worker_is_one_clear_line(corpus, tmp_path, monkeypatch):
