@@ -14,7 +14,7 @@ case ${1:-} in
   --codecs)
     shift
     tools/codecs_env.sh
-    exec .venv-codecs/bin/python -m pytest tests/codecs_packages/check_{dac,encodec}.py "$@"
+    exec .venv-codecs/bin/python -m pytest tests/codecs_packages/check_{dac,encodec,types}.py "$@"
     ;;
   --nemo)
     shift

@@ -3,8 +3,9 @@
 ``--codec weights.pth`` (descript-audio-codec), ``encodec_24khz-d7cc33bc.th`` (encodec) and
 ``compression_state_dict.bin`` (audiocraft, the codec of MusicGen) are read here, recognised by the
 names of their tensors, and turned into the transformers class of the same layers by `native_dac`
-and `native_encodec`. The result is a `TransformersCodec`: the same codes and audio, bit for bit, as
-the original package gives with the same file.
+and `native_encodec`. The result is a `TransformersCodec`: the codes and audio that the original
+package gives with the same file, bit for bit where ``tools/test.sh --codecs`` has compared them (x86
+processors with AVX2).
 """
 
 from __future__ import annotations
@@ -151,9 +152,9 @@ def build(model_class: type, config, state: dict[str, Tensor], path: Path) -> to
 def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Replace each ``weight_g``, ``weight_v`` by the weight g v / |v| that they stand for.
 
-    The norm runs over all axes but the one along which g lies. Calls the function that torch's
-    own weight normalisation calls at every forward pass: another order of summation would change
-    last bits, and with them now and then a code.
+    The norm runs over all axes but the one along which g lies. The result is that of torch's own
+    weight norm on x86 with AVX2, to the last bit and on every machine: another order of summation
+    gives other last bits, and with them another fingerprint and now and then another code.
     """
     folded = {}
     for name, tensor in state.items():
@@ -164,9 +165,35 @@ def fold_weight_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
             if g is None:
                 continue  # reported as missing by `build`
             axis = max(range(g.ndim), key=lambda i: g.shape[i])
-            tensor, name = torch._weight_norm(tensor, g, axis), name[:-2]
+            rows = tensor.movedim(axis, 0)
+            gain = g.reshape(-1) / _norms(rows.reshape(len(rows), -1).float())
+            shape = [-1 if i == axis else 1 for i in range(tensor.ndim)]
+            tensor, name = tensor * gain.reshape(shape), name[:-2]
         folded[name] = tensor
     return folded
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Euclidean norms (M,) of float32 rows (M, N), summed in the order of an eight-lane register.
+
+    aten/src/ATen/native/cpu/WeightNormKernel.cpp: lane l adds up the squares of elements l, l + 8,
+    l + 16, ...; then the lanes are added in halves. Fewer than eight are added one by one.
+    """
+    M, N = rows.shape
+    squares = rows * rows
+    if N < 8:
+        total = squares[:, 0]
+        for i in range(1, N):
+            total = total + squares[:, i]
+    else:
+        lanes = torch.nn.functional.pad(squares, (0, -N % 8)).reshape(M, -1, 8).unbind(1)
+        total = lanes[0].clone()
+        for more in lanes[1:]:  # zeros behind the end change nothing
+            total += more
+        for half in (4, 2, 1):
+            total = total[:, :half] + total[:, half:]
+        total = total[:, 0]
+    return total.double().sqrt().float()  # the float32 root of some libraries is not rounded right
 
 
 def _unpickle(path: Path) -> Any:

@@ -1,8 +1,8 @@
 """Native weight files made from transformers models: the inverse of the conversions under test.
 
-Written as walks over modules rather than as rules on names. Weight norm is split at random, g v /
-|v| being the same for any length of v, and the model then gets the weight that torch makes of both,
-so that nothing is left to rounding.
+Written as walks over modules rather than as rules on names. Weight norm is split into g and a v of
+another length, and the model then gets the weight that torch makes of both, so that nothing is left
+to rounding: the squares of v add up exactly, in whatever order a processor takes them.
 """
 
 import torch
@@ -47,12 +47,11 @@ def encodec_model(ratios=(8, 5, 4, 2), rate=24000, levels=4, size=16, **kwargs):
     return model
 
 
-def split(name, module, seed):
+def split(name, module):
     """The weight of a convolution as the g and v of weight norm."""
-    generator = torch.Generator().manual_seed(seed)
     weight = module.weight.detach()
     g = weight.flatten(1).norm(dim=1).view(-1, 1, 1)
-    v = weight * (torch.rand(g.shape, generator=generator) + 0.5)
+    v = (weight / weight.abs().amax((1, 2), keepdim=True) * 100).round() / 1024
     holder = nn.Module()
     holder.weight = nn.Parameter(torch.zeros_like(v))
     nn.utils.parametrizations.weight_norm(holder)
@@ -65,12 +64,10 @@ def split(name, module, seed):
 
 def dac_state(model):
     """`state_dict` of descript-audio-codec's DAC with the weights of a transformers DacModel."""
-    state, seed = {}, 0
+    state = {}
 
     def conv(native, module):
-        nonlocal seed
-        seed += 1
-        state.update(split(native, module, seed))
+        state.update(split(native, module))
         state[f"{native}.bias"] = module.bias.detach()
 
     def snake(native, module):

@@ -1,5 +1,6 @@
 """Native weight files, written from small random models, give those models' codes and audio."""
 
+import hashlib
 import zipfile
 
 import pytest
@@ -233,6 +234,27 @@ def test_weight_norm_is_folded_and_axis_follows_g():
     assert set(folded) == {"a.weight", "a.bias"}
     norm = v.double().square().sum((0, 2), keepdim=True).sqrt()
     assert torch.allclose(folded["a.weight"].double(), g * v / norm, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "shape, known",
+    [
+        ((64, 1, 7), "7b4ff8dd1c51"),
+        ((96, 40, 7), "aec52d4aa101"),
+        ((50, 33, 16), "5377a079071f"),
+        ((8, 300, 1), "13d28406aa03"),
+        ((5, 3, 1), "56fc4f5851c9"),
+    ],
+)
+def test_weight_norm_is_folded_alike_on_every_machine(shape, known):
+    """A native file's fingerprint must not depend on the processor that reads it."""
+    size = shape[0] * shape[1] * shape[2]
+    v = ((torch.arange(size) * 7919) % 2003 - 1001).reshape(shape) / 7777
+    g = (torch.arange(shape[0]) % 17 + 1).reshape(-1, 1, 1) / 7
+    w = native_checkpoint.fold_weight_norm({"weight_g": g, "weight_v": v})["weight"]
+    assert hashlib.sha256(w.numpy().tobytes()).hexdigest()[:12] == known
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        assert w.equal(torch._weight_norm(v, g, 0))
 
 
 def test_a_native_codec_is_chunked_like_any_other(tmp_path):

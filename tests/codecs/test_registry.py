@@ -129,3 +129,44 @@ def test_load_codec_like_checks_the_weights(dac, tmp_path):
 def test_bad_device(dac):
     with pytest.raises(UserError, match=r"--device"):
         load_codec(dac, device="quantum")
+
+
+def test_dtype(dac):
+    codec = load_codec(dac, dtype="bfloat16")
+    assert codec.dtype == next(codec.parameters()).dtype == torch.bfloat16
+    assert codec.info == load_codec(dac).info
+    assert load_codec_like(codec.info, dtype="float16").dtype == torch.float16
+    with pytest.raises(UserError, match=r"--dtype half: choose float32, bfloat16, float16"):
+        load_codec(dac, dtype="half")
+    with pytest.raises(UserError, match=r"--dtype bfloat16: codec spectral computes in float32"):
+        load_codec("spectral", dtype="bfloat16")
+
+
+def test_each_name_goes_to_its_backend(monkeypatch, tmp_path):
+    """By looks alone, and the plain ones first."""
+    from rvqlm.codecs import native_checkpoint, nemo_codec, package_dac, package_encodec, pretrained
+
+    loaders = {
+        package_dac: "load_package", package_encodec: "load_package", nemo_codec: "load_nemo",
+        native_checkpoint: "load_native", pretrained: "load_pretrained",
+    }  # fmt: skip
+    for module, function in loaders.items():
+
+        def load(name, num_codebooks, module=module):
+            raise UserError(module.__name__.split(".")[-1])
+
+        monkeypatch.setattr(module, function, load)
+    for name, backend in {
+        "package:dac:a.pth": "package_dac", "package:encodec:a.th": "package_encodec",
+        "nvidia/audio-codec-44khz": "nemo_codec", "nvidia/nemo-nano-codec-22khz": "nemo_codec",
+        "x/a.nemo": "nemo_codec", "nemo:some": "nemo_codec", "a.pth": "native_checkpoint",
+        "compression_state_dict.bin": "native_checkpoint", "b/encodec_24khz-d7cc33bc.th":
+        "native_checkpoint", "descript/dac_44khz": "pretrained", "kyutai/mimi": "pretrained",
+        "nvidia/something-else": "pretrained", "folder": "pretrained",
+    }.items():  # fmt: skip
+        with pytest.raises(UserError, match=f"^{backend}$"):
+            load_codec(name)
+    (tmp_path / "nvidia" / "my-codec").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^pretrained$"):  # a folder of the user's
+        load_codec("nvidia/my-codec")
