@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -119,7 +119,7 @@ def _key(recording: Recording) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
-def _stretches(cuts: Iterator[Cut]):
+def _stretches(cuts: Iterator[Cut]) -> Callable[[int], np.ndarray]:
     """A function from a recording's key to the (start, end) seconds of its cuts, joined."""
     keys, times = array("Q"), array("d")
     for cut in cuts:
@@ -130,7 +130,7 @@ def _stretches(cuts: Iterator[Cut]):
     keys, times = keys[order], times[order]
 
     def of(key: int) -> np.ndarray:
-        first, last = np.searchsorted(keys, np.uint64(key), "left"), None
+        first = np.searchsorted(keys, np.uint64(key), "left")
         last = np.searchsorted(keys, np.uint64(key), "right")
         joined: list[list[float]] = []
         for start, end in times[first:last].tolist():
@@ -182,10 +182,7 @@ def _describe(gains: list[Gain], config: LoudnessConfig) -> str:
     measured = sorted(g.lufs for g in gains if math.isfinite(g.lufs))
     said = [f"{len(measured)} recordings brought to {config.target_lufs:g} LUFS"]
     if measured:
-        said[0] += (
-            f" (they were {measured[0]:.1f} to {measured[-1]:.1f}, "
-            f"half of them below {measured[len(measured) // 2]:.1f})"
-        )
+        said[0] += f" (before: {measured[0]:.1f} to {measured[-1]:.1f})"
     if held := [g for g in gains if g.held]:
         least = min(g.lufs + g.decibels for g in held)
         said.append(

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from lhotse import Recording, SupervisionSegment
     from lhotse.cut import Cut
 
-MANIFESTS = ("recordings", "supervisions", "cuts")
-
 
 @dataclass(frozen=True)
 class ManifestConfig:
@@ -96,7 +94,8 @@ def make_manifest(config: ManifestConfig) -> str:
         for place, why in texts.problems:
             unmatched.write(json_line({"text": place, "reason": why}))
         recordings, supervisions = (
-            stack.enter_context(atomic(out / f"{name}.jsonl.gz")) for name in MANIFESTS[:2]
+            stack.enter_context(atomic(out / f"{name}.jsonl.gz"))
+            for name in ("recordings", "supervisions")
         )
         # last in, first out: where it finds no cut at all, nothing else appears either
         writer = stack.enter_context(CutWriter(str(out / "cuts.jsonl.gz")))
