@@ -14,8 +14,6 @@ extras = {
     "metrics": ["pesq", "pystoi"],
     # the offline recipe: speech synthesis from a wheel
     "mini": ["espeakng-loader"],
-    # pitch and tempo of copies (rvqlm audio augment)
-    "augment": ["librosa"],
     # an ffmpeg program for m4a, aac, wma, webm where the system has none
     "ffmpeg": ["imageio-ffmpeg"],
     # the codecs' own packages, for those who want them: each brings torchaudio and much else, and
@@ -25,8 +23,9 @@ extras = {
     # NVIDIA's FSQ codecs exist in this package only
     "nemo": ["nemo_toolkit[tts]"],
 }
-used_by_tests = ("metrics", "mini", "augment", "ffmpeg")
-extras["dev"] = ["pytest", "ruff", "h5py", *(r for name in used_by_tests for r in extras[name])]
+used_by_tests = ("metrics", "mini", "ffmpeg")
+extras["dev"] = ["pytest", "ruff", "h5py", "librosa"]  # the last two: references to compare with
+extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]
 
 setup(
     name="rvqlm",
