@@ -4,8 +4,8 @@
 ``compression_state_dict.bin`` (audiocraft, the codec of MusicGen) are read here, recognised by the
 names of their tensors, and turned into the transformers class of the same layers by `native_dac`
 and `native_encodec`. The result is a `TransformersCodec`: the codes and audio that the original
-package gives with the same file, bit for bit where ``tools/test.sh --codecs`` has compared them (x86
-processors with AVX2).
+package gives with the same file, bit for bit where ``tools/test.sh --codecs`` has compared them
+(x86 processors with AVX2).
 """
 
 from __future__ import annotations

@@ -164,9 +164,9 @@ def test_each_name_goes_to_its_backend(monkeypatch, tmp_path):
         "native_checkpoint", "descript/dac_44khz": "pretrained", "kyutai/mimi": "pretrained",
         "nvidia/something-else": "pretrained", "folder": "pretrained",
     }.items():  # fmt: skip
-        with pytest.raises(UserError, match=f"^{backend}$"):
+        with pytest.raises(UserError, match=rf"^{backend}$"):
             load_codec(name)
     (tmp_path / "nvidia" / "my-codec").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="^pretrained$"):  # a folder of the user's
+    with pytest.raises(UserError, match=r"^pretrained$"):  # a folder of the user's
         load_codec("nvidia/my-codec")
