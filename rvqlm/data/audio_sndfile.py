@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import threading
 
 import numpy as np
@@ -33,13 +34,14 @@ class _Straight(soundfile.SoundFile):
 
 
 class SndfileReader(Reader):
-    """Through libsndfile: a path, or the reading end of a pipe."""
+    """Through libsndfile: a path, or the reading end of a pipe, which is closed with it."""
 
-    def __init__(self, path: str, source: bytes | int | None = None):
-        self.path = path
+    def __init__(self, path: str, pipe: int | None = None):
+        self.path, self._pipe = path, pipe
         try:
-            self._file = _Straight(os.fsencode(path) if source is None else source)
+            self._file = _Straight(os.fsencode(path) if pipe is None else pipe, closefd=False)
         except (OSError, RuntimeError, ValueError, TypeError) as e:  # its own are RuntimeErrors
+            self._close_pipe()
             raise BadAudio(path, f"unreadable: {first_line(e)}") from None
         self.sampling_rate, self.num_channels = self._file.samplerate, self._file.channels
         self.num_samples = self._file.frames if self._file.frames < 2**62 else None
@@ -64,6 +66,12 @@ class SndfileReader(Reader):
 
     def close(self) -> None:
         self._file.close()
+        self._close_pipe()
+
+    def _close_pipe(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            os.close(pipe)
 
 
 def open_sndfile(path: str) -> SndfileReader:
@@ -76,8 +84,6 @@ def open_sndfile(path: str) -> SndfileReader:
     try:
         reader = SndfileReader(path, reading)
     except BadAudio:
-        with contextlib.suppress(OSError):  # libsndfile may have closed it
-            os.close(reading)
         feeder.join()
         return SndfileReader(path)  # with the better message
     if reader.num_samples is None:
@@ -89,9 +95,8 @@ def open_sndfile(path: str) -> SndfileReader:
 
 def _feed(path: str, writing: int) -> None:
     with contextlib.suppress(OSError):  # nobody reads on: that is how it ends early
-        with open(path, "rb", buffering=0) as file, os.fdopen(writing, "wb", buffering=0) as pipe:
-            while data := file.read(1 << 16):
-                pipe.write(data)
+        with os.fdopen(writing, "wb") as pipe, open(path, "rb") as file:
+            shutil.copyfileobj(file, pipe)
 
 
 def _said_bytes(log: str) -> tuple[int, int] | None:

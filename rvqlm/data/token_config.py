@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from rvqlm.codecs.base import Codec
-from rvqlm.data.audio import AudioConfig
+from rvqlm.data.audio_prepare import AudioConfig
 from rvqlm.errors import UserError
+
+if TYPE_CHECKING:
+    from rvqlm.codecs.base import Codec
 
 
 @dataclass
@@ -54,7 +56,7 @@ class WorkConfig:
     extra process and all threads."""
     chunk_seconds: float = 0.0
     """Audio per call of the codec, about; long files are encoded chunk by chunk where the codec
-    allows it. Memory and speed depend on it. 0: 4 on a CPU, 10 on a GPU."""
+    allows it. Memory and speed depend on it. 0: 3 on a CPU, 10 on a GPU."""
     batch_size: int = 0
     """Items that are encoded together, their chunks in batches. 0: 1 on a CPU, where batches are
     slower, 32 on a GPU."""

@@ -53,9 +53,14 @@ def describe_codec(info: CodecInfo) -> str:
 
 
 def print_summary(
-    out_dir: str, summary: Summary, info: CodecInfo, line: ProgressLine, per_file: bool
+    out_dir: str,
+    summary: Summary,
+    info: CodecInfo,
+    line: ProgressLine,
+    per_file: bool,
+    world_size: int = 1,
 ) -> None:
-    """What there is now, and how fast that went."""
+    """What there is now, and how fast that went (of several ranks: on this one)."""
     print(f"codec {describe_codec(info)}")
     if per_file:
         for text in per_file_lines(Path(out_dir), info, line.speeds):
@@ -70,7 +75,8 @@ def print_summary(
     )
     if line.seconds:
         print(
-            f"{line.seconds / line.elapsed:.1f}x real time in {clock(line.elapsed)}, "
+            ("" if world_size == 1 else "this rank: ")
+            + f"{line.seconds / line.elapsed:.1f}x real time in {clock(line.elapsed)}, "
             f"{1 - line.encode_share:.1%} of the time outside the codec"
         )
     else:
@@ -87,7 +93,7 @@ def print_summary(
 def per_file_lines(out: Path, info: CodecInfo, speeds: dict[str, float]) -> Iterator[str]:
     """A table of the directory's cuts.
 
-    speeds: times real time by id, for those that were encoded in this run.
+    speeds: times real time by id, for those that this process encoded in this run.
     """
     itemsize = DTYPES[code_dtype(info.codebook_size)].itemsize
     yield (
@@ -98,7 +104,7 @@ def per_file_lines(out: Path, info: CodecInfo, speeds: dict[str, float]) -> Iter
     for cut, audio in zip(cuts, audio_cuts, strict=True):
         frames, samples = cut["features"]["num_frames"], cut["custom"]["num_samples"]
         stored, pcm, id = frames * info.num_codebooks * itemsize, pcm_bytes(audio), cut["id"]
-        speed = f"{speeds[id]:.1f}" if id in speeds else "before"
+        speed = f"{speeds[id]:.1f}" if id in speeds else "-"
         yield (
             f"{frames:8} {samples / info.sampling_rate:9.2f} {stored:10} {pcm:11} "
             f"{pcm / stored:6.1f} {speed:>11}  {id}"
@@ -106,12 +112,11 @@ def per_file_lines(out: Path, info: CodecInfo, speeds: dict[str, float]) -> Iter
 
 
 def size(num_bytes: int) -> str:
-    """``1.2 MB``, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            return f"{num_bytes:.3g} {unit}" if num_bytes < 1000 else f"{num_bytes:.0f} {unit}"
-        num_bytes /= 1000
-    raise AssertionError
+    """``1.23 MB``, in powers of 1000."""
+    units = ["B", "kB", "MB", "GB"]
+    power = min(len(units) - 1, max(0, len(str(num_bytes)) - 1) // 3)
+    number = num_bytes / 1000**power
+    return f"{number:.3g} {units[power]}" if number < 999.5 else f"{number:.0f} {units[power]}"
 
 
 def _lines(path: Path) -> Iterator[dict]:

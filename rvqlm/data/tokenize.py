@@ -9,6 +9,7 @@ torchrun the shards are shared out over the ranks and rank 0 merges.
 from __future__ import annotations
 
 import contextlib
+import importlib
 from pathlib import Path
 
 from rvqlm.codecs.registry import load_codec
@@ -63,6 +64,8 @@ def tokenize(config: TokenizeConfig) -> Summary | None:
             for s in range(ranks.rank, len(plan), ranks.world_size)
             if not done_path(out, s).exists()
         ]
+        if config.audio.loudness is not None:
+            importlib.import_module("pyloudnorm")  # a second, once instead of in every process
         per_file = wants_per_file(config.work.per_file, len(listing))
         job = ShardJob(
             source,
@@ -87,7 +90,7 @@ def tokenize(config: TokenizeConfig) -> Summary | None:
 
         ranks.wait(unfinished, out / "parts", "its share")
         summary = finish(out_dir, len(plan), codec.info, identity.recorded())
-    print_summary(out_dir, summary, codec.info, line, per_file)
+    print_summary(out_dir, summary, codec.info, line, per_file, ranks.world_size)
     return summary
 
 

@@ -64,6 +64,35 @@ def test_mistakes_are_one_line_and_status_2(audio, tmp_path, capsys, flags, mess
     assert message in error and not (tmp_path / "out").exists()
 
 
+def test_the_short_name_of_codebooks(audio, tmp_path):
+    """Beside a --config file too, which knows the long one."""
+    (tmp_path / "c.yaml").write_text(f"input: [{audio}/a.wav, {audio}/b.wav]\nnum-codebooks: 2\n")
+    for i, flags in enumerate((["--codebooks", "4"], ["--codebooks=4"])):
+        out = tmp_path / str(i)
+        assert main(["--config", str(tmp_path / "c.yaml"), "--out-dir", str(out), *flags]) == 0
+        side = json.loads((out / "tokens.json").read_text())
+        assert side["codec"]["num_codebooks"] == 4 and side["num_cuts"] == 2
+
+
+def test_several_inputs_and_audio_flags(audio, tmp_path):
+    out = tmp_path / "out"
+    words = ["--input", f"{audio}/a.wav", f"{audio}/c.wav", "--out-dir", str(out), "--jobs", "1"]
+    words += ["--loudness", "-23", "--trim-silence", "--trim-dbfs", "-60", "--mono", "left"]
+    assert main([*words, "--stereo", "refuse", "--batch-size", "2", "--chunk-seconds", "1"]) == 0
+    side = json.loads((out / "tokens.json").read_text())
+    assert side["num_cuts"] == 2 and side["audio"] == {
+        "mono": "left", "stereo": "refuse", "loudness": -23.0, "trim_dbfs": -60.0,
+    }  # fmt: skip
+
+
+def test_help_is_grouped(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for group in ("input", "codec", "audio", "work"):
+        assert f"{group} options" in shown
+    assert "--codebooks" in shown and "--num-codebooks" in shown
+
+
 def test_unknown_flag():
     assert main(["--nonsense"]) != 0
 

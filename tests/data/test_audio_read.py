@@ -276,6 +276,21 @@ def test_probe_and_rates(tmp_path, rate):
         probe(tmp_path / "0.wav")
 
 
+def test_no_descriptor_is_left_open(source):
+    """Whole, in part, of each kind, and where opening fails."""
+    make = {"a.mp3": ["-q:a", "2"], "b.mp3": ["-q:a", "2", "-write_xing", "0"], "c.m4a": []}
+    paths = [converted(source, f"fd-{name}", *flags) for name, flags in make.items()]
+    (source.parent / "fd-text.mp3").write_text("no audio at all" * 99)
+    before = set(os.listdir("/proc/self/fd"))
+    for path in paths:
+        read(path)
+        with open_audio(path) as reader:
+            reader.read(10)
+        probe(path)
+    assert "unreadable" in refused(source.parent / "fd-text.mp3")
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 def test_nothing_heavy_is_loaded_for_a_probe():
     code = (
         "import sys, rvqlm.data.audio_read; print('torch' in sys.modules, 'lhotse' in sys.modules)"

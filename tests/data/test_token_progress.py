@@ -1,9 +1,16 @@
+"""The progress line and the summary at the end."""
+
+import re
 import time
 
 import numpy as np
+import pytest
+from tokenize_fixtures import config, spoil
 
+from rvqlm.data import tokenize
 from rvqlm.data.token_progress import ProgressLine, clock
 from rvqlm.data.token_shard import Progress
+from rvqlm.data.token_summary import size
 
 
 def test_progress_line(capsys, monkeypatch):
@@ -22,3 +29,45 @@ def test_progress_line(capsys, monkeypatch):
     assert "50%" in second and "5x real time" in second and "0:40 gone, 0:53 left" in second
     assert line.seconds == 200 and line.encode_share == 0.25 and line.elapsed == 40
     assert clock(3723) == "1:02:03"
+
+
+def table(text):
+    """Numbers of the lines per file by id."""
+    found = re.findall(
+        r"^ *([\d.]+) +([\d.]+) +(\d+) +(\d+) +([\d.]+) +([\d.-]+)  (.*)$", text, re.M
+    )
+    return {id: [float(n) for n in (*numbers[:5],)] for *numbers, id in found}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_line_for_every_file_and_a_total(peaks, corpus, tmp_path, capsys, jobs):
+    spoil(corpus)
+    summary = tokenize.tokenize(config(corpus, tmp_path / "out", jobs=jobs))
+    shown = capsys.readouterr().out
+    assert "codec peaks [llllllllllllllll]: 8000 Hz, 2 x 256, 200.00 frames/s, 3.20 kbps" in shown
+    rows = table(shown)
+    assert len(rows) == summary.num_cuts == 25
+    frames, seconds, stored, pcm, ratio = np.array(list(rows.values())).T
+    assert frames.sum() == summary.num_frames and stored.sum() == summary.token_bytes
+    assert np.allclose(stored, frames * 2 * 2) and pcm.sum() == summary.pcm_bytes
+    assert np.allclose(ratio, pcm / stored, atol=0.06)
+    assert seconds.sum() == pytest.approx(summary.hours * 3600, abs=0.2)
+    mono = [id for id in rows if id != "speaker2/e_stereo"]
+    assert all(abs(rows[i][3] - rows[i][1] * 16000) < 160 for i in mono)  # 16 bit at 8 kHz
+    assert rows["speaker2/e_stereo"][3] == 400
+    assert re.search(r"[\d.]+x real time in 0:0\d, [\d.]+% of the time outside the codec", shown)
+    kbps = summary.token_bytes * 8 / 1000 / (summary.hours * 3600)
+    assert f"{kbps:.2f} kbps as stored" in shown and "- " not in shown
+
+
+def test_who_gets_a_line(peaks, corpus, tmp_path, capsys, monkeypatch):
+    for setting, few, shown in (("auto", 24, 24), ("auto", 23, 0), ("yes", 5, 24), ("no", 99, 0)):
+        monkeypatch.setattr("rvqlm.data.token_summary.FEW_FILES", few)
+        tokenize.tokenize(config(corpus, tmp_path / f"{setting}{few}", per_file=setting))
+        assert len(table(capsys.readouterr().out)) == shown
+
+
+def test_sizes():
+    assert [size(n) for n in (0, 999, 1000, 1234567, 999_999_999_999_999)] == [
+        "0 B", "999 B", "1 kB", "1.23 MB", "1000000 GB",
+    ]  # fmt: skip
