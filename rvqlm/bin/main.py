@@ -7,13 +7,16 @@ one asked for is imported, so that ``rvqlm --help`` answers at once.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
+from rvqlm.cli import dispatch
+
 COMMANDS = {  # in the order of the workflow
-    "tokenize": "audio -> codes: run a codec over lhotse manifests or a folder of audio",
+    "codecs": "the codecs there are: shapes, rates, licences, where their weights come from",
+    "audio": "manifests of audio: make them, normalise loudness, find activity, augment",
+    "tokenize": "audio -> codes: run a codec over a folder of audio or a lhotse manifest",
     "split": "divide the cuts into train, valid and test, disjoint by speaker or recording",
     "index": "build the memory-mapped index of each split that training reads",
     "validate": "check a token directory and print its statistics",
@@ -21,36 +24,31 @@ COMMANDS = {  # in the order of the workflow
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
     "generate": "continue a prompt, or make audio from nothing, as wav files",
     "report": "one HTML page: audio, curves, statistics, the commands behind them",
+    "decode": "codes -> audio: wav files from tokens",
+    "info": "what a file or folder is: tokens, manifest, shard, NPQ, checkpoint, experiment",
+    "export": "tokens as lhotse Shar or .npy files",
+    "import": "tokens from lhotse Shar or .npy files",
+    "npq": "NPQ files: look into them, make them from tokens or tokens from them, hear them",
 }
 
-# run as a script, this folder leads sys.path: a tokenize.py here would hide the standard library's
-_FILES = {"tokenize": "tokenizer"}
+# where the module has another name: run as a script, this folder leads sys.path, and a tokenize.py
+# or codecs.py here would hide the standard library's; `import` is no name for a module
+_FILES = {"tokenize": "tokenizer", "codecs": "codec_cards", "import": "importer"}
 
 
-def usage() -> str:
-    lines = ["usage: rvqlm COMMAND [flags]    (rvqlm COMMAND --help lists the flags)", ""]
-    lines += ["language models over neural-codec tokens; commands in the order of the work:", ""]
-    lines += [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
-    return "\n".join(lines)
+def run(name: str, argv: list[str]) -> int:
+    return importlib.import_module(f"rvqlm.bin.{_FILES.get(name, name)}").main(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0 if argv else 2
-    if argv[0] in ("--version", "-V"):
+    if argv and argv[0] in ("--version", "-V"):
         from rvqlm import __version__
 
         print(f"rvqlm {__version__}")
         return 0
-    name = argv[0]
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "see rvqlm --help"
-        print(f"rvqlm: error: no command {name!r}; {hint}", file=sys.stderr)
-        return 2
-    return importlib.import_module(f"rvqlm.bin.{_FILES.get(name, name)}").main(argv[1:])
+    description = "language models over neural-codec tokens; commands in the order of the work:"
+    return dispatch("rvqlm", description, COMMANDS, run, argv)
 
 
 if __name__ == "__main__":
