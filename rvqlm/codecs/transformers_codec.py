@@ -84,9 +84,8 @@ class TransformersCodec(Codec):
         return codec
 
     def set_dtype(self, dtype: torch.dtype) -> TransformersCodec:
-        self.model.to(dtype)
         self.dtype = dtype
-        return self
+        return self.to(dtype)
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:

@@ -116,7 +116,8 @@ def test_usual_number_of_codebooks(tmp_path):
 def test_other_types_of_numbers(codec, folder):
     """bf16 is heard as float32 is, changes codes a little, and goes back without a trace."""
     other, audio = load_codec(folder), noise(1, 1, 4000)
-    codes, _ = codec.encode(audio)
+    codes, _ = other.encode(audio)  # what a first call keeps must not outlive the change
+    assert codes.equal(codec.encode(audio)[0])
     assert other.set_dtype(torch.bfloat16) is other
     assert next(other.model.parameters()).dtype == other.dtype == torch.bfloat16
     heard, rough = codec.decode(codes), other.decode(codes)
@@ -127,6 +128,7 @@ def test_other_types_of_numbers(codec, folder):
     assert long.dtype == torch.float32 and torch.allclose(long, rough[0], atol=0.05)
     assert encode_long(other, audio[0], 0.1).shape == codes[0].shape
     assert other.info == codec.info
+    assert other.set_dtype(torch.float64).decode(codes).allclose(heard, atol=1e-5)
 
 
 class Foreign(torch.nn.Module):
