@@ -1,6 +1,6 @@
 """From pieces of audio to codes: one by one as they are read, or some together.
 
-One by one, audio streams through the codec and only its codes are held (an hour of DAC is 6 MB).
+One by one, audio streams through the codec and only its codes are held (an hour of DAC: 6 MB).
 Together, short items are collected first and their chunks of equal size go through the codec in
 one call, which is what keeps a GPU busy.
 """
@@ -37,7 +37,7 @@ class Done:
 
     item: Item
     codes: np.ndarray | None = None
-    """(T, K) int64"""
+    """(T, K) of any integer type"""
     scales: list[float] | None = None
     stream: AudioStream | None = None
     reason: str | None = None
@@ -63,6 +63,8 @@ class Encoder:
 
     def __init__(self, codec: Codec, chunk_seconds: float, batch_size: int = 1):
         self.codec, self.chunk_seconds, self.batch_size = codec, chunk_seconds, batch_size
+        # int64 would be four times what is stored
+        self._narrow = torch.int16 if codec.info.codebook_size <= 32767 else torch.int64
 
     def group(self, pieces: Iterator[Piece], size: int | None = None) -> list[Done]:
         """The next items, up to `size` (None: the batch size) and in their order.
@@ -106,7 +108,10 @@ class Encoder:
     def _encode_on_the_way(self, done: Done, piece: Piece, blocks: Iterator[Tensor]) -> None:
         began, waited = time.perf_counter(), piece.waited
         with self._enough_memory(done.item):
-            parts = list(encode_stream(self.codec, blocks, self.chunk_seconds))
+            parts = [
+                part._replace(codes=part.codes.to(self._narrow))
+                for part in encode_stream(self.codec, blocks, self.chunk_seconds)
+            ]
         done.encode_seconds = time.perf_counter() - began - (piece.waited - waited)
         done.stream = piece.stream
         done.seconds = piece.stream.num_samples / self.codec.info.sampling_rate
