@@ -127,9 +127,7 @@ def resample(
         yield made
 
 
-def sound_range(
-    blocks: Iterable[np.ndarray], frame: int, level: float
-) -> tuple[int, int, int]:
+def sound_range(blocks: Iterable[np.ndarray], frame: int, level: float) -> tuple[int, int, int]:
     """Where sound begins and ends: (first sample, end, samples in all); twice 0 if all is silence.
 
     blocks: (n, C). frame: samples; both ends are moved outwards to multiples of it. level: silence
