@@ -125,8 +125,6 @@ def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch, capsys
     }  # fmt: skip
     page = commands("docs/from-other-projects.md")
     assert all(c.startswith("rvqlm ") for c in page)
-    # NPQ files are named after the recordings, as there
-    page = [c.replace("npq_out/track_01", "npq_out/album/track_01") for c in page]
     run_all(page, small, capsys)
     assert soundfile.info("reconstructed.wav").samplerate == 44100
     npq = sorted(p.name for p in (tmp_path / "npq_out").rglob("*.npq"))

@@ -23,7 +23,7 @@ COMMANDS = {  # in the order of their use
 
 
 def _manifest(argv: Sequence[str]) -> int:
-    from rvqlm.data.manifest_audio import ManifestConfig, make_manifest
+    from rvqlm.audio.manifest import ManifestConfig, make_manifest
 
     description = (
         "List the audio files of a folder for the other commands: where each lies, how long it is, "
@@ -35,7 +35,7 @@ def _manifest(argv: Sequence[str]) -> int:
 
 
 def _loudness(argv: Sequence[str]) -> int:
-    from rvqlm.data.loudness_cuts import LoudnessConfig, normalize_loudness
+    from rvqlm.audio.loudness_cuts import LoudnessConfig, normalize_loudness
 
     description = (
         "Measure the loudness of each recording (ITU-R BS.1770) and write a list in which each has "
@@ -47,7 +47,7 @@ def _loudness(argv: Sequence[str]) -> int:
 
 
 def _activity(argv: Sequence[str]) -> int:
-    from rvqlm.data.activity import ActivityConfig, find_activity
+    from rvqlm.audio.activity import ActivityConfig, find_activity
 
     description = (
         "Keep the stretches in which the level stays above a threshold, each as an item of its own "
@@ -59,7 +59,7 @@ def _activity(argv: Sequence[str]) -> int:
 
 
 def _augment(argv: Sequence[str]) -> int:
-    from rvqlm.data.augment import AugmentConfig, augment
+    from rvqlm.audio.augment import AugmentConfig, augment
 
     description = (
         "Write copies of the audio that are faster or slower, stretched, or shifted in pitch, and "

@@ -93,11 +93,11 @@ def _run(argv: Sequence[str] | None) -> int:
     from tqdm import tqdm
 
     from rvqlm.codecs.registry import load_codec
-    from rvqlm.data.exchange_codec import load_codec_for
-    from rvqlm.data.exchange_dir import Skipped
-    from rvqlm.data.exchange_names import path_for_id
-    from rvqlm.data.exchange_source import open_tokens
-    from rvqlm.data.exchange_wav import decode_to_wav, require_tokens_of
+    from rvqlm.exchange.codec import load_codec_for
+    from rvqlm.exchange.directory import Skipped
+    from rvqlm.exchange.names import path_for_id
+    from rvqlm.exchange.source import open_tokens
+    from rvqlm.exchange.wav import decode_to_wav, require_tokens_of
 
     if args.out_dir.exists() and not args.out_dir.is_dir():
         raise UserError(f"--out-dir {args.out_dir}: a file of that name exists; choose a folder")

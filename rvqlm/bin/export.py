@@ -43,7 +43,7 @@ def _run(argv: Sequence[str] | None) -> int:
         raise UserError("--shard-size is for --format shar; npy writes one file per cut")
     from tqdm import tqdm
 
-    from rvqlm.data.exchange import export_tokens
+    from rvqlm.exchange.convert import export_tokens
 
     def progress(items):
         return tqdm(items, "export", unit=" cuts", leave=False, disable=None)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from rvqlm.cli import parse, run_main
-from rvqlm.data.exchange_codec import CodecArgs
+from rvqlm.exchange.codec import CodecArgs
 
 
 @dataclass
@@ -51,7 +51,7 @@ def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm import", description, argv)
     from tqdm import tqdm
 
-    from rvqlm.data.exchange import import_tokens
+    from rvqlm.exchange.convert import import_tokens
 
     def progress(items):
         return tqdm(items, "import", unit=" cuts", leave=False, disable=None)

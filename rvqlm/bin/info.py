@@ -88,7 +88,7 @@ def _run(argv: Sequence[str] | None) -> int:
         raise UserError("give the path of a file or folder")
     if args.max_cuts < 0:
         raise UserError(f"--max-cuts {args.max_cuts} must be 0 (none) or more")
-    from rvqlm.data.inspect_path import look
+    from rvqlm.inspection.path import look
 
     problems = 0
     for path in args.paths:

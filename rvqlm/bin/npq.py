@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 import tyro
 
 from rvqlm.cli import dispatch, parse, run_main
-from rvqlm.data.exchange_codec import CodecArgs
 from rvqlm.errors import UserError
+from rvqlm.exchange.codec import CodecArgs
 
 COMMANDS = {
     "info": "what the headers of NPQ files say",
@@ -41,14 +41,14 @@ class InfoArgs:
 
 
 def _info(argv: Sequence[str] | None) -> int:
-    from rvqlm.data import npq_layouts
+    from rvqlm.exchange import npq_layouts
 
     about = npq_layouts.__doc__ or ""
     args = parse(InfoArgs, "rvqlm npq info", "Read headers and check codes.\n\n" + about, argv)
     import json
 
-    from rvqlm.data.exchange_names import find_files
-    from rvqlm.data.npq import read_npq
+    from rvqlm.exchange.names import find_files
+    from rvqlm.exchange.npq import read_npq
 
     if not args.files:
         raise UserError("give NPQ files, a folder of them or a quoted glob")
@@ -119,8 +119,8 @@ def _import(argv: Sequence[str] | None) -> int:
     from tqdm import tqdm
 
     from rvqlm.bin.importer import report
-    from rvqlm.data.exchange_names import find_files
-    from rvqlm.data.npq_tokens import import_npq
+    from rvqlm.exchange.names import find_files
+    from rvqlm.exchange.npq_tokens import import_npq
 
     def progress(files):
         return tqdm(files, "import", unit=" files", leave=False, disable=None)
@@ -151,9 +151,9 @@ def _export(argv: Sequence[str] | None) -> int:
     from tqdm import tqdm
 
     from rvqlm.codec_info import CodecInfo
-    from rvqlm.data.exchange_dir import read_token_dir
     from rvqlm.data.index import read_sidecar
-    from rvqlm.data.npq_tokens import export_npq
+    from rvqlm.exchange.directory import read_token_dir
+    from rvqlm.exchange.npq_tokens import export_npq
 
     info = CodecInfo.from_dict(read_sidecar(args.manifest_dir)["codec"])
     items = tqdm(
@@ -190,10 +190,10 @@ def _to_wav(argv: Sequence[str] | None) -> int:
 
     tune_malloc()
     from rvqlm.codecs.registry import load_codec
-    from rvqlm.data.exchange_codec import codec_beside, load_codec_for
-    from rvqlm.data.exchange_dir import TokenItem
-    from rvqlm.data.exchange_wav import decode_to_wav, require_tokens_of
-    from rvqlm.data.npq import read_npq
+    from rvqlm.exchange.codec import codec_beside, load_codec_for
+    from rvqlm.exchange.directory import TokenItem
+    from rvqlm.exchange.npq import read_npq
+    from rvqlm.exchange.wav import decode_to_wav, require_tokens_of
 
     header, codes = read_npq(args.file, args.layout)
     print(f"{args.file}  {line(header)}")

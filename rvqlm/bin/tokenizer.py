@@ -18,7 +18,7 @@ from rvqlm.runtime import tune_malloc
 
 def run(argv: Sequence[str] | None) -> int:
     tune_malloc()
-    from rvqlm.data.token_config import TokenizeConfig
+    from rvqlm.tokenizing.config import TokenizeConfig
 
     description = (
         "Encode audio into tokens. Stopped at any moment and started again, it goes on where it "
@@ -28,7 +28,7 @@ def run(argv: Sequence[str] | None) -> int:
     # the short name must override the long one of a --config file
     words = [w.replace("--codebooks", "--num-codebooks", 1) if _is_alias(w) else w for w in words]
     config = parse(TokenizeConfig, "rvqlm tokenize", description, words)
-    from rvqlm.data.tokenize import tokenize
+    from rvqlm.tokenizing.tokenize import tokenize
 
     tokenize(config)
     return 0

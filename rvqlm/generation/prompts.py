@@ -38,8 +38,8 @@ def from_audio(paths: list[str], codec, num_frames: int) -> list[Prompt]:
 
     :raises UserError: a file that is missing, unreadable, empty or not finite.
     """
+    from rvqlm.audio.load import load_file
     from rvqlm.codecs.chunking import encode_whole
-    from rvqlm.data.audio import load_file
 
     prompts = []
     for path in paths:

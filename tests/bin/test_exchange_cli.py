@@ -13,8 +13,8 @@ import torch
 
 import rvqlm.bin.main
 from rvqlm.codecs.registry import load_codec
-from rvqlm.data.exchange_dir import TokenItem, read_token_dir, write_token_dir
-from rvqlm.data.npq import read_npq
+from rvqlm.exchange.directory import TokenItem, read_token_dir, write_token_dir
+from rvqlm.exchange.npq import read_npq
 
 IDS = ["one", "日本 語/zwei.b", "../three"]
 LEVELS = 4

@@ -14,13 +14,13 @@ import rvqlm.bin.main
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.registry import load_codec
 from rvqlm.codecs.spectral import ASSET
-from rvqlm.data.exchange import export_tokens
-from rvqlm.data.exchange_dir import TokenItem, read_token_dir, write_token_dir
 from rvqlm.data.index import build_index
-from rvqlm.data.inspect_codes import BINS, count_codes
-from rvqlm.data.inspect_path import look
-from rvqlm.data.npq_tokens import export_npq
 from rvqlm.errors import UserError
+from rvqlm.exchange.convert import export_tokens
+from rvqlm.exchange.directory import TokenItem, read_token_dir, write_token_dir
+from rvqlm.exchange.npq_tokens import export_npq
+from rvqlm.inspection.codes import BINS, count_codes
+from rvqlm.inspection.path import look
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import config_dict
 from rvqlm.training.checkpoint import save_checkpoint
@@ -157,7 +157,7 @@ def test_counts_are_numpys(things):
 def test_bars():
     codes = np.array([[0, 0], [0, 1], [0, 1], [1, 1]])
     lines = count_codes([TokenItem("a", codes)], 4).lines()
-    assert lines[2].endswith("█▃··") and lines[3].endswith("▃█··") and "0 (75.0%)" in lines[2]
+    assert lines[2].endswith("█▅··") and lines[3].endswith("▅█··") and "0 (75.0%)" in lines[2]
 
 
 def test_a_sample_is_spread_and_bounded():

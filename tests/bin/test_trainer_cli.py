@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from token_fixtures import INFO, make_tokens
 
 from rvqlm.bin import evaluate, trainer

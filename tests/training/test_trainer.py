@@ -327,7 +327,7 @@ world.close()
 
 def test_two_processes_equal_one(tmp_path):
     """Two ranks with two micro-batches each against one process with the same four."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1] / "helpers"
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}

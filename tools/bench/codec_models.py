@@ -1,8 +1,8 @@
 """Codecs of the published sizes with random weights that behave like trained ones, and audio.
 
 Speed, memory and the exactness of chunks depend on sizes, strides and kernels; weights that nobody
-needs to download serve for all of that. Convolutions keep their signal, and codebooks are drawn
-from the latents and their residuals, so that codes vary and hang on what the network computes.
+needs to download serve for all of that. Convolutions keep their signal, and codebooks are
+as spread as the latents and their residuals, so that codes vary and hang on what it computes.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def build(name: str, narrow: bool = False, seed: int = 0) -> TransformersCodec:
 
 @torch.no_grad()
 def fill_codebooks(codec: TransformersCodec) -> None:
-    """Draw codebooks that are all zero when new, level by level (EnCodec and Mimi)."""
+    """Draw codebooks, which are all zero when new, level by level (EnCodec and Mimi)."""
     model, info = codec.model, codec.info
     if model.config.model_type == "dac":
         return
@@ -101,8 +101,8 @@ def fill_codebooks(codec: TransformersCodec) -> None:
         for layer in rvq.layers:
             book = layer.codebook
             target = book.embed_sum if hasattr(book, "embed_sum") else book.embed
-            drawn = rest[torch.randint(len(rest), (len(target),))]
-            target.copy_(drawn + 0.1 * rest.std(0) * torch.randn_like(drawn))
+            # as spread as what they stand for, at every level: no two entries are near each other
+            target.copy_(0.5 * rest.std(0) * torch.randn_like(target))
             if hasattr(book, "_embed"):
                 book._embed = None
             rest = rest - target[torch.cdist(rest, target).argmin(1)]

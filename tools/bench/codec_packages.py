@@ -56,8 +56,7 @@ def weights(name, file):
     rest = model.encoder(0.2 * torch.randn(1, model.channels, 48000 * 8))[0].T
     for layer in model.quantizer.vq.layers:
         book = layer._codebook
-        drawn = rest[torch.randint(len(rest), (len(book.embed),))]
-        book.embed.copy_(drawn + 0.1 * rest.std(0) * torch.randn_like(drawn))
+        book.embed.copy_(rest.mean(0) + 0.5 * rest.std(0) * torch.randn_like(book.embed))
         book.inited.fill_(1)
         rest = rest - book.embed[torch.cdist(rest, book.embed).argmin(1)]
     torch.save(model.state_dict(), file)

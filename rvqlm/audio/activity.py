@@ -1,0 +1,239 @@
+"""``rvqlm audio activity``: the stretches of a recording in which something is to be heard.
+
+The definition, that of SaxGPT's data pipeline: time is divided into strides (0.2 s). A stride is
+active if the RMS of the frame (10 s) around its middle reaches the threshold:
+
+    frame      |<------------- 10 s ------------->|
+    samples  0 0 0 x x x x x x x x x x x x x x x x x x ...    zeros beyond both ends
+    stride                    |0.2|                           is judged by that frame
+
+Stride k is the samples [k s, (k+1) s), its frame the samples [k s - p, k s - p + f) with
+p = (f - s) // 2, where s and f are stride and frame in whole samples; a last stride that is not
+complete is never active. The RMS is taken over all samples of all channels of a frame, so that
+channels in opposite phase do not cancel. A window is a maximal run of active strides: it begins
+with the first and ends with the last of them, and is kept if it is long enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rvqlm.errors import UserError
+
+if TYPE_CHECKING:
+    from lhotse import SupervisionSegment
+    from lhotse.cut import Cut
+
+SAME_LENGTH = 0.1  # seconds by which a track and its reference may differ
+
+
+@dataclass(frozen=True)
+class ActivityConfig:
+    input: str
+    """Manifest of cuts (.jsonl.gz), as rvqlm audio manifest writes it."""
+    out: str
+    """Manifest to write (.jsonl.gz): one cut for each active stretch."""
+    rms_threshold: float = 0.05
+    """Level from which a moment counts as active; 1 is full scale (0.05 is -26 dBFS)."""
+    min_window_seconds: float = 30.0
+    """Shorter stretches are dropped."""
+    rms_frame_seconds: float = 10.0
+    """Time over which the level is taken, around each moment: rests that are shorter than this
+    do not end a stretch."""
+    rms_stride_seconds: float = 0.2
+    """Resolution of the beginnings and ends of stretches."""
+    max_window_seconds: float | None = None
+    """Longer stretches are cut into equal pieces that are not longer than this."""
+    reference: str | None = None
+    """Another manifest, whose cuts of the same ids decide instead: a backing track is cut where
+    the lead track plays."""
+    jobs: int = 0
+    """Processes; 0 is one per core."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 0 < self.rms_threshold < 1:
+            problems.append(f"--rms-threshold {self.rms_threshold:g}: give a level between 0 and 1")
+        if self.rms_stride_seconds < 0.001:
+            problems.append(f"--rms-stride-seconds {self.rms_stride_seconds:g} is below 0.001")
+        if self.rms_frame_seconds < self.rms_stride_seconds:
+            problems.append("--rms-frame-seconds is shorter than --rms-stride-seconds")
+        if self.min_window_seconds < self.rms_stride_seconds:
+            problems.append("--min-window-seconds is shorter than --rms-stride-seconds")
+        if (self.max_window_seconds or self.min_window_seconds) < self.min_window_seconds:
+            problems.append("--max-window-seconds is shorter than --min-window-seconds")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+def frame_rms(blocks: Iterable[np.ndarray], frame: int, stride: int) -> np.ndarray:
+    """RMS of the frame around each complete stride, (K,) float64.
+
+    blocks: consecutive (C, n) samples. frame, stride: in samples. Only the energy at the edges of
+    frames is kept: 16 bytes a stride.
+    """
+    before = (frame - stride) // 2
+    offsets = (-before, frame - before)  # of a frame's edges from the start of its stride
+    at_edges: tuple[list, list] = ([], [])  # energy of all samples before the first and second edge
+    position, total = 0, 0.0
+    for block in blocks:
+        energy = np.square(block, dtype=np.float64).mean(axis=0)
+        sums = total + np.concatenate([[0.0], np.cumsum(energy)])
+        for found, offset in zip(at_edges, offsets):
+            # edges k * stride + offset in [position, position + n)
+            first = max(0, -((offset - position) // stride))
+            last = max(0, -((offset - position - len(energy)) // stride))
+            edges = np.arange(first, last) * stride + offset - position
+            found.append(sums[edges])
+        position, total = position + len(energy), float(sums[-1])
+    count = position // stride
+    begin = np.concatenate([np.zeros(-(-before // stride)), *at_edges[0]])[:count]
+    end = np.concatenate([np.zeros(0), *at_edges[1]])[:count]
+    end = np.concatenate([end, np.full(count - len(end), total)])  # edges after the last sample
+    return np.sqrt(np.maximum(end - begin, 0.0) / frame)
+
+
+def active_windows(
+    rms: np.ndarray, threshold: float, shortest: int, longest: int | None = None
+) -> list[tuple[int, int]]:
+    """Windows [first, last) of strides, from the RMS of every stride's frame.
+
+    shortest, longest: in strides. A run longer than `longest` is divided into as few equal pieces
+    (equal to within a stride) as that allows; where these were shorter than `shortest`, into
+    pieces of `longest`, and the rest is dropped.
+
+    >>> active_windows(np.array([0, 1, 1, 1, 0, 1]), 0.5, 2)
+    [(1, 4)]
+    """
+    edges = np.flatnonzero(np.diff(rms >= threshold, prepend=False, append=False))
+    windows = []
+    for first, last in edges.reshape(-1, 2).tolist():
+        length = last - first
+        if length < shortest:
+            continue
+        pieces = -(-length // longest) if longest else 1
+        if pieces > 1 and length // pieces < shortest:
+            pieces = length // longest
+            length = pieces * longest
+        cuts = [first + length * i // pieces for i in range(pieces + 1)]
+        windows += list(pairwise(cuts))
+    return windows
+
+
+def find_activity(config: ActivityConfig) -> str:
+    """Write the manifest of active stretches and return the summary; see `ActivityConfig`.
+
+    Ids are ``ID-START`` with the seconds from the beginning of the cut ID; the custom field
+    ``group`` is kept, or becomes the recording's id. Cuts that cannot be read are listed in
+    ``skipped.jsonl``, as are those without an active stretch.
+    """
+    from rvqlm.audio.cuts import (
+        BadAudio,
+        CutWriter,
+        bar,
+        clock,
+        count_cuts,
+        in_order,
+        pick_jobs,
+        read_cuts,
+        source_path,
+    )
+
+    jobs, total = pick_jobs(config.jobs), count_cuts(config.input)
+    cuts = bar(read_cuts(config.input), "activity", total)
+    if config.reference is None:
+        pairs = ((cut, cut) for cut in cuts)
+    else:
+        count_cuts(config.reference, "--reference")
+        pairs = _same_ids(cuts, read_cuts(config.reference, "--reference"))
+    heard, quiet = 0.0, 0
+    with CutWriter(config.out, config.input) as writer:
+        work = partial(_windows, config=config)
+        for (cut, _), windows in in_order(work, pairs, jobs):
+            if isinstance(windows, BadAudio):
+                writer.skip(cut.id, windows.path, windows.reason)
+                continue
+            heard += cut.duration
+            quiet += not windows
+            if not windows:
+                reason = f"never active for {config.min_window_seconds:g} s"
+                writer.skip(cut.id, source_path(cut.recording), reason)
+            for start, end in windows:
+                writer.write(window(cut, start, end))
+    writer.report_skipped()
+    share = writer.seconds / heard if heard else 0.0
+    return writer.summary(
+        f"{share:.0%} of {clock(heard)} active"
+        + (f", {quiet} recordings without an active stretch" if quiet else "")
+    )
+
+
+def _same_ids(cuts: Iterable[Cut], references: Iterator[Cut]) -> Iterator[tuple[Cut, Cut | None]]:
+    """Each cut with the reference of its id; references are held only where the order differs."""
+    waiting: dict[str, Cut] = {}
+    for cut in cuts:
+        while cut.id not in waiting:
+            following = next(references, None)
+            if following is None:
+                break
+            waiting[following.id] = following
+        yield cut, waiting.pop(cut.id, None)
+
+
+def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> list[tuple[float, float]]:
+    """Active windows in seconds from the beginning of a cut, judged by its reference."""
+    from rvqlm.audio.cuts import BadAudio, cut_blocks, source_path
+
+    cut, reference = pair
+    if reference is None:
+        raise BadAudio(source_path(cut.recording), f"--reference has no cut {cut.id!r}")
+    if abs(cut.duration - reference.duration) > SAME_LENGTH:
+        raise BadAudio(
+            source_path(cut.recording),
+            f"{cut.duration:.2f} s long, its reference {reference.duration:.2f} s",
+        )
+    rate = reference.recording.sampling_rate
+    stride = max(1, round(config.rms_stride_seconds * rate))
+    frame = round(config.rms_frame_seconds * rate)
+    rms = frame_rms(cut_blocks(reference), frame, stride)
+    longest = config.max_window_seconds
+    windows = active_windows(
+        rms,
+        config.rms_threshold,
+        -(-round(config.min_window_seconds * rate) // stride),
+        None if longest is None else round(longest * rate) // stride,
+    )
+    seconds = stride / rate
+    windows = [(a * seconds, min(b * seconds, cut.duration)) for a, b in windows]
+    return [(a, b) for a, b in windows if b > a]
+
+
+def window(cut: Cut, start: float, end: float) -> Cut:
+    """The stretch of a cut from `start` to `end`, seconds from its beginning.
+
+    Supervisions that lie inside are kept; of those that are cut, speaker and language are kept but
+    not the text, of which nobody knows how much is left.
+    """
+    from rvqlm.audio.cuts import with_custom
+
+    part = cut.truncate(offset=start, duration=end - start).with_id(f"{cut.id}-{start:.3f}")
+    part.supervisions = [_within(s, part) for s in part.supervisions]
+    group = (cut.custom or {}).get("group", cut.recording.id)
+    return with_custom(part, group=group)
+
+
+def _within(supervision: SupervisionSegment, cut: Cut) -> SupervisionSegment:
+    """A supervision that overlaps a cut, as far as the cut reaches."""
+    from lhotse.utils import TimeSpan, fastcopy, overspans
+
+    trimmed = supervision.trim(cut.duration)
+    if overspans(TimeSpan(0, cut.duration), supervision):
+        return trimmed
+    start = cut.id.rsplit("-", 1)[1]  # several windows may have a part of it
+    return fastcopy(trimmed, id=f"{supervision.id}-{start}", text=None, alignment=None)

@@ -1,0 +1,194 @@
+"""``rvqlm audio loudness``: one gain for each recording, so that all are equally loud.
+
+The gain is attached to the recording as lhotse's ``Volume`` transform, a factor that every reader
+multiplies the samples with: `cut.load_audio()` and `rvqlm tokenize` give the same samples, nothing
+is copied, and windows of one recording keep their relations. (lhotse's ``LoudnessNormalization``
+is not used: it measures whatever piece happens to be loaded, so that each window would get a gain
+of its own, and it needs the piece in memory.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from rvqlm.audio.loudness import Meter, gain_to
+from rvqlm.errors import UserError
+
+if TYPE_CHECKING:
+    from lhotse import Recording
+    from lhotse.cut import Cut
+
+
+@dataclass(frozen=True)
+class LoudnessConfig:
+    input: str
+    """Manifest of cuts (.jsonl.gz), as rvqlm audio manifest writes it."""
+    out: str
+    """Manifest to write (.jsonl.gz): the same cuts, each recording with its gain."""
+    target_lufs: float
+    """Loudness to bring every recording to, in LUFS (ITU-R BS.1770): -23 is that of European
+    broadcasting, -16 to -14 that of music streaming."""
+    peak_dbfs: float = -1.0
+    """No sample may become larger than this; 0 is full scale. The gain of such a recording is
+    reduced, nothing is limited or clipped, and it stays quieter than the target."""
+    over: Literal["recording", "cuts"] = "recording"
+    """What the loudness is measured on: the whole recording, or only those stretches of it that
+    the cuts of the manifest cover (after rvqlm audio activity). One gain a recording either way."""
+    jobs: int = 0
+    """Processes; 0 is one per core."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not -70 < self.target_lufs <= 0:
+            problems.append(f"--target-lufs {self.target_lufs:g}: give a level between -70 and 0")
+        if not -70 < self.peak_dbfs <= 0:
+            problems.append(f"--peak-dbfs {self.peak_dbfs:g}: give a level between -70 and 0")
+        if self.jobs < 0:
+            problems.append(f"--jobs {self.jobs} must be 0 (automatic) or more")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What was measured of a recording, and the gain that follows."""
+
+    lufs: float
+    peak: float
+    decibels: float
+    held: bool
+    """by the peak"""
+
+
+def normalize_loudness(config: LoudnessConfig) -> str:
+    """Measure, write the manifest and return the summary; see `LoudnessConfig`.
+
+    Recordings that cannot be read are listed in ``skipped.jsonl`` and their cuts left out; those
+    with nothing to measure (silence, less than 400 ms) keep their level. Memory grows with the
+    number of recordings (about 200 bytes each, with ``--over cuts`` 24 more for each cut).
+    """
+    from rvqlm.audio.cuts import (
+        BadAudio,
+        CutWriter,
+        bar,
+        count_cuts,
+        in_order,
+        pick_jobs,
+        read_cuts,
+        source_path,
+    )
+
+    jobs, total = pick_jobs(config.jobs), count_cuts(config.input)
+    stretches = _stretches(read_cuts(config.input)) if config.over == "cuts" else None
+    gains: dict[int, Gain | None] = {}
+    with CutWriter(config.out, config.input) as writer:
+
+        def recordings() -> Iterator[tuple[int, Recording, np.ndarray | None]]:
+            seen = set()
+            for cut in bar(read_cuts(config.input), "loudness", total):
+                key = _key(cut.recording)
+                if key not in seen:
+                    seen.add(key)
+                    yield key, cut.recording, stretches(key) if stretches else None
+
+        work = partial(_measure, target=config.target_lufs, peak_dbfs=config.peak_dbfs)
+        for (key, recording, _), result in in_order(work, recordings(), jobs):
+            if isinstance(result, BadAudio):
+                writer.skip(recording.id, source_path(recording), result.reason)
+            gains[key] = None if isinstance(result, BadAudio) else result
+        for cut in bar(read_cuts(config.input), "writing", total):
+            gain = gains[_key(cut.recording)]
+            if gain is not None:
+                writer.write(_louder(cut, gain.decibels))
+    writer.report_skipped()
+    return writer.summary(_describe([g for g in gains.values() if g is not None], config))
+
+
+def _key(recording: Recording) -> int:
+    """The same for equal recordings; ids alone may repeat in manifests that were joined."""
+    text = json.dumps(recording.to_dict(), sort_keys=True, default=str).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def _stretches(cuts: Iterator[Cut]) -> Callable[[int], np.ndarray]:
+    """A function from a recording's key to the (start, end) seconds of its cuts, joined."""
+    keys, times = array("Q"), array("d")
+    for cut in cuts:
+        keys.append(_key(cut.recording))
+        times.extend((cut.start, cut.end))
+    keys, times = np.array(keys), np.array(times).reshape(-1, 2)
+    order = np.lexsort((times[:, 0], keys))
+    keys, times = keys[order], times[order]
+
+    def of(key: int) -> np.ndarray:
+        first = np.searchsorted(keys, np.uint64(key), "left")
+        last = np.searchsorted(keys, np.uint64(key), "right")
+        joined: list[list[float]] = []
+        for start, end in times[first:last].tolist():
+            if joined and start <= joined[-1][1]:
+                joined[-1][1] = max(joined[-1][1], end)
+            else:
+                joined.append([start, end])
+        return np.array(joined)
+
+    return of
+
+
+def _measure(
+    item: tuple[int, Recording, np.ndarray | None], target: float, peak_dbfs: float
+) -> Gain:
+    from lhotse.utils import fastcopy
+
+    from rvqlm.audio.cuts import cut_blocks, recording_cut
+
+    _, recording, stretches = item
+    whole, meter = recording_cut(recording), Meter(recording.sampling_rate)
+    for start, end in stretches if stretches is not None else [(0.0, recording.duration)]:
+        for block in cut_blocks(fastcopy(whole, start=start, duration=end - start)):
+            meter.add(block)
+        meter.restart()
+    lufs = meter.loudness()
+    return Gain(lufs, meter.peak, *gain_to(lufs, meter.peak, target, peak_dbfs))
+
+
+def _louder(cut: Cut, decibels: float) -> Cut:
+    """The cut with a gain on its recording; ids stay, gains that were there are multiplied."""
+    from lhotse.augmentation import AudioTransform, Volume
+    from lhotse.utils import fastcopy
+
+    if decibels == 0:
+        return cut
+    transforms = [
+        t if isinstance(t, AudioTransform) else AudioTransform.from_dict(t)
+        for t in cut.recording.transforms or ()
+    ]
+    factor = 10 ** (decibels / 20)
+    if transforms and isinstance(transforms[-1], Volume):
+        factor *= transforms.pop().factor
+    recording = fastcopy(cut.recording, transforms=[*transforms, Volume(factor)])
+    return fastcopy(cut, recording=recording)
+
+
+def _describe(gains: list[Gain], config: LoudnessConfig) -> str:
+    measured = sorted(g.lufs for g in gains if math.isfinite(g.lufs))
+    said = [f"{len(measured)} recordings brought to {config.target_lufs:g} LUFS"]
+    if measured:
+        said[0] += f" (before: {measured[0]:.1f} to {measured[-1]:.1f})"
+    if held := [g for g in gains if g.held]:
+        least = min(g.lufs + g.decibels for g in held)
+        said.append(
+            f"{len(held)} of them stay below it, down to {least:.1f}, for their peaks "
+            f"({config.peak_dbfs:g} dBFS)"
+        )
+    if silent := len(gains) - len(measured):
+        said.append(f"{silent} silent or shorter than 400 ms, left as they are")
+    return "; ".join(said)

@@ -1,0 +1,355 @@
+"""Token directories as streams: every cut with its codes out, any stream of codes in.
+
+What exports read and imports write. `read_items` follows a manifest of token cuts; windows that
+lhotse cut out of a recording become items of their own frames. `write_token_dir` makes a directory
+as `rvqlm tokenize` does, in a temporary folder that is renamed when it is complete. Both hold one
+recording at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from lhotse import SupervisionSegment
+from lhotse.cut import MonoCut
+
+from rvqlm import __version__
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.index import locate, read_manifest, read_sidecar, require_current_split
+from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype, shard_checksum
+from rvqlm.data.store import token_cut as make_token_cut
+from rvqlm.errors import UserError
+
+CUTS_PER_SHARD = 20_000
+
+
+@dataclass
+class TokenItem:
+    """One recording's codes and what is known of it."""
+
+    id: str
+    codes: np.ndarray
+    """(T, K) integers; may be a read-only view of a shard"""
+    recording_id: str | None = None
+    channel: int | list[int] = 0
+    supervisions: list[dict] = field(default_factory=list)
+    """as lhotse keeps them, relative to the start of the codes"""
+    custom: dict = field(default_factory=dict)
+    """num_samples (true samples of the audio), scales, ends_recording, and anything else"""
+    split: str | None = None
+    """name of the split it belongs to"""
+    token_rate: float | None = None
+    """frames per second, where the input states it apart from the codec"""
+
+    def num_samples(self, info: CodecInfo) -> int:
+        """True length of the audio, or all that the codes stand for where it is not recorded."""
+        return int(self.custom.get("num_samples", info.num_samples(len(self.codes))))
+
+    def cut(self, path: str | os.PathLike, key: str, info: CodecInfo) -> MonoCut:
+        """The lhotse cut over these codes once they lie in a shard."""
+        supervisions = [SupervisionSegment.from_dict(dict(s)) for s in self.supervisions]
+        recording = self.id if self.recording_id is None else self.recording_id
+        return make_token_cut(
+            self.id, path, key, info, recording, self.channel, supervisions, custom=self.custom
+        )
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Something that could not become an item, and why."""
+
+    id: str
+    path: str
+    reason: str
+
+
+# ------------------------------------------------------------------------------------ reading
+
+
+class _Shards:
+    """Mapped shards by path; those of a directory are found there wherever it was moved to."""
+
+    def __init__(self, directory: Path | None):
+        self._directory, self._open = directory, {}
+
+    def __call__(self, path: str) -> Shard:
+        if path not in self._open:
+            here = self._directory and self._directory / "codes" / Path(path).name
+            self._open[path] = Shard(here if here and here.exists() else path)
+        return self._open[path]
+
+
+def read_items(
+    manifest: str | os.PathLike,
+    info: CodecInfo,
+    directory: str | os.PathLike | None = None,
+    split: str | None = None,
+) -> Iterator[TokenItem]:
+    """The items of a manifest of token cuts, one at a time.
+
+    Args:
+        manifest: JSONL, gzipped or not.
+        info: the codec that the tokens are of.
+        directory: token directory whose shards are preferred to the paths in the manifest.
+        split: kept in the items.
+
+    Raises `UserError` naming the cut for what is no token cut of this codec or has no shard.
+    """
+    shards = _Shards(Path(directory) if directory is not None else None)
+    for number, cut in enumerate(read_manifest(manifest), 1):
+        try:
+            yield _item(cut, info, shards, str(manifest), split)
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
+            raise UserError(f"{manifest}, cut {number}: incomplete ({e!r})") from None
+
+
+def _item(cut: dict, info: CodecInfo, shards: _Shards, where: str, split: str | None) -> TokenItem:
+    path, key, ends = locate(cut, info, where)
+    whole = Key.parse(cut["features"]["storage_key"])
+    codes = shards(path).view(key.offset, key.frames, key.codebooks, DTYPES[key.dtype])
+    custom = dict(cut.get("custom") or {})
+    first = (key.offset - whole.offset) // (key.codebooks * DTYPES[key.dtype].itemsize)
+    if key.frames < whole.frames:  # a window
+        if custom.get("scales") is not None or info.segment is not None:
+            raise UserError(
+                f"{where}: cut {cut['id']!r} is a window of a recording whose codec stores scales "
+                "for segments of its own; use the whole recording"
+            )
+        if "num_samples" in custom:
+            left = int(custom["num_samples"]) - first * info.hop
+            custom["num_samples"] = max(0, min(left, key.frames * info.hop))
+    custom.pop("ends_recording", None)
+    if not ends:
+        custom["ends_recording"] = False
+    features = cut["features"]
+    return TokenItem(
+        cut["id"],
+        codes,
+        features.get("recording_id"),
+        cut.get("channel", 0),
+        list(cut.get("supervisions") or []),
+        custom,
+        split,
+    )
+
+
+def splits_of(directory: str | os.PathLike) -> list[str]:
+    """Names of the splits of a token directory, train, valid and test first."""
+    names = [p.name[5:-9] for p in Path(directory).glob("cuts_*.jsonl.gz")]
+    order = {"train": 0, "valid": 1, "test": 2}
+    return sorted(names, key=lambda n: (order.get(n, 3), n))
+
+
+def read_token_dir(
+    directory: str | os.PathLike, splits: Sequence[str | None] = (None,)
+) -> Iterator[TokenItem]:
+    """Items of a token directory: of all cuts (None), or of some splits one after another.
+
+    Raises `UserError` for a split that there is not, or one of an older ``cuts.jsonl.gz``.
+    """
+    info = CodecInfo.from_dict(read_sidecar(directory)["codec"])
+    if any(split is not None for split in splits):
+        require_current_split(Path(directory))
+    for split in splits:
+        name = "cuts.jsonl.gz" if split is None else f"cuts_{split}.jsonl.gz"
+        if not (Path(directory) / name).exists():
+            there = ", ".join(splits_of(directory)) or "none: run rvqlm split"
+            raise UserError(f"--split {split}: no {name} in {directory}; its splits: {there}")
+        yield from read_items(Path(directory) / name, info, directory, split)
+
+
+# ------------------------------------------------------------------------------------ writing
+
+
+@contextlib.contextmanager
+def new_folder(out_dir: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill that becomes `out_dir` when the block ends, and vanishes after an error.
+
+    Raises `UserError` where there is something already: nothing is overwritten.
+    """
+    out = Path(out_dir)
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise UserError(f"--out-dir {out}: a file of that name exists; choose a folder")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out-dir {out}: not empty; choose another folder or remove this one")
+    temporary = out.absolute().with_name(f".{out.absolute().name[:100]}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, out)
+    except OSError as e:
+        # numpy reports a short write without a number
+        if e.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = e.strerror or f"could not be written ({e})"
+            raise UserError(f"--out-dir {out}: {reason}; free some space") from None
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
+            raise UserError(f"--out-dir {out}: {e.strerror}; choose another folder") from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a new token directory holds."""
+
+    num_cuts: int
+    num_frames: int
+    hours: float
+    skipped: int
+    first_skipped: Skipped | None
+
+
+def write_token_dir(
+    out_dir: str | os.PathLike,
+    info: CodecInfo,
+    items: Iterable[TokenItem | Skipped],
+    source: dict,
+    audio_manifest: str | os.PathLike | None = None,
+    cuts_per_shard: int = CUTS_PER_SHARD,
+) -> Written:
+    """Make a token directory of a stream of items; it appears complete or not at all.
+
+    Args:
+        out_dir: as the user gave it; paths in the manifests begin with it.
+        info: the codec of all of them.
+        items: in order; an item with a `split` is also listed in that split's manifest, those
+            without frames and `Skipped` ones go to ``skipped.jsonl``.
+        source: what ``tokens.json`` remembers of where they came from.
+        audio_manifest: gzipped manifest of the audio cuts to put beside the tokens, if there is
+            one.
+
+    Raises `UserError` for two items of one id, codes that the codec does not have, and where not
+    one item is usable; then nothing is left behind.
+    """
+    kept = _Totals()
+    with new_folder(out_dir) as folder, contextlib.ExitStack() as stack:
+        (folder / "codes").mkdir()
+        manifests = {None: stack.enter_context(_gzip_lines(folder / "cuts.jsonl.gz"))}
+        skips = stack.enter_context(open(folder / "skipped.jsonl", "wb"))
+        shards: list[dict] = []
+        writer: RvqMmapWriter | None = None
+        seen: set[bytes] = set()
+        dtype = code_dtype(info.codebook_size)
+        for item in items:
+            if isinstance(item, TokenItem) and len(item.codes) == 0:
+                item = Skipped(item.id, item.id, "no frames")
+            if isinstance(item, Skipped):
+                skips.write(_line(vars(item)))
+                kept.skip(item)
+                continue
+            _require_codes(item, info)
+            _require_new(item.id, seen)
+            if writer is None or kept.cuts % cuts_per_shard == 0:
+                _finish_shard(writer, shards)
+                path = folder / "codes" / f"shard-{len(shards):05d}.rvq"
+                writer = stack.enter_context(RvqMmapWriter(path, dtype=dtype))
+            key = writer.write(item.id, item.codes)
+            place = Path(out_dir) / "codes" / writer.path.name
+            line = _line(item.cut(place, key, info).to_dict())
+            manifests[None].write(line)
+            if item.split is not None:
+                if item.split not in manifests:
+                    path = folder / f"cuts_{item.split}.jsonl.gz"
+                    manifests[item.split] = stack.enter_context(_gzip_lines(path))
+                manifests[item.split].write(line)
+            kept.add(item, info)
+        _finish_shard(writer, shards)
+        if not kept.cuts:
+            first = kept.first_skipped
+            why = f"; the first of {kept.skipped}, {first.path}: {first.reason}" if first else ""
+            raise UserError(f"{out_dir}: nothing to make tokens of{why}")
+        if audio_manifest is not None:
+            shutil.copyfile(audio_manifest, folder / "audio_cuts.jsonl.gz")
+        stack.close()
+        hours = kept.samples / info.sampling_rate / 3600
+        sidecar = {
+            "codec": info.to_dict(),
+            "dtype": dtype,
+            "num_cuts": kept.cuts,
+            "num_frames": kept.frames,
+            "hours": hours,
+            "shards": shards,
+            "audio_manifest": "audio_cuts.jsonl.gz" if audio_manifest is not None else "",
+            "skipped": kept.skipped,
+            "input": source,
+            "rvqlm_version": __version__,
+        }
+        (folder / "tokens.json").write_text(json.dumps(sidecar, indent=2) + "\n")
+    return Written(kept.cuts, kept.frames, hours, kept.skipped, kept.first_skipped)
+
+
+class _Totals:
+    def __init__(self) -> None:
+        self.cuts = self.frames = self.samples = self.skipped = 0
+        self.first_skipped: Skipped | None = None
+
+    def add(self, item: TokenItem, info: CodecInfo) -> None:
+        self.cuts += 1
+        self.frames += len(item.codes)
+        self.samples += item.num_samples(info)
+
+    def skip(self, item: Skipped) -> None:
+        self.skipped += 1
+        self.first_skipped = self.first_skipped or item
+
+
+def _require_codes(item: TokenItem, info: CodecInfo) -> None:
+    codes = item.codes
+    if codes.ndim != 2 or codes.dtype.kind not in "iu" or codes.shape[1] != info.num_codebooks:
+        raise UserError(
+            f"{item.id}: a {codes.dtype} array of shape {tuple(codes.shape)} is no (T, "
+            f"{info.num_codebooks}) grid of codes of {info.name}"
+        )
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= info.codebook_size:
+        raise UserError(
+            f"{item.id}: code {low if low < 0 else high}, codec {info.name} has "
+            f"{info.codebook_size}; these are tokens of another codec, or damaged"
+        )
+
+
+def _require_new(id: str, seen: set[bytes]) -> None:
+    digest = hashlib.blake2b(id.encode(errors="surrogatepass"), digest_size=8).digest()
+    if digest in seen:
+        raise UserError(f"two items have the id {id!r}; ids name cuts, each needs its own")
+    seen.add(digest)
+
+
+def _finish_shard(writer: RvqMmapWriter | None, shards: list[dict]) -> None:
+    if writer is None:
+        return
+    writer.sync()
+    writer.close()
+    shards.append(
+        {
+            "path": f"codes/{writer.path.name}",
+            "bytes": writer.num_bytes,
+            "sha256": shard_checksum(writer.path),
+        }
+    )
+
+
+@contextlib.contextmanager
+def _gzip_lines(path: Path) -> Iterator[gzip.GzipFile]:
+    # no name and time in the header: equal content, equal bytes
+    with open(path, "wb") as raw:
+        with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as packed:
+            yield packed
+
+
+def _line(fields: dict) -> bytes:
+    try:
+        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a character, from a file name that is not UTF-8
+        return json.dumps(fields).encode() + b"\n"

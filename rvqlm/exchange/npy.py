@@ -1,0 +1,90 @@
+"""Tokens as .npy files: one (T, K) integer array per cut, and a ``manifest.jsonl`` about them.
+
+A line of the manifest has ``id``, ``path`` (below its folder), ``num_frames``, ``num_samples``,
+``text``, ``codec`` and ``fingerprint`` for whoever reads it with other programs, and all the rest
+of the token cut (``recording_id, channel, supervisions, custom, split``) for coming back.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.index import read_manifest
+from rvqlm.errors import UserError
+from rvqlm.exchange.directory import TokenItem
+from rvqlm.exchange.names import path_for_id
+
+MANIFEST = "manifest.jsonl"
+
+
+def write_npy(folder: Path, items: Iterable[TokenItem], info: CodecInfo) -> int:
+    """Write ``codes/ID.npy`` for every item and the manifest; returns their number."""
+    count = 0
+    with open(folder / MANIFEST, "w", encoding="utf-8", errors="surrogatepass") as lines:
+        for item in items:
+            path = path_for_id(folder / "codes", item.id, ".npy")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, np.ascontiguousarray(item.codes), allow_pickle=False)
+            texts = [s["text"] for s in item.supervisions if s.get("text")]
+            line = {
+                "id": item.id,
+                "path": path.relative_to(folder).as_posix(),
+                "num_frames": len(item.codes),
+                "num_samples": item.num_samples(info),
+                "text": " ".join(texts) or None,
+                "codec": info.name,
+                "fingerprint": info.fingerprint,
+                "recording_id": item.recording_id,
+                "channel": item.channel,
+                "supervisions": item.supervisions,
+                "custom": item.custom,
+                "split": item.split,
+            }
+            lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def read_npy(path: str | os.PathLike, order: str = "tk") -> np.ndarray:
+    """Codes (T, K) of a .npy file, mapped; `order` "kt" for arrays with levels first.
+
+    Raises `UserError` for what is no two-dimensional integer array.
+    """
+    try:
+        codes = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as e:
+        reason = getattr(e, "strerror", None) or " ".join(str(e).split()) or type(e).__name__
+        raise UserError(f"{path}: no .npy array of codes: {reason[:200]}") from None
+    if not isinstance(codes, np.ndarray) or codes.ndim != 2 or codes.dtype.kind not in "iu":
+        found = f"{codes.dtype} array of shape {codes.shape}" if hasattr(codes, "dtype") else "zip"
+        raise UserError(f"{path}: a {found}; codes are a (T, K) integer array")
+    return codes if order == "tk" else codes.T
+
+
+def read_npy_manifest(manifest: Path) -> Iterator[TokenItem]:
+    """The items that `write_npy` wrote, one at a time; `UserError` naming a line that is wrong."""
+    for number, line in enumerate(read_manifest(manifest), 1):
+        try:
+            codes = read_npy(manifest.parent / line["path"])
+            if len(codes) != line["num_frames"]:
+                raise UserError(
+                    f"{manifest}, entry {number}: {line['path']} has {len(codes)} frames, listed "
+                    f"are {line['num_frames']}; export again"
+                )
+            yield TokenItem(
+                str(line["id"]),
+                codes,
+                line.get("recording_id"),
+                line.get("channel", 0),
+                list(line.get("supervisions") or []),
+                dict(line.get("custom") or {"num_samples": line["num_samples"]}),
+                line.get("split"),
+            )
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{manifest}, entry {number}: incomplete ({e!r})") from None

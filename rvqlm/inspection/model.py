@@ -1,0 +1,190 @@
+"""What a checkpoint, an experiment, codec weights or an audio file is."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.errors import UserError
+
+Found = tuple[str, dict, CodecInfo | None]
+
+
+def look_at_weights(path: Path, start: bytes) -> Found | None:
+    """A checkpoint, or a file of codec weights; None for what is neither."""
+    name = path.name.lower()
+    if zipfile.is_zipfile(path) or name.endswith((".pt", ".pth", ".th", ".ckpt", ".bin")):
+        return _torch_file(path)
+    if name.endswith(".safetensors"):
+        return _safetensors(path)
+    return None
+
+
+def _torch_file(path: Path) -> Found:
+    import torch
+
+    try:
+        # mapped: the tensors of a large checkpoint stay on the disk
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as e:  # torch raises half a dozen types for damaged files, OSError among them
+        state = None
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
+    if isinstance(state, dict) and {"model_name", "model_config", "codec"} <= state.keys():
+        return _checkpoint(state)
+    found = None if state is None else _codec(path)
+    if found is not None:
+        return found
+    if state is None:
+        raise UserError(f"{path}: no checkpoint or codec weights that torch reads ({reason})")
+    keys = list(state)[:8] if isinstance(state, dict) else type(state).__name__
+    return "PyTorch file (no checkpoint of rvqlm trainer)", {"holds": str(keys)}, None
+
+
+def _checkpoint(state: dict) -> Found:
+    tensors = [t for t in state["model"].values() if hasattr(t, "numel")]
+    config = state["model_config"]
+    facts = {
+        "model": state["model_name"],
+        "parameters": sum(t.numel() for t in tensors),
+        "model_config": ", ".join(f"{k} {v}" for k, v in config.items()),
+        "step": state.get("step"),
+        "epoch": state.get("epoch"),
+        "frames_trained": state.get("total_frames"),
+        "hours_of_training": state["elapsed"] / 3600 if state.get("elapsed") else None,
+        "best": _plain(state.get("best")),
+        "averaged_weights": state.get("ema") is not None,
+        "rvqlm_version": state.get("rvqlm_version"),
+    }
+    return "checkpoint", _known(facts), CodecInfo.from_dict(state["codec"])
+
+
+def _plain(values):
+    if isinstance(values, dict):
+        return {k: _plain(v) for k, v in values.items()}
+    return values.item() if hasattr(values, "numel") and values.numel() == 1 else values
+
+
+def _known(facts: dict) -> dict:
+    return {k: v for k, v in facts.items() if v is not None and v != {}}
+
+
+def look_at_experiment(path: Path) -> Found:
+    """A folder with checkpoints: its best one, and what its log says last."""
+    which = "best" if (path / "best.pt").is_file() else "latest"
+    _, of_model, info = _torch_file(path / f"{which}.pt")
+    facts = {"checkpoint": f"{which}.pt", **of_model}
+    last = _last_line(path / "metrics.jsonl")
+    if last is not None:
+        facts["last_metrics"] = {
+            k: v for k, v in last.items() if isinstance(v, (int, float, str)) and len(str(v)) < 40
+        }
+    try:
+        commands = json.loads((path / "run.json").read_text())["commands"]
+        facts["starts"], facts["command"] = len(commands), commands[-1]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        pass
+    facts["samples"] = sum(1 for _ in (path / "samples").glob("*.wav"))
+    return "experiment", facts, info
+
+
+def _last_line(path: Path) -> dict | None:
+    """The last whole line of a JSONL log, read from its end."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, path.stat().st_size - 65536))
+            for line in reversed(file.read().splitlines()):
+                try:
+                    found = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(found, dict):
+                    return found
+    except OSError:
+        pass
+    return None
+
+
+def _safetensors(path: Path) -> Found:
+    found = _codec(path)
+    if found is not None:
+        return found
+    if (path.parent / "config.json").is_file():
+        return look_at_codec(path.parent)
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            keys = list(file.keys())
+            return (
+                "safetensors file (no codec that rvqlm knows)",
+                {"tensors": len(keys), "first": ", ".join(keys[:4]), **(file.metadata() or {})},
+                None,
+            )
+    except SafetensorError as e:
+        raise UserError(f"{path}: a damaged safetensors file ({str(e)[:150]})") from None
+
+
+def look_at_codec(folder: Path) -> Found:
+    """A folder with ``config.json``: a codec in transformers' format, or some other model."""
+    from rvqlm.codecs.registry import load_codec
+
+    try:
+        kind = str(json.loads((folder / "config.json").read_text()).get("model_type"))
+    except (OSError, ValueError, AttributeError) as e:
+        raise UserError(f"{folder / 'config.json'}: not a model configuration ({e})") from None
+    try:
+        info = load_codec(folder).info
+    except UserError as e:
+        return f"transformers folder, model type {kind}, no codec", {"reason": str(e)}, None
+    return "codec weights", {"model_type": kind}, info
+
+
+def _codec(path: Path) -> Found | None:
+    """Codec weights in one file, by loading them; None if they are not."""
+    from rvqlm.codecs.registry import load_codec
+
+    try:
+        return "codec weights", {}, load_codec(path).info
+    except UserError:
+        return None
+
+
+def look_at_audio(path: Path, start: bytes) -> Found | None:
+    """An audio file; None for what libsndfile and, going by its name, ffmpeg do not read."""
+    import soundfile
+
+    try:
+        about = soundfile.info(str(path))
+    except soundfile.LibsndfileError:
+        return _media(path)
+    facts = {
+        "seconds": about.duration,
+        "sampling_rate": about.samplerate,
+        "channels": about.channels,
+        "samples": about.frames,
+        "format": f"{about.format} {about.subtype}",
+    }
+    return "audio", facts, None
+
+
+def _media(path: Path) -> Found | None:
+    """Audio in a format that ffmpeg decodes; its length only decoding would tell."""
+    from rvqlm.audio.read import AUDIO_SUFFIXES, BadAudio, probe
+
+    if path.suffix.lower() not in AUDIO_SUFFIXES:
+        return None
+    try:
+        about = probe(path)
+    except BadAudio as e:
+        raise UserError(str(e)) from None
+    facts = {
+        "seconds": about.num_samples / about.sampling_rate if about.num_samples else None,
+        "sampling_rate": about.sampling_rate,
+        "channels": about.num_channels,
+        "format": f"{path.suffix[1:]}, read by ffmpeg",
+    }
+    return "audio", facts, None

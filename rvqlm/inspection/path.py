@@ -1,0 +1,296 @@
+"""What a file or folder is: one function that looks at names and first bytes and asks the right
+reader.
+
+`look` returns a `Look`: the kind of thing, its facts by name in the order they are shown, and,
+where it holds tokens, counts of a sample of its codes. Nothing large is read whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.index import MAGIC as INDEX_MAGIC
+from rvqlm.data.index import index_path, read_sidecar, same_file
+from rvqlm.data.store import DTYPES, Shard
+from rvqlm.errors import UserError
+from rvqlm.exchange.codec import codec_beside, read_codec
+from rvqlm.exchange.directory import TokenItem, splits_of
+from rvqlm.exchange.npq import read_npq
+from rvqlm.exchange.npq_layouts import MAGIC as NPQ_MAGIC
+from rvqlm.exchange.npy import MANIFEST, read_npy
+from rvqlm.exchange.shar import shar_files
+from rvqlm.exchange.source import open_tokens
+from rvqlm.inspection import model as inspect_model
+from rvqlm.inspection.codes import CodeCounts, count_codes
+from rvqlm.inspection.manifest import look_at_manifest
+
+MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yml", ".yaml.gz")
+_FRAMES_A_CUT = 1000  # a shard does not know its cuts
+_MOST_FILES = 100_000  # of a folder without a meaning of its own
+
+
+@dataclass
+class Look:
+    """What something is."""
+
+    kind: str
+    facts: dict = field(default_factory=dict)
+    """values for JSON, in the order to show them"""
+    codec: CodecInfo | None = None
+    codes: CodeCounts | None = None
+    problems: list[str] = field(default_factory=list)
+
+
+def look(path: str | os.PathLike, max_cuts: int = 1000, layout: str | None = None) -> Look:
+    """Find out what a path is.
+
+    Args:
+        path: a file or folder.
+        max_cuts: how many cuts to count the codes of, spread over all; 0: none.
+        layout: of an NPQ file that fits several, see `npq_layouts`.
+
+    Raises `UserError` for what does not exist, is damaged, or is nothing known.
+    """
+    path = Path(path)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            return _folder(path, max_cuts)
+        if not stat.S_ISREG(mode):
+            raise UserError(f"{path}: neither a file nor a folder")
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+    found = _file(path, start, max_cuts, layout)
+    found.facts = {"bytes": path.stat().st_size, **found.facts}
+    return found
+
+
+def _file(path: Path, start: bytes, max_cuts: int, layout: str | None) -> Look:
+    name = path.name.lower()
+    if start.startswith(NPQ_MAGIC):
+        return _npq(path, max_cuts, layout)
+    if layout is not None:
+        raise UserError(f"--layout {layout} is for NPQ files; {path} is none")
+    if not start:
+        raise UserError(f"{path}: an empty file")
+    if start.startswith(INDEX_MAGIC):
+        return _index(path)
+    if start.startswith(b"\x93NUMPY"):
+        return _npy(path, max_cuts)
+    if name == "tokens.json":
+        return _folder(path.parent, max_cuts)
+    if name == "codec.json":
+        return Look("codec description", codec=read_codec(path)[0])
+    if name == MANIFEST and (path.parent / "codec.json").is_file():
+        return _folder(path.parent, max_cuts)
+    if name.endswith(".rvq"):
+        return _shard(path, max_cuts)
+    if name.endswith(".npq"):
+        read_npq(path)  # says what is wrong with it
+    if name.endswith(MANIFEST_SUFFIXES):
+        kind, facts, info = look_at_manifest(path)
+        codes = None
+        if kind == "manifest of token cuts" and max_cuts:
+            source = open_tokens([path])
+            info = source.info
+            codes = count_codes(source.items, info.codebook_size, max_cuts, facts["cuts"])
+        return Look(kind, facts, info, codes)
+    for reader in (inspect_model.look_at_weights, inspect_model.look_at_audio):
+        if found := reader(path, start):
+            return Look(*found)
+    raise UserError(
+        f"{path}: nothing that rvqlm knows; known are token directories, lhotse manifests, .rvq "
+        "shards, indices, NPQ, .npy, Shar, checkpoints, experiments, codec weights and audio"
+    )
+
+
+# ---------------------------------------------------------------------------------- tokens
+
+
+def _npq(path: Path, max_cuts: int, layout: str | None) -> Look:
+    header, codes = read_npq(path, layout)
+    facts = {
+        "layout": f"{header.layout}:{header.order}",
+        "num_codebooks": header.num_codebooks,
+        "num_frames": header.num_frames,
+        "seconds": header.seconds,
+        "token_rate": header.token_rate,
+        "orig_kbps": header.orig_kbps,
+        "vocab_sizes": list(header.vocab_sizes) if header.vocab_sizes else None,
+        "dtype": header.dtype.name,
+        "payload_offset": header.offset,
+    }
+    size = max(header.vocab_sizes) if header.vocab_sizes else None
+    counts = count_codes([TokenItem(path.name, codes)], size) if max_cuts else None
+    return Look("NPQ file", facts, codec_beside(path), counts)
+
+
+def _npy(path: Path, max_cuts: int) -> Look:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as e:
+        raise UserError(f"{path}: a damaged .npy file ({' '.join(str(e).split())[:200]})") from None
+    facts = {"shape": list(array.shape), "dtype": array.dtype.name}
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        return Look("numpy array (no tokens: those are two-dimensional integers)", facts)
+    info = codec_beside(path)
+    size = info.codebook_size if info else None
+    counts = None
+    if max_cuts and array.size and int(array.min()) >= 0 and array.shape[1] <= 1024:
+        counts = count_codes([TokenItem(path.name, read_npy(path))], size)
+    return Look("numpy array of codes, read as (T, K)", facts, info, counts)
+
+
+def _shard(path: Path, max_cuts: int) -> Look:
+    """A shard has no header: the directory it lies in says what is in it."""
+    folder = path.absolute().parent.parent
+    kind = "token shard"
+    if not (folder / "tokens.json").is_file():
+        return Look(kind, {"note": f"no {folder / 'tokens.json'}, which says what is in a shard"})
+    sidecar = read_sidecar(folder)
+    info, dtype = CodecInfo.from_dict(sidecar["codec"]), DTYPES[sidecar["dtype"]]
+    entry = next((s for s in sidecar.get("shards", []) if Path(s["path"]).name == path.name), None)
+    problems = []
+    size = path.stat().st_size
+    if entry is None:
+        problems.append(f"{folder / 'tokens.json'} does not list this shard")
+    elif entry["bytes"] != size:
+        problems.append(f"{size} bytes, {folder / 'tokens.json'} says {entry['bytes']}")
+    K = info.num_codebooks
+    frames = size // (K * dtype.itemsize)
+    facts = {"token_directory": str(folder), "dtype": dtype.name, "num_frames": frames}
+    counts = None
+    if max_cuts:
+        codes = Shard(path).view(0, min(frames, max_cuts * _FRAMES_A_CUT), K, dtype)
+        counts = count_codes([TokenItem(path.name, codes)], info.codebook_size)
+    return Look(kind, facts, info, counts, problems)
+
+
+def _index(path: Path) -> Look:
+    try:
+        with open(path, "rb") as file:
+            file.seek(8)
+            size = int.from_bytes(file.read(8), "little")
+            if size > path.stat().st_size:
+                raise ValueError("cut short")
+            header = json.loads(file.read(size))
+        facts = {k: header[k] for k in ("num_cuts", "num_frames", "hours", "dtype", "fingerprint")}
+        facts["shards"] = len(header["shards"])
+        manifest = path.parent / header["manifest"]["name"]
+        facts["manifest"] = manifest.name
+        info = CodecInfo.from_dict(header["codec"])
+        current = same_file(manifest, header["manifest"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{path}: a damaged index ({e!r}); run rvqlm index again") from None
+    problem = f"{manifest} is not what it was made of; run rvqlm index again"
+    return Look("index of a split", facts, info, problems=[] if current else [problem])
+
+
+# --------------------------------------------------------------------------------- folders
+
+
+def _folder(path: Path, max_cuts: int) -> Look:
+    if (path / "tokens.json").is_file():
+        return _token_dir(path, max_cuts)
+    if (path / "latest.pt").is_file() or (path / "best.pt").is_file():
+        kind, facts, info = inspect_model.look_at_experiment(path)
+        return Look(kind, facts, info)
+    if (path / "codec.json").is_file() or shar_files(path)[0]:
+        return _export(path, max_cuts)
+    if (path / "config.json").is_file():
+        kind, facts, info = inspect_model.look_at_codec(path)
+        return Look(kind, facts, info)
+    return _plain_folder(path)
+
+
+def _token_dir(path: Path, max_cuts: int) -> Look:
+    sidecar = read_sidecar(path)
+    info = CodecInfo.from_dict(sidecar["codec"])
+    shards = sidecar.get("shards", [])
+    splits: dict[str, str] = {}
+    problems = []
+    for split in splits_of(path):
+        index = index_path(path, split)
+        if index.exists():
+            seen = _index(index)
+            splits[split] = f"{seen.facts['num_cuts']} cuts, {seen.facts['hours']:.2f} h, indexed"
+            problems += seen.problems
+        else:
+            splits[split] = "no index: run rvqlm index"
+    for shard in shards:
+        file = path / shard["path"]
+        size = file.stat().st_size if file.exists() else None
+        if size != shard["bytes"]:
+            found = "missing" if size is None else f"{size} bytes instead of {shard['bytes']}"
+            problems.append(f"{file}: {found}")
+    facts = {
+        "cuts": sidecar.get("num_cuts"),
+        "hours": sidecar.get("hours"),
+        "num_frames": sidecar.get("num_frames"),
+        "dtype": sidecar.get("dtype"),
+        "shards": len(shards),
+        "token_bytes": sum(s["bytes"] for s in shards),
+        "splits": splits or "none: run rvqlm split",
+        "skipped": sidecar.get("skipped"),
+        "input": (sidecar.get("input") or {}).get("path"),
+        "rvqlm_version": sidecar.get("rvqlm_version"),
+    }
+    counts = None
+    if max_cuts and not problems:
+        source = open_tokens([path])
+        counts = count_codes(source.items, info.codebook_size, max_cuts, source.count)
+    return Look("token directory", facts, info, counts, problems)
+
+
+def _export(path: Path, max_cuts: int) -> Look:
+    info, fields = None, {}
+    if (path / "codec.json").is_file():
+        info, fields = read_codec(path / "codec.json")
+    source = open_tokens([path])
+    facts = {"splits": ", ".join(fields.get("splits") or []) or "none"} if fields else {}
+    if source.count:
+        facts["files"] = source.count
+    kind = {"shar": "lhotse Shar of tokens", "npy": "export of tokens as .npy files"}
+    counts = None
+    if max_cuts:
+        size = (source.info or info).codebook_size if source.info or info else None
+        counts = count_codes(source.items, size, max_cuts, source.count)
+    return Look(kind.get(source.kind, f"folder of {source.kind}"), facts, source.info, counts)
+
+
+def _plain_folder(path: Path) -> Look:
+    """A folder that means nothing by itself: what is in it."""
+    from rvqlm.audio.read import AUDIO_SUFFIXES
+
+    kinds: Counter[str] = Counter()
+    seen = 0
+    for _, folders, names in os.walk(path):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            kinds["audio" if suffix in AUDIO_SUFFIXES else suffix or "no suffix"] += 1
+        seen += len(names)
+        if seen > _MOST_FILES:
+            break
+    known = {
+        "audio": "folder of audio: rvqlm tokenize reads it",
+        ".npq": "folder of NPQ files: rvqlm npq info and rvqlm npq import read it",
+        ".npy": "folder of .npy files: rvqlm import reads it",
+    }
+    for suffix, words in known.items():
+        if kinds[suffix]:
+            most = f"more than {_MOST_FILES}: " if seen > _MOST_FILES else ""
+            files = most + ", ".join(f"{n} {s}" for s, n in kinds.most_common(6))
+            return Look(words, {"files": files})
+    held = ", ".join(f"{n} {s}" for s, n in kinds.most_common(6)) or "nothing"
+    raise UserError(f"{path}: a folder of nothing that rvqlm knows ({held})")

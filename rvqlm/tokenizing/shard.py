@@ -1,0 +1,288 @@
+"""One shard of a token directory: encode a range of items, killable at any moment.
+
+Codes go to ``codes/shard-NNNNN.rvq``; after each item one line goes to ``parts/shard-NNNNN.jsonl``
+with all that the final manifests need. An item is done when its line is there and the codes it
+names are in the shard. A new start truncates both files to the last done item and goes on with the
+next, so that the result does not depend on how often, or where, work was interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rvqlm.audio.load import AudioConfig
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, shard_checksum, token_cut
+from rvqlm.errors import UserError
+from rvqlm.tokenizing.encode import Done, Encoder
+from rvqlm.tokenizing.inputs import Item
+from rvqlm.tokenizing.reading import QUEUED_BLOCKS, ReadAhead
+
+LOCK_SECONDS = 10.0
+"""How long to wait for another process's lock: one that was killed a moment ago frees it soon."""
+
+
+@dataclass
+class Progress:
+    """What a shard's worker has done in this run; passed to its `report` callback."""
+
+    resumed: int = 0
+    """items that earlier runs had done"""
+    items: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    """of audio encoded"""
+    encode_seconds: float = 0.0
+    """of wall time spent in the codec"""
+    wall_seconds: float = 0.0
+    """of wall time spent in all"""
+    speeds: dict[str, float] | None = None
+    """seconds of audio per second of work for each new item, by id, where that is wanted"""
+
+    def add(self, done: Done) -> None:
+        self.items += 1
+        self.skipped += done.reason is not None
+        self.seconds += done.seconds
+        self.encode_seconds += done.encode_seconds
+        if self.speeds is not None and done.reason is None:
+            self.speeds[done.item.id] = done.seconds / max(1e-9, done.wall_seconds)
+
+
+def shard_path(out_dir: str | os.PathLike, shard: int) -> Path:
+    return Path(out_dir) / "codes" / f"shard-{shard:05d}.rvq"
+
+
+def log_path(out_dir: str | os.PathLike, shard: int) -> Path:
+    return Path(out_dir) / "parts" / f"shard-{shard:05d}.jsonl"
+
+
+def done_path(out_dir: str | os.PathLike, shard: int) -> Path:
+    """Written when all items of the shard are done: {"items", "bytes", "sha256"}."""
+    return log_path(out_dir, shard).with_suffix(".done")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file so that it is there completely or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def disk_error(error: OSError, path: str | os.PathLike) -> UserError | OSError:
+    """`UserError` for a full disk while writing `path`, else the error itself."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return error
+    return UserError(
+        f"{path}: {os.strerror(error.errno)}; free some space and run the same command again, "
+        "finished items are kept"
+    )
+
+
+class ShardLog:
+    """The line-per-item log of one shard, locked against a second process.
+
+    Opening it drops a torn last line, and lines whose codes did not reach the shard (a power
+    failure can do that; a kill cannot, codes are written first).
+    """
+
+    def __init__(self, out_dir: str | os.PathLike, shard: int):
+        self.path = log_path(out_dir, shard)
+        self._file = open(self.path, "ab+", buffering=0)  # noqa: SIM115
+        self._lock()
+        codes = shard_path(out_dir, shard)
+        available = codes.stat().st_size if codes.exists() else 0
+        self.items, self.codes_end, self._end = 0, 0, 0
+        self.unfinished_group: tuple[int, int] | None = None
+        """(first item, items) of the group that the last item is of, if others are to come"""
+        with open(self.path, "rb") as lines:
+            self._recover(lines, available)
+        self._file.truncate(self._end)
+
+    def _recover(self, lines: Iterable[bytes], available: int) -> None:
+        """Count the lines that are whole and whose codes lie within `available` bytes."""
+        for line in lines:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                fields = json.loads(line)
+                end = codes_end(fields)
+            except (ValueError, KeyError):
+                break
+            if end is not None and end > available:
+                break
+            self.items += 1
+            self._end += len(line)
+            self.codes_end = self.codes_end if end is None else end
+            first, size = fields.get("group") or (self.items - 1, 1)
+            self.unfinished_group = None if first + size == self.items else (first, size)
+
+    def _lock(self) -> None:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() > deadline:
+                    self._file.close()
+                    raise UserError(
+                        f"{self.path}: another rvqlm tokenize is writing this folder; wait for it "
+                        "or stop it"
+                    ) from None
+                time.sleep(0.05)
+
+    def append(self, line: dict) -> None:
+        """Add an item; on an error (a full disk) the log is as it was before."""
+        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        view, written = memoryview(data), 0
+        try:
+            while written < len(view):
+                written += self._file.write(view[written:])
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end += len(data)
+        self.items += 1
+
+    def sync(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> ShardLog:
+        return self
+
+    def __exit__(self, *args) -> None:
+        self.close()
+
+
+def codes_end(line: dict) -> int | None:
+    """Bytes of the shard that a line of the log needs; None for a skipped item."""
+    if "skip" in line:
+        return None
+    return Key.parse(line["cut"]["features"]["storage_key"]).end
+
+
+def encode_shard(
+    encoder: Encoder,
+    items: Callable[[int], Iterable[Item]],
+    num_items: int,
+    out_dir: str | os.PathLike,
+    shard: int,
+    config: AudioConfig = AudioConfig(),  # noqa: B008 - frozen
+    report: Callable[[Progress], None] = lambda progress: None,
+    speeds: bool = False,
+) -> Progress:
+    """Encode the items of one shard that are not done yet and mark it done.
+
+    Args:
+        encoder: the codec and how it is used.
+        items: called with n, yields the shard's items from the n-th on.
+        num_items: how many there are in all.
+        out_dir: the token directory, with folders ``codes`` and ``parts``.
+        shard: number of the shard.
+        config: what is done to the audio.
+        report: called with the running totals of this call after every item.
+        speeds: whether these tell the speed of every item.
+
+    Raises `UserError` for a full disk and for audio too long for the memory; items that are
+    merely bad are skipped and logged with the reason.
+    """
+    info, progress = encoder.codec.info, Progress(speeds={} if speeds else None)
+    dtype, path = code_dtype(info.codebook_size), shard_path(out_dir, shard)
+    try:
+        with ShardLog(out_dir, shard) as log:
+            progress.resumed = log.items
+            with RvqMmapWriter(path, "a", dtype, valid_bytes=log.codes_end) as writer:
+                for done in _encoded(encoder, items, num_items, log, config):
+                    log.append(_line(done, writer, info, dtype))
+                    progress.add(done)
+                    report(progress)
+                writer.sync()
+                size = writer.num_bytes
+            log.sync()
+            if log.items != num_items:
+                raise UserError(
+                    f"{log.path}: {log.items} items where {num_items} were listed; the input "
+                    "changed while it was read: remove the output folder and run again"
+                )
+            done = {"items": num_items, "bytes": size, "sha256": shard_checksum(path)}
+            write_atomic(done_path(out_dir, shard), json.dumps(done))
+    except OSError as e:
+        raise disk_error(e, path) from None
+    return progress
+
+
+def _encoded(
+    encoder: Encoder,
+    items: Callable[[int], Iterable[Item]],
+    num_items: int,
+    log: ShardLog,
+    config: AudioConfig,
+) -> Iterator[Done]:
+    """The items after those in the log, with their codes.
+
+    A group of items that are encoded together is made again from its beginning, if only some of
+    it is in the log: other company could round a code in another way.
+    """
+    begin, size = log.unfinished_group or (log.items, None)
+    known = log.items - begin
+    if begin == num_items:
+        return
+    blocks = max(QUEUED_BLOCKS, 4 * encoder.batch_size)
+    began = time.perf_counter()
+    with ReadAhead(items(begin), encoder.codec.info, config, blocks) as reading:
+        pieces = iter(reading)
+        while group := encoder.group(pieces, size):
+            wall = (time.perf_counter() - began) / len(group)
+            for i, done in enumerate(group):
+                done.wall_seconds = wall
+                done.group = None if len(group) == 1 else (begin, len(group))
+                if i >= known:
+                    yield done
+            begin, size, known = begin + len(group), None, 0
+            began = time.perf_counter()
+
+
+def _line(done: Done, writer: RvqMmapWriter, info: CodecInfo, dtype: str) -> dict:
+    """Store the codes of an item; returns its line in the log."""
+    if done.reason is not None:
+        item = done.item
+        line: dict = {"skip": {"id": item.id, "path": item.path, "reason": done.reason}}
+    else:
+        stream, cut = done.stream, done.stream.cut
+        custom = {
+            k: v for k, v in (cut.custom or {}).items() if isinstance(v, (str, int, float, bool))
+        }
+        if done.scales is not None:
+            custom["scales"] = done.scales
+        token = token_cut(
+            done.item.id,
+            writer.storage_path,
+            writer.write(done.item.id, done.codes.astype(dtype, copy=False)),
+            info,
+            recording_id=cut.recording.id,
+            channel=0 if isinstance(cut.channel, list) else cut.channel,
+            supervisions=cut.supervisions,
+            num_samples=stream.num_samples,
+            ends_recording=stream.ends_recording,
+            custom=custom,
+        )
+        line = {"cut": token.to_dict(), "audio": cut.to_dict()}
+    if done.group is not None:
+        line["group"] = done.group
+    return line

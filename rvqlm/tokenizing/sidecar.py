@@ -1,0 +1,167 @@
+"""From finished shards to a token directory: manifests, list of skipped files, ``tokens.json``.
+
+The sidecar ``tokens.json`` is written last and all at once, so a directory that has one is
+complete. Everything in it follows from the input: two runs over the same audio, interrupted or
+not, leave the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from rvqlm import __version__
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.store import code_dtype
+from rvqlm.errors import UserError
+from rvqlm.tokenizing.shard import disk_error, done_path, log_path, shard_path, write_atomic
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished token directory holds."""
+
+    num_cuts: int
+    num_frames: int
+    hours: float
+    skipped: int
+    first_skipped: dict | None
+    token_bytes: int
+    pcm_bytes: int
+    """of the audio that was encoded, as it came: its rate and channels, 16 bit"""
+
+
+def finish(
+    out_dir: str, num_shards: int, info: CodecInfo, identity: dict[str, dict | str]
+) -> Summary:
+    """Merge the shards' logs into the manifests and write the sidecar.
+
+    Args:
+        out_dir: as the user gave it: paths in the manifests begin with it.
+        num_shards: all of them done.
+        info: the codec.
+        identity: what the sidecar remembers of the input and of what was done to it.
+
+    Raises `UserError`, leaving no sidecar, if not one item could be used or the disk is full.
+    """
+    out = Path(out_dir)
+    frames = samples = cuts = skipped = pcm = 0
+    first = None
+    try:
+        with (
+            _atomic(out / "cuts.jsonl.gz") as token_cuts,
+            _atomic(out / "audio_cuts.jsonl.gz") as audio_cuts,
+            _atomic(out / "skipped.jsonl") as skips,
+        ):
+            for shard in range(num_shards):
+                path = str(shard_path(out_dir, shard))
+                with open(log_path(out, shard), "rb") as lines:
+                    for line in map(json.loads, lines):
+                        if "skip" in line:
+                            skips.write(_line(line["skip"]))
+                            skipped, first = skipped + 1, first or line["skip"]
+                            continue
+                        cut = line["cut"]
+                        cut["features"]["storage_path"] = path  # the folder may have been renamed
+                        token_cuts.write(_line(cut))
+                        audio_cuts.write(_line(line["audio"]))
+                        cuts += 1
+                        frames += cut["features"]["num_frames"]
+                        samples += cut["custom"]["num_samples"]
+                        pcm += pcm_bytes(line["audio"])
+            if not cuts:
+                raise _NothingUsable
+        shards = []
+        for shard in range(num_shards):
+            done = json.loads(done_path(out, shard).read_text())
+            name = shard_path("", shard).as_posix()
+            shards.append({"path": name, "bytes": done["bytes"], "sha256": done["sha256"]})
+        hours = samples / info.sampling_rate / 3600
+        sidecar = {
+            "codec": info.to_dict(),
+            "dtype": code_dtype(info.codebook_size),
+            "num_cuts": cuts,
+            "num_frames": frames,
+            "hours": hours,
+            "shards": shards,
+            "audio_manifest": "audio_cuts.jsonl.gz",
+            "skipped": skipped,
+            "pcm_bytes": pcm,
+            **identity,
+            "rvqlm_version": __version__,
+        }
+        write_atomic(out / "tokens.json", json.dumps(sidecar, indent=2) + "\n")
+    except _NothingUsable:
+        _list_skipped(out, num_shards)
+        clean_up(out_dir, num_shards)
+        raise UserError(
+            f"{out_dir}: not one of {skipped} items could be tokenized; the first, "
+            f"{first['path']}: {first['reason']} (all of them in {out / 'skipped.jsonl'})"
+        ) from None
+    except OSError as e:
+        raise disk_error(e, out) from None
+    remove_parts(out_dir)
+    return Summary(cuts, frames, hours, skipped, first, sum(s["bytes"] for s in shards), pcm)
+
+
+def pcm_bytes(audio_cut: dict) -> int:
+    """Size of a cut's audio at its own rate and channels in 16 bits."""
+    channels = len(audio_cut["channel"]) if isinstance(audio_cut["channel"], list) else 1
+    samples = round(audio_cut["duration"] * audio_cut["recording"]["sampling_rate"])
+    return 2 * channels * samples
+
+
+def remove_parts(out_dir: str) -> None:
+    """Drop the logs that a finished directory no longer needs."""
+    shutil.rmtree(Path(out_dir) / "parts", ignore_errors=True)
+
+
+def clean_up(out_dir: str, num_shards: int) -> None:
+    """Drop shards and logs of a run that came to nothing, so that the next one starts afresh."""
+    for shard in range(num_shards):
+        shard_path(out_dir, shard).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (Path(out_dir) / "codes").rmdir()
+    remove_parts(out_dir)
+
+
+class _NothingUsable(Exception):
+    pass
+
+
+def _list_skipped(out: Path, num_shards: int) -> None:
+    with _atomic(out / "skipped.jsonl") as skips:
+        for shard in range(num_shards):
+            for line in log_path(out, shard).read_bytes().splitlines():
+                skips.write(_line(json.loads(line)["skip"]))
+
+
+def _line(fields: dict) -> bytes:
+    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+
+
+@contextlib.contextmanager
+def _atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file, gzipped if its name says so, that appears when the block ends without an error."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as raw:
+            if path.suffix == ".gz":
+                # no name and time in the header: equal content, equal bytes
+                with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as packed:
+                    yield packed
+            else:
+                yield raw
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,124 @@
+"""What `rvqlm tokenize` says: before a dry run, and at the end per file and in all."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.codecs.base import Codec
+from rvqlm.data.store import DTYPES, code_dtype
+from rvqlm.tokenizing.inputs import Listing
+from rvqlm.tokenizing.progress import ProgressLine, clock
+from rvqlm.tokenizing.sidecar import Summary, pcm_bytes
+
+FEW_FILES = 50
+"""Up to so many, each has a line of its own."""
+
+
+def wants_per_file(setting: str, items: int) -> bool:
+    return setting == "yes" or (setting == "auto" and items <= FEW_FILES)
+
+
+def describe_plan(
+    path: str, out_dir: str, codec: Codec, listing: Listing, continued: bool, settings: tuple
+) -> None:
+    """What a dry run shows; `settings` are jobs, chunk_seconds and batch_size."""
+    info, (jobs, chunk_seconds, batch_size) = codec.info, settings
+    rate = float(info.frame_rate)
+    print(f"input      {path}: {len(listing)} items", end="")
+    print(f", {listing.hours:.2f} h" if listing.hours is not None else "")
+    print(f"codec      {describe_codec(info)}")
+    if codec.bounded_memory:
+        print(f"files      in chunks of {chunk_seconds:g} s, {batch_size} files together")
+    else:
+        print("files      whole (the codec cannot be interrupted)")
+    if listing.hours is not None:
+        token_bytes = info.num_codebooks * DTYPES[code_dtype(info.codebook_size)].itemsize
+        frames = listing.hours * 3600 * rate
+        print(f"tokens     about {frames:.0f} frames, {frames * token_bytes / 1e6:.1f} MB")
+    print(f"out        {out_dir}, {'continued' if continued else 'new'}, {jobs} processes")
+    print("dry run: nothing written")
+
+
+def describe_codec(info: CodecInfo) -> str:
+    return (
+        f"{info.name} [{info.fingerprint}]: {info.sampling_rate} Hz, {info.num_codebooks} x "
+        f"{info.codebook_size}, {float(info.frame_rate):.2f} frames/s, "
+        f"{info.bitrate / 1000:.2f} kbps"
+    )
+
+
+def print_summary(
+    out_dir: str,
+    summary: Summary,
+    info: CodecInfo,
+    line: ProgressLine,
+    per_file: bool,
+    world_size: int = 1,
+) -> None:
+    """What there is now, and how fast that went (of several ranks: on this one)."""
+    print(f"codec {describe_codec(info)}")
+    if per_file:
+        for text in per_file_lines(Path(out_dir), info, line.speeds):
+            print(text)
+    seconds = summary.hours * 3600
+    print(
+        f"{out_dir}: {summary.num_cuts} cuts, {summary.hours:.2f} h, {summary.num_frames} frames "
+        f"of {info.num_codebooks} codes; {size(summary.token_bytes)}, "
+        f"{summary.token_bytes * 8 / 1000 / seconds:.2f} kbps as stored, "
+        f"{summary.pcm_bytes / summary.token_bytes:.1f} times less than {size(summary.pcm_bytes)} "
+        "of 16-bit PCM"
+    )
+    if line.seconds:
+        print(
+            ("" if world_size == 1 else "this rank: ")
+            + f"{line.seconds / line.elapsed:.1f}x real time in {clock(line.elapsed)}, "
+            f"{1 - line.encode_share:.1%} of the time outside the codec"
+        )
+    else:
+        print("all of it was done before")
+    if summary.skipped:
+        first = summary.first_skipped
+        print(
+            f"{summary.skipped} items skipped, listed in {out_dir}/skipped.jsonl; the "
+            f"first: {first['path']}: {first['reason']}",
+            file=sys.stderr,
+        )
+
+
+def per_file_lines(out: Path, info: CodecInfo, speeds: dict[str, float]) -> Iterator[str]:
+    """A table of the directory's cuts.
+
+    speeds: times real time by id, for those that this process encoded in this run.
+    """
+    itemsize = DTYPES[code_dtype(info.codebook_size)].itemsize
+    yield (
+        f"{'frames':>8} {'seconds':>9} {'bytes':>10} {'16-bit PCM':>11} {'ratio':>6} "
+        f"{'x real time':>11}  id"
+    )
+    cuts, audio_cuts = _lines(out / "cuts.jsonl.gz"), _lines(out / "audio_cuts.jsonl.gz")
+    for cut, audio in zip(cuts, audio_cuts, strict=True):
+        frames, samples = cut["features"]["num_frames"], cut["custom"]["num_samples"]
+        stored, pcm, id = frames * info.num_codebooks * itemsize, pcm_bytes(audio), cut["id"]
+        speed = f"{speeds[id]:.1f}" if id in speeds else "-"
+        yield (
+            f"{frames:8} {samples / info.sampling_rate:9.2f} {stored:10} {pcm:11} "
+            f"{pcm / stored:6.1f} {speed:>11}  {id}"
+        )
+
+
+def size(num_bytes: int) -> str:
+    """``1.23 MB``, in powers of 1000."""
+    units = ["B", "kB", "MB", "GB"]
+    power = min(len(units) - 1, max(0, len(str(num_bytes)) - 1) // 3)
+    number = num_bytes / 1000**power
+    return f"{number:.3g} {units[power]}" if number < 999.5 else f"{number:.0f} {units[power]}"
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    with gzip.open(path, "rb") as file:
+        yield from map(json.loads, file)

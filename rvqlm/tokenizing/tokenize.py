@@ -1,0 +1,148 @@
+"""From a corpus to a token directory: divide the work, encode in several processes, merge.
+
+The input is listed once and cut into contiguous ranges of equal cost, one shard each. Which range
+is whose is decided before anything is encoded and kept in ``parts/plan.json``; the result depends
+on that plan only, not on timing, interruptions or the number of processes of a later run. Under
+torchrun the shards are shared out over the ranks and rank 0 merges.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from pathlib import Path
+
+from rvqlm.codecs.registry import load_codec
+from rvqlm.data.index import read_sidecar
+from rvqlm.errors import UserError
+from rvqlm.runtime import pick_device
+from rvqlm.tokenizing.config import TokenizeConfig
+from rvqlm.tokenizing.inputs import Listing, open_source
+from rvqlm.tokenizing.plan import Identity, make_folders, make_plan, plan_path, read_plan
+from rvqlm.tokenizing.progress import ProgressLine
+from rvqlm.tokenizing.ranks import Ranks
+from rvqlm.tokenizing.shard import done_path
+from rvqlm.tokenizing.sidecar import Summary, finish, remove_parts
+from rvqlm.tokenizing.summary import describe_plan, print_summary, wants_per_file
+from rvqlm.tokenizing.workers import ShardJob, run_shards
+
+
+def tokenize(config: TokenizeConfig) -> Summary | None:
+    """Do all of it. Returns what the directory holds; None after a dry run and on ranks > 0.
+
+    Raises `UserError` (one line, with the remedy) for everything a user can mend; what was
+    finished until then is kept and continued by the next call.
+    """
+    ranks, out_dir = Ranks.from_environment(), config.input.out_dir
+    out = Path(out_dir)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out-dir {out}: a file of that name exists; choose a folder")
+    source = open_source(config.input.inputs)
+    device = pick_device(ranks.device(config.codec.device))
+    load = (config.codec.codec, str(device), config.codec.num_codebooks, config.codec.dtype)
+    codec = load_codec(*load)
+    listing = source.scan()
+    identity = Identity.of(codec.info, source.path, listing, config.audio, config.codec.dtype)
+    if _finished(out):
+        return _already_done(config, identity, ranks)
+    plan = read_plan(out, identity)
+    settings = config.work.for_codec(codec, ranks.world_size)
+    if config.work.dry_run:
+        describe_plan(source.path, out_dir, codec, listing, plan is not None, settings)
+        return None
+    jobs, chunk_seconds, batch_size = settings
+    with contextlib.ExitStack() as stack:
+        if ranks.world_size == 1:
+            make_folders(out)
+            plan = plan or make_plan(out, identity, listing, jobs)
+        else:
+            plan = _agree(out, identity, listing, ranks, jobs, stack)
+            if plan is None:
+                return _already_done(config, identity, ranks)
+        pending = [
+            s
+            for s in range(ranks.rank, len(plan), ranks.world_size)
+            if not done_path(out, s).exists()
+        ]
+        if config.audio.loudness is not None:
+            importlib.import_module("pyloudnorm")  # a second, once instead of in every process
+        per_file = wants_per_file(config.work.per_file, len(listing))
+        job = ShardJob(
+            source,
+            [tuple(r) for r in plan],
+            out_dir,
+            config.audio,
+            chunk_seconds,
+            batch_size,
+            per_file,
+        )
+        with ProgressLine(listing.costs, plan, shown=ranks.rank == 0) as line:
+            for shard in range(len(plan)):
+                if done_path(out, shard).exists():
+                    line.already_done(shard)
+            run_shards(job, pending, jobs, codec, load, line.update)
+        if ranks.rank > 0:
+            return None
+
+        def unfinished() -> set[int]:
+            shards = (s for s in range(len(plan)) if not done_path(out, s).exists())
+            return {s % ranks.world_size for s in shards}
+
+        ranks.wait(unfinished, out / "parts", "its share")
+        summary = finish(out_dir, len(plan), codec.info, identity.recorded())
+    print_summary(out_dir, summary, codec.info, line, per_file, ranks.world_size)
+    return summary
+
+
+def _finished(out: Path) -> bool:
+    return (out / "tokens.json").exists()
+
+
+def _agree(
+    out: Path,
+    identity: Identity,
+    listing: Listing,
+    ranks: Ranks,
+    jobs: int,
+    stack: contextlib.ExitStack,
+) -> list | None:
+    """The plan that all ranks work by: an earlier run's, or one that rank 0 makes.
+
+    From here on this rank counts as alive until `stack` is closed. None: all has been done.
+    """
+    parts = out / "parts"
+    if ranks.rank > 0:
+        ranks.wait(
+            lambda: set() if plan_path(out).exists() or _finished(out) else {0}, parts, "its plan"
+        )
+        lock = ranks.sign_in(parts)
+        plan = None if lock is None else read_plan(out, identity)
+        if lock is not None:
+            stack.enter_context(lock)
+        if plan is None and not _finished(out):
+            raise UserError(f"--out-dir {out}: {parts} vanished; run the same command again")
+        return plan
+    make_folders(out)
+    stack.enter_context(ranks.sign_in(parts))
+    return read_plan(out, identity) or make_plan(out, identity, listing, jobs * ranks.world_size)
+
+
+def _already_done(config: TokenizeConfig, identity: Identity, ranks: Ranks) -> Summary | None:
+    """Check that the finished directory is what this command would make."""
+    out_dir = config.input.out_dir
+    sidecar = read_sidecar(out_dir)
+    identity.require_same(sidecar, Path(out_dir))
+    if ranks.rank > 0:
+        return None
+    if not config.work.dry_run:
+        remove_parts(out_dir)  # a kill between the sidecar and this leaves them behind
+    print(f"{out_dir}: complete, {sidecar['num_cuts']} cuts; nothing to do")
+    return Summary(
+        sidecar["num_cuts"],
+        sidecar["num_frames"],
+        sidecar["hours"],
+        sidecar["skipped"],
+        None,
+        sum(shard["bytes"] for shard in sidecar["shards"]),
+        sidecar.get("pcm_bytes", 0),
+    )
