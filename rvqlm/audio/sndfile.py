@@ -42,7 +42,10 @@ class SndfileReader(Reader):
             self._file = _Straight(os.fsencode(path) if pipe is None else pipe, closefd=False)
         except (OSError, RuntimeError, ValueError, TypeError) as e:  # its own are RuntimeErrors
             self._close_pipe()
-            raise BadAudio(path, f"unreadable: {first_line(e)}") from None
+            reason = first_line(e)
+            if "not a regular file" in reason:  # its words for an MP3 without a single frame
+                reason = "no audio in it"
+            raise BadAudio(path, f"unreadable: {reason}") from None
         self.sampling_rate, self.num_channels = self._file.samplerate, self._file.channels
         self.num_samples = self._file.frames if self._file.frames < 2**62 else None
         self.can_seek = self.num_samples is not None and self._file.format != "OGG"

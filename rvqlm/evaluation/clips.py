@@ -17,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rvqlm.audio.prepare import AudioConfig
+from rvqlm.audio.reader import BadAudio
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.evaluation.audio_metrics import (
@@ -225,7 +227,7 @@ def held_out(
     The reconstructions are decoded from the stored tokens, so they show what a model was trained
     on. Without the codec's weights or the original audio the other half is still shown.
     """
-    from rvqlm.data.index import TokenDataset
+    from rvqlm.data.index import TokenDataset, read_sidecar
     from rvqlm.generation.prompts import stored_scales
 
     remarks: list[str] = []
@@ -247,6 +249,8 @@ def held_out(
     except UserError as e:
         remarks.append(f"No codec reconstructions: {e}.")
 
+    settings = read_sidecar(manifest_dir).get("audio") or {}
+    channels = AudioConfig(**{k: v for k, v in settings.items() if k in ("mono", "stereo")})
     frames = round(max_seconds * float(info.frame_rate))
     shown = []
     chosen = choose_cuts(candidates, prompts, number)
@@ -256,11 +260,11 @@ def held_out(
         codes = dataset.read(row_of[name])[:frames]  # (T, K)
         row = HeldOut(name, _speaker(cut), _text(cut), clips=[], names=_names(cut))
         try:
-            original = _load_original(cut, info, manifest_dir)
+            original = _load_original(cut, info, manifest_dir, channels)
             original = original[:, : info.num_samples(len(codes))]
-        except Exception as e:  # lhotse's backends raise many kinds for a missing or broken file
+        except BadAudio as e:
             original = None
-            remarks.append(f"No original of {name}: {_source(cut)}: {type(e).__name__}.")
+            remarks.append(f"No original of {name}: {e}.")
         else:
             row.clips.append(_measured("original", original, info))
         if codec is not None:
@@ -284,21 +288,22 @@ def _text(cut) -> str | None:
     return next((s.text for s in cut.supervisions if s.text), None)
 
 
-def _load_original(cut, info: CodecInfo, manifest_dir: Path) -> np.ndarray:
-    """(C, S) float32 at the codec's rate.
+def _load_original(cut, info: CodecInfo, manifest_dir: Path, channels: AudioConfig) -> np.ndarray:
+    """(C, S) float32 at the codec's rate: the samples that were encoded.
 
     A relative path in the manifest was written by a command that ran in some folder above the
-    tokens; it is looked for in the current folder first, then upwards from the tokens.
+    tokens; it is looked for in the current folder first, then upwards from the tokens. Raises
+    `BadAudio` for a file that is not there or not what it was.
     """
+    from rvqlm.audio.load import load_cut
+
     source = _source(cut)
     if source and not Path(source).exists():
         for folder in manifest_dir.resolve().parents:
             if (folder / source).exists():
                 cut = cut.with_recording_path_prefix(str(folder))
                 break
-    if cut.sampling_rate != info.sampling_rate:
-        cut = cut.resample(info.sampling_rate)
-    return np.asarray(cut.load_audio(), dtype=np.float32)
+    return load_cut(cut, info.sampling_rate, info.channels, channels)
 
 
 def _measured(kind: str, audio: np.ndarray, info: CodecInfo) -> Clip:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lhotse.utils import fastcopy
+
 from rvqlm.audio.load import AudioConfig
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, shard_checksum, token_cut
@@ -270,14 +272,16 @@ def _line(done: Done, writer: RvqMmapWriter, info: CodecInfo, dtype: str) -> dic
         }
         if done.scales is not None:
             custom["scales"] = done.scales
+        channel = 0 if isinstance(cut.channel, list) else cut.channel
         token = token_cut(
             done.item.id,
             writer.storage_path,
             writer.write(done.item.id, done.codes.astype(dtype, copy=False)),
             info,
             recording_id=cut.recording.id,
-            channel=0 if isinstance(cut.channel, list) else cut.channel,
-            supervisions=cut.supervisions,
+            channel=channel,
+            # several channels were made one: who spoke on any of them speaks on that
+            supervisions=[fastcopy(s, channel=channel) for s in cut.supervisions],
             num_samples=stream.num_samples,
             ends_recording=stream.ends_recording,
             custom=custom,

@@ -3,11 +3,12 @@
 import hashlib
 import json
 
+import lhotse
 import numpy as np
 import pytest
 import soundfile
 import torch
-from lhotse import CutSet, RecordingSet, SupervisionSegment
+from lhotse import CutSet, Recording, RecordingSet, SupervisionSegment
 from tokenize_fixtures import HOP, RATE, Peaks, config
 
 from rvqlm.audio.load import load_cut, load_file
@@ -99,3 +100,18 @@ def test_cuts_manifest_keeps_supervisions_and_custom_fields(corpus, tmp_path):
     assert np.array_equal(made[tail.id].load_features(), expected[0].numpy())
     audio = CutSet.from_file(tmp_path / "out" / "audio_cuts.jsonl.gz").to_eager()
     assert audio[tail.id] == tail
+
+
+def test_what_is_said_on_two_channels_is_said_in_the_tokens(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.1, 0.1, (4000, 2)), RATE)
+    cut = Recording.from_file(path).to_cut()
+    cut.supervisions = [
+        SupervisionSegment("s", "a", 0, cut.duration, [0, 1], "both"),
+        SupervisionSegment("t", "a", 0, 0.1, 1, "right"),
+    ]
+    CutSet.from_cuts([cut]).to_file(tmp_path / "in.jsonl.gz")
+    tokenize.tokenize(config(tmp_path / "in.jsonl.gz", tmp_path / "out"))
+    made = CutSet.from_file(tmp_path / "out" / "cuts.jsonl.gz")
+    lhotse.validate(made, read_data=True)
+    assert [(s.text, s.channel) for s in made[0].supervisions] == [("both", 0), ("right", 0)]
