@@ -50,6 +50,20 @@ def _leaves(cls: type) -> dict[str, Any]:
     return found
 
 
+def _aliases(cls: type) -> dict[str, str]:
+    """Second names of flags (`tyro.conf.arg(aliases=...)`) and the flags that they stand for."""
+    found: dict[str, str] = {}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            found.update(_aliases(hint))
+        for mark in getattr(hint, "__metadata__", ()):
+            for alias in getattr(mark, "aliases", None) or ():
+                found[alias.removeprefix("--")] = kebab(field.name)
+    return found
+
+
 def flatten(config: Any) -> dict[str, Any]:
     """Resolved flags of an instance as ``{kebab-name: plain value}``, groups flattened.
 
@@ -135,9 +149,10 @@ def read_config(path: str | Path, cls: type) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"--config {path}: expected lines of the form `flag: value`")
-    leaves, out, problems = _leaves(cls), {}, []
+    leaves, aliases, out, problems = _leaves(cls), _aliases(cls), {}, []
     for raw, value in values.items():
         key = kebab(str(raw))
+        key = aliases.get(key, key)
         if key not in leaves:
             near = difflib.get_close_matches(key, leaves, n=1, cutoff=0.0)
             hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -221,6 +236,9 @@ def parse(cls: type[T], prog: str, description: str, argv: Sequence[str] | None 
     import tyro
 
     path, rest = _split_config(list(sys.argv[1:] if argv is None else argv))
+    for alias, name in _aliases(cls).items():  # one name each, so that flags override the file
+        given = (f"--{alias}", f"--{kebab(alias)}")
+        rest = [f"--{name}{w[len(given[0]) :]}" if w.split("=", 1)[0] in given else w for w in rest]
     if path is not None:
         rest += _under(read_config(path, cls), _leaves(cls), rest)
 

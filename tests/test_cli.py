@@ -5,7 +5,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import tyro
@@ -246,3 +246,21 @@ def test_help_imports_nothing_heavy():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert out.stdout.splitlines()[-1] == "[]"
     assert time.monotonic() - start < 3  # 0.05 s on an idle machine
+
+
+def test_second_names_of_flags(tmp_path):
+    @dataclass
+    class Other:
+        num_codebooks: Annotated[int, tyro.conf.arg(aliases=("--codebooks",))] = 1
+        """How many."""
+
+    def run(*argv):
+        return parse(Other, "rvqlm test", "A test.", argv).num_codebooks
+
+    path = config_file(tmp_path, "codebooks: 2\n")
+    assert run("--codebooks", "3") == run("--codebooks=3") == run("--num-codebooks", "3") == 3
+    assert run("--config", path) == 2
+    assert run("--config", path, "--codebooks", "4") == 4
+    path = config_file(tmp_path, "codebooks: 2\nnum-codebooks: 3\n")
+    with pytest.raises(UserError, match="key 'num-codebooks' given twice"):
+        run("--config", path)

@@ -24,18 +24,11 @@ def run(argv: Sequence[str] | None) -> int:
         "Encode audio into tokens. Stopped at any moment and started again, it goes on where it "
         "was; bad files are skipped and listed. Under torchrun each rank encodes its share."
     )
-    words = list(sys.argv[1:] if argv is None else argv)
-    # the short name must override the long one of a --config file
-    words = [w.replace("--codebooks", "--num-codebooks", 1) if _is_alias(w) else w for w in words]
-    config = parse(TokenizeConfig, "rvqlm tokenize", description, words)
+    config = parse(TokenizeConfig, "rvqlm tokenize", description, argv)
     from rvqlm.tokenizing.tokenize import tokenize
 
     tokenize(config)
     return 0
-
-
-def _is_alias(word: str) -> bool:
-    return word.split("=", 1)[0] == "--codebooks"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
