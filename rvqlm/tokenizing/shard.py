@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lhotse import Recording
 from lhotse.utils import fastcopy
 
 from rvqlm.audio.load import AudioConfig
@@ -272,6 +273,8 @@ def _line(done: Done, writer: RvqMmapWriter, info: CodecInfo, dtype: str) -> dic
         }
         if done.scales is not None:
             custom["scales"] = done.scales
+        if (kbps := _original_kbps(cut.recording)) is not None:
+            custom.setdefault("orig_kbps", kbps)
         channel = 0 if isinstance(cut.channel, list) else cut.channel
         token = token_cut(
             done.item.id,
@@ -290,3 +293,14 @@ def _line(done: Done, writer: RvqMmapWriter, info: CodecInfo, dtype: str) -> dic
     if done.group is not None:
         line["group"] = done.group
     return line
+
+
+def _original_kbps(recording: Recording) -> float | None:
+    """Bits per millisecond of the file that a recording is; None where it is no file."""
+    if len(recording.sources) != 1 or recording.sources[0].type != "file":
+        return None
+    try:
+        size = os.path.getsize(recording.sources[0].source)
+    except OSError:  # gone since it was read
+        return None
+    return round(size * 8 / 1000 / recording.duration, 3)

@@ -115,3 +115,5 @@ def test_what_is_said_on_two_channels_is_said_in_the_tokens(tmp_path):
     made = CutSet.from_file(tmp_path / "out" / "cuts.jsonl.gz")
     lhotse.validate(made, read_data=True)
     assert [(s.text, s.channel) for s in made[0].supervisions] == [("both", 0), ("right", 0)]
+    size = path.stat().st_size
+    assert made[0].custom["orig_kbps"] == pytest.approx(size * 8 / 1000 / 0.5, abs=1e-3)
