@@ -126,8 +126,8 @@ class Codec(torch.nn.Module, ABC):
         )
 
     def encode_pieces(self, audio: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Windows or segments of equal length, whole frames, one per row: (B, C, n) -> codes
-        (B, T, K), and (B,) float32 scales where the codec has any."""
+        """Windows or segments of equal length, a row each: (B, C, n) -> codes (B, ceil(n / hop), K)
+        and (B,) float32 scales where the codec has any; None otherwise."""
         return self.encode(audio)[0], None
 
     def set_dtype(self, dtype: torch.dtype) -> Codec:

@@ -94,7 +94,7 @@ def encode_many(
     hop = codec.info.hop
     if codec.info.segment is not None:
         plans = [codec.segments(audio.shape[1]) for audio in recordings]
-        pieces = [(i, at, n, 0, n // hop) for i, plan in enumerate(plans) for at, n in plan]
+        pieces = [(i, at, n, 0, -(-n // hop)) for i, plan in enumerate(plans) for at, n in plan]
     elif codec.context_frames is not None:
         context, step = codec.context_frames, codec.frames_in(chunk_seconds)
         grid = max(1, step // 4)

@@ -23,9 +23,10 @@ _BATCH = 32
 class EncodecSegmentCodec(EncodecCodec):
     """EnCodec at 48 kHz. A segment's frames never depend on another segment.
 
-    The last segment ends with the recording, completed with zeros to whole frames. Up to 480
-    samples (the overlap) behind a full segment begin no new one, since that segment holds them:
-    there, and only there, the published class makes one more.
+    The last segment ends with the recording, in the middle of a frame if need be: that one is
+    completed by the network's own padding, as the published class and package do. Up to 480 samples
+    (the overlap) behind a full segment begin no new one, since that segment holds them: there, and
+    only there, the published ones make one more, or fail.
     """
 
     usual_codebooks = None
@@ -45,15 +46,14 @@ class EncodecSegmentCodec(EncodecCodec):
         return size // hop, stride
 
     def segments(self, samples: int) -> list[tuple[int, int]]:
-        """(offset, size) of the segments of a recording, in samples; the last size is completed to
-        whole frames."""
-        (frames, stride), hop = self.info.segment, self.info.hop
-        count = -(-self.num_frames(samples) // frames)
-        return [
-            (i * stride, min(frames, -(-(samples - i * stride) // hop)) * hop) for i in range(count)
-        ]
+        """(offset, size) of the segments of a recording, in samples."""
+        frames, stride = self.info.segment
+        count = self.info.num_scales(self.num_frames(samples))
+        size = frames * self.info.hop
+        return [(i * stride, min(size, samples - i * stride)) for i in range(count)]
 
     def encode_pieces(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        audio = audio.contiguous()  # sums are rounded differently in another layout
         with self.inference():
             mono = audio.sum(1, keepdim=True) / audio.shape[1]
             scales = mono.pow(2).mean(dim=-1, keepdim=True).sqrt() + 1e-8  # (B, 1, 1)
@@ -69,7 +69,7 @@ class EncodecSegmentCodec(EncodecCodec):
         """`encode`, and scales (B, n) float32 of the longest item's n segments, 0 past an item's
         own ceil(frames / 150)."""
         samples = torch.full((len(audio),), audio.shape[-1]) if lengths is None else lengths
-        audio, _ = self.pad_to_hop(audio, lengths)
+        audio, _ = self.pad_to_hop(audio, lengths)  # for its checks: segments end with the audio
         plans = [self.segments(n) for n in samples.tolist()]
         frames = torch.tensor([self.num_frames(n) for n in samples.tolist()])
         size, K, device = self.info.segment[0], self.info.num_codebooks, audio.device
@@ -85,7 +85,7 @@ class EncodecSegmentCodec(EncodecCodec):
                 pieces = torch.stack([audio[row, :, at : at + n] for row, _, at in some])
                 made, loud = self.encode_pieces(pieces.float())
                 for j, (row, i, _) in enumerate(some):
-                    codes[row, i * size : i * size + n // self.info.hop] = made[j]
+                    codes[row, i * size : i * size + made.shape[1]] = made[j]
                     scales[row, i] = loud[j]
         return codes, frames, scales
 
@@ -189,7 +189,6 @@ class SegmentEncoder(StreamEncoder):
         made = []
         for at, n in self.codec.segments(self.held.shape[1]):
             piece = self.held[None, :, at : at + n]
-            piece = nn.functional.pad(piece, (0, n - piece.shape[2]))
             made.append(self.codec.encode_pieces(piece.to(self.codec.device)))
         return self._encoded(made)
 

@@ -66,6 +66,7 @@ def build(name: str, narrow: bool = False, seed: int = 0) -> TransformersCodec:
     for module in model.modules():
         if kind is _DAC and isinstance(module, nn.Conv1d):  # when new, the signal dies out
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.uniform_(module.bias, -0.05, 0.05)  # else silence has no codes
         if type(module).__name__ == "MimiLayerScale":  # 0.01 when new: attention changes nothing
             nn.init.constant_(module.scale, 0.3)
     codec = TransformersCodec.from_model(model, name)
@@ -109,7 +110,7 @@ def fill_codebooks(codec: TransformersCodec) -> None:
 
 
 def signal(channels: int, rate: int, seconds: float, seed: int = 0) -> Tensor:
-    """(C, S): gliding harmonics, bursts of noise and pauses, different in every channel."""
+    """(C, S): gliding harmonics and bursts of noise with pauses, different in every channel."""
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * rate)) / rate
     made = []
@@ -120,7 +121,8 @@ def signal(channels: int, rate: int, seconds: float, seed: int = 0) -> Tensor:
         voice = sum(np.sin(h * phase) / h for h in range(1, 16))
         gate = np.clip(2 * np.sin(2 * math.pi * b * t) + 0.8, 0, 1)
         noise = rng.standard_normal(len(t)) * (np.sin(2 * math.pi * (c + 1) * t) > 0.4)
-        made.append(0.12 * voice * gate + 0.04 * noise)
+        # a floor as recordings have it: frames of digital silence are all one and fall together
+        made.append(0.12 * voice * gate + 0.04 * noise + 1e-3 * rng.standard_normal(len(t)))
     return torch.from_numpy(np.stack(made)).float()
 
 

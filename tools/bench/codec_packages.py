@@ -50,13 +50,17 @@ def weights(name, file):
             if isinstance(module, torch.nn.Conv1d):
                 torch.nn.init.kaiming_normal_(module.weight_v, nonlinearity="linear")
                 module.weight_g.copy_(module.weight_v.flatten(1).norm(dim=1)[:, None, None])
+                torch.nn.init.uniform_(module.bias, -0.05, 0.05)  # else silence has no codes
         model.save(file, package=False)
         return
     model = encodec_model(name)
     rest = model.encoder(0.2 * torch.randn(1, model.channels, 48000 * 8))[0].T
+    # random layers give a mean beside which all else drowns when distances are rounded
+    model.encoder.model[-1].conv.conv.bias -= rest.mean(0)
+    rest = rest - rest.mean(0)
     for layer in model.quantizer.vq.layers:
         book = layer._codebook
-        book.embed.copy_(rest.mean(0) + 0.5 * rest.std(0) * torch.randn_like(book.embed))
+        book.embed.copy_(0.5 * rest.std(0) * torch.randn_like(book.embed))
         book.inited.fill_(1)
         rest = rest - book.embed[torch.cdist(rest, book.embed).argmin(1)]
     torch.save(model.state_dict(), file)
