@@ -67,7 +67,7 @@ def code_counts(
 def unigram_entropy(counts: np.ndarray) -> np.ndarray:
     """(K,) bits per code of the distributions whose counts are (K, V); no smoothing."""
     p = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return -(p * np.log2(np.where(p > 0, p, 1.0))).sum(axis=1)
+    return (p * np.log2(np.where(p > 0, 1.0 / np.maximum(p, 1e-300), 1.0))).sum(axis=1)
 
 
 def plan_statistics(dataset: TokenDataset, config: PlanConfig) -> dict:
