@@ -6,6 +6,9 @@ piece, and the convolutions before and behind it see windows with their finite c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
 from rvqlm.codecs.receptive_field import layers_of, reach
@@ -37,6 +40,9 @@ class EncodecCodec(TransformersCodec):
 
     def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
         super().__init__(model, name, num_codebooks)
+        for module in model.modules():
+            if hasattr(module, "_pad1d"):
+                module._pad1d = quick_padding(module._pad1d)
         # the class only takes bandwidths from its list: the smallest with enough levels
         levels = model.quantizer.get_num_quantizers_for_bandwidth
         self.bandwidth = min(
@@ -82,6 +88,23 @@ class EncodecCodec(TransformersCodec):
             Recurrent(lstm),
             _windows(tail, step, per_out=hop),
         )
+
+
+def quick_padding(otherwise: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same as a layer's own padding, in a copy where torch's gathers element by element, and
+    none where there is nothing to pad: a tenth of the time of the whole network on a CPU."""
+
+    def pad(x: Tensor, paddings: tuple[int, int], mode: str = "zero", value: float = 0.0) -> Tensor:
+        left, right = (int(n) for n in paddings)
+        if left == right == 0:
+            return x
+        if mode != "reflect" or min(left, right) < 0 or x.shape[-1] <= max(left, right):
+            return otherwise(x, paddings, mode, value)
+        head, n = x[..., 1 : left + 1].flip(-1), x.shape[-1]
+        tail = x[..., n - 1 - right : n - 1].flip(-1)
+        return torch.cat((head, x, tail), -1)
+
+    return pad
 
 
 def _parts(layers: nn.ModuleList) -> tuple[nn.Sequential, nn.LSTM, nn.Sequential]:

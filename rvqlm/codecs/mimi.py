@@ -12,6 +12,7 @@ import math
 
 from torch import Tensor, nn
 
+from rvqlm.codecs.encodec import quick_padding
 from rvqlm.codecs.receptive_field import layers_of, reach
 from rvqlm.codecs.streaming import (
     Pointwise,
@@ -28,6 +29,12 @@ class MimiCodec(TransformersCodec):
     """Mimi; long files carry the transformers' keys and values."""
 
     usual_codebooks = 8
+
+    def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
+        super().__init__(model, name, num_codebooks)
+        for module in model.modules():
+            if hasattr(module, "_pad1d"):
+                module._pad1d = quick_padding(module._pad1d)
 
     @staticmethod
     def _hop(config, name: str) -> int:

@@ -116,6 +116,10 @@ def test_several_segments_in_one_call_change_nothing(codec, monkeypatch):
     assert calls == [3, 1, 1, 1]
     assert (some.codes != one.codes).float().mean() < 0.01
     assert torch.allclose(some.scales, one.scales)
+    heard = decode_long(codec, one.codes, 10.0, one.scales)
+    monkeypatch.undo()
+    alone = decode_long(codec, one.codes, 10.0, one.scales)
+    assert torch.allclose(heard, alone, atol=1e-5)
 
 
 def test_scales_are_loudness_and_are_heard(codec):

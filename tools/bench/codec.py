@@ -222,24 +222,31 @@ def packages(name: str, args: Args) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         wavs, file = folder / "wavs", str(folder / "weights.pth")
-        for part in ("wavs", "theirs", "whole", "heard"):
+        for part in ("wavs", "short", "theirs", "whole", "heard"):
             (folder / part).mkdir()
         _, _, rate, _ = GEOMETRY[name]
         for i in range(args.files):
             audio = signal(2 if "48" in name else 1, rate, args.seconds, seed=i)
             soundfile.write(wavs / f"{i}.wav", audio.numpy().T, rate, subtype="FLOAT")
+        soundfile.write(folder / "short/0.wav", audio[:, : rate // 10].numpy().T, rate)
         quiet([*peer, "weights", name, file])
         seconds = args.files * args.seconds
+        ours_line = [sys.executable, "-m", "rvqlm.bin.main", "tokenize", "--codec", file]
         for cores, label in ((1, "one core"), (0, "all cores")):
-            theirs = timed([*peer, "command", name, file, wavs, folder / "theirs"], cores)
-            out = folder / f"ours-{cores}"
-            line = [sys.executable, "-m", "rvqlm.bin.main", "tokenize", "--codec", file]
-            said: list[str] = []
-            ours = timed([*line, "--input", wavs, "--out-dir", out, *levels(name)], cores, said)
-            share = re.search(r"([\d.]+) ?% of the time outside the codec", said[0])
+            wall, said = {}, ""
+            for what in ("short", "wavs"):  # the first tells what starting costs
+                out = folder / f"ours-{cores}-{what}"
+                theirs = [*peer, "command", name, file, folder / what, folder / "theirs"]
+                wall["theirs", what], _ = timed(theirs, cores)
+                line = [*ours_line, "--input", folder / what, "--out-dir", out, *levels(name)]
+                wall["ours", what], said = timed(line, cores)
+            share = re.search(r"([\d.]+) ?% of the time outside the codec", said)
+            theirs, ours = wall["theirs", "wavs"], wall["ours", "wavs"]
+            net = (theirs - wall["theirs", "short"]) / (ours - wall["ours", "short"])
             yield (
-                f"{label}: its command {theirs:.1f} s, rvqlm tokenize {ours:.1f} s for "
-                f"{seconds:g} s of audio, start included: {theirs / ours:.2f}x; "
+                f"{label}, {seconds:g} s of audio: its command {theirs:.1f} s, rvqlm tokenize "
+                f"{ours:.1f} s: {theirs / ours:.2f}x; {net:.2f}x without the start "
+                f"({wall['theirs', 'short']:.1f} and {wall['ours', 'short']:.1f} s); "
                 f"{share[1] if share else '?'} % of tokenize outside the codec"
             )
         quiet([*peer, "codes", name, file, wavs, folder / "whole"])
@@ -268,8 +275,8 @@ def equal(tokens: Path, folder: Path) -> str:
     return f"{same / total:.3%} of {total}"
 
 
-def timed(command: Sequence, cores: int, said: list[str] | None = None) -> float:
-    """Wall seconds of a command, on one core or on all; its standard output goes to `said`."""
+def timed(command: Sequence, cores: int) -> tuple[float, str]:
+    """Wall seconds of a command, on one core or on all, and what it said."""
 
     def pin() -> None:
         if cores:
@@ -277,9 +284,7 @@ def timed(command: Sequence, cores: int, said: list[str] | None = None) -> float
 
     began = time.perf_counter()
     done = quiet(command, preexec_fn=pin)
-    if said is not None:
-        said.append(done.stdout + done.stderr)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, done.stdout + done.stderr
 
 
 def quiet(command: Sequence, **options) -> subprocess.CompletedProcess:
