@@ -1,5 +1,6 @@
 """export, import, npq and decode as a user runs them, on tokens of the embedded codec."""
 
+import contextlib
 import json
 import resource
 import subprocess
@@ -217,13 +218,15 @@ def long_tokens(tmp_path_factory, codec):
     return folder
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """No file may grow beyond 4 KiB."""
+    """No file may grow beyond 4 KiB; not for longer than needed, pytest writes to one as well."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize(
@@ -235,9 +238,11 @@ def full_disk():
         ["decode"],
     ],
 )
-def test_a_full_disk_is_one_line(long_tokens, full_disk, tmp_path, capsys, words):
+def test_a_full_disk_is_one_line(long_tokens, tmp_path, capsys, words):
     source = "--input" if words == ["decode"] else "--manifest-dir"
-    assert command(*words, source, long_tokens, "--out-dir", tmp_path / "o") == 2
+    with full_disk():
+        status = command(*words, source, long_tokens, "--out-dir", tmp_path / "o")
+    assert status == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and str(tmp_path / "o") in error and "Traceback" not in error
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]  # nothing half written
@@ -253,7 +258,6 @@ def test_as_a_script(name):
 
 def test_a_codec_with_scales(tmp_path, capsys, monkeypatch):
     """EnCodec of the 48 kHz kind: audio -> tokens -> every export -> the same audio again."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "codecs")
     from tiny_codecs import encodec_segments, fill_codebooks, noise
 
     model = fill_codebooks(encodec_segments(), noise(1, 2, 800))
