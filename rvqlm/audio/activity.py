@@ -155,17 +155,18 @@ def find_activity(config: ActivityConfig) -> str:
     heard, quiet = 0.0, 0
     with CutWriter(config.out, config.input) as writer:
         work = partial(_windows, config=config)
-        for (cut, _), windows in in_order(work, pairs, jobs):
-            if isinstance(windows, BadAudio):
-                writer.skip(cut.id, windows.path, windows.reason)
+        for (cut, _), found in in_order(work, pairs, jobs):
+            if isinstance(found, BadAudio):
+                writer.skip(cut.id, found.path, found.reason)
                 continue
+            windows, runs = found
             heard += cut.duration
             quiet += not windows
             if not windows:
                 reason = f"never active for {config.min_window_seconds:g} s"
                 writer.skip(cut.id, source_path(cut.recording), reason)
             for start, end in windows:
-                writer.write(window(cut, start, end))
+                writer.write(window(cut, start, end, runs))
     writer.report_skipped()
     share = writer.seconds / heard if heard else 0.0
     return writer.summary(
@@ -186,8 +187,13 @@ def _same_ids(cuts: Iterable[Cut], references: Iterator[Cut]) -> Iterator[tuple[
         yield cut, waiting.pop(cut.id, None)
 
 
-def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> list[tuple[float, float]]:
-    """Active windows in seconds from the beginning of a cut, judged by its reference."""
+Spans = list[tuple[float, float]]
+"""Starts and ends in seconds."""
+
+
+def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Spans, Spans]:
+    """The windows to keep, from the beginning of a cut and judged by its reference, and all runs of
+    active strides, those included that are too short."""
     from rvqlm.audio.cuts import BadAudio, cut_blocks, source_path
 
     cut, reference = pair
@@ -210,30 +216,40 @@ def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> list[tuple
         None if longest is None else round(longest * rate) // stride,
     )
     seconds = stride / rate
-    windows = [(a * seconds, min(b * seconds, cut.duration)) for a, b in windows]
-    return [(a, b) for a, b in windows if b > a]
+
+    def spans(strides: list[tuple[int, int]]) -> Spans:
+        ends = [(a * seconds, min(b * seconds, cut.duration)) for a, b in strides]
+        return [(a, b) for a, b in ends if b > a]
+
+    return spans(windows), spans(active_windows(rms, config.rms_threshold, 1))
 
 
-def window(cut: Cut, start: float, end: float) -> Cut:
+def window(cut: Cut, start: float, end: float, runs: Spans) -> Cut:
     """The stretch of a cut from `start` to `end`, seconds from its beginning.
 
-    Supervisions that lie inside are kept; of those that are cut, speaker and language are kept but
-    not the text, of which nobody knows how much is left.
+    Supervisions that lie inside are kept, and of those that are cut speaker and language. Their
+    text is kept if only silence of them is lost, nothing of the active `runs`; otherwise nobody
+    knows how much of it is left.
     """
     from rvqlm.audio.cuts import with_custom
 
     part = cut.truncate(offset=start, duration=end - start).with_id(f"{cut.id}-{start:.3f}")
-    part.supervisions = [_within(s, part) for s in part.supervisions]
+    outside = [(a - start, b - start) for a, b in runs if not start <= a < b <= end]
+    part.supervisions = [_within(s, part, outside) for s in part.supervisions]
     group = (cut.custom or {}).get("group", cut.recording.id)
     return with_custom(part, group=group)
 
 
-def _within(supervision: SupervisionSegment, cut: Cut) -> SupervisionSegment:
-    """A supervision that overlaps a cut, as far as the cut reaches."""
+def _within(supervision: SupervisionSegment, cut: Cut, outside: Spans) -> SupervisionSegment:
+    """A supervision that overlaps a cut, as far as the cut reaches; `outside` are the active runs
+    that the cut has not in full."""
     from lhotse.utils import TimeSpan, fastcopy, overspans
 
     trimmed = supervision.trim(cut.duration)
     if overspans(TimeSpan(0, cut.duration), supervision):
         return trimmed
     start = cut.id.rsplit("-", 1)[1]  # several windows may have a part of it
-    return fastcopy(trimmed, id=f"{supervision.id}-{start}", text=None, alignment=None)
+    trimmed = fastcopy(trimmed, id=f"{supervision.id}-{start}", alignment=None)
+    if any(a < supervision.end and b > supervision.start for a, b in outside):
+        trimmed = fastcopy(trimmed, text=None)
+    return trimmed

@@ -148,6 +148,20 @@ def test_cut_supervisions_keep_the_speaker_and_lose_the_text(tmp_path):
     assert first.supervisions[0].id != second.supervisions[0].id
 
 
+def test_text_is_kept_where_only_silence_is_lost(tmp_path):
+    """A transcript of a whole file outlives the loss of its quiet ends, but not that of a word."""
+    quiet_ends = track(tmp_path, "a", [(1, 0), (2, 0.5), (1, 0)])
+    a_word_more = track(tmp_path, "b", [(0.5, 0.5), (1, 0), (2, 0.5), (1, 0)])
+    for cut in (quiet_ends, a_word_more):
+        whole = SupervisionSegment("s", cut.id, 0, cut.duration, 0, "all of it", speaker="anna")
+        cut.supervisions = [whole]
+    source = save(tmp_path / "cuts.jsonl.gz", [quiet_ends, a_word_more])
+    first, second = activity(source, tmp_path / "out.jsonl.gz")
+    (kept,), (lost,) = first.supervisions, second.supervisions
+    assert (kept.text, kept.start, kept.duration) == ("all of it", 0, 2)
+    assert (lost.text, lost.speaker, lost.duration) == (None, "anna", 2)
+
+
 def test_windows_of_windows_lie_in_their_cut(tmp_path):
     cut = track(tmp_path, "a", [(1, 0), (4, 0.5), (1, 0)]).truncate(offset=2.5).with_id("later")
     (part,) = activity(save(tmp_path / "cuts.jsonl.gz", [cut]), tmp_path / "out.jsonl.gz")

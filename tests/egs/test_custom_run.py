@@ -38,7 +38,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     make(folder / "my audio")
     prepare = (
         "--device cpu --loudness -23 --activity --rms-threshold 0.005 --min-window-seconds 1 "
-        "--rms-frame-seconds 0.2 --rms-stride-seconds 0.1 --loudness-after -20 --speeds 1.1 "
+        "--rms-frame-seconds 1 --rms-stride-seconds 0.1 --loudness-after -20 --speeds 1.1 "
         "--speaker-from folder --valid 4 --test 4"
     )
     done = recipe(
