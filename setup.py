@@ -50,7 +50,7 @@ setup(
         "lhotse>=1.33",
         "urllib3",  # lhotse imports it without declaring it
         "safetensors",
-        "transformers",
+        "transformers>=5.20",  # Mimi: 5.21
         "tyro>=1.0",
         "PyYAML",
         "tqdm",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 
+import transformers
 from torch import Tensor, nn
 
 from rvqlm.codecs.encodec import quick_padding
@@ -23,6 +24,7 @@ from rvqlm.codecs.streaming import (
     Windows,
 )
 from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.errors import UserError
 
 
 class MimiCodec(TransformersCodec):
@@ -31,6 +33,11 @@ class MimiCodec(TransformersCodec):
     usual_codebooks = 8
 
     def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
+        if not hasattr(model.encoder, "encoder_seanet"):  # its parts lay elsewhere before
+            raise UserError(
+                f"codec {name}: Mimi needs transformers 5.21 or newer, {transformers.__version__} "
+                "is installed: pip install -U transformers (which needs Python 3.11)"
+            )
         super().__init__(model, name, num_codebooks)
         for module in model.modules():
             if hasattr(module, "_pad1d"):

@@ -96,8 +96,8 @@ def load_codec(
               packages themselves, with equal codes;
             - ``nvidia/audio-codec-44khz`` or a ``.nemo`` file, through NeMo.
         device: ``cpu``, ``cuda``, ``cuda:1`` or ``auto``.
-        num_codebooks: levels to use, coarsest first. None: all, but 8 of an EnCodec or Mimi that
-            holds more.
+        num_codebooks: levels to use, coarsest first. None: all, but 8 of an EnCodec at 24 kHz or a
+            Mimi, which hold more.
         dtype: what the network computes in. ``bfloat16`` and ``float16`` change codes.
 
     Raises `UserError` naming the file looked for, where it can be had and how to point to it.

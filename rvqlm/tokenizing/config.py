@@ -40,7 +40,7 @@ class CodecConfig:
     format, or a weight file. `rvqlm codecs` lists what there is."""
     num_codebooks: Annotated[int | None, tyro.conf.arg(aliases=("--codebooks",))] = None
     """Levels to keep, coarsest first; in a --config file under this name. Default: all of the
-    codec; 8 of an EnCodec or Mimi."""
+    codec; 8 of an EnCodec at 24 kHz or a Mimi."""
     device: str = "cpu"
     """cpu, cuda, cuda:1 or auto. Under torchrun cuda is each rank's own GPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
