@@ -16,7 +16,6 @@ shape on one thread; what lies outside a recording is silence, in the first bloc
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 from collections.abc import Iterator
@@ -34,6 +33,8 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec, fingerprint
 from rvqlm.codecs.griffin_lim import GriffinLim
 from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
+from rvqlm.codecs.spectral_phases import Phases
+from rvqlm.codecs.streaming import Pointwise, StagedDecoder, StreamDecoder, Windows
 from rvqlm.errors import UserError
 
 ASSET = Path(__file__).parent / "assets" / "spectral.safetensors"
@@ -128,51 +129,40 @@ class SpectralCodec(Codec):
         audio = torch.zeros(B, 1, T * self.info.hop)
         with one_thread():
             for item in range(B if T else 0):
-                audio[item, 0] = self._with_phases(self._magnitudes(codes[item]))
+                magnitudes = self._spectra_stage()(codes[item : item + 1].transpose(1, 2), True)
+                audio[item] = self._phases_stage()(magnitudes, True)[0]
         return audio.clamp_(-1, 1).to(codes.device)
 
+    def stream_decoder(
+        self, chunk_seconds: float = 5.0, scales: Tensor | None = None
+    ) -> StreamDecoder:
+        """Pieces are as long as those of `decode`, whatever `chunk_seconds` says: each cut between
+        them costs quality."""
+        clamp = Pointwise(lambda audio: audio.clamp_(-1, 1))
+        return StagedDecoder(self, self._spectra_stage(), self._phases_stage(), clamp)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        with torch.inference_mode(), one_thread():
+            yield
+
+    def _spectra_stage(self) -> Windows:
+        """Codes (1, K, t) to magnitudes (1, bins, n), on the CPU."""
+        context, per_frame = self.config.decode_context_frames, self.config.spectra_per_frame
+        return Windows(self._magnitudes, context, context, PIECE_FRAMES, per_out=per_frame)
+
     def _magnitudes(self, codes: Tensor) -> Tensor:
-        """(T, K) -> (T * spectra_per_frame, bins) on the CPU, piece by piece."""
-        T, context = len(codes), self.config.decode_context_frames
-        pieces = []
-        for first in range(0, T, PIECE_FRAMES):
-            left, last = max(0, first - context), min(T, first + PIECE_FRAMES)
-            latents = self.net.quantizer.decode(codes[None, left : last + context])
-            features = self.net.decode(latents)[:, first - left : last - left]
-            logs = self.net.to_logs(features)[0].float().cpu()
-            # what the network places at the floor was silence
-            pieces.append(F.relu(logs.exp() - 1.5 * self.config.floor))
-        return torch.cat(pieces)
+        """(1, K, T) -> (1, bins, T * spectra_per_frame) on the CPU."""
+        codes = codes.transpose(1, 2)
+        self.check_codes(codes)
+        logs = self.net.to_logs(self.net.decode(self.net.quantizer.decode(codes)))
+        # what the network places at the floor was silence
+        return F.relu(logs.float().cpu().exp() - 1.5 * self.config.floor).transpose(1, 2)
 
-    def _with_phases(self, magnitudes: Tensor) -> Tensor:
-        """(n, bins) -> (n * spectrum_hop,): long signals in pieces that are cut where it is
-        quietest, because phases on the two sides of a cut do not agree."""
-        hop, fade = self.config.spectrum_hop, 4  # spectra of overlap on each side of a cut
+    def _phases_stage(self) -> Phases:
         invent = GriffinLim(self.net.window.float().cpu(), self.iterations)
-        cuts = quiet_cuts(magnitudes, PIECE_FRAMES * self.config.spectra_per_frame)
-        audio = magnitudes.new_zeros(len(magnitudes) * hop)
-        ramp = torch.linspace(0, 1, 2 * fade * hop)
-        for first, last in itertools.pairwise(cuts):
-            left, right = max(0, first - fade), min(len(magnitudes), last + fade)
-            piece = invent(magnitudes[left:right])
-            if left > 0:
-                piece[: len(ramp)] *= ramp
-            if right < len(magnitudes):
-                piece[-len(ramp) :] *= 1 - ramp
-            audio[left * hop : right * hop] += piece
-        return audio
-
-
-def quiet_cuts(magnitudes: Tensor, size: int) -> list[int]:
-    """Where to cut (n, bins) into pieces of about `size`, 0 and n included: each time the quietest
-    spectrum within a fifth of `size`."""
-    n, reach = len(magnitudes), size // 5
-    energy = magnitudes.square().sum(1)
-    cuts = [0]
-    while n - cuts[-1] > size + reach:
-        start = cuts[-1] + size - reach
-        cuts.append(start + int(energy[start : start + 2 * reach].argmin()))
-    return [*cuts, n]
+        size = PIECE_FRAMES * self.config.spectra_per_frame
+        return Phases(invent, self.config.spectrum_hop, size)
 
 
 @contextmanager
