@@ -2,7 +2,7 @@
 
 Everything goes one way, through the blocks of an `AudioStream`, be it a file that is tokenized, a
 prompt of generation, or a cut whose stored tokens are checked: whole and streamed samples are the
-same. Files are decoded by `audio_read`; cuts whose recording is not a plain file (a URL, a command,
+same. Files are decoded by `audio.read`; cuts whose recording is not a plain file (a URL, a command,
 bytes, or with augmentations attached) go through lhotse and are in memory whole. Whatever makes a
 recording unusable is a `BadAudio` with the reason: a corpus of thousands of files skips and lists
 it, a command that was given this one file reports it.

@@ -61,27 +61,14 @@ def _info(argv: Sequence[str] | None) -> int:
             bad += 1
             print(json.dumps({"path": path, "error": str(e)}) if args.json else f"{e}")
             continue
-        print(json.dumps(describe(path, header)) if args.json else f"{path}  {line(header)}")
+        print(
+            json.dumps({"path": path, **header.to_dict()})
+            if args.json
+            else f"{path}  {line(header)}"
+        )
     if bad:
         raise UserError(f"{bad} of {len(files)} files could not be read")
     return 0
-
-
-def describe(path: str, header) -> dict:
-    """A header as JSON."""
-    return {
-        "path": path,
-        "layout": f"{header.layout}:{header.order}",
-        "num_codebooks": header.num_codebooks,
-        "num_frames": header.num_frames,
-        "seconds": header.seconds,
-        "token_rate": header.token_rate,
-        "orig_kbps": header.orig_kbps,
-        "vocab_sizes": header.vocab_sizes,
-        "dtype": header.dtype.name,
-        "payload_offset": header.offset,
-        "payload_bytes": header.payload_bytes,
-    }
 
 
 def line(header) -> str:

@@ -211,7 +211,7 @@ def _unpickle(path: Path) -> Any:
             f"codec {path}: not loaded, for it holds objects other than weights; a checkpoint of "
             "an audiocraft training must first be exported (audiocraft.utils.export)"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as e:
+    except Exception as e:  # torch raises anything for a damaged file, IndexError too
         first = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise UserError(f"codec {path}: not a file of torch.save ({first})") from None
 

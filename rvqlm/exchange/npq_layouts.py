@@ -116,6 +116,21 @@ class NpqHeader:
     offset: int
     """where the codes begin, in bytes"""
 
+    def to_dict(self) -> dict:
+        """What there is to say of it, as JSON-ready values."""
+        return {
+            "layout": f"{self.layout}:{self.order}",
+            "num_codebooks": self.num_codebooks,
+            "num_frames": self.num_frames,
+            "seconds": self.seconds,
+            "token_rate": self.token_rate,
+            "orig_kbps": self.orig_kbps,
+            "vocab_sizes": list(self.vocab_sizes) if self.vocab_sizes else None,
+            "dtype": self.dtype.name,
+            "payload_offset": self.offset,
+            "payload_bytes": self.payload_bytes,
+        }
+
     @property
     def seconds(self) -> float:
         return self.num_frames / self.token_rate if self.token_rate > 0 else math.nan

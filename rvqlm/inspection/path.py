@@ -119,20 +119,9 @@ def _file(path: Path, start: bytes, max_cuts: int, layout: str | None) -> Look:
 
 def _npq(path: Path, max_cuts: int, layout: str | None) -> Look:
     header, codes = read_npq(path, layout)
-    facts = {
-        "layout": f"{header.layout}:{header.order}",
-        "num_codebooks": header.num_codebooks,
-        "num_frames": header.num_frames,
-        "seconds": header.seconds,
-        "token_rate": header.token_rate,
-        "orig_kbps": header.orig_kbps,
-        "vocab_sizes": list(header.vocab_sizes) if header.vocab_sizes else None,
-        "dtype": header.dtype.name,
-        "payload_offset": header.offset,
-    }
     size = max(header.vocab_sizes) if header.vocab_sizes else None
     counts = count_codes([TokenItem(path.name, codes)], size) if max_cuts else None
-    return Look("NPQ file", facts, codec_beside(path), counts)
+    return Look("NPQ file", header.to_dict(), codec_beside(path), counts)
 
 
 def _npy(path: Path, max_cuts: int) -> Look:

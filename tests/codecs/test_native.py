@@ -269,3 +269,12 @@ def test_dtype(tmp_path):
         load_codec(path, dtype="int8")
     with pytest.raises(UserError, match=r"--dtype bfloat16.*float32 only"):
         load_codec("spectral", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("data", [b"", b"\x80\x02.", b"PK\x03\x04 cut short", b"not weights"])
+def test_damaged_weight_files_are_one_line(tmp_path, data):
+    path = tmp_path / "a.pth"
+    path.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        load_codec(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
