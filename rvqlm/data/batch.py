@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 PAD = -1
-"""Value of `Batch.codes` past an item's length; never a valid code."""
+"""Value of codes and conditions past an item's length; never a valid id."""
+
+
+class Padded(NamedTuple):
+    """Sequences of unequal lengths in one tensor."""
+
+    values: Tensor
+    """(B, S, F) integers; `PAD` past lengths."""
+    lengths: Tensor
+    """(B,) int64; 0 where an item has none."""
+
+    @classmethod
+    def of(cls, items: list[Tensor | None], num_fields: int) -> Padded:
+        """Pad a list of (S_i, F) tensors, (S_i,) for one field; None for an item without."""
+        empty = torch.empty(0, num_fields, dtype=torch.int32)
+        rows = [empty if i is None else i.to(torch.int32).view(-1, num_fields) for i in items]
+        values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+        return cls(values, torch.tensor([len(r) for r in rows]))
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Padded:
+        return Padded(*(t.to(device, non_blocking=non_blocking) for t in self))
 
 
 @dataclass
@@ -31,6 +53,11 @@ class Batch:
     epoch: int = 0
     step: int = 0
     """Micro-batch number within the epoch, on this rank."""
+    conditions: Mapping[str, Padded] = field(default_factory=dict)
+    """What is heard beside the codes, by kind (`rvqlm.condition_info`): (B, S, F) each."""
+    prompt_lengths: Tensor | None = None
+    """(B,) int64 leading frames that are heard and not scored; None: 0 for all, or for the model
+    to choose where it trains on a split of its own."""
 
     @property
     def num_frames(self) -> int:
@@ -42,17 +69,34 @@ class Batch:
         """Share of the (B, T) grid that is padding."""
         return 1.0 - self.num_frames / max(1, self.codes.shape[0] * self.codes.shape[1])
 
+    def scored(self) -> Tensor:
+        """(B, T) bool: frames that are neither padding nor prompt."""
+        frames = torch.arange(self.codes.shape[1], device=self.codes.device)[None, :]
+        real = frames < self.lengths[:, None]
+        return (
+            real if self.prompt_lengths is None else real & (frames >= self.prompt_lengths[:, None])
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         moved = {
             k: v.to(device, non_blocking=non_blocking)
             for k, v in vars(self).items()
             if isinstance(v, Tensor)
         }
+        moved["conditions"] = {k: p.to(device, non_blocking) for k, p in self.conditions.items()}
         return replace(self, **moved)
 
     @classmethod
-    def from_codes(cls, items: list[Tensor], ends: list[bool] | None = None) -> Batch:
+    def from_codes(
+        cls,
+        items: list[Tensor],
+        ends: list[bool] | None = None,
+        conditions: Mapping[str, list[Tensor | None]] | None = None,
+        prompt_lengths: list[int] | None = None,
+    ) -> Batch:
         """Pad a list of (T_i, K) tensors; for tests, prompts and examples.
+
+        :param conditions: by kind, one (S_i, F) tensor an item, or None where it has none.
 
         >>> b = Batch.from_codes([torch.zeros(3, 2), torch.ones(1, 2)])
         >>> b.codes.shape, b.lengths.tolist(), b.codes[1, 1].tolist()
@@ -61,9 +105,15 @@ class Batch:
         codes = torch.nn.utils.rnn.pad_sequence(
             [i.to(torch.int32) for i in items], batch_first=True, padding_value=PAD
         )
+        padded = {}
+        for kind, given in (conditions or {}).items():
+            shapes = {i.shape[1] if i.ndim == 2 else 1 for i in given if i is not None}
+            padded[kind] = Padded.of(given, max(shapes, default=1))
         return cls(
             codes=codes,
             lengths=torch.tensor([len(i) for i in items]),
             ends=torch.tensor(ends if ends is not None else [True] * len(items)),
             index=torch.arange(len(items)),
+            conditions=padded,
+            prompt_lengths=None if prompt_lengths is None else torch.tensor(prompt_lengths),
         )

@@ -1,0 +1,87 @@
+"""What a model knows about a condition: its kind, the sizes of its vocabularies, where it lies in
+time, and how its tokens are made from what a user gives.
+
+A condition is whatever a model hears beside the codes it predicts. Every kind is the same thing to
+a model: steps of F integer fields, `(S, F)`.
+
+======== ============ ===========================================================================
+kind     F            what it is
+======== ============ ===========================================================================
+text     1            symbols of a table: characters, phonemes or pieces (`rvqlm.data.text`)
+midi     6            compound tokens of notes (`rvqlm.data.midi`)
+source   K            codes of another stream that the target accompanies, frame by frame
+prompt   K            codes of another recording of the same speaker or instrument
+======== ============ ===========================================================================
+
+Token directories and checkpoints carry a `ConditionInfo` for each, so that generation makes the
+tokens of a new text exactly as training did.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.errors import UserError
+
+KINDS = ("text", "midi", "source", "prompt")
+
+
+@dataclass(frozen=True)
+class ConditionInfo:
+    """One condition.
+
+    >>> ConditionInfo("text", (40,), rate=4.5).num_fields
+    1
+    """
+
+    kind: str
+    sizes: tuple[int, ...]
+    """Vocabulary size of each field; ids of field f are 0 ... sizes[f] - 1."""
+    rate: float = 1.0
+    """Frames of codes per step of the condition, on average over the training data: steps are
+    placed on the time axis of the frames at this rate. 1 for codes."""
+    settings: dict = field(default_factory=dict)
+    """How the tokens are made (plain JSON values): the front end's settings and its symbols."""
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"condition {self.kind!r}: choose one of {', '.join(KINDS)}")
+        object.__setattr__(self, "sizes", tuple(int(s) for s in self.sizes))
+
+    @property
+    def num_fields(self) -> int:
+        return len(self.sizes)
+
+    @classmethod
+    def of_codes(cls, kind: str, info: CodecInfo) -> ConditionInfo:
+        """``source`` or ``prompt``: codes of the model's own codec."""
+        return cls(kind, (info.codebook_size,) * info.num_codebooks)
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "sizes": list(self.sizes)}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ConditionInfo:
+        try:
+            return cls(**values)
+        except TypeError as e:
+            raise UserError(f"incomplete description of a condition {values!r}: {e}") from None
+
+    def require_same(self, other: ConditionInfo, mine: str, theirs: str) -> None:
+        """Raise `UserError` naming both sides unless tokens of the one mean the same in the other.
+
+        The rate is a statistic of the data and may differ.
+        """
+        for name in ("kind", "sizes", "settings"):
+            a, b = getattr(self, name), getattr(other, name)
+            if a == b:
+                continue
+            if isinstance(a, dict):
+                keys = [k for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+                name = ", ".join(keys)
+                a, b = ({k: str(d.get(k))[:60] for k in keys} for d in (a, b))
+            raise UserError(
+                f"condition {self.kind}: {name} differ between {mine} ({a}) and {theirs} ({b}); "
+                "use data prepared with the same table"
+            )
