@@ -1,0 +1,177 @@
+"""Ragged columns: sequences of unequal lengths beside the rows of an index, memory-mapped.
+
+One file holds one condition of one split (``text_train.bin``): a JSON header with the fingerprint
+of the index that it belongs to, where each row begins (uint64, in steps), then the steps of all
+rows one after another, F integers each, in the smallest type that holds them. Writing streams and
+reading maps, so memory does not grow with the number of rows.
+
+>>> import tempfile
+>>> path = Path(tempfile.mkdtemp()) / "text_train.bin"
+>>> write_ragged(path, [np.array([3, 1]), np.array([], int), np.array([300])], 1, "0" * 16)
+3
+>>> ragged = Ragged.open(path)
+>>> ragged.lengths.tolist(), ragged.read(0).tolist(), ragged.steps.dtype.name
+([2, 0, 1], [[3], [1]], 'uint16')
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from rvqlm.errors import UserError
+from rvqlm.training.checkpoint import atomic_write
+
+MAGIC = b"RVQRAG01"
+_LIMITS = {"uint8": 1 << 8, "uint16": 1 << 16, "int32": 1 << 31}  # in order of size
+_BLOCK = 1 << 20  # numbers converted at a time
+
+
+def write_ragged(
+    path: str | os.PathLike, rows: Iterable[np.ndarray], num_fields: int, fingerprint: str
+) -> int:
+    """Write a ragged column; returns its number of rows.
+
+    Parameters
+    ----------
+    rows: (S, F) integer arrays, (S,) for one field, in the order of the index; S may be 0. Ids are
+        from 0 to 2^31 - 1.
+    fingerprint: of the index (`TokenDataset.fingerprint`); `Ragged.open` compares it.
+
+    The file appears when it is complete. Raises `ValueError` for arrays of another shape or type.
+    """
+    path = Path(path)
+    highest = np.full(num_fields, -1, np.int64)
+    count = steps = 0
+    with (
+        tempfile.TemporaryFile(dir=path.parent) as data,
+        tempfile.TemporaryFile(dir=path.parent) as starts,
+    ):
+        for row in rows:
+            array = np.asarray(row)
+            if array.ndim == 1:
+                array = array.reshape(-1, num_fields if array.size == 0 else 1)
+            if array.ndim != 2 or array.shape[1] != num_fields:
+                raise ValueError(f"row {count}: shape {array.shape}, expected (S, {num_fields})")
+            if array.size:
+                if array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= 1 << 31:
+                    raise ValueError(f"row {count}: not ids of 0 ... 2^31 - 1 ({array.dtype})")
+                np.maximum(highest, array.max(axis=0).astype(np.int64), out=highest)
+            starts.write(steps.to_bytes(8, "little"))
+            data.write(np.ascontiguousarray(array, "<i4").tobytes())
+            count, steps = count + 1, steps + len(array)
+        starts.write(steps.to_bytes(8, "little"))
+        largest = int(highest.max(initial=-1))
+        dtype = next(name for name, limit in _LIMITS.items() if largest < limit)
+        header = {
+            "fingerprint": fingerprint,
+            "fields": num_fields,
+            "rows": count,
+            "steps": steps,
+            "dtype": dtype,
+            "max_ids": highest.tolist(),
+        }
+        text = json.dumps(header).encode()
+        text += b" " * (-(len(MAGIC) + 8 + len(text)) % 64)  # columns start aligned
+
+        stored = np.dtype(dtype).newbyteorder("<")
+
+        def write(to: Path) -> None:
+            with open(to, "wb") as out:
+                out.write(MAGIC + len(text).to_bytes(8, "little") + text)
+                starts.seek(0)
+                while block := starts.read(_BLOCK):
+                    out.write(block)
+                data.seek(0)
+                while block := data.read(4 * _BLOCK):
+                    out.write(np.frombuffer(block, "<i4").astype(stored))
+
+        atomic_write(path, write)
+    return count
+
+
+class Ragged:
+    """A ragged column mapped into memory.
+
+    Attributes
+    ----------
+    num_fields: F.
+    steps: (sum of all S, F) read-only, every row one after another.
+    starts: (N + 1,) uint64, where each row begins in `steps`, and where the last ends.
+    """
+
+    def __init__(self, path: Path, header: dict, starts: np.ndarray, steps: np.ndarray):
+        self.path, self._header = path, header
+        self.starts, self.steps = starts, steps
+        self.num_fields: int = header["fields"]
+        self.fingerprint: str = header["fingerprint"]
+        self.max_ids: tuple[int, ...] = tuple(header["max_ids"])
+        """Largest id of each field; -1 where there are no steps."""
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        fingerprint: str | None = None,
+        remedy: str = "make it again",
+    ) -> Ragged:
+        """Map the file that `write_ragged` made.
+
+        Raises `UserError`, ending in `remedy`, when it is missing, damaged, or belongs to another
+        index than the one of `fingerprint`.
+        """
+        path = Path(path)
+        try:
+            if path.stat().st_size == 0:  # cannot be mapped
+                raise ValueError("empty")
+            data = np.asarray(np.memmap(path, np.uint8, "r"))
+            size = int.from_bytes(data[8:16].tobytes(), "little")
+            if data[:8].tobytes() != MAGIC:
+                raise ValueError("not a ragged column")
+            header = json.loads(data[16 : 16 + size].tobytes())
+            count, steps, fields = header["rows"], header["steps"], header["fields"]
+            if header["dtype"] not in _LIMITS or len(header["max_ids"]) != fields:
+                raise ValueError("wrong header")
+            dtype = np.dtype(header["dtype"]).newbyteorder("<")
+            columns = data[16 + size :]
+            if len(columns) != 8 * (count + 1) + steps * fields * dtype.itemsize:
+                raise ValueError("wrong size")
+            starts = columns[: 8 * (count + 1)].view("<u8")
+            if starts[0] != 0 or starts[-1] != steps or (starts[1:] < starts[:-1]).any():
+                raise ValueError("rows out of order")
+            values = columns[8 * (count + 1) :].view(dtype).reshape(steps, fields)
+            ragged = cls(path, header, starts, values)
+        except FileNotFoundError:
+            raise UserError(f"{path} not found; {remedy}") from None
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{path} is damaged ({e}); {remedy}") from None
+        if fingerprint is not None and ragged.fingerprint != fingerprint:
+            raise UserError(
+                f"{path} belongs to other data (fingerprint {ragged.fingerprint}, the index has "
+                f"{fingerprint}); {remedy}"
+            )
+        return ragged
+
+    def __len__(self) -> int:
+        """Number of rows, those without steps included."""
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) int64, steps of every row."""
+        return np.diff(self.starts).astype(np.int64)
+
+    def read(self, row: int) -> np.ndarray:
+        """The steps of a row, (S, F) int32, to keep."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} in {self.path}")
+        return self.steps[int(self.starts[row]) : int(self.starts[row + 1])].astype(np.int32)
+
+    def max_id(self) -> int:
+        """Largest id of all fields; -1 where there are no steps."""
+        return max(self.max_ids, default=-1)
