@@ -1,27 +1,28 @@
-"""The one transformer: pre-norm, rotary positions, SDPA attention, optional KV cache.
+"""The one transformer: rotary positions, SDPA attention, optional KV cache, cross-attention and
+norms that hear a condition.
 
-Used causal by the autoregressive models and without a mask by those that see both sides.
-Rotary embedding: Su et al., 2021 (arXiv:2104.09864); RMSNorm: Zhang & Sennrich, 2019
-(arXiv:1910.07467); SwiGLU: Shazeer, 2020 (arXiv:2002.05202); squared ReLU: So et al., 2021
-(arXiv:2109.08668).
+Causal in the autoregressive models, not so in those that see both sides. RMSNorm: Zhang &
+Sennrich, 2019 (arXiv:1910.07467); SwiGLU: Shazeer, 2020 (arXiv:2002.05202); squared ReLU: So et
+al., 2021 (arXiv:2109.08668); norms before or after the branches: Xiong et al., 2020
+(arXiv:2002.04745).
 
-Shapes: B items, S steps, d model width, H heads of D = d / H.
+Shapes: B items, S steps, d model width, H heads of D = d / H, M steps of a memory.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rvqlm.errors import UserError
+from rvqlm.modules.attention import Attention, CrossAttention, RotaryTable
 from rvqlm.modules.cache import KVCache
 
 NORMS = ("layernorm", "rmsnorm")
-ACTIVATIONS = ("gelu", "relu2", "swiglu")
+ACTIVATIONS = ("gelu", "relu", "relu2", "swiglu")
 
 
 @dataclass
@@ -34,9 +35,14 @@ class TransformerConfig:
     dim_feedforward: int
     dropout: float = 0.0
     norm: str = "layernorm"
+    norm_first: bool = True
     activation: str = "gelu"
     rope_base: float = 10000.0
     causal: bool = True
+    cross: bool = False
+    """Every block attends to a memory as well."""
+    adaptive: bool = False
+    """Gain and bias of every norm come from a vector per item (AdaLN)."""
     activation_checkpointing: bool = False
 
     def problems(self) -> list[str]:
@@ -67,96 +73,28 @@ def make_norm(kind: str, dim: int) -> nn.Module:
     return nn.RMSNorm(dim) if kind == "rmsnorm" else nn.LayerNorm(dim, bias=False)
 
 
-class RotaryTable(nn.Module):
-    """Cosines and sines of rotary positions, grown on demand, shared by all layers."""
+class Norm(nn.Module):
+    """The chosen norm; adaptive, its output is scaled and shifted as a vector per item says.
 
-    def __init__(self, head_dim: int, base: float):
-        super().__init__()
-        half = torch.arange(0, head_dim, 2, dtype=torch.float64)
-        self.register_buffer("frequencies", base ** (-half / head_dim), persistent=False)
-        self.register_buffer("table", torch.empty(2, 0, head_dim // 2), persistent=False)
-
-    def forward(self, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """(length, D/2) cosines and sines of positions start ... start + length - 1, float32."""
-        end = start + length
-        if self.table.shape[1] < end:
-            size = max(1024, 1 << (end - 1).bit_length())
-            positions = torch.arange(size, dtype=torch.float64, device=self.frequencies.device)
-            angles = positions[:, None] * self.frequencies.double()[None, :]
-            # an inference tensor could not serve a later training step
-            with torch.inference_mode(False):
-                angles = angles.clone()
-                self.table = torch.stack([angles.cos(), angles.sin()]).float()
-        return self.table[0, start:end], self.table[1, start:end]
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x_i, x_{i + D/2}); x (B, S, ..., D), cos and sin (S, D/2)."""
-    shape = (1, cos.shape[0], *([1] * (x.ndim - 3)), cos.shape[1])
-    cos, sin = cos.view(shape).to(x.dtype), sin.view(shape).to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-
-
-CPU_BLOCK = 192
-"""Queries per call of causal attention on a CPU."""
-
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, dropout: float
-) -> Tensor:
-    """SDPA over (B, H, S, D).
-
-    The kernel for CPUs computes the masked half of causal attention too. In blocks of queries that
-    are shown only the keys up to their end, most of that half is never computed: at S = 512 a
-    third less time, forward and backward.
+    Level-conditional norm of VALL-E (Wang et al., 2023, arXiv:2301.02111, after Xu et al., 2019,
+    arXiv:1911.07013). The projection starts at zero: the plain norm.
     """
-    S = q.shape[2]
-    if not is_causal or q.device.type != "cpu" or S < 2 * CPU_BLOCK:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=is_causal, dropout_p=dropout
-        )
-    blocks = []
-    for start in range(0, S, CPU_BLOCK):
-        end = min(start + CPU_BLOCK, S)
-        seen = torch.ones(end - start, end, dtype=torch.bool).tril(start)
-        part = (q[:, :, start:end], k[:, :, :end], v[:, :, :end])
-        blocks.append(F.scaled_dot_product_attention(*part, attn_mask=seen, dropout_p=dropout))
-    return torch.cat(blocks, dim=2)
 
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection for queries, keys and values."""
-
-    def __init__(self, config: TransformerConfig, layer: int):
+    def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.num_heads, self.causal, self.layer = config.num_heads, config.causal, layer
-        self.dropout = config.dropout
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.norm = make_norm(config.norm, config.dim)
+        self.modulation = nn.Linear(config.dim, 2 * config.dim) if config.adaptive else None
+        if self.modulation is not None:
+            nn.init.zeros_(self.modulation.weight)
+            nn.init.zeros_(self.modulation.bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        mask: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        B, S, d = x.shape
-        qkv = self.qkv(x).view(B, S, 3, self.num_heads, d // self.num_heads)
-        qk = rotate(qkv[:, :, :2], cos, sin)  # (B, S, 2, H, D)
-        q, k = qk[:, :, 0].transpose(1, 2), qk[:, :, 1].transpose(1, 2)  # (B, H, S, D)
-        v = qkv[:, :, 2].transpose(1, 2)
-        is_causal = self.causal and mask is None and S > 1
-        if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-            if is_causal and cache.position > 0:  # several new steps after old ones
-                seen = torch.arange(k.shape[2], device=x.device)
-                now = cache.position + torch.arange(S, device=x.device)
-                mask, is_causal = seen[None, :] <= now[:, None], False
-        y = attend(q, k, v, mask, is_causal, self.dropout if self.training else 0.0)
-        return self.out(y.transpose(1, 2).reshape(B, S, d))
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x (B, S, d), condition (B, d)."""
+        x = self.norm(x)
+        if self.modulation is None:
+            return x
+        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        return x * (1 + scale) + shift
 
 
 class FeedForward(nn.Module):
@@ -171,6 +109,8 @@ class FeedForward(nn.Module):
         x = self.up(x)
         if self.activation == "gelu":
             x = F.gelu(x)  # exact: on a CPU the tanh form takes three times as long
+        elif self.activation == "relu":
+            x = F.relu(x)
         elif self.activation == "relu2":
             x = F.relu(x).square()
         else:
@@ -179,20 +119,61 @@ class FeedForward(nn.Module):
         return self.down(x)
 
 
+@dataclass
+class Surroundings:
+    """What a block hears beside its input: the same for all layers but for the memory's keys."""
+
+    cos: Tensor
+    sin: Tensor
+    key_mask: Tensor | None = None
+    """(B, S') bool: steps, cached ones included, that may be seen."""
+    prefix: int = 0
+    """First steps that are no part of the causal order: all see them."""
+    condition: Tensor | None = None
+    """(B, d) for adaptive norms."""
+    memory: list[tuple[Tensor, Tensor]] | None = None
+    """Keys and values of the memory, by layer."""
+    memory_mask: Tensor | None = None
+    """(B, M) bool."""
+
+
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """Self-attention, cross-attention where there is a memory, feed-forward; each a residual
+    branch with its norm before it, or after the sum where ``norm_first`` is false."""
 
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
-        self.attention_norm = make_norm(config.norm, config.dim)
-        self.attention = Attention(config, layer)
-        self.feedforward_norm = make_norm(config.norm, config.dim)
-        self.feedforward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        c = config
+        self.norm_first, self.layer = c.norm_first, layer
+        self.attention_norm = Norm(c)
+        self.attention = Attention(c.dim, c.num_heads, c.causal, c.dropout, layer)
+        self.cross_norm = Norm(c) if c.cross else None
+        self.cross = CrossAttention(c.dim, c.num_heads, c.dropout) if c.cross else None
+        self.feedforward_norm = Norm(c)
+        self.feedforward = FeedForward(c)
+        self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x, cos, sin, mask=None, cache=None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin, mask, cache))
-        return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+    def forward(self, x: Tensor, around: Surroundings, cache: KVCache | None = None) -> Tensor:
+        a = around
+
+        def branch(x, norm, function):
+            if self.norm_first:
+                return x + self.dropout(function(norm(x, a.condition)))
+            return norm(x + self.dropout(function(x)), a.condition)
+
+        x = branch(
+            x,
+            self.attention_norm,
+            lambda y: self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache),
+        )
+        if self.cross is not None:
+            memory = a.memory[self.layer]
+            x = branch(
+                x,
+                self.cross_norm,
+                lambda y: self.cross(y, a.cos, a.sin, memory, a.memory_mask),
+            )
+        return branch(x, self.feedforward_norm, self.feedforward)
 
 
 class Transformer(nn.Module):
@@ -205,7 +186,8 @@ class Transformer(nn.Module):
         self.config = config
         self.rotary = RotaryTable(config.dim // config.num_heads, config.rope_base)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
-        self.norm = make_norm(config.norm, config.dim)
+        # after blocks that end with a norm another would change nothing
+        self.norm = Norm(config) if config.norm_first else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -213,31 +195,56 @@ class Transformer(nn.Module):
         block begins as the identity and depth costs no stability."""
         bound = 3**0.5 * self.config.dim**-0.5
         for block in self.layers:
-            nn.init.uniform_(block.attention.qkv.weight, -bound, bound)
-            nn.init.uniform_(block.feedforward.up.weight, -bound, bound)
-            nn.init.zeros_(block.attention.out.weight)
-            nn.init.zeros_(block.feedforward.down.weight)
+            into, back = [block.attention.qkv, block.feedforward.up], []
+            back += [block.attention.out, block.feedforward.down]
+            if block.cross is not None:
+                into += [block.cross.query, block.cross.key_value]
+                back.append(block.cross.out)
+            for linear in into:
+                nn.init.uniform_(linear.weight, -bound, bound)
+            for linear in back:
+                nn.init.zeros_(linear.weight)
+
+    def read(self, memory: Tensor, positions: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a memory (B, M, d) at positions (B, M), for every layer."""
+        cos, sin = self.rotary.at(positions)
+        return [block.cross.read(memory, cos, sin) for block in self.layers]
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, cache: KVCache | None = None
+        self,
+        x: Tensor,
+        *,
+        positions: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        prefix: int = 0,
+        condition: Tensor | None = None,
+        memory: list[tuple[Tensor, Tensor]] | None = None,
+        memory_mask: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d).
 
-        :param mask: attention mask, true where a query (row) may see a key (column), broadcast
-            to (B, H, S, S'); causal models need none.
+        :param positions: (B, S) places on the time axis, any numbers; 0, 1, 2, ... by default.
+        :param key_mask: (B, S') bool over all steps, cached ones included: which may be seen.
+        :param prefix: so many first steps are seen by all, whatever their order.
+        :param condition: (B, d), for adaptive norms.
+        :param memory: what `read` gave, with its mask (B, M).
         :param cache: when given, ``x`` continues the steps it holds.
         """
-        start = cache.position if cache is not None else 0
-        cos, sin = self.rotary(start, x.shape[1])
+        if positions is not None:
+            cos, sin = self.rotary.at(positions)
+        else:
+            cos, sin = self.rotary(cache.position if cache is not None else 0, x.shape[1])
+        around = Surroundings(cos, sin, key_mask, prefix, condition, memory, memory_mask)
         recompute = self.config.activation_checkpointing and self.training and cache is None
         for block in self.layers:
             if recompute:
-                x = checkpoint(block, x, cos, sin, mask, use_reentrant=False)
+                x = checkpoint(block, x, around, use_reentrant=False)
             else:
-                x = block(x, cos, sin, mask, cache)
+                x = block(x, around, cache)
         if cache is not None:
             cache.position += x.shape[1]
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x, condition)
 
     def make_cache(self, batch_size: int, max_steps: int) -> KVCache:
         c, weight = self.config, self.layers[0].attention.qkv.weight

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from rvqlm.errors import UserError
-from rvqlm.modules import transformer
+from rvqlm.modules import attention
+from rvqlm.modules.attention import rotate
 from rvqlm.modules.embeddings import SumEmbedding
-from rvqlm.modules.transformer import Transformer, TransformerConfig, rotate
+from rvqlm.modules.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(dim=32, num_heads=4, num_layers=3, dim_feedforward=48)
 
@@ -96,10 +97,10 @@ def test_training_goes_on_after_inference_mode():
 
 
 def test_blocks_of_causal_attention_equal_the_whole(monkeypatch):
-    monkeypatch.setattr(transformer, "CPU_BLOCK", 4)
+    monkeypatch.setattr(attention, "CPU_BLOCK", 4)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 3, 11, 8, requires_grad=True) for _ in range(3))
-    got = transformer.attend(q, k, v, None, True, 0.0)
+    got = attention.attend(q, k, v, causal=True)
     want = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     torch.testing.assert_close(got, want)
     weight = torch.randn_like(want)

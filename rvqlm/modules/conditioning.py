@@ -1,0 +1,263 @@
+"""Conditions become vectors on the time axis of the frames, and a transformer hears them.
+
+A condition of any kind is steps of integer fields (`rvqlm.condition_info`): one sum of embeddings
+a step, and a position in frames, so that attention finds what belongs to a moment by distance:
+
+    text, midi   (j + 1/2) * rate      rate frames a step on average, or the item's own rate
+                                       where its number of frames is known
+    source       j                     frame by frame
+    prompt       j - S                 before the beginning
+
+Each kind leads with one step of its own, which says "given" or "not given"; dropping a condition
+in training is "not given", and that is what classifier-free guidance compares with (Ho & Salimans,
+2022, arXiv:2207.12598).
+
+    fusion prefix                           fusion cross
+    [text . . . prompt . . | frames ->]     frames ->   self-attention
+     all see these            causal           ^        cross-attention
+                                            [text . . . prompt . .] -> encoder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.batch import Padded
+from rvqlm.errors import UserError
+from rvqlm.modules.cache import KVCache
+from rvqlm.modules.embeddings import FieldEmbedding
+from rvqlm.modules.transformer import Transformer, TransformerConfig
+
+
+class Context(NamedTuple):
+    """Conditions of a batch, embedded: M steps."""
+
+    x: Tensor
+    """(B, M, d)"""
+    mask: Tensor
+    """(B, M) bool: steps that exist; the first of each kind always does."""
+    positions: Tensor
+    """(B, M) float, in steps of the transformer they go to."""
+
+
+class Conditioner(nn.Module):
+    """Embeds conditions.
+
+    :param infos: by kind; the order is that of the steps.
+    :param dropout: chance that an item of a training batch hears none of its conditions and, with
+        several, that it misses a single one.
+    """
+
+    def __init__(self, infos: Mapping[str, ConditionInfo], dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.infos, self.dropout = dict(infos), dropout
+        self.fields = nn.ModuleDict({k: FieldEmbedding(i.sizes, dim) for k, i in infos.items()})
+        self.given = nn.Parameter(torch.randn(len(infos), dim))
+        self.missing = nn.Parameter(torch.randn(len(infos), dim))
+        self.kind = nn.Parameter(torch.randn(len(infos), dim) * 0.5)
+
+    def forward(
+        self,
+        conditions: Mapping[str, Padded],
+        batch_size: int,
+        *,
+        steps_per_frame: float = 1.0,
+        frames: Tensor | None = None,
+        drop: Tensor | None = None,
+    ) -> Context:
+        """:param conditions: by kind; a kind that is not there is "not given" for all items.
+        :param frames: (B,) frames of each item where known: text and notes are spread over them.
+        :param drop: (B,) bool, items that are to hear nothing.
+        :raises UserError: a kind that the model does not know, or other fields.
+        """
+        if unknown := set(conditions) - set(self.infos):
+            raise UserError(
+                f"the model was not trained with the condition {', '.join(sorted(unknown))}, only "
+                f"with {', '.join(self.infos) or 'none'}"
+            )
+        device = self.given.device
+        dropped = torch.zeros(len(self.infos), batch_size, dtype=torch.bool, device=device)
+        if self.training and self.dropout:
+            dropped |= torch.rand(1, batch_size, device=device) < self.dropout
+            if len(self.infos) > 1:
+                dropped |= torch.rand(dropped.shape, device=device) < self.dropout
+        if drop is not None:
+            dropped |= drop[None, :]
+        parts = []
+        for number, (kind, info) in enumerate(self.infos.items()):
+            given = conditions.get(kind)
+            if given is None:
+                values = torch.empty(batch_size, 0, info.num_fields, dtype=torch.long)
+                given = Padded(values, torch.zeros(batch_size, dtype=torch.long)).to(device)
+            if given.values.shape[2] != info.num_fields:
+                raise UserError(
+                    f"condition {kind} has {given.values.shape[2]} fields, the model wants "
+                    f"{info.num_fields}"
+                )
+            lengths = given.lengths.masked_fill(dropped[number], 0)
+            parts.append(self._embed(number, kind, info, given.values, lengths, frames))
+        x, mask, positions = (torch.cat(p, 1) for p in zip(*parts))
+        return Context(x, mask, positions * steps_per_frame)
+
+    def _embed(self, number, kind, info, values, lengths, frames) -> tuple[Tensor, Tensor, Tensor]:
+        B, S, _ = values.shape
+        index = torch.arange(S, device=values.device)
+        mask = index < lengths[:, None]  # (B, S)
+        first = torch.where((lengths > 0)[:, None], self.given[number], self.missing[number])
+        x = torch.cat([first[:, None], self.fields[kind](values).to(first.dtype)], 1)
+        at = index.expand(B, S).float()
+        begin = torch.zeros(B, 1, device=values.device)
+        if kind == "prompt":
+            at = at - lengths[:, None]
+            begin = begin - lengths[:, None] - 1
+        elif kind != "source":
+            rate = info.rate
+            if frames is not None:
+                rate = (frames / lengths.clamp(min=1))[:, None]
+            at = (at + 0.5) * rate
+        mask = torch.cat([torch.ones_like(begin, dtype=torch.bool), mask], 1)
+        return x + self.kind[number], mask, torch.cat([begin, at], 1)
+
+
+@dataclass
+class DecoderState:
+    """What decoding carries from step to step."""
+
+    cache: KVCache
+    context: Context | None
+    """The prefix, until the first step has heard it."""
+    prefix: int = 0
+    key_mask: Tensor | None = None
+    """(B, prefix + steps) bool."""
+    memory: list | None = None
+    memory_mask: Tensor | None = None
+
+
+class ConditionedTransformer(nn.Module):
+    """A transformer over steps that hears conditions as a prefix or by cross-attention.
+
+    :param config: of the transformer; with fusion ``cross`` it gets cross-attention.
+    :param num_encoder_layers: non-causal layers over the conditions before they are heard.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        infos: Mapping[str, ConditionInfo] | None = None,
+        fusion: str = "prefix",
+        num_encoder_layers: int = 0,
+        condition_dropout: float = 0.0,
+    ):
+        super().__init__()
+        infos = infos or {}
+        self.cross = bool(infos) and fusion == "cross"
+        self.transformer = Transformer(replace(config, cross=self.cross))
+        self.conditioner = self.encoder = None
+        if infos:
+            self.conditioner = Conditioner(infos, config.dim, condition_dropout)
+        if infos and num_encoder_layers:
+            self.encoder = Transformer(
+                replace(config, num_layers=num_encoder_layers, causal=False, adaptive=False)
+            )
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Matrices between hidden layers."""
+        parts = [p for p in (self.transformer, self.encoder) if p is not None]
+        return [p for part in parts for p in part.parameters() if p.ndim == 2]
+
+    def hear(self, conditions: Mapping[str, Padded], batch_size: int, **how) -> Context | None:
+        """Conditions embedded (and encoded); ``how`` as for `Conditioner`. None for a model
+        without conditions, which refuses to be given any."""
+        if self.conditioner is None:
+            if conditions:
+                raise UserError(
+                    f"the model was trained without conditions; {', '.join(conditions)} given"
+                )
+            return None
+        context = self.conditioner(conditions, batch_size, **how)
+        if self.encoder is None:
+            return context
+        x = self.encoder(context.x, positions=context.positions, key_mask=context.mask)
+        return context._replace(x=x)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Context | None = None,
+        valid: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """(B, S, d) -> (B, S, d).
+
+        :param valid: (B, S) bool, steps that may be seen; needed where attention is not causal
+            and items are padded.
+        :param condition: (B, d) for adaptive norms.
+        """
+        if context is None:
+            return self.transformer(x, key_mask=valid, condition=condition)
+        if self.cross:
+            memory = self.transformer.read(context.x, context.positions)
+            return self.transformer(
+                x,
+                key_mask=valid,
+                memory=memory,
+                memory_mask=context.mask,
+                condition=condition,
+            )
+        B, S, _ = x.shape
+        M = context.x.shape[1]
+        steps = torch.arange(S, device=x.device, dtype=context.positions.dtype).expand(B, S)
+        if valid is None:
+            valid = torch.ones(B, S, dtype=torch.bool, device=x.device)
+        y = self.transformer(
+            torch.cat([context.x.to(x.dtype), x], 1),
+            positions=torch.cat([context.positions, steps], 1),
+            key_mask=torch.cat([context.mask, valid], 1),
+            prefix=M,
+            condition=condition,
+        )
+        return y[:, M:]
+
+    def start(self, context: Context | None, batch_size: int, max_steps: int) -> DecoderState:
+        """State before the first step of at most ``max_steps``."""
+        if context is None:
+            return DecoderState(self.transformer.make_cache(batch_size, max_steps), None)
+        if self.cross:
+            cache = self.transformer.make_cache(batch_size, max_steps)
+            memory = self.transformer.read(context.x, context.positions)
+            return DecoderState(cache, None, memory=memory, memory_mask=context.mask)
+        M = context.x.shape[1]
+        cache = self.transformer.make_cache(batch_size, M + max_steps)
+        steps = context.mask.new_ones(batch_size, max_steps)
+        return DecoderState(cache, context, M, torch.cat([context.mask, steps], 1))
+
+    def step(self, x: Tensor, state: DecoderState) -> Tensor:
+        """Continue by the n steps of x (B, n, d); the first call hears the prefix too."""
+        B, n, _ = x.shape
+        cache, prefix = state.cache, state.prefix
+        new = max(0, cache.position - prefix)  # steps of codes held
+        positions = key_mask = None
+        if prefix:
+            steps = torch.arange(new, new + n, device=x.device, dtype=torch.float32)
+            positions = steps.expand(B, n)
+            if state.context is not None:
+                x = torch.cat([state.context.x.to(x.dtype), x], 1)
+                positions = torch.cat([state.context.positions, positions], 1)
+                state.context = None
+            key_mask = state.key_mask[:, : prefix + new + n]
+        y = self.transformer(
+            x,
+            positions=positions,
+            key_mask=key_mask,
+            prefix=prefix,
+            memory=state.memory,
+            memory_mask=state.memory_mask,
+            cache=cache,
+        )
+        return y[:, -n:]
