@@ -11,6 +11,7 @@ Shards are found through the directory (``DIR/codes/NAME``), so a token director
 
 from __future__ import annotations
 
+import copy
 import gzip
 import hashlib
 import json
@@ -20,6 +21,7 @@ import tempfile
 import zlib
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -275,7 +277,7 @@ class TokenDataset:
 
     Attributes
     ----------
-    info: `CodecInfo` of the tokens.
+    info: `CodecInfo` of the tokens; its num_codebooks are the levels served.
     frames: (N,) uint32, frames of every cut, memory-mapped.
     fingerprint: 16 hex digits over ids, lengths, places and codec: equal for equal data.
     hours: of audio.
@@ -285,6 +287,7 @@ class TokenDataset:
     def __init__(self, directory: Path, split: str, header: dict, columns: np.ndarray):
         self.directory, self.split, self.header = directory, split, header
         self.info = CodecInfo.from_dict(header["codec"])
+        self._stored_levels = self.info.num_codebooks
         self.fingerprint: str = header["fingerprint"]
         self.hours: float = header["hours"]
         self.num_frames: int = header["num_frames"]
@@ -295,8 +298,10 @@ class TokenDataset:
         self._shards = [_open_shard(directory, entry) for entry in header["shards"]]
 
     @classmethod
-    def open(cls, manifest_dir: str | os.PathLike, split: str) -> TokenDataset:
-        """Map ``index_SPLIT.bin``.
+    def open(
+        cls, manifest_dir: str | os.PathLike, split: str, num_codebooks: int | None = None
+    ) -> TokenDataset:
+        """Map ``index_SPLIT.bin``; with `num_codebooks`, serve only that many levels.
 
         Raises `UserError` when it is missing, damaged, older than its manifest, of another codec
         than the directory's, or when a shard is missing or too short.
@@ -331,7 +336,22 @@ class TokenDataset:
                 f"index {path} is older than the tokens of {directory / 'tokens.json'}; run rvqlm "
                 f"split and rvqlm index with --manifest-dir {directory}"
             )
-        return cls(directory, split, header, columns)
+        dataset = cls(directory, split, header, columns)
+        return dataset if num_codebooks is None else dataset.first_levels(num_codebooks)
+
+    def first_levels(self, num_codebooks: int) -> TokenDataset:
+        """The same cuts with only the first levels of their codes; shares maps and fingerprint.
+
+        Raises `UserError` for more levels than there are.
+        """
+        if not 1 <= num_codebooks <= self.info.num_codebooks:
+            raise UserError(
+                f"--num-quantizers {num_codebooks}: the tokens in {self.directory} have "
+                f"{self.info.num_codebooks} levels; choose from 1 to {self.info.num_codebooks}"
+            )
+        fewer = copy.copy(self)
+        fewer.info = replace(self.info, num_codebooks=num_codebooks)
+        return fewer
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -345,8 +365,9 @@ class TokenDataset:
         place = int(self._places[row])
         offset = place & ((1 << OFFSET_BITS) - 1)
         shard = self._shards[place >> OFFSET_BITS & ((1 << SHARD_BITS) - 1)]
-        k = self.info.num_codebooks
-        return shard.view(offset + start * k * self.dtype.itemsize, num, k, self.dtype)
+        k = self._stored_levels
+        codes = shard.view(offset + start * k * self.dtype.itemsize, num, k, self.dtype)
+        return codes[:, : self.info.num_codebooks]
 
     def read(self, row: int, start: int = 0, num: int | None = None) -> np.ndarray:
         """Frames [start, start + num) of a cut, (num, K), to keep; `num` None reads to its end."""

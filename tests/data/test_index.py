@@ -56,6 +56,22 @@ def test_reads_what_was_stored(tmp_path, v, dtype):
     assert ds.ends(np.arange(6)).all()
 
 
+def test_first_levels(tmp_path):
+    codes = make_tokens(tmp_path, FRAMES)
+    whole, two = TokenDataset.open(tmp_path, "train"), TokenDataset.open(tmp_path, "train", 2)
+    assert two.info.num_codebooks == 2 and two.info.num_samples(7) == INFO.num_samples(7)
+    assert two.fingerprint == whole.fingerprint and whole.info.num_codebooks == 3
+    for row, expected in enumerate(codes):
+        np.testing.assert_array_equal(two.read(row), expected[:, :2])
+        assert two.read(row).flags.c_contiguous and not two.view(row).flags.writeable
+    np.testing.assert_array_equal(two.view(4, 30, 9), codes[4][30:39, :2])
+    np.testing.assert_array_equal(two.first_levels(1).view(4, 199), codes[4][199:, :1])
+    np.testing.assert_array_equal(whole.read(2), codes[2])
+    for wrong in (0, 4):
+        with pytest.raises(UserError, match=f"--num-quantizers {wrong}: .* have 3 levels; choose"):
+            TokenDataset.open(tmp_path, "train", wrong)
+
+
 def test_twelve_bytes_a_cut(tmp_path):
     make_tokens(tmp_path / "a", [3] * 100)
     make_tokens(tmp_path / "b", [3] * 1100)
