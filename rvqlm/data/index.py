@@ -377,9 +377,20 @@ class TokenDataset:
         """(n,) bool: the cut ends where its recording does."""
         return self._places[rows] >= ENDS
 
+    def extents(self) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) uint64 twice: where each cut begins and ends over the bytes of all shards. Windows
+        of one array that share frames share bytes."""
+        begin = self._places & np.uint64(ENDS - 1)
+        stride = self._stored_levels * self.dtype.itemsize
+        return begin, begin + self.frames.astype(np.uint64) * np.uint64(stride)
+
+    def cuts(self) -> Iterator[dict]:
+        """All cuts as dictionaries, in row order, streamed from the manifest."""
+        return read_manifest(self.directory / self.header["manifest"]["name"])
+
     def ids(self) -> Iterator[str]:
         """Ids of all cuts in row order, streamed from the manifest."""
-        for cut in read_manifest(self.directory / self.header["manifest"]["name"]):
+        for cut in self.cuts():
             yield cut["id"]
 
     def id_of(self, row: int) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from rvqlm.data.batch import PAD, Batch
+from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.plan import EpochPlan, PlanConfig, plan_epoch
 from rvqlm.errors import UserError
@@ -38,6 +39,7 @@ class TokenLoader:
     prefetch: batches read ahead; memory grows by as many batches and nothing else changes.
     pin: page-locked batches, for copies to a GPU that do not wait. torch's host allocator
         recycles these buffers, and only after a copy out of them has finished.
+    conditions: what to read beside the codes (`Batch.conditions`); of the same dataset.
 
     Codes are int16, int32 where codebooks have more than 32767 entries.
     """
@@ -51,10 +53,14 @@ class TokenLoader:
         world_size: int = 1,
         prefetch: int = 4,
         pin: bool = False,
+        conditions: ConditionSet | None = None,
     ):
         if not 0 <= rank < world_size or prefetch < 1:
             raise ValueError(f"rank {rank} of {world_size}, prefetch {prefetch}")
         config.check()
+        if conditions is not None:
+            conditions.check_plan(config)
+        self.conditions = conditions
         self.dataset, self.config, self.seed = dataset, config, seed
         self.rank, self.world_size, self.prefetch, self.pin = rank, world_size, prefetch, pin
         self._epoch = 0
@@ -111,15 +117,17 @@ class TokenLoader:
             "seed": self.seed,
             "fingerprint": self.dataset.fingerprint,
             "plan": asdict(self.config),
+            "conditions": self.conditions.state() if self.conditions else {},
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue after the last batch that `state` counts.
 
-        Raises `UserError` when data, seed or plan flags differ: they fix the order of an epoch.
+        Raises `UserError` when data, seed, plan flags or conditions differ: they fix what comes.
         """
-        mine = {"seed": self.seed, **asdict(self.config)}
-        theirs = {"seed": state["seed"], **state["plan"]}
+        conditions = self.conditions.state() if self.conditions else {}
+        mine = {"seed": self.seed, **asdict(self.config), **conditions}
+        theirs = {"seed": state["seed"], **state["plan"], **state.get("conditions", {})}
         changed = [
             f"--{name.replace('_', '-')} was {theirs.get(name)}, is {mine.get(name)}"
             for name in sorted(mine.keys() | theirs.keys())
@@ -216,7 +224,7 @@ class TokenLoader:
     def _run(self, channel: _Channel, positions: Iterator) -> None:
         threading.Thread(
             target=_produce,
-            args=(channel, positions, self.dataset, self.rank, self.pin),
+            args=(channel, positions, self.dataset, self.rank, self.pin, self.conditions),
             name="rvqlm-prefetch",
             daemon=True,
         ).start()
@@ -230,6 +238,7 @@ def read_batch(
     epoch: int = 0,
     number: int | None = None,
     pin: bool = False,
+    conditions: ConditionSet | None = None,
 ) -> Batch:
     """The batch of `rank` at `step` of a plan, read from the shards. `number` is its `Batch.step`,
     `step` unless given."""
@@ -253,6 +262,7 @@ def read_batch(
         index=torch.from_numpy(rows.astype(np.int64)),
         epoch=epoch,
         step=step if number is None else number,
+        conditions=conditions.read(rows, starts, lengths, epoch, pin) if conditions else {},
     )
 
 
@@ -261,10 +271,12 @@ def _one_epoch(plan: EpochPlan, epoch: int) -> Iterator[tuple[EpochPlan, int, in
         yield plan, epoch, step, step
 
 
-def _produce(channel: _Channel, positions: Iterator, dataset, rank: int, pin: bool) -> None:
+def _produce(
+    channel: _Channel, positions: Iterator, dataset, rank: int, pin: bool, conditions
+) -> None:
     try:
         for plan, epoch, step, number in positions:
-            batch = read_batch(dataset, plan, rank, step, epoch, number, pin)
+            batch = read_batch(dataset, plan, rank, step, epoch, number, pin, conditions)
             if not channel.put((batch, plan)):
                 return
     except BaseException as e:  # every error belongs to whoever takes the batches

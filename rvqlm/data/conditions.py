@@ -1,0 +1,233 @@
+"""`ConditionSet`: what a model hears beside the codes of a split, read from the token directory.
+
+======== ==================================================== ==================================
+kind     what lies beside ``index_SPLIT.bin``                 written by
+======== ==================================================== ==================================
+text     ``text.json``, ``text_SPLIT.bin``                    ``rvqlm text``
+midi     ``midi.json``, ``midi_SPLIT.bin``                    ``rvqlm midi``
+source   ``source.json``, ``source_SPLIT.bin``                ``rvqlm pair`` (`rvqlm.data.pairs`)
+prompt   ``speakers_SPLIT.bin``                               first use (`rvqlm.data.speakers`)
+======== ==================================================== ==================================
+
+Text and notes belong to whole recordings. A source is read for the same frames as the target, so
+it goes with windows and crops. A prompt is a random crop of another cut of the same speaker, never
+of the item's own audio; it is drawn from (seed, epoch, row) alone, so neither the company in a
+batch nor an interruption changes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from rvqlm.condition_info import KINDS, ConditionInfo
+from rvqlm.data.batch import PAD, Padded
+from rvqlm.data.index import TokenDataset
+from rvqlm.data.pairs import Pairs
+from rvqlm.data.plan import PlanConfig
+from rvqlm.data.ragged import Ragged
+from rvqlm.data.speakers import Speakers, uniform
+from rvqlm.errors import UserError
+
+WHOLE = ("text", "midi")
+"""Kinds that belong to a whole recording and not to a part of it."""
+_CUT, _START = 0, 1  # streams of random numbers of a prompt
+
+
+def load_info(directory: Path, kind: str, remedy: str) -> ConditionInfo:
+    """``KIND.json`` of a token directory; `UserError` ending in `remedy` if it cannot be used."""
+    path = directory / f"{kind}.json"
+    try:
+        info = ConditionInfo.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found: no {kind}; {remedy}") from None
+    except (ValueError, TypeError, UserError) as e:
+        raise UserError(f"{path} is damaged ({e}); {remedy}") from None
+    if info.kind != kind:
+        raise UserError(f"{path} describes {info.kind}, not {kind}; {remedy}")
+    return info
+
+
+class _Tokens:
+    """Text or notes: a ragged column."""
+
+    def __init__(self, dataset: TokenDataset, kind: str):
+        self.dataset, self.kind = dataset, kind
+        directory, split = dataset.directory, dataset.split
+        remedy = f"run rvqlm {kind} --manifest-dir {directory}"
+        self.info = load_info(directory, kind, remedy)
+        path = directory / f"{kind}_{split}.bin"
+        self.column = column = Ragged.open(path, dataset.fingerprint, remedy)
+        if len(column) != len(dataset) or column.num_fields != self.info.num_fields:
+            raise UserError(
+                f"{path} has {len(column)} rows of {column.num_fields} fields, the index "
+                f"{len(dataset)}, {directory / kind}.json {self.info.num_fields}; {remedy}"
+            )
+        if any(high >= size for high, size in zip(column.max_ids, self.info.sizes)):
+            raise UserError(
+                f"{path} has ids up to {column.max_ids}, {directory / kind}.json sizes "
+                f"{self.info.sizes}: made with another table; {remedy}"
+            )
+
+    def missing(self) -> int:
+        return int((self.column.lengths == 0).sum())
+
+    def read(self, rows, starts, lengths, epoch) -> list[np.ndarray | None]:
+        part = (starts > 0) | (lengths < self.dataset.frames[rows])
+        if part.any():
+            name = self.dataset.id_of(int(rows[part][0]))
+            raise UserError(
+                f"a part of cut {name!r} was asked for, and its {self.kind} belongs to the whole: "
+                "use fewer ranks or more data, so that no cut need be divided"
+            )
+        return [self.column.read(row) for row in rows.tolist()]
+
+
+class _Source:
+    """Codes of the paired directory."""
+
+    def __init__(self, dataset: TokenDataset):
+        self.pairs = Pairs.open(dataset)
+        self.info = self.pairs.info
+
+    def missing(self) -> int:
+        return int((self.pairs.column.lengths == 0).sum())
+
+    def read(self, rows, starts, lengths, epoch) -> list[np.ndarray | None]:
+        wanted = zip(rows.tolist(), starts.tolist(), lengths.tolist())
+        return [self.pairs.read(*item) for item in wanted]
+
+
+class _Prompt:
+    """Codes of another cut of the same speaker."""
+
+    def __init__(self, dataset: TokenDataset, frames: int, seed: int):
+        if frames < 1:
+            raise UserError(f"--prompt-frames {frames} is not positive")
+        self.dataset, self.frames, self.seed = dataset, frames, seed
+        self.info = ConditionInfo.of_codes("prompt", dataset.info)
+        self.speakers = Speakers.open(
+            dataset, lambda cuts: tqdm(cuts, "speakers", unit=" cuts", leave=False, disable=None)
+        )
+        if self.missing() == len(dataset):
+            named = self.speakers.table[:, 0].any()
+            why = "every speaker has only one cut" if named else "no cut has a speaker"
+            raise UserError(
+                f"no prompts in split {dataset.split} of {dataset.directory}: {why}; name speakers "
+                "with --speaker-from of rvqlm audio manifest, and cut long recordings into several"
+            )
+
+    def missing(self) -> int:
+        return int((self.speakers.num_others(slice(None)) == 0).sum())
+
+    def read(self, rows, starts, lengths, epoch) -> list[np.ndarray | None]:
+        rows = rows.astype(np.int64)
+        other = self.speakers.draw(rows, uniform(self.seed, epoch, rows, _CUT))
+        frames = self.dataset.frames[other].astype(np.int64)
+        size = np.minimum(frames, self.frames)
+        begin = (uniform(self.seed, epoch, rows, _START) * (frames - size + 1)).astype(np.int64)
+        drawn = zip(other.tolist(), begin.tolist(), size.tolist())
+        return [None if item[0] < 0 else self.dataset.view(*item) for item in drawn]
+
+
+class ConditionSet:
+    """The conditions of one split.
+
+    >>> ds = TokenDataset.open("data/tokens", "train")          # doctest: +SKIP
+    >>> conditions = ConditionSet.open(ds, ["text", "prompt"])  # doctest: +SKIP
+    >>> TokenLoader(ds, plan, seed=0, conditions=conditions)    # doctest: +SKIP
+
+    Attributes
+    ----------
+    infos: what a model has to know about each, by kind, in the order asked for.
+    """
+
+    def __init__(self, readers: dict[str, _Tokens | _Source | _Prompt]):
+        self._readers = readers
+        self.infos: dict[str, ConditionInfo] = {kind: r.info for kind, r in readers.items()}
+
+    @classmethod
+    def open(
+        cls,
+        dataset: TokenDataset,
+        kinds: Sequence[str],
+        *,
+        prompt_frames: int = 150,
+        seed: int = 0,
+    ) -> ConditionSet:
+        """Map the files of `kinds`; sources and prompts have as many levels as `dataset` serves.
+
+        :param prompt_frames: a prompt has so many frames, fewer where the cut it is from has.
+        :param seed: of prompts.
+        :raises UserError: for an unknown kind, and for files that are missing, damaged or of other
+            data, with the command that makes them.
+        """
+        readers = {}
+        for kind in kinds:
+            if kind not in KINDS:
+                raise UserError(f"condition {kind!r}: choose from {', '.join(KINDS)}")
+            if kind in WHOLE:
+                readers[kind] = _Tokens(dataset, kind)
+            elif kind == "source":
+                readers[kind] = _Source(dataset)
+            else:
+                readers[kind] = _Prompt(dataset, prompt_frames, seed)
+        return cls(readers)
+
+    def missing(self) -> dict[str, int]:
+        """By kind, how many cuts have none."""
+        return {kind: reader.missing() for kind, reader in self._readers.items()}
+
+    def check_plan(self, config: PlanConfig) -> None:
+        """Raise `UserError` for a plan that takes parts of what has to be whole."""
+        whole = " and ".join(kind for kind in self.infos if kind in WHOLE)
+        if whole and (config.window_frames or config.crop_frames):
+            flag = "--window-frames" if config.window_frames else "--crop-frames"
+            raise UserError(
+                f"{flag} takes parts of recordings, and {whole} belongs to the whole of each: "
+                "leave it out and cut the audio before rvqlm tokenize, or train without it"
+            )
+
+    def state(self) -> dict:
+        """What has to be the same for a run to go on; plain values, by the names of flags."""
+        state: dict = {"conditions": list(self.infos)}
+        if (prompt := self._readers.get("prompt")) is not None:
+            state |= {"prompt_frames": prompt.frames, "prompt_seed": prompt.seed}
+        return state
+
+    def read(
+        self,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        lengths: np.ndarray,
+        epoch: int = 0,
+        pin: bool = False,
+    ) -> dict[str, Padded]:
+        """The conditions of items of a batch, by kind: (B, S, F) int32, `PAD` past lengths.
+
+        :param rows: (B,) rows of the index; items are frames [start, start + length) of them.
+        :param epoch: prompts are others in every epoch.
+        :param pin: page-locked tensors.
+        """
+        rows, starts, lengths = (np.asarray(a).astype(np.int64) for a in (rows, starts, lengths))
+        return {
+            kind: _pad(reader.read(rows, starts, lengths, epoch), reader.info.num_fields, pin)
+            for kind, reader in self._readers.items()
+        }
+
+
+def _pad(items: list[np.ndarray | None], num_fields: int, pin: bool) -> Padded:
+    sizes = [0 if item is None else len(item) for item in items]
+    shape = (len(items), max(sizes, default=0), num_fields)
+    values = torch.empty(shape, dtype=torch.int32, pin_memory=pin)
+    out = values.numpy()
+    for n, (item, size) in enumerate(zip(items, sizes)):
+        if size:
+            out[n, :size] = item
+        out[n, size:] = PAD
+    return Padded(values, torch.tensor(sizes, dtype=torch.int64))

@@ -1,0 +1,234 @@
+"""Pairs of cuts in two token directories: what a target accompanies, frame by frame.
+
+`make_pairs` matches the cuts of a directory with those of another by id and writes, beside the
+former, ``source_SPLIT.bin`` (for each row, where in the other's indexes its source is) and
+``source.json`` (the other directory, relative to this one, and the fingerprints of its indexes).
+`Pairs` reads frames of the sources through the other's own shards: nothing is copied. The two
+directories may be split in different ways; the split of the target decides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.index import TokenDataset, read_sidecar
+from rvqlm.data.ragged import Ragged, write_ragged
+from rvqlm.errors import UserError
+from rvqlm.training.checkpoint import atomic_write
+
+_SHOWN = 5  # problems named in a message
+_ROW = (1 << 32) - 1  # a place is index number << 32 | row
+
+
+@dataclass
+class Matched:
+    """What `make_pairs` found in one split."""
+
+    cuts: int
+    paired: int
+    shorter: int
+    """Pairs whose source ends before the target does."""
+    unmatched: list[str]
+    """The first ids without a source."""
+
+
+def source_path(directory: Path, split: str) -> Path:
+    return directory / f"source_{split}.bin"
+
+
+def _open_all(directory: Path) -> list[TokenDataset]:
+    splits = sorted(p.name[len("index_") : -len(".bin")] for p in directory.glob("index_*.bin"))
+    if not splits:
+        raise UserError(
+            f"no index_SPLIT.bin in {directory}; run rvqlm split and rvqlm index with "
+            f"--manifest-dir {directory}"
+        )
+    return [TokenDataset.open(directory, split) for split in splits]
+
+
+def _mark(target: TokenDataset, sources: Iterable[str]) -> str:
+    """Fingerprint of a column: rows of the target mean nothing without the sources' indexes."""
+    return hashlib.sha256(" ".join([target.fingerprint, *sources]).encode()).hexdigest()[:16]
+
+
+def strip_suffix(name: str, suffixes: Sequence[str]) -> str:
+    """`name` without the longest of the suffixes that it ends in."""
+    fitting = [s for s in suffixes if s and name.endswith(s)]
+    return name[: -len(max(fitting, key=len))] if fitting else name
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+
+
+def make_pairs(
+    target_dir: str | os.PathLike,
+    source_dir: str | os.PathLike,
+    suffixes: Sequence[str] = (),
+    tolerance: int = 2,
+    allow_missing: bool = False,
+    progress: Callable[[Iterable[str], str], Iterable[str]] = lambda ids, name: ids,
+) -> dict[str, Matched]:
+    """Pair every indexed split of `target_dir` with the cuts of `source_dir`; see the module.
+
+    Parameters
+    ----------
+    suffixes: endings taken off ids on both sides before they are compared.
+    tolerance: frames that the two may differ in length. The target's length counts: a source that
+        is longer is cut, one that is shorter leaves its last frames without source.
+    allow_missing: cuts without a match have no source; otherwise they are an error.
+    progress: wraps the ids of a split while they are read; gets its name too.
+
+    Raises `UserError` for other codecs, ambiguous ids, cuts without match or of other lengths.
+    """
+    target_dir, source_dir = Path(target_dir), Path(source_dir)
+    if target_dir.resolve() == source_dir.resolve():
+        raise UserError(f"--source-dir {source_dir} is --manifest-dir itself; give the other one")
+    codec = CodecInfo.from_dict(read_sidecar(target_dir)["codec"])
+    codec.require_same(
+        CodecInfo.from_dict(read_sidecar(source_dir)["codec"]), str(target_dir), str(source_dir)
+    )
+    targets, sources = _open_all(target_dir), _open_all(source_dir)
+
+    def hashes(dataset: TokenDataset) -> np.ndarray:
+        ids = progress(dataset.ids(), f"{dataset.directory.name}/{dataset.split}")
+        return np.array(array("Q", (_hash(strip_suffix(name, suffixes)) for name in ids)))
+
+    keys = np.concatenate([hashes(s) for s in sources])
+    frames = np.concatenate([s.frames for s in sources]).astype(np.int64)
+    places = np.concatenate([n << 32 | np.arange(len(s)) for n, s in enumerate(sources)])
+    order = np.argsort(keys, kind="stable")
+    keys, frames, places = keys[order], frames[order], places[order]
+    _refuse_twins(keys, places, sources)
+    found, columns, unlike = {}, {}, []
+    for target in targets:
+        wanted = hashes(target)
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        has = keys[at] == wanted
+        lacking = np.where(has, target.frames - frames[at], 0)  # frames of the target without
+        found[target.split] = Matched(
+            len(target),
+            int(has.sum()),
+            int((lacking > 0).sum()),
+            [target.id_of(row) for row in np.flatnonzero(~has)[:_SHOWN].tolist()],
+        )
+        for row in np.flatnonzero(abs(lacking) > tolerance)[: _SHOWN - len(unlike)].tolist():
+            have, other = int(target.frames[row]), int(frames[at[row]])
+            unlike.append(f"{target.id_of(row)!r} has {have} frames, its source {other}")
+        columns[target.split] = np.where(has, places[at], -1)
+    _refuse_unmatched(found, allow_missing, target_dir, source_dir)
+    if unlike:
+        raise UserError(
+            f"lengths differ by more than --tolerance-frames {tolerance}: {'; '.join(unlike)}"
+            f"{'; ...' * (len(unlike) == _SHOWN)}; pair recordings that begin and end together, "
+            "or raise it"
+        )
+    prints = [s.fingerprint for s in sources]
+    for target in targets:
+        rows = (
+            np.array([[p >> 32, p & _ROW]] if p >= 0 else np.empty((0, 2)), np.int32)
+            for p in columns[target.split].tolist()
+        )
+        write_ragged(source_path(target_dir, target.split), rows, 2, _mark(target, prints))
+    record = {
+        "condition": ConditionInfo.of_codes("source", codec).to_dict(),
+        "directory": os.path.relpath(source_dir.resolve(), target_dir.resolve()),
+        "indexes": {s.split: s.fingerprint for s in sources},
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    atomic_write(target_dir / "source.json", lambda to: to.write_text(text))
+    return found
+
+
+def _refuse_twins(keys: np.ndarray, places: np.ndarray, sources: list[TokenDataset]) -> None:
+    twins = np.flatnonzero(keys[1:] == keys[:-1])
+    if not len(twins):
+        return
+    pair = places[twins[0] : twins[0] + 2].tolist()
+    a, b = (sources[p >> 32].id_of(p & _ROW) for p in pair)
+    raise UserError(
+        f"two cuts of {sources[0].directory} go by one id, {a!r} and {b!r}: give --suffixes that "
+        "leave them apart, or leave one of them out"
+    )
+
+
+def _refuse_unmatched(found: dict[str, Matched], allowed: bool, target: Path, source: Path) -> None:
+    cuts, paired = (sum(getattr(m, n) for m in found.values()) for n in ("cuts", "paired"))
+    if paired == cuts or (paired and allowed):
+        return
+    names = [name for m in found.values() for name in m.unmatched][:_SHOWN]
+    more = ", ..." if cuts - paired > len(names) else ""
+    raise UserError(
+        f"{cuts - paired} of {cuts} cuts of {target} have no cut of the same id in {source}: "
+        f"{', '.join(map(repr, names))}{more}; give the endings that differ as --suffixes"
+        + (", or let these go without a source with --allow-missing" if paired else "")
+    )
+
+
+class Pairs:
+    """The sources of one split.
+
+    Attributes
+    ----------
+    info: `ConditionInfo` of as many levels as `dataset` serves.
+    """
+
+    def __init__(self, info: ConditionInfo, sources: list[TokenDataset], column: Ragged):
+        self.info, self.sources, self.column = info, sources, column
+
+    @classmethod
+    def open(cls, dataset: TokenDataset) -> Pairs:
+        """What `make_pairs` wrote for the split of `dataset`.
+
+        Raises `UserError` when it is missing, damaged, or older than either directory.
+        """
+        path = dataset.directory / "source.json"
+        again = f"run rvqlm pair --manifest-dir {dataset.directory} --source-dir OTHER"
+        try:
+            record = json.loads(path.read_text())
+            other, prints = dataset.directory / record["directory"], dict(record["indexes"])
+        except FileNotFoundError:
+            raise UserError(f"{path} not found: no sources; {again}") from None
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(f"{path} is damaged ({e}); {again}") from None
+        again = again.replace("OTHER", os.path.normpath(other))
+        if not other.is_dir():
+            raise UserError(
+                f"{path}: no folder {os.path.normpath(other)}; move it there, or {again}"
+            )
+        levels = dataset.info.num_codebooks
+        sources = []
+        for split, fingerprint in prints.items():
+            source = TokenDataset.open(os.path.normpath(other), split)
+            if source.fingerprint != fingerprint:
+                raise UserError(f"{path}: split {split} of {source.directory} changed; {again}")
+            sources.append(source)
+        whole = CodecInfo.from_dict(dataset.header["codec"])
+        for source in sources:
+            whole.require_same(source.info, str(dataset.directory), str(source.directory))
+        column = Ragged.open(
+            source_path(dataset.directory, dataset.split), _mark(dataset, prints.values()), again
+        )
+        info = ConditionInfo.of_codes("source", dataset.info)
+        return cls(info, [s.first_levels(levels) for s in sources], column)
+
+    def read(self, row: int, start: int, length: int) -> np.ndarray | None:
+        """Frames [start, start + length) of the source, (S, K); S is below `length` where the
+        source is shorter than the target. None for a row without source."""
+        place = self.column.read(row)
+        if not len(place):
+            return None
+        source, other = self.sources[int(place[0, 0])], int(place[0, 1])
+        frames = int(source.frames[other])
+        start = min(start, frames)
+        return source.view(other, start, min(length, frames - start))

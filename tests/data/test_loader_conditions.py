@@ -1,0 +1,169 @@
+"""The loader with conditions: each item has its own, wherever and with whom it is read."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from condition_fixtures import make_steps
+from token_fixtures import make_tokens
+
+from rvqlm.data.conditions import ConditionSet
+from rvqlm.data.index import TokenDataset
+from rvqlm.data.loader import TokenLoader
+from rvqlm.data.pairs import make_pairs
+from rvqlm.data.plan import PlanConfig
+from rvqlm.errors import UserError
+
+CONFIG = PlanConfig(max_duration=8, shuffle_window=60)
+KINDS = ("text", "midi", "source", "prompt")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    target, source = (tmp_path_factory.mktemp(name) for name in ("target", "source"))
+    frames = np.random.default_rng(1).integers(2, 200, 97).tolist()
+    make_tokens(target, frames, speakers=8)
+    texts = make_steps(target, "text")
+    make_steps(target, "midi")
+    heard = make_tokens(source, frames, seed=9)
+    make_pairs(target, source)
+    return TokenDataset.open(target, "train"), texts, heard
+
+
+def items(batches) -> dict:
+    """Conditions of each item by epoch, row and its first frames, without padding."""
+    out = {}
+    for batch in batches:
+        for n, row in enumerate(batch.index.tolist()):
+            of = {k: v[n, : l[n]].numpy() for k, (v, l) in batch.conditions.items()}
+            key = (batch.epoch, row, batch.codes[n, :2].numpy().tobytes())
+            assert key not in out
+            out[key] = of
+    return out
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(
+        a[i].keys() == b[i].keys() and all(np.array_equal(a[i][k], b[i][k]) for k in a[i])
+        for i in a
+    )
+
+
+def take(loader, n):
+    return [next(loader) for _ in range(n)]
+
+
+def test_batches_carry_the_conditions_of_their_rows(data):
+    ds, texts, heard = data
+    loader = TokenLoader(ds, CONFIG, seed=0, conditions=ConditionSet.open(ds, KINDS))
+    for batch in take(loader, loader.epoch_steps):
+        assert list(batch.conditions) == list(KINDS)
+        for n, row in enumerate(batch.index.tolist()):
+            text, source = (batch.conditions[k] for k in ("text", "source"))
+            np.testing.assert_array_equal(text.values[n, : text.lengths[n]], texts[row])
+            np.testing.assert_array_equal(source.values[n, : source.lengths[n]], heard[row])
+            assert 0 < batch.conditions["prompt"].lengths[n] <= 150
+    loader.close()
+
+
+@pytest.mark.parametrize("flags", [{}, {"crop_frames": 40}, {"window_frames": 64}])
+def test_resuming_anywhere_gives_the_same_conditions(data, flags):
+    ds, config = data[0], replace(CONFIG, **flags)
+    conditions = ConditionSet.open(ds, KINDS[2:] if flags else KINDS, prompt_frames=30)
+    whole = TokenLoader(ds, config, seed=7, conditions=conditions)
+    total = whole.epoch_steps * 2 + 3
+    expected = take(whole, total)
+    whole.close()
+    for stop in random.Random(0).sample(range(total), 4):
+        first = TokenLoader(ds, config, seed=7, conditions=conditions)
+        got = take(first, stop)
+        again = ConditionSet.open(ds, list(conditions.infos), prompt_frames=30)
+        second = TokenLoader(ds, config, seed=7, prefetch=1, conditions=again)
+        second.load_state_dict(first.state_dict())
+        first.close()
+        got += take(second, total - stop)
+        second.close()
+        for a, b in zip(got, expected):
+            for kind in conditions.infos:
+                assert all(
+                    torch.equal(x, y) for x, y in zip(a.conditions[kind], b.conditions[kind])
+                )
+
+
+def test_the_company_in_a_batch_changes_nothing(data):
+    ds = data[0]
+    conditions = ConditionSet.open(ds, KINDS)
+    alone = TokenLoader(ds, replace(CONFIG, max_cuts=1), seed=1, conditions=conditions)
+    expected = items(take(alone, alone.epoch_steps))
+    for config, seed, world in ((CONFIG, 3, 1), (replace(CONFIG, max_duration=20), 4, 3)):
+        got = {}
+        for rank in range(world):
+            loader = TokenLoader(ds, config, seed, rank, world, conditions=conditions)
+            got |= items(take(loader, loader.epoch_steps))
+            loader.close()
+        assert same(got, expected)
+    alone.close()
+
+
+def test_validation_hears_the_same_every_time(data):
+    ds = data[0]
+    conditions = ConditionSet.open(ds, KINDS)
+    first = items(TokenLoader(ds, CONFIG, seed=0, conditions=conditions).epoch_batches())
+    loader = TokenLoader(ds, CONFIG, seed=5, conditions=ConditionSet.open(ds, KINDS))
+    take(loader, 3)
+    assert same(first, items(loader.epoch_batches())) and len(first) == 97
+    loader.close()
+
+
+def test_windows_hear_their_frames_of_the_source(data):
+    ds, _, heard = data
+    config = replace(CONFIG, window_frames=50, hop_frames=25)
+    loader = TokenLoader(ds, config, seed=0, conditions=ConditionSet.open(ds, ["source"]))
+    codes = [ds.read(row) for row in range(len(ds))]
+    for batch in loader.epoch_batches():
+        values, lengths = batch.conditions["source"]
+        assert torch.equal(lengths, batch.lengths)
+        for row, n, item, source in zip(batch.index, batch.lengths, batch.codes, values):
+            starts = range(0, len(codes[row]), 25)
+            at = [s for s in starts if np.array_equal(codes[row][s : s + int(n)], item[:n])]
+            assert any(np.array_equal(heard[row][s : s + int(n)], source[:n]) for s in at)
+
+
+def test_text_does_not_go_with_parts(data):
+    ds = data[0]
+    conditions = ConditionSet.open(ds, ["text"])
+    with pytest.raises(UserError, match=r"--crop-frames takes parts .* text belongs to the whole"):
+        TokenLoader(ds, replace(CONFIG, crop_frames=9), seed=0, conditions=conditions)
+    # more ranks than items: the plan divides cuts in time, and the thread's error arrives here
+    few = replace(CONFIG, filter_max_duration=0.3)
+    loader = TokenLoader(ds, few, seed=0, world_size=64, conditions=conditions)
+    with pytest.raises(UserError, match=r"a part of cut .* use fewer ranks or more data"):
+        for rank in range(64):
+            other = TokenLoader(ds, few, 0, rank, 64, conditions=conditions)
+            try:
+                take(other, loader.epoch_steps)
+            finally:
+                other.close()
+
+
+def test_other_conditions_are_refused_on_resuming(data):
+    ds = data[0]
+
+    def loader(kinds=("text", "prompt"), **how):
+        opened = ConditionSet.open(ds, kinds, **how) if kinds else None
+        return TokenLoader(ds, CONFIG, seed=0, conditions=opened)
+
+    state = loader().state_dict()
+    loader().load_state_dict(state)
+    with pytest.raises(UserError, match="--prompt-frames was 150, is 9; restore these"):
+        loader(prompt_frames=9).load_state_dict(state)
+    with pytest.raises(UserError, match=r"--conditions was \['text', 'prompt'\], is \['text'\]"):
+        loader(["text"]).load_state_dict(state)
+    with pytest.raises(UserError, match=r"--conditions was \['text', 'prompt'\], is None"):
+        loader(None).load_state_dict(state)
+    before = {k: v for k, v in loader(None).state_dict().items() if k != "conditions"}
+    loader(None).load_state_dict(before)  # of a version without conditions
