@@ -1,8 +1,16 @@
 """Input side: the codes or fields of one step become one vector.
 
+========== ========================================================================================
+sum        the sum of one embedding per level
+weighted   each through a feed-forward layer, summed with learned weights
+attention  a learned query attends over the levels: their weights depend on the codes
+========== ========================================================================================
+
 All tables lie one below the other in one matrix, so all levels are looked up and summed by one
 fused call (`embedding_bag`), forward and backward, without a loop over levels and without a
-(B, S, K, d) intermediate.
+(B, S, K, d) intermediate. That holds for the layers of the other two as well: they see one code
+at a time, so where a batch has more steps than a level has codes, they work on the tables, once,
+before the lookup.
 """
 
 from __future__ import annotations
@@ -12,6 +20,10 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from rvqlm.errors import UserError
+
+EMBEDDINGS = ("sum", "weighted", "attention")
 
 
 class SummedTables(nn.Module):
@@ -61,3 +73,142 @@ class FieldEmbedding(SummedTables):
     def forward(self, ids: Tensor) -> Tensor:
         """(B, S, F) integer ids -> (B, S, d); S may be 0."""
         return super().forward(ids.clamp(min=0))
+
+
+class _LayeredEmbedding(SummedTables):
+    """Embedding of a code plus that of its level, norm, and layers that see one code at a time."""
+
+    def __init__(self, num_codebooks: int, num_embeddings: int, dim: int):
+        super().__init__((num_embeddings,) * num_codebooks, dim)
+        self.num_codebooks, self.num_embeddings = num_codebooks, num_embeddings
+        self.level = nn.Parameter(torch.randn(num_codebooks, dim) * 0.5**0.5)
+        nn.init.normal_(self.weight, std=0.5**0.5)  # with the level's, unit variance
+        self.norm = nn.LayerNorm(dim, bias=False)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """(B, S, K) integer ids -> (B, S, d) in the dtype of the weights."""
+        B, S, K = grid.shape
+        rows = (grid.long() + self.offsets).view(B * S, K)
+        if len(rows) < self.num_embeddings:
+            out = self._of_codes(F.embedding(rows, self.weight) + self.level)
+        else:
+            tables = self.weight.view(K, self.num_embeddings, -1) + self.level[:, None]
+            out = self._of_tables(tables, rows)
+        return out.view(B, S, self.weight.shape[1])
+
+    def _of_codes(self, x: Tensor) -> Tensor:
+        """Embedded codes (n, K, d) -> (n, d)."""
+        raise NotImplementedError
+
+    def _of_tables(self, tables: Tensor, rows: Tensor) -> Tensor:
+        """The same from tables (K, ids, d) and rows of them (n, K), as if they were one matrix."""
+        raise NotImplementedError
+
+
+class WeightedEmbedding(_LayeredEmbedding):
+    """Sum over levels of x + feed-forward(norm(x)), with learned softmax weights.
+
+    :param expansion: inner width of the feed-forward layer, in widths of the model.
+    """
+
+    def __init__(self, num_codebooks: int, num_embeddings: int, dim: int, expansion: float = 2.0):
+        super().__init__(num_codebooks, num_embeddings, dim)
+        inner = round(expansion * dim)
+        self.up = nn.Linear(dim, inner, bias=False)
+        self.down = nn.Linear(inner, dim, bias=False)
+        self.level_logits = nn.Parameter(torch.zeros(num_codebooks))
+        nn.init.uniform_(self.up.weight, -((3 / dim) ** 0.5), (3 / dim) ** 0.5)
+        nn.init.zeros_(self.down.weight)  # begins as the identity
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return x + self.down(F.gelu(self.up(self.norm(x))))
+
+    def _weights(self) -> Tensor:
+        # equal weights keep unit variance
+        return self.level_logits.softmax(0) * self.num_codebooks**0.5
+
+    def _of_codes(self, x: Tensor) -> Tensor:
+        return (self._encode(x) * self._weights()[:, None]).sum(1)
+
+    def _of_tables(self, tables: Tensor, rows: Tensor) -> Tensor:
+        tables = self._encode(tables) * self._weights()[:, None, None]
+        return F.embedding_bag(rows, tables.flatten(0, 1), mode="sum")
+
+    def muon_matrices(self) -> list[nn.Parameter]:
+        return [self.up.weight, self.down.weight]
+
+
+class AttentionEmbedding(_LayeredEmbedding):
+    """Cross-attention of one learned query over the levels of a step.
+
+    Values weighted by softmax(query . key) over the levels, in ``num_heads`` parts; starts with
+    equal weights.
+    """
+
+    def __init__(self, num_codebooks: int, num_embeddings: int, dim: int, num_heads: int = 4):
+        super().__init__(num_codebooks, num_embeddings, dim)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.query = nn.Parameter(torch.zeros(num_heads, dim // num_heads))
+        for matrix in (self.key.weight, self.value.weight):
+            nn.init.uniform_(matrix, -((3 / dim) ** 0.5), (3 / dim) ** 0.5)
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded codes (..., d) -> scores (..., H) and values (..., H, D)."""
+        y = self.norm(x)
+        keys, values = (
+            f(y).to(x.dtype).unflatten(-1, self.query.shape) for f in (self.key, self.value)
+        )
+        scores = (keys * self.query).sum(-1) * self.query.shape[1] ** -0.5
+        return scores, values * self.num_codebooks**0.5  # equal weights keep unit variance
+
+    def _of_codes(self, x: Tensor) -> Tensor:
+        scores, values = self._encode(x)
+        return (scores.softmax(1).unsqueeze(-1) * values).sum(1)
+
+    def _of_tables(self, tables: Tensor, rows: Tensor) -> Tensor:
+        scores, values = (t.flatten(0, 1) for t in self._encode(tables))
+        H, D = self.query.shape
+        weights = F.embedding(rows, scores).softmax(1).transpose(1, 2)  # (n, H, K)
+        # a bag per step and head, over a table with a row per code and head
+        bags = rows[:, None, :] * H + torch.arange(H, device=rows.device)[:, None]
+        return F.embedding_bag(
+            bags.flatten(0, 1),
+            values.reshape(-1, D),
+            mode="sum",
+            per_sample_weights=weights.flatten(0, 1),
+        )
+
+    def muon_matrices(self) -> list[nn.Parameter]:
+        return [self.key.weight, self.value.weight]
+
+
+def make_embedding(
+    kind: str,
+    num_codebooks: int,
+    num_embeddings: int,
+    dim: int,
+    *,
+    expansion: float = 2.0,
+    num_heads: int = 4,
+) -> SummedTables:
+    """Embedding of a kind of `EMBEDDINGS`: (B, S, K) ids -> (B, S, d).
+
+    :param num_embeddings: ids per level, the special one ("no code here", the last) included.
+    :param expansion: inner width of ``weighted``, in widths of the model.
+    :param num_heads: of ``attention``.
+    :raises UserError: an unknown kind, a shape that does not work.
+    """
+    if kind == "sum":
+        return SumEmbedding(num_codebooks, num_embeddings, dim)
+    if kind == "weighted":
+        if round(expansion * dim) < 1:
+            raise UserError(f"expansion {expansion} of the input side must be positive")
+        return WeightedEmbedding(num_codebooks, num_embeddings, dim, expansion)
+    if kind == "attention":
+        if num_heads < 1 or dim % num_heads:
+            raise UserError(
+                f"--input-side attention: width {dim} is not a multiple of {num_heads} heads"
+            )
+        return AttentionEmbedding(num_codebooks, num_embeddings, dim, num_heads)
+    raise UserError(f"--input-side {kind!r}: choose one of {', '.join(EMBEDDINGS)}")

@@ -1,117 +1,47 @@
-"""Output side: K classifiers over one hidden state, and a loss that never holds all their logits.
+"""Output side: K distributions over V codes from a hidden state, their loss, and drawing from them.
 
-The logits of a batch, frames x K x V in float32, are by far the largest tensor of a token model
-(150 s of DAC: 12,900 x 9,216 x 4 bytes = 475 MB, and three of them live at once in a plain
-implementation). `LinearHeads.loss` works through the steps in blocks small enough for the cache:
-one matmul for all K heads, softmax and gradient in place, gradients added to two accumulators,
-logits dropped. The backward pass then only scales what is there. Same idea as fused linear
-cross entropy in Liger (Hsu et al., 2024, arXiv:2410.10989), for K heads at once.
+========== ========================================================================================
+linear     one linear classifier per level
+mlp        per level a norm, a feed-forward layer without residual, and a classifier
+depth      a small causal transformer over the levels of a frame (`rvqlm.modules.depth`)
+========== ========================================================================================
+
+``linear`` and ``mlp`` can be ``shared``: one classifier for all levels, which hears the level as a
+learned vector added to the hidden state. All start with classifiers of zeros, so that the first
+loss is exactly ln V. Losses are computed as `rvqlm.modules.fused_loss` tells.
+
+A hidden state may serve all levels, (N, d), or be one level's own, (N, K, d), as where a pattern
+gives every level its own step. Heads take fewer levels than the input has where a model predicts
+only some: they know nothing but their number.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCK_ELEMENTS = 1 << 22
-"""Logits held at once on a CPU: 16 MiB in float32, about the last-level cache of one die."""
+from rvqlm.errors import UserError
+from rvqlm.modules.embeddings import SumEmbedding
+from rvqlm.modules.fused_loss import HeadLoss, fused_loss, fused_loss_of_level, fused_trunk_loss
 
-GPU_BLOCK_ELEMENTS = 1 << 25
-"""The same on other devices, which need larger matrices to be busy: 128 MiB."""
+HEADS = ("linear", "mlp", "depth")
 
-
-class HeadLoss(NamedTuple):
-    loss: Tensor
-    """Scalar to back-propagate: weighted, smoothed sum."""
-    nats: Tensor
-    """(K,) float32 sum of -log p(target), neither weighted nor smoothed; detached."""
-    correct: Tensor
-    """(K,) float32 number of targets whose logit is larger than all others; detached."""
+Choose = Callable[[int, Tensor], Tensor]
+"""``choose(first_level, logits (N, k, V)) -> codes (N', k)`` of levels first_level ...
+first_level + k - 1. N' = N, or a fraction of it where several rows (with and without a condition)
+decide together about one sequence: rows n, n + N', n + 2 N' ... are then one sequence's."""
 
 
-class _FusedHeadLoss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, valid, level_weights, smoothing, dtype, with_grad):
-        # hidden (N, d), weight (K, V, d), targets (N, K) int64, valid (N, K) bool,
-        # level_weights (K,) float32
-        K, V, d = weight.shape
-        flat = weight.detach().to(dtype).view(K * V, d)
-        hidden_d = hidden.detach().to(dtype)
-        N = hidden_d.shape[0]
-        elements = BLOCK_ELEMENTS if hidden.device.type == "cpu" else GPU_BLOCK_ELEMENTS
-        block = max(1, elements // (K * V))
-        loss = torch.zeros((), device=hidden.device)
-        nats = torch.zeros(K, device=hidden.device)
-        correct = torch.zeros(K, device=hidden.device)
-        if with_grad:
-            grad_hidden = torch.empty_like(hidden_d)
-            grad_weight = torch.zeros(K * V, d, device=hidden.device)
-        for start in range(0, N, block):
-            h = hidden_d[start : start + block]
-            t = targets[start : start + block].unsqueeze(-1)  # (n, K, 1)
-            use = valid[start : start + block].float()  # (n, K)
-            logits = (h @ flat.T).view(-1, K, V).float()
-            at_target = logits.gather(-1, t)
-            mean = logits.mean(-1) if smoothing else None
-            # a hit is strictly above all others: ties, frequent in bf16, are none
-            others = logits.scatter_(-1, t, -torch.inf).amax(-1, keepdim=True)
-            correct += ((at_target > others).squeeze(-1) * use).sum(0)
-            top = torch.maximum(others, at_target)
-            logits.scatter_(-1, t, at_target)
-            p = logits.sub_(top).exp_()
-            total = p.sum(-1, keepdim=True)
-            log_total = total.log() + top
-            nll = (log_total - at_target).squeeze(-1)  # (n, K)
-            nats += (nll * use).sum(0)
-            scale = use * level_weights  # (n, K)
-            if smoothing:
-                nll = (1 - smoothing) * nll + smoothing * (log_total.squeeze(-1) - mean)
-            loss += (nll * scale).sum()
-            if not with_grad:
-                continue
-            # d nll / d logits = softmax - (1 - smoothing) onehot - smoothing / V
-            p.mul_(scale.unsqueeze(-1) / total)
-            p.scatter_add_(-1, t, -(1 - smoothing) * scale.unsqueeze(-1))
-            if smoothing:
-                p.sub_(scale.unsqueeze(-1) * (smoothing / V))
-            g = p.view(-1, K * V).to(dtype)
-            torch.mm(g, flat, out=grad_hidden[start : start + block])
-            if dtype == torch.float32:
-                grad_weight.addmm_(g.T, h)
-            else:
-                grad_weight += g.T @ h
-        if with_grad:
-            ctx.save_for_backward(grad_hidden, grad_weight.view(K, V, d))
-            ctx.dtypes = hidden.dtype, weight.dtype
-        ctx.mark_non_differentiable(nats, correct)
-        return loss, nats, correct
+class Heads(nn.Module):
+    """What all heads offer."""
 
-    @staticmethod
-    def backward(ctx, grad_loss, _nats, _correct):
-        grad_hidden, grad_weight = ctx.saved_tensors
-        hidden_dtype, weight_dtype = ctx.dtypes
-        return (
-            (grad_hidden * grad_loss).to(hidden_dtype),
-            (grad_weight * grad_loss).to(weight_dtype),
-            *[None] * 6,
-        )
-
-
-class LinearHeads(nn.Module):
-    """One linear classifier per level: weight (K, V, d)."""
-
-    def __init__(self, num_codebooks: int, codebook_size: int, dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_codebooks, codebook_size, dim))
-        # zero: the first loss is exactly ln V
-        nn.init.zeros_(self.weight)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(..., d) -> logits (..., K, V)."""
-        K, V, d = self.weight.shape
-        return nn.functional.linear(hidden, self.weight.view(K * V, d)).unflatten(-1, (K, V))
+    needs_frame_at_once = False
+    """All levels of a frame come from one hidden state, one after the other."""
+    exact_frame = False
+    """`loss` is that of the joint distribution of a frame's levels, not of their margins."""
 
     def loss(
         self,
@@ -123,27 +53,257 @@ class LinearHeads(nn.Module):
     ) -> HeadLoss:
         """Sums of -log p over the valid targets.
 
-        :param hidden: (N, d).
-        :param targets: (N, K) integer codes; any value in range where not valid.
+        :param hidden: (N, d), or (N, K, d) with a state per level.
+        :param targets: (N, K) integer codes. Where not valid any number; depth heads take one
+            outside 0 ... V - 1 for "no code here", and others for codes that finer levels hear.
         :param valid: (N, K) bool.
         :param level_weights: (K,) factors of the loss, 1 by default.
         :param label_smoothing: share of the target spread evenly over the V codes.
         """
-        device_type = hidden.device.type
-        autocast = torch.is_autocast_enabled(device_type)
-        dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
-        if level_weights is None:
-            level_weights = torch.ones(self.weight.shape[0], device=hidden.device)
-        with torch.autocast(device_type, enabled=False):
-            return HeadLoss(
-                *_FusedHeadLoss.apply(
-                    hidden,
-                    self.weight,
-                    targets.long(),
-                    valid,
-                    level_weights,
-                    label_smoothing,
-                    dtype,
-                    torch.is_grad_enabled(),
-                )
-            )
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        """(..., d) -> logits (..., K, V); ``targets`` (..., K) are needed by depth heads only."""
+        raise NotImplementedError
+
+    def logits_of_states(self, states: Tensor) -> Tensor:
+        """(..., K, d), a state per level -> logits (..., K, V)."""
+        raise NotImplementedError
+
+    def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
+        """(..., d) -> logits (..., V) of one level, at the cost of one."""
+        raise NotImplementedError
+
+    def draw(self, hidden: Tensor, choose: Choose) -> Tensor:
+        """Codes (N', K) from states (N, d); see `Choose`."""
+        return choose(0, self(hidden))
+
+    def muon_matrices(self) -> list[nn.Parameter]:
+        """Matrices between hidden states, (M, N) or a stack (K, M, N): not the classifiers."""
+        return []
+
+
+class LinearHeads(Heads):
+    """One linear classifier per level: weight (K, V, d).
+
+    :param tied: an embedding whose tables of levels ``first_level`` ... are the classifiers, as in
+        VALL-E (Wang et al., 2023, arXiv:2301.02111); its special ids are no codes. Logits are then
+        scaled by d^-0.5, which makes the first loss nearly ln V.
+    """
+
+    def __init__(
+        self,
+        num_codebooks: int,
+        codebook_size: int,
+        dim: int,
+        tied: SumEmbedding | None = None,
+        first_level: int = 0,
+    ):
+        super().__init__()
+        self._tied = (tied, slice(first_level, first_level + num_codebooks))  # no submodule
+        if tied is None:
+            self.weight = nn.Parameter(torch.zeros(num_codebooks, codebook_size, dim))
+        elif (len(self.classifiers), *self.classifiers.shape[1:]) != (
+            num_codebooks,
+            codebook_size,
+            dim,
+        ):
+            raise ValueError("the embedding has other levels, codes or width than the heads")
+
+    @property
+    def classifiers(self) -> Tensor:
+        """(K, V, d)."""
+        embedding, levels = self._tied
+        if embedding is None:
+            return self.weight
+        dim = embedding.weight.shape[1]
+        tables = embedding.weight.view(-1, embedding.num_embeddings, dim)
+        return tables[levels, :-1] * dim**-0.5
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        weight = self.classifiers
+        K, V, d = weight.shape
+        return F.linear(hidden, weight.reshape(K * V, d)).unflatten(-1, (K, V))
+
+    def logits_of_states(self, states: Tensor) -> Tensor:
+        flat = states.reshape(-1, *states.shape[-2:]).transpose(0, 1)  # (K, N, d)
+        logits = torch.bmm(flat, self.classifiers.mT).transpose(0, 1)
+        return logits.unflatten(0, states.shape[:-2])
+
+    def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
+        return F.linear(hidden, self.classifiers[level])
+
+    def loss(self, hidden, targets, valid, level_weights=None, label_smoothing=0.0) -> HeadLoss:
+        return fused_loss(hidden, self.classifiers, targets, valid, level_weights, label_smoothing)
+
+    def loss_of_level(
+        self,
+        hidden: Tensor,
+        level: Tensor,
+        targets: Tensor,
+        valid: Tensor,
+        level_weights: Tensor | None = None,
+        label_smoothing: float = 0.0,
+    ) -> HeadLoss:
+        """`loss` where every row has one target, of its own level: (N,) integers each.
+
+        :param hidden: (N, d).
+        :param valid: (N,) bool.
+        :return: sums per level (K,), as of `loss`.
+        """
+        return fused_loss_of_level(
+            hidden, self.classifiers, level, targets, valid, level_weights, label_smoothing
+        )
+
+
+class TrunkHeads(Heads):
+    """Classifiers of states that layers of the head make, one for each level."""
+
+    def __init__(self, num_codebooks: int, codebook_size: int, dim: int, shared: bool = False):
+        super().__init__()
+        self.num_codebooks, self.shared = num_codebooks, shared
+        self.weight = nn.Parameter(torch.zeros(1 if shared else num_codebooks, codebook_size, dim))
+
+    def states(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        """(n, d) or (n, K, d) -> (n, K, w)."""
+        raise NotImplementedError
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        leading = hidden.shape[:-1]
+        if targets is not None:
+            targets = targets.reshape(-1, self.num_codebooks)
+        states = self.states(hidden.reshape(-1, hidden.shape[-1]), targets)
+        return self._classify(states).unflatten(0, leading)
+
+    def logits_of_states(self, states: Tensor) -> Tensor:
+        flat = states.reshape(-1, *states.shape[-2:])
+        return self._classify(self.states(flat)).unflatten(0, states.shape[:-2])
+
+    def _classify(self, states: Tensor) -> Tensor:
+        """(n, K, w) -> (n, K, V)."""
+        if self.shared:
+            return F.linear(states, self.weight[0])
+        return torch.bmm(states.transpose(0, 1), self.weight.mT).transpose(0, 1)
+
+    def loss(self, hidden, targets, valid, level_weights=None, label_smoothing=0.0) -> HeadLoss:
+        trunk_parameters = [p for p in self.parameters() if p is not self.weight]
+        return fused_trunk_loss(
+            self.states,
+            trunk_parameters,
+            hidden,
+            self.weight,
+            targets,
+            valid,
+            level_weights,
+            label_smoothing,
+        )
+
+
+class SharedLinearHeads(TrunkHeads):
+    """One classifier for all levels, of the hidden state plus a vector of the level."""
+
+    def __init__(self, num_codebooks: int, codebook_size: int, dim: int):
+        super().__init__(num_codebooks, codebook_size, dim, shared=True)
+        self.level = nn.Parameter(torch.randn(num_codebooks, dim))
+
+    def states(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        return (hidden.unsqueeze(1) if hidden.ndim == 2 else hidden) + self.level
+
+    def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
+        return F.linear(hidden + self.level[level], self.weight[0])
+
+
+class MLPHeads(TrunkHeads):
+    """Norm, feed-forward layer without residual, classifier.
+
+    Per level all but the norm, whose gain the matrix after it could hold as well; ``shared`` has
+    one of each for all levels, and a vector of the level added before the norm.
+
+    :param expansion: inner width of the feed-forward layer, in widths of the model.
+    """
+
+    def __init__(
+        self,
+        num_codebooks: int,
+        codebook_size: int,
+        dim: int,
+        expansion: float = 1.0,
+        shared: bool = False,
+    ):
+        super().__init__(num_codebooks, codebook_size, dim, shared)
+        copies, inner = len(self.weight), round(expansion * dim)
+        self.level = nn.Parameter(torch.randn(num_codebooks, dim)) if shared else None
+        self.norm = nn.LayerNorm(dim, bias=False)
+        self.up = nn.Parameter(torch.empty(copies, inner, dim))
+        self.down = nn.Parameter(torch.empty(copies, dim, inner))
+        # states of about unit size out of normed ones; gelu halves the mean square
+        nn.init.uniform_(self.up, -((3 / dim) ** 0.5), (3 / dim) ** 0.5)
+        nn.init.uniform_(self.down, -((6 / inner) ** 0.5), (6 / inner) ** 0.5)
+
+    def states(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        if self.shared:
+            hidden = (hidden.unsqueeze(1) if hidden.ndim == 2 else hidden) + self.level
+            return self._feedforward(self.norm(hidden), 0)
+        x = self.norm(hidden)
+        if x.ndim == 2:
+            inner = F.linear(x, self.up.flatten(0, 1)).unflatten(1, self.up.shape[:2])
+            inner = inner.transpose(0, 1)  # (K, n, inner)
+        else:
+            inner = torch.bmm(x.transpose(0, 1), self.up.mT)
+        return torch.bmm(F.gelu(inner), self.down.mT).transpose(0, 1)
+
+    def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
+        if self.shared:
+            hidden = hidden + self.level[level]
+        copy = 0 if self.shared else level
+        return F.linear(self._feedforward(self.norm(hidden), copy), self.weight[copy])
+
+    def _feedforward(self, x: Tensor, copy: int) -> Tensor:
+        return F.linear(F.gelu(F.linear(x, self.up[copy])), self.down[copy])
+
+    def muon_matrices(self) -> list[nn.Parameter]:
+        return [self.up, self.down]
+
+
+def make_heads(
+    kind: str,
+    num_codebooks: int,
+    codebook_size: int,
+    dim: int,
+    *,
+    shared: bool = False,
+    expansion: float = 1.0,
+    depth_dim: int = 0,
+    depth_layers: int = 2,
+    depth_heads: int = 4,
+) -> Heads:
+    """Heads of a kind of `HEADS`.
+
+    :param shared: one classifier for all levels; linear and mlp.
+    :param expansion: inner width of mlp heads, in widths of the model.
+    :param depth_dim: width of the depth transformer; 0: that of the model, at most 256.
+    :param depth_layers: its layers.
+    :param depth_heads: its attention heads.
+    :raises UserError: all problems in one message.
+    """
+    from rvqlm.modules.depth import DepthHeads, depth_problems
+
+    problems = []
+    if kind not in HEADS:
+        problems.append(f"--head {kind!r}: choose one of {', '.join(HEADS)}")
+    if kind == "mlp" and round(expansion * dim) < 1:
+        problems.append(f"--head-expansion {expansion} must be positive")
+    if kind == "depth":
+        depth_dim = depth_dim or min(dim, 256)
+        problems += depth_problems(num_codebooks, depth_dim, depth_layers, depth_heads)
+        if shared:
+            problems.append("--shared-head has no meaning with --head depth")
+    if problems:
+        raise UserError("; ".join(problems))
+    if kind == "depth":
+        return DepthHeads(num_codebooks, codebook_size, dim, depth_dim, depth_layers, depth_heads)
+    if kind == "mlp":
+        return MLPHeads(num_codebooks, codebook_size, dim, expansion, shared)
+    if shared:
+        return SharedLinearHeads(num_codebooks, codebook_size, dim)
+    return LinearHeads(num_codebooks, codebook_size, dim)

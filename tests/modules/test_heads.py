@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rvqlm.modules import heads as heads_module
+from rvqlm.modules import fused_loss as heads_module
 from rvqlm.modules.heads import LinearHeads
 
 

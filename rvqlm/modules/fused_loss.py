@@ -1,0 +1,325 @@
+"""Cross-entropy of K classifiers that never holds all their logits.
+
+The logits of a batch, frames x K x V in float32, are by far the largest tensor of a token model
+(150 s of DAC: 12,900 x 9,216 x 4 bytes = 475 MB, and three of them live at once in a plain
+implementation). `Scorer` works through the rows in blocks small enough for the cache: one matmul,
+softmax and gradient in place, gradients added to accumulators, logits dropped. The backward pass
+then only scales what is there. Same idea as fused linear cross entropy in Liger (Hsu et al., 2024,
+arXiv:2410.10989), for K heads at once. Only scored cells cost anything: rows without one are
+dropped, and where few cells of the others count (random level training, coarse-first patterns)
+each level works on its own rows.
+
+A head with layers of its own before the classifiers (its ``trunk``) is treated the same way:
+forward, loss and backward of a chunk of rows, then the next, so that K activations a frame never
+live at once either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+BLOCK_ELEMENTS = 1 << 22
+"""Logits held at once on a CPU: 16 MiB in float32, about the last-level cache of one die."""
+
+GPU_BLOCK_ELEMENTS = 1 << 25
+"""The same on other devices, which need larger matrices to be busy: 128 MiB."""
+
+CHUNK_STATES = 1 << 13
+"""Rows x levels that pass through a trunk at once on a CPU."""
+
+GPU_CHUNK_STATES = 1 << 15
+"""The same on other devices."""
+
+DENSE = 0.7
+"""Share of scored cells from which computing all cells in large matmuls is the faster way."""
+
+
+class HeadLoss(NamedTuple):
+    loss: Tensor
+    """Scalar to back-propagate: weighted, smoothed sum."""
+    nats: Tensor
+    """(K,) float32 sum of -log p(target), neither weighted nor smoothed; detached."""
+    correct: Tensor
+    """(K,) float32 number of targets whose logit is larger than all others; detached."""
+
+
+class Scorer:
+    """Adds up loss, sums per level and the classifiers' gradient over calls.
+
+    :param weight: (K, V, d) classifiers, or (1, V, d): one for all levels.
+    :param dtype: of the matmuls; sums are float32 (float64 for float64).
+    """
+
+    def __init__(self, weight, level_weights, smoothing, dtype, with_grad):
+        device = weight.device
+        self.dtype, self.smoothing, self.with_grad = dtype, smoothing, with_grad
+        self.sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.weight = weight.detach().to(dtype).contiguous()
+        self.level_weights = level_weights.to(self.sum_dtype)
+        K = len(level_weights)
+        self.loss = torch.zeros((), device=device, dtype=self.sum_dtype)
+        self.nats = torch.zeros(K, device=device, dtype=self.sum_dtype)
+        self.correct = torch.zeros(K, device=device, dtype=self.sum_dtype)
+        self.grad_weight = None
+        if with_grad:
+            self.grad_weight = torch.zeros(weight.shape, device=device, dtype=self.sum_dtype)
+
+    def add(self, hidden: Tensor, targets: Tensor, valid: Tensor) -> Tensor | None:
+        """Score rows.
+
+        :param hidden: (N, d), or (N, K, d) with a state per level.
+        :param targets: (N, K) int64; anything where not valid.
+        :param valid: (N, K) bool.
+        :return: gradient of the loss by ``hidden``, if asked for.
+        """
+        hidden = hidden.detach().to(self.dtype)
+        some = valid.any(1)
+        kept, cells = torch.stack([some.sum(), valid.sum()]).tolist()
+        if cells < DENSE * kept * valid.shape[1]:
+            level, rows = valid.T.nonzero(as_tuple=True)
+            return self.add_by_level(hidden, targets[rows, level], rows, valid.sum(0).tolist())
+        if kept == len(hidden):
+            return self._add_dense(hidden, targets, valid)
+        rows = some.nonzero().squeeze(1)
+        grad = self._add_dense(hidden[rows], targets[rows], valid[rows])
+        return torch.zeros_like(hidden).index_copy_(0, rows, grad) if self.with_grad else None
+
+    def add_by_level(
+        self, hidden: Tensor, targets: Tensor, rows: Tensor, counts: Sequence[int]
+    ) -> Tensor | None:
+        """Score single cells, level after level.
+
+        :param hidden: (N, d) or (N, K, d).
+        :param targets: (M,) int64 of the cells, in the order of their levels.
+        :param rows: (M,) row of each cell; a level has no row twice.
+        :param counts: K numbers of cells.
+        """
+        hidden = hidden.detach().to(self.dtype)
+        shared_state = hidden.ndim == 2  # then several levels add to the gradient of one row
+        grad = None
+        if self.with_grad:
+            grad = hidden.new_zeros(hidden.shape, dtype=self.sum_dtype if shared_state else None)
+        start, block = 0, max(1, self._block_elements() // self.weight.shape[1])
+        for level, count in enumerate(counts):
+            k = level if len(self.weight) > 1 else 0
+            weight, end = self.weight[k], start + count  # (V, d)
+            while start < end:
+                part = slice(start, min(start + block, end))
+                cells = (rows[part],) if shared_state else (rows[part], level)
+                h = hidden[cells]  # (n, d)
+                logits = (h @ weight.T).to(self.sum_dtype)
+                nats, hits = self._score(logits, targets[part], None, self.level_weights[level])
+                self.nats[level] += nats.sum()
+                self.correct[level] += hits.sum()
+                if self.with_grad:
+                    g = logits.to(self.dtype)
+                    _add_product(self.grad_weight[k], g.T, h)
+                    if shared_state:
+                        grad.index_add_(0, rows[part], (g @ weight).to(grad.dtype))
+                    else:
+                        grad[cells] = g @ weight
+                start = part.stop
+        return grad
+
+    def _add_dense(self, hidden, targets, valid) -> Tensor | None:
+        """All cells of all rows; hidden (N, d) or (N, K, d)."""
+        K, (W, V, d) = targets.shape[1], self.weight.shape
+        # one matmul serves all levels unless both states and classifiers differ between them
+        batched = hidden.ndim == 3 and W > 1
+        flat = self.weight.view(W * V, d)
+        grad = torch.empty_like(hidden) if self.with_grad else None
+        block = max(1, self._block_elements() // (K * V))
+        for start in range(0, len(hidden), block):
+            part = slice(start, start + block)
+            t, use, factors = targets[part], valid[part], self.level_weights
+            if batched:
+                h = hidden[part].transpose(0, 1)  # (K, n, d)
+                logits = torch.bmm(h, self.weight.mT)
+                t, use, factors = t.T, use.T, factors[:, None]  # (K, n)
+            else:
+                h = hidden[part].reshape(-1, d)  # (n or n K, d)
+                logits = (h @ flat.T).view(-1, K, V)
+            logits = logits.to(self.sum_dtype)
+            nats, hits = self._score(logits, t, use, factors)
+            self.nats += nats.sum(int(batched))
+            self.correct += hits.sum(int(batched))
+            if not self.with_grad:
+                continue
+            g = logits.to(self.dtype)
+            if batched:
+                grad[part] = torch.bmm(g, self.weight).transpose(0, 1)
+                _add_product(self.grad_weight, g.mT, h)
+            else:
+                g = g.view(-1, W * V)
+                torch.mm(g, flat, out=grad[part].view(-1, d))
+                _add_product(self.grad_weight.view(W * V, d), g.T, h)
+        return grad
+
+    def _score(self, logits, targets, use, factors) -> tuple[Tensor, Tensor]:
+        """Softmax of a block in place: its logits (..., V) become the gradient of the loss.
+
+        :param use: (...) bool; None: all.
+        :param factors: of the loss, broadcast to (...).
+        :return: nats and hits (...), zero where not used.
+        """
+        t = targets.unsqueeze(-1) if use is None else (targets * use).unsqueeze(-1)
+        smoothing, V = self.smoothing, logits.shape[-1]
+        at_target = logits.gather(-1, t)
+        mean = logits.mean(-1) if smoothing else None
+        # a hit is strictly above all others: ties, frequent in bf16, are none
+        others = logits.scatter_(-1, t, -torch.inf).amax(-1, keepdim=True)
+        hits = (at_target > others).squeeze(-1).to(logits.dtype)
+        top = torch.maximum(others, at_target)
+        logits.scatter_(-1, t, at_target)
+        p = logits.sub_(top).exp_()
+        total = p.sum(-1, keepdim=True)
+        log_total = total.log() + top
+        nats = nll = (log_total - at_target).squeeze(-1)
+        if smoothing:
+            nll = (1 - smoothing) * nll + smoothing * (log_total.squeeze(-1) - mean)
+        if use is not None:
+            use = use.to(logits.dtype)
+            nats, hits, factors = nats * use, hits * use, factors * use
+        self.loss += (nll * factors).sum()
+        if self.with_grad:
+            # d nll / d logits = softmax - (1 - smoothing) onehot - smoothing / V
+            scale = factors.expand(nll.shape).unsqueeze(-1)
+            p.mul_(scale / total)
+            p.scatter_add_(-1, t, -(1 - smoothing) * scale)
+            if smoothing:
+                p.sub_(scale * (smoothing / V))
+        return nats, hits
+
+    def _block_elements(self) -> int:
+        return BLOCK_ELEMENTS if self.weight.device.type == "cpu" else GPU_BLOCK_ELEMENTS
+
+    def result(self) -> HeadLoss:
+        return HeadLoss(self.loss, self.nats, self.correct)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b, of matrices or stacks of them."""
+    if total.dtype != a.dtype:
+        total += a @ b
+    elif total.ndim == 2:
+        total.addmm_(a, b)
+    else:
+        total.baddbmm_(a, b)
+
+
+class _GradientsInForward(torch.autograd.Function):
+    """A loss whose gradients by ``inputs`` are computed together with it."""
+
+    @staticmethod
+    def forward(ctx, compute, *inputs):
+        result, grads = compute()
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [i.dtype for i in inputs]
+        ctx.mark_non_differentiable(result.nats, result.correct)
+        return tuple(result)
+
+    @staticmethod
+    def backward(ctx, grad_loss, _nats, _correct):
+        grads = zip(ctx.saved_tensors, ctx.dtypes)
+        return None, *(g.to(dtype) * grad_loss.to(dtype) for g, dtype in grads)
+
+
+def _setting(hidden, weight, level_weights, num_levels, smoothing) -> tuple[str, Scorer]:
+    device_type = hidden.device.type
+    autocast = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
+    if level_weights is None:
+        level_weights = torch.ones(num_levels, device=hidden.device)
+    scorer = Scorer(weight, level_weights, smoothing, dtype, torch.is_grad_enabled())
+    return device_type, scorer
+
+
+def fused_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    level_weights: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> HeadLoss:
+    """Loss of classifiers (K or 1, V, d) on hidden states (N, d) or (N, K, d)."""
+    device_type, scorer = _setting(hidden, weight, level_weights, targets.shape[1], smoothing)
+
+    def compute():
+        with torch.autocast(device_type, enabled=False):
+            grad = scorer.add(hidden, targets.long(), valid)
+        return scorer.result(), [grad, scorer.grad_weight] if scorer.with_grad else []
+
+    return HeadLoss(*_GradientsInForward.apply(compute, hidden, weight))
+
+
+def fused_loss_of_level(
+    hidden: Tensor,
+    weight: Tensor,
+    level: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    level_weights: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> HeadLoss:
+    """The same where each row of hidden states (N, d) has one level and one target: (N,) each."""
+    device_type, scorer = _setting(hidden, weight, level_weights, len(weight), smoothing)
+
+    def compute():
+        rows = valid.nonzero().squeeze(1)
+        rows = rows[level[rows].argsort(stable=True)]
+        counts = level[rows].long().bincount(minlength=len(weight)).tolist()
+        with torch.autocast(device_type, enabled=False):
+            grad = scorer.add_by_level(hidden, targets[rows].long(), rows, counts)
+        return scorer.result(), [grad, scorer.grad_weight] if scorer.with_grad else []
+
+    return HeadLoss(*_GradientsInForward.apply(compute, hidden, weight))
+
+
+def fused_trunk_loss(
+    trunk: Callable[[Tensor, Tensor], Tensor],
+    parameters: Sequence[nn.Parameter],
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    level_weights: Tensor | None = None,
+    smoothing: float = 0.0,
+) -> HeadLoss:
+    """Loss of classifiers on the states that ``trunk(hidden, targets) -> (n, K, w)`` makes of rows.
+
+    :param trunk: works on each row by itself, without random numbers.
+    :param parameters: all that ``trunk`` depends on.
+    :param hidden: (N, d) or (N, K, d).
+    :param weight: (K or 1, V, w).
+    """
+    K = targets.shape[1]
+    device_type, scorer = _setting(hidden, weight, level_weights, K, smoothing)
+    parameters = [p for p in parameters if p.requires_grad]
+
+    def compute():
+        rows = valid.any(1).nonzero().squeeze(1)
+        states_at_once = CHUNK_STATES if device_type == "cpu" else GPU_CHUNK_STATES
+        grad_hidden = torch.zeros_like(hidden) if scorer.with_grad else None
+        grads = [torch.zeros_like(p) for p in parameters] if scorer.with_grad else []
+        for chunk in rows.split(max(1, states_at_once // K)):
+            h, t = hidden.detach()[chunk].requires_grad_(), targets[chunk].long()
+            with torch.set_grad_enabled(scorer.with_grad):
+                states = trunk(h, t)
+            with torch.autocast(device_type, enabled=False):
+                grad_states = scorer.add(states, t, valid[chunk])
+            if scorer.with_grad:
+                grad_h, *new = torch.autograd.grad(
+                    states, [h, *parameters], grad_states.to(states.dtype)
+                )
+                grad_hidden.index_copy_(0, chunk, grad_h)
+                torch._foreach_add_(grads, new)
+        if not scorer.with_grad:
+            return scorer.result(), []
+        return scorer.result(), [grad_hidden, scorer.grad_weight, *grads]
+
+    return HeadLoss(*_GradientsInForward.apply(compute, hidden, weight, *parameters))
