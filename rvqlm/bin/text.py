@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""``rvqlm text``: the texts of the cuts as symbol ids, for models that speak them.
+
+    rvqlm text --manifest-dir data/tokens --type phonemes --language en-us
+
+Writes ``text_SPLIT.bin`` beside each index, ``text.json`` and the table ``tokens.txt``. The same
+command again has nothing to do; another one makes all anew.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from rvqlm.bin.index import find_splits
+from rvqlm.cli import parse, run_main
+from rvqlm.data.index import read_sidecar
+from rvqlm.data.text_config import TextConfig
+from rvqlm.data.text_prepare import TextReport, prepare_text, preview
+from rvqlm.errors import UserError
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    description = "Make symbols of the texts of a token directory, for text to speech."
+    config = parse(TextConfig, "rvqlm text", description, argv)
+    read_sidecar(config.manifest_dir)
+    splits = list(dict.fromkeys(config.splits)) or find_splits(config.manifest_dir)
+    if not splits:
+        raise UserError(f"no cuts_SPLIT.jsonl.gz in {config.manifest_dir}; run rvqlm split first")
+    if config.dry_run:
+        print("\n".join(preview(config, splits)))
+        return 0
+
+    def progress(cuts, name, total):
+        return tqdm(cuts, name, total, unit=" cuts", leave=False, disable=None)
+
+    print(_describe(config, prepare_text(config, splits, progress)))
+    return 0
+
+
+def _describe(config: TextConfig, report: TextReport) -> str:
+    info = report.info
+    lines = [
+        f"{info.settings['type']}: {info.sizes[0]} symbols, {info.rate:.2f} frames each  "
+        f"{config.manifest_dir / 'tokens.txt'}"
+    ]
+    for name, split in report.splits.items():
+        line = f"  {name:<6} {split.cuts:>9,} cuts  {split.symbols:>11,} symbols"
+        if split.without:
+            line += f"  {split.without:,} cuts without text"
+        if split.unknown:
+            what = "as <unk>" if info.settings["type"] == "bpe" else "left out"
+            line += f"  {split.unknown:,} unknown symbols {what}"
+        lines.append(line)
+    if report.up_to_date:
+        lines.append("up to date")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(_run, argv, "text")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

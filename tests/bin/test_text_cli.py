@@ -1,0 +1,329 @@
+"""``rvqlm text``: columns that say what the manifests say, once, and of one table only."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from text_fixtures import FRAMES, make_texts
+
+from rvqlm.bin.text import main
+from rvqlm.data import text_prepare
+from rvqlm.data.conditions import ConditionSet, load_info
+from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.data.phonemes import speak
+from rvqlm.data.ragged import Ragged
+from rvqlm.data.symbols import SymbolTable
+from rvqlm.data.text import TextFrontEnd
+
+TRAIN = ["Hello, world!", "the quick brown fox jumps", "over a lazy dog?", None, "Ab. cd"]
+VALID = ["a dog", "Hello!"]
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    make_texts(tmp_path / "tokens", train=TRAIN, valid=VALID)
+    return tmp_path / "tokens"
+
+
+def run(capsys, directory, *flags) -> str:
+    """stdout of a run that succeeds."""
+    status = main(["--manifest-dir", str(directory), *flags])
+    out, err = capsys.readouterr()
+    assert status == 0, err
+    return out
+
+
+def fail(capsys, directory, *flags) -> str:
+    """The line that a run ends in which fails."""
+    before = contents(directory)
+    assert main(["--manifest-dir", str(directory), *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("rvqlm text: error: ") and err.count("\n") == 1
+    assert contents(directory) == before  # nothing is changed, nothing temporary left
+    return err
+
+
+def contents(directory) -> dict:
+    return {p.name: p.read_bytes() for p in directory.iterdir() if p.is_file()}
+
+
+def decoded(directory, split="train") -> list[str]:
+    front_end = TextFrontEnd.from_info(load_info(directory, "text", ""))
+    dataset = TokenDataset.open(directory, split)
+    column = Ragged.open(directory / f"text_{split}.bin", dataset.fingerprint)
+    assert len(column) == len(dataset)
+    return [front_end.decode(column.read(row)) for row in range(len(column))]
+
+
+def test_chars_say_what_the_manifest_says(tokens, capsys):
+    out = run(capsys, tokens, "--type", "chars")
+    assert decoded(tokens) == [text or "" for text in TRAIN]
+    assert decoded(tokens, "valid") == VALID
+    info = load_info(tokens, "text", "")
+    letters = sorted(set("".join(t or "" for t in TRAIN)) - {" "})
+    assert info.settings["symbols"] == ["<eps>", "<space>", *letters]
+    assert SymbolTable.from_file(tokens / "tokens.txt").symbols == sorted(info.settings["symbols"])
+    assert info.kind == "text" and info.sizes == (len(letters) + 2,)
+    symbols = sum(len(t or "") for t in TRAIN)
+    assert info.rate == pytest.approx(4 * FRAMES / symbols)  # the fifth cut has no text
+    assert f"chars: {info.sizes[0]} symbols, {info.rate:.2f} frames each" in out
+    assert f"5 cuts {symbols:>12,} symbols  1 cuts without text" in out
+    assert not list(tokens.glob("*tmp*"))
+
+
+def test_what_training_gets(tokens, capsys):
+    run(capsys, tokens, "--type", "chars")
+    conditions = ConditionSet.open(TokenDataset.open(tokens, "train"), ["text"])
+    rows = np.array([4, 3])
+    values, lengths = conditions.read(rows, np.zeros(2, int), np.full(2, FRAMES), 0)["text"]
+    assert lengths.tolist() == [6, 0] and values.shape == (2, 6, 1)
+    assert TextFrontEnd.from_info(conditions.infos["text"]).decode(values[0]) == "Ab. cd"
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_phonemes(tmp_path, capsys, monkeypatch, workers):
+    texts = [*TRAIN, *(f"number {n}" for n in range(300))]
+    make_texts(tmp_path, train=texts)
+    run(capsys, tmp_path, "--type", "phonemes", "--language", "en-gb", "--workers", workers)
+    assert decoded(tmp_path) == [speak(text or "", "en-gb") for text in texts]
+    settings = load_info(tmp_path, "text", "").settings
+    assert settings["language"] == "en-gb" and {"ˈ", ",", "<space>"} <= set(settings["symbols"])
+
+
+def test_marks_of_phonemes_are_left_out_on_demand(tokens, capsys):
+    run(capsys, tokens, "--type", "phonemes", "--no-stress", "--no-punctuation", "--workers", "1")
+    assert decoded(tokens)[0] == speak(TRAIN[0], stress=False, punctuation=False) == "həloʊ wɜːld"
+    symbols = load_info(tokens, "text", "").settings["symbols"]
+    assert not {"ˈ", "ˌ", ",", "!", "?", "."} & set(symbols)
+
+
+def test_ready_phonemes(tmp_path, capsys, monkeypatch):
+    ready = [{"text": "no", "custom": {"ipa": "nˈoʊ  jˈɛs"}}, {"text": "x", "custom": {"ipa": ""}}]
+    make_texts(tmp_path, train=ready)
+    with monkeypatch.context() as patch:
+        patch.setattr(text_prepare.phonemes, "speak_all", None)  # espeak is not asked
+        run(capsys, tmp_path, "--type", "phonemes", "--phonemes-field", "custom.ipa")
+    assert decoded(tmp_path) == ["nˈoʊ jˈɛs", ""]
+    settings = load_info(tmp_path, "text", "").settings
+    # new texts become like these: stressed, without punctuation
+    assert settings["stress"] and not settings["punctuation"] and settings["language"] == "en-us"
+    front_end = TextFrontEnd.from_info(load_info(tmp_path, "text", ""))
+    assert front_end.decode(front_end.encode("No. Yes!")) == "nˈoʊ jˈɛs"
+    err = fail(capsys, tmp_path, "--type", "phonemes", "--field", "custom.ipa")
+    assert "cut 'cut-0000'" in err and "these are phonemes" in err and "--phonemes-field" in err
+
+
+def test_every_cut_in_its_language(tmp_path, capsys):
+    cuts = [{"text": "Wagen", "custom": {"tag": "de"}}, {"text": "wagon", "custom": {"tag": "de"}},
+            {"text": "wagon", "custom": {"tag": "en-gb"}}, {"text": "van"}]  # fmt: skip
+    make_texts(tmp_path, train=cuts)
+    flags = ("--type", "phonemes", "--language-field", "custom.tag", "--workers", "1")
+    err = fail(capsys, tmp_path, *flags)
+    assert "cut 'cut-0003': no language in custom.tag; give --language" in err
+    run(capsys, tmp_path, *flags, "--language", "en-us")
+    expected = [("Wagen", "de"), ("wagon", "de"), ("wagon", "en-gb"), ("van", "en-us")]
+    assert decoded(tmp_path) == [speak(*pair) for pair in expected]
+    assert load_info(tmp_path, "text", "").settings["language"] == "en-us"
+    make_texts(tmp_path, train=cuts[:3])
+    run(capsys, tmp_path, *flags)
+    assert load_info(tmp_path, "text", "").settings["language"] == "de"  # of most cuts
+    make_texts(tmp_path, train=[{"text": "a", "language": "English"}])
+    err = fail(capsys, tmp_path, "--type", "phonemes", "--language-field", "language")
+    assert "cut 'cut-0000': espeak has no language 'English'; near it: en-029" in err
+
+
+def test_bpe(tokens, capsys):
+    run(capsys, tokens, "--type", "bpe", "--vocab-size", "45", "--lowercase")
+    assert decoded(tokens) == [(text or "").lower() for text in TRAIN]
+    assert decoded(tokens, "valid") == [text.lower() for text in VALID]
+    table = SymbolTable.from_file(tokens / "tokens.txt")
+    assert len(table) == 45 and table[1] == "<unk>"
+    first = contents(tokens)
+    (tokens / "text.json").unlink()
+    run(capsys, tokens, "--type", "bpe", "--vocab-size", "45", "--lowercase")
+    for name in ("text.json", "tokens.txt", "text_train.bin"):
+        assert contents(tokens)[name] == first[name]
+    assert "texts give no more than" in fail(capsys, tokens, "--type", "bpe")  # than 500
+
+
+def test_unknown_pieces_are_counted(tmp_path, capsys):
+    make_texts(tmp_path, train=["banana bandana"], valid=["bat 世", "ban"])
+    out = run(capsys, tmp_path, "--type", "bpe", "--vocab-size", "12")
+    assert "3 unknown symbols as <unk>" not in out and "2 unknown symbols as <unk>" in out
+
+
+def test_fields(tmp_path, capsys):
+    cuts = [{"text": "one", "custom": {"clean": "1"}}, [{"text": "b", "start": 1.0}, {"text": "a"}]]
+    make_texts(tmp_path, train=cuts)
+    run(capsys, tmp_path, "--type", "chars")
+    assert decoded(tmp_path) == ["one", "a b"]  # in the order of time
+    run(capsys, tmp_path, "--type", "chars", "--field", "custom.clean")
+    assert decoded(tmp_path) == ["1", ""]
+    err = fail(capsys, tmp_path, "--type", "chars", "--field", "custom.claen")
+    assert "no cut has text in 'custom.claen'; fields with text in the first cut: text" in err
+    assert "custom.clean" in err
+    err = fail(capsys, tmp_path, "--type", "chars", "--field", "duration")
+    assert "duration is '0.2', not text" in err
+
+
+def test_fields_of_the_cut_itself(tmp_path, capsys):
+    make_texts(tmp_path, train=["a"])
+    edit(tmp_path, lambda cut: cut["custom"].update(words="b c"))
+    run(capsys, tmp_path, "--type", "chars", "--field", "custom.words")
+    assert decoded(tmp_path) == ["b c"]
+
+
+def edit(directory, change, split="train") -> None:
+    """Change the cuts of a split, and index it again."""
+    path = directory / f"cuts_{split}.jsonl.gz"
+    with gzip.open(path, "rt") as file:
+        cuts = [json.loads(line) for line in file]
+    for cut in cuts:
+        change(cut)
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(cut) + "\n" for cut in cuts)
+    build_index(directory, split)
+
+
+def test_no_text_at_all(tmp_path, capsys):
+    make_texts(tmp_path, train=["a"], valid=[None, None])
+    err = fail(capsys, tmp_path, "--type", "chars")
+    assert "cuts_valid.jsonl.gz: no cut has text in 'text'" in err and "--splits" in err
+    run(capsys, tmp_path, "--type", "chars", "--splits", "train")
+    assert not (tmp_path / "text_valid.bin").exists()
+
+
+def test_symbols_that_train_lacks(tmp_path, capsys):
+    make_texts(tmp_path, train=["abc"], valid=["axbx", "c"], test=["öxc"])
+    err = fail(capsys, tmp_path, "--type", "chars")
+    assert "'x' (U+0078) 3 times, first in cut 'cut-0001' of valid" in err
+    assert "'ö' (U+00F6) in cut 'cut-0003' of test" in err
+    assert "--unknown drop" in err
+    out = run(capsys, tmp_path, "--type", "chars", "--unknown", "drop")
+    assert decoded(tmp_path, "valid") == ["ab", "c"] and decoded(tmp_path, "test") == ["c"]
+    assert out.count("2 unknown symbols left out") == 2
+
+
+def test_the_same_again_has_nothing_to_do(tokens, capsys, monkeypatch):
+    flags = ("--type", "chars")
+    first = run(capsys, tokens, *flags)
+    before = {p.name: p.stat().st_mtime_ns for p in tokens.iterdir()}
+    monkeypatch.setattr(text_prepare, "transcripts", None)  # no text is read
+    assert run(capsys, tokens, *flags) == first + "up to date\n"
+    assert run(capsys, tokens, *flags, "--splits", "train").count(" cuts ") == 2
+    assert {p.name: p.stat().st_mtime_ns for p in tokens.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "name", ["text.json", "tokens.txt", "text_valid.bin", "text_prepared.json"]
+)
+@pytest.mark.parametrize("damage", ["", None])
+def test_what_is_missing_or_damaged_is_made_again(tokens, capsys, name, damage):
+    run(capsys, tokens, "--type", "chars")
+    before = contents(tokens)
+    if damage is None:
+        (tokens / name).unlink()
+    else:
+        (tokens / name).write_text(damage)
+    assert "up to date" not in run(capsys, tokens, "--type", "chars")
+    assert contents(tokens) == before
+
+
+def test_other_settings_and_other_data_make_all_anew(tokens, capsys):
+    run(capsys, tokens, "--type", "chars")
+    out = run(capsys, tokens, "--type", "chars", "--lowercase", "--splits", "train")
+    assert "up to date" not in out and decoded(tokens)[4] == "ab. cd"
+    assert not (tokens / "text_valid.bin").exists()  # was of the other table
+    edit(tokens, lambda cut: cut["supervisions"].clear() if cut["id"] == "cut-0000" else None)
+    out = run(capsys, tokens, "--type", "chars", "--lowercase", "--splits", "train")
+    assert "up to date" not in out and "2 cuts without text" in out and decoded(tokens)[0] == ""
+
+
+def test_like_another_directory(tokens, tmp_path, capsys):
+    run(capsys, tokens, "--type", "phonemes", "--no-stress", "--workers", "1")
+    other = tmp_path / "other"
+    make_texts(other, train=["a lazy world", "hello"])
+    err = fail(capsys, other, "--like", str(tmp_path / "nowhere"))
+    assert "nowhere/text.json not found" in err and "run rvqlm text" in err
+    run(capsys, other, "--like", str(tokens))
+    assert decoded(other) == [speak(t, stress=False) for t in ("a lazy world", "hello")]
+    assert (other / "text.json").read_text() == (tokens / "text.json").read_text()
+    assert "up to date" in run(capsys, other, "--like", str(tokens))
+    make_texts(other, train=["measure"])
+    assert "'ɛ' (U+025B) in cut 'cut-0000' of train; correct" in fail(
+        capsys, other, "--like", str(tokens)
+    )
+    err = fail(capsys, other, "--like", str(tokens), "--lowercase", "--language", "de")
+    assert "--language, --lowercase: --like settles that" in err
+
+
+def test_a_split_more_with_the_directory_s_own_table(tokens, capsys):
+    run(capsys, tokens, "--type", "chars", "--splits", "train")
+    before = contents(tokens)
+    err = fail(capsys, tokens, "--type", "chars", "--splits", "valid")
+    assert "made from the split 'train', which is not among valid" in err and "--like" in err
+    run(capsys, tokens, "--like", str(tokens), "--splits", "valid")
+    assert decoded(tokens, "valid") == VALID
+    after = contents(tokens)
+    for name in ("text.json", "tokens.txt", "text_train.bin"):
+        assert after[name] == before[name]
+    assert "up to date" in run(capsys, tokens, "--type", "chars", "--splits", "train")
+
+
+def test_dry_run(tokens, capsys):
+    before = contents(tokens)
+    out = run(capsys, tokens, "--type", "phonemes", "--dry-run")
+    assert "nothing is written; these would be written" in out
+    assert "cut-0000: h ə l ˈ o ʊ , <space> w" in out and "cut-0005: ɐ <space> d" in out
+    assert "cut-0000: Hello, world!" in run(capsys, tokens, "--type", "bpe", "--dry-run")
+    assert contents(tokens) == before
+    run(capsys, tokens, "--type", "chars")
+    assert "up to date" in run(capsys, tokens, "--type", "chars", "--dry-run")
+
+
+def test_an_interruption_leaves_no_mixture(tokens, capsys, monkeypatch):
+    run(capsys, tokens, "--type", "chars")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(text_prepare, "write_ragged", interrupted)
+    assert main(["--manifest-dir", str(tokens), "--type", "chars", "--lowercase"]) == 130
+    monkeypatch.undo()
+    assert not (tokens / "text.json").exists() and not list(tokens.glob("text_*.bin"))
+    capsys.readouterr()
+    run(capsys, tokens, "--type", "chars", "--lowercase")
+    assert decoded(tokens)[4] == "ab. cd"
+
+
+@pytest.mark.parametrize(
+    ("flags", "messages"),
+    [
+        ([], ["give one of --type and --like"]),
+        (["--type", "chars", "--like", "x"], ["give one of --type and --like"]),
+        (["--type", "chars", "--no-stress", "--language", "de", "--vocab-size", "9"],
+         ["--language, --stress, --vocab-size: not for text of type chars"]),
+        (["--type", "chars", "--workers", "2"], ["--workers: not for text of type chars"]),
+        (["--type", "bpe", "--unknown", "drop"], ["--unknown: not for text of type bpe"]),
+        (["--type", "phonemes", "--lowercase"], ["--lowercase: not for text of type phonemes"]),
+        (["--type", "phonemes", "--workers", "-1"], ["--workers -1 must be 0"]),
+        (["--type", "phonemes", "--phonemes-field", "a", "--field", "b", "--workers", "2"],
+         ["exclude each other", "need no espeak"]),
+        (["--type", "bpe", "--vocab-size", "2"], ["--vocab-size 2 is too small"]),
+        (["--type", "phonemes", "--language", "english"], ["no language 'english'; near it: en-"]),
+        (["--type", "chars", "--splits", "train", "dev"], ["index_dev.bin not found; run rvqlm i"]),
+    ],
+)  # fmt: skip
+def test_flags_that_do_not_fit(tokens, capsys, flags, messages):
+    err = fail(capsys, tokens, *flags)
+    for message in messages:
+        assert message in err
+
+
+def test_an_index_is_needed(tokens, capsys, tmp_path):
+    (tokens / "index_valid.bin").unlink()
+    err = fail(capsys, tokens, "--type", "chars")
+    assert "index_valid.bin not found; run rvqlm index" in err
+    (tmp_path / "empty").mkdir()
+    assert "not a token directory" in fail(capsys, tmp_path / "empty", "--type", "chars")
