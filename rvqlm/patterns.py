@@ -17,6 +17,11 @@ The code of frame t, level k, written ``tk``; steps run to the right; ``.`` is a
     level 0  00 10 20 30 .  .  .  .
     level 1  .  .  .  .  01 11 21 31
     level 2  .  .  .  .  02 12 22 32
+
+    delay 0,1,1
+    level 0  00 10 20 30 .
+    level 1  .  01 11 21 31
+    level 2  .  02 12 22 32
 """
 
 from __future__ import annotations
@@ -40,6 +45,8 @@ class Pattern(ABC):
 
     name: str
     exact = False
+    steps_per_frame = 1
+    """Steps from a frame to the next: what scales the time axis."""
 
     def __init__(self, num_codebooks: int):
         if num_codebooks < 1:
@@ -55,6 +62,20 @@ class Pattern(ABC):
             whole length (coarse_first) look at it.
         :return: (B or 1, T, K) int64.
         """
+
+    @abstractmethod
+    def cells(self, steps: Tensor, lengths: Tensor) -> Tensor:
+        """The inverse: frame of every cell, -1 where none can stand. Cells past the last frame
+        name frames past it.
+
+        :param steps: (S,) int64 step numbers.
+        :param lengths: (B,) int64 frames per item, as in `steps`.
+        :return: (B or 1, S, K) int64.
+        """
+
+    def positions(self, steps: Tensor, lengths: Tensor) -> Tensor | None:
+        """(B, S) places of steps on the time axis, where they are not the steps themselves."""
+        return None
 
     @abstractmethod
     def num_steps(self, num_frames: int) -> int:
@@ -107,12 +128,6 @@ class Pattern(ABC):
         codes = grid.gather(1, steps.clamp(max=grid.shape[1] - 1))
         return codes.masked_fill(~real, fill)
 
-    def frames(self, num_frames: int, num_steps: int) -> Tensor:
-        """The inverse map for one sequence: (S, K) int64 frame of each cell, -1 where empty."""
-        length = torch.tensor([num_frames])
-        numbers = torch.arange(num_frames)[None, :, None].expand(1, -1, self.num_codebooks)
-        return self.interleave(numbers, length, -1, num_steps)[0][0]
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_codebooks={self.num_codebooks})"
 
@@ -126,7 +141,7 @@ class DelayPattern(Pattern):
     def __init__(self, num_codebooks: int, delays: list[int] | None = None):
         super().__init__(num_codebooks)
         self.delays = list(range(num_codebooks)) if delays is None else list(delays)
-        if len(self.delays) != num_codebooks or min(self.delays) != 0 or self.delays[0] != 0:
+        if len(self.delays) != num_codebooks or self.delays[0] != 0 or min(self.delays) < 0:
             raise UserError(
                 f"delays {self.delays} do not fit {num_codebooks} codebooks: give one number per "
                 "level, the first 0 and none negative"
@@ -136,6 +151,10 @@ class DelayPattern(Pattern):
     def steps(self, frames: Tensor, lengths: Tensor) -> Tensor:
         delays = torch.tensor(self.delays, device=frames.device)
         return (frames[:, None] + delays[None, :])[None]
+
+    def cells(self, steps: Tensor, lengths: Tensor) -> Tensor:
+        delays = torch.tensor(self.delays, device=steps.device)
+        return (steps[:, None] - delays[None, :]).clamp(min=-1)[None]
 
     def num_steps(self, num_frames: int) -> int:
         return num_frames + max(self.delays)
@@ -157,9 +176,19 @@ class FlattenPattern(Pattern):
     name = "flatten"
     exact = True
 
+    def __init__(self, num_codebooks: int):
+        super().__init__(num_codebooks)
+        self.steps_per_frame = num_codebooks
+
     def steps(self, frames: Tensor, lengths: Tensor) -> Tensor:
         levels = torch.arange(self.num_codebooks, device=frames.device)
         return (frames[:, None] * self.num_codebooks + levels[None, :])[None]
+
+    def cells(self, steps: Tensor, lengths: Tensor) -> Tensor:
+        K = self.num_codebooks
+        levels = torch.arange(K, device=steps.device)
+        here = steps[:, None] % K == levels[None, :]
+        return torch.where(here, steps[:, None] // K, -1)[None]
 
     def num_steps(self, num_frames: int) -> int:
         return num_frames * self.num_codebooks
@@ -169,14 +198,31 @@ class CoarseFirstPattern(Pattern):
     """Level 0 of all frames, then the other levels of all frames together: 2 T steps.
 
     Where the second half begins depends on the length, so it differs between the items of a
-    batch.
+    batch. Of one or two levels it is exact; of more, the fine levels of a frame are predicted
+    independently of one another.
     """
 
     name = "coarse_first"
 
+    def __init__(self, num_codebooks: int):
+        super().__init__(num_codebooks)
+        self.exact = num_codebooks <= 2
+
     def steps(self, frames: Tensor, lengths: Tensor) -> Tensor:
         fine = torch.arange(self.num_codebooks, device=frames.device) > 0
         return frames[None, :, None] + lengths[:, None, None] * fine[None, None, :]
+
+    def cells(self, steps: Tensor, lengths: Tensor) -> Tensor:
+        fine = torch.arange(self.num_codebooks, device=steps.device) > 0
+        after = (steps[None, :] - lengths[:, None]).clamp(min=-1)  # (B, S)
+        coarse = torch.where(after < 0, steps[None, :], -1)
+        return torch.where(fine[None, None, :], after[:, :, None], coarse[:, :, None])
+
+    def positions(self, steps: Tensor, lengths: Tensor) -> Tensor:
+        """The second half lies over the first, each frame at its time. Its first step does not,
+        since there it is decided that the sequence ends: the place would give it away."""
+        late = steps[None, :] > lengths[:, None]
+        return torch.where(late, steps[None, :] - lengths[:, None], steps[None, :])
 
     def num_steps(self, num_frames: int) -> int:
         return num_frames * (2 if self.num_codebooks > 1 else 1)
@@ -185,8 +231,13 @@ class CoarseFirstPattern(Pattern):
 PATTERNS = {p.name: p for p in (ParallelPattern, DelayPattern, FlattenPattern, CoarseFirstPattern)}
 
 
-def make_pattern(name: str, num_codebooks: int) -> Pattern:
-    """Pattern by name; `UserError` lists the names when there is none such."""
+def make_pattern(name: str, num_codebooks: int, delays: tuple[int, ...] = ()) -> Pattern:
+    """Pattern by name; ``delays`` of the delay pattern, 0, 1, 2, ... when empty.
+
+    :raises UserError: no such name (lists them), or delays that do not fit.
+    """
     if name not in PATTERNS:
         raise UserError(f"unknown pattern {name!r}; choose one of {', '.join(PATTERNS)}")
-    return PATTERNS[name](num_codebooks)
+    if delays and name != "delay":
+        raise UserError(f"--delays {' '.join(map(str, delays))}: only --pattern delay has delays")
+    return DelayPattern(num_codebooks, list(delays)) if delays else PATTERNS[name](num_codebooks)

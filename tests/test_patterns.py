@@ -51,15 +51,23 @@ def test_round_trip_equals_naive_reference(name, K):
         assert (back[~real] == FILL).all()
 
 
-@pytest.mark.parametrize("name", PATTERNS)
-def test_frames_is_the_inverse_map(name):
-    pattern = make_pattern(name, 3)
+@pytest.mark.parametrize("name,K", itertools.product(PATTERNS, (1, 2, 3, 5, 9)))
+def test_cells_is_the_inverse_map(name, K):
+    pattern = make_pattern(name, K)
+    lengths = torch.tensor([5, 3, 1])
     S = pattern.num_steps(5)
-    expected = [[-1 if t is None else t for t in row] for row in naive_layout(name, 5, 3)]
-    assert pattern.frames(5, S).tolist() == expected
+    cells = pattern.cells(torch.arange(S), lengths).expand(3, S, K)
+    for b, length in enumerate(lengths.tolist()):
+        layout = naive_layout(name, length, K)
+        for s, k in itertools.product(range(S), range(K)):
+            t = layout[s][k] if s < len(layout) else None
+            got = int(cells[b, s, k])
+            assert got == t if t is not None else got == -1 or got >= length
 
 
-@pytest.mark.parametrize("name,end", [("parallel", 6), ("delay", 6), ("flatten", 18)])
+@pytest.mark.parametrize(
+    "name,end", [("parallel", 6), ("delay", 6), ("flatten", 18), ("coarse_first", 6)]
+)
 def test_end_is_decided_where_the_next_frame_would_begin(name, end):
     pattern = make_pattern(name, 3)
     assert pattern.end_step(6) == end
@@ -85,7 +93,14 @@ def test_custom_delays_and_errors():
         [EMPTY, 5, 6, 3],
         [EMPTY, EMPTY, EMPTY, 7],
     ]
-    with pytest.raises(UserError, match="do not fit"):
-        DelayPattern(3, [0, 1])
+    pattern = make_pattern("delay", 4, (0, 1, 1, 2))
+    assert pattern.num_steps(2) == 4
+    cells = pattern.cells(torch.arange(4), torch.tensor([2]))[0]
+    assert cells.tolist() == [[0, -1, -1, -1], [1, 0, 0, -1], [2, 1, 1, 0], [3, 2, 2, 1]]
+    for delays in ([0, 1], [1, 0, 2], [0, -1, 1]):
+        with pytest.raises(UserError, match="do not fit"):
+            DelayPattern(3, delays)
+    with pytest.raises(UserError, match="only --pattern delay"):
+        make_pattern("flatten", 3, (0, 1, 2))
     with pytest.raises(UserError, match="parallel"):
         make_pattern("spiral", 3)

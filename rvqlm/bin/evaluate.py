@@ -36,6 +36,9 @@ class EvaluateConfig:
     """best, latest or a path."""
     ema: bool = True
     """Averaged weights, where the training kept them."""
+    prompt_fraction: float = 0.0
+    """Share of each cut that is heard as a prompt and not scored; models that train on prompts are
+    best compared so."""
     max_duration: float = 0.0
     """Seconds of audio in a batch; 0: as in training."""
     device: str = "auto"
@@ -66,9 +69,9 @@ def evaluate(config: EvaluateConfig) -> dict:
     import torch
 
     from rvqlm import runtime
-    from rvqlm.bin.trainer import validation_plan
+    from rvqlm.bin.trainer import open_conditions, validation_plan
     from rvqlm.codec_info import CodecInfo
-    from rvqlm.data.batch import Batch
+    from rvqlm.data.batch import PAD, Batch
     from rvqlm.data.index import TokenDataset
     from rvqlm.data.loader import TokenLoader
     from rvqlm.data.plan import PlanConfig
@@ -77,30 +80,39 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     if config.max_duration < 0 or config.num_threads < 0:
         raise UserError("--max-duration and --num-threads: at least 0")
+    if not 0 <= config.prompt_fraction < 1:
+        raise UserError(f"--prompt-fraction {config.prompt_fraction}: in [0, 1)")
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = runtime.pick_device(config.device)
     dtype = runtime.pick_precision(config.precision, device)
     path = find_checkpoint(config.exp_dir, config.checkpoint)
     model, info, state = load_model(path, device=device, use_ema=config.ema)
-    held_out = TokenDataset.open(config.manifest_dir, config.split)
+    levels = info.num_codebooks
+    held_out = TokenDataset.open(config.manifest_dir, config.split, num_codebooks=levels)
     info.require_same(held_out.info, str(path), config.manifest_dir)
-    train = TokenDataset.open(config.manifest_dir, config.unigram_split)
+    train = TokenDataset.open(config.manifest_dir, config.unigram_split, num_codebooks=levels)
 
     flags = state["config"]
+    seconds = flags["condition-prompt-seconds"]
+    heard = open_conditions(held_out, list(model.conditions), seconds, flags["seed"])
+    for kind, condition in model.conditions.items():
+        condition.require_same(heard.infos[kind], str(path), config.manifest_dir)
     plan = PlanConfig(
         **{f.name: flags[kebab(f.name)] for f in fields(PlanConfig) if kebab(f.name) in flags}
     )
     plan = validation_plan(plan)
     if config.max_duration:
         plan = replace(plan, max_duration=config.max_duration)
-    loader = TokenLoader(held_out, plan, seed=0)
+    loader = TokenLoader(held_out, plan, seed=0, conditions=heard)
     counts = losses.count_codes([], CodecInfo.from_dict(info.to_dict()))
     cuts = set()
 
     def counted() -> Iterator[Batch]:
         for batch in loader.epoch_batches():
-            counts[:] += losses.count_codes([batch.codes.numpy()], info)
+            batch.prompt_lengths = (batch.lengths * config.prompt_fraction).long()
+            codes = batch.codes.masked_fill(~batch.scored()[..., None], PAD)
+            counts[:] += losses.count_codes([codes.numpy()], info)
             cuts.update(batch.index.tolist())
             yield batch
 
@@ -113,6 +125,7 @@ def evaluate(config: EvaluateConfig) -> dict:
         "checkpoint": str(path),
         "step": state["step"],
         "cuts": len(cuts),
+        "prompt_fraction": config.prompt_fraction,
         **metrics,
         "bound": not model.exact_likelihood,
         "unigram_nats": unigram,
@@ -121,6 +134,8 @@ def evaluate(config: EvaluateConfig) -> dict:
 
 
 def print_result(result: dict) -> None:
+    if result["bits_per_second"] is None:
+        raise UserError(f"{result['checkpoint']}: only some levels are trained; train the others")
     bound = "at most " if result["bound"] else ""
     print(
         f"{result['split']}: {result['cuts']} cuts, {result['frames']} frames, "

@@ -2,8 +2,9 @@
 """`rvqlm generate`: new audio from a trained model.
 
 Continues audio files (``--prompt a.wav b.wav``) or held-out cuts (``--manifest-dir DIR
---num-prompts 4``), or makes audio from nothing. Each sample is a wav and a JSON of the same name
-that says how it was made and what it measures.
+--num-prompts 4``), or makes audio from nothing, or from what the model was trained to hear
+(``--text "Good morning."``; with ``--manifest-dir``, what the cuts have). Each sample is a wav and
+a JSON of the same name that says how it was made and what it measures.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
-from rvqlm.generation.sampling import SamplingConfig
+from rvqlm.generation.conditions import ConditionArgs
+from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 
 
 @dataclass
@@ -53,7 +55,8 @@ class PromptArgs:
     num_prompts: int = 4
     """How many cuts of the split to continue, at most; drawn by --seed."""
     prompt_seconds: float = 3.0
-    """How much of each prompt the model hears."""
+    """How much of each prompt the model hears. 0 with --manifest-dir: none of the cuts, only the
+    conditions that belong to them."""
 
 
 @dataclass
@@ -79,11 +82,13 @@ class GenerateArgs:
     model: ModelArgs
     prompts: PromptArgs = field(default_factory=PromptArgs)
     output: OutputArgs = field(default_factory=OutputArgs)
+    conditions: ConditionArgs = field(default_factory=ConditionArgs)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    demask: DemaskConfig = field(default_factory=DemaskConfig)
 
 
 def check(args: GenerateArgs) -> None:
-    problems = args.sampling.problems()
+    problems = [*args.sampling.problems(), *args.demask.problems()]
     if args.prompts.prompt and args.prompts.manifest_dir:
         problems.append("--prompt and --manifest-dir exclude each other")
     for flag, value in [
@@ -91,10 +96,13 @@ def check(args: GenerateArgs) -> None:
         ("--num-samples", args.output.num_samples),
         ("--batch-size", args.output.batch_size),
         ("--num-prompts", args.prompts.num_prompts),
-        ("--prompt-seconds", args.prompts.prompt_seconds),
+        ("--voice-seconds", args.conditions.voice_seconds),
     ]:
         if value <= 0:
             problems.append(f"{flag} {value} must be positive")
+    seconds = args.prompts.prompt_seconds
+    if seconds < 0 or (seconds == 0 and args.prompts.prompt):
+        problems.append(f"--prompt-seconds {seconds} must be positive")
     if not 0 <= args.output.min_seconds <= args.output.seconds:
         problems.append("--min-seconds must lie between 0 and --seconds")
     if problems:
@@ -114,6 +122,7 @@ def run(argv: Sequence[str] | None) -> int:
 
     from rvqlm.codecs.registry import load_codec_like
     from rvqlm.generation import prompts as prompts_module
+    from rvqlm.generation.conditions import from_arguments
     from rvqlm.training.checkpoint import load_model
 
     if args.model.num_threads:
@@ -123,24 +132,22 @@ def run(argv: Sequence[str] | None) -> int:
     model, info, checkpoint = load_model(exp, args.model.checkpoint, device, args.model.ema)
     codec = load_codec_like(info, args.model.codec or None, device)
     rate = float(info.frame_rate)
-    prompt_frames = max(1, round(args.prompts.prompt_seconds * rate))
     p = args.prompts
+    prompt_frames = round(p.prompt_seconds * rate)
+    if p.prompt_seconds:
+        prompt_frames = max(1, prompt_frames)
     if p.prompt:
         starts = prompts_module.from_audio(list(p.prompt), codec, prompt_frames)
     elif p.manifest_dir:
         starts = prompts_module.from_tokens(
-            p.manifest_dir, p.split, p.num_prompts, prompt_frames, info, args.output.seed
+            p.manifest_dir, p.split, p.num_prompts, prompt_frames, model, args.output.seed
         )
     else:
-        starts = prompts_module.unprompted(1, info)
-    many = args.output.num_samples
-    if starts[0].source is None:
-        jobs = [(i, s, s.name) for i, s in enumerate(prompts_module.unprompted(many, info))]
-    else:
-        named = [
-            (s, s.name if many == 1 else f"{s.name}-{j:02d}") for s in starts for j in range(many)
-        ]
-        jobs = [(i, s, name) for i, (s, name) in enumerate(named)]
+        starts = []
+    longest = prompt_frames + max(1, round(args.output.seconds * rate))
+    given = from_arguments(args.conditions, model.conditions, codec, longest)
+    starts = prompts_module.combine(starts, given, info)
+    jobs = prompts_module.jobs(starts, args.output.num_samples)
     out_dir = Path(args.output.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
     out_dir.mkdir(parents=True, exist_ok=True)
     about = {
@@ -148,7 +155,10 @@ def run(argv: Sequence[str] | None) -> int:
         "checkpoint": args.model.checkpoint if exp.is_dir() else str(exp),
         "step": int(checkpoint["step"]),
         "codec": info.to_dict(),
-        "settings": vars(args.sampling),
+        "settings": {
+            **vars(args.sampling),
+            **{k: v for k, v in vars(args.demask).items() if v is not None},
+        },
         "seed": args.output.seed,
         "command": command,
     }
@@ -170,22 +180,23 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
 
     from rvqlm.codecs.chunking import decode_long
     from rvqlm.evaluation.audio_metrics import repetition_ratio, silence_ratio
+    from rvqlm.generation.conditions import pad
 
     info, rate = model.info, float(model.info.frame_rate)
     new = max(1, round(args.output.seconds * rate))
     least = round(args.output.min_seconds * rate)
     lengths = torch.tensor([len(p.codes) for _, p, _ in batch])
     codes = torch.nn.utils.rnn.pad_sequence([p.codes for _, p, _ in batch], batch_first=True)
-    longest = int(lengths.max())
     began = time.perf_counter()
     with tqdm(unit="step", desc=f"generate x{len(batch)}", leave=False) as bar:
         made = model.generate(
             codes,
             lengths,
-            max_frames=longest + new,
             min_frames=lengths + least,
             limits=lengths + new,
             sampling=args.sampling,
+            demask=args.demask,
+            conditions=pad([p.given for _, p, _ in batch], model.conditions),
             seed=args.output.seed,
             rows=[i for i, _, _ in batch],
             progress=lambda _: bar.update(),
@@ -198,9 +209,10 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
         audio = decode_long(codec, item.to(codec.device), scales=scales)  # (C, S)
         heard = len(prompt.codes)
         row = {
-            "kind": "continuation" if prompt.source else "unprompted",
+            "kind": prompt.kind,
             **about,
             "prompt": prompt.source,
+            "conditions": prompt.given.about,
             "prompt_seconds": heard / rate,
             "seconds": len(item) / rate,
             "stop": stop,

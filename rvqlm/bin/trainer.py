@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rvqlm.cli import command_line, parse, peek, run_main
-from rvqlm.errors import UserError
 from rvqlm.runtime import tune_malloc
 
 
@@ -27,14 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from rvqlm.models.factory import MODELS
+    from rvqlm.models.factory import model_entry
     from rvqlm.training.config import check, flags_class
 
-    name = peek(argv, "model-name", "codec-lm")
-    if name not in MODELS:
-        raise UserError(f"--model-name {name!r}: choose one of {', '.join(MODELS)}")
+    config_class, _ = model_entry(peek(argv, "model-name", "codec-lm"))
     config = parse(
-        flags_class(MODELS[name][0]), "rvqlm trainer", "Train a model on the codes of audio.", argv
+        flags_class(config_class), "rvqlm trainer", "Train a model on the codes of audio.", argv
     )
     check(config)
     return train(config, command_line("trainer", argv))
@@ -69,20 +66,35 @@ def _train(config, command: str, device, dtype, world) -> int:
     from rvqlm.runtime import seed_everything
     from rvqlm.training.estimate import describe_plan
     from rvqlm.training.experiment import remove_torn_files, write_config, write_run
+    from rvqlm.training.stages import begin_from_previous, enter_stage
     from rvqlm.training.trainer import Trainer
 
     def say(text: str) -> None:
         if world.main:
             print(text, file=sys.stderr, flush=True)
 
-    train_data = TokenDataset.open(config.manifest_dir, config.train_split)
-    valid_data = TokenDataset.open(config.manifest_dir, config.valid_split)
+    levels = config.num_quantizers or None
+    train_data = TokenDataset.open(config.manifest_dir, config.train_split, num_codebooks=levels)
+    valid_data = TokenDataset.open(config.manifest_dir, config.valid_split, num_codebooks=levels)
     info = train_data.info
+    kinds = config.model.conditions
+    heard, heard_valid = (
+        open_conditions(data, kinds, config.condition_prompt_seconds, config.seed)
+        for data in (train_data, valid_data)
+    )
     seed_everything(config.seed)
-    model = build_model(config.model_name, config.model, info).to(device)
+    infos = heard.infos if heard else {}
+    model = build_model(config.model_name, config.model, info, infos).to(device)
     ranks = {"rank": world.rank, "world_size": world.size, "pin": device.type == "cuda"}
-    loader = TokenLoader(train_data, config.data, config.seed, **ranks)
-    valid = TokenLoader(valid_data, validation_plan(config.data), config.seed, **ranks)
+    loader = TokenLoader(train_data, config.data, config.seed, conditions=heard, **ranks)
+    plan = validation_plan(config.data)
+    valid = TokenLoader(valid_data, plan, config.seed, conditions=heard_valid, **ranks)
+    config = enter_stage(config, model)
+    exp_dir = Path(config.exp_dir)
+    if config.resume == "no" or (config.resume == "auto" and not (exp_dir / "latest.pt").exists()):
+        before = begin_from_previous(model, exp_dir)
+        if before is not None:
+            say(f"stage {model.stage}: begins with the weights of {before}")
     batches = loader.epoch_steps  # of the first epoch; the others differ by a few
     trainer = Trainer(model, loader, valid, config, info, device, dtype, world)
     if config.dry_run:
@@ -91,7 +103,6 @@ def _train(config, command: str, device, dtype, world) -> int:
                 print(line)
         return 0
 
-    exp_dir = Path(config.exp_dir)
     if world.main:
         exp_dir.mkdir(parents=True, exist_ok=True)
         remove_torn_files(exp_dir)
@@ -122,6 +133,16 @@ def _train(config, command: str, device, dtype, world) -> int:
         f"best validation loss {best['loss']:.4f} at step {best['step']}"
     )
     return 0
+
+
+def open_conditions(dataset, kinds, prompt_seconds: float, seed: int):
+    """The conditions of a split that a model hears, or None."""
+    from rvqlm.data.conditions import ConditionSet
+
+    if not kinds:
+        return None
+    frames = max(1, round(prompt_seconds * float(dataset.info.frame_rate)))
+    return ConditionSet.open(dataset, kinds, prompt_frames=frames, seed=seed)
 
 
 def validation_plan(plan):

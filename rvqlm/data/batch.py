@@ -29,6 +29,10 @@ class Padded(NamedTuple):
         values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
         return cls(values, torch.tensor([len(r) for r in rows]))
 
+    def repeat(self, times: int) -> Padded:
+        """The batch so many times over."""
+        return Padded(self.values.repeat(times, 1, 1), self.lengths.repeat(times))
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Padded:
         return Padded(*(t.to(device, non_blocking=non_blocking) for t in self))
 

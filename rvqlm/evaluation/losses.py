@@ -66,14 +66,17 @@ class Totals:
 
     def metrics(self, frame_rate: Fraction) -> dict:
         """loss (nats per code), nats (K), accuracy (K), bits_per_second, padding, means of
-        `extra`; all Python floats."""
+        `extra`; all Python floats. A level that was not scored, as in a training of some levels
+        only, has None, and bits per second are None then."""
         nats, correct, count = self.sums.double().cpu()
-        per_level = (nats / count).tolist()
+        scored = (count > 0).tolist()
+        per_level = [n if c else None for n, c in zip((nats / count).tolist(), scored)]
+        hits = [n if c else None for n, c in zip((correct / count).tolist(), scored)]
         out = {
             "loss": float(nats.sum() / count.sum()),
             "nats": per_level,
-            "accuracy": (correct / count).tolist(),
-            "bits_per_second": bits_per_second(per_level, frame_rate),
+            "accuracy": hits,
+            "bits_per_second": bits_per_second(per_level, frame_rate) if all(scored) else None,
             "frames": self.frames,
             "padding": 1 - self.frames / max(1, self.cells),
         }

@@ -29,7 +29,9 @@ def _axis(records: list[dict]) -> list[float]:
 
 
 def _levels(records: list[dict], level: int) -> list[float]:
-    return [r["nats"][level] if level < len(r.get("nats", ())) else math.nan for r in records]
+    """nan where a record has no loss of that level."""
+    found = [r["nats"][level] if level < len(r.get("nats", ())) else None for r in records]
+    return [math.nan if n is None else n for n in found]
 
 
 def total_chart(run: Run, info: CodecInfo, unigram: list[float] | None) -> dict:
@@ -37,7 +39,9 @@ def total_chart(run: Run, info: CodecInfo, unigram: list[float] | None) -> dict:
 
     def bits(records: list[dict]) -> list[float]:
         return [
-            bits_per_second(r["nats"], info.frame_rate) if r.get("nats") else math.nan
+            bits_per_second(r["nats"], info.frame_rate)
+            if r.get("nats") and None not in r["nats"]
+            else math.nan
             for r in records
         ]
 
@@ -159,7 +163,7 @@ def clip_table(kinds: dict[str, list[clips.Clip]]) -> list[dict]:
 def headline(run: Run, info: CodecInfo, tokens: dict, split: str) -> dict:
     """The numbers at the top of the page."""
     evaluation = run.evaluations.get(split)
-    best = min(run.valid, key=lambda r: r.get("bits_per_second", math.inf), default=None)
+    best = min(run.valid, key=lambda r: r.get("bits_per_second") or math.inf, default=None)
     held_out = evaluation or best or {}
     train_eval = run.evaluations.get("train")
     bits = held_out.get("bits_per_second")

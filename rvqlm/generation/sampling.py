@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +26,10 @@ class SamplingConfig:
     """Draw among the k likeliest codes of each level only; 0: all."""
     top_p: float = 1.0
     """Draw among the likeliest codes that together hold this probability (nucleus); 1: all."""
+    cfg_scale: float = 1.0
+    """Classifier-free guidance: how far to go from what the model would say without its conditions
+    to what it says with them. 1: no guidance, at half the cost; 2 to 4 follow a text more
+    closely."""
 
     def problems(self) -> list[str]:
         found = []
@@ -34,11 +39,48 @@ class SamplingConfig:
             found.append(f"--top-k {self.top_k} must not be negative")
         if not 0 < self.top_p <= 1:
             found.append(f"--top-p {self.top_p} must be in (0, 1]")
+        if not 0 <= self.cfg_scale < float("inf"):
+            found.append(f"--cfg-scale {self.cfg_scale} must not be negative")
         return found
 
     def check(self) -> None:
         if problems := self.problems():
             raise UserError("; ".join(problems))
+
+
+@dataclass
+class DemaskConfig:
+    """How masked models fill in (for others these must stay unset)."""
+
+    steps: int | None = None
+    """Passes over the sequence; more are better and slower. Unset: 16."""
+    score: Literal["confidence", "random"] | None = None
+    """Which masked codes a pass keeps: those that the model is most sure of, or any. Unset:
+    confidence."""
+    score_noise: float | None = None
+    """Gumbel noise on the confidence, falling to 0 by the last pass; more varied results. Unset:
+    1."""
+    remask: bool | None = None
+    """Later passes may take back codes that earlier ones kept. Unset: no."""
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.steps is not None and self.steps < 1:
+            found.append(f"--steps {self.steps} must be at least 1")
+        if self.score_noise is not None and not 0 <= self.score_noise < float("inf"):
+            found.append(f"--score-noise {self.score_noise} must not be negative")
+        return found
+
+    def given(self) -> list[str]:
+        """Flags that are set."""
+        return ["--" + k.replace("_", "-") for k, v in vars(self).items() if v is not None]
+
+
+def guide(logits: Tensor, scale: float) -> Tensor:
+    """(2 B, ...) logits, the conditional half first, to (B, ...): u + scale * (c - u) (Ho &
+    Salimans, 2022, arXiv:2207.12598)."""
+    conditional, unconditional = logits.float().chunk(2)
+    return unconditional + scale * (conditional - unconditional)
 
 
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:

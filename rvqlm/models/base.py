@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.batch import Batch
+from rvqlm.errors import UserError
+from rvqlm.generation.request import Generation, Request, make_request
+from rvqlm.generation.sampling import SamplingConfig
 
 
 @dataclass
 class LMOutput:
-    """Sums over the real tokens of a batch, never means, so that any split of the data over
-    micro-batches, ranks or validation batches adds up exactly."""
+    """Sums over the scored tokens of a batch, never means, so that any split of the data over
+    micro-batches, ranks or validation batches adds up exactly. Padding and prompts are not
+    scored."""
 
     loss: Tensor
     """Scalar to back-propagate: weighted nats of the codes plus those of the end decision."""
@@ -31,21 +39,121 @@ class LMOutput:
 
 
 class TokenModel(nn.Module):
-    """Base of all models: built from a config dataclass and a `CodecInfo`.
+    """Base of all models: built from a config dataclass, a `CodecInfo` and the `ConditionInfo`s of
+    what it hears beside the codes.
 
-    `forward(batch, label_smoothing, level_weights) -> LMOutput` trains it,
-    `generate(...) -> Generation` samples from it.
+    Subclasses write `forward`, which trains, and `_generate`, which samples.
     """
 
     name: ClassVar[str]
     exact_likelihood: bool = False
     """Whether the loss estimates the entropy of the codes; otherwise it bounds it from above."""
+    stage: int = 0
+    """Of a family that is trained in stages, which; see `rvqlm.training.stages`."""
+    progress: float = 0.0
+    """Share of the training that is done; the trainer sets it before each step."""
 
-    def __init__(self, config, info: CodecInfo):
+    def __init__(self, config, info: CodecInfo, conditions: Mapping[str, ConditionInfo]):
         super().__init__()
         self.config, self.info = config, info
+        self.conditions = {kind: conditions[kind] for kind in config.conditions}
+
+    @property
+    def special(self) -> int:
+        """Id of cells without a code: before the start, past the end, and those that a pattern
+        leaves empty."""
+        return self.info.codebook_size
+
+    def forward(
+        self, batch: Batch, label_smoothing: float = 0.0, level_weights: Tensor | None = None
+    ) -> LMOutput:
+        """Loss of a batch; see `LMOutput`.
+
+        :param label_smoothing: share of each target spread over all codes, in the loss only.
+        :param level_weights: (K,) weight of each level's nats in the loss.
+        """
+        raise NotImplementedError
 
     def muon_parameters(self) -> list[nn.Parameter]:
         """Matrices between hidden layers, for optimizers that treat them apart: not embeddings,
         heads, norms."""
         return []
+
+    def generate(
+        self,
+        prompt_codes: Tensor | None = None,
+        prompt_lengths: Tensor | None = None,
+        max_new_frames: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        **options,
+    ) -> Generation:
+        """Continue prompts, or make sequences from nothing: prompt + continuation.
+
+        :param prompt_codes: (B, P, K) integers; None generates ``batch_size`` items unprompted.
+        :param prompt_lengths: (B,) valid frames of the prompts; all P by default.
+        :param max_new_frames: longest continuation. Or instead ``max_frames``: longest sequence,
+            prompt included; ``limits``: (B,) the same for each item.
+        :param temperature, top_k: how codes are drawn; or ``sampling``, a `SamplingConfig`, which
+            has top_p and cfg_scale too. ``demask``: `DemaskConfig` of masked models.
+        :param options: further ``min_frames`` (one number or (B,)): no end before this many
+            frames, prompt included; ``conditions``: `Padded` by kind; ``batch_size``; ``seed`` of
+            the draws; ``rows``: number of each item in the random stream; ``progress``: called
+            after each step with the number of steps made.
+        :raises UserError: a prompt that leaves no room, codes out of range, bad options.
+        """
+        options.setdefault("sampling", SamplingConfig(temperature, top_k))
+        device = next(self.parameters()).device
+        request = make_request(
+            self.info, device, prompt_codes, prompt_lengths, max_new_frames, **options
+        )
+        return self._run(request)
+
+    def infill(self, before: Tensor, after: Tensor, frames: int, **options) -> Generation:
+        """Fill a gap of ``frames`` frames between two recordings.
+
+        :param before: (B, P, K) codes ahead of the gap.
+        :param after: (B, A, K) codes behind it.
+        :param options: as for `generate`.
+        :return: codes (B, P + frames + A, K), ``before`` and ``after`` verbatim.
+        :raises UserError: where the family cannot hear what comes after.
+        """
+        if before.ndim != 3 or after.ndim != 3 or len(before) != len(after) or frames < 1:
+            raise UserError("infill wants (B, P, K) before, (B, A, K) after and at least one frame")
+        options.setdefault("sampling", SamplingConfig())
+        device = next(self.parameters()).device
+        total = before.shape[1] + frames
+        request = make_request(
+            self.info, device, before, max_frames=total, min_frames=total, **options
+        )
+        make_request(self.info, device, after, max_new_frames=1)  # its codes are checked alike
+        request.suffix_codes = after.to(device).long()
+        return self._run(request)
+
+    @torch.no_grad()
+    def _run(self, request: Request) -> Generation:
+        self.check_request(request)
+        training = self.training
+        self.eval()
+        try:
+            return self._generate(request)
+        finally:
+            self.train(training)
+
+    def check_request(self, request: Request) -> None:
+        """Raise `UserError` for what this family cannot do or what would have no effect."""
+        if flags := request.demask.given():
+            raise UserError(f"{', '.join(flags)}: only masked models fill in; this is {self.name}")
+        if request.sampling.cfg_scale != 1.0 and not self.conditions:
+            raise UserError(
+                f"--cfg-scale {request.sampling.cfg_scale:g}: guidance needs a model that was "
+                "trained with conditions; this one has none"
+            )
+        if request.suffix_codes is not None:
+            raise UserError(
+                f"{self.name} hears only what came before and cannot fill a gap; use the masked "
+                "model, or valle, whose fine levels hear both sides"
+            )
+
+    def _generate(self, request: Request) -> Generation:
+        raise NotImplementedError

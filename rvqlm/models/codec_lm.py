@@ -1,80 +1,86 @@
 """`codec-lm`: one causal transformer over the codes of all levels.
 
 - a pattern lays the (T, K) codes out in steps (`rvqlm.patterns`)
-- input of a step: sum of the K embeddings of the step before; the first step hears only specials
-- K linear heads; the loss is exact over real codes, padding and empty cells never count
+- input of a step: the K codes of the step before, embedded; the first step hears only specials
+- conditions stand before the codes or are attended to (`rvqlm.modules.conditioning`)
+- heads over K levels at once, or a small transformer over the levels of a frame; the loss is exact
+  over real codes: padding, prompts and empty cells never count
 - the end of a sequence is one binary decision per frame, apart from the codes, so that the
   losses of the codes stay comparable between models that end and models that don't
 
-``python -m rvqlm.bin.main trainer --help`` lists its options as flags.
+With ``--conditions source --fusion cross --num-encoder-layers n`` it is the encoder-decoder that
+accompanies another stream.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import Batch
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.batch import Batch, Padded
+from rvqlm.generation.decode import decode
+from rvqlm.generation.request import Generation, Request
 from rvqlm.models.base import LMOutput, TokenModel
-from rvqlm.modules.cache import KVCache
-from rvqlm.modules.embeddings import SumEmbedding
-from rvqlm.modules.heads import LinearHeads
-from rvqlm.modules.transformer import Transformer, TransformerConfig
-from rvqlm.patterns import make_pattern
+from rvqlm.models.network import NetworkConfig
+from rvqlm.modules.conditioning import Context, DecoderState
+from rvqlm.modules.embeddings import make_embedding
+from rvqlm.modules.ends import EndHead
+from rvqlm.modules.heads import make_heads
+from rvqlm.patterns import PATTERNS, make_pattern
 
 
 @dataclass
-class CodecLMConfig:
+class CodecLMConfig(NetworkConfig):
     """Shape of a codec-lm."""
 
-    pattern: Literal["delay", "parallel", "flatten"] = "delay"
+    pattern: Literal["delay", "parallel", "flatten", "coarse_first"] = "delay"
     """Layout of the levels in steps. delay: each level one step after the coarser one; parallel:
-    all levels of a frame at once, independent given the past; flatten: one code a step, K times
-    the steps."""
-    decoder_dim: int = 256
-    """Width d of the transformer."""
-    nhead: int = 4
-    """Attention heads; must divide the width."""
-    num_decoder_layers: int = 6
-    """Transformer layers."""
-    dim_feedforward: int = 0
-    """Inner width of the feed-forward layers; 0 means 4 d (8/3 d for swiglu, which has two)."""
-    dropout: float = 0.0
-    """Dropout in attention and on each residual branch."""
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    """Normalisation before each branch, without bias. layernorm is one fused kernel on a CPU,
-    rmsnorm several."""
-    activation: Literal["gelu", "relu2", "swiglu"] = "gelu"
-    """Non-linearity of the feed-forward layers."""
-    rope_base: float = 10000.0
-    """Base of the rotary position frequencies; larger for longer sequences."""
+    all levels of a frame at once; flatten: one code a step, K times the steps; coarse_first: level
+    0 of all frames, then the others."""
+    delays: tuple[int, ...] = ()
+    """Steps that each level comes late with --pattern delay, such as 0 1 1 2; unset: 0 1 2 ..."""
+    input_side: Literal["sum", "weighted", "attention"] = "sum"
+    """How the K codes of a step become one vector: sum of embeddings; embeddings through a
+    feed-forward layer, summed with learned weights; or attention over the levels."""
+    head: Literal["linear", "mlp", "depth"] = "linear"
+    """Classifiers over the hidden state: linear; with a hidden layer; or depth, a small transformer
+    over the levels of a frame, which gives the exact joint likelihood (needs --pattern
+    parallel)."""
+    shared_head: bool = False
+    """One classifier for all levels instead of one each (linear and mlp)."""
+    depth_dim: int = 0
+    """Width of the depth transformer; 0: that of the model, at most 256."""
+    depth_layers: int = 2
+    """Layers of the depth transformer."""
+    depth_nhead: int = 4
+    """Attention heads of the depth transformer."""
     model_end: bool = True
     """Learn where sequences end; generation then stops by itself."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    scheduled_sampling: float = 0.0
+    """Share of the input frames that come from the model's own predictions instead of the data by
+    the end of training, growing linearly from 0; costs one more forward pass."""
 
-    def transformer(self) -> TransformerConfig:
-        inner = self.dim_feedforward
-        if inner == 0:
-            inner = 4 * self.decoder_dim
-            if self.activation == "swiglu":  # equal parameters, in multiples of 32
-                inner = max(32, round(inner * 2 / 3 / 32) * 32)
-        return TransformerConfig(
-            dim=self.decoder_dim,
-            num_heads=self.nhead,
-            num_layers=self.num_decoder_layers,
-            dim_feedforward=inner,
-            dropout=self.dropout,
-            norm=self.norm,
-            activation=self.activation,
-            rope_base=self.rope_base,
-            activation_checkpointing=self.activation_checkpointing,
-        )
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.pattern not in PATTERNS:
+            found.append(f"--pattern {self.pattern!r}: choose one of {', '.join(PATTERNS)}")
+        if self.head == "depth":
+            if self.pattern != "parallel":
+                found.append(
+                    f"--head depth models the levels of a frame in one step, --pattern "
+                    f"{self.pattern} spreads them over several: use --pattern parallel"
+                )
+            if self.shared_head:
+                found.append("--shared-head has no meaning with --head depth")
+        if not 0 <= self.scheduled_sampling <= 1:
+            found.append(f"--scheduled-sampling {self.scheduled_sampling}: in [0, 1]")
+        return found
 
 
 class CodecLM(TokenModel):
@@ -90,38 +96,50 @@ class CodecLM(TokenModel):
 
     name = "codec-lm"
 
-    def __init__(self, config: CodecLMConfig, info: CodecInfo):
-        super().__init__(config, info)
-        self.pattern = make_pattern(config.pattern, info.num_codebooks)
-        self.exact_likelihood = self.pattern.exact
-        K, V, d = info.num_codebooks, info.codebook_size, config.decoder_dim
-        self.special = V
-        """Id of cells without a code: before the start, past the end, and those that the pattern
-        leaves empty."""
-        self.transformer = Transformer(config.transformer())
-        self.embedding = SumEmbedding(K, V + 1, d)
-        self.heads = LinearHeads(K, V, d)
-        self.end_head = nn.Linear(d, 1) if config.model_end else None
-        if self.end_head is not None:
-            # ends are rare: start from "goes on"
-            nn.init.zeros_(self.end_head.weight)
-            nn.init.constant_(self.end_head.bias, -5.0)
+    def __init__(
+        self,
+        config: CodecLMConfig,
+        info: CodecInfo,
+        conditions: Mapping[str, ConditionInfo] | None = None,
+    ):
+        config.check(conditions or {})
+        super().__init__(config, info, conditions or {})
+        c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
+        self.pattern = make_pattern(c.pattern, K, c.delays)
+        self.network = c.build(self.conditions)
+        self.embedding = make_embedding(c.input_side, K, V + 1, d)
+        depth = {}
+        if c.head == "depth":
+            depth = {
+                "depth_dim": c.depth_dim or min(d, 256),
+                "depth_layers": c.depth_layers,
+                "depth_heads": c.depth_nhead,
+            }
+        self.heads = make_heads(c.head, K, V, d, shared=c.shared_head, **depth)
+        self.end_head = EndHead(d) if c.model_end else None
+        self.exact_likelihood = self.pattern.exact or self.heads.exact_frame
 
     def muon_parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.transformer.parameters() if p.ndim == 2]
+        matrices = [*self.embedding.muon_matrices(), *self.heads.muon_matrices()]
+        return self.network.matrices() + matrices
 
-    def hidden(self, inputs: Tensor, cache: KVCache | None = None) -> Tensor:
-        """The one way in, for training and generation alike.
-
-        :param inputs: (B, S, K) ids; column s is the grid at step s - 1.
+    def hidden(self, inputs: Tensor, lengths: Tensor, context: Context | None = None) -> Tensor:
+        """:param inputs: (B, S, K) ids; column s is the grid at step s - 1.
+        :param lengths: (B,) frames, where the pattern wants to know them.
         :return: (B, S, d); column s predicts the grid at step s.
         """
-        return self.transformer(self.embedding(inputs), cache=cache)
+        steps = torch.arange(inputs.shape[1], device=inputs.device)
+        positions = self.pattern.positions(steps, lengths)
+        return self.network(self.embedding(inputs), context, positions=positions)
 
     def shift(self, grid: Tensor) -> Tensor:
         """(B, S, K) grid -> inputs: one step later, the first all special."""
         start = grid.new_full((grid.shape[0], 1, grid.shape[2]), self.special)
         return torch.cat([start, grid[:, :-1]], dim=1)
+
+    def hear(self, conditions: Mapping[str, Padded], batch_size: int, drop=None) -> Context | None:
+        rate = float(self.pattern.steps_per_frame)
+        return self.network.hear(conditions, batch_size, steps_per_frame=rate, drop=drop)
 
     def forward(
         self,
@@ -129,57 +147,84 @@ class CodecLM(TokenModel):
         label_smoothing: float = 0.0,
         level_weights: Tensor | None = None,
     ) -> LMOutput:
-        """Loss of a batch; see `LMOutput`.
-
-        :param label_smoothing: share of each target spread over all codes, in the loss only.
-        :param level_weights: (K,) weight of each level's nats in the loss.
-        """
-        num_frames = batch.codes.shape[1]
-        steps = self.pattern.grid_steps(num_frames, with_end=self.end_head is not None)
-        grid, valid = self.pattern.interleave(batch.codes, batch.lengths, self.special, steps)
-        hidden = self.hidden(self.shift(grid))  # (B, S, d)
-        targets = grid.masked_fill(~valid, 0)
-        flat = self.heads.loss(
-            hidden.flatten(0, 1),
-            targets.flatten(0, 1),
-            valid.flatten(0, 1),
-            level_weights,
-            label_smoothing,
-        )
-        count = valid.sum((0, 1)).float()
+        B, T, K = batch.codes.shape
+        steps = self.pattern.grid_steps(T, with_end=self.end_head is not None)
+        grid, real = self.pattern.interleave(batch.codes, batch.lengths, self.special, steps)
+        scored = real
+        if batch.prompt_lengths is not None:
+            cells = self.pattern.cells(torch.arange(steps, device=real.device), batch.lengths)
+            scored = real & (cells >= batch.prompt_lengths[:, None, None])
+        context = self.hear(batch.conditions, B)
+        inputs = self.shift(grid)
+        if self.training and self.config.scheduled_sampling:
+            with torch.no_grad():
+                predictions = self.hidden(inputs, batch.lengths, context)
+            inputs = self._mix_in_predictions(predictions, grid, real)
+        hidden = self.hidden(inputs, batch.lengths, context)  # (B, S, d)
+        targets = grid.masked_fill(~real, 0)
+        flat = hidden.flatten(0, 1), targets.flatten(0, 1), scored.flatten(0, 1)
+        if self.config.pattern == "flatten":  # a step scores one level: no K-fold classifiers
+            used = T * K
+            flat = (
+                hidden[:, :used].reshape(B * T, K, -1),
+                self._diagonal(targets[:, :used]).reshape(B * T, K),
+                self._diagonal(scored[:, :used]).reshape(B * T, K),
+            )
+        loss = self.heads.loss(*flat, level_weights, label_smoothing)
+        count = scored.sum((0, 1)).float()
         weights = count if level_weights is None else count * level_weights
-        out = LMOutput(flat.loss, weights.sum(), flat.nats, flat.correct, count)
+        out = LMOutput(loss.loss, weights.sum(), loss.nats, loss.correct, count)
         if self.end_head is not None:
-            nats, decisions = self._end_nats(hidden, batch, num_frames)
+            # the decision before frame t stands where level 0 of frame t would
+            frames = torch.arange(T + 1, device=hidden.device)
+            at = self.pattern.steps(frames, batch.lengths)[:, :, 0]
+            nats, decisions = self.end_head.loss(hidden, at, batch)
             out.loss = out.loss + nats
             out.extra["end_nats"] = (nats.detach(), decisions)
         return out
 
-    def _end_nats(self, hidden: Tensor, batch: Batch, num_frames: int) -> tuple[Tensor, Tensor]:
-        """-log p of "goes on" before every real frame and of "ends" after the last, the latter
-        only for items that end where their recording ends; sum and number of decisions."""
-        frames = torch.arange(num_frames + 1, device=hidden.device)
-        # the decision before frame t stands where level 0 of frame t would
-        at = self.pattern.steps(frames, batch.lengths)[:, :, 0].expand(len(batch.lengths), -1)
-        index = at.clamp(max=hidden.shape[1] - 1).unsqueeze(-1).expand(-1, -1, hidden.shape[-1])
-        logits = self.end_head(hidden.gather(1, index)).squeeze(-1).float()  # (B, T + 1)
-        ends = (frames[None, :] == batch.lengths[:, None]) & batch.ends[:, None]
-        decided = (frames[None, :] < batch.lengths[:, None]) | ends
-        nats = F.binary_cross_entropy_with_logits(logits, ends.float(), reduction="none")
-        return (nats * decided).sum(), decided.sum().float()
+    def _diagonal(self, grid: Tensor) -> Tensor:
+        """(B, T * K, K) of the flatten pattern -> (B, T, K): level k of each frame's step k."""
+        return grid.unflatten(1, (-1, self.info.num_codebooks)).diagonal(dim1=2, dim2=3)
 
-    def step(self, inputs: Tensor, cache: KVCache) -> tuple[Tensor, Tensor | None]:
+    @torch.no_grad()
+    def _mix_in_predictions(self, hidden: Tensor, grid: Tensor, real: Tensor) -> Tensor:
+        """Scheduled sampling in one pass (Mihaylova & Martins, 2019, arXiv:1906.07651): predict all
+        steps from the data, then hear draws from these predictions in place of some codes."""
+        share = self.config.scheduled_sampling * self.progress
+        hidden = hidden.flatten(0, 1)
+        targets = grid.masked_fill(~real, 0).flatten(0, 1)
+        draw = torch.rand(grid.shape[0] * grid.shape[1], grid.shape[2], 1, device=grid.device)
+        parts = []
+        for start in range(0, len(hidden), 1024):  # never the logits of a whole batch
+            part = slice(start, start + 1024)
+            p = self.heads(hidden[part], targets[part]).float().softmax(-1).cumsum(-1)
+            drawn = (p < draw[part] * p[..., -1:]).sum(-1)
+            parts.append(drawn.clamp(max=self.info.codebook_size - 1))
+        predicted = torch.cat(parts).view(grid.shape).to(grid.dtype)
+        swap = torch.rand(grid.shape[:2], device=grid.device)[..., None] < share
+        return self.shift(torch.where(swap & real, predicted, grid))
+
+    # ------------------------------------------------------------------------------ generation
+
+    def begin(self, conditions, batch_size: int, max_steps: int, drop=None) -> DecoderState:
+        context = self.hear(conditions, batch_size, drop)
+        return self.network.start(context, batch_size, max_steps)
+
+    def step(
+        self, inputs: Tensor, state: DecoderState, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Continue decoding by n steps.
 
-        :param inputs: (B, n, K) grid columns that follow those in the cache.
-        :return: logits (B, K, V) and end logits (B,) or None, both of the last step.
+        :param inputs: (B, n, K) grid columns that follow those heard.
+        :param positions: (B, n), where the pattern has its own.
+        :return: hidden (B, d) and end logits (B,) or None, both of the last step.
         """
-        last = self.hidden(inputs, cache)[:, -1]
-        end = self.end_head(last).squeeze(-1) if self.end_head is not None else None
-        return self.heads(last), end
+        last = self.network.step(self.embedding(inputs), state, positions)[:, -1]
+        return last, self.end_head(last) if self.end_head is not None else None
 
-    def generate(self, *args, **kwargs):
-        """Sample sequences: see `rvqlm.generation.decode.generate`, which this calls."""
-        from rvqlm.generation.decode import generate
+    def draw(self, hidden: Tensor, choose) -> Tensor:
+        return self.heads.draw(hidden, choose)
 
-        return generate(self, *args, **kwargs)
+    def _generate(self, request: Request) -> Generation:
+        return decode(self, request)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 
 from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.models.base import TokenModel
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
@@ -12,22 +14,36 @@ from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 MODELS: dict[str, tuple[type, type[TokenModel]]] = {"codec-lm": (CodecLMConfig, CodecLM)}
 """Name -> (config dataclass, model class)."""
 
+ALIASES: dict[str, str] = {}
+"""Other names that users of other projects know a model by."""
 
-def build_model(name: str, config, info: CodecInfo) -> TokenModel:
+
+def model_entry(name: str) -> tuple[type, type[TokenModel]]:
+    """(config dataclass, model class); `UserError` lists the names when there is none such."""
+    name = ALIASES.get(name, name)
+    if name not in MODELS:
+        raise UserError(
+            f"unknown model {name!r} (--model-name): choose one of {', '.join([*MODELS, *ALIASES])}"
+        )
+    return MODELS[name]
+
+
+def build_model(
+    name: str, config, info: CodecInfo, conditions: Mapping[str, ConditionInfo] | None = None
+) -> TokenModel:
     """A new model, initialised from torch's random state.
 
     :param config: the model's config dataclass, or a dict of its fields.
+    :param conditions: descriptions of what the config's ``conditions`` name.
     :raises UserError: unknown name or field, or a shape that cannot be built.
     """
-    if name not in MODELS:
-        raise UserError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
-    config_class, model_class = MODELS[name]
+    config_class, model_class = model_entry(name)
     if isinstance(config, dict):
         unknown = set(config) - {f.name for f in fields(config_class)}
         if unknown:
             raise UserError(f"model {name} has no option {', '.join(sorted(unknown))}")
         config = config_class(**config)
-    return model_class(config, info)
+    return model_class(config, info, conditions or {})
 
 
 def config_dict(model: TokenModel) -> dict:

@@ -192,19 +192,22 @@ class ConditionedTransformer(nn.Module):
         context: Context | None = None,
         valid: Tensor | None = None,
         condition: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d).
 
+        :param positions: (B, S) places on the time axis, 0, 1, 2, ... by default.
         :param valid: (B, S) bool, steps that may be seen; needed where attention is not causal
             and items are padded.
         :param condition: (B, d) for adaptive norms.
         """
         if context is None:
-            return self.transformer(x, key_mask=valid, condition=condition)
+            return self.transformer(x, positions=positions, key_mask=valid, condition=condition)
         if self.cross:
             memory = self.transformer.read(context.x, context.positions)
             return self.transformer(
                 x,
+                positions=positions,
                 key_mask=valid,
                 memory=memory,
                 memory_mask=context.mask,
@@ -212,12 +215,13 @@ class ConditionedTransformer(nn.Module):
             )
         B, S, _ = x.shape
         M = context.x.shape[1]
-        steps = torch.arange(S, device=x.device, dtype=context.positions.dtype).expand(B, S)
+        if positions is None:
+            positions = torch.arange(S, device=x.device).expand(B, S)
         if valid is None:
             valid = torch.ones(B, S, dtype=torch.bool, device=x.device)
         y = self.transformer(
             torch.cat([context.x.to(x.dtype), x], 1),
-            positions=torch.cat([context.positions, steps], 1),
+            positions=torch.cat([context.positions, positions.float()], 1),
             key_mask=torch.cat([context.mask, valid], 1),
             prefix=M,
             condition=condition,
@@ -237,15 +241,17 @@ class ConditionedTransformer(nn.Module):
         steps = context.mask.new_ones(batch_size, max_steps)
         return DecoderState(cache, context, M, torch.cat([context.mask, steps], 1))
 
-    def step(self, x: Tensor, state: DecoderState) -> Tensor:
-        """Continue by the n steps of x (B, n, d); the first call hears the prefix too."""
+    def step(self, x: Tensor, state: DecoderState, positions: Tensor | None = None) -> Tensor:
+        """Continue by the n steps of x (B, n, d) at positions (B, n), one after the other by
+        default; the first call hears the prefix too."""
         B, n, _ = x.shape
         cache, prefix = state.cache, state.prefix
         new = max(0, cache.position - prefix)  # steps of codes held
-        positions = key_mask = None
+        key_mask = None
         if prefix:
-            steps = torch.arange(new, new + n, device=x.device, dtype=torch.float32)
-            positions = steps.expand(B, n)
+            if positions is None:
+                positions = torch.arange(new, new + n, device=x.device).expand(B, n)
+            positions = positions.float()
             if state.context is not None:
                 x = torch.cat([state.context.x.to(x.dtype), x], 1)
                 positions = torch.cat([state.context.positions, positions], 1)

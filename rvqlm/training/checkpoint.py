@@ -15,10 +15,20 @@ from pathlib import Path
 import torch
 
 from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 
-FORMAT = 1
-_KEYS = ("model", "model_name", "model_config", "codec", "step", "optimizer", "loader")
+FORMAT = 2
+_KEYS = (
+    "model",
+    "model_name",
+    "model_config",
+    "codec",
+    "conditions",
+    "step",
+    "optimizer",
+    "loader",
+)
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], None]) -> None:
@@ -109,6 +119,8 @@ def find_checkpoint(where: str | Path, which: str = "best") -> Path:
     if which not in ("best", "latest"):
         return Path(which)
     path = where / f"{which}.pt"
+    if not path.exists() and (staged := sorted(where.glob(f"stage*/{which}.pt"))):
+        return staged[-1]  # a model trained in stages is whole after the last
     if not path.exists():
         other = where / ("latest.pt" if which == "best" else "best.pt")
         hint = f"; there is {other}" if other.exists() else "; train first"
@@ -134,7 +146,8 @@ def load_model(
     path = find_checkpoint(exp_dir_or_path, which)
     state = load_checkpoint(path)
     info = CodecInfo.from_dict(state["codec"])
-    model = build_model(state["model_name"], state["model_config"], info)
+    conditions = {k: ConditionInfo.from_dict(c) for k, c in state["conditions"].items()}
+    model = build_model(state["model_name"], state["model_config"], info, conditions)
     weights = state["ema"] if use_ema and state.get("ema") is not None else state["model"]
     try:
         model.load_state_dict(weights)

@@ -78,7 +78,11 @@ class TrainerConfig:
     manifest_dir: str
     """Token directory with the indexes of the splits."""
     model_name: str = "codec-lm"
-    """Model to train; its flags are in the group `model`."""
+    """Family to train (`rvqlm models` lists them); its flags are in the group `model`."""
+    num_quantizers: int = 0
+    """Use only the first so many levels of the codes; 0: all."""
+    condition_prompt_seconds: float = 3.0
+    """With --conditions prompt: how much of another recording of the speaker is heard at most."""
     train_split: str = "train"
     """Split to train on."""
     valid_split: str = "valid"

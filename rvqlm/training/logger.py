@@ -44,7 +44,8 @@ class MetricsLog:
         for name, value in values.items():
             if isinstance(value, list):
                 for level, v in enumerate(value):
-                    self.board.add_scalar(f"{kind}_{name}/level_{level}", v, step)
+                    if v is not None:
+                        self.board.add_scalar(f"{kind}_{name}/level_{level}", v, step)
             elif isinstance(value, (int, float)):
                 self.board.add_scalar(f"{kind}/{name}", value, step)
 

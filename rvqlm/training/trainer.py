@@ -24,6 +24,7 @@ from torch import nn
 from rvqlm import __version__
 from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.evaluation.losses import evaluate_batches
 from rvqlm.training.checkpoint import FORMAT, save_checkpoint
@@ -146,6 +147,7 @@ class Trainer:
         # own random numbers for each step: nothing random has to be saved or restored
         torch.manual_seed(step_seed(self.config.seed, world.rank, self.step))
         self.optimizers.zero_grad()
+        self.model.progress = self.progress
         self._ended = None
         tokens = torch.zeros((), device=self.device)  # counts up to 2^24 are exact
         for micro in range(optim.accum):
@@ -269,9 +271,11 @@ class Trainer:
         self.validated = {"step": self.step, "loss": loss, "elapsed": self.elapsed}
         values |= {"elapsed": self.elapsed, "seconds": time.monotonic() - began, "best": improved}
         self.log.write("valid", self.step, self.train.epoch, values)
+        bits = values["bits_per_second"]
         self.bar.say(
-            f"step {self.step} valid {loss:.4f} nats/code, {values['bits_per_second']:,.0f} bits/s"
-            f"{' (best)' if improved else ''}"
+            f"step {self.step} valid {loss:.4f} nats/code"
+            + (f", {bits:,.0f} bits/s" if bits is not None else "")
+            + (" (best)" if improved else "")
         )
         return improved
 
@@ -284,7 +288,7 @@ class Trainer:
         valid = self.validated["loss"] if self.validated["step"] == self.step else None
         values |= {"valid_loss": valid, "seconds": meter.seconds, "elapsed": self.elapsed}
         self.log.write("epoch", self.step, epoch, values)
-        levels = " ".join(f"{n:.2f}" for n in values["nats"])
+        levels = " ".join("-" if n is None else f"{n:.2f}" for n in values["nats"])
         left = self.elapsed * (1 - self.progress) / max(self.progress, 1e-9)
         self.bar.say(
             f"epoch {epoch + 1} step {self.step} train {values['loss']:.4f}"
@@ -318,6 +322,7 @@ class Trainer:
             "model_name": self.model.name,
             "model_config": dataclasses.asdict(self.model.config),
             "codec": self.info.to_dict(),
+            "conditions": {k: c.to_dict() for k, c in self.model.conditions.items()},
             "config": flatten(self.config),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(self.model) if self.ema is not None else None,
@@ -378,6 +383,9 @@ def require_same_run(trainer: Trainer, state: dict, where: str) -> None:
             f"{where} is of another run: {'; '.join(differing)}; give the same flags "
             f"(--config {Path(where).parent / 'config.yaml'}), another --exp-dir, or --resume no"
         )
+    for kind, info in model.conditions.items():
+        before = ConditionInfo.from_dict(state["conditions"][kind])
+        info.require_same(before, config.manifest_dir, where)
     trainer.info.require_same(CodecInfo.from_dict(state["codec"]), config.manifest_dir, where)
 
 

@@ -29,12 +29,13 @@ def experiment(tmp_path_factory):
     model = CodecLM(CodecLMConfig(decoder_dim=16, nhead=2, num_decoder_layers=1), info)
     torch.nn.init.normal_(model.heads.weight)
     state = {
-        "format": 1,
+        "format": 2,
         "model": model.state_dict(),
         "ema": None,
         "model_name": model.name,
         "model_config": config_dict(model),
         "codec": info.to_dict(),
+        "conditions": {},
         "step": 7,
         "optimizer": [],
         "loader": {},

@@ -188,7 +188,7 @@ def test_bad_flags_are_reported_together_before_anything_is_written(tokens, tmp_
     err = capfd.readouterr().err
     assert all(x in err for x in ("no budget", "--accum 0", "--ema-decay 2")), err
     assert trainer.main(command(exp_dir, tokens, "--model-name", "what")) == 2
-    assert "--model-name 'what': choose one of codec-lm" in capfd.readouterr().err
+    assert "unknown model 'what' (--model-name): choose one of codec-lm" in capfd.readouterr().err
     assert trainer.main(command(exp_dir, tmp_path, "--max-steps", "1")) == 2
     assert trainer.main(command(exp_dir, tokens, "--max-steps", "1", "--nhead", "3")) == 2
     assert not exp_dir.exists()
@@ -245,9 +245,13 @@ def test_evaluate_refuses_another_codec(whole, tmp_path, capfd):
 def test_load_model(whole):
     model, info, state = load_model(whole)
     assert info == INFO and not model.training
-    assert torch.equal(model.state_dict()["end_head.bias"], state["ema"]["end_head.bias"])
+    assert torch.equal(
+        model.state_dict()["end_head.linear.bias"], state["ema"]["end_head.linear.bias"]
+    )
     raw, _, state = load_model(whole, "latest", use_ema=False)
-    assert torch.equal(raw.state_dict()["end_head.bias"], state["model"]["end_head.bias"])
+    assert torch.equal(
+        raw.state_dict()["end_head.linear.bias"], state["model"]["end_head.linear.bias"]
+    )
 
 
 def test_runs_as_a_script():

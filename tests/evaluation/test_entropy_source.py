@@ -74,7 +74,7 @@ def test_samples_follow_the_chain():
     assert np.abs(rows - source.transition).max() < 0.05
 
 
-@pytest.mark.parametrize("pattern", ["delay", "parallel"])
+@pytest.mark.parametrize("pattern", ["delay", "parallel", "flatten", "depth"])
 def test_a_trained_model_reaches_its_bound(pattern):
     spec = importlib.util.spec_from_file_location("known_entropy", BENCH)
     bench = importlib.util.module_from_spec(spec)

@@ -13,11 +13,11 @@ K, V = 3, 13
 INFO = CodecInfo("toy", "0" * 16, 16000, 320, K, V)
 
 
-@pytest.fixture(params=["delay", "parallel", "flatten"])
+@pytest.fixture(params=["delay", "parallel", "flatten", "coarse_first"])
 def model(request):
     torch.manual_seed(0)
     model = CodecLM(
-        CodecLMConfig(request.param, decoder_dim=32, nhead=2, num_decoder_layers=2), INFO
+        CodecLMConfig(pattern=request.param, decoder_dim=32, nhead=2, num_decoder_layers=2), INFO
     )
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
@@ -45,15 +45,15 @@ def test_greedy_equals_recomputing_everything(model):
     made = model.generate(batch_size=2, max_frames=6, sampling=SamplingConfig(temperature=0))
     assert made.stop == ["length"] * 2 and made.lengths.tolist() == [6, 6]
     grid, valid = model.pattern.interleave(made.codes, made.lengths, V)
-    best = model.heads(model.hidden(model.shift(grid))).argmax(-1)
+    best = model.heads(model.hidden(model.shift(grid), made.lengths)).argmax(-1)
     assert torch.equal(best[valid], grid[valid])
 
 
 @pytest.mark.parametrize("bias,expected", [(50.0, 4), (-50.0, 9)])
 def test_end_decision_is_obeyed(model, bias, expected):
     with torch.no_grad():
-        model.end_head.weight.zero_()
-        model.end_head.bias.fill_(bias)
+        model.end_head.linear.weight.zero_()
+        model.end_head.linear.bias.fill_(bias)
     made = model.generate(torch.zeros(1, 2, K), max_frames=9, min_frames=4)
     assert made.lengths.tolist() == [expected]
     assert made.stop == ["eos" if bias > 0 else "length"]
@@ -70,7 +70,7 @@ def test_items_that_end_early_are_padded(model):
 def test_refusals(model):
     with pytest.raises(UserError, match="leaves nothing"):
         model.generate(torch.zeros(1, 5, K), max_frames=5)
-    with pytest.raises(UserError, match="codebooks"):
+    with pytest.raises(UserError, match=r"wanted \(B, P, 3\)"):
         model.generate(torch.zeros(1, 2, K + 1), max_frames=5)
     with pytest.raises(UserError, match="must lie in"):
         model.generate(torch.full((1, 2, K), V), max_frames=5)

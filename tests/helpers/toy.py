@@ -29,6 +29,8 @@ class ToyModel(nn.Module):
 
     name = "toy"
     exact_likelihood = False
+    stage = 0
+    conditions: dict = {}
 
     def __init__(self, config: ToyConfig | None = None, info: CodecInfo = INFO):
         super().__init__()

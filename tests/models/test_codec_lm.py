@@ -13,12 +13,14 @@ from rvqlm.models.factory import build_model, config_dict
 
 K, V = 3, 13
 INFO = CodecInfo("toy", "0" * 16, 16000, 320, K, V)
-PATTERNS = ("delay", "parallel", "flatten")
+PATTERNS = ("delay", "parallel", "flatten", "coarse_first")
 
 
 def make(pattern="delay", shake=True, **changes):
     torch.manual_seed(0)
-    config = CodecLMConfig(pattern, decoder_dim=32, nhead=2, num_decoder_layers=2, **changes)
+    config = CodecLMConfig(
+        pattern=pattern, decoder_dim=32, nhead=2, num_decoder_layers=2, **changes
+    )
     model = CodecLM(config, INFO)
     if shake:  # heads and residual branches start at zero
         for p in model.parameters():
@@ -47,13 +49,14 @@ def test_loss_equals_a_naive_one(pattern):
     codes = random_items([6])[0]
     out = model(Batch.from_codes([codes]))
     S = model.pattern.grid_steps(6, with_end=True)
-    frames = model.pattern.frames(6, S)
+    frames = model.pattern.cells(torch.arange(S), torch.tensor([6]))[0]
+    frames = frames.masked_fill(frames >= 6, -1)
     inputs = torch.full((1, S, K), V)
     for s in range(1, S):
         for k in range(K):
             if frames[s - 1, k] >= 0:
                 inputs[0, s, k] = codes[frames[s - 1, k], k]
-    hidden = model.hidden(inputs)[0]
+    hidden = model.hidden(inputs, torch.tensor([6]))[0]
     logits = model.heads(hidden)
     nats = torch.zeros(K)
     for s in range(S):
@@ -64,7 +67,7 @@ def test_loss_equals_a_naive_one(pattern):
     end = 0.0
     for t in range(7):
         step = int(model.pattern.end_step(t))
-        p = model.end_head(hidden[step])[0].sigmoid()
+        p = model.end_head(hidden[step]).sigmoid()
         end = end - (p if t == 6 else 1 - p).log()
     torch.testing.assert_close(out.loss, nats.sum() + end)
     assert float(out.extra["end_nats"][1]) == 7
@@ -77,11 +80,11 @@ def test_no_code_is_predicted_from_itself_or_later(pattern):
     codes = random_items([6])[0][None]
     lengths = torch.tensor([6])
     grid, _ = model.pattern.interleave(codes, lengths, V)
-    before = model.hidden(model.shift(grid))
+    before = model.hidden(model.shift(grid), lengths)
     for t, k in [(0, 0), (2, 1), (5, 2)]:
         changed = codes.clone()
         changed[0, t, k] = (changed[0, t, k] + 1) % V
-        after = model.hidden(model.shift(model.pattern.interleave(changed, lengths, V)[0]))
+        after = model.hidden(model.shift(model.pattern.interleave(changed, lengths, V)[0]), lengths)
         step = int(model.pattern.steps(torch.tensor([t]), lengths)[0, 0, k])
         assert torch.equal(before[:, : step + 1], after[:, : step + 1])
         if step + 1 < before.shape[1]:
@@ -124,11 +127,13 @@ def test_cached_logits_equal_full(pattern):
     codes = torch.stack(random_items([7, 7]))
     grid, _ = model.pattern.interleave(codes, torch.tensor([7, 7]), V)
     inputs = model.shift(grid)
-    full = model.heads(model.hidden(inputs))
-    cache = model.transformer.make_cache(2, inputs.shape[1])
+    lengths = torch.tensor([7, 7])
+    full = model.heads(model.hidden(inputs, lengths))
+    state = model.begin({}, 2, inputs.shape[1])
     for s in range(inputs.shape[1]):
-        logits, _ = model.step(inputs[:, s : s + 1], cache)
-        torch.testing.assert_close(logits, full[:, s], atol=1e-5, rtol=1e-5)
+        positions = model.pattern.positions(torch.tensor([s]), lengths)
+        last, _ = model.step(inputs[:, s : s + 1], state, positions)
+        torch.testing.assert_close(model.heads(last), full[:, s], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

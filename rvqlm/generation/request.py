@@ -1,0 +1,161 @@
+"""What generation is asked for and what it gives back, the same for every family of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.data.batch import PAD, Padded
+from rvqlm.errors import UserError
+from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
+
+
+@dataclass
+class Generation:
+    """Codes of a batch, prompts included."""
+
+    codes: Tensor
+    """(B, T, K) int64, `PAD` past lengths."""
+    lengths: Tensor
+    """(B,) int64 frames."""
+    prompt_lengths: Tensor
+    """(B,) int64 leading frames that came from the prompt."""
+    stop: list[str]
+    """Per item ``eos`` (the model chose the end) or ``length`` (it reached its limit)."""
+
+    def items(self) -> list[Tensor]:
+        return [c[:n] for c, n in zip(self.codes, self.lengths.tolist())]
+
+    @classmethod
+    def trimmed(
+        cls, codes: Tensor, lengths: Tensor, prompt_lengths: Tensor, ended: Tensor
+    ) -> Generation:
+        """From codes (B, T, K) that are long enough and ``ended`` (B,) bool."""
+        longest = int(lengths.max())
+        past = torch.arange(longest, device=codes.device)[None, :] >= lengths[:, None]
+        return cls(
+            codes[:, :longest].masked_fill(past[:, :, None], PAD),
+            lengths,
+            prompt_lengths,
+            ["eos" if e else "length" for e in ended.tolist()],
+        )
+
+
+@dataclass
+class Request:
+    """A checked order: tensors on the model's device, one entry an item throughout."""
+
+    prompt_codes: Tensor
+    """(B, P, K) int64; P may be 0."""
+    prompt_lengths: Tensor
+    """(B,) int64"""
+    limits: Tensor
+    """(B,) longest sequences in frames, prompts included."""
+    min_frames: Tensor
+    """(B,) no end before these, prompts included."""
+    sampling: SamplingConfig
+    demask: DemaskConfig
+    conditions: Mapping[str, Padded] = field(default_factory=dict)
+    seed: int = 0
+    rows: list[int] = field(default_factory=list)
+    """Number of each item in the random stream: an item draws the same in any batch that gives it
+    the same number."""
+    progress: Callable[[int], None] | None = None
+    """Called after each step with the number of steps made."""
+    suffix_codes: Tensor | None = None
+    """(B, A, K) codes that follow the gap, for infilling."""
+
+    @property
+    def batch_size(self) -> int:
+        return len(self.prompt_lengths)
+
+    @property
+    def max_frames(self) -> int:
+        return int(self.limits.max())
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional half has to be computed at all."""
+        return bool(self.conditions) and self.sampling.cfg_scale != 1.0
+
+
+def make_request(
+    info: CodecInfo,
+    device: torch.device,
+    prompt_codes: Tensor | None = None,
+    prompt_lengths: Tensor | None = None,
+    max_new_frames: int | None = None,
+    *,
+    max_frames: int | None = None,
+    limits: Tensor | None = None,
+    min_frames: int | Tensor = 0,
+    sampling: SamplingConfig | None = None,
+    demask: DemaskConfig | None = None,
+    conditions: Mapping[str, Padded] | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    rows: list[int] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Request:
+    """Check what a caller gave; see `TokenModel.generate` for the parameters.
+
+    :raises UserError: a prompt that leaves no room, codes out of range, bad sampling options,
+        batches of different sizes.
+    """
+    sampling, demask = sampling or SamplingConfig(), demask or DemaskConfig()
+    if problems := [*sampling.problems(), *demask.problems()]:
+        raise UserError("; ".join(problems))
+    K, V = info.num_codebooks, info.codebook_size
+    conditions = {k: p.to(device) for k, p in (conditions or {}).items()}
+    sizes = {len(p.lengths) for p in conditions.values()}
+    if prompt_codes is not None:
+        sizes.add(len(prompt_codes))
+    if batch_size is not None:
+        sizes.add(batch_size)
+    if len(sizes) > 1:
+        raise UserError(f"prompts and conditions are for {sorted(sizes)} items: give one for each")
+    B = sizes.pop() if sizes else 1
+    if prompt_codes is None:
+        prompt_codes = torch.empty(B, 0, K, dtype=torch.int64)
+    if prompt_codes.ndim != 3 or prompt_codes.shape[2] != K:
+        raise UserError(f"the prompt has shape {tuple(prompt_codes.shape)}, wanted (B, P, {K})")
+    P = prompt_codes.shape[1]
+    if prompt_lengths is None:
+        prompt_lengths = torch.full((B,), P)
+    prompt_lengths = prompt_lengths.to(device)
+    prompt_codes = prompt_codes.to(device).long()
+    if P and int(prompt_lengths.max()) > P:
+        raise UserError(f"a prompt length of {int(prompt_lengths.max())} exceeds its {P} frames")
+    if limits is None:
+        if (max_frames is None) == (max_new_frames is None):
+            raise UserError("give max_new_frames or max_frames, one of them")
+        limits = prompt_lengths + max_new_frames if max_frames is None else max_frames
+    limits = torch.as_tensor(limits, device=device).expand(B).clone()
+    if max_frames is not None:
+        limits = limits.clamp(max=max_frames)
+    if bool((limits <= prompt_lengths).any()):
+        worst = int((prompt_lengths - limits).argmax())
+        raise UserError(
+            f"a prompt of {int(prompt_lengths[worst])} frames leaves nothing to generate within "
+            f"{int(limits[worst])} frames; shorten it or ask for more"
+        )
+    real = torch.arange(P, device=device)[None, :] < prompt_lengths[:, None]
+    heard = prompt_codes[real]
+    if heard.numel() and not (int(heard.min()) >= 0 and int(heard.max()) < V):
+        raise UserError(f"prompt codes must lie in 0 ... {V - 1}")
+    return Request(
+        prompt_codes=prompt_codes,
+        prompt_lengths=prompt_lengths,
+        limits=limits,
+        min_frames=torch.as_tensor(min_frames, device=device).expand(B),
+        sampling=sampling,
+        demask=demask,
+        conditions=conditions,
+        seed=seed,
+        rows=list(range(B)) if rows is None else list(rows),
+        progress=progress,
+    )
