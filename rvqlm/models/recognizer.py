@@ -1,0 +1,255 @@
+"""`recognizer`: hears codes and writes the symbols of the `text` condition.
+
+It measures what models say that are given words: the error rate of its transcript, beside that of
+real recordings, needs nobody's opinion. Trained like any model, with the text as the target.
+
+    codes (B, T, K) -> embedding -> two convolutions, two frames a step -> transformer that sees
+    both sides -> for each step some decisions: one of the symbols, or none
+
+- Connectionist temporal classification (Graves et al., 2006): the loss is -log of the probability
+  of all alignments of the symbols to the decisions, exactly; no alignment is needed in training.
+  Symbol 0 of the table, ``<eps>``, is the blank.
+- Augmentation: spans of frames are blanked (SpecAugment, Park et al., 2019, arXiv:1904.08779) and
+  fine levels left out, so that it also understands codes that no recording has.
+- It has no level of its own to predict: all sums of `LMOutput` are at level 0, where `count` counts
+  symbols, `nats` is the loss and `correct` what the greedy transcript leaves after its errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.batch import Batch
+from rvqlm.errors import UserError
+from rvqlm.evaluation.recognition import edit_distances
+from rvqlm.models.base import LMOutput, TokenModel
+from rvqlm.models.network import NetworkConfig
+from rvqlm.modules.embeddings import SumEmbedding
+from rvqlm.modules.transformer import Transformer
+
+BLANK = 0
+
+
+@dataclass
+class RecognizerConfig(NetworkConfig):
+    """Shape of a recogniser."""
+
+    decoder_dim: Annotated[int, tyro.conf.arg(aliases=["--d-model"])] = 192
+    """Width d of the transformer."""
+    nhead: int = 3
+    """Attention heads; must divide the width."""
+    num_decoder_layers: Annotated[int, tyro.conf.arg(aliases=["--num-layers"])] = 4
+    """Transformer layers."""
+    dropout: float = 0.1
+    """Dropout in attention and on each residual branch."""
+    conditions: tuple[Literal["text", "midi", "source", "prompt"], ...] = ("text",)
+    """What it writes: text, and nothing else."""
+    condition_dropout: float = 0.0
+    """Of models that hear conditions."""
+    kernel: int = 5
+    """Frames that each of the two convolutions sees at once; odd."""
+    frames_per_step: int = 2
+    """Frames that become one step of the transformer: fewer steps take less time."""
+    decisions_per_step: int = 0
+    """Decisions at each step of the transformer, each for one symbol or none; 0: as many as give
+    each symbol two on average. An item with more symbols than decisions is left out."""
+    mask_share: float = 0.2
+    """Share of the frames that are hidden in training, in spans."""
+    mask_frames: int = 10
+    """Longest of these spans."""
+    level_dropout: float = 0.3
+    """Chance that an item is heard in training with its first levels only, a random number."""
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.conditions != ("text",):
+            found.append(
+                f"--conditions {' '.join(self.conditions) or '(none)'}: a recogniser writes text, "
+                "give --conditions text"
+            )
+        hears = "hears nothing beside the codes"
+        if self.fusion != "prefix":
+            found.append(f"--fusion {self.fusion}: a recogniser {hears}")
+        if self.num_encoder_layers > 0:
+            found.append(f"--num-encoder-layers {self.num_encoder_layers}: a recogniser {hears}")
+        if self.condition_dropout:
+            found.append(f"--condition-dropout {self.condition_dropout}: a recogniser {hears}")
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            found.append(f"--kernel {self.kernel}: an odd number")
+        if self.frames_per_step < 1:
+            found.append(f"--frames-per-step {self.frames_per_step}: at least 1")
+        if self.decisions_per_step < 0:
+            found.append(f"--decisions-per-step {self.decisions_per_step}: at least 0")
+        if not 0 <= self.mask_share < 1:
+            found.append(f"--mask-share {self.mask_share}: in [0, 1)")
+        if self.mask_frames < 1:
+            found.append(f"--mask-frames {self.mask_frames}: at least 1; --mask-share 0 hides none")
+        if not 0 <= self.level_dropout <= 1:
+            found.append(f"--level-dropout {self.level_dropout}: in [0, 1]")
+        return found
+
+
+class Recognizer(TokenModel):
+    """CTC recogniser over codec tokens.
+
+    >>> info = CodecInfo("demo", "", 16000, 320, num_codebooks=4, codebook_size=16)
+    >>> text = {"text": ConditionInfo("text", (30,), rate=4.0)}
+    >>> model = Recognizer(RecognizerConfig(32, 2, 1), info, text).eval()
+    >>> [len(ids) <= 9 for ids in model.recognize(torch.randint(16, (2, 9, 4)))]
+    [True, True]
+    """
+
+    name = "recognizer"
+
+    def __init__(
+        self,
+        config: RecognizerConfig,
+        info: CodecInfo,
+        conditions: Mapping[str, ConditionInfo] | None = None,
+    ):
+        config.check(conditions or {})
+        super().__init__(config, info, conditions or {})
+        c, d, text = config, config.decoder_dim, self.conditions["text"]
+        if text.num_fields != 1 or text.sizes[0] < 2:
+            raise UserError(f"a text of sizes {text.sizes} has no symbols; run rvqlm text again")
+        self.num_symbols = text.sizes[0]
+        self.decisions = c.decisions_per_step or ceil(2 * c.frames_per_step / text.rate)
+        self.embedding = SumEmbedding(info.num_codebooks, info.codebook_size + 1, d)
+        self.front = nn.ModuleList(
+            nn.Conv1d(d, d, c.kernel, stride, c.kernel // 2) for stride in (1, c.frames_per_step)
+        )
+        self.transformer = Transformer(c.transformer(causal=False))
+        self.head = nn.Linear(d, self.decisions * self.num_symbols)
+        nn.init.zeros_(self.head.weight)
+
+    def muon_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.transformer.parameters() if p.ndim == 2]
+
+    # --------------------------------------------------------------------------------- hearing
+
+    def log_probs(self, codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What each decision is, and how many an item has.
+
+        :param codes: (B, T, K); anything past ``lengths`` (B,).
+        :return: (B, S, symbols) float32 log p, the blank first; (B,) decisions.
+        """
+        T, V = codes.shape[1], self.special
+        real = torch.arange(T, device=codes.device) < lengths[:, None]  # (B, T)
+        grid = codes.long().masked_fill(~real[:, :, None], V)
+        if self.training:
+            grid = self._augment(grid, lengths)
+        x, joined = self.embedding(grid), self.config.frames_per_step
+        # what lies past an item has to be nothing to the convolutions, as it is without company
+        x = F.gelu(self.front[0]((x * real[..., None]).mT)).mT * real[..., None]
+        x = self.front[1](x.mT).mT  # (B, steps, d)
+        steps = (lengths + joined - 1) // joined
+        seen = torch.arange(x.shape[1], device=x.device) < steps[:, None]
+        seen[:, 0] = True  # attention has to see something, even of an item without frames
+        logits = self.head(self.transformer(x, key_mask=seen))
+        logits = logits.unflatten(2, (self.decisions, self.num_symbols)).flatten(1, 2)
+        return logits.float().log_softmax(-1), steps * self.decisions
+
+    def _augment(self, grid: Tensor, lengths: Tensor) -> Tensor:
+        """Hide spans of frames, and fine levels of some items."""
+        c, (B, T, K) = self.config, grid.shape
+        device, hide = grid.device, torch.zeros(grid.shape, dtype=torch.bool, device=grid.device)
+        if c.level_dropout and K > 1:
+            levels = torch.randint(1, K, (B, 1), device=device)
+            few = torch.rand(B, 1, device=device) < c.level_dropout
+            fine = torch.arange(K, device=device) >= levels
+            hide |= (fine & few)[:, None]
+        if c.mask_share:
+            # spans begin anywhere; one has (mask_frames + 1) / 2 frames on average
+            begins = torch.rand(B, T, device=device) < 2 * c.mask_share / (c.mask_frames + 1)
+            size = torch.randint(1, c.mask_frames + 1, (B, T), device=device)
+            ends = torch.where(begins, torch.arange(T, device=device) + size, 0)
+            reach = ends.cummax(1).values  # where the spans begun so far end
+            hide |= (torch.arange(T, device=device) < reach)[..., None]
+        return grid.masked_fill(hide, self.special)
+
+    def forward(
+        self, batch: Batch, label_smoothing: float = 0.0, level_weights: Tensor | None = None
+    ) -> LMOutput:
+        """Items without text, or with more symbols than decisions, are not scored."""
+        if label_smoothing or level_weights is not None:
+            raise UserError("a recogniser knows neither --label-smoothing nor weights of levels")
+        text = batch.conditions.get("text")
+        if text is None:
+            raise UserError("a recogniser learns from text; the batch has none")
+        log_probs, decisions = self.log_probs(batch.codes, batch.lengths)
+        S, symbols = text.values.shape[1], text.values[:, :, 0].long()
+        real = torch.arange(S, device=symbols.device) < text.lengths[:, None]
+        # two equal symbols need a blank between them
+        doubles = (symbols[:, 1:] == symbols[:, :-1]) & real[:, 1:]
+        fits = text.lengths + doubles.sum(1) <= decisions
+        scored = fits & (text.lengths > 0)
+        # an item that is not scored takes part as an empty one: its loss is finite, its weight 0
+        counts = text.lengths * scored
+        nats = F.ctc_loss(
+            log_probs.transpose(0, 1),
+            symbols.masked_fill(~real, BLANK),
+            decisions,
+            counts,
+            blank=BLANK,
+            reduction="none",
+        )
+        loss, count = (nats * scored).sum(), counts.sum().float()
+        heard = greedy(log_probs.detach(), decisions)
+        said = [row[:n] for row, n in zip(symbols.tolist(), counts.tolist())]
+        errors = torch.from_numpy(edit_distances(said, heard)).to(counts) * scored
+        K, level = self.info.num_codebooks, lambda value: F.pad(value.detach()[None], (0, K - 1))
+        return LMOutput(
+            loss,
+            count,
+            level(loss),
+            level((counts - errors).clamp(min=0).sum().float()),
+            level(count),
+            {
+                "error_rate": (errors.sum().float(), count),
+                "left_out": ((~scored).sum().float(), torch.full_like(count, len(scored))),
+            },
+        )
+
+    @torch.no_grad()
+    def recognize(self, codes: Tensor, lengths: Tensor | None = None) -> list[list[int]]:
+        """The most likely symbol of each decision, repetitions and blanks left out.
+
+        :param codes: (B, T, K) integers.
+        :param lengths: (B,) valid frames; all T by default.
+        :return: symbol ids of each item, without 0.
+        """
+        device = self.head.weight.device
+        if lengths is None:
+            lengths = torch.full((len(codes),), codes.shape[1])
+        training = self.training
+        self.eval()
+        try:
+            return greedy(*self.log_probs(codes.to(device), lengths.to(device)))
+        finally:
+            self.train(training)
+
+    def check_request(self, request) -> None:
+        raise UserError(
+            "a recogniser writes down what it hears and makes no codes; use it with "
+            "rvqlm recognize, and generate with a model of another family"
+        )
+
+
+def greedy(log_probs: Tensor, decisions: Tensor) -> list[list[int]]:
+    """Transcripts of (B, S, symbols) log p, of which the first ``decisions`` (B,) count."""
+    ids = log_probs.argmax(-1)  # (B, S)
+    new = torch.ones_like(ids, dtype=torch.bool)
+    new[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    real = torch.arange(ids.shape[1], device=ids.device) < decisions[:, None]
+    kept = new & real & (ids != BLANK)
+    return [row[k].tolist() for row, k in zip(ids.cpu(), kept.cpu())]
