@@ -1,9 +1,9 @@
 """Who speaks in each row of an index, and draws of another cut of the same speaker.
 
 The manifest is read for it once: speaker and origin of every row are kept beside the index in
-``speakers_SPLIT.bin`` (12 to 16 bytes a cut), and made again when index or manifest change. Rows have one
-origin where they hold the same audio: augmented copies and their original, and windows of one
-recording that overlap. A cut of several speakers goes with cuts of exactly the same ones.
+``speakers_SPLIT.bin`` (12 to 16 bytes a cut), and made again when index or manifest change. Rows
+have one origin where they hold the same audio: augmented copies and their original, and windows of
+one recording that overlap. A cut of several speakers goes with cuts of exactly the same ones.
 """
 
 from __future__ import annotations

@@ -1,0 +1,324 @@
+"""MIDI of expressive solo performances as compound tokens: one step a note, six fields a step.
+
+========= ===== ===========================================================================
+field     ids   value
+========= ===== ===========================================================================
+pitch     128   MIDI pitch
+velocity   64   MIDI velocity, two in a bin
+duration  128   seconds that the key is held, on the curve below
+onset     128   seconds since the note before began (the first: since the beginning)
+position 1024   when the note begins, in steps of 20 ms, modulo 1024 (20.48 s)
+pedal     128   seconds that the pedal lets it sound on when the key is released; 0: none
+========= ===== ===========================================================================
+
+    id = round(20 * ln(1 + seconds / 0.05))    2.5 ms a bin at 0, 10 ms at 0.15 s, 53 ms at 1 s,
+                                               5 % from there on; 127: 28.6 s and all above
+
+Time is in seconds. A performance that was played or transcribed (ATEPP, MAESTRO) has no beats in
+its file: the tempo there is a constant that nobody played to. What counts bars and beats (Octuple,
+arXiv:2106.05630, or CPWord, arXiv:2101.02402, in miditok) would lay a grid of arbitrary beats over
+it and has no pedal; MIDI-VALLE (arXiv:2507.08530) goes that way. Here the position says where in
+the recording, and so in its codes, a note is, and the onset what the rhythm is like. Together they
+say when it begins: the position to one step at any length, as errors do not add up, and the onset
+which turn of the positions it is. So files are read with symusic, and miditok is not needed.
+
+All tracks but drums are one instrument. Pedal is controller 64, down from 64 on; soft and sostenuto
+pedals, bends and programs are not kept.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
+
+import numpy as np
+
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.errors import UserError
+
+FIELDS = ("pitch", "velocity", "duration", "onset", "position", "pedal")
+VERSION = 1  # of the meaning of the fields
+_SUSTAIN, _DOWN = 64, 64  # controller, and the least value that is "down"
+
+
+def _symusic():
+    try:
+        import symusic
+    except ImportError:
+        raise UserError("MIDI files need symusic: pip install symusic, or rvqlm[midi]") from None
+    return symusic
+
+
+@dataclass(frozen=True)
+class MidiSettings:
+    """The bins; see the module."""
+
+    velocity_bins: int = 64
+    """Bins of the 128 velocities."""
+    position_step: float = 0.02
+    """Seconds of a step of the position: the precision of onsets."""
+    positions: int = 1024
+    """Steps until the position begins again. Their product should reach the end of most
+    recordings, or a model has to count the turns."""
+    seconds_bins: int = 128
+    """Bins of duration, onset and pedal."""
+    seconds_unit: float = 0.05
+    """Seconds up to which these bins are about equally wide; beyond, they grow with the value."""
+    seconds_steps: float = 20.0
+    """Bins for each factor e of seconds beyond the unit."""
+    max_notes: int = 0
+    """Notes of a recording that are kept, the first; 0: all."""
+
+    def check(self) -> None:
+        """Raise `UserError` listing everything that is wrong."""
+        problems = []
+        for name, low, high in (
+            *(("velocity_bins", 1, 128), ("position_step", 1e-3, 1), ("positions", 2, 1 << 16)),
+            *(("seconds_bins", 2, 1 << 12), ("seconds_unit", 1e-3, 1), ("seconds_steps", 1, 1000)),
+            ("max_notes", 0, 1 << 31),
+        ):
+            value = getattr(self, name)
+            kind = int if isinstance(getattr(MidiSettings, name), int) else (int, float)
+            if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:
+                flag = name.replace("_", "-")
+                problems.append(f"--{flag} {value!r} is not a number from {low:g} to {high:g}")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
+class Notes(NamedTuple):
+    """The notes of a file in the order of their onsets, pitches ascending: five (S,) arrays."""
+
+    time: np.ndarray
+    """seconds from the beginning, float64"""
+    duration: np.ndarray
+    """seconds that the key is held"""
+    pitch: np.ndarray
+    velocity: np.ndarray
+    pedal: np.ndarray
+    """seconds from the release of the key to that of the pedal, 0 without"""
+
+    def between(self, start: float, end: float) -> Notes:
+        """The notes that begin in [start, end), with `start` as the beginning of time. Those that
+        still sound from before are left out: their attack is not heard."""
+        first, last = np.searchsorted(self.time, [start, end])
+        part = Notes(*(column[first:last] for column in self))
+        return part._replace(time=part.time - start)
+
+
+def read_notes(path: str | os.PathLike) -> Notes:
+    """The notes of a MIDI file, pedal included.
+
+    Raises `UserError` when it is missing, not a MIDI file, or damaged; a file without notes has
+    none.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError as e:
+        raise UserError(f"{path}: {e.strerror}; give the path of a MIDI file") from None
+    if data[:4] != b"MThd":
+        raise UserError(f"{path}: not a MIDI file (it does not begin with MThd); give a .mid file")
+    try:
+        score = _symusic().Score.from_midi(data, "second")
+        tracks = [track for track in score.tracks if not track.is_drum]
+        notes, controls = ([getattr(t, n).numpy() for t in tracks] for n in ("notes", "controls"))
+    except (RuntimeError, ValueError, TypeError) as e:
+        reason = " ".join(str(e).split())[:120]
+        raise UserError(f"{path}: damaged MIDI file ({reason}); write it again") from None
+    time, duration, pitch, velocity = (
+        _join(notes, name) for name in ("time", "duration", "pitch", "velocity")
+    )
+    if not (np.isfinite(time).all() and np.isfinite(duration).all()):
+        raise UserError(f"{path}: damaged MIDI file (times without end); write it again")
+    order = np.lexsort((pitch, time))
+    time, duration, pitch, velocity = (c[order] for c in (time, duration, pitch, velocity))
+    pedal = _sounding_on(controls, time + duration)
+    return Notes(time, duration, pitch.astype(np.int64), velocity.astype(np.int64), pedal)
+
+
+def _join(tracks: list[dict], name: str) -> np.ndarray:
+    return np.concatenate([np.empty(0), *(t[name].astype(np.float64) for t in tracks)])
+
+
+def _sounding_on(controls: list[dict], release: np.ndarray) -> np.ndarray:
+    """Seconds from each release until the pedal, if it is down then, goes up (or all ends)."""
+    time, number, value = (_join(controls, name) for name in ("time", "number", "value"))
+    keep = (number == _SUSTAIN) & np.isfinite(time)
+    time, down = time[keep], value[keep] >= _DOWN
+    if not len(time) or not len(release):
+        return np.zeros(len(release))
+    order = np.argsort(time, kind="stable")
+    time, down = time[order], down[order]
+    end = max(time[-1], release.max())
+    # from the last event backwards: when the pedal is up next
+    up = np.minimum.accumulate(np.where(down, end, time)[::-1])[::-1]
+    at = np.searchsorted(time, release, side="right") - 1  # the event before the release
+    held = (at >= 0) & down[np.maximum(at, 0)]
+    return np.where(held, np.maximum(up[np.maximum(at, 0)] - release, 0.0), 0.0)
+
+
+class MidiFrontEnd:
+    """MIDI files to tokens and back.
+
+    >>> MidiFrontEnd().info(rate=9.0).sizes
+    (128, 64, 128, 128, 1024, 128)
+    """
+
+    def __init__(self, settings: MidiSettings | None = None):
+        self.settings = settings or MidiSettings()
+        self.settings.check()
+
+    @classmethod
+    def from_info(cls, info: ConditionInfo) -> MidiFrontEnd:
+        """From a token directory's ``midi.json`` or a checkpoint.
+
+        Raises `UserError` unless the description is complete and agrees with itself.
+        """
+        given = dict(info.settings)
+        version, names = given.pop("version", None), given.pop("fields", None)
+        known = {f.name for f in fields(MidiSettings)}
+        if info.kind != "midi" or version != VERSION or names != list(FIELDS):
+            raise UserError(
+                f"notes of another kind ({info.kind}, version {version}, fields {names}); this "
+                f"version knows {list(FIELDS)}, version {VERSION}: run rvqlm midi again"
+            )
+        if given.keys() != known:
+            raise UserError(
+                f"description of notes with {sorted(given)} where {sorted(known)} are expected; "
+                "run rvqlm midi again"
+            )
+        front_end = cls(MidiSettings(**given))
+        if (sizes := front_end.info(info.rate).sizes) != info.sizes:
+            raise UserError(
+                f"description of notes with sizes {info.sizes}, its bins make {sizes}; "
+                "run rvqlm midi again"
+            )
+        return front_end
+
+    def info(self, rate: float) -> ConditionInfo:
+        """What a model has to know; `rate` is frames of codes per note."""
+        s = self.settings
+        seconds = s.seconds_bins
+        sizes = (128, s.velocity_bins, seconds, seconds, s.positions, seconds)
+        settings = {"version": VERSION, "fields": list(FIELDS), **asdict(s)}
+        return ConditionInfo("midi", sizes, rate, settings)
+
+    # --------------------------------------------------------------------------------- tokens
+
+    def encode(self, path: str | os.PathLike) -> np.ndarray:
+        """(S, 6) int32 of a MIDI file; `UserError` when it is none or has no notes."""
+        notes = read_notes(path)
+        if not len(notes.time):
+            raise UserError(f"{path}: no notes in this MIDI file; give one with notes")
+        return self.tokens(notes)
+
+    def tokens(self, notes: Notes) -> np.ndarray:
+        """(S, 6) int32: one step a note; S is limited by ``max_notes``."""
+        s = self.settings
+        if s.max_notes:
+            notes = Notes(*(column[: s.max_notes] for column in notes))
+        onset = np.diff(notes.time, prepend=0.0)
+        columns = (
+            notes.pitch,
+            notes.velocity * s.velocity_bins // 128,
+            self._bins(notes.duration),
+            self._bins(onset),
+            np.floor(notes.time / s.position_step).astype(np.int64) % s.positions,
+            self._bins(notes.pedal),
+        )
+        return np.stack(columns, axis=1).astype(np.int32)
+
+    def _bins(self, seconds: np.ndarray) -> np.ndarray:
+        s = self.settings
+        ids = np.rint(s.seconds_steps * np.log1p(np.maximum(seconds, 0.0) / s.seconds_unit))
+        return np.minimum(ids, s.seconds_bins - 1).astype(np.int64)
+
+    def _seconds(self, ids: np.ndarray) -> np.ndarray:
+        s = self.settings
+        return s.seconds_unit * np.expm1(ids / s.seconds_steps)
+
+    def notes(self, tokens: np.ndarray) -> Notes:
+        """The notes that tokens (S, 6) stand for: the middle of each bin, onsets to one step.
+
+        Raises `UserError` for another shape and for ids outside the bins.
+        """
+        ids = np.asarray(tokens)
+        sizes = np.array(self.info(1.0).sizes)
+        if ids.ndim != 2 or ids.shape[1] != len(FIELDS) or ids.dtype.kind not in "iu":
+            raise UserError(
+                f"notes of shape {ids.shape}, {ids.dtype}: expected whole numbers (S, 6)"
+            )
+        if ids.size and ((ids < 0) | (ids >= sizes)).any():
+            step, field = np.argwhere((ids < 0) | (ids >= sizes))[0]
+            raise UserError(
+                f"note {step}: {FIELDS[field]} {ids[step, field]} is not below {sizes[field]}"
+            )
+        s, ids = self.settings, ids.astype(np.int64)
+        pitch, velocity, duration, onset, position, pedal = ids.T
+        step, turn = s.position_step, s.position_step * s.positions
+        time, before = np.empty(len(ids)), 0.0
+        margin = min(0.001, step / 4)  # a file rounds to milliseconds: stay within the step
+        for n, (since, place) in enumerate(zip(self._seconds(onset).tolist(), position.tolist())):
+            about = before + since
+            # the turn in which the position is nearest to it
+            begin = place * step + turn * max(0, round((about - (place + 0.5) * step) / turn))
+            before = time[n] = min(max(about, begin + margin), begin + step - margin)
+        return Notes(
+            time,
+            self._seconds(duration),
+            pitch,
+            np.maximum((velocity * 128 + 64) // s.velocity_bins, 1),
+            self._seconds(pedal),
+        )
+
+    def decode(self, tokens: np.ndarray):
+        """A `symusic.Score` of one piano track, in seconds; ``dump_midi(path)`` writes it.
+
+        The pedal goes down a moment before the first key is released that it holds.
+        """
+        library, notes = _symusic(), _apart(self.notes(tokens))
+        score = library.Score(500, ttype="second")  # with 120 beats a minute: 1 ms a tick
+        score.tempos.append(library.Tempo(0.0, 120.0, ttype="second"))
+        track = library.Track(name="piano", program=0, is_drum=False, ttype="second")
+        times = (c.astype(np.float32) for c in (notes.time, notes.duration))
+        values = (c.astype(np.int8) for c in (notes.pitch, notes.velocity))
+        track.notes = library.Note.from_numpy(*times, *values, ttype="second")
+        for down, up in _pedal_presses(notes):
+            for time, value in ((down, 127), (up, 0)):
+                event = library.ControlChange(time, _SUSTAIN, value, ttype="second")
+                track.controls.append(event)
+        score.tracks.append(track)
+        return score
+
+
+def _apart(notes: Notes) -> Notes:
+    """Notes of which each ends before its key is struck again: a file cannot tell them apart."""
+    order = np.lexsort((notes.time, notes.pitch))
+    pitch, time = notes.pitch[order], notes.time[order]
+    room = np.full(len(order), np.inf)
+    room[:-1] = np.where(pitch[1:] == pitch[:-1], np.maximum(np.diff(time) - 0.001, 0.001), np.inf)
+    duration = np.empty_like(notes.duration)
+    duration[order] = np.minimum(notes.duration[order], room)
+    return notes._replace(duration=duration)
+
+
+def _pedal_presses(notes: Notes) -> list[tuple[float, float]]:
+    """(down, up) in seconds: what holds every note that sounds on after its release.
+
+    All notes of a press end with it; the one that sounds on the least tells best when, as bins
+    grow with the value.
+    """
+    held = np.flatnonzero(notes.pedal > 0)
+    release = notes.time[held] + notes.duration[held]
+    presses: list[tuple[float, float]] = []
+    least = 0.0
+    for down, more in sorted(zip(release.tolist(), notes.pedal[held].tolist())):
+        if not presses or down >= presses[-1][1]:
+            presses.append((max(0.0, down - 0.005), down + more))
+            least = more
+        elif more < least:
+            presses[-1] = presses[-1][0], down + more
+            least = more
+    return presses

@@ -1,0 +1,204 @@
+"""rvqlm midi: which notes every cut gets, and what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from condition_fixtures import edit_cuts
+from midi_files import performance, write_midi
+from token_fixtures import INFO, make_tokens
+
+from rvqlm.bin.midi import main
+from rvqlm.data.conditions import ConditionSet, load_info
+from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.data.midi import MidiFrontEnd, read_notes
+from rvqlm.data.ragged import Ragged
+
+FRAMES = [500, 400, 300, 200]  # 50 a second: 10, 8, 6 and 4 s
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Four cuts in a directory, and a folder of MIDI files of ten seconds for the first three."""
+    make_tokens(tmp_path / "tokens", FRAMES)
+    for n in range(3):
+        write_midi(tmp_path / f"midi/cut-{n:04d}.mid", *performance(n, 10, 50))
+    return tmp_path / "tokens", tmp_path / "midi"
+
+
+def midi(tokens, *words):
+    return main(["--manifest-dir", str(tokens), *map(str, words)])
+
+
+def notes_of(path, start=0.0, end=np.inf):
+    return MidiFrontEnd().tokens(read_notes(path).between(start, end)).tolist()
+
+
+def rows(tokens, split="train"):
+    ds = TokenDataset.open(tokens, split)
+    column = Ragged.open(tokens / f"midi_{split}.bin", ds.fingerprint)
+    return [column.read(n).tolist() for n in range(len(ds))]
+
+
+def test_notes_of_files_named_as_ids(data, capsys):
+    tokens, folder = data
+    assert midi(tokens, "--midi-dir", folder) == 0
+    out = capsys.readouterr().out
+    got = rows(tokens)
+    expected = [
+        notes_of(folder / f"cut-{n:04d}.mid", 0, frames / 50) for n, frames in enumerate(FRAMES[:3])
+    ]
+    assert got == [*expected, []] and len(got[0]) > len(got[2]) > 0
+    count = sum(map(len, got))
+    assert f"4 cuts  {count:>11,} notes; 1 without a MIDI file\n" in out
+    info = load_info(tokens, "midi", "")
+    assert info.rate == pytest.approx(1200 / count) and f"{info.rate:.2f} frames a note" in out
+    assert "pitch 128, velocity 64, duration 128, onset 128, position 1024, pedal 128" in out
+    conditions = ConditionSet.open(TokenDataset.open(tokens, "train"), ["midi"])
+    values, lengths = conditions.read([0, 3], [0, 0], [500, 200])["midi"]
+    assert values[0].tolist() == expected[0] and lengths.tolist() == [len(expected[0]), 0]
+    again = MidiFrontEnd.from_info(conditions.infos["midi"])
+    assert again.encode(folder / "cut-0000.mid").tolist() == expected[0]
+
+
+def test_parts_of_recordings_get_their_part(data, capsys):
+    """Segments: token cuts begin at 0, where they were cut from is in the audio manifest."""
+    tokens, folder = data
+
+    def edit(n, cut):
+        cut["id"] = f"piece/part-{n}"
+        cut["features"]["recording_id"] = "piece/whole"
+
+    edit_cuts(tokens, edit)
+    starts = [0, 10, 18, 50]
+    with gzip.open(tokens / "audio_cuts.jsonl.gz", "wt") as file:
+        for n, start in enumerate(starts):
+            file.write(json.dumps({"id": f"piece/part-{n}", "start": start}) + "\n")
+    write_midi(folder / "piece/whole.MIDI", *performance(7, 30, 200))
+    assert midi(tokens, "--midi-dir", folder) == 0
+    got = rows(tokens)
+    whole = folder / "piece/whole.MIDI"
+    assert got == [notes_of(whole, s, s + f / 50) for s, f in zip(starts, FRAMES)]
+    assert got[3] == [] and all(got[:3])
+    assert "1 without a note in their part of it" in capsys.readouterr().out
+    # a file of the cut's own begins with the cut
+    write_midi(folder / "piece/part-1.mid", *performance(8, 8, 40))
+    assert midi(tokens, "--midi-dir", folder) == 0
+    assert rows(tokens)[1] == notes_of(folder / "piece/part-1.mid", 0, 8) != got[1]
+    assert rows(tokens)[2] == got[2]
+
+
+def test_windows_of_token_cuts(data):
+    tokens, folder = data
+    hop = INFO.hop / INFO.sampling_rate
+
+    def edit(n, cut):
+        if n == 0:
+            cut.update(id="cut-0000-window", start=100 * hop, duration=200 * hop)
+
+    edit_cuts(tokens, edit)
+    assert midi(tokens, "--midi-dir", folder) == 0
+    assert rows(tokens)[0] == notes_of(folder / "cut-0000.mid", 2, 6)
+
+
+def test_a_field_names_the_file(data, capsys, monkeypatch):
+    tokens, folder = data
+
+    def edit(n, cut):
+        cut["custom"] = {"midi_path": f"cut-{(n + 1) % 3:04d}.mid"} if n < 2 else {}
+        if n == 2:
+            cut["supervisions"] = [{"custom": {"midi_path": str(folder / "cut-0002.mid")}}]
+        if n == 3:  # a copy of another speed keeps the fields of its original
+            cut["custom"] = {"midi_path": "cut-0001.mid", "augmented_from": "cut-0001"}
+
+    edit_cuts(tokens, edit)
+    assert midi(tokens, "--field", "custom.midi_path", "--midi-dir", folder) == 0
+    got = rows(tokens)
+    assert got[0] == notes_of(folder / "cut-0001.mid", 0, 10)
+    assert got[1] == notes_of(folder / "cut-0002.mid", 0, 8)
+    assert got[2] == notes_of(folder / "cut-0002.mid", 0, 6)
+    assert got[3] == [] and "1 without a MIDI file" in capsys.readouterr().out
+    monkeypatch.chdir(folder)
+    assert midi(tokens, "--field", "custom.midi_path") == 0 and rows(tokens) == got
+    assert midi(tokens, "--field", "duration") == 2
+    assert "cut 'cut-0000': duration is '10.0', not a path" in capsys.readouterr().err
+
+
+def test_bad_files(data, capsys):
+    tokens, folder = data
+    (folder / "cut-0001.mid").write_bytes(b"MThd, but no more")
+    assert midi(tokens, "--midi-dir", folder) == 2
+    said = capsys.readouterr().err
+    assert "cut 'cut-0001' of train:" in said and "damaged MIDI file" in said
+    assert "--skip-bad" in said and not list(tokens.glob("*midi*"))
+    write_midi(folder / "cut-0002.mid", [])
+    assert midi(tokens, "--midi-dir", folder, "--skip-bad") == 0
+    said = capsys.readouterr().out
+    assert "1 without a MIDI file; 2 passed over, the first: " in said and "cut-0001.mid" in said
+    assert [bool(row) for row in rows(tokens)] == [True, False, False, False]
+
+
+def test_limits_and_bins(data, capsys):
+    tokens, folder = data
+    assert midi(tokens, "--midi-dir", folder, "--max-notes", 20) == 0
+    assert "cut off after 20 notes" in capsys.readouterr().out
+    assert max(map(len, rows(tokens))) == 20
+    assert load_info(tokens, "midi", "").settings["max_notes"] == 20
+    assert midi(tokens, "--midi-dir", folder, "--positions", 100, "--position-step", 0.1) == 0
+    info = load_info(tokens, "midi", "")
+    assert info.sizes[4] == 100 and info.settings["position_step"] == 0.1
+    times = np.array(rows(tokens)[0])[:, 4]
+    np.testing.assert_array_equal(
+        times, np.floor(read_notes(folder / "cut-0000.mid").between(0, 10).time / 0.1)
+    )
+    assert midi(tokens, "--midi-dir", folder, "--positions", 0, "--max-notes", -1) == 2
+    said = capsys.readouterr().err
+    assert "--positions 0 is not a number from 2" in said and "--max-notes -1" in said
+
+
+def test_other_bins_leave_no_old_columns(data):
+    tokens, folder = data
+    for split in ("valid", "test"):
+        (tokens / f"cuts_{split}.jsonl.gz").write_bytes(
+            (tokens / "cuts_train.jsonl.gz").read_bytes()
+        )
+        build_index(tokens, split)
+    assert midi(tokens, "--midi-dir", folder) == 0
+    before, rate = rows(tokens, "valid"), load_info(tokens, "midi", "").rate
+    (folder / "cut-0000.mid").unlink()
+    assert midi(tokens, "--midi-dir", folder, "--splits", "test") == 0
+    assert rows(tokens, "valid") == before and rows(tokens, "test") == [[], *before[1:]]
+    assert load_info(tokens, "midi", "").rate == rate  # of the training split
+    assert midi(tokens, "--midi-dir", folder, "--splits", "train", "--max-notes", 9) == 0
+    assert [p.name for p in sorted(tokens.glob("*midi*"))] == ["midi.json", "midi_train.bin"]
+
+
+def test_what_is_refused(data, tmp_path, capsys):
+    tokens, folder = data
+
+    def refused(*words):
+        assert midi(tokens, *words) == 2
+        return capsys.readouterr().err
+
+    assert "give --midi-dir, a folder of MIDI files, or --field" in refused()
+    assert f"--midi-dir {tmp_path / 'none'}: no such folder" in refused(
+        "--midi-dir", tmp_path / "none"
+    )
+    assert "no MIDI files (.mid .midi) below it" in refused("--midi-dir", tokens)
+    assert "none of 4 cuts has notes: 4 have no MIDI file in 'custom.x'" in refused(
+        "--field", "custom.x"
+    )
+    write_midi(folder / "cut-0000.midi", *performance(0, 10, 50))
+    assert "cut-0000.mid and cut-0000.midi" in refused("--midi-dir", folder)
+    (folder / "cut-0000.midi").unlink()
+    for path in list(folder.iterdir()):
+        path.rename(folder / f"other-{path.name}")
+    assert f"4 have no MIDI file below {folder} named as its id" in refused("--midi-dir", folder)
+    assert main(["--manifest-dir", str(tmp_path)]) == 2
+    assert "not a token directory" in capsys.readouterr().err
+    for path in tokens.glob("cuts_*"):
+        path.unlink()
+    assert "run rvqlm split first" in refused("--midi-dir", folder)
