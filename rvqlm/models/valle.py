@@ -1,0 +1,286 @@
+"""`valle`: level 0 frame by frame, then each finer level for all frames at once.
+
+The family of VALL-E (Wang et al., 2023, arXiv:2301.02111); without conditions it continues audio
+from audio, as AudioLM does (Borsos et al., 2022, arXiv:2209.03143), and is known as ``audio-lm``.
+
+    prompt      all K levels of the first frames, heard by both networks, never scored
+    AR          causal; level 0 of the next frame, and where the sequence ends
+    NAR         not causal; level j of all frames from their levels below j; K - 1 passes
+
+The likelihood is p(c_0) prod_j p(c_j | c_<j), where the codes of a level j >= 1 are independent of
+one another given the coarser levels: its nats bound the entropy of the codes from above. The NAR
+trains on one random level per item and step; outside training every level is scored.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.batch import PAD, Batch
+from rvqlm.errors import UserError
+from rvqlm.generation.decode import decode
+from rvqlm.generation.request import Generation, Request
+from rvqlm.generation.sampling import uniforms
+from rvqlm.models.base import LMOutput, TokenModel
+from rvqlm.models.network import NetworkConfig
+from rvqlm.models.valle_parts import CoarseDecoder, CoarseModel, FineModel
+
+PROMPT_MODES = ("fraction", "seconds", "none")
+
+
+@dataclass
+class ValleConfig(NetworkConfig):
+    """Shape of a valle: that of the AR network, and how the NAR network differs."""
+
+    train_stage: Literal[0, 1, 2] = 0
+    """What is trained: 0 both networks, 1 the AR (level 0 and the end), 2 the NAR (the other
+    levels). A model of stage 1 cannot generate."""
+    prompt_mode: Literal["fraction", "seconds", "none"] = "fraction"
+    """How training splits an item into the prompt, which is heard with all levels and not scored,
+    and the target: by a fraction of its length, by seconds, or without prompts."""
+    prompt_fraction: float = 0.4
+    """Share of an item that is prompt, with --prompt-mode fraction."""
+    prompt_seconds: float = 3.0
+    """Seconds of prompt, with --prompt-mode seconds; at most half of an item."""
+    unprompted_share: float = 0.1
+    """Share of items that are trained without a prompt, so that the model can begin from nothing
+    and score whole sequences."""
+    infill_share: float = 0.1
+    """Share of items of which the NAR hears a random stretch at the end too, so that it can fill
+    gaps; none with --prompt-mode none."""
+    add_prenet: bool = False
+    """Two linear layers with --dropout between the embeddings and each network."""
+    prepend_bos: bool = False
+    """A learned step of the AR between prompt and target. Without it the last frame of the prompt
+    is what the first frame of the target is predicted from."""
+    nar_scale_factor: float = 1.0
+    """Width of the NAR network, in widths of the AR."""
+    num_nar_layers: int = 0
+    """Layers of the NAR network; 0: as many as the AR has."""
+    share_embedding: bool = False
+    """The NAR classifies level j with the embeddings of level j instead of weights of its own."""
+    model_end: bool = True
+    """Learn where sequences end; generation then stops by itself."""
+
+    @property
+    def nar_dim(self) -> int:
+        return round(self.decoder_dim * self.nar_scale_factor)
+
+    def nar_changes(self) -> dict:
+        """What the NAR network has different from the AR; for `build` and `transformer`."""
+        layers = self.num_nar_layers or self.num_decoder_layers
+        return {"dim": self.nar_dim, "num_layers": layers, "causal": False, "adaptive": True}
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.train_stage not in (0, 1, 2):
+            found.append(f"--train-stage {self.train_stage}: 0 (both), 1 (AR) or 2 (NAR)")
+        if self.prompt_mode not in PROMPT_MODES:
+            found.append(f"--prompt-mode {self.prompt_mode!r}: one of {', '.join(PROMPT_MODES)}")
+        if not 0 < self.prompt_fraction < 1:
+            found.append(f"--prompt-fraction {self.prompt_fraction}: between 0 and 1")
+        if not self.prompt_seconds > 0:
+            found.append(f"--prompt-seconds {self.prompt_seconds}: positive")
+        for name in ("unprompted_share", "infill_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                flag = name.replace("_", "-")
+                found.append(f"--{flag} {getattr(self, name)}: in [0, 1]")
+        if self.num_nar_layers < 0:
+            found.append(f"--num-nar-layers {self.num_nar_layers}: at least 0")
+        if not 0 < self.nar_scale_factor < float("inf"):
+            found.append(f"--nar-scale-factor {self.nar_scale_factor}: positive")
+        elif self.nar_scale_factor != 1 and self.nhead > 0:
+            width = self.decoder_dim * self.nar_scale_factor
+            if self.nar_dim != width or self.nar_dim % (2 * self.nhead):
+                found.append(
+                    f"--nar-scale-factor {self.nar_scale_factor:g} makes the NAR {width:g} wide: "
+                    f"that must be a multiple of {2 * self.nhead}, twice --nhead"
+                )
+        return found
+
+
+class Valle(TokenModel):
+    """AR over level 0, NAR over the others.
+
+    >>> info = CodecInfo("demo", "", 16000, 320, num_codebooks=4, codebook_size=16)
+    >>> model = Valle(ValleConfig(decoder_dim=32, nhead=2, num_decoder_layers=1), info).eval()
+    >>> batch = Batch.from_codes([torch.randint(16, (5, 4))], prompt_lengths=[2])
+    >>> model(batch).count.tolist()
+    [3.0, 3.0, 3.0, 3.0]
+    >>> model.generate(batch.codes[:, :2], max_new_frames=4, seed=1).codes.shape
+    torch.Size([1, 6, 4])
+    """
+
+    name = "valle"
+    exact_likelihood = False
+
+    def __init__(
+        self,
+        config: ValleConfig,
+        info: CodecInfo,
+        conditions: Mapping[str, ConditionInfo] | None = None,
+    ):
+        _check(config, info, conditions or {})
+        super().__init__(config, info, conditions or {})
+        self.ar = CoarseModel(config, info, self.conditions)
+        self.nar = FineModel(config, info, self.conditions)
+        for frozen in {1: [self.nar], 2: [self.ar]}.get(config.train_stage, []):
+            frozen.requires_grad_(False)
+
+    @property
+    def stage(self) -> int:
+        """What is trained: 0 both networks, 1 the AR, 2 the NAR."""
+        return self.config.train_stage
+
+    def muon_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.ar.matrices() + self.nar.matrices() if p.requires_grad]
+
+    # -------------------------------------------------------------------------------- training
+
+    def split(self, lengths: Tensor) -> Tensor:
+        """(B,) frames of each item -> (B,) random frames of prompt, as the config says; at least
+        one frame is left."""
+        c = self.config
+        if c.prompt_mode == "none":
+            return torch.zeros_like(lengths)
+        if c.prompt_mode == "seconds":
+            frames = round(c.prompt_seconds * float(self.info.frame_rate))
+            prompts = (lengths // 2).clamp(max=frames)
+        else:
+            prompts = torch.minimum((lengths * c.prompt_fraction).long(), lengths - 1)
+        without = torch.rand(len(lengths), device=lengths.device) < c.unprompted_share
+        return prompts.masked_fill(without, 0)
+
+    def _known(self, batch: Batch, random: bool) -> Tensor:
+        """(B, T) bool: frames that the NAR hears with all levels; ``random`` draws which items are
+        known at the end too."""
+        B, T, _ = batch.codes.shape
+        frames = torch.arange(T, device=batch.codes.device)
+        known = frames < batch.prompt_lengths[:, None]
+        if random and self.config.prompt_mode != "none" and self.config.infill_share:
+            chance, share = torch.rand(2, B, device=known.device)
+            left = (batch.lengths - batch.prompt_lengths).clamp(min=1)
+            tail = torch.minimum((left * share).long(), left - 1)
+            tail = tail.masked_fill(chance >= self.config.infill_share, 0)
+            known = known | (frames >= (batch.lengths - tail)[:, None])
+        return known & (frames < batch.lengths[:, None])
+
+    def forward(
+        self,
+        batch: Batch,
+        label_smoothing: float = 0.0,
+        level_weights: Tensor | None = None,
+    ) -> LMOutput:
+        """As of every model; levels that the stage does not train have count 0.
+
+        A batch without ``prompt_lengths`` is split at random in training, and scored as a whole
+        otherwise. In training the NAR scores one random level of each item; its loss is weighted
+        by K - 1, so that the gradient is on average that of all levels.
+        """
+        K, device = self.info.num_codebooks, batch.codes.device
+        own_split = batch.prompt_lengths is None
+        if own_split:
+            lengths = batch.lengths
+            prompts = self.split(lengths) if self.training else torch.zeros_like(lengths)
+            batch = replace(batch, prompt_lengths=prompts)
+        weights = torch.ones(K, device=device) if level_weights is None else level_weights
+        loss = normalizer = torch.zeros((), device=device)
+        sums = torch.zeros(3, K, device=device)  # nats, correct, count
+        extra = {}
+        if self.stage != 2 or not self.training:
+            coarse, ends = self.ar.loss(batch, weights[:1], label_smoothing)
+            count = batch.scored().sum().float()
+            sums[:, 0] = torch.stack([coarse.nats[0], coarse.correct[0], count])
+            loss, normalizer = loss + coarse.loss, normalizer + count * weights[0]
+            if ends is not None:
+                loss = loss + ends[0]
+                extra["end_nats"] = (ends[0].detach(), ends[1])
+        if self.stage != 1:
+            known = self._known(batch, random=self.training and own_split)
+            context = self.nar.hear(batch.conditions, batch.lengths)
+            for level in self._levels(len(known), device):
+                fine, frames = self.nar.loss(
+                    batch, known, level, context, weights[1:], label_smoothing
+                )
+                count = torch.zeros(K, device=device).index_add_(0, level, frames.float())
+                sums[:, 1:] += torch.stack([fine.nats, fine.correct, count[1:]])
+                loss = loss + fine.loss * (K - 1 if self.training else 1)
+            # of all levels: what the random ones come to on average
+            normalizer = normalizer + frames.sum() * weights[1:].sum()
+        return LMOutput(loss, normalizer, *sums, extra)
+
+    def _levels(self, batch_size: int, device: torch.device) -> list[Tensor]:
+        """(B,) level of each item, for every pass of the NAR."""
+        K = self.info.num_codebooks
+        if self.training:
+            return [torch.randint(1, K, (batch_size,), device=device)]
+        return [torch.full((batch_size,), level, device=device) for level in range(1, K)]
+
+    # ------------------------------------------------------------------------------ generation
+
+    def check_request(self, request: Request) -> None:
+        """A gap can be filled, unlike by other causal models: its level 0 follows from what is
+        before it alone, its other levels from both sides."""
+        super().check_request(replace(request, suffix_codes=None))
+        if self.stage == 1:
+            raise UserError(
+                "this valle was trained with --train-stage 1 and has no finer levels than 0: train "
+                "--train-stage 2 from it, and generate with that"
+            )
+
+    def _generate(self, request: Request) -> Generation:
+        r, steps = request, itertools.count(1)
+
+        def tick(_=None) -> None:
+            if r.progress is not None:
+                r.progress(next(steps))
+
+        made = decode(CoarseDecoder(self.ar, r), replace(r, progress=tick))
+        codes, lengths = made.codes, made.lengths
+        if r.suffix_codes is not None:
+            frames = torch.arange(r.suffix_codes.shape[1], device=codes.device)
+            at = (lengths[:, None] + frames)[..., None].expand_as(r.suffix_codes)
+            codes = nn.functional.pad(codes, (0, 0, 0, len(frames)), value=PAD)
+            codes = codes.scatter(1, at, r.suffix_codes)
+            lengths = lengths + len(frames)
+        B, T, K = codes.shape
+        frames = torch.arange(T, device=codes.device)
+        known = (frames < r.prompt_lengths[:, None]) | (frames >= made.lengths[:, None])
+        # the AR draws from columns 0 and K of the same uniforms
+        noise = uniforms(r.seed, r.rows, T, K + 1)[:, :, 1:K].to(codes.device)
+        conditions, drop, heard = r.conditions, None, lengths
+        if r.guided:  # the second half hears no condition
+            conditions = {k: p.repeat(2) for k, p in conditions.items()}
+            drop = torch.arange(2 * B, device=codes.device) >= B
+            heard = lengths.repeat(2)
+        context = self.nar.hear(conditions, heard, drop)
+        codes = self.nar.fill(codes, lengths, known, context, noise, r.sampling, tick)
+        ended = torch.tensor([s == "eos" for s in made.stop])
+        return Generation.trimmed(codes, lengths, made.prompt_lengths, ended)
+
+
+def _check(config: ValleConfig, info: CodecInfo, conditions: Mapping[str, ConditionInfo]) -> None:
+    """Raise one `UserError` with all problems."""
+    found = []
+    try:
+        config.check(conditions)
+    except UserError as e:
+        found.append(str(e))
+    if info.num_codebooks < 2:
+        found.append(
+            f"valle needs at least 2 levels and {info.name} has {info.num_codebooks}: nothing is "
+            "left for the NAR; use --model-name codec-lm"
+        )
+    frames = config.prompt_seconds * float(info.frame_rate)
+    if config.prompt_mode == "seconds" and frames > 0 and round(frames) < 1:
+        found.append(f"--prompt-seconds {config.prompt_seconds} is less than a frame")
+    if found:
+        raise UserError("; ".join(found))

@@ -1,0 +1,633 @@
+"""valle: what its two networks hear, what counts, and that it learns and gives back what it is
+shown, stage by stage and option by option."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rvqlm.cli import parse
+from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.batch import Batch, Padded
+from rvqlm.errors import UserError
+from rvqlm.generation.decode import decode
+from rvqlm.generation.request import make_request
+from rvqlm.generation.sampling import SamplingConfig
+from rvqlm.models.valle import Valle, ValleConfig
+from rvqlm.models.valle_parts import CoarseDecoder
+
+K, V = 4, 11
+INFO = CodecInfo("toy", "0" * 16, 16000, 320, K, V)
+TEXT = {"text": ConditionInfo("text", (9,), rate=1.7)}
+GREEDY = SamplingConfig(temperature=0)
+OPTIONS = {
+    "plain": {},
+    "add_prenet": {"add_prenet": True},
+    "prepend_bos": {"prepend_bos": True},
+    "share_embedding": {"share_embedding": True},
+    "nar_scale_factor": {"nar_scale_factor": 0.5},
+    "num_nar_layers": {"num_nar_layers": 1},
+    "post_norm": {"norm_first": False},
+    "endless": {"model_end": False},
+}
+
+
+def make(shake=True, conditions=(), **changes):
+    torch.manual_seed(0)
+    shape = {"decoder_dim": 32, "nhead": 2, "num_decoder_layers": 2, "conditions": conditions}
+    model = Valle(ValleConfig(**shape | changes), INFO, TEXT)
+    if shake:  # heads and residual branches start at zero
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    return model.eval()
+
+
+def random_items(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(V, (n, K), generator=generator) for n in lengths]
+
+
+def texts(number, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(9, (3 + i % 3,), generator=generator) for i in range(number)]
+
+
+def coarse_logits(model, codes, prompt, frame):
+    """(V,) of level 0 of a frame >= prompt and the end's logit, from a sequence built by hand."""
+    columns = [[V] * K]
+    columns += [codes[t].tolist() for t in range(prompt)]
+    if model.config.prepend_bos:
+        columns.append([V + 1] * K)
+    columns += [[int(codes[t, 0])] + [V] * (K - 1) for t in range(prompt, frame)]
+    hidden = model.ar.network(model.ar.inputs(torch.tensor([columns])))[0, -1]
+    end = model.ar.end_head(hidden) if model.ar.end_head is not None else None
+    return F.linear(hidden, model.ar.heads.weight[0]), end
+
+
+def fine_logits(model, codes, known, level):
+    """(T, V) of a level of all frames, from a grid built by hand."""
+    grid = torch.full((1, len(codes), K), V)
+    for t in range(len(codes)):
+        heard = K if known[t] else level
+        grid[0, t, :heard] = codes[t, :heard]
+    condition = model.nar.level.weight[level - 1 : level]
+    hidden = model.nar.network(model.nar.inputs(grid), condition=condition)[0]
+    return F.linear(hidden, model.nar.heads.classifiers[level - 1])
+
+
+@torch.no_grad()
+def naive(model, codes, prompt):
+    """nats (K,) and nats of the end decisions of one item."""
+    T, nats, ends = len(codes), torch.zeros(K), torch.zeros(())
+    for t in range(prompt, T + 1):
+        logits, end = coarse_logits(model, codes, prompt, t)
+        if t < T:
+            nats[0] += F.cross_entropy(logits, codes[t, 0])
+        ends -= F.logsigmoid(end if t == T else -end)
+    for level in range(1, K):
+        logits = fine_logits(model, codes, [t < prompt for t in range(T)], level)
+        nats[level] = F.cross_entropy(logits[prompt:], codes[prompt:, level], reduction="sum")
+    return nats, ends
+
+
+@pytest.mark.parametrize("option", ["plain", "prepend_bos", "share_embedding", "add_prenet"])
+def test_loss_equals_a_naive_one(option):
+    model, items, prompts = make(**OPTIONS[option]), random_items([7, 4, 5]), [3, 0, 4]
+    out = model(Batch.from_codes(items, prompt_lengths=prompts))
+    each = [naive(model, c, p) for c, p in zip(items, prompts)]
+    nats, ends = (sum(parts) for parts in zip(*each))
+    torch.testing.assert_close(out.nats, nats)
+    torch.testing.assert_close(out.loss, nats.sum() + ends)
+    torch.testing.assert_close(out.extra["end_nats"][0], ends)
+    assert float(out.extra["end_nats"][1]) == 4 + 4 + 1 + 3
+    assert out.count.tolist() == [4.0 + 4 + 1] * K and float(out.normalizer) == 9 * K
+
+
+def test_untrained_loss_is_ln_v_and_whole_sequences_are_scored():
+    out = make(shake=False)(Batch.from_codes(random_items([7, 3])))
+    assert out.count.tolist() == [10.0] * K and out.correct.tolist() == [0.0] * K
+    torch.testing.assert_close(out.nats / out.count, torch.full((K,), float(V)).log())
+
+
+@pytest.mark.parametrize("option", ["plain", "prepend_bos"])
+def test_coarse_hears_prompts_whole_and_of_the_rest_level_0_before(option):
+    model = make(**OPTIONS[option])
+    codes, P = random_items([7])[0], 3
+    lengths, prompts = torch.tensor([7]), torch.tensor([P])
+    shift = model.ar.shift
+
+    def hidden(c):
+        """(7, d): row t predicts frame t."""
+        return model.ar.hidden(model.ar.columns(c[None], lengths, prompts), None)[0, shift:]
+
+    before = hidden(codes)
+    for t in range(7):
+        for k in range(K):
+            changed = codes.clone()
+            changed[t, k] = (changed[t, k] + 1) % V
+            differs = (hidden(changed) != before).any(-1)  # by frame
+            heard = k == 0 or t < P
+            assert differs[P:].tolist() == [heard and s > t for s in range(P, 8)]
+
+
+def test_no_gradient_from_later_frames():
+    model = make()
+    ids = model.ar.columns(random_items([6])[0][None], torch.tensor([6]), torch.tensor([2]))
+    vectors = model.ar.inputs(ids).detach().requires_grad_()
+    hidden = model.ar.network(vectors)
+    for s in range(6):
+        grad = torch.autograd.grad(hidden[0, s].square().sum(), vectors, retain_graph=True)[0][0]
+        assert grad[s + 1 :].abs().max() == 0 and grad[: s + 1].abs().amax(-1).min() > 0
+
+
+def test_fine_hears_lower_levels_of_targets_and_all_of_what_is_known():
+    model = make()
+    codes, lengths = random_items([6])[0], torch.tensor([6])
+    known = torch.tensor([[True, False, False, False, False, True]])
+
+    def hidden(c, level):
+        return model.nar.hidden(c[None], lengths, known, torch.tensor([level]), None)
+
+    for level in range(1, K):
+        before = hidden(codes, level)
+        for t in range(6):
+            for k in range(K):
+                changed = codes.clone()
+                changed[t, k] = (changed[t, k] + 1) % V
+                differs = (hidden(changed, level) != before).any(-1)[0]
+                assert differs.tolist() == [bool(known[0, t]) or k < level] * 6
+
+
+@pytest.mark.parametrize("option", ["plain", "prepend_bos"])
+@pytest.mark.parametrize("conditions", [(), ("text",)])
+def test_padding_and_company_change_nothing(option, conditions):
+    model = make(conditions=conditions, **OPTIONS[option])
+    items, prompts, heard = random_items([9, 2, 5]), [4, 0, 1], texts(3)
+
+    def batch(rows):
+        given = {"text": [heard[i] for i in rows]} if conditions else None
+        picked = [items[i] for i in rows], None, given, [prompts[i] for i in rows]
+        return Batch.from_codes(*picked)
+
+    together = model(batch([0, 1, 2]))
+    alone = [model(batch([i])) for i in range(3)]
+    torch.testing.assert_close(together.loss, sum(o.loss for o in alone))
+    torch.testing.assert_close(together.nats, sum(o.nats for o in alone))
+    assert torch.equal(together.correct, sum(o.correct for o in alone))
+
+
+def test_crops_do_not_teach_an_end():
+    out = make()(Batch.from_codes(random_items([5, 5]), ends=[True, False]))
+    assert float(out.extra["end_nats"][1]) == 6 + 5
+    assert "end_nats" not in make(model_end=False)(Batch.from_codes(random_items([5]))).extra
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+def test_training_scores_one_level_of_each_item_and_on_average_all(monkeypatch):
+    model = make(model_end=False)
+    batch = Batch.from_codes(random_items([6, 4, 9, 5]), prompt_lengths=[2, 0, 3, 1])
+    weights = torch.tensor([2.0, 1.0, 0.5, 3.0])
+    kinds = {"plain": {}, "weighted": {"level_weights": weights, "label_smoothing": 0.1}}
+    whole = {kind: model(batch, **options) for kind, options in kinds.items()}
+    model.train()
+    out = model(batch)
+    targets = batch.scored().sum(1).tolist()
+    assert out.count[0] == sum(targets)
+    assert out.count[1:].sum() == sum(targets)
+    assert float(out.normalizer) == sum(targets) * K
+    torch.testing.assert_close(out.loss, out.nats[0] + (K - 1) * out.nats[1:].sum())
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        seen.add(tuple(model._levels(4, torch.device("cpu"))[0].tolist()))
+        torch.manual_seed(seed)
+        first = model(batch).nats
+        torch.manual_seed(seed)
+        assert torch.equal(first, model(batch).nats)
+    assert len(seen) > 10 and {level for levels in seen for level in levels} == {1, 2, 3}
+    for kind, options in kinds.items():
+        # over all levels in turn the mean of the loss is the loss of all levels, and so is the
+        # gradient's
+        total = 0.0
+        for level in range(1, K):
+            monkeypatch.setattr(
+                model, "_levels", lambda n, device, level=level: [torch.full((n,), level)]
+            )
+            out = model(batch, **options)
+            total = total + out.loss / (K - 1)
+            assert float(out.normalizer) == float(whole[kind].normalizer)
+        torch.testing.assert_close(total, whole[kind].loss)
+        wanted = torch.autograd.grad(whole[kind].loss, model.nar.heads.weight)[0]
+        got = torch.autograd.grad(total, model.nar.heads.weight)[0]
+        torch.testing.assert_close(got, wanted)
+
+
+def test_smoothing_changes_the_loss_only():
+    model, batch = make(), Batch.from_codes(random_items([8, 4]))
+    assert not torch.isclose(model(batch, label_smoothing=0.1).loss, model(batch).loss)
+    torch.testing.assert_close(model(batch, label_smoothing=0.1).nats, model(batch).nats)
+
+
+def test_split_into_prompt_and_target():
+    lengths = torch.tensor([1, 2, 10, 101, 1000])
+    whole = {"unprompted_share": 0.0}
+    assert make(**whole).split(lengths).tolist() == [0, 0, 4, 40, 400]
+    assert make(prompt_fraction=0.999, **whole).split(lengths).tolist() == [0, 1, 9, 100, 999]
+    seconds = make(prompt_mode="seconds", prompt_seconds=2.0, **whole)  # of 50 frames
+    assert seconds.split(lengths).tolist() == [0, 1, 5, 50, 100]
+    assert make(prompt_mode="none").split(lengths).tolist() == [0] * 5
+    torch.manual_seed(0)
+    prompts = make(unprompted_share=0.25).split(torch.full((4000,), 10))
+    assert prompts.unique().tolist() == [0, 4]
+    assert 0.22 < (prompts == 0).float().mean() < 0.28
+
+
+def test_own_split_in_training_only_and_prompts_are_never_scored():
+    model = make(unprompted_share=0.0, infill_share=0.0)
+    batch = Batch.from_codes(random_items([10, 20]))
+    assert model(batch).count.tolist() == [30.0] * K
+    model.train()
+    out = model(batch)
+    assert out.count[0] == out.count[1:].sum() == 6 + 12
+    assert float(out.extra["end_nats"][1]) == 7 + 13
+    assert model(Batch.from_codes(random_items([10]), prompt_lengths=[9])).count[0] == 1
+    assert batch.prompt_lengths is None  # the caller's batch is as it was
+
+
+def test_infill_share_shows_the_nar_ends_and_the_ar_none():
+    model = make(unprompted_share=0.0, infill_share=0.5).train()
+    batch = Batch.from_codes(random_items([10] * 200))
+    batch.prompt_lengths = torch.full((200,), 4)
+    torch.manual_seed(0)
+    tails = model._known(batch, random=True)[:, 4:].sum(1)
+    assert tails.unique().tolist() == [0, 1, 2, 3, 4, 5]  # a frame is left in any case
+    assert 0.3 < (tails > 0).float().mean() < 0.55
+    batch.prompt_lengths = None
+    out = model(batch)
+    assert out.count[0] == 200 * 6 and 200 < out.count[1:].sum() < 200 * 6
+    # the weight of the NAR in a step follows what it scored
+    assert out.normalizer == out.count[0] + (K - 1) * out.count[1:].sum()
+    model.config.infill_share = 0.0
+    assert model(batch).count[1:].sum() == 200 * 6
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_stages_train_their_part_only(stage):
+    model = make(train_stage=stage, conditions=("text",)).train()
+    assert model.stage == stage
+    batch = Batch.from_codes(random_items([9, 6]), conditions={"text": texts(2)})
+    parts = {"ar": stage in (0, 1), "nar": stage in (0, 2)}
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    out = model(batch)
+    out.loss.backward()
+    for name, p in model.named_parameters():  # all that is trained takes part
+        assert (p.grad is not None) == p.requires_grad == parts[name.split(".")[0]]
+    optimizer.step()
+    changed = {n.split(".")[0] for n, p in model.named_parameters() if (p != before[n]).any()}
+    assert changed == {name for name, trained in parts.items() if trained}
+    assert (out.count[0] > 0) == parts["ar"] == ("end_nats" in out.extra)
+    assert (out.count[1:].sum() > 0) == parts["nar"]
+    assert all(p.requires_grad for p in model.muon_parameters())
+    assert len(model.muon_parameters()) > 0
+    model.eval()
+    scored = [15.0] * (1 if stage == 1 else K) + [0.0] * (K - 1 if stage == 1 else 0)
+    assert model(batch).count.tolist() == scored
+    # weights go from stage to stage
+    joint = make(conditions=("text",), shake=False)
+    joint.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(batch).nats[0], joint(batch).nats[0])
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_saved_weights_give_the_same_loss_and_codes(option):
+    model, again = make(**OPTIONS[option]), make(shake=False, **OPTIONS[option])
+    batch = Batch.from_codes(random_items([6, 3]))
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(model(batch).loss, again(batch).loss)
+    made = [m.generate(batch_size=2, max_frames=6, seed=3).codes for m in (model, again)]
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_builds_another_model_and_trains(option):
+    model, plain = make(shake=False, **OPTIONS[option]), make(shake=False)
+    if option != "plain":
+        count = [sum(p.numel() for p in m.parameters()) for m in (model, plain)]
+        names = [set(m.state_dict()) for m in (model, plain)]
+        assert count[0] != count[1] or names[0] != names[1]
+    batch = Batch.from_codes(random_items([8, 8, 8, 8]))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    with torch.no_grad():
+        first = model(batch).nats
+    model.train()
+    for _ in range(25):
+        optimizer.zero_grad()
+        out = model(batch)
+        out.loss.backward()
+        assert all(p.grad is not None for p in model.parameters())
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        assert (model(batch).nats < 0.97 * first).all()
+
+
+def test_prenet_has_dropout():
+    model = make(add_prenet=True, dropout=0.5).train()
+    ids = torch.zeros(1, 3, K, dtype=torch.long)
+    assert not torch.equal(model.ar.inputs(ids), model.ar.inputs(ids))
+    model.eval()
+    assert torch.equal(model.ar.inputs(ids), model.ar.inputs(ids))
+
+
+# ----------------------------------------------------------------------------------- generation
+
+
+@pytest.mark.parametrize("option", ["plain", "prepend_bos", "share_embedding", "nar_scale_factor"])
+def test_greedy_equals_recomputing_everything(option):
+    """Prompts of unequal lengths in one batch: verbatim, then the likeliest codes of the naive
+    networks."""
+    model = make(**OPTIONS[option])
+    prompts, lengths = torch.stack(random_items([5] * 3)), [5, 0, 2]
+    options = {"max_frames": 9, "min_frames": 7, "sampling": GREEDY}
+    made = model.generate(prompts, torch.tensor(lengths), **options)
+    assert made.prompt_lengths.tolist() == lengths
+    for codes, prompt, P, stop in zip(made.items(), prompts, lengths, made.stop):
+        T = len(codes)
+        assert torch.equal(codes[:P], prompt[:P]) and 7 <= T <= 9
+        for t in range(P, T):
+            logits, end = coarse_logits(model, codes, P, t)
+            assert int(logits.argmax()) == int(codes[t, 0])
+            assert t < 7 or end < 0
+        if stop == "eos":
+            assert coarse_logits(model, codes, P, T)[1] > 0
+        for level in range(1, K):
+            best = fine_logits(model, codes, [t < P for t in range(T)], level).argmax(-1)
+            assert torch.equal(best[P:], codes[P:, level])
+
+
+@pytest.mark.parametrize("option", ["plain", "prepend_bos"])
+def test_cached_coarse_logits_equal_full(option):
+    model = make(conditions=("text",), **OPTIONS[option])
+    codes, P = torch.stack(random_items([7, 7])), torch.tensor([2, 4])
+    heard = {"text": Padded.of(texts(2), 1)}
+    request = make_request(INFO, codes.device, codes[:, :4], P, max_frames=7, conditions=heard)
+    decoder, shift = CoarseDecoder(model.ar, request), model.ar.shift
+    with torch.no_grad():
+        context = model.ar.network.hear(heard, 2)
+        columns = model.ar.columns(codes, torch.tensor([7, 7]), P)
+        full = model.ar.hidden(columns, context)[:, shift:]  # by frame
+        # what the loop feeds: a frame of specials, known frames whole, drawn ones with level 0
+        fed = model.ar.columns(codes, torch.tensor([7, 7]), P)
+        if shift:
+            fed = torch.stack([torch.cat([c[: p + 1], c[p + 2 :]]) for c, p in zip(fed, P)])
+        state = decoder.begin(heard, 2, 7, None)
+        for start, n in [(0, 3), *[(s, 1) for s in range(3, 7)]]:
+            last, _ = decoder.step(fed[:, start : start + n], state)
+            frame = start + n - 1
+            for b in range(2):
+                if frame >= P[b]:
+                    torch.testing.assert_close(last[b], full[b, frame], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("option", ["plain", "prepend_bos"])
+def test_draws_depend_on_seed_and_row_alone(option):
+    model = make(**OPTIONS[option])
+    prompts, lengths = torch.stack(random_items([6] * 3)), torch.tensor([6, 2, 4])
+    options = {"max_frames": 10, "min_frames": 9, "seed": 5}
+    made = model.generate(prompts, lengths, **options)
+    for b, n in enumerate(lengths.tolist()):
+        assert torch.equal(made.codes[b, :n], prompts[b, :n])
+        alone = model.generate(prompts[b : b + 1, :n], rows=[b], **options)
+        assert torch.equal(alone.items()[0], made.items()[b])
+    same = model.generate(prompts[:1].repeat(2, 1, 1), rows=[7, 7], **options).codes
+    assert torch.equal(*same)
+    others = [
+        model.generate(prompts, lengths, **options | {"seed": 6}).codes,
+        model.generate(prompts, lengths, rows=[3, 4, 5], **options).codes,
+        model.generate(prompts, lengths, sampling=SamplingConfig(top_k=1), **options).codes,
+    ]
+    assert not any(torch.equal(o[:, 6:9], made.codes[:, 6:9]) for o in others)
+
+
+def test_temperature_and_top_k_reach_the_fine_levels():
+    model = make()
+    prompts = torch.stack(random_items([4] * 2))
+    greedy = model.generate(prompts, max_frames=9, min_frames=9, sampling=GREEDY)
+    for sampling in (SamplingConfig(top_k=1), SamplingConfig(temperature=1e-4)):
+        made = model.generate(prompts, max_frames=9, min_frames=9, sampling=sampling, seed=4)
+        assert torch.equal(made.codes, greedy.codes)
+    # the AR draws from a column of the noise of its own: level 0 is as if there were no NAR
+    request = make_request(INFO, prompts.device, prompts, max_frames=9, min_frames=9, seed=2)
+    with torch.no_grad():
+        coarse = decode(CoarseDecoder(model.ar, request), request).codes
+    made = model.generate(prompts, max_frames=9, min_frames=9, seed=2).codes
+    assert torch.equal(made[..., 0], coarse[..., 0]) and (coarse[:, 4:, 1:] == V).all()
+    assert (made >= 0).all() and (made < V).all()
+
+
+def test_levels_are_drawn_independently():
+    """All codes equally likely: levels that shared their noise would be equal."""
+    codes = make(shake=False, model_end=False).generate(batch_size=4, max_frames=50).codes
+    for a in range(K):
+        for b in range(a):
+            assert (codes[..., a] == codes[..., b]).float().mean() < 0.2  # 1 / V is 0.09
+
+
+def test_the_nar_spreads_texts_over_the_known_length():
+    model = make(conditions=("text",))
+    heard = {"text": Padded.of([torch.ones(4), torch.ones(2)], 1)}
+    context = model.nar.hear(heard, torch.tensor([20, 30]))
+    assert context.positions[0, 1:].tolist() == [2.5, 7.5, 12.5, 17.5]
+    assert context.positions[1, 1:3].tolist() == [7.5, 22.5]
+
+
+def test_bf16_autocast_is_near_float32():
+    model, losses = make(), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model.train()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = model(Batch.from_codes(random_items([9, 6])))
+        out.loss.backward()
+        losses.append(float(out.loss.detach()))
+        assert out.nats.dtype == out.count.dtype == torch.float32
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    assert losses[0] != losses[1]  # it did compute in bf16
+    assert abs(losses[1] / losses[0] - 1) < 0.02
+
+
+@pytest.mark.parametrize("option", ["plain", "prepend_bos"])
+def test_guidance(option):
+    model = make(conditions=("text",), **OPTIONS[option])
+    heard = {"text": Padded.of(texts(3), 1)}
+    prompts, lengths = torch.stack(random_items([3] * 3)), torch.tensor([1, 3, 2])
+
+    def made(scale, conditions):
+        sampling = SamplingConfig(cfg_scale=scale)
+        options = {"max_frames": 8, "min_frames": 8, "sampling": sampling, "seed": 1}
+        return model.generate(prompts, lengths, conditions=conditions, **options).codes
+
+    plain, unconditional = made(1.0, heard), made(1.0, {})
+    assert not torch.equal(plain, unconditional)
+    assert torch.equal(made(0.0, heard), unconditional)
+    assert torch.equal(made(1.0 + 1e-7, heard), plain)  # the doubled batch says the same
+    guided = made(8.0, heard)
+    assert not torch.equal(guided[..., 0], plain[..., 0])
+    # with the same level 0, the finer levels too are guided
+    known = torch.arange(8) < lengths[:, None]
+    full = torch.full((3,), 8)
+    noise = torch.full((3, 8, K - 1), 0.5)
+    drop = torch.tensor([False] * 3 + [True] * 3)
+    twice = model.nar.hear({"text": heard["text"].repeat(2)}, full.repeat(2), drop)
+    once = model.nar.hear(heard, full)
+    fine = [
+        model.nar.fill(plain, full, known, context, noise, SamplingConfig(cfg_scale=8.0), int)
+        for context in (once, twice)
+    ]
+    assert torch.equal(fine[0][..., 0], fine[1][..., 0])
+    assert not torch.equal(fine[0][..., 1:], fine[1][..., 1:])
+
+
+def test_infill_keeps_both_sides_and_the_nar_hears_them():
+    model = make()
+    before, after = torch.stack(random_items([4, 4])), torch.stack(random_items([3, 3], seed=1))
+    made = model.infill(before, after, 5, seed=2)
+    assert made.codes.shape == (2, 12, K) and made.lengths.tolist() == [12, 12]
+    assert torch.equal(made.codes[:, :4], before) and torch.equal(made.codes[:, 9:], after)
+    assert (made.codes >= 0).all() and (made.codes < V).all()
+    assert made.stop == ["length"] * 2 and made.prompt_lengths.tolist() == [4, 4]
+    other = model.infill(before, (after + 1) % V, 5, seed=2).codes[:, 4:9]
+    gap = made.codes[:, 4:9]
+    assert torch.equal(gap[..., 0], other[..., 0])  # level 0 hears only what is before
+    assert not torch.equal(gap[..., 1:], other[..., 1:])
+    greedy = model.infill(before, after, 5, sampling=GREEDY).codes
+    known = [t < 4 or t >= 9 for t in range(12)]
+    for level in range(1, K):
+        for codes in greedy:
+            best = fine_logits(model, codes, known, level).argmax(-1)
+            assert torch.equal(best[4:9], codes[4:9, level])
+    alone = model.infill(before[1:], after[1:], 5, seed=2, rows=[1])
+    assert torch.equal(alone.codes[0], made.codes[1])
+    assert model.infill(before[:, :0], after, 2).codes.shape == (2, 5, K)
+    with pytest.raises(UserError, match="codes must lie in"):
+        model.infill(before, after + V, 5)
+
+
+def test_progress_counts_every_step_of_both_networks():
+    steps = []
+    make(model_end=False).generate(max_frames=6, progress=steps.append)
+    assert steps == list(range(1, 6 + K))
+
+
+def train(model, batch, steps):
+    """Until both networks have learned the batch by heart; whether they have."""
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
+    for step in range(steps):
+        if step % 10 == 0:
+            model.eval()
+            with torch.no_grad():
+                done = float(model(batch).loss) < 2.0
+            model.train()
+            if done:
+                break
+        optimizer.zero_grad()
+        model(batch).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0)
+        optimizer.step()
+        schedule.step()
+    return done
+
+
+LENGTHS = [12, 9, 15, 10, 7, 14, 11, 8]
+
+
+@pytest.mark.parametrize("option", ["plain", "prepend_bos"])
+def test_overfits_prompted_items_and_regenerates_them(option):
+    model, items = make(shake=False, **OPTIONS[option]), random_items(LENGTHS, seed=1)
+    for i, item in enumerate(items):
+        item[0] = i
+    assert train(model, Batch.from_codes(items, prompt_lengths=[2] * 8), 400)
+    prompts = torch.stack([i[:2] for i in items])
+    made = model.generate(prompts, max_frames=20, temperature=0)
+    assert made.lengths.tolist() == LENGTHS and made.stop == ["eos"] * 8
+    assert all(torch.equal(got, want) for got, want in zip(made.items(), items))
+
+
+def test_overfits_texts_and_speaks_them():
+    model = make(shake=False, conditions=("text",), condition_dropout=0.0, prompt_mode="none")
+    items, heard = random_items(LENGTHS, seed=1), texts(8)
+    for i, text in enumerate(heard):
+        text[0] = i
+    assert train(model, Batch.from_codes(items, conditions={"text": heard}), 400)
+    made = model.generate(max_frames=20, temperature=0, conditions={"text": Padded.of(heard, 1)})
+    assert made.lengths.tolist() == LENGTHS and made.stop == ["eos"] * 8
+    assert all(torch.equal(got, want) for got, want in zip(made.items(), items))
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+def test_all_problems_in_one_message():
+    config = ValleConfig(
+        decoder_dim=30,
+        nhead=2,
+        train_stage=3,
+        prompt_mode="half",
+        prompt_fraction=1.5,
+        prompt_seconds=-1.0,
+        unprompted_share=2.0,
+        infill_share=-0.5,
+        nar_scale_factor=0.7,
+        num_nar_layers=-1,
+        conditions=("midi",),
+    )
+    with pytest.raises(UserError) as error:
+        Valle(config, CodecInfo("mono", "0" * 16, 16000, 320, 1, V))
+    for part in (
+        "--decoder-dim 30 / --nhead 2 must be even",
+        "--train-stage 3",
+        "--prompt-mode 'half'",
+        "--prompt-fraction 1.5",
+        "--prompt-seconds -1.0",
+        "--unprompted-share 2.0",
+        "--infill-share -0.5",
+        "--nar-scale-factor 0.7 makes the NAR 21 wide",
+        "--num-nar-layers -1",
+        "--conditions midi: no description",
+        "mono has 1",
+    ):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"nar_scale_factor": 0.01}, "0.32 wide"),
+        ({"nar_scale_factor": 0.0}, "positive"),
+        ({"prompt_mode": "seconds", "prompt_seconds": 0.001}, "less than a frame"),
+    ],
+)
+def test_bad_shapes_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        make(**changes)
+
+
+def test_a_first_stage_does_not_generate():
+    with pytest.raises(UserError, match="--train-stage 2"):
+        make(train_stage=1).generate(max_frames=4)
+    with pytest.raises(UserError, match="--train-stage 2"):
+        make(train_stage=1).infill(torch.zeros(1, 2, K), torch.zeros(1, 2, K), 3)
+    assert make(train_stage=2).generate(max_frames=4, min_frames=4).lengths.tolist() == [4]
+
+
+def test_flags():
+    line = ["--d-model", "64", "--num-layers", "3", "--train-stage", "2", "--no-norm-first"]
+    config = parse(ValleConfig, "valle", "", [*line, "--prompt-mode", "seconds"])
+    assert (config.decoder_dim, config.num_decoder_layers) == (64, 3)
+    assert (config.train_stage, config.norm_first, config.prompt_mode) == (2, False, "seconds")
