@@ -34,8 +34,8 @@ class SummedTables(nn.Module):
 
     def __init__(self, sizes: Sequence[int], dim: int):
         super().__init__()
+        self.weight = nn.Parameter(torch.empty(sum(sizes), dim))
         sizes = torch.tensor(sizes)
-        self.weight = nn.Parameter(torch.empty(int(sizes.sum()), dim))
         nn.init.normal_(self.weight, std=len(sizes) ** -0.5)
         self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
 
