@@ -40,7 +40,7 @@ def attend_levels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=Q > 1)
     n, H, _, D = q.shape
     later = torch.full((Q, L), -torch.inf, dtype=q.dtype).triu(1 + L - Q)
-    q, k, v = (t.reshape(n * H, -1, D) for t in (q, k, v))
+    q, k, v = (t.reshape(n * H, t.shape[2], D) for t in (q, k, v))
     scores = torch.baddbmm(later.expand(n * H, Q, L), q, k.mT, alpha=D**-0.5)
     return torch.bmm(scores.softmax(-1), v).view(n, H, Q, D)
 
@@ -65,22 +65,19 @@ class DepthBlock(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.down.weight)
 
-    def forward(self, x: Tensor, cache: Tensor | None = None, level: int = 0) -> Tensor:
-        """(n, L, w) -> (n, L, w).
+    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None):
+        """(n, L, w) -> (n, L, w), and keys and values (n, H, L', D) of all levels so far.
 
-        :param cache: (2, n, H, K, D) keys and values of the levels before ``level``, at which
-            ``x`` begins; those of ``x`` are written to it.
+        :param past: keys and values of the levels before those of ``x``.
         """
         n, L, w = x.shape
-        qkv = self.qkv(self.attention_norm(x)).view(n, L, 3, self.num_heads, -1)
+        qkv = self.qkv(self.attention_norm(x)).view(n, L, 3, self.num_heads, w // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (n, H, L, D) each
-        if cache is not None:
-            cache[0, :, :, level : level + L] = k
-            cache[1, :, :, level : level + L] = v
-            k, v = cache[:, :, :, : level + L]
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         y = attend_levels(q, k, v)
         x = x + self.out(y.transpose(1, 2).reshape(n, L, w))
-        return x + self.down(F.gelu(self.up(self.feedforward_norm(x))))
+        return x + self.down(F.gelu(self.up(self.feedforward_norm(x)))), (k, v)
 
 
 class DepthHeads(TrunkHeads):
@@ -103,6 +100,7 @@ class DepthHeads(TrunkHeads):
     ):
         super().__init__(num_codebooks, codebook_size, depth_dim)
         K, V, w = num_codebooks, codebook_size, depth_dim
+        self.depth_dim = w
         self.project = nn.Linear(dim, K * w)
         bound = (3 / dim) ** 0.5
         nn.init.uniform_(self.project.weight, -bound, bound)
@@ -124,26 +122,25 @@ class DepthHeads(TrunkHeads):
         if targets is None or hidden.ndim != 2:
             raise ValueError("depth heads need the codes, and one hidden state for all of them")
         K = self.num_codebooks
-        x = self.project(hidden).unflatten(-1, (K, -1))  # (n, K, w)
+        x = self.project(hidden).unflatten(-1, (K, self.depth_dim))  # (n, K, w)
         x = x + F.pad(self._heard(targets[:, :-1], 0), (0, 0, 1, 0))
         for block in self.blocks:
-            x = block(x)
+            x, _ = block(x)
         return self.norm(x)
 
     def draw(self, hidden: Tensor, choose: Choose) -> Tensor:
         """Level after level, each hearing the codes chosen before it, on all rows of a sequence."""
         n, K = len(hidden), self.num_codebooks
-        inputs = self.project(hidden).unflatten(-1, (K, -1))
-        w, H = inputs.shape[-1], self.blocks[0].num_heads
-        caches = inputs.new_empty(len(self.blocks), 2, n, H, K, w // H)
+        inputs = self.project(hidden).unflatten(-1, (K, self.depth_dim))
+        past = [None] * len(self.blocks)
         chosen: list[Tensor] = []
         for level in range(K):
             x = inputs[:, level : level + 1]  # (n, 1, w)
             if level:
                 last = chosen[-1].repeat(n // len(chosen[-1]), 1)
                 x = x + self._heard(last, level - 1)
-            for block, cache in zip(self.blocks, caches):
-                x = block(x, cache, level)
+            for i, block in enumerate(self.blocks):
+                x, past[i] = block(x, past[i])
             logits = F.linear(self.norm(x), self.weight[level])  # (n, 1, V)
             chosen.append(choose(level, logits))
         return torch.cat(chosen, 1)

@@ -2,17 +2,19 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from rvqlm.modules.embeddings import FieldEmbedding, SumEmbedding
+from rvqlm.errors import UserError
+from rvqlm.modules.embeddings import FieldEmbedding, SumEmbedding, make_embedding
 
 
 def naive_sum(weight, sizes, ids):
     """Sum of table rows by a loop; the tables lie one below the other."""
-    B, S, F = ids.shape
+    B, S, fields = ids.shape
     out = torch.zeros(B, S, weight.shape[1])
     for b in range(B):
         for s in range(S):
-            for f in range(F):
+            for f in range(fields):
                 out[b, s] += weight[sum(sizes[:f]) + int(ids[b, s, f])]
     return out
 
@@ -56,8 +58,116 @@ def test_sum_over_levels():
     torch.testing.assert_close(embedding(grid), naive_sum(embedding.weight, (V + 1,) * K, grid))
 
 
-@pytest.mark.parametrize("embedding", [SumEmbedding(4, 300, 64), FieldEmbedding((300, 9), 64)])
-def test_unit_variance_at_the_start(embedding):
-    F = len(embedding.offsets)
-    grid = torch.randint(9, (8, 50, F))
-    assert 0.8 < embedding(grid).var() < 1.2
+KINDS = ("sum", "weighted", "attention")
+
+
+def make(kind, K=3, ids=12, dim=8, shaken=True):
+    torch.manual_seed(0)
+    embedding = make_embedding(kind, K, ids, dim, num_heads=2)
+    if shaken:  # some layers start at zero
+        for p in embedding.parameters():
+            torch.nn.init.normal_(p)
+    return embedding
+
+
+def code(embedding, k, i):
+    """Embedding of one code plus that of its level (d,), and its norm."""
+    x = embedding.weight[k * embedding.num_embeddings + i] + embedding.level[k]
+    normed = (x - x.mean()) / (x.var(unbiased=False) + 1e-5).sqrt() * embedding.norm.weight
+    return x, normed
+
+
+def naive_weighted(embedding, step):
+    weights, out = embedding.level_logits.softmax(0), 0
+    for k, i in enumerate(step.tolist()):
+        x, normed = code(embedding, k, i)
+        y = x + embedding.down.weight @ F.gelu(embedding.up.weight @ normed)
+        out = out + weights[k] * y
+    return out * len(step) ** 0.5
+
+
+def naive_attention(embedding, step):
+    normed = [code(embedding, k, i)[1] for k, i in enumerate(step.tolist())]
+    parts, width = [], embedding.query.shape[1]
+    for h, query in enumerate(embedding.query):
+        part = slice(h * width, (h + 1) * width)
+        keys = torch.stack([(embedding.key.weight @ x)[part] for x in normed])
+        values = torch.stack([(embedding.value.weight @ x)[part] for x in normed])
+        parts.append((keys @ query * width**-0.5).softmax(0) @ values)
+    return torch.cat(parts) * len(step) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "kind,naive", [("weighted", naive_weighted), ("attention", naive_attention)]
+)
+@pytest.mark.parametrize("steps", [2, 9])  # fewer and more than the ids of a table
+def test_layers_over_levels(kind, naive, steps):
+    embedding = make(kind).double()
+    grid = torch.randint(12, (2, steps, 3))
+    grid[0, 0] = 11  # the special id is one of the table
+    want = torch.stack([torch.stack([naive(embedding, s) for s in item]) for item in grid])
+    got = embedding(grid.int())
+    torch.testing.assert_close(got, want)
+    direction = torch.randn_like(want)
+    parameters = list(embedding.parameters())
+    wanted = torch.autograd.grad((want * direction).sum(), parameters)
+    grads = torch.autograd.grad((got * direction).sum(), parameters)
+    for g, w in zip(grads, wanted):
+        assert w.any()
+        torch.testing.assert_close(g, w)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_step_alone_equals_the_same_in_a_batch(kind):
+    """Generation embeds step by step what training embeds at once."""
+    embedding = make(kind)
+    grid = torch.randint(12, (2, 9, 3))
+    whole = embedding(grid)
+    torch.testing.assert_close(
+        torch.cat([embedding(grid[:, s : s + 1]) for s in range(9)], 1), whole
+    )
+    assert embedding(grid[:, :0]).shape == (2, 0, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [3, 50])
+def test_unit_variance_at_the_start(kind, steps):
+    embedding = make(kind, K=4, ids=300, dim=64, shaken=False)
+    assert 0.8 < embedding(torch.randint(300, (16, steps, 4))).var() < 1.25
+
+
+def test_unit_variance_of_fields():
+    assert 0.8 < FieldEmbedding((300, 9), 64)(torch.randint(9, (8, 50, 2))).var() < 1.25
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("steps", [3, 50])
+def test_autocast_leaves_the_stream_in_float32(kind, steps):
+    """bf16 layers, but a residual stream that starts in the precision of the weights."""
+    embedding, grid = make(kind), torch.randint(12, (1, steps, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = embedding(grid)
+    assert out.dtype == torch.float32
+    want = embedding(grid)
+    assert (out - want).norm() < 0.05 * want.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_matrices_for_muon_are_hidden_ones(kind):
+    embedding = make(kind)
+    matrices = embedding.muon_matrices()
+    assert all(m.ndim == 2 and m is not embedding.weight for m in matrices)
+    assert len(matrices) == (0 if kind == "sum" else 2)
+
+
+@pytest.mark.parametrize(
+    "kind,options,words",
+    [
+        ("mean", {}, "--input-side 'mean': choose one of sum, weighted, attention"),
+        ("attention", {"num_heads": 3}, "width 8 is not a multiple of 3 heads"),
+        ("weighted", {"expansion": 0.0}, "must be positive"),
+    ],
+)
+def test_bad_options(kind, options, words):
+    with pytest.raises(UserError, match=words):
+        make_embedding(kind, 3, 12, 8, **options)

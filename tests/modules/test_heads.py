@@ -1,78 +1,334 @@
-"""The blockwise loss equals the plain one, values and gradients."""
+"""Blockwise losses equal plain cross-entropy of naively computed logits, values and gradients."""
+
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from rvqlm.modules import fused_loss as heads_module
-from rvqlm.modules.heads import LinearHeads
+from rvqlm.errors import UserError
+from rvqlm.modules import fused_loss
+from rvqlm.modules.embeddings import SumEmbedding
+from rvqlm.modules.heads import LinearHeads, make_heads
+
+N, K, V, D = 37, 3, 11, 8
+KINDS = {
+    "linear": {"kind": "linear"},
+    "linear shared": {"kind": "linear", "shared": True},
+    "mlp": {"kind": "mlp", "expansion": 1.5},
+    "mlp shared": {"kind": "mlp", "shared": True},
+    "depth": {"kind": "depth", "depth_dim": 8, "depth_heads": 2},
+}
+FLAT = [name for name in KINDS if name != "depth"]
 
 
-def plain_loss(heads, hidden, targets, valid, weights, smoothing):
-    logits = heads(hidden)  # (N, K, V)
-    V = logits.shape[-1]
-    nats = F.cross_entropy(logits.reshape(-1, V), targets.reshape(-1), reduction="none")
-    loss = F.cross_entropy(
-        logits.reshape(-1, V), targets.reshape(-1), reduction="none", label_smoothing=smoothing
-    )
+def make(name, shaken=True, **changes):
+    torch.manual_seed(0)
+    options = {"num_codebooks": K, "codebook_size": V, "dim": D, **KINDS[name], **changes}
+    heads = make_heads(**options).double()
+    if shaken:  # classifiers start at zero
+        for p in heads.parameters():
+            torch.nn.init.normal_(p)
+    return heads
+
+
+def naive_logits(heads, name, hidden):
+    """(N, K, V) by a loop over levels, from states (N, K, d)."""
+    levels = []
+    for k in range(K):
+        h, copy = hidden[:, k], 0 if "shared" in name else k
+        if "shared" in name:
+            h = h + heads.level[k]
+        if "mlp" in name:
+            h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, False, keepdim=True) + 1e-5).sqrt()
+            h = F.gelu(h * heads.norm.weight @ heads.up[copy].T) @ heads.down[copy].T
+        levels.append(h @ heads.weight[copy].T)
+    return torch.stack(levels, 1)
+
+
+def plain_loss(logits, targets, valid, weights, smoothing):
+    targets = targets.masked_fill(~valid, 0)
+    flat = logits.flatten(0, 1), targets.flatten()
+    nats = F.cross_entropy(*flat, reduction="none").view_as(targets)
+    loss = F.cross_entropy(*flat, reduction="none", label_smoothing=smoothing).view_as(targets)
     correct = (logits.argmax(-1) == targets) & valid
-    return (
-        (loss.view_as(targets) * valid * weights).sum(),
-        (nats.view_as(targets) * valid).sum(0),
-        correct.sum(0),
-    )
+    return (loss * valid * weights).sum(), (nats * valid).sum(0), correct.sum(0)
+
+
+def masks():
+    torch.manual_seed(1)
+    rows = torch.arange(N)
+    return {
+        "all": torch.ones(N, K, dtype=torch.bool),
+        "most": torch.rand(N, K) > 0.1,
+        "some rows": ((rows > 9) & (rows < 30))[:, None].expand(N, K),
+        "few": torch.rand(N, K) > 0.7,
+        "one a row": F.one_hot(torch.randint(K, (N,)), K).bool(),
+        "one level": torch.tensor([False, True, False]).expand(N, K),
+        "none": torch.zeros(N, K, dtype=torch.bool),
+    }
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks and chunks, the last of each incomplete."""
+    monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", 5 * K * V)
+    monkeypatch.setattr(fused_loss, "CHUNK_STATES", 11 * K)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_equals_plain_cross_entropy(monkeypatch, smoothing):
-    torch.manual_seed(0)
-    N, K, V, d = 37, 3, 11, 8
-    monkeypatch.setattr(heads_module, "BLOCK_ELEMENTS", 5 * K * V)  # blocks of 5, the last of 2
-    heads = LinearHeads(K, V, d)
-    torch.nn.init.normal_(heads.weight)
-    hidden = torch.randn(N, d, requires_grad=True)
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize(
+    "name,per_level", [*((n, False) for n in KINDS), *((n, True) for n in FLAT)]
+)
+def test_loss_equals_plain_cross_entropy(small_blocks, name, per_level, mask, smoothing):
+    heads, valid = make(name), masks()[mask]
+    hidden = torch.randn(N, K, D) if per_level else torch.randn(N, D)
+    hidden = hidden.double().requires_grad_()
     targets = torch.randint(V, (N, K))
-    valid = torch.rand(N, K) > 0.3
     weights = torch.tensor([1.0, 0.5, 2.0])
+    if name == "depth":  # checked against its own definition in test_depth.py
+        logits = heads(hidden, targets)
+    else:
+        states = hidden if per_level else hidden.unsqueeze(1).expand(N, K, D)
+        logits = naive_logits(heads, name, states)
+        torch.testing.assert_close(
+            heads.logits_of_states(hidden) if per_level else heads(hidden), logits
+        )
+    inputs = [hidden, *heads.parameters()]
 
-    want_loss, want_nats, want_correct = plain_loss(
-        heads, hidden, targets, valid, weights, smoothing
-    )
-    want = torch.autograd.grad(3 * want_loss, [hidden, heads.weight])
+    want = plain_loss(logits, targets, valid, weights, smoothing)
+    want_grads = torch.autograd.grad(3 * want[0], inputs)
     got = heads.loss(hidden, targets, valid, weights, smoothing)
-    grads = torch.autograd.grad(3 * got.loss, [hidden, heads.weight])
-
-    torch.testing.assert_close(got.loss, want_loss)
-    torch.testing.assert_close(got.nats, want_nats)
-    assert torch.equal(got.correct, want_correct.float())
-    for g, w in zip(grads, want):
+    grads = torch.autograd.grad(3 * got.loss, inputs)
+    torch.testing.assert_close(got.loss, want[0])
+    torch.testing.assert_close(got.nats, want[1])
+    assert torch.equal(got.correct, want[2].double())
+    for g, w in zip(grads, want_grads):
         torch.testing.assert_close(g, w)
     with torch.no_grad():
-        torch.testing.assert_close(
-            heads.loss(hidden, targets, valid, weights, smoothing).loss, want_loss
-        )
+        same = heads.loss(hidden, targets, valid, weights, smoothing)
+    assert not same.loss.requires_grad
+    torch.testing.assert_close(same.loss, want[0])
 
 
-def test_never_holds_all_logits(monkeypatch):
-    """The largest tensor made is a block, not (N, K, V)."""
-    from torch.utils._python_dispatch import TorchDispatchMode
+@pytest.mark.parametrize("name", FLAT)
+def test_targets_that_do_not_count_may_be_anything(name):
+    heads, valid = make(name), masks()["most"]
+    hidden, targets = torch.randn(N, D).double(), torch.randint(V, (N, K))
+    want = heads.loss(hidden, targets, valid)
+    for filler in (-1, V, 10**6):
+        got = heads.loss(hidden, targets.masked_fill(~valid, filler).int(), valid)
+        assert torch.equal(got.loss, want.loss) and torch.equal(got.correct, want.correct)
 
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_level_a_row(small_blocks, smoothing):
+    heads = make("linear")
+    hidden = torch.randn(N, D).double().requires_grad_()
+    level = torch.randint(K, (N,))
+    level[level == 1] = 2  # a level may be absent
+    targets, valid = torch.randint(V, (N,)), torch.rand(N) > 0.3
+    weights = torch.tensor([1.0, 0.5, 2.0])
+    logits = torch.stack([heads.weight[k] @ h for h, k in zip(hidden, level)])
+    flat = logits[valid], targets[valid]
+    each = F.cross_entropy(*flat, reduction="none", label_smoothing=smoothing)
+    want = (each * weights[level[valid]]).sum()
+    nats = F.cross_entropy(*flat, reduction="none")
+    want_nats = torch.stack([nats[level[valid] == k].sum() for k in range(K)])
+    hits = (flat[0].argmax(-1) == flat[1]).double()
+    want_hits = torch.stack([hits[level[valid] == k].sum() for k in range(K)])
+    got = heads.loss_of_level(
+        hidden, level, targets.masked_fill(~valid, -1), valid, weights, smoothing
+    )
+    torch.testing.assert_close(got.loss, want)
+    torch.testing.assert_close(got.nats, want_nats)
+    assert torch.equal(got.correct, want_hits)
+    inputs = [hidden, heads.weight]
+    for g, w in zip(torch.autograd.grad(got.loss, inputs), torch.autograd.grad(want, inputs)):
+        torch.testing.assert_close(g, w)
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_logits_of_one_level(name):
+    heads, hidden = make(name), torch.randn(2, 5, D).double()
+    full = heads(hidden)
+    assert full.shape == (2, 5, K, V)
+    for k in range(K):
+        torch.testing.assert_close(heads.logits_of_level(hidden, k), full[:, :, k])
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_draw_lets_rows_of_one_sequence_decide_together(name):
+    heads, hidden = make(name), torch.randn(6, D).double()
+    calls = []
+
+    def choose(first, logits):
+        calls.append((first, logits))
+        return (2 * logits[:3] - logits[3:]).argmax(-1)
+
+    codes = heads.draw(hidden, choose)
+    assert [first for first, _ in calls] == [0]
+    torch.testing.assert_close(calls[0][1], heads(hidden))
+    assert codes.shape == (3, K)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_first_loss_is_that_of_equally_likely_codes(name):
+    heads, valid = make(name, shaken=False), masks()["most"]
+    out = heads.loss(torch.randn(N, D).double(), torch.randint(V, (N, K)), valid)
+    torch.testing.assert_close(out.nats, valid.sum(0).double() * math.log(V))
+    assert not out.correct.any()  # a tie is no hit
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_parameter_takes_part(name):
+    """As wrappers for several processes demand, with nothing to score and with frozen ones too."""
+    heads = make(name)
+    hidden = torch.randn(N, D).double().requires_grad_()
+    targets = torch.randint(V, (N, K))
+    heads.loss(hidden, targets, masks()["none"]).loss.backward()
+    assert all(not p.grad.any() for p in [hidden, *heads.parameters()])
+    heads.loss(hidden, targets, masks()["all"]).loss.backward()
+    assert all(p.grad.any() for p in [hidden, *heads.parameters()])
+    whole = {n: p.grad for n, p in heads.named_parameters()}
+    heads.zero_grad()
+    first = next(heads.parameters())
+    first.requires_grad_(False)
+    heads.loss(hidden, targets, masks()["all"]).loss.backward()
+    assert first.grad is None
+    for n, p in heads.named_parameters():
+        assert p is first or torch.allclose(p.grad, whole[n])
+
+
+def shared_with(embedding, first_level):
+    return LinearHeads(K, V, D, tied=embedding, first_level=first_level).double()
+
+
+def test_tied_heads_use_the_tables_of_their_levels():
+    torch.manual_seed(0)
+    embedding = SumEmbedding(K + 1, V + 1, D).double()
+    tied = shared_with(embedding, 1)
+    assert not list(tied.parameters())
+    tables = embedding.weight.view(K + 1, V + 1, D)[1:, :V]
+    hidden, targets = torch.randn(N, D).double(), torch.randint(V, (N, K))
+    logits = torch.einsum("nd,kvd->nkv", hidden, tables) * D**-0.5
+    torch.testing.assert_close(tied(hidden), logits)
+    torch.testing.assert_close(tied.logits_of_level(hidden, 2), logits[:, 2])
+    valid, ones = masks()["most"], torch.ones(K)
+    (want,) = torch.autograd.grad(
+        plain_loss(logits, targets, valid, ones, 0.0)[0], embedding.weight
+    )
+    (got,) = torch.autograd.grad(tied.loss(hidden, targets, valid).loss, embedding.weight)
+    torch.testing.assert_close(got, want)
+    special = got.view(K + 1, V + 1, D)[:, V]
+    assert got.any() and not special.any()
+    with torch.no_grad():  # follows the embedding
+        embedding.weight.zero_()
+    assert not tied(hidden).any()
+
+
+@pytest.mark.parametrize(
+    "embedding,first",
+    [(SumEmbedding(K, V + 1, D), 1), (SumEmbedding(K, V, D), 0), (SumEmbedding(K, V + 1, 4), 0)],
+)
+def test_tied_heads_must_fit(embedding, first):
+    with pytest.raises(ValueError, match="other levels, codes or width"):
+        shared_with(embedding, first)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bf16_autocast(small_blocks, name):
+    """Near the float32 loss, within what bf16 logits allow, over several chunks."""
+    heads = make(name).float()
+    with torch.no_grad():
+        for p in heads.parameters():
+            p.mul_(0.5)
+    hidden = torch.randn(N, D, requires_grad=True)
+    targets, valid = torch.randint(V, (N, K)), masks()["most"]
+    inputs = [hidden, *heads.parameters()]
+    want = heads.loss(hidden, targets, valid, None, 0.1)
+    want_grads = torch.autograd.grad(want.loss, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = heads.loss(hidden, targets, valid, None, 0.1)
+        grads = torch.autograd.grad(got.loss, inputs)
+    assert got.loss.dtype == got.nats.dtype == torch.float32
+    assert not torch.equal(got.loss, want.loss)  # else nothing was cast
+    torch.testing.assert_close(got.loss, want.loss, rtol=1e-2, atol=0)
+    torch.testing.assert_close(got.nats, want.nats, rtol=2e-2, atol=0)
+    for g, w in zip(grads, want_grads):
+        assert g.dtype == torch.float32
+        assert (g - w).norm() < 0.05 * w.norm()
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that an operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(t, torch.Tensor):
+                self.elements = max(self.elements, t.numel())
+        return out
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_never_holds_all_logits_or_states(monkeypatch, name):
     N, K, V, d = 512, 4, 64, 16
-    monkeypatch.setattr(heads_module, "BLOCK_ELEMENTS", 32 * K * V)
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for t in out if isinstance(out, tuple | list) else [out]:
-                if isinstance(t, torch.Tensor):
-                    largest = max(largest, t.numel())
-            return out
-
-    heads = LinearHeads(K, V, d)
+    monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", 32 * K * V)
+    monkeypatch.setattr(fused_loss, "CHUNK_STATES", 32 * K)
+    heads = make(name, num_codebooks=K, codebook_size=V, dim=d).float()
     hidden = torch.randn(N, d, requires_grad=True)
     targets, valid = torch.randint(V, (N, K)), torch.ones(N, K, dtype=torch.bool)
-    with Watch():
+    with Largest() as largest:
         heads.loss(hidden, targets, valid).loss.backward()
-    assert largest <= max(32 * K * V, N * d) < N * K * V / 8
+    assert largest.elements <= max(32 * K * V, N * d) < N * K * V / 8
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_rows_without_a_target_cost_nothing(name):
+    N, d = 4096, 8
+    heads = make(name).float()
+    hidden, targets = torch.randn(N, d, requires_grad=True), torch.randint(V, (N, K))
+    valid = (torch.arange(N) % 128 == 5)[:, None].expand(N, K)
+    with Largest() as largest:
+        heads.loss(hidden, targets, valid).loss.backward()
+    assert largest.elements == N * d  # the hidden states and their gradient
+
+
+def test_fewer_levels_than_the_input():
+    one = make_heads("linear", 1, V, D)
+    assert one(torch.randn(4, D)).shape == (4, 1, V)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_matrices_for_muon_are_hidden_ones(name):
+    heads = make(name)
+    matrices = heads.muon_matrices()
+    own = {id(p) for p in heads.parameters()}
+    assert all(id(m) in own and m.ndim >= 2 and V not in m.shape[-2:] for m in matrices)
+    assert bool(matrices) == ("linear" not in name)
+
+
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"kind": "conv"}, "--head 'conv': choose one of linear, mlp, depth"),
+        ({"kind": "mlp", "expansion": 0.0}, "--head-expansion 0.0 must be positive"),
+        ({"kind": "depth", "depth_dim": 6, "depth_heads": 4}, "--depth-dim 6 is not a multiple"),
+        ({"kind": "depth", "depth_layers": 0}, "--depth-layers 0"),
+        ({"kind": "depth", "num_codebooks": 1}, "at least 2 codebooks"),
+        ({"kind": "depth", "shared": True}, "--shared-head has no meaning"),
+    ],
+)
+def test_bad_options(changes, words):
+    with pytest.raises(UserError, match=words):
+        make_heads(**{"num_codebooks": K, "codebook_size": V, "dim": D, **changes})
+
+
+def test_all_problems_at_once():
+    with pytest.raises(UserError, match=r"--depth-dim.*--depth-layers.*--shared-head"):
+        make_heads("depth", K, V, D, shared=True, depth_dim=6, depth_layers=0)
