@@ -19,10 +19,15 @@ COMMANDS = {  # in the order of the workflow
     "tokenize": "audio -> codes: run a codec over a folder of audio or a lhotse manifest",
     "split": "divide the cuts into train, valid and test, disjoint by speaker or recording",
     "index": "build the memory-mapped index of each split that training reads",
+    "text": "texts of the cuts as symbols beside their codes: characters, phonemes, pieces",
+    "midi": "MIDI files of the cuts as notes beside their codes",
+    "pair": "what each cut accompanies: codes of another stream, in another token directory",
     "validate": "check a token directory and print its statistics",
+    "models": "the families of models: options, parameters, what they can do",
     "trainer": "train a model on codes",
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
     "generate": "continue a prompt, or make audio from nothing, as wav files",
+    "recognize": "what generated or real speech says, and how far it is from its text",
     "report": "one HTML page: audio, curves, statistics, the commands behind them",
     "decode": "codes -> audio: wav files from tokens",
     "info": "what a file or folder is: tokens, manifest, shard, NPQ, checkpoint, experiment",
@@ -33,7 +38,12 @@ COMMANDS = {  # in the order of the workflow
 
 # where the module has another name: run as a script, this folder leads sys.path, and a tokenize.py
 # or codecs.py here would hide the standard library's; `import` is no name for a module
-_FILES = {"tokenize": "tokenizer", "codecs": "codec_cards", "import": "importer"}
+_FILES = {
+    "tokenize": "tokenizer",
+    "codecs": "codec_cards",
+    "import": "importer",
+    "models": "model_cards",
+}
 
 
 def run(name: str, argv: list[str]) -> int:

@@ -106,8 +106,8 @@ class CodecLM(TokenModel):
         super().__init__(config, info, conditions or {})
         c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
         self.pattern = make_pattern(c.pattern, K, c.delays)
-        self.network = c.build(self.conditions)
         self.embedding = make_embedding(c.input_side, K, V + 1, d)
+        self.network = c.build(self.conditions, codes=self.embedding)
         depth = {}
         if c.head == "depth":
             depth = {

@@ -10,11 +10,17 @@ from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.models.base import TokenModel
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
+from rvqlm.models.recognizer import Recognizer, RecognizerConfig
+from rvqlm.models.valle import Valle, ValleConfig
 
-MODELS: dict[str, tuple[type, type[TokenModel]]] = {"codec-lm": (CodecLMConfig, CodecLM)}
+MODELS: dict[str, tuple[type, type[TokenModel]]] = {
+    "codec-lm": (CodecLMConfig, CodecLM),
+    "valle": (ValleConfig, Valle),
+    "recognizer": (RecognizerConfig, Recognizer),
+}
 """Name -> (config dataclass, model class)."""
 
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = {"audio-lm": "valle"}
 """Other names that users of other projects know a model by."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
+from torch import nn
 
 from rvqlm.condition_info import KINDS, ConditionInfo
 from rvqlm.errors import UserError
@@ -71,14 +72,20 @@ class NetworkConfig:
         }
         return TransformerConfig(dim=dim, **{**shape, **changes})
 
-    def build(self, infos: Mapping[str, ConditionInfo], **changes) -> ConditionedTransformer:
-        """The conditioned transformer that the flags describe; ``changes`` to its config."""
+    def build(
+        self, infos: Mapping[str, ConditionInfo], codes: nn.Module | None = None, **changes
+    ) -> ConditionedTransformer:
+        """The conditioned transformer that the flags describe; ``changes`` to its config.
+
+        :param codes: input side to share with conditions that are codes; none: their own.
+        """
         return ConditionedTransformer(
             self.transformer(**changes),
             {kind: infos[kind] for kind in self.conditions},
             self.fusion,
             self.num_encoder_layers if self.conditions else 0,
             self.condition_dropout,
+            codes,
         )
 
     def problems(self) -> list[str]:

@@ -52,12 +52,22 @@ class Conditioner(nn.Module):
     :param infos: by kind; the order is that of the steps.
     :param dropout: chance that an item of a training batch hears none of its conditions and, with
         several, that it misses a single one.
+    :param codes: the model's own input side, which then serves source and prompt too; their ids of
+        no code are its last.
     """
 
-    def __init__(self, infos: Mapping[str, ConditionInfo], dim: int, dropout: float = 0.0):
+    def __init__(
+        self,
+        infos: Mapping[str, ConditionInfo],
+        dim: int,
+        dropout: float = 0.0,
+        codes: nn.Module | None = None,
+    ):
         super().__init__()
         self.infos, self.dropout = dict(infos), dropout
-        self.fields = nn.ModuleDict({k: FieldEmbedding(i.sizes, dim) for k, i in infos.items()})
+        own = [k for k in infos if codes is None or k not in ("source", "prompt")]
+        self.fields = nn.ModuleDict({k: FieldEmbedding(infos[k].sizes, dim) for k in own})
+        self._codes = (codes,)  # no submodule: its weights belong to the model
         self.given = nn.Parameter(torch.randn(len(infos), dim))
         self.missing = nn.Parameter(torch.randn(len(infos), dim))
         self.kind = nn.Parameter(torch.randn(len(infos), dim) * 0.5)
@@ -110,7 +120,11 @@ class Conditioner(nn.Module):
         index = torch.arange(S, device=values.device)
         mask = index < lengths[:, None]  # (B, S)
         first = torch.where((lengths > 0)[:, None], self.given[number], self.missing[number])
-        x = torch.cat([first[:, None], self.fields[kind](values).to(first.dtype)], 1)
+        if kind in self.fields:
+            steps = self.fields[kind](values)
+        else:
+            steps = self._codes[0](values.masked_fill(values < 0, info.sizes[0]))
+        x = torch.cat([first[:, None], steps.to(first.dtype)], 1)
         at = index.expand(B, S).float()
         begin = torch.zeros(B, 1, device=values.device)
         if kind == "prompt":
@@ -144,6 +158,7 @@ class ConditionedTransformer(nn.Module):
 
     :param config: of the transformer; with fusion ``cross`` it gets cross-attention.
     :param num_encoder_layers: non-causal layers over the conditions before they are heard.
+    :param codes: see `Conditioner`.
     """
 
     def __init__(
@@ -153,6 +168,7 @@ class ConditionedTransformer(nn.Module):
         fusion: str = "prefix",
         num_encoder_layers: int = 0,
         condition_dropout: float = 0.0,
+        codes: nn.Module | None = None,
     ):
         super().__init__()
         infos = infos or {}
@@ -160,7 +176,7 @@ class ConditionedTransformer(nn.Module):
         self.transformer = Transformer(replace(config, cross=self.cross))
         self.conditioner = self.encoder = None
         if infos:
-            self.conditioner = Conditioner(infos, config.dim, condition_dropout)
+            self.conditioner = Conditioner(infos, config.dim, condition_dropout, codes)
         if infos and num_encoder_layers:
             self.encoder = Transformer(
                 replace(config, num_layers=num_encoder_layers, causal=False, adaptive=False)
