@@ -14,6 +14,10 @@ extras = {
     "metrics": ["pesq", "pystoi"],
     # the offline recipe: speech synthesis from a wheel
     "mini": ["espeakng-loader"],
+    # text as phonemes (espeak-ng in a wheel) or as pieces of words
+    "text": ["espeakng-loader", "sentencepiece"],
+    # MIDI files as a condition
+    "midi": ["symusic>=0.6"],
     # an ffmpeg program for m4a, aac, wma, webm where the system has none
     "ffmpeg": ["imageio-ffmpeg"],
     # the codecs' own packages, for those who want them: each brings torchaudio and much else, and
@@ -23,7 +27,7 @@ extras = {
     # NVIDIA's FSQ codecs exist in this package only
     "nemo": ["nemo_toolkit[tts]"],
 }
-used_by_tests = ("metrics", "mini", "ffmpeg")
+used_by_tests = ("metrics", "mini", "text", "midi", "ffmpeg")
 extras["dev"] = ["pytest", "ruff", "h5py", "librosa"]  # the last two: references to compare with
 extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]
 

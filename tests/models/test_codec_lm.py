@@ -194,3 +194,70 @@ def test_factory_round_trip_and_errors():
         build_model("codec-lm", {"depth": 3}, INFO)
     with pytest.raises(UserError, match="unknown model"):
         build_model("gru", {}, INFO)
+
+
+def test_scheduled_sampling_hears_predictions_at_the_cost_of_one_pass():
+    model = make(scheduled_sampling=1.0).train()
+    batch = Batch.from_codes(random_items([9, 6]))
+    calls = []
+    model.network.register_forward_hook(lambda *_: calls.append(1))
+    torch.manual_seed(3)
+    model.progress = 0.0
+    begin = model(batch).loss
+    assert len(calls) == 2
+    plain = make().train()(batch).loss
+    torch.testing.assert_close(begin, plain)  # nothing is replaced yet
+    model.progress = 0.7
+    mixed = model(batch)
+    assert not torch.isclose(mixed.loss, plain)
+    assert mixed.count.tolist() == [15.0] * K
+    model.eval()
+    torch.testing.assert_close(model(batch).loss, plain)  # measured on the data alone
+
+
+def test_all_of_the_inputs_can_be_predictions():
+    """With everything replaced, the codes of an item reach its loss as targets only: the inputs of
+    a model whose predictions are certain are these predictions."""
+    model = make(scheduled_sampling=1.0, model_end=False).train()
+    model.progress = 1.0
+    seen = []
+    model.embedding.register_forward_hook(lambda _, args, __: seen.append(args[0].clone()))
+    with torch.no_grad():
+        model.heads.weight[:] = 0
+    favourite = torch.tensor([4, 7, 1])
+    model.heads.forward = lambda hidden, targets: (
+        F.one_hot(favourite, V).float().mul(1e4).expand(len(hidden), K, V)
+    )
+    model(Batch.from_codes(random_items([5])))
+    heard = seen[-1][0]  # (S, K)
+    for k in range(K):
+        assert (heard[1 + k : 6 + k, k] == favourite[k]).all()
+        assert (heard[: 1 + k, k] == V).all()
+
+
+@pytest.mark.parametrize("kind", ["prefix", "cross"])
+def test_learns_to_say_what_the_text_says(kind):
+    """Which of the 8 items it is follows from the text alone: nothing remains unexplained."""
+    from rvqlm.condition_info import ConditionInfo
+
+    infos = {"text": ConditionInfo("text", (9,), rate=2.0)}
+    torch.manual_seed(0)
+    config = {"decoder_dim": 32, "nhead": 2, "num_decoder_layers": 2, "conditions": ("text",)}
+    config |= {"fusion": kind, "num_encoder_layers": int(kind == "cross"), "condition_dropout": 0.0}
+    model = build_model("codec-lm", config, INFO, infos)
+    items = random_items([12, 9, 15, 10, 7, 14, 11, 8], seed=1)
+    texts = [torch.tensor([[1 + i % 4], [5 + i // 4], [3]]) for i in range(8)]
+    batch = Batch.from_codes(items, conditions={"text": texts})
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(400):
+        out = model(batch)
+        if float(out.loss.detach()) < 1:
+            break
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+    assert float(out.loss.detach()) < 2
+    made = model.generate(max_frames=20, temperature=0, conditions=batch.conditions)
+    assert made.lengths.tolist() == [len(i) for i in items]
+    for got, want in zip(made.items(), items):
+        assert torch.equal(got, want)
