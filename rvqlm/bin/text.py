@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from rvqlm.bin.index import find_splits
 from rvqlm.cli import parse, run_main
-from rvqlm.data.index import read_sidecar
-from rvqlm.data.text_config import TextConfig
-from rvqlm.data.text_prepare import TextReport, prepare_text, preview
 from rvqlm.errors import UserError
+
+if TYPE_CHECKING:  # the processes that run espeak import this file again: torch would be a burden
+    from rvqlm.data.text_config import TextConfig
+    from rvqlm.data.text_prepare import TextReport
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    from tqdm import tqdm
+
+    from rvqlm.bin.index import find_splits
+    from rvqlm.data.index import read_sidecar
+    from rvqlm.data.text_config import TextConfig
+    from rvqlm.data.text_prepare import prepare_text, preview
+
     description = "Make symbols of the texts of a token directory, for text to speech."
     config = parse(TextConfig, "rvqlm text", description, argv)
     read_sidecar(config.manifest_dir)

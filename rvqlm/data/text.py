@@ -66,12 +66,7 @@ class TextSettings:
         """`text` as the front end sees it; `UserError` where it is no Unicode text."""
         if not text.isascii():
             text = unicodedata.normalize("NFKC" if self.type == "bpe" else "NFC", text)
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise UserError(
-                    f"text {shorten(text)}: half a character (a lone surrogate); correct the text"
-                ) from None
+            require_unicode(text)
         text = " ".join(_CONTROL.sub(" ", text).split())
         return text.lower() if self.lowercase else text
 
@@ -202,6 +197,16 @@ class TextFrontEnd:
         if self._pieces is not None:
             return self._pieces.decode(ids)
         return "".join(read_symbol(self.table[id]) for id in ids)
+
+
+def require_unicode(text: str) -> None:
+    """`UserError` for what JSON can hold and no file: half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"text {shorten(text)}: half a character (a lone surrogate); correct the text"
+        ) from None
 
 
 def lookup(table: SymbolTable, symbols: Sequence[str]) -> tuple[list[int], list[str]]:

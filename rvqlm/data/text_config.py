@@ -100,6 +100,10 @@ class TextConfig:
             problems.append("--workers: ready phonemes (--phonemes-field) need no espeak")
         return problems
 
+    @property
+    def num_pieces(self) -> int:
+        return 500 if self.vocab_size is None else self.vocab_size
+
     def settings(self) -> TextSettings:
         assert self.type is not None
         language = self.language or TextSettings.language
@@ -108,8 +112,9 @@ class TextConfig:
     def made_of(self, like: ConditionInfo | None) -> dict:
         """What decides the result, beside the data."""
         names = ("type", "field", "phonemes_field", "language", "language_field", "stress")
-        names += ("punctuation", "lowercase", "vocab_size", "unknown")
+        names += ("punctuation", "lowercase", "unknown")
         flags = {name: getattr(self, name) for name in names}
+        flags["vocab_size"] = self.num_pieces
         return {**flags, "like": None if like is None else digest(like.settings)}
 
 

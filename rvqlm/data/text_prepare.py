@@ -33,7 +33,7 @@ from rvqlm.data.index import TokenDataset, manifest_path, read_manifest
 from rvqlm.data.pieces import UNKNOWN, train_pieces
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.data.symbols import SPACE, SymbolTable
-from rvqlm.data.text import TextFrontEnd, TextSettings, describe, lookup
+from rvqlm.data.text import TextFrontEnd, TextSettings, describe, lookup, require_unicode
 from rvqlm.data.text_config import TextConfig, digest
 from rvqlm.data.transcripts import Transcript, text_fields, transcripts
 from rvqlm.errors import UserError
@@ -41,6 +41,7 @@ from rvqlm.training.checkpoint import atomic_write
 
 TRAIN = "train"  # the split that the table comes from
 _PIECES_TEXTS = 1_000_000  # texts that sentencepiece is trained on, at most
+_FEW = 256  # texts that are not worth a process
 _SHOWN = 8  # unknown symbols that a message names
 
 
@@ -114,6 +115,7 @@ class _Preparation:
         source = config.phonemes_field or config.field
         for item in transcripts(cuts, source, config.language_field, str(path)):
             try:
+                require_unicode(item.text)
                 if spoken and item.text:
                     item = self._with_language(item)
                 if spoken and config.phonemes_field is None:
@@ -147,7 +149,7 @@ class _Preparation:
         else:
             items, ahead = tee(self.texts(dataset))
             pairs = ((t.text, t.language or settings.language) for t in ahead)
-            workers = min(self.workers, -(-len(dataset) // 256))
+            workers = min(self.workers, len(dataset) // _FEW)  # starting one takes half a second
             spoken = phonemes.speak_all(pairs, settings.stress, settings.punctuation, workers)
             for item, string in zip(items, spoken):
                 yield item, settings.of_phonemes(string)
@@ -182,7 +184,7 @@ class _Preparation:
     def train_pieces(self, dataset: TokenDataset) -> None:
         step = -(-len(dataset) // _PIECES_TEXTS)
         texts = (self.settings.normalize(t.text) for t in self.texts(dataset, ": pieces") if t.text)
-        model = train_pieces(islice(texts, 0, None, step), self.config.vocab_size or 500)
+        model = train_pieces(islice(texts, 0, None, step), self.config.num_pieces)
         self.front_end = TextFrontEnd.of_pieces(self.settings, model)
 
     def encode(self, dataset: TokenDataset) -> _Column:
@@ -289,7 +291,7 @@ def preview(config: TextConfig, splits: list[str]) -> list[str]:
     """Lines that say what `prepare_text` would do, with the first text of each split."""
     _, datasets, like, current = _open(config, splits)
     work = _Preparation(config, like, lambda items, name, total: items)
-    work.workers = 1
+    work.workers = 0
     state = "all is up to date" if current is not None else "these would be written"
     lines = [f"dry run, nothing is written; {state}:"]
     for split, dataset in datasets.items():

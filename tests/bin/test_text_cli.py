@@ -83,7 +83,8 @@ def test_what_training_gets(tokens, capsys):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_phonemes(tmp_path, capsys, monkeypatch, workers):
-    texts = [*TRAIN, *(f"number {n}" for n in range(300))]
+    monkeypatch.setattr(text_prepare, "_FEW", 2)
+    texts = [*TRAIN, *(f"number {n}" for n in range(20))]
     make_texts(tmp_path, train=texts)
     run(capsys, tmp_path, "--type", "phonemes", "--language", "en-gb", "--workers", workers)
     assert decoded(tmp_path) == [speak(text or "", "en-gb") for text in texts]
@@ -114,6 +115,14 @@ def test_ready_phonemes(tmp_path, capsys, monkeypatch):
     assert "cut 'cut-0000'" in err and "these are phonemes" in err and "--phonemes-field" in err
 
 
+@pytest.mark.parametrize("flags", [("chars",), ("bpe",), ("phonemes",),
+                                   ("phonemes", "--phonemes-field", "text")])  # fmt: skip
+def test_half_characters_are_named_with_their_cut(tmp_path, capsys, flags):
+    make_texts(tmp_path, train=["good", "a\ud83d"])
+    err = fail(capsys, tmp_path, "--type", *flags)
+    assert "cut 'cut-0001': text 'a\\ud83d': half a character" in err
+
+
 def test_every_cut_in_its_language(tmp_path, capsys):
     cuts = [{"text": "Wagen", "custom": {"tag": "de"}}, {"text": "wagon", "custom": {"tag": "de"}},
             {"text": "wagon", "custom": {"tag": "en-gb"}}, {"text": "van"}]  # fmt: skip
@@ -128,6 +137,9 @@ def test_every_cut_in_its_language(tmp_path, capsys):
     make_texts(tmp_path, train=cuts[:3])
     run(capsys, tmp_path, *flags)
     assert load_info(tmp_path, "text", "").settings["language"] == "de"  # of most cuts
+    make_texts(tmp_path, train=["a", [cuts[0], cuts[2]]])
+    err = fail(capsys, tmp_path, *flags, "--language", "de")
+    assert "cut 'cut-0001': custom.tag has de and en-gb" in err
     make_texts(tmp_path, train=[{"text": "a", "language": "English"}])
     err = fail(capsys, tmp_path, "--type", "phonemes", "--language-field", "language")
     assert "cut 'cut-0000': espeak has no language 'English'; near it: en-029" in err
@@ -211,7 +223,7 @@ def test_the_same_again_has_nothing_to_do(tokens, capsys, monkeypatch):
     before = {p.name: p.stat().st_mtime_ns for p in tokens.iterdir()}
     monkeypatch.setattr(text_prepare, "transcripts", None)  # no text is read
     assert run(capsys, tokens, *flags) == first + "up to date\n"
-    assert run(capsys, tokens, *flags, "--splits", "train").count(" cuts ") == 2
+    assert run(capsys, tokens, *flags, "--splits", "train").count(" symbols") == 2
     assert {p.name: p.stat().st_mtime_ns for p in tokens.iterdir()} == before
 
 
