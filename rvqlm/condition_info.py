@@ -43,11 +43,16 @@ class ConditionInfo:
     placed on the time axis of the frames at this rate. 1 for codes."""
     settings: dict = field(default_factory=dict)
     """How the tokens are made (plain JSON values): the front end's settings and its symbols."""
+    clock: tuple[int, float] | None = None
+    """Where steps know their time: the field that counts it, modulo its size, and the frames of one
+    count. None: steps are spread at the rate."""
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"condition {self.kind!r}: choose one of {', '.join(KINDS)}")
         object.__setattr__(self, "sizes", tuple(int(s) for s in self.sizes))
+        if self.clock is not None:  # JSON knows lists only
+            object.__setattr__(self, "clock", tuple(self.clock))
 
     @property
     def num_fields(self) -> int:
@@ -71,7 +76,7 @@ class ConditionInfo:
     def require_same(self, other: ConditionInfo, mine: str, theirs: str) -> None:
         """Raise `UserError` naming both sides unless tokens of the one mean the same in the other.
 
-        The rate is a statistic of the data and may differ.
+        The rate is a statistic of the data and may differ; the clock follows from the settings.
         """
         for name in ("kind", "sizes", "settings"):
             a, b = getattr(self, name), getattr(other, name)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from tqdm import tqdm
 from rvqlm.condition_info import KINDS, ConditionInfo
 from rvqlm.data.batch import PAD, Padded
 from rvqlm.data.index import TokenDataset
+from rvqlm.data.midi import FIELDS
 from rvqlm.data.pairs import Pairs
 from rvqlm.data.plan import PlanConfig
 from rvqlm.data.ragged import Ragged
@@ -61,6 +63,9 @@ class _Tokens:
         directory, split = dataset.directory, dataset.split
         remedy = f"run rvqlm {kind} --manifest-dir {directory}"
         self.info = load_info(directory, kind, remedy)
+        if seconds := self.info.settings.get("position_step"):  # notes say when they begin
+            step = seconds * float(dataset.info.frame_rate)
+            self.info = replace(self.info, clock=(FIELDS.index("position"), step))
         path = directory / f"{kind}_{split}.bin"
         self.column = column = Ragged.open(path, dataset.fingerprint, remedy)
         if len(column) != len(dataset) or column.num_fields != self.info.num_fields:

@@ -3,8 +3,9 @@
 A condition of any kind is steps of integer fields (`rvqlm.condition_info`): one sum of embeddings
 a step, and a position in frames, so that attention finds what belongs to a moment by distance:
 
-    text, midi   (j + 1/2) * rate      rate frames a step on average, or the item's own rate
+    text         (j + 1/2) * rate      rate frames a step on average, or the item's own rate
                                        where its number of frames is known
+    midi         when the note begins
     source       j                     frame by frame
     prompt       j - S                 before the beginning
 
@@ -115,11 +116,11 @@ class Conditioner(nn.Module):
         x, mask, positions = (torch.cat(p, 1) for p in zip(*parts))
         return Context(x, mask, positions * steps_per_frame)
 
-    def _embed(self, number, kind, info, values, lengths, frames) -> tuple[Tensor, Tensor, Tensor]:
+    def _embed(self, row, kind, info, values, lengths, frames) -> tuple[Tensor, Tensor, Tensor]:
         B, S, _ = values.shape
         index = torch.arange(S, device=values.device)
         mask = index < lengths[:, None]  # (B, S)
-        first = torch.where((lengths > 0)[:, None], self.given[number], self.missing[number])
+        first = torch.where((lengths > 0)[:, None], self.given[row], self.missing[row])
         if kind in self.fields:
             steps = self.fields[kind](values)
         else:
@@ -130,13 +131,19 @@ class Conditioner(nn.Module):
         if kind == "prompt":
             at = at - lengths[:, None]
             begin = begin - lengths[:, None] - 1
+        elif info.clock is not None:
+            number, unit = info.clock
+            count = values[..., number].long()
+            turns = (count.diff(dim=1) < 0).cumsum(1)
+            count[:, 1:] += turns * info.sizes[number]
+            at = count * unit
         elif kind != "source":
             rate = info.rate
             if frames is not None:
                 rate = (frames / lengths.clamp(min=1))[:, None]
             at = (at + 0.5) * rate
         mask = torch.cat([torch.ones_like(begin, dtype=torch.bool), mask], 1)
-        return x + self.kind[number], mask, torch.cat([begin, at], 1)
+        return x + self.kind[row], mask, torch.cat([begin, at], 1)
 
 
 @dataclass

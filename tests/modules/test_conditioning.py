@@ -1,0 +1,127 @@
+"""Conditions: where they lie in time, what is dropped, and that fusion loses nothing."""
+
+import pytest
+import torch
+
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.batch import Padded
+from rvqlm.errors import UserError
+from rvqlm.modules.conditioning import ConditionedTransformer, Conditioner
+from rvqlm.modules.embeddings import SumEmbedding
+from rvqlm.modules.transformer import TransformerConfig
+
+CONFIG = TransformerConfig(dim=32, num_heads=2, num_layers=2, dim_feedforward=64)
+INFOS = {
+    "text": ConditionInfo("text", (11,), rate=3.0),
+    "source": ConditionInfo("source", (5, 5)),
+    "prompt": ConditionInfo("prompt", (5, 5)),
+    "midi": ConditionInfo("midi", (7, 100), clock=(1, 0.5)),
+}
+
+
+def steps(kind, *counts):
+    sizes = INFOS[kind].sizes
+    fields = [torch.stack([torch.randint(s, (n,)) for s in sizes], 1) if n else None
+              for n in counts]  # fmt: skip
+    return Padded.of(fields, len(sizes))
+
+
+def places(kind, given, **how):
+    """Positions of the steps of one kind, the leading one left out, item by item."""
+    context = Conditioner({kind: INFOS[kind]}, 8)({kind: given}, len(given.lengths), **how)
+    real = context.mask[:, 1:]
+    return [p[1:][m].tolist() for p, m in zip(context.positions, real)]
+
+
+def test_places_on_the_time_axis():
+    given = steps("text", 2, 4)
+    assert places("text", given) == [[1.5, 4.5], [1.5, 4.5, 7.5, 10.5]]
+    assert places("text", given, steps_per_frame=2.0)[0] == [3.0, 9.0]
+    # spread over the frames where these are known
+    spread = places("text", given, frames=torch.tensor([20, 8]))
+    assert spread == [[5.0, 15.0], [1.0, 3.0, 5.0, 7.0]]
+    assert places("source", steps("source", 3)) == [[0.0, 1.0, 2.0]]
+    assert places("prompt", steps("prompt", 3, 1)) == [[-3.0, -2.0, -1.0], [-1.0]]
+
+
+def test_notes_lie_where_they_begin():
+    times = torch.tensor([3, 90, 90, 5, 40, 2])  # of 100 counts a turn
+    notes = Padded.of([torch.stack([torch.zeros_like(times), times], 1)], 2)
+    assert places("midi", notes) == [[1.5, 45.0, 45.0, 52.5, 70.0, 101.0]]
+
+
+def test_missing_and_dropped_are_the_same():
+    torch.manual_seed(0)
+    conditioner = Conditioner({k: INFOS[k] for k in ("text", "prompt")}, 8)
+    both = {"text": steps("text", 3, 2), "prompt": steps("prompt", 2, 4)}
+    nothing = conditioner({}, 2)
+    assert nothing.mask.all() and nothing.x.shape[1] == 2  # one step a kind, "not given"
+    dropped = conditioner(both, 2, drop=torch.tensor([True, False]))
+    assert dropped.mask.sum(1).tolist() == [2, 2 + 2 + 4]
+    assert torch.equal(dropped.x[0][dropped.mask[0]], nothing.x[0])
+    assert not torch.equal(dropped.x[1, 0], nothing.x[1, 0])
+
+
+def test_dropout_takes_all_or_single_conditions():
+    torch.manual_seed(0)
+    conditioner = Conditioner({k: INFOS[k] for k in ("text", "prompt")}, 8, dropout=0.25)
+    both = {"text": steps("text", *[1] * 4000), "prompt": steps("prompt", *[1] * 4000)}
+    mask = conditioner(both, 4000).mask[:, [1, 3]]
+    none, alone = (~mask).all(1).float().mean(), (~mask).sum(1).eq(1).float().mean()
+    # 1/4 by the draw for all, and 3/4 * (1/4)^2 by both single draws
+    assert abs(none - (0.25 + 0.75 / 16)) < 0.02 and abs(alone - 0.75 * 2 * 0.25 * 0.75) < 0.025
+    assert conditioner.eval()(both, 4000).mask.all()
+
+
+@pytest.mark.parametrize("fusion", ["prefix", "cross"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_cached_equals_full_and_company_changes_nothing(fusion, layers):
+    torch.manual_seed(0)
+    infos = {k: INFOS[k] for k in ("text", "prompt")}
+    model = ConditionedTransformer(CONFIG, infos, fusion, layers)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    given = {"text": steps("text", 4, 6), "prompt": steps("prompt", 3, 0)}
+    x = torch.randn(2, 7, 32)
+    full = model(x, model.hear(given, 2))
+    state = model.start(model.hear(given, 2), 2, 7)
+    parts = [model.step(x[:, s : s + n], state) for s, n in ((0, 3), (3, 1), (4, 2), (6, 1))]
+    torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-5, rtol=1e-5)
+    alone = {k: Padded(p.values[:1, : p.lengths[0]], p.lengths[:1]) for k, p in given.items()}
+    torch.testing.assert_close(model(x[:1], model.hear(alone, 1)), full[:1], atol=1e-5, rtol=1e-5)
+    other = dict(given, text=steps("text", 4, 6))
+    assert not torch.allclose(model(x, model.hear(other, 2)), full)
+
+
+def test_long_masked_sequences_in_blocks_equal_the_whole(monkeypatch):
+    from rvqlm.modules import attention
+
+    torch.manual_seed(0)
+    model = ConditionedTransformer(CONFIG, {"text": INFOS["text"]})
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    context = model.hear({"text": steps("text", 9, 4)}, 2)
+    x = torch.randn(2, 23, 32)
+    whole = model(x, context)
+    monkeypatch.setattr(attention, "CPU_BLOCK", 5)
+    torch.testing.assert_close(model(x, context), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_codes_that_are_heard_share_the_input_side():
+    torch.manual_seed(0)
+    embedding = SumEmbedding(2, 6, 8)
+    conditioner = Conditioner({"source": INFOS["source"]}, 8, codes=embedding)
+    assert not [n for n, _ in conditioner.named_parameters() if "fields" in n]
+    given = steps("source", 3)
+    x = conditioner({"source": given}, 1).x[0, 1:] - conditioner.kind
+    torch.testing.assert_close(x, embedding(given.values)[0])
+
+
+def test_refusals():
+    model = ConditionedTransformer(CONFIG, {"text": INFOS["text"]})
+    with pytest.raises(UserError, match="not trained with the condition prompt"):
+        model.hear({"prompt": steps("prompt", 2)}, 1)
+    with pytest.raises(UserError, match="2 fields, the model wants 1"):
+        model.hear({"text": steps("prompt", 2)}, 1)
+    with pytest.raises(UserError, match="without conditions"):
+        ConditionedTransformer(CONFIG).hear({"text": steps("text", 2)}, 1)
