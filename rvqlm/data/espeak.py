@@ -207,7 +207,9 @@ class _Library:
     def phonemes(self, text: str) -> str:
         pointer = ctypes.c_char_p(text.encode())
         clauses = []
-        while pointer.value:  # the call moves the pointer past one clause, to NULL at the end
+        # the call moves the pointer past one clause, to NULL at the end; it reads a character ahead,
+        # so the rest may be empty while one clause is still to come
+        while ctypes.cast(pointer, ctypes.c_void_p).value:
             clause = self._lib.espeak_TextToPhonemes(
                 ctypes.byref(pointer), _CHARS_UTF8, _PHONEMES_IPA
             )

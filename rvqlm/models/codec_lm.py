@@ -52,6 +52,8 @@ class CodecLMConfig(NetworkConfig):
     """Classifiers over the hidden state: linear; with a hidden layer; or depth, a small transformer
     over the levels of a frame, which gives the exact joint likelihood (needs --pattern
     parallel)."""
+    head_expansion: float = 1.0
+    """Inner width of mlp heads, in widths of the model."""
     shared_head: bool = False
     """One classifier for all levels instead of one each (linear and mlp)."""
     depth_dim: int = 0
@@ -108,14 +110,17 @@ class CodecLM(TokenModel):
         self.pattern = make_pattern(c.pattern, K, c.delays)
         self.embedding = make_embedding(c.input_side, K, V + 1, d)
         self.network = c.build(self.conditions, codes=self.embedding)
-        depth = {}
-        if c.head == "depth":
-            depth = {
-                "depth_dim": c.depth_dim or min(d, 256),
-                "depth_layers": c.depth_layers,
-                "depth_heads": c.depth_nhead,
-            }
-        self.heads = make_heads(c.head, K, V, d, shared=c.shared_head, **depth)
+        self.heads = make_heads(
+            c.head,
+            K,
+            V,
+            d,
+            shared=c.shared_head,
+            expansion=c.head_expansion,
+            depth_dim=c.depth_dim,
+            depth_layers=c.depth_layers,
+            depth_heads=c.depth_nhead,
+        )
         self.end_head = EndHead(d) if c.model_end else None
         self.exact_likelihood = self.pattern.exact or self.heads.exact_frame
 

@@ -90,7 +90,7 @@ class Muon(torch.optim.Optimizer):
         dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
         updates = orthogonalize(torch.stack(ahead), dtype).unbind(0)
         torch._foreach_mul_(params, 1 - lr * weight_decay)
-        torch._foreach_add_(params, updates, alpha=-lr * 0.2 * max(shape) ** 0.5)
+        torch._foreach_add_(params, updates, alpha=-lr * 0.2 * max(shape[-2:]) ** 0.5)
 
 
 class Optimizers:

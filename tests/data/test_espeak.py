@@ -132,3 +132,7 @@ def test_private_copy_where_somebody_else_holds_the_library(monkeypatch, tmp_pat
         np.testing.assert_array_equal(audio, expected)
     assert holder.espeak_Info is not None
     espeak._private_copy.cache_clear()
+
+
+def test_a_last_clause_of_one_character_is_spoken():
+    assert len(espeak.phonemes("a, b").split()) == 2
