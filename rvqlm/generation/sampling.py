@@ -54,6 +54,9 @@ class DemaskConfig:
 
     steps: int | None = None
     """Passes over the sequence; more are better and slower. Unset: 16."""
+    fine_steps: int | None = None
+    """Passes for each level but the first, where a model fills in level after level (--masking
+    coarse_first); --steps are those for the first. Unset: 1."""
     score: Literal["confidence", "random"] | None = None
     """Which masked codes a pass keeps: those that the model is most sure of, or any. Unset:
     confidence."""
@@ -65,10 +68,13 @@ class DemaskConfig:
 
     def problems(self) -> list[str]:
         found = []
-        if self.steps is not None and self.steps < 1:
-            found.append(f"--steps {self.steps} must be at least 1")
+        for name in ("steps", "fine_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                found.append(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.score_noise is not None and not 0 <= self.score_noise < float("inf"):
             found.append(f"--score-noise {self.score_noise} must not be negative")
+        if self.score_noise is not None and self.score == "random":
+            found.append("--score-noise goes with --score confidence; random is all noise")
         return found
 
     def given(self) -> list[str]:
@@ -127,8 +133,10 @@ def uniforms(seed: int, rows: Iterable[int], num_steps: int, width: int) -> Tens
     A row depends on ``seed`` and its number alone, and its first steps do not change with
     ``num_steps``.
     """
-    drawn = []
-    for row in rows:
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63)
-        drawn.append(torch.rand(num_steps, width, generator=generator))
+    drawn = [torch.rand(num_steps, width, generator=g) for g in generators(seed, rows)]
     return torch.stack(drawn)
+
+
+def generators(seed: int, rows: Iterable[int]) -> list[torch.Generator]:
+    """One for each row, which depends on ``seed`` and the row's number alone."""
+    return [torch.Generator().manual_seed((seed * 1_000_003 + row) % 2**63) for row in rows]

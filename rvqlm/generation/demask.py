@@ -1,0 +1,181 @@
+"""The decoding loop of masked models: all codes hidden at first, filled in within a few passes.
+
+Each pass predicts every hidden code at once, keeps those that it is surest of, and hides the rest
+again; how many stay hidden falls along a quarter of a cosine (MaskGIT: Chang et al., 2022,
+arXiv:2202.04200). Codes kept in one pass are drawn independently of each other, so more passes make
+better sequences; with as many as there are codes it is decoding in a random order. A prompt, and
+what follows a gap, are known from the start.
+
+A model that works from level to level (``coarse_first``) fills level 0 within ``steps`` passes and
+each other level within ``fine_steps`` (SoundStorm: Borsos et al., 2023, arXiv:2305.09636).
+"""
+
+from __future__ import annotations
+
+from math import cos, pi
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rvqlm.generation.request import Generation, Request
+from rvqlm.generation.sampling import generators, guide, sample
+from rvqlm.modules.masking import lowest
+
+LOGITS_AT_ONCE = 1 << 23
+"""Logits of a level that are held at once: 32 MiB."""
+
+
+class FillsIn(Protocol):
+    """What the loop needs of a model."""
+
+    masking: str
+    special: int
+
+    def choose_lengths(self, request: Request, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) frames, prompt included and suffix not, and (B,) whether the model chose them."""
+
+    def hear(self, conditions, frames: Tensor, drop: Tensor | None):
+        """Context of items of so many frames (B,); ``drop`` (B,) bool: those that hear nothing."""
+
+    def hidden(self, codes: Tensor, frames: Tensor, context) -> Tensor:
+        """(B, T, K) codes with `special` where hidden -> (B, T, d)."""
+
+    def logits(self, hidden: Tensor, level: int) -> Tensor:
+        """(n, d) -> (n, V) of one level."""
+
+
+class Pass(NamedTuple):
+    """One pass over the sequence."""
+
+    levels: slice
+    """Levels that it fills in."""
+    left: float
+    """Share of their units that stay hidden after it."""
+    noise: float
+    """Factor of the noise on the scores."""
+
+
+def plan_passes(masking: str, num_codebooks: int, steps: int, fine_steps: int) -> list[Pass]:
+    """All passes of a decoding.
+
+    >>> [round(p.left, 2) for p in plan_passes("frame", 8, 4, 1)]
+    [0.92, 0.71, 0.38, 0.0]
+    """
+
+    def over(levels: slice, number: int) -> list[Pass]:
+        done = [(i + 1) / number for i in range(number)]
+        return [Pass(levels, cos(pi / 2 * d) if d < 1 else 0.0, 1 - d) for d in done]
+
+    if masking != "coarse_first":
+        return over(slice(0, num_codebooks), steps)
+    found = []
+    for level in range(num_codebooks):
+        found += over(slice(level, level + 1), fine_steps if level else steps)
+    return found
+
+
+def demask(model: FillsIn, request: Request) -> Generation:
+    """Fill in what lies between prompt and end, or between prompt and suffix."""
+    r, special, config = request, model.special, request.demask
+    B, P, K = r.prompt_codes.shape
+    device = r.prompt_codes.device
+    draws = generators(r.seed, r.rows)
+    first = torch.stack([torch.rand((), generator=g) for g in draws])
+    ends, chosen = model.choose_lengths(r, first.to(device))  # (B,) where the gap ends
+    frames = ends
+    if r.suffix_codes is not None:
+        frames = ends + r.suffix_codes.shape[1]
+    T = int(frames.max())
+    at = torch.arange(T, device=device)
+    codes = torch.full((B, T, K), special, device=device)
+    known = at[:P] < r.prompt_lengths[:, None]  # (B, P)
+    codes[:, :P] = torch.where(known[..., None], r.prompt_codes[:, :T], special)
+    if r.suffix_codes is not None:
+        places = ends[:, None] + torch.arange(r.suffix_codes.shape[1], device=device)
+        codes.scatter_(1, places[..., None].expand(-1, -1, K), r.suffix_codes)
+    gap = (at >= r.prompt_lengths[:, None]) & (at < ends[:, None])  # (B, T)
+
+    conditions, drop, heard = r.conditions, None, frames
+    if r.guided:  # the second half hears no condition
+        conditions = {k: p.repeat(2) for k, p in conditions.items()}
+        drop = torch.arange(2 * B, device=device) >= B
+        heard = frames.repeat(2)
+    context = model.hear(conditions, heard, drop)
+    passes = plan_passes(model.masking, K, config.steps or 16, config.fine_steps or 1)
+    hidden_cells = gap[..., None].repeat(1, 1, K)
+    scores = torch.zeros(B, T, K, device=device)
+    for number, step in enumerate(passes):
+        levels, count = step.levels, step.levels.stop - step.levels.start
+        # drawn whether or not a pass has anything to do, so that no item moves another's stream
+        random = _draw(draws, frames.tolist(), T, 2 * count).to(device)
+        masked = hidden_cells[..., levels]  # (B, T, k)
+        if bool(masked.any()):
+            states = model.hidden(codes.repeat(2, 1, 1) if r.guided else codes, heard, context)
+            new, score = _predict(model, states.flatten(0, 1), masked, levels, random, r)
+            codes[..., levels] = torch.where(masked, new, codes[..., levels])
+            scores[..., levels] = torch.where(masked, score, scores[..., levels])
+            if config.score == "random":
+                keys = random[..., count:]
+            else:
+                gumbel = -(-random[..., count:].clamp(1e-9, 1 - 1e-7).log()).log()
+                scale = 1.0 if config.score_noise is None else config.score_noise
+                keys = scores[..., levels] + scale * step.noise * gumbel
+            again = _hide_again(model.masking, keys, masked, gap, step.left, bool(config.remask))
+            codes[..., levels] = codes[..., levels].masked_fill(again, special)
+            hidden_cells[..., levels] = again
+        if r.progress is not None:
+            r.progress(number + 1)
+    return Generation.trimmed(codes, frames, r.prompt_lengths, chosen)
+
+
+def _draw(draws: list[torch.Generator], frames: list[int], T: int, width: int) -> Tensor:
+    """(B, T, width) uniforms; an item's do not depend on the longest, T."""
+    random = torch.zeros(len(frames), T, width)
+    for row, (generator, n) in enumerate(zip(draws, frames)):
+        random[row, :n] = torch.rand(n, width, generator=generator)
+    return random
+
+
+def _predict(
+    model: FillsIn, states: Tensor, masked: Tensor, levels: slice, random: Tensor, request: Request
+) -> tuple[Tensor, Tensor]:
+    """Draw the masked cells (B, T, k): codes, and the log probability of each, (B, T, k).
+
+    :param states: (B * T, d), twice as many rows under guidance.
+    """
+    B, T, count = masked.shape
+    new = torch.zeros(B * T, count, dtype=torch.int64, device=masked.device)
+    score = torch.zeros(B * T, count, device=masked.device)
+    masked, random = masked.flatten(0, 1), random.flatten(0, 1)
+    for column in range(count):
+        level = levels.start + column
+        rows = masked[:, column].nonzero().squeeze(1)
+        size = max(1, LOGITS_AT_ONCE // model.special)
+        for part in rows.split(size):
+            both = torch.cat([part, part + B * T]) if request.guided else part
+            logits = model.logits(states[both], level).float()
+            if request.guided:
+                logits = guide(logits, request.sampling.cfg_scale)
+            drawn = sample(logits, random[part, column], request.sampling)
+            new[part, column] = drawn
+            score[part, column] = logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0]
+    return new.view(B, T, count), score.view(B, T, count)
+
+
+def _hide_again(
+    masking: str, keys: Tensor, masked: Tensor, gap: Tensor, left: float, remask: bool
+) -> Tensor:
+    """(B, T, k) bool: cells that stay hidden after a pass, those of least key.
+
+    :param masked: (B, T, k): those hidden before it; with ``remask`` any in the gap can be.
+    """
+    B, T, count = keys.shape
+    everything = gap[..., None].expand(B, T, count)
+    if masking == "frame":
+        keys, everything, masked = keys.sum(2), gap, masked.any(2)
+    keys, everything, masked = (x.flatten(1) for x in (keys, everything, masked))
+    # at least one unit is kept for good, however few there are for so many passes
+    number = torch.minimum((left * everything.sum(1)).floor(), masked.sum(1) - 1)
+    again = lowest(keys, everything if remask else masked, number)
+    return again.view(B, T, -1).expand(B, T, count)

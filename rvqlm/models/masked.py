@@ -1,0 +1,353 @@
+"""`masked`: a transformer that sees both sides and fills in hidden codes, many at a time.
+
+The family of MaskGIT (Chang et al., 2022, arXiv:2202.04200) and SoundStorm (Borsos et al., 2023,
+arXiv:2305.09636). In training a random part of the codes is hidden and predicted from the rest and
+from the conditions; generation begins with all of them hidden and fills them in within a few passes
+(`rvqlm.generation.demask`), so it also fills gaps. How long a sequence is, the same network says
+from the conditions alone, before any code exists (`rvqlm.modules.length`).
+
+What the numbers mean:
+
+- in training, loss and nats are means over the hidden codes, and depend on how many are hidden
+- outside training, nats bound -log p of *all* codes from above. To make the units (frames, or
+  cells) one by one in a random order costs in expectation
+
+      sum_n E[nats of one hidden unit | n of N hidden] = E over n = 1 ... N of N / n * (nats of all
+      n hidden units)
+
+  (Uria et al., 2014, arXiv:1310.1757; Hoogeboom et al., 2022, arXiv:2110.02037), and the model that
+  draws an order and then decodes in it has at least the geometric mean of its likelihoods (Jensen).
+  Where a unit is a frame, its levels are drawn independently given the rest: one more family of
+  distributions that decodes, so its nats are a bound too, if a higher one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from math import pi
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.batch import Batch, Padded
+from rvqlm.errors import UserError
+from rvqlm.generation.demask import LOGITS_AT_ONCE, demask
+from rvqlm.generation.request import Generation, Request
+from rvqlm.generation.sampling import DemaskConfig, uniforms
+from rvqlm.models.base import LMOutput, TokenModel
+from rvqlm.models.network import NetworkConfig
+from rvqlm.modules.conditioning import Context
+from rvqlm.modules.embeddings import make_embedding
+from rvqlm.modules.heads import make_heads
+from rvqlm.modules.length import LengthHead
+from rvqlm.modules.masking import MASKINGS, Mask, draw_mask
+
+SCHEDULES = ("cosine", "uniform", "fixed")
+UNPROMPTED = 0.3
+"""Share of items that are trained without known frames at either end."""
+SUFFIX = 0.3
+"""Share of the others that know frames at both ends."""
+TYPICAL_SECONDS = 5.0
+"""Length that the prediction of lengths starts from."""
+GOLDEN = (5**0.5 - 1) / 2
+"""Multiples of it, modulo 1, spread evenly over [0, 1) however many there are."""
+
+
+@dataclass
+class MaskedConfig(NetworkConfig):
+    """Shape of a masked model."""
+
+    masking: Literal["frame", "level", "coarse_first"] = "level"
+    """What is hidden and filled in as one: all levels of a frame; each code on its own; or the
+    codes of one level, the coarser ones known and the finer ones hidden, so that generation goes
+    from level to level."""
+    mask_schedule: Literal["cosine", "uniform", "fixed"] = "cosine"
+    """How much of an item training hides: cosine, mostly much, as in generation; uniform, any
+    share alike, as the held-out nats weigh it; fixed, --mask-ratio."""
+    mask_ratio: float = 0.8
+    """Share that is hidden, with --mask-schedule fixed."""
+    level_training: Literal["parallel", "random"] = "parallel"
+    """Score the hidden codes of all levels, or of one random level per item. --masking coarse_first
+    always scores one."""
+    level_distribution: Literal["uniform", "normal", "coarse"] = "uniform"
+    """How that one level is drawn: all alike; the middle ones more often; or the coarser the more
+    often, in proportion K, K - 1, ... 1."""
+    prompt_fraction: float = 0.5
+    """At most this share of an item is known from the start in training, as a prompt or at both
+    ends, so that continuing and filling gaps are learnt. 0: never."""
+    predict_length: bool = True
+    """Learn how many frames a sequence has; generation then chooses its length."""
+    eval_draws: int = 4
+    """Random maskings of each held-out item that its nats are averaged over: more are less noisy
+    and slower."""
+    input_side: Literal["sum", "weighted", "attention"] = "sum"
+    """How the K codes of a frame become one vector: sum of embeddings; embeddings through a
+    feed-forward layer, summed with learned weights; or attention over the levels."""
+    head: Literal["linear", "mlp"] = "linear"
+    """Classifiers over the hidden state: linear, or with a hidden layer."""
+    shared_head: bool = False
+    """One classifier for all levels instead of one each."""
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        choices = {
+            "masking": MASKINGS,
+            "mask_schedule": SCHEDULES,
+            "level_training": ("parallel", "random"),
+            "level_distribution": ("uniform", "normal", "coarse"),
+            "head": ("linear", "mlp"),
+        }
+        for name, allowed in choices.items():
+            if (value := getattr(self, name)) not in allowed:
+                flag = name.replace("_", "-")
+                found.append(f"--{flag} {value!r}: choose one of {', '.join(allowed)}")
+        default = {f.name: f.default for f in fields(self)}
+        if not 0 < self.mask_ratio <= 1:
+            found.append(f"--mask-ratio {self.mask_ratio}: in (0, 1]")
+        elif self.mask_schedule != "fixed" and self.mask_ratio != default["mask_ratio"]:
+            found.append(f"--mask-ratio {self.mask_ratio} needs --mask-schedule fixed")
+        one_level = self.masking == "coarse_first" or self.level_training == "random"
+        if self.masking == "coarse_first" and self.level_training == "random":
+            found.append("--level-training random: --masking coarse_first scores one level anyway")
+        if self.level_distribution != "uniform" and not one_level:
+            found.append(
+                f"--level-distribution {self.level_distribution} needs --level-training random or "
+                "--masking coarse_first"
+            )
+        if not 0 <= self.prompt_fraction < 1:
+            found.append(f"--prompt-fraction {self.prompt_fraction}: in [0, 1)")
+        if self.eval_draws < 1:
+            found.append(f"--eval-draws {self.eval_draws}: at least 1")
+        return found
+
+    def level_weights(self, num_codebooks: int) -> Tensor:
+        """(K,) how likely each level is to be the one that is scored, up to a factor."""
+        levels = torch.arange(num_codebooks, dtype=torch.float32)
+        if self.level_distribution == "coarse":
+            return num_codebooks - levels
+        if self.level_distribution == "normal":
+            off = (levels - (num_codebooks - 1) / 2) / (num_codebooks / 4)
+            return (-0.5 * off.square()).exp()
+        return torch.ones(num_codebooks)
+
+
+class Masked(TokenModel):
+    """Transformer that fills in hidden codes.
+
+    >>> info = CodecInfo("demo", "", 16000, 320, num_codebooks=4, codebook_size=16)
+    >>> config = MaskedConfig(decoder_dim=32, nhead=2, num_decoder_layers=1)
+    >>> model = Masked(config, info).eval()
+    >>> batch = Batch.from_codes([torch.randint(16, (5, 4)), torch.randint(16, (3, 4))])
+    >>> model(batch).count.tolist()  # 5 + 3 codes per level
+    [8.0, 8.0, 8.0, 8.0]
+    >>> model.generate(batch.codes[:1, :2], max_frames=9, min_frames=9).codes.shape
+    torch.Size([1, 9, 4])
+    """
+
+    name = "masked"
+    exact_likelihood = False
+
+    def __init__(
+        self,
+        config: MaskedConfig,
+        info: CodecInfo,
+        conditions: Mapping[str, ConditionInfo] | None = None,
+    ):
+        config.check(conditions or {})
+        super().__init__(config, info, conditions or {})
+        c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
+        self.masking = c.masking
+        self.network = c.build(self.conditions, causal=False)
+        self.embedding = make_embedding(c.input_side, K, V + 1, d)
+        self.heads = make_heads(c.head, K, V, d, shared=c.shared_head)
+        typical = TYPICAL_SECONDS * float(info.frame_rate)
+        self.length_head = LengthHead(d, typical) if c.predict_length else None
+
+    def muon_parameters(self) -> list[nn.Parameter]:
+        matrices = [*self.embedding.muon_matrices(), *self.heads.muon_matrices()]
+        return self.network.matrices() + matrices
+
+    # ------------------------------------------------------------------- what generation uses too
+
+    def hear(
+        self, conditions: Mapping[str, Padded], frames: Tensor, drop: Tensor | None = None
+    ) -> Context | None:
+        """Conditions of items of so many frames (B,), spread over them."""
+        return self.network.hear(conditions, len(frames), frames=frames, drop=drop)
+
+    def hidden(self, codes: Tensor, frames: Tensor, context: Context | None) -> Tensor:
+        """:param codes: (B, T, K), `special` where hidden and past the items' ``frames`` (B,).
+        :return: (B, T, d)
+        """
+        valid = torch.arange(codes.shape[1], device=codes.device) < frames[:, None]
+        return self.network(self.embedding(codes), context, valid)
+
+    def logits(self, hidden: Tensor, level: int) -> Tensor:
+        """(n, d) -> (n, V) of one level."""
+        return self.heads.logits_of_level(hidden, level)
+
+    def length(self, conditions: Mapping[str, Padded], batch_size: int) -> tuple[Tensor, Tensor]:
+        """Centre and scale (B,) of the log number of frames, from the conditions alone."""
+        context = self.network.hear(conditions, batch_size)
+        step, base = self.length_head.begin(context, batch_size)
+        return self.length_head(self.network(step, context)[:, 0], base)
+
+    # ------------------------------------------------------------------------------------- losses
+
+    def forward(
+        self,
+        batch: Batch,
+        label_smoothing: float = 0.0,
+        level_weights: Tensor | None = None,
+    ) -> LMOutput:
+        """In training the loss of hidden codes; otherwise an estimate of a bound on that of all
+        (see the module), without bias, and the same for an item whenever and in whatever batch.
+
+        Items of a batch without ``prompt_lengths`` know random frames at their ends in training.
+        """
+        context = self.hear(batch.conditions, batch.lengths)
+        score = self._hidden_codes if self.training else self._all_codes
+        out = score(batch, context, label_smoothing, level_weights)
+        if self.length_head is not None:
+            # of a part of a recording the conditions do not tell the length
+            centre, scale = self.length(batch.conditions, len(batch.lengths))
+            nats = self.length_head.nats(centre, scale, batch.lengths)
+            nats = (nats * batch.ends).sum()
+            out.loss = out.loss + nats
+            out.extra["length_nats"] = (nats.detach(), batch.ends.sum().float())
+        return out
+
+    def _masked_input(self, batch: Batch, mask: Mask, context: Context | None) -> Tensor:
+        """Hidden states (B * T, d) of a batch with cells hidden."""
+        unseen = mask.hidden | (batch.codes < 0)
+        codes = batch.codes.long().masked_fill(unseen, self.special)
+        return self.hidden(codes, batch.lengths, context).flatten(0, 1)
+
+    def _hidden_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
+        mask = self.training_mask(batch)
+        hidden = self._masked_input(batch, mask, context)
+        targets, scored = batch.codes.flatten(0, 1).long(), mask.predicted.flatten(0, 1)
+        targets = targets.masked_fill(~scored, 0)
+        loss = self.heads.loss(hidden, targets, scored, level_weights, smoothing)
+        count = scored.sum(0).float()
+        weights = count if level_weights is None else count * level_weights
+        return LMOutput(loss.loss, weights.sum(), loss.nats, loss.correct, count)
+
+    def _all_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
+        K = self.info.num_codebooks
+        count = batch.scored().sum().float().expand(K)
+        sums = torch.zeros(3, K, device=count.device)  # smoothed nats, nats, correct
+        for draw in range(self.config.eval_draws):
+            mask = self.held_out_mask(batch, draw)
+            predicted = mask.predicted.sum((1, 2))
+            # each hidden cell stands for so many of all that the item has
+            share = K * batch.scored().sum(1) / predicted.clamp(min=1) / self.config.eval_draws
+            hidden = self._masked_input(batch, mask, context)
+            sums = sums + self._weighted_sums(hidden, batch.codes, mask.predicted, share, smoothing)
+        weights = torch.ones_like(count) if level_weights is None else level_weights
+        loss, nats, correct = sums
+        return LMOutput(
+            (loss * weights).sum(), (count * weights).sum(), nats.detach(), correct.detach(), count
+        )
+
+    def _weighted_sums(self, hidden, codes, predicted, share, smoothing) -> Tensor:
+        """(3, K) smoothed nats, nats and hits of the predicted cells (B, T, K), times their items'
+        ``share`` (B,)."""
+        T, K = codes.shape[1:]
+        share = share.float().repeat_interleave(T)  # (B * T,)
+        codes, predicted = codes.flatten(0, 1).long(), predicted.flatten(0, 1)
+        rows_at_once = max(1, LOGITS_AT_ONCE // self.info.codebook_size)
+        sums = []
+        for level in range(K):
+            total = torch.zeros(3, device=hidden.device)
+            for rows in predicted[:, level].nonzero().squeeze(1).split(rows_at_once):
+                log_p = self.logits(hidden[rows], level).float().log_softmax(-1)
+                at_target = log_p.gather(1, codes[rows, level, None])
+                others = log_p.scatter(1, codes[rows, level, None], -torch.inf).amax(1)
+                nats, hits = -at_target[:, 0], (at_target[:, 0] > others).float()
+                smoothed = (1 - smoothing) * nats - smoothing * log_p.mean(1)
+                total = total + (torch.stack([smoothed, nats, hits]) * share[rows]).sum(1)
+            sums.append(total)
+        return torch.stack(sums, 1)
+
+    # -------------------------------------------------------------------------------------- masks
+
+    def training_mask(self, batch: Batch) -> Mask:
+        """Random, from torch's generator of the device."""
+        c, device = self.config, batch.codes.device
+        B, T, K = batch.codes.shape
+        free = batch.scored() if batch.prompt_lengths is not None else self._without_ends(batch)
+        share = torch.rand(B, device=device)
+        if c.mask_schedule == "cosine":
+            share = (share * pi / 2).cos()
+        elif c.mask_schedule == "uniform":
+            share = 1 - share
+        else:  # a little less, lest 0.8 * 15 be rounded up to 13
+            share = torch.full_like(share, c.mask_ratio - 1e-6)
+        weights = c.level_weights(K).to(device)
+        level = torch.multinomial(weights, B, replacement=True)
+        mask = draw_mask(c.masking, free, share, torch.rand(B, T, K, device=device), level)
+        if c.level_training == "random":
+            one = torch.arange(K, device=device) == level[:, None, None]
+            mask = mask._replace(predicted=mask.predicted & one)
+        return mask
+
+    def _without_ends(self, batch: Batch) -> Tensor:
+        """(B, T) bool: frames but for those that an item knows at its beginning and end."""
+        lengths, device = batch.lengths, batch.codes.device
+        prompted, both, share, at_end = torch.rand(4, len(lengths), device=device)
+        known = (share * self.config.prompt_fraction * lengths).floor()  # fewer than all
+        known = known.masked_fill(prompted < UNPROMPTED, 0)
+        suffix = (known * at_end).round().masked_fill(both >= SUFFIX, 0)
+        frames = torch.arange(batch.codes.shape[1], device=device)
+        return (frames >= (known - suffix)[:, None]) & (frames < (lengths - suffix)[:, None])
+
+    def held_out_mask(self, batch: Batch, draw: int) -> Mask:
+        """The same for an item in any batch: how much is hidden goes evenly over 1 ... N from item
+        to item and from draw to draw; which units, by a generator of each item's own."""
+        T, K = batch.codes.shape[1:]
+        index, device = batch.index.cpu(), batch.codes.device
+        at = (index.double() * GOLDEN + draw / self.config.eval_draws) % 1
+        level = torch.zeros_like(index)
+        if self.masking == "coarse_first":  # its order: level by level
+            at = at * K
+            level = at.long()
+            at = at - level
+        keys = uniforms(draw, index.tolist(), T, K).to(device)
+        share = (1 - at).float().to(device)
+        return draw_mask(self.masking, batch.scored(), share, keys, level.to(device))
+
+    # --------------------------------------------------------------------------------- generation
+
+    def choose_lengths(self, request: Request, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames (B,) of each item, prompt included and suffix not, and whether the model chose
+        them (B,) and not the limits. With a prompt: the total given that it is longer than that.
+
+        :param uniform: (B,) in [0, 1).
+        """
+        r = request
+        fixed = r.min_frames >= r.limits
+        if self.length_head is None or bool(fixed.all()):
+            return r.limits, torch.zeros_like(fixed)
+        centre, scale = self.length(r.conditions, r.batch_size)
+        least = torch.maximum(r.min_frames, r.prompt_lengths + 1)
+        frames = self.length_head.draw(centre, scale, uniform, least, r.sampling.temperature)
+        chosen = ~fixed & (frames < r.limits)
+        return torch.where(chosen, frames, r.limits), chosen
+
+    def check_request(self, request: Request) -> None:
+        demask = request.demask
+        if demask.fine_steps is not None and self.masking != "coarse_first":
+            raise UserError(
+                f"--fine-steps {demask.fine_steps}: this model was trained with --masking "
+                f"{self.masking} and fills in all levels at once; give --steps only"
+            )
+        # filling in and gaps are what this family is for
+        super().check_request(replace(request, demask=DemaskConfig(), suffix_codes=None))
+
+    def _generate(self, request: Request) -> Generation:
+        return demask(self, request)
