@@ -5,7 +5,7 @@
 #   --seed N        another seed: other sentences, other split (default 0)
 #   --data-dir DIR  where everything goes (default data/Hh-seedN, in this folder)
 #   --stage N       first stage to run (default 0)
-#   --stop-stage M  last stage to run (default 4)
+#   --stop-stage M  last stage to run (default 5)
 #
 # Stages:
 #   0 synthesise audio with transcripts and phonemes: DIR/audio
@@ -13,13 +13,14 @@
 #   2 tokenize with the embedded codec: DIR/tokens
 #   3 split by speaker into train, valid and test; index
 #   4 validate, print statistics
+#   5 the phonemes of each sentence as symbols beside its codes, for text to speech
 #
 # Each stage goes on where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
-stop_stage=4
+stop_stage=5
 hours=6
 seed=0
 data_dir=
@@ -59,6 +60,12 @@ fi
 
 if begin_stage 4 "Validate"; then
   rvqlm validate --manifest-dir "$data_dir/tokens"
+fi
+
+if begin_stage 5 "Symbols of the texts"; then
+  # as the synthesiser spoke them, each voice in its accent; no punctuation is in them
+  rvqlm text --manifest-dir "$data_dir/tokens" --type phonemes --phonemes-field custom.phonemes \
+    --language-field custom.voice --language en-us --no-punctuation
 fi
 
 end_stage

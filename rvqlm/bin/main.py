@@ -27,6 +27,7 @@ COMMANDS = {  # in the order of the workflow
     "trainer": "train a model on codes",
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
     "generate": "continue a prompt, or make audio from nothing, as wav files",
+    "compare": "one table of several trainings: bits, speed, memory, samples",
     "recognize": "what generated or real speech says, and how far it is from its text",
     "report": "one HTML page: audio, curves, statistics, the commands behind them",
     "decode": "codes -> audio: wav files from tokens",

@@ -123,6 +123,9 @@ def _train(config, command: str, device, dtype, world) -> int:
             f"{model.name}: {record_parameters(model):,} parameters on {device}, "
             f"{train_data.hours:.2f} h of codes, {batches} batches an epoch"
         )
+        for kind, count in (heard.missing() if heard else {}).items():
+            if count:
+                say(f"{count} of {len(train_data)} cuts have no {kind}: trained without it")
     outcome = trainer.fit()
     if outcome != "finished":
         say(f"{outcome}: saved {exp_dir / 'latest.pt'} at step {trainer.step}; run again to go on")

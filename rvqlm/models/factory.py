@@ -10,12 +10,14 @@ from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.models.base import TokenModel
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
+from rvqlm.models.masked import Masked, MaskedConfig
 from rvqlm.models.recognizer import Recognizer, RecognizerConfig
 from rvqlm.models.valle import Valle, ValleConfig
 
 MODELS: dict[str, tuple[type, type[TokenModel]]] = {
     "codec-lm": (CodecLMConfig, CodecLM),
     "valle": (ValleConfig, Valle),
+    "masked": (MaskedConfig, Masked),
     "recognizer": (RecognizerConfig, Recognizer),
 }
 """Name -> (config dataclass, model class)."""

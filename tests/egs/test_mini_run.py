@@ -11,15 +11,15 @@ import pytest
 RECIPE = Path(__file__).resolve().parents[2] / "egs" / "mini"
 
 
-def run(*args: str, cwd: Path) -> str:
-    """Run the recipe in this interpreter's environment, on one thread; its output."""
+def run(*args: str, cwd: Path, script: str = "run.sh") -> str:
+    """Run a script of the recipe in this interpreter's environment, on one thread; its output."""
     env = {k: v for k, v in os.environ.items() if k != "PYTHON"} | {
         "VIRTUAL_ENV": sys.prefix,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(
-        [str(RECIPE / "run.sh"), *args],
+        [str(RECIPE / script), *args],
         cwd=cwd, env=env, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -82,3 +82,43 @@ def test_again_does_nothing_twice(finished):
     output = run(*args, "--stage", "1", "--stop-stage", "3", cwd=folder)
     assert "training is finished" in output
     assert before == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_families_side_by_side(finished):
+    folder, _ = finished
+    page = folder / "PAGE.md"
+    page.write_text("By hand.\n")
+    args = ("--quick", "--families", "depth masked", "--hours", "0.15", "--train-minutes", "0.02",
+            "--data-dir", "data", "--exp-dir", "families", "--results", "PAGE.md")  # fmt: skip
+    run(*args, "--stage", "2", cwd=folder, script="compare.sh")
+    table = (folder / "families" / "compare.md").read_text()
+    rows = [
+        [c.strip() for c in line.split("|")]
+        for line in table.splitlines()
+        if "| codec-lm" in line or "| masked" in line
+    ]
+    assert [row[1] for row in rows] == ["depth", "masked"]
+    assert "-" not in [cell for row in rows for cell in row]  # nothing is missing
+    bits = [row[7].split() for row in rows]
+    assert [sign for sign, _ in bits] == ["=", "<="]
+    assert all(2000 < float(value.replace(",", "")) < 4200 for _, value in bits)
+    wavs = [
+        sorted(p.name for p in (folder / "families" / f / "samples").glob("*.wav"))
+        for f in ("depth", "masked")
+    ]
+    assert wavs[0] == wavs[1] and len(wavs[0]) == 2  # of the same beginnings
+    assert all(f"(depth/samples/{name})" in table for name in wavs[0])
+    assert "NOT made" not in table and "steps 16 (masked)" in table
+    assert page.read_text().startswith("By hand.\n\n<!-- compare:begin families -->")
+
+    # again from the evaluation on: what is there stays, and the page keeps one table
+    kept = [
+        *(folder / "families").glob("*/eval_test.json"),
+        *(folder / "families").glob("*/samples/*"),
+    ]
+    before = {path: path.stat().st_mtime_ns for path in kept}
+    assert len(before) == 12
+    once = page.read_text()
+    run(*args, "--stage", "3", cwd=folder, script="compare.sh")
+    assert before == {path: path.stat().st_mtime_ns for path in kept}
+    assert page.read_text() == once

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Text to speech on the embedded corpus, and how well it says its words: trains a model that hears
+# phonemes, a recogniser that writes them, lets the one speak and the other listen. Offline.
+#
+#   --quick              small models on a little speech, about two minutes: to see that all works
+#   --hours H            hours of speech to make (default 6; quick: 0.3)
+#   --train-minutes M    minutes of training of the speaking model (default 15; quick: 0.5)
+#   --listen-minutes M   minutes of training of the recogniser (default 4; quick: 0.3)
+#   --config FILE        the model (default conf/tts.yaml; quick: conf/tts_quick.yaml)
+#   --sentences N        sentences of unseen voices to say (default 32; quick: 4)
+#   --seed N             of corpus, split, training and samples (default 0)
+#   --exp-dir DIR        the experiment (default exp/tts-Mmin-seedN, or exp/tts-quick-seedN)
+#   --data-dir DIR       corpus and tokens (default data/Hh-seedN)
+#   --stage N            first stage to run (default 0)
+#   --stop-stage M       last stage to run (default 6)
+#
+# Stages: 0 set up, 1 prepare (see prepare.sh), 2 train the recogniser, 3 train the speaking model,
+# 4 say the sentences of the test split, and one that you would not find there, 5 recognize, real
+# recordings first, 6 report. The same command goes on where it was interrupted.
+set -euo pipefail
+here=$(dirname "${BASH_SOURCE[0]}")
+
+stage=0
+stop_stage=6
+quick=false
+hours=
+train_minutes=
+listen_minutes=
+config=
+sentences=
+seed=0
+exp_dir=
+data_dir=
+source "$here/../shared/parse_options.sh"
+
+if $quick; then
+  hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
+  default_config=conf/tts_quick.yaml name=tts-quick-seed$seed sentences=${sentences:-4}
+else
+  hours=${hours:-6} train_minutes=${train_minutes:-15} listen_minutes=${listen_minutes:-4}
+  default_config=conf/tts.yaml name=tts-${train_minutes}min-seed$seed sentences=${sentences:-32}
+fi
+require_number hours train_minutes listen_minutes
+require_integer seed sentences
+
+# given paths are relative to where the command was given; all else happens in this folder
+if [[ -n $exp_dir ]]; then exp_dir=$(absolute "$exp_dir"); fi
+if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
+if [[ -n $config ]]; then config=$(absolute "$config"); fi
+source "$here/../shared/stages.sh"
+cd "$here"
+config=${config:-$default_config}
+exp_dir=${exp_dir:-exp/$name}
+data_dir=${data_dir:-data/${hours}h-seed$seed}
+tokens=$data_dir/tokens
+listener=$exp_dir/recognizer
+stage_log=$exp_dir/stages.tsv
+
+if begin_stage 0 "Set up"; then
+  ../../tools/setup.sh
+fi
+source ../shared/environment.sh
+
+if begin_stage 1 "Prepare the data"; then
+  ./prepare.sh --hours "$hours" --seed "$seed" --data-dir "$data_dir"
+fi
+
+if begin_stage 2 "Train the recogniser"; then
+  rvqlm trainer --config conf/recognizer.yaml --manifest-dir "$tokens" --exp-dir "$listener" \
+    --max-minutes "$listen_minutes" --seed "$seed"
+fi
+
+if begin_stage 3 "Train the speaking model"; then
+  rvqlm trainer --config "$config" --manifest-dir "$tokens" --exp-dir "$exp_dir" \
+    --max-minutes "$train_minutes" --seed "$seed"
+fi
+
+if begin_stage 4 "Speak"; then
+  rm -rf "$exp_dir/samples" # of an earlier training
+  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
+  # the phonemes of unseen sentences, nothing of their recordings
+  rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
+    --num-prompts "$sentences" --prompt-seconds 0 --seconds 12 --min-seconds 0.5 --seed "$seed" \
+    --temperature 0.7 --top-k 50
+  rvqlm generate --exp-dir "$exp_dir" --text "The old captain carried seven green lanterns home." \
+    --seconds 8 --min-seconds 0.5 --seed "$seed" --temperature 0.7 --top-k 50
+fi
+
+if begin_stage 5 "Listen"; then
+  rvqlm recognize --recognizer "$listener" --manifest-dir "$tokens" --split test --through-audio
+  rvqlm recognize --recognizer "$listener" --samples "$exp_dir/samples"
+fi
+
+if begin_stage 6 "Report"; then
+  end_stage # of the page itself nothing can be on the page
+  rvqlm report --exp-dir "$exp_dir" --manifest-dir "$tokens" --num-samples 6
+fi
+
+end_stage

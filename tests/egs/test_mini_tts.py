@@ -1,0 +1,24 @@
+"""egs/mini/tts.sh from speech synthesis to the recogniser's verdict, on nine minutes of speech."""
+
+import json
+from pathlib import Path
+
+from test_mini_run import run
+
+
+def test_text_to_speech_and_back(tmp_path):
+    args = ("--quick", "--hours", "0.15", "--train-minutes", "0.1", "--listen-minutes", "0.1",
+            "--sentences", "2", "--data-dir", "data", "--exp-dir", "exp", "--stage", "1")  # fmt: skip
+    output = run(*args, cwd=tmp_path, script="tts.sh")
+    verdict = json.loads((tmp_path / "exp/samples/recognition.json").read_text())
+    samples = sorted(p.stem for p in (tmp_path / "exp/samples").glob("*.wav"))
+    assert len(samples) == 3  # two sentences of the test split, one of our own
+    assert sorted(Path(row["name"]).stem for row in verdict["rows"]) == samples
+    own = json.loads((tmp_path / "exp/samples/conditioned-00.json").read_text())
+    assert own["conditions"]["text"].startswith("The old captain")
+    assert own["kind"] == "conditioned" and own["passes"] > 1
+    assert "error rate" in output
+    page = (tmp_path / "exp/report.html").read_text(encoding="utf-8")
+    assert "The old captain" in page
+    again = run(*args, "--stop-stage", "3", cwd=tmp_path, script="tts.sh")
+    assert again.count("training is finished") == 2
