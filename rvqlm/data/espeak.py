@@ -207,8 +207,8 @@ class _Library:
     def phonemes(self, text: str) -> str:
         pointer = ctypes.c_char_p(text.encode())
         clauses = []
-        # the call moves the pointer past one clause, to NULL at the end; it reads a character ahead,
-        # so the rest may be empty while one clause is still to come
+        # the call moves the pointer past one clause, to NULL at the end; it reads a character
+        # ahead, so the rest may be empty while one clause is still to come
         while ctypes.cast(pointer, ctypes.c_void_p).value:
             clause = self._lib.espeak_TextToPhonemes(
                 ctypes.byref(pointer), _CHARS_UTF8, _PHONEMES_IPA

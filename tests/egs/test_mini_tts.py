@@ -7,8 +7,8 @@ from test_mini_run import run
 
 
 def test_text_to_speech_and_back(tmp_path):
-    args = ("--quick", "--hours", "0.15", "--train-minutes", "0.1", "--listen-minutes", "0.1",
-            "--sentences", "2", "--data-dir", "data", "--exp-dir", "exp", "--stage", "1")  # fmt: skip
+    words = "--quick --hours 0.15 --train-minutes 0.1 --listen-minutes 0.1 --sentences 2"
+    args = f"{words} --data-dir data --exp-dir exp --stage 1".split()
     output = run(*args, cwd=tmp_path, script="tts.sh")
     verdict = json.loads((tmp_path / "exp/samples/recognition.json").read_text())
     samples = sorted(p.stem for p in (tmp_path / "exp/samples").glob("*.wav"))

@@ -82,7 +82,7 @@ def golden_loss(case) -> list[float]:
 @pytest.mark.parametrize("case", ALL)
 def test_golden_losses(case):
     """A change of these numbers is a change of what trained weights mean. After a wanted one:
-    ``python tests/models/test_families.py`` writes them anew."""
+    ``PYTHONPATH=tests/helpers python tests/models/test_families.py`` writes them anew."""
     golden = json.loads(GOLDEN.read_text())
     torch.testing.assert_close(golden_loss(case), golden[case], rtol=2e-3, atol=1e-2)
 
