@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rvqlm.modules.conditioning import Context
 
-LEAST_LOG_SCALE, MOST_LOG_SCALE = -7.0, 3.0
+LEAST_LOG_SCALE, MOST_LOG_SCALE = -6.0, 3.0
 
 
 class LengthHead(nn.Module):

@@ -1,6 +1,7 @@
 """The loop that fills in: known codes verbatim, company without effect, the schedule kept, and with
 a model that knows the true probabilities the samples come closer to the source with every pass."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_more_passes_are_likelier_under_the_source(masking, score):
         options = {"fine_steps": steps} if masking == "coarse_first" else {}
         codes = fill(Oracle(masking), 500, steps=steps, score=score, **options).codes
         made.append(log_likelihood(codes).mean())
-    assert all(b > a + 0.03 for a, b in zip(made, made[1:])), made
+    assert all(b > a + 0.03 for a, b in itertools.pairwise(made)), made
 
 
 @pytest.mark.parametrize("masking", ["level", "coarse_first"])
@@ -118,7 +119,7 @@ def test_hidden_codes_fall_along_a_cosine_and_stay_filled_in(masking):
     else:
         wanted = [int(s * T * K) for s in left]
     assert hidden.sum((2, 3)).tolist() == [[n] * 3 for n in wanted]
-    for before, after in zip(model.seen, model.seen[1:]):
+    for before, after in itertools.pairwise(model.seen):
         kept = before != V
         assert torch.equal(before[kept], after[kept])
 
@@ -127,7 +128,7 @@ def test_hidden_codes_fall_along_a_cosine_and_stay_filled_in(masking):
 def test_remasking_takes_codes_back(masking):
     model = Oracle(masking)
     made = fill(model, 8, steps=6, remask=True)
-    taken = [((a != V) & (b == V)).sum() for a, b in zip(model.seen, model.seen[1:])]
+    taken = [((a != V) & (b == V)).sum() for a, b in itertools.pairwise(model.seen)]
     assert sum(taken) > 0
     assert (made.codes < V).all()
     counts = torch.stack([(c == V).sum((1, 2)) for c in model.seen])

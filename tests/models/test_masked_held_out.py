@@ -1,0 +1,130 @@
+"""masked outside training: nats that bound those of all codes, without bias and reproducible."""
+
+import pytest
+import torch
+from masked_models import K, V, make, random_items
+
+from rvqlm.data.batch import Batch
+from rvqlm.modules.masking import MASKINGS
+
+
+def exact_bound(model, codes):
+    """Of one item: the mean over all sets of hidden units of a kind, of N / n times their nats,
+    averaged over n; level by level where that is the order."""
+    T = len(codes)
+    batch = Batch.from_codes([codes])
+
+    def of(levels, units, hide):
+        total = torch.zeros(K)
+        by_size = [[] for _ in range(len(units))]
+        for bits in range(1, 1 << len(units)):
+            chosen = [u for i, u in enumerate(units) if bits >> i & 1]
+            hidden = torch.zeros(1, T, K, dtype=torch.bool)
+            for t, k in hide:
+                hidden[0, t, k] = True
+            for unit in chosen:
+                for t, k in unit:
+                    hidden[0, t, k] = True
+            state = model.hidden(batch.codes.long().masked_fill(hidden, V), batch.lengths, None)
+            log_p = model.heads(state)[0].log_softmax(-1)
+            nats = torch.zeros(K)
+            for unit in chosen:
+                for t, k in unit:
+                    if k in levels:
+                        nats[k] -= log_p[t, k, codes[t, k]]
+            by_size[len(chosen) - 1].append(nats * len(units) / len(chosen))
+        for found in by_size:
+            total += torch.stack(found).mean(0) / len(by_size)
+        return total
+
+    everything = range(K)
+    if model.masking == "frame":
+        return of(everything, [[(t, k) for k in everything] for t in range(T)], [])
+    if model.masking == "level":
+        return of(everything, [[(t, k)] for t in range(T) for k in everything], [])
+    return sum(
+        of(
+            [q],
+            [[(t, q)] for t in range(T)],
+            [(t, k) for t in range(T) for k in everything if k > q],
+        )
+        for q in everything
+    )
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_held_out_nats_estimate_the_bound_without_bias(masking):
+    """Against the sum over every possible mask: 2 ** 9 of cells, 2 ** 3 of frames."""
+    model = make(masking=masking, predict_length=False).eval()
+    codes, n = random_items([3], seed=2)[0], 3000
+    with torch.no_grad():
+        want = exact_bound(model, codes)
+        found = []
+        for start in range(0, n, 500):
+            batch = Batch.from_codes([codes] * 500)
+            batch.index += start
+            out = model(batch)
+            found.append(out.nats / 500)
+            assert out.count.tolist() == [1500.0] * K
+    found = torch.stack(found)
+    error = found.std(0) / len(found) ** 0.5
+    assert (error / want).max() < 0.03
+    assert ((found.mean(0) - want).abs() < 5 * error + 1e-3).all()
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_without_context_the_bound_is_the_cross_entropy(masking, monkeypatch):
+    """Codes of an independent source, and a model that knows its distribution and hears nothing:
+    every order of making them costs the same."""
+    p = torch.rand(K, V, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    model = make(masking=masking, predict_length=False).eval()
+    monkeypatch.setattr(model, "logits", lambda h, level: p[level].log().expand(len(h), V))
+    codes = torch.multinomial(p, 400 * 5, replacement=True).T.reshape(400, 5, K)
+    batch = Batch(
+        codes, torch.full((400,), 5), torch.ones(400, dtype=torch.bool), torch.arange(400)
+    )
+    want = -torch.stack([p[k].log()[codes[..., k]].sum() for k in range(K)])
+    torch.testing.assert_close(model(batch).nats, want, rtol=0.02, atol=0)
+    # all alike: no matter which cells are drawn
+    monkeypatch.setattr(model, "logits", lambda h, level: torch.zeros(len(h), V))
+    total = model(batch).nats.sum() / (400 * 5 * K)
+    torch.testing.assert_close(total, torch.tensor(float(V)).log())
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_how_much_is_hidden_goes_evenly_over_all_amounts(masking):
+    model = make(masking=masking)
+    batch = Batch.from_codes([torch.zeros(4, K)] * 500)
+    sizes = []
+    for draw in range(4):
+        mask = model.held_out_mask(batch, draw)
+        level = mask.predicted.any(1).int().argmax(1) if masking == "coarse_first" else 0
+        sizes.append(mask.predicted.sum((1, 2)) + 100 * level)
+    counts = torch.stack(sizes).unique(return_counts=True)[1]
+    assert len(counts) == (4 if masking == "frame" else 12)
+    assert counts.max() - counts.min() < 12  # of 2000 / 12; at random about 45
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_held_out_nats_are_the_same_every_time_and_in_any_company(masking):
+    model = make(masking=masking).eval()
+    batch = Batch.from_codes(random_items([9, 3, 5]), prompt_lengths=[2, 0, 1])
+    batch.index = torch.tensor([70_000, 3, 9])
+    out = model(batch)
+    torch.manual_seed(8)
+    again = model(batch)
+    assert torch.equal(out.loss, again.loss) and torch.equal(out.nats, again.nats)
+    order = torch.tensor([2, 1])
+    part = Batch(
+        *(x[order] for x in (batch.codes[:, :5], batch.lengths, batch.ends, batch.index)),
+        prompt_lengths=batch.prompt_lengths[order],
+    )
+    alone = Batch.from_codes([batch.codes[0]], prompt_lengths=[2])
+    alone.index = batch.index[:1]
+    parts = [model(part), model(alone)]
+    torch.testing.assert_close(out.loss, sum(o.loss for o in parts))
+    torch.testing.assert_close(out.nats, sum(o.nats for o in parts))
+    torch.testing.assert_close(out.correct, sum(o.correct for o in parts))
+    assert out.count.tolist() == [14.0] * K
+    batch.index += 1
+    assert not torch.isclose(model(batch).nats, out.nats).any()
