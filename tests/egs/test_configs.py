@@ -14,7 +14,7 @@ from rvqlm.models.factory import build_model, model_entry
 from rvqlm.training.config import check, flags_class
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted(ROOT.glob("egs/*/conf/*.yaml"))
+CONFIGS = sorted(ROOT.glob("egs/*/conf/**/*.yaml"))
 CODECS = {  # by the beginning of a file's name; the published shapes
     "rvq_": CodecInfo("descript/dac_44khz", "", 44100, 512, 9, 1024),
     "saxgpt_": CodecInfo("facebook/encodec_32khz", "", 32000, 640, 4, 2048),

@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""``rvqlm compare``: several experiments as one table.
+
+    rvqlm compare --exp-dirs exp/delay exp/flatten exp/masked --out RESULTS.md
+
+Reads what trainer, evaluate and generate left behind. Experiments that were evaluated on different
+frames, or on codes of different codecs, are refused. In an existing file only what lies between
+``<!-- compare:begin NAME -->`` and ``<!-- compare:end NAME -->`` is replaced; where there are no
+such marks, the table is appended together with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rvqlm.cli import parse, run_main
+from rvqlm.errors import UserError
+
+
+@dataclass
+class Args:
+    exp_dirs: tuple[str, ...]
+    """Experiment directories of rvqlm trainer, a row each; of a model that is trained in stages,
+    the directory above them."""
+    split: str = "test"
+    """Split whose evaluation is compared."""
+    out: Path | None = None
+    """Markdown file to put the table into; not given: it is printed."""
+    name: str = "main"
+    """Name in the marks of the table, for files with several."""
+    title: str = ""
+    """Heading of the table."""
+    num_samples: int = 4
+    """Links to samples in a row, at most; 0: none, for pages that go where the audio doesn't."""
+    json: bool = False
+    """Print the rows as JSON, whether or not a file is written."""
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = parse(Args, "rvqlm compare", "Several experiments as one table.", argv)
+    problems = []
+    if args.num_samples < 0:
+        problems.append(f"--num-samples {args.num_samples}: at least 0")
+    if not re.fullmatch(r"[\w.-]+", args.name) or "--" in args.name:
+        problems.append(f"--name {args.name!r}: letters, digits, single - and . only")
+    if args.out is not None and not args.out.parent.is_dir():
+        problems.append(f"--out {args.out}: no folder {args.out.parent}; make it first")
+    if problems:
+        raise UserError("; ".join(problems))
+
+    from rvqlm.evaluation.compare import compare
+    from rvqlm.evaluation.compare_table import render
+
+    rows = compare(args.exp_dirs, args.split)
+    for row in rows:
+        for remark in row.remarks:
+            print(remark, file=sys.stderr)
+    base = args.out.parent if args.out else Path()
+    text = render(rows, args.title, base, args.num_samples)
+    if args.out:
+        write(text, args.out, args.name)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
+    elif args.out:
+        print(f"wrote {args.out}")
+    else:
+        print(text, end="")
+    return 0
+
+
+def write(text: str, out: Path, name: str) -> None:
+    """Put the table into a file, which keeps whatever else is in it."""
+    from rvqlm.evaluation.compare_table import place
+    from rvqlm.training.checkpoint import atomic_write
+
+    try:
+        page = out.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        page = ""
+    except UnicodeDecodeError:
+        raise UserError(f"--out {out}: not a text file; give another") from None
+    page = place(text, page, name, str(out))
+    atomic_write(out, lambda p: p.write_text(page, encoding="utf-8"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(_run, argv, "compare")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
