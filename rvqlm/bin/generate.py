@@ -187,8 +187,15 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
     least = round(args.output.min_seconds * rate)
     lengths = torch.tensor([len(p.codes) for _, p, _ in batch])
     codes = torch.nn.utils.rnn.pad_sequence([p.codes for _, p, _ in batch], batch_first=True)
+    passes = 0
     began = time.perf_counter()
     with tqdm(unit="step", desc=f"generate x{len(batch)}", leave=False) as bar:
+
+        def progress(done: int) -> None:
+            nonlocal passes
+            passes = done
+            bar.update()
+
         made = model.generate(
             codes,
             lengths,
@@ -199,7 +206,7 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
             conditions=pad([p.given for _, p, _ in batch], model.conditions),
             seed=args.output.seed,
             rows=[i for i, _, _ in batch],
-            progress=lambda _: bar.update(),
+            progress=progress,
         )
     elapsed = time.perf_counter() - began
     fresh = int((made.lengths - made.prompt_lengths).sum()) / rate
@@ -219,6 +226,10 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
             # of what the model made, not of what it heard
             "silence_ratio": silence_ratio(audio[:, info.num_samples(heard) :], info.sampling_rate),
             "repetition_ratio": repetition_ratio(item[heard:]),
+            # of all items of the batch together
+            "batch_size": len(batch),
+            "passes": passes,
+            "generation_seconds": elapsed,
             "real_time_factor": fresh / elapsed,
         }
         yield _write(out_dir / f"{name}.wav", audio, info.sampling_rate, row), row

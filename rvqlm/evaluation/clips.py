@@ -1,8 +1,9 @@
 """Pieces of audio for the report: read, measured, pictured and packed into data URIs.
 
-Four kinds, told apart everywhere: `original` (held-out recordings), `codec` (the same after a
+Five kinds, told apart everywhere: `original` (held-out recordings), `codec` (the same after a
 round trip through the tokens, the best a model of these tokens could sound), `continuation` (the
-model goes on from the beginning of a held-out recording) and `unprompted` (the model alone).
+model goes on from the beginning of a held-out recording), `conditioned` (made from a text or other
+condition, without a beginning) and `unprompted` (the model alone).
 Audio is embedded as 16-bit FLAC: Chromium, Firefox and Safari play it, it is half a wav, and unlike
 MP3 or Vorbis it adds no coding noise to a page that is about coding noise.
 """
@@ -43,6 +44,8 @@ class Clip:
     distance: float | None = None
     """Log-spectral distance to the original in dB."""
     details: dict = field(default_factory=dict)
+    text: str | None = None
+    """What the model was given to say."""
     prompt: str | None = None
     """Path or id of the recording that a continuation begins with."""
     command: str | None = None
@@ -70,6 +73,7 @@ class Clip:
             "repetition": self.repetition,
             "distance": self.distance,
             "details": self.details,
+            "text": self.text,
         }
 
 
@@ -87,13 +91,11 @@ def encode_flac(audio: np.ndarray, sampling_rate: int) -> bytes:
     return data.getvalue()
 
 
-def read_samples(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
-    """Clips of ``samples_dir/*.json`` and their wavs by kind, newest training step first.
+def described_samples(samples_dir: Path) -> list[tuple[Path, dict]]:
+    """(wav, its JSON) of the samples in a folder, newest training step first.
 
     A wav without its JSON (or the reverse) is left out: it was not written to the end.
     """
-    import soundfile
-
     found = []
     for path in sorted(samples_dir.glob("*.json")):
         wav = path.with_suffix(".wav")
@@ -101,16 +103,22 @@ def read_samples(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
             continue
         try:
             about = json.loads(path.read_text(encoding="utf-8"))
-            kind = about["kind"]
+            about["kind"]
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(
                 f"{path}: not a description of a sample ({e}); delete it and generate again"
             ) from None
-        found.append((-int(about.get("step") or 0), path.name, kind, wav, about))
-    found.sort(key=lambda item: item[:2])
+        found.append((wav, about))
+    return sorted(found, key=lambda item: -int(item[1].get("step") or 0))  # stable
+
+
+def read_samples(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
+    """Clips of ``samples_dir/*.json`` and their wavs by kind, newest training step first."""
+    import soundfile
 
     clips: dict[str, list[Clip]] = {}
-    for _, _, kind, wav, about in found:
+    for wav, about in described_samples(samples_dir):
+        kind = about["kind"]
         of_kind = clips.setdefault(kind, [])
         if len(of_kind) >= limit:
             continue
@@ -128,6 +136,7 @@ def read_samples(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
                 silence=about.get("silence_ratio"),
                 repetition=about.get("repetition_ratio"),
                 details=_details(about),
+                text=(about.get("conditions") or {}).get("text"),
                 prompt=about.get("prompt_id") or about.get("prompt"),
                 command=about.get("command"),
             )
@@ -139,7 +148,11 @@ def _details(about: dict) -> dict[str, str]:
     """What the card of a sample says of how it was made; settings that do nothing are left out."""
     settings = about.get("settings") or {}
     stop, factor = about.get("stop"), about.get("real_time_factor")
+    conditions = about.get("conditions") or {}
+    files = {"midi": "midi", "source": "source", "prompt": "voice"}
+    given = {name: Path(conditions[k]).name for k, name in files.items() if k in conditions}
     details = {
+        **given,
         "ended": {"eos": "by itself", "length": "at the length asked for"}.get(stop, stop),
         "temperature": settings.get("temperature"),
         "top-k": settings.get("top_k") or None,

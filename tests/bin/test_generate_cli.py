@@ -64,6 +64,11 @@ def test_unprompted(experiment, tmp_path):
     assert row["step"] == 7 and row["settings"]["temperature"] == 0.8 and row["stop"] == "length"
     assert 0 <= row["silence_ratio"] <= 1 and 0 <= row["repetition_ratio"] <= 1
     assert row["codec"]["num_codebooks"] == LEVELS and "--num-samples 3" in row["command"]
+    # one of a batch of two, then alone; frames of 20 ms, and steps that the delay adds
+    first = json.loads((tmp_path / "one/unprompted-00.json").read_text())
+    assert (first["batch_size"], row["batch_size"]) == (2, 1)
+    assert first["passes"] == row["passes"] == 30 + LEVELS - 1
+    assert row["generation_seconds"] * row["real_time_factor"] == pytest.approx(0.6)
     audio, rate = soundfile.read(tmp_path / "one/unprompted-02.wav")
     assert rate == 16000 and len(audio) == 9600 and row["seconds"] == 0.6
 

@@ -226,6 +226,20 @@ def test_full_page(exp, tokens, toy_codec):
     np.testing.assert_allclose(sounds[2][0], continued, atol=1 / 32000)
 
 
+def test_what_was_made_from_a_text(exp, tokens, toy_codec):
+    given = {"text": "Good <b>morning</b>.", "midi": "songs/a tune.mid", "prompt": "voices/ann.wav"}
+    add_sample(exp, "told", np.zeros(8000), kind="conditioned", prompt=None, conditions=given)
+    add_sample(exp, "alone", np.zeros(8000), kind="unprompted", prompt=None, conditions={})
+    page = Page(build_report(exp, tokens, num_samples=2))
+    assert page.open == []
+    headline = "From a text or other condition: the model was told what to make"
+    card = page.text[page.text.index(headline) : page.text.index("Pictures show time")]
+    assert "Model, as told told Good <b>morning</b>." in card  # escaped, under the card's name
+    assert "midi a tune.mid" in card and "voice ann.wav" in card
+    assert "From a text or other condition 1 1.0 25.0 % 50.0 %" in page.text
+    assert len(page.find("p", **{"class": "said"})) == 1
+
+
 def test_page_needs_nothing_from_outside(exp, tokens, toy_codec):
     add_sample(exp, "alone", np.zeros(4000), kind="unprompted", prompt=None)
     html = build_report(exp, tokens)
