@@ -136,10 +136,14 @@ def test_cached_logits_equal_full(pattern):
         torch.testing.assert_close(model.heads(last), full[:, s], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("pattern", [*PATTERNS, "custom", "depth"])
 def test_overfits_and_regenerates_exactly(pattern):
     """8 sequences learnt by heart, continued greedily from 2 frames, ends included."""
-    model = make(pattern, shake=False)
+    how = {
+        "custom": {"pattern": "delay", "delays": (0, 2, 1)},
+        "depth": {"pattern": "parallel", "head": "depth", "depth_dim": 16},
+    }.get(pattern, {"pattern": pattern})
+    model = make(shake=False, **how)
     items = random_items([12, 9, 15, 10, 7, 14, 11, 8], seed=1)
     for i, item in enumerate(items):
         item[0] = i
