@@ -1,10 +1,16 @@
 """masked outside training: nats that bound those of all codes, without bias and reproducible."""
 
+import importlib.util
+import itertools
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from masked_models import K, V, make, random_items
 
 from rvqlm.data.batch import Batch
+from rvqlm.evaluation.entropy_source import MarkovSource
 from rvqlm.modules.masking import MASKINGS
 
 
@@ -128,3 +134,24 @@ def test_held_out_nats_are_the_same_every_time_and_in_any_company(masking):
     assert out.count.tolist() == [14.0] * K
     batch.index += 1
     assert not torch.isclose(model(batch).nats, out.nats).any()
+
+
+def test_bound_of_frames_in_random_order_equals_enumeration():
+    """What the bench compares a trained model with: a mean over all orders of three frames."""
+    path = Path(__file__).parents[2] / "tools/bench/known_entropy.py"
+    spec = importlib.util.spec_from_file_location("known_entropy", path)
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    source, T = MarkovSource(2, 2, seed=1), 3
+    p, q = source.stationary, source.transition
+    joint = np.einsum("a,ab,bc->abc", p, q, q)
+    member = source.digits[:, :, None] == np.arange(2)  # (states, K, V)
+    entropy = lambda p: float(-(p * np.log(p)).sum())  # noqa: E731
+    total = np.zeros(2)
+    for order in itertools.permutations(range(T)):
+        for place, t in enumerate(order):
+            unseen = tuple(order[place + 1 :])
+            for k in range(2):
+                levels = np.moveaxis(joint.sum(unseen, keepdims=True), t, -1) @ member[:, k]
+                total[k] += (entropy(levels) - entropy(levels.sum(-1))) / 6
+    np.testing.assert_allclose(bench.masked_bound(source, T) * T, total, rtol=1e-9)
