@@ -65,7 +65,7 @@ fi
 if begin_stage 5 "Symbols of the texts"; then
   # as the synthesiser spoke them, each voice in its accent; no punctuation is in them
   rvqlm text --manifest-dir "$data_dir/tokens" --type phonemes --phonemes-field custom.phonemes \
-    --language-field custom.voice --language en-us --no-punctuation
+    --language-field custom.voice --language en-us --no-punctuation --no-stress
 fi
 
 end_stage
