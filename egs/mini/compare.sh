@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Every family of models on the same speech, with as many parameters and as many minutes of training,
-# in one table: bits per second of unheard voices, speed and samples. Half an hour on two CPU cores.
+# in one table: bits per second of unheard voices, speed and samples. Forty minutes on two CPU cores.
 #
 #   --quick            tiny models on a little speech, some three minutes: to see that all works
 #   --families "A B"   which, by the names of conf/compare/*.yaml (default: all seven)
 #   --hours H          hours of speech to make (default 6; quick: 0.3)
-#   --train-minutes M  minutes of training for each family (default 3; quick: 0.05)
+#   --train-minutes M  minutes of training for each family (default 4; quick: 0.05)
 #   --seed N           of corpus, split, training and samples (default 0)
 #   --exp-dir DIR      the experiments, a folder a family (default exp/compare; with other options
 #                      than the defaults exp/compare-Hh-Mmin-seedN, or exp/compare-quick-seedN)
@@ -38,9 +38,9 @@ if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.05} name=compare-quick-seed$seed num_prompts=2
   tiny=(--decoder-dim 64 --nhead 2 --num-decoder-layers 1 --max-duration 15 --log-every-steps 1)
 else
-  hours=${hours:-6} train_minutes=${train_minutes:-3} num_prompts=4
+  hours=${hours:-6} train_minutes=${train_minutes:-4} num_prompts=4
   name=compare-${hours}h-${train_minutes}min-seed$seed
-  if [[ $hours-$train_minutes-$seed == 6-3-0 ]]; then
+  if [[ $hours-$train_minutes-$seed == 6-4-0 ]]; then
     name=compare
     if [[ $families == "$all_families" ]]; then results=${results:-$here/RESULTS.md}; fi
   fi
