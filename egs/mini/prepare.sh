@@ -36,6 +36,8 @@ fi
 # a given folder is relative to where the command was given; all else happens in this folder
 if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
 cd "$here"
+# manifests name audio by its path: the same, whether the folder was given or not
+data_dir=${data_dir#"$PWD"/}
 data_dir=${data_dir:-data/${hours}h-seed$seed}
 
 if begin_stage 0 "Synthesise $hours hours of speech"; then
