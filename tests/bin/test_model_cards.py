@@ -1,4 +1,5 @@
-"""`rvqlm models`: what it says of the families is what they do, and what it counts is there."""
+"""`rvqlm models`: what it says of the families is what they do, and what it counts is there; and
+docs/models.md: its code runs, and what it calls refused is refused."""
 
 import json
 import re
@@ -20,8 +21,9 @@ from rvqlm.condition_info import KINDS, ConditionInfo
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.errors import UserError
-from rvqlm.models.factory import ALIASES, MODELS, build_model
+from rvqlm.models.factory import ALIASES, MODELS, build_model, config_dict
 from rvqlm.patterns import PATTERNS
+from rvqlm.training.checkpoint import FORMAT, save_checkpoint
 from rvqlm.training.config import flags_class
 
 ROOT = Path(__file__).parents[2]
@@ -131,7 +133,8 @@ def test_lists(capsys):
 def test_the_list_needs_no_torch():
     code = (
         "import sys; from rvqlm.bin.main import main; main(['models']); "
-        "main(['models', '--json']); print([m for m in ('torch', 'numpy', 'lhotse') if m in sys.modules])"
+        "main(['models', '--json']); "
+        "print([m for m in ('torch', 'numpy', 'lhotse') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert out.stdout.splitlines()[-1] == "[]", out.stderr
@@ -247,3 +250,50 @@ def test_mistakes(tmp_path, capsys):
     (tmp_path / "c.yaml").write_text("patern: delay\n")
     assert "did you mean 'pattern'" in refused(capsys, "--config", tmp_path / "c.yaml")
     assert "--no-such-flag" in refused(capsys, "--codec-shape", "2x9", "--no-such-flag", "1")
+
+
+# ----------------------------------------------------------------------------------- docs/models.md
+
+PAGE = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_python_runs(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = build_model("valle", SMALL, CodecInfo("toy", "", 16000, 320, 4, 16))
+    state = {
+        "format": FORMAT, "rvqlm_version": "", "config": {}, "model_name": "valle",
+        "model_config": config_dict(model), "codec": model.info.to_dict(), "conditions": {},
+        "model": model.state_dict(), "ema": None, "step": 1, "optimizer": [], "loader": {},
+    }  # fmt: skip
+    (tmp_path / "exp/piano").mkdir(parents=True)
+    save_checkpoint(state, tmp_path / "exp/piano/best.pt")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/models.md", "exec"), names)
+    assert len(blocks) == 3 and names["made"].codes.shape[0] == 2
+    assert names["filled"].codes.shape == (1, 150, 4)
+
+
+TABLE = PAGE.split("which are refused before training:")[1].split("And later:")[0]
+REFUSED = re.findall(r"^\| `(--[^`]*)` \|", TABLE, re.M)
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_what_the_page_calls_refused_is(flags, capsys):
+    shape = [] if "--codec-shape" in flags else ["--codec-shape", "2x8"]
+    last = re.findall(r"--[a-z-]+", flags.replace("--codec-shape", ""))[-1]
+    error = refused(capsys, *shape, *flags.split())
+    assert last in error or "codec-lm" in error  # the last: a family that does it
+
+
+def test_there_are_refusals_and_pictures():
+    assert len(REFUSED) > 10
+    pictures = re.findall(r"^```mermaid\n(.*?)^```", PAGE, re.M | re.S)
+    for picture in pictures:  # a shape on every arrow
+        arrows = [line for line in picture.splitlines() if "--" in line]
+        assert arrows and all(re.search(r'-->\|"[^"|]*(\(|scalar)[^"|]*"\| ', a) for a in arrows)
+    assert len(pictures) >= len(MODELS)
+    for name in MODELS:
+        assert re.search(rf"^## {name}: ", PAGE, re.M)
