@@ -40,8 +40,10 @@ class NetworkConfig:
     conditions: tuple[Literal["text", "midi", "source", "prompt"], ...] = ()
     """What the model hears beside the codes, one or several: text, midi, source (another stream,
     frame by frame), prompt (another recording of the speaker)."""
-    fusion: Literal["prefix", "cross"] = "prefix"
-    """Conditions stand before the codes, or are attended to from every layer."""
+    fusion: Literal["prefix", "cross", "spread"] = "prefix"
+    """Conditions stand before the codes, or are attended to from every layer; or spread: before the
+    codes, and each frame has what lies nearest to its time added to it, which aligns a text much
+    sooner."""
     num_encoder_layers: int = 0
     """Layers over the conditions alone, before they are heard."""
     condition_dropout: float = 0.1
@@ -99,8 +101,12 @@ class NetworkConfig:
             found.append(f"--num-encoder-layers {self.num_encoder_layers}: at least 0")
         if not self.conditions and self.num_encoder_layers:
             found.append("--num-encoder-layers has nothing to encode without --conditions")
-        if not self.conditions and self.fusion == "cross":
-            found.append("--fusion cross has nothing to attend to without --conditions")
+        if not self.conditions and self.fusion != "prefix":
+            found.append(f"--fusion {self.fusion} has nothing to fuse without --conditions")
+        if self.conditions == ("prompt",) and self.fusion == "spread":
+            found.append(
+                "--fusion spread: a prompt lies before the beginning; give a text or other"
+            )
         if not 0 <= self.condition_dropout < 1:
             found.append(f"--condition-dropout {self.condition_dropout}: in [0, 1)")
         return found

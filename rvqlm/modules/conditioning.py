@@ -17,6 +17,10 @@ in training is "not given", and that is what classifier-free guidance compares w
     [text . . . prompt . . | frames ->]     frames ->   self-attention
      all see these            causal           ^        cross-attention
                                             [text . . . prompt . .] -> encoder
+
+    fusion spread: as prefix, and each step of the codes has what lies nearest to its time added to
+    it. So a text is roughly aligned from the start where the number of frames is known (average
+    upsampling: Zhu et al., 2025, arXiv:2506.13053), and a source exactly.
 """
 
 from __future__ import annotations
@@ -45,6 +49,21 @@ class Context(NamedTuple):
     """(B, M) bool: steps that exist; the first of each kind always does."""
     positions: Tensor
     """(B, M) float, in steps of the transformer they go to."""
+    spans: dict[str, tuple[int, int]]
+    """First and one past the last step of each kind."""
+
+    def nearest(self, kind: str, times: Tensor) -> Tensor:
+        """(B, S, d) the step of a kind that lies nearest to each of the times (B, S); its first,
+        which says that it is missing, where an item has none."""
+        begin, end = self.spans[kind]
+        x, mask = self.x[:, begin:end], self.mask[:, begin + 1 : end]
+        far = self.positions[:, begin + 1 : end].masked_fill(~mask, torch.inf)
+        borders = (far[:, 1:] + far[:, :-1]) / 2  # beyond them the next step is nearer
+        times = times.to(borders.dtype).contiguous()
+        index = torch.searchsorted(borders.contiguous(), times, right=True)
+        if mask.shape[1]:
+            index = torch.where(mask[:, :1], index + 1, 0)
+        return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 class Conditioner(nn.Module):
@@ -100,7 +119,7 @@ class Conditioner(nn.Module):
                 dropped |= torch.rand(dropped.shape, device=device) < self.dropout
         if drop is not None:
             dropped |= drop[None, :]
-        parts = []
+        parts, spans, begin = [], {}, 0
         for number, (kind, info) in enumerate(self.infos.items()):
             given = conditions.get(kind)
             if given is None:
@@ -113,8 +132,10 @@ class Conditioner(nn.Module):
                 )
             lengths = given.lengths.masked_fill(dropped[number], 0)
             parts.append(self._embed(number, kind, info, given.values, lengths, frames))
+            spans[kind] = begin, begin + 1 + given.values.shape[1]
+            begin = spans[kind][1]
         x, mask, positions = (torch.cat(p, 1) for p in zip(*parts))
-        return Context(x, mask, positions * steps_per_frame)
+        return Context(x, mask, positions * steps_per_frame, spans)
 
     def _embed(self, row, kind, info, values, lengths, frames) -> tuple[Tensor, Tensor, Tensor]:
         B, S, _ = values.shape
@@ -152,7 +173,7 @@ class DecoderState:
 
     cache: KVCache
     context: Context | None
-    """The prefix, until the first step has heard it."""
+    """What stands before the steps or is spread over them."""
     prefix: int = 0
     key_mask: Tensor | None = None
     """(B, prefix + steps) bool."""
@@ -180,6 +201,10 @@ class ConditionedTransformer(nn.Module):
         super().__init__()
         infos = infos or {}
         self.cross = bool(infos) and fusion == "cross"
+        self.spread = nn.ModuleDict()
+        if fusion == "spread":  # what lies before the beginning stays a prefix
+            kinds = [k for k in infos if k != "prompt"]
+            self.spread.update({k: nn.Linear(config.dim, config.dim, bias=False) for k in kinds})
         self.transformer = Transformer(replace(config, cross=self.cross))
         self.conditioner = self.encoder = None
         if infos:
@@ -191,7 +216,7 @@ class ConditionedTransformer(nn.Module):
 
     def matrices(self) -> list[nn.Parameter]:
         """Matrices between hidden layers."""
-        parts = [p for p in (self.transformer, self.encoder) if p is not None]
+        parts = [p for p in (self.transformer, self.encoder, self.spread) if p is not None]
         return [p for part in parts for p in part.parameters() if p.ndim == 2]
 
     def hear(self, conditions: Mapping[str, Padded], batch_size: int, **how) -> Context | None:
@@ -240,6 +265,7 @@ class ConditionedTransformer(nn.Module):
         M = context.x.shape[1]
         if positions is None:
             positions = torch.arange(S, device=x.device).expand(B, S)
+        x = self._add_nearest(x, context, positions)
         if valid is None:
             valid = torch.ones(B, S, dtype=torch.bool, device=x.device)
         y = self.transformer(
@@ -250,6 +276,12 @@ class ConditionedTransformer(nn.Module):
             condition=condition,
         )
         return y[:, M:]
+
+    def _add_nearest(self, x: Tensor, context: Context, times: Tensor) -> Tensor:
+        """Steps (B, S, d) at times (B, S), with what lies nearest to them added."""
+        for kind, project in self.spread.items():
+            x = x + project(context.nearest(kind, times))
+        return x
 
     def start(self, context: Context | None, batch_size: int, max_steps: int) -> DecoderState:
         """State before the first step of at most ``max_steps``."""
@@ -275,10 +307,10 @@ class ConditionedTransformer(nn.Module):
             if positions is None:
                 positions = torch.arange(new, new + n, device=x.device).expand(B, n)
             positions = positions.float()
-            if state.context is not None:
+            x = self._add_nearest(x, state.context, positions)
+            if cache.position == 0:  # the prefix has not been heard yet
                 x = torch.cat([state.context.x.to(x.dtype), x], 1)
                 positions = torch.cat([state.context.positions, positions], 1)
-                state.context = None
             key_mask = state.key_mask[:, : prefix + new + n]
         y = self.transformer(
             x,

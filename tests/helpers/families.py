@@ -40,6 +40,11 @@ AUTOREGRESSIVE = {
         "codec-lm",
         {"conditions": ("text",), "pattern": "parallel", "head": "depth", "fusion": "cross"},
     ),
+    "text-spread": ("codec-lm", {"conditions": ("text",), "fusion": "spread"}),
+    "source-spread": (
+        "codec-lm",
+        {"conditions": ("source", "prompt"), "fusion": "spread", "num_encoder_layers": 1},
+    ),
     "source-cross": ("codec-lm", {"conditions": ("source",), **ENCODER}),
     "midi": ("codec-lm", {"conditions": ("midi",), "num_encoder_layers": 1}),
     "text-prompt": ("codec-lm", {"conditions": ("text", "prompt")}),
@@ -48,10 +53,15 @@ AUTOREGRESSIVE = {
 OTHERS = {
     "valle": ("valle", {}),
     "valle-text": ("valle", {"conditions": ("text",)}),
+    "valle-text-spread": ("valle", {"conditions": ("text",), "fusion": "spread"}),
     "valle-midi-cross": ("valle", {"conditions": ("midi",), **ENCODER}),
     "masked": ("masked", {}),
     "masked-frame": ("masked", {"masking": "frame"}),
     "masked-text": ("masked", {"conditions": ("text",)}),
+    "masked-text-spread": (
+        "masked",
+        {"conditions": ("text",), "fusion": "spread", "num_encoder_layers": 1},
+    ),
     "masked-text-prompt-cross": ("masked", {"conditions": ("text", "prompt"), **ENCODER}),
 }
 ALL = AUTOREGRESSIVE | OTHERS

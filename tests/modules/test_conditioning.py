@@ -73,7 +73,7 @@ def test_dropout_takes_all_or_single_conditions():
     assert conditioner.eval()(both, 4000).mask.all()
 
 
-@pytest.mark.parametrize("fusion", ["prefix", "cross"])
+@pytest.mark.parametrize("fusion", ["prefix", "cross", "spread"])
 @pytest.mark.parametrize("layers", [0, 1])
 def test_cached_equals_full_and_company_changes_nothing(fusion, layers):
     torch.manual_seed(0)
@@ -105,6 +105,19 @@ def test_long_masked_sequences_in_blocks_equal_the_whole(monkeypatch):
     whole = model(x, context)
     monkeypatch.setattr(attention, "CPU_BLOCK", 5)
     torch.testing.assert_close(model(x, context), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_nearest_steps():
+    conditioner = Conditioner({"text": INFOS["text"]}, 8)
+    context = conditioner({"text": steps("text", 2, 0, 3)}, 3, frames=torch.tensor([7, 9, 6]))
+    times = torch.arange(8.0).expand(3, 8)
+    got = context.nearest("text", times)
+    order = [[1, 1, 1, 1, 2, 2, 2, 2], [0] * 8, [1, 1, 2, 2, 3, 3, 3, 3]]  # 0: "not given"
+    for b in range(3):
+        assert torch.equal(got[b], context.x[b, torch.tensor(order[b])])
+    assert torch.equal(
+        conditioner({}, 2).nearest("text", times[:2]), conditioner({}, 2).x.expand(2, 8, 8)
+    )
 
 
 def test_codes_that_are_heard_share_the_input_side():
