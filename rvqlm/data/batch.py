@@ -57,6 +57,8 @@ class Batch:
     epoch: int = 0
     step: int = 0
     """Micro-batch number within the epoch, on this rank."""
+    begins: Tensor | None = None
+    """(B,) bool: the item begins where its recording does; None: all do."""
     conditions: Mapping[str, Padded] = field(default_factory=dict)
     """What is heard beside the codes, by kind (`rvqlm.condition_info`): (B, S, F) each."""
     prompt_lengths: Tensor | None = None

@@ -262,6 +262,7 @@ def read_batch(
         index=torch.from_numpy(rows.astype(np.int64)),
         epoch=epoch,
         step=step if number is None else number,
+        begins=torch.from_numpy(starts == 0),
         conditions=conditions.read(rows, starts, lengths, epoch, pin) if conditions else {},
     )
 

@@ -214,11 +214,12 @@ class Masked(TokenModel):
         out = score(batch, context, label_smoothing, level_weights)
         if self.length_head is not None:
             # of a part of a recording the conditions do not tell the length
+            whole = batch.ends if batch.begins is None else batch.ends & batch.begins
             centre, scale = self.length(batch.conditions, len(batch.lengths))
             nats = self.length_head.nats(centre, scale, batch.lengths)
-            nats = (nats * batch.ends).sum()
+            nats = (nats * whole).sum()
             out.loss = out.loss + nats
-            out.extra["length_nats"] = (nats.detach(), batch.ends.sum().float())
+            out.extra["length_nats"] = (nats.detach(), whole.sum().float())
         return out
 
     def _masked_input(self, batch: Batch, mask: Mask, context: Context | None) -> Tensor:

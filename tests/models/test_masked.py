@@ -358,3 +358,14 @@ def test_refusals():
         model.generate(max_frames=4, demask=DemaskConfig(**options))
     with pytest.raises(UserError, match="trained with conditions"):
         model.generate(max_frames=4, sampling=SamplingConfig(cfg_scale=2.0))
+
+
+def test_parts_of_recordings_teach_no_length():
+    model = make().eval()
+    batch = Batch.from_codes(random_items([7, 5, 6]), ends=[True, True, False])
+    batch.begins = torch.tensor([True, False, True])
+    whole = Batch.from_codes(random_items([7, 5, 6])[:1])
+    with torch.no_grad():
+        got, want = model(batch).extra["length_nats"], model(whole).extra["length_nats"]
+    assert float(got[1]) == 1.0
+    torch.testing.assert_close(got, want)
