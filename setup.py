@@ -56,6 +56,7 @@ setup(
         "safetensors",
         "transformers>=5.20",  # Mimi: 5.21
         "tyro>=1.0",
+        "docstring-parser",
         "PyYAML",
         "tqdm",
         "tensorboard",

@@ -21,6 +21,7 @@ import soundfile
 import torch
 import transformers
 from lhotse import CutSet
+from midi_files import write_midi
 
 from rvqlm.bin.main import COMMANDS
 from rvqlm.bin.main import main as rvqlm
@@ -31,7 +32,7 @@ SHELL_ONLY = {"git clone REPOSITORY rvqlm && cd rvqlm", "source .venv/bin/activa
 SMALL = {"--max-minutes": "0.02", "--seconds": "0.5"}
 PAGES = (
     "README.md", "CONTRIBUTING.md", "egs/mini/README.md", "egs/custom/README.md",
-    "docs/from-other-projects.md", "docs/manifests.md",
+    "docs/from-other-projects.md", "docs/manifests.md", "docs/models.md",
 )  # fmt: skip
 
 
@@ -67,6 +68,9 @@ def run_all(page: list[str], small: dict[str, str], capsys) -> None:
         for flag, value in small.items():
             if flag in words:
                 words[words.index(flag) + 1] = value
+        if "--config" in words and words[0] == "trainer":  # sizes are in the file
+            for flag in ("--decoder-dim", "--num-decoder-layers", "--nhead", "--accum"):
+                words += [flag, small[flag]] if flag in small and flag not in words else []
         assert rvqlm(words) == 0, f"{command}\n{capsys.readouterr().err}"
 
 
@@ -76,9 +80,21 @@ def noise(path: Path, seconds: float, rate: int, seed: int) -> None:
     soundfile.write(path, audio, rate)
 
 
+def notes(path: Path, seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_midi(path, [(0.1 * i, 0.2, 60 + (i * seed) % 12, 80) for i in range(12)])
+
+
 def test_the_workflow_runs_as_written(tmp_path, monkeypatch, capsys):
     for i, name in enumerate("abcdef"):
-        noise(tmp_path / "my-audio" / f"{name}.wav", 3, 16000, i)
+        for folder in ("my-audio", "piano", "backing", "solo"):
+            noise(tmp_path / folder / f"{name}.wav", 3, 16000, i)
+        notes(tmp_path / "scores" / f"{name}.mid", i)
+        for speaker in ("ann", "bob", "cat"):
+            path = tmp_path / "speech" / speaker / f"{name}.wav"
+            noise(path, 2, 16000, i)
+            path.with_suffix(".txt").write_text("Good morning to you, and good night.")
+    (tmp_path / "egs").symlink_to(ROOT / "egs")
     monkeypatch.chdir(tmp_path)
     shown = {c.split()[1] for c in commands("README.md") if c.startswith("rvqlm ")}
     assert shown == set(COMMANDS)  # the README shows every command
@@ -118,10 +134,14 @@ def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch, capsys
         noise(tmp_path / f"stems/lead/{i}.flac", 31, 8000, i)
         noise(tmp_path / f"piano/{i}.wav", 6, 32000, i)
         noise(tmp_path / f"speech/{i}.ogg", 1, 24000, i)
+        noise(tmp_path / f"stems/backing/{i}.flac", 31, 8000, 10 + i)
+        words = "Good morning to you, and good night."
+        (tmp_path / f"speech/{i}.txt").write_text(words)
+    (tmp_path / "egs").symlink_to(ROOT / "egs")
     monkeypatch.chdir(tmp_path)
     small = {
         "--num-epochs": "1", "--accum": "1", "--decoder-dim": "32", "--num-decoder-layers": "1",
-        "--nhead": "2", "--codebooks": "9",
+        "--nhead": "2", "--codebooks": "9", "--seconds": "0.5",
     }  # fmt: skip
     page = commands("docs/from-other-projects.md")
     assert all(c.startswith("rvqlm ") for c in page)
@@ -136,6 +156,8 @@ def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch, capsys
     }
     assert counts[""] == 6 * 5 and counts["_valid"] == counts["_test"] == 1
     assert counts["_train"] == 4 * 5
+    stages = [tmp_path / "exp/piano2" / f"stage{n}/best.pt" for n in (1, 2)]
+    assert all(path.exists() for path in stages)
 
 
 class Read(Exception):
