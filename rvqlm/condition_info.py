@@ -45,14 +45,23 @@ class ConditionInfo:
     """How the tokens are made (plain JSON values): the front end's settings and its symbols."""
     clock: tuple[int, float] | None = None
     """Where steps know their time: the field that counts it, modulo its size, and the frames of one
-    count. None: steps are spread at the rate."""
+    count. None: steps are spread by their durations."""
+    durations: tuple[float, ...] | None = None
+    """Frames that each id of the first field takes on average; None: all `rate`."""
+    margins: tuple[float, float] = (0.0, 0.0)
+    """Frames before the first step and after the last, on average."""
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise UserError(f"condition {self.kind!r}: choose one of {', '.join(KINDS)}")
         object.__setattr__(self, "sizes", tuple(int(s) for s in self.sizes))
-        if self.clock is not None:  # JSON knows lists only
-            object.__setattr__(self, "clock", tuple(self.clock))
+        for name in ("clock", "durations", "margins"):  # JSON knows lists only
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.durations is not None and len(self.durations) != self.sizes[0]:
+            raise UserError(
+                f"condition {self.kind}: {len(self.durations)} durations of {self.sizes[0]} ids"
+            )
 
     @property
     def num_fields(self) -> int:
@@ -76,7 +85,8 @@ class ConditionInfo:
     def require_same(self, other: ConditionInfo, mine: str, theirs: str) -> None:
         """Raise `UserError` naming both sides unless tokens of the one mean the same in the other.
 
-        The rate is a statistic of the data and may differ; the clock follows from the settings.
+        Rate, durations and margins are statistics of the data and may differ; the clock follows
+        from the settings.
         """
         for name in ("kind", "sizes", "settings"):
             a, b = getattr(self, name), getattr(other, name)
@@ -90,3 +100,15 @@ class ConditionInfo:
                 f"condition {self.kind}: {name} differ between {mine} ({a}) and {theirs} ({b}); "
                 "use data prepared with the same table"
             )
+
+
+def room_of(frames, margins: tuple[float, float]):
+    """Lead, and frames that are left for the steps: at least half of all.
+
+    :param frames: of an item, or of several: a number, an array or a tensor.
+    :param margins: as in `ConditionInfo`.
+    """
+    silence = sum(margins)
+    room = frames - silence
+    room = room + (frames / 2 - room) * (room < frames / 2)
+    return (frames - room) * (margins[0] / silence if silence else 0.0), room

@@ -29,6 +29,7 @@ import numpy as np
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data import phonemes
 from rvqlm.data.conditions import load_info
+from rvqlm.data.durations import estimate
 from rvqlm.data.index import TokenDataset, manifest_path, read_manifest
 from rvqlm.data.pieces import UNKNOWN, train_pieces
 from rvqlm.data.ragged import Ragged, write_ragged
@@ -279,6 +280,10 @@ def prepare_text(
             "made_of": made_of,
             "report": vars(column.report),
         }
+    if like is None:
+        train = Ragged.open(_column_path(directory, TRAIN), datasets[TRAIN].fingerprint)
+        durations, margins = estimate(datasets[TRAIN], train, info.sizes[0])
+        info = replace(info, durations=durations, margins=margins)
     work.front_end.table.to_file(directory / "tokens.txt")
     _write_json(directory / "text.json", info.to_dict())
     _write_json(

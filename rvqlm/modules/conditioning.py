@@ -3,8 +3,8 @@
 A condition of any kind is steps of integer fields (`rvqlm.condition_info`): one sum of embeddings
 a step, and a position in frames, so that attention finds what belongs to a moment by distance:
 
-    text         (j + 1/2) * rate      rate frames a step on average, or the item's own rate
-                                       where its number of frames is known
+    text         one after the other   by the average durations of the symbols, after the average
+                                       silence; scaled to the item's frames where these are known
     midi         when the note begins
     source       j                     frame by frame
     prompt       j - S                 before the beginning
@@ -32,7 +32,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import ConditionInfo, room_of
 from rvqlm.data.batch import Padded
 from rvqlm.errors import UserError
 from rvqlm.modules.cache import KVCache
@@ -53,8 +53,8 @@ class Context(NamedTuple):
     """First and one past the last step of each kind."""
 
     def nearest(self, kind: str, times: Tensor) -> Tensor:
-        """(B, S, d) the step of a kind that lies nearest to each of the times (B, S); its first,
-        which says that it is missing, where an item has none."""
+        """(B, S, d) the step of a kind that lies nearest to each of the times (B, S); before and
+        after all of them its first, which says that it is given, or missing where it is."""
         begin, end = self.spans[kind]
         x, mask = self.x[:, begin:end], self.mask[:, begin + 1 : end]
         far = self.positions[:, begin + 1 : end].masked_fill(~mask, torch.inf)
@@ -62,6 +62,14 @@ class Context(NamedTuple):
         times = times.to(borders.dtype).contiguous()
         index = torch.searchsorted(borders.contiguous(), times, right=True)
         if mask.shape[1]:
+            # the outer steps reach as far out as in
+            last = (mask.sum(1, keepdim=True) - 1).clamp(min=0)
+            several = last > 0
+            if borders.shape[1]:
+                early = 2 * far[:, :1] - borders[:, :1]
+                late = 2 * far.gather(1, last) - borders.gather(1, (last - 1).clamp(min=0))
+                outside = several & ((times < early) | (times >= late))
+                index = torch.where(outside, -1, index)
             index = torch.where(mask[:, :1], index + 1, 0)
         return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
@@ -87,6 +95,10 @@ class Conditioner(nn.Module):
         self.infos, self.dropout = dict(infos), dropout
         own = [k for k in infos if codes is None or k not in ("source", "prompt")]
         self.fields = nn.ModuleDict({k: FieldEmbedding(infos[k].sizes, dim) for k in own})
+        for kind, info in infos.items():
+            if info.durations is not None:
+                values = torch.tensor(info.durations)
+                self.register_buffer(f"durations_{kind}", values, persistent=False)
         self._codes = (codes,)  # no submodule: its weights belong to the model
         self.given = nn.Parameter(torch.randn(len(infos), dim))
         self.missing = nn.Parameter(torch.randn(len(infos), dim))
@@ -159,12 +171,22 @@ class Conditioner(nn.Module):
             count[:, 1:] += turns * info.sizes[number]
             at = count * unit
         elif kind != "source":
-            rate = info.rate
-            if frames is not None:
-                rate = (frames / lengths.clamp(min=1))[:, None]
-            at = (at + 0.5) * rate
+            at = self._in_order(kind, info, values[..., 0], mask, frames)
         mask = torch.cat([torch.ones_like(begin, dtype=torch.bool), mask], 1)
         return x + self.kind[row], mask, torch.cat([begin, at], 1)
+
+    def _in_order(self, kind, info, ids, mask, frames) -> Tensor:
+        """(B, S) middles of steps (B, S) that follow one another."""
+        if info.durations is None:
+            width = mask.float() * info.rate
+        else:
+            width = getattr(self, f"durations_{kind}")[ids.clamp(min=0).long()] * mask
+        lead = info.margins[0]
+        if frames is not None:
+            lead, room = room_of(frames, info.margins)
+            width = width * (room / width.sum(1).clamp(min=1e-6))[:, None]
+            lead = lead[:, None]
+        return lead + width.cumsum(1) - width / 2
 
 
 @dataclass

@@ -44,6 +44,17 @@ def test_places_on_the_time_axis():
     assert places("prompt", steps("prompt", 3, 1)) == [[-3.0, -2.0, -1.0], [-1.0]]
 
 
+def test_durations_and_silence():
+    info = ConditionInfo("text", (3,), durations=(1.0, 2.0, 5.0), margins=(3.0, 6.0))
+    given = Padded.of([torch.tensor([1, 2, 1])], 1)
+    context = Conditioner({"text": info}, 8)({"text": given}, 1)
+    assert context.positions[0].tolist() == [0.0, 4.0, 7.5, 11.0]
+    # 27 frames: 9 of silence, 18 for 9 frames' worth of symbols; 10 frames: half for the text
+    for frames, want in ((27, [5.0, 12.0, 19.0]), (10, [2.2222, 4.1667, 6.1111])):
+        context = Conditioner({"text": info}, 8)({"text": given}, 1, frames=torch.tensor([frames]))
+        torch.testing.assert_close(context.positions[0, 1:], torch.tensor(want), atol=1e-3, rtol=0)
+
+
 def test_notes_lie_where_they_begin():
     times = torch.tensor([3, 90, 90, 5, 40, 2])  # of 100 counts a turn
     notes = Padded.of([torch.stack([torch.zeros_like(times), times], 1)], 2)
@@ -112,7 +123,7 @@ def test_nearest_steps():
     context = conditioner({"text": steps("text", 2, 0, 3)}, 3, frames=torch.tensor([7, 9, 6]))
     times = torch.arange(8.0).expand(3, 8)
     got = context.nearest("text", times)
-    order = [[1, 1, 1, 1, 2, 2, 2, 2], [0] * 8, [1, 1, 2, 2, 3, 3, 3, 3]]  # 0: "not given"
+    order = [[1, 1, 1, 1, 2, 2, 2, 0], [0] * 8, [1, 1, 2, 2, 3, 3, 0, 0]]  # 0: outside, missing
     for b in range(3):
         assert torch.equal(got[b], context.x[b, torch.tensor(order[b])])
     assert torch.equal(
