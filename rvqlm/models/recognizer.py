@@ -9,6 +9,9 @@ real recordings, needs nobody's opinion. Trained like any model, with the text a
 - Connectionist temporal classification (Graves et al., 2006): the loss is -log of the probability
   of all alignments of the symbols to the decisions, exactly; no alignment is needed in training.
   Symbol 0 of the table, ``<eps>``, is the blank.
+- At first the alignments near to where a text lies by the average durations of its symbols
+  (`rvqlm.modules.conditioning.in_order`) weigh more than others, less and less so. Without, CTC
+  writes blanks alone for its first thousand steps.
 - Augmentation: spans of frames are blanked (SpecAugment, Park et al., 2019, arXiv:1904.08779) and
   fine levels left out, so that it also understands codes that no recording has.
 - It has no level of its own to predict: all sums of `LMOutput` are at level 0, where `count` counts
@@ -34,10 +37,13 @@ from rvqlm.errors import UserError
 from rvqlm.evaluation.recognition import edit_distances
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig
+from rvqlm.modules.conditioning import in_order
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.transformer import Transformer
 
 BLANK = 0
+NEAR, NEVER = 12.0, 30.0
+"""Of the prior on alignments: standard deviation in frames, largest penalty in nats."""
 
 
 @dataclass
@@ -70,8 +76,14 @@ class RecognizerConfig(NetworkConfig):
     level_dropout: float = 0.3
     """Chance that an item is heard in training with its first levels only, a random number."""
 
+    alignment_prior: float = 0.6
+    """Share of the training in which alignments near to the average ones weigh more, fading to
+    nothing; 0: never. The loss of that time is no likelihood, the held-out one always is."""
+
     def problems(self) -> list[str]:
         found = super().problems()
+        if not 0 <= self.alignment_prior <= 1:
+            found.append(f"--alignment-prior {self.alignment_prior}: in [0, 1]")
         if self.conditions != ("text",):
             found.append(
                 f"--conditions {' '.join(self.conditions) or '(none)'}: a recogniser writes text, "
@@ -123,6 +135,8 @@ class Recognizer(TokenModel):
         if text.num_fields != 1 or text.sizes[0] < 2:
             raise UserError(f"a text of sizes {text.sizes} has no symbols; run rvqlm text again")
         self.num_symbols = text.sizes[0]
+        durations = None if text.durations is None else torch.tensor(text.durations)
+        self.register_buffer("durations", durations, persistent=False)
         self.decisions = c.decisions_per_step or ceil(2 * c.frames_per_step / text.rate)
         self.embedding = SumEmbedding(info.num_codebooks, info.codebook_size + 1, d)
         self.front = nn.ModuleList(
@@ -193,10 +207,15 @@ class Recognizer(TokenModel):
         doubles = (symbols[:, 1:] == symbols[:, :-1]) & real[:, 1:]
         fits = text.lengths + doubles.sum(1) <= decisions
         scored = fits & (text.lengths > 0)
+        likely = log_probs
+        if self.training and (strength := self._prior_strength()):
+            likely = log_probs - strength * self._far_off(
+                batch.lengths, symbols, real, log_probs.shape[1]
+            )
         # an item that is not scored takes part as an empty one: its loss is finite, its weight 0
         counts = text.lengths * scored
         nats = F.ctc_loss(
-            log_probs.transpose(0, 1),
+            likely.transpose(0, 1),
             symbols.masked_fill(~real, BLANK),
             decisions,
             counts,
@@ -219,6 +238,24 @@ class Recognizer(TokenModel):
                 "left_out": ((~scored).sum().float(), torch.full_like(count, len(scored))),
             },
         )
+
+    def _prior_strength(self) -> float:
+        until = self.config.alignment_prior
+        return max(0.0, 1 - self.progress / until) if until else 0.0
+
+    def _far_off(self, lengths: Tensor, symbols: Tensor, real: Tensor, decisions: int) -> Tensor:
+        """(B, decisions, symbols of the table) how unlikely it is by time alone that a decision is
+        a symbol: half the square of its distance in `NEAR` to the nearest one, `NEVER` at most."""
+        at = in_order(self.conditions["text"], self.durations, symbols, real, lengths)  # (B, S)
+        each = self.config.frames_per_step / self.decisions
+        times = (torch.arange(decisions, device=at.device) + 0.5) * each
+        off = ((times[None, :, None] - at[:, None, :]) / NEAR).square() / 2  # (B, decisions, S)
+        off = off.clamp(max=NEVER).masked_fill(~real[:, None, :], NEVER)
+        far = off.new_full((*off.shape[:2], self.num_symbols), NEVER)
+        index = symbols.masked_fill(~real, BLANK)[:, None, :].expand_as(off)
+        far = far.scatter_reduce(2, index, off, "amin")
+        far[..., BLANK] = 0.0
+        return far
 
     @torch.no_grad()
     def recognize(self, codes: Tensor, lengths: Tensor | None = None) -> list[list[int]]:

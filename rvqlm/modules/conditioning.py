@@ -171,22 +171,33 @@ class Conditioner(nn.Module):
             count[:, 1:] += turns * info.sizes[number]
             at = count * unit
         elif kind != "source":
-            at = self._in_order(kind, info, values[..., 0], mask, frames)
+            durations = getattr(self, f"durations_{kind}", None)
+            at = in_order(info, durations, values[..., 0], mask, frames)
         mask = torch.cat([torch.ones_like(begin, dtype=torch.bool), mask], 1)
         return x + self.kind[row], mask, torch.cat([begin, at], 1)
 
-    def _in_order(self, kind, info, ids, mask, frames) -> Tensor:
-        """(B, S) middles of steps (B, S) that follow one another."""
-        if info.durations is None:
-            width = mask.float() * info.rate
-        else:
-            width = getattr(self, f"durations_{kind}")[ids.clamp(min=0).long()] * mask
-        lead = info.margins[0]
-        if frames is not None:
-            lead, room = room_of(frames, info.margins)
-            width = width * (room / width.sum(1).clamp(min=1e-6))[:, None]
-            lead = lead[:, None]
-        return lead + width.cumsum(1) - width / 2
+
+def in_order(
+    info: ConditionInfo,
+    durations: Tensor | None,
+    ids: Tensor,
+    mask: Tensor,
+    frames: Tensor | None = None,
+) -> Tensor:
+    """(B, S) middles, in frames, of steps that follow one another.
+
+    :param durations: those of ``info`` as a tensor, or None where it has none.
+    :param ids: (B, S) of the first field; mask (B, S) which of them exist.
+    :param frames: (B,) frames of the items where known: durations are scaled to fill them.
+    """
+    width = mask.float()
+    width = width * (info.rate if durations is None else durations[ids.clamp(min=0).long()])
+    lead = info.margins[0]
+    if frames is not None:
+        lead, room = room_of(frames, info.margins)
+        width = width * (room / width.sum(1).clamp(min=1e-6))[:, None]
+        lead = lead[:, None]
+    return lead + width.cumsum(1) - width / 2
 
 
 @dataclass

@@ -230,3 +230,33 @@ def test_all_problems_of_the_flags_in_one_message():
         Recognizer(RecognizerConfig(), INFO, {})
     with pytest.raises(UserError, match="hears nothing beside"):
         Recognizer(RecognizerConfig(num_encoder_layers=2), INFO, text)
+
+
+def test_prior_on_alignments_fades_and_is_never_measured():
+    torch.manual_seed(0)
+    info = CodecInfo("toy", "", 16000, 320, 2, 8)
+    text = ConditionInfo("text", (5,), durations=(4.0,) * 5, rate=4.0)
+    config = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1, "dropout": 0.0}
+    config |= {"mask_share": 0.0, "level_dropout": 0.0}
+    with_prior = Recognizer(RecognizerConfig(**config, alignment_prior=0.5), info, {"text": text})
+    without = Recognizer(RecognizerConfig(**config, alignment_prior=0.0), info, {"text": text})
+    without.load_state_dict(with_prior.state_dict())
+    items = [torch.randint(8, (24, 2)), torch.randint(8, (17, 2))]
+    batch = Batch.from_codes(
+        items, conditions={"text": [torch.tensor([1, 2, 3]), torch.tensor([4])]}
+    )
+    losses = []
+    for progress in (0.0, 0.3, 0.5):
+        with_prior.progress = progress
+        losses.append(float(with_prior.train()(batch).loss.detach()))
+    plain = float(without.train()(batch).loss.detach())
+    assert losses[0] > losses[1] > losses[2] == pytest.approx(plain)
+    with_prior.progress = 0.0
+    with torch.no_grad():
+        measured = with_prior.eval()(batch).loss
+        torch.testing.assert_close(measured, without.eval()(batch).loss)
+    # one symbol in the middle of nothing else: by time alone it is in the middle
+    real = torch.tensor([[True]])
+    far = with_prior._far_off(torch.tensor([24]), torch.tensor([[2]]), real, 12)[0]
+    assert far[:, 0].abs().max() == 0 and int(far[:, 2].argmin()) in (5, 6)
+    assert (far[:, [1, 3, 4]] == 30).all()
