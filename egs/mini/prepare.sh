@@ -3,7 +3,9 @@
 #
 #   --hours H       hours of speech to make, at least 0.15 (default 6)
 #   --seed N        another seed: other sentences, other split (default 0)
-#   --data-dir DIR  where everything goes (default data/Hh-seedN, in this folder)
+#   --voices "A B"  only these speakers of local/speakers.py, such as m1-us (default: all)
+#   --data-dir DIR  where everything goes (default data/Hh-seedN, with voices data/Hh-A-B-seedN, in
+#                   this folder)
 #   --stage N       first stage to run (default 0)
 #   --stop-stage M  last stage to run (default 5)
 #
@@ -11,7 +13,7 @@
 #   0 synthesise audio with transcripts and phonemes: DIR/audio
 #   1 lhotse manifests: DIR/manifests
 #   2 tokenize with the embedded codec: DIR/tokens
-#   3 split by speaker into train, valid and test; index
+#   3 split by speaker, named voices by sentence, into train, valid and test; index
 #   4 validate, print statistics
 #   5 the phonemes of each sentence as symbols beside its codes, for text to speech
 #
@@ -23,6 +25,7 @@ stage=0
 stop_stage=5
 hours=6
 seed=0
+voices=
 data_dir=
 source "$here/../shared/parse_options.sh"
 source "$here/../shared/stages.sh"
@@ -38,10 +41,12 @@ if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
 cd "$here"
 # manifests name audio by its path: the same, whether the folder was given or not
 data_dir=${data_dir#"$PWD"/}
-data_dir=${data_dir:-data/${hours}h-seed$seed}
+data_dir=${data_dir:-data/${hours}h-${voices:+${voices// /-}-}seed$seed}
+read -ra chosen <<<"$voices"
 
 if begin_stage 0 "Synthesise $hours hours of speech"; then
-  python local/synthesize.py --hours "$hours" --seed "$seed" --out-dir "$data_dir/audio"
+  python local/synthesize.py --hours "$hours" --seed "$seed" --out-dir "$data_dir/audio" \
+    ${chosen[@]:+--speakers "${chosen[@]}"}
 fi
 
 if begin_stage 1 "Manifests"; then
@@ -55,8 +60,9 @@ fi
 
 if begin_stage 3 "Split and index"; then
   # the test voices are those that the codec has not heard in its training either
-  rvqlm split --manifest-dir "$data_dir/tokens" --valid 0.02 --seed "$seed" \
-    --test-speakers f3 steph m3 Hugo travis sandro
+  how=(--valid 0.02 --test-speakers f3 steph m3 Hugo travis sandro)
+  if [[ -n $voices ]]; then how=(--by recording --valid 0.02 --test 0.05); fi
+  rvqlm split --manifest-dir "$data_dir/tokens" --seed "$seed" "${how[@]}"
   rvqlm index --manifest-dir "$data_dir/tokens"
 fi
 

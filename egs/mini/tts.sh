@@ -3,14 +3,16 @@
 # phonemes, a recogniser that writes them, lets the one speak and the other listen. Offline.
 #
 #   --quick              small models on a little speech, about two minutes: to see that all works
-#   --hours H            hours of speech to make (default 6; quick: 0.3)
+#   --hours H            hours of speech to make (default 2; quick: 0.3)
+#   --voices "A B"       of these speakers of local/speakers.py (default m1-us: with one voice a few
+#                        minutes of training are enough)
 #   --train-minutes M    minutes of training of the speaking model (default 15; quick: 0.5)
 #   --listen-minutes M   minutes of training of the recogniser (default 4; quick: 0.3)
 #   --config FILE        the model (default conf/tts.yaml; quick: conf/tts_quick.yaml)
-#   --sentences N        sentences of unseen voices to say (default 32; quick: 4)
+#   --sentences N        unheard sentences to say (default 32; quick: 4)
 #   --seed N             of corpus, split, training and samples (default 0)
 #   --exp-dir DIR        the experiment (default exp/tts-Mmin-seedN, or exp/tts-quick-seedN)
-#   --data-dir DIR       corpus and tokens (default data/Hh-seedN)
+#   --data-dir DIR       corpus and tokens (default data/Hh-VOICES-seedN)
 #   --stage N            first stage to run (default 0)
 #   --stop-stage M       last stage to run (default 6)
 #
@@ -24,6 +26,7 @@ stage=0
 stop_stage=6
 quick=false
 hours=
+voices=m1-us
 train_minutes=
 listen_minutes=
 config=
@@ -37,7 +40,7 @@ if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
   default_config=conf/tts_quick.yaml name=tts-quick-seed$seed sentences=${sentences:-4}
 else
-  hours=${hours:-6} train_minutes=${train_minutes:-15} listen_minutes=${listen_minutes:-4}
+  hours=${hours:-2} train_minutes=${train_minutes:-15} listen_minutes=${listen_minutes:-4}
   default_config=conf/tts.yaml name=tts-${train_minutes}min-seed$seed sentences=${sentences:-32}
 fi
 require_number hours train_minutes listen_minutes
@@ -51,7 +54,7 @@ source "$here/../shared/stages.sh"
 cd "$here"
 config=${config:-$default_config}
 exp_dir=${exp_dir:-exp/$name}
-data_dir=${data_dir:-data/${hours}h-seed$seed}
+data_dir=${data_dir:-data/${hours}h-${voices// /-}-seed$seed}
 tokens=$data_dir/tokens
 listener=$exp_dir/recognizer
 stage_log=$exp_dir/stages.tsv
@@ -62,7 +65,7 @@ fi
 source ../shared/environment.sh
 
 if begin_stage 1 "Prepare the data"; then
-  ./prepare.sh --hours "$hours" --seed "$seed" --data-dir "$data_dir"
+  ./prepare.sh --hours "$hours" --voices "$voices" --seed "$seed" --data-dir "$data_dir"
 fi
 
 if begin_stage 2 "Train the recogniser"; then
@@ -78,7 +81,7 @@ fi
 if begin_stage 4 "Speak"; then
   rm -rf "$exp_dir/samples" # of an earlier training
   rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
-  # the phonemes of unseen sentences, nothing of their recordings
+  # the phonemes of unheard sentences, nothing of their recordings
   rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
     --num-prompts "$sentences" --prompt-seconds 0 --seconds 12 --min-seconds 0.5 --seed "$seed" \
     --temperature 0.7 --top-k 50

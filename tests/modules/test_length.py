@@ -69,7 +69,7 @@ def test_begins_where_the_conditions_end():
     head = LengthHead(8, typical=250)
     positions = torch.tensor([[0.0, 40.0, 80.0], [0.0, 40.0, 80.0], [-31.0, -30.0, -29.0]])
     mask = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
-    _, base = head.begin(Context(torch.zeros(3, 3, 8), mask, positions), 3)
+    _, base = head.begin(Context(torch.zeros(3, 3, 8), mask, positions, {}), 3)
     torch.testing.assert_close(base.exp(), torch.tensor([80.0, 40.0, 250.0]))
     step, base = head.begin(None, 2)
     assert step.shape == (2, 1, 8)

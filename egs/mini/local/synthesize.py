@@ -58,6 +58,8 @@ class Flags:
     """Processes; the corpus does not depend on their number."""
     out_dir: Path = Path("data/audio")
     """Folder for audio and transcripts."""
+    speakers: tuple[str, ...] = ()
+    """Only these, such as m1-us (speakers.py); all when none are named."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +81,14 @@ class Utterance:
         return f"{self.speaker}/{self.id}.wav"
 
 
-def plan(hours: float, seed: int) -> list[Utterance]:
-    """Utterances of about `hours` hours; a plan of fewer hours is the beginning of one of more."""
+def plan(hours: float, seed: int, names: tuple[str, ...] = ()) -> list[Utterance]:
+    """Utterances of about `hours` hours by the speakers of these names, all by default; a plan of
+    fewer hours is the beginning of one of more."""
     rng = np.random.default_rng([seed, 0xD1CE])
-    speakers = all_speakers()
+    speakers = [s for s in all_speakers() if not names or s.id in names]
+    if unknown := set(names) - {s.id for s in speakers}:
+        known = ", ".join(s.id for s in all_speakers())
+        raise UserError(f"--speakers {', '.join(sorted(unknown))}: the speakers are {known}")
     sentences = SentenceMaker(seed)
     utterances: list[Utterance] = []
     seconds = 0.0
@@ -159,7 +165,9 @@ def _work(task: tuple[list[Utterance], Path]) -> list[dict]:
     return [synthesize(utterance, out_dir) for utterance in utterances]
 
 
-def synthesize_corpus(out_dir: Path, hours: float, seed: int, jobs: int) -> list[dict]:
+def synthesize_corpus(
+    out_dir: Path, hours: float, seed: int, jobs: int, speakers: tuple[str, ...] = ()
+) -> list[dict]:
     """Make what is missing of the corpus in `out_dir` and return the lines of its transcripts."""
     if hours <= 0:
         raise UserError(f"--hours {hours:g}: give a positive number")
@@ -171,7 +179,7 @@ def synthesize_corpus(out_dir: Path, hours: float, seed: int, jobs: int) -> list
         raise UserError(
             f"--out-dir {out_dir}: not a folder; remove the file or give another"
         ) from None
-    utterances = plan(hours, seed)
+    utterances = plan(hours, seed, speakers)
     done = _finished(out_dir, utterances)
     todo = [u for u in utterances if u.id not in done]
     if done:
@@ -258,7 +266,7 @@ def _write_lines(path: Path, entries: list[dict]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     flags = parse(Flags, "synthesize.py", "Make the embedded speech corpus.", argv)
-    entries = synthesize_corpus(flags.out_dir, flags.hours, flags.seed, flags.jobs)
+    entries = synthesize_corpus(flags.out_dir, flags.hours, flags.seed, flags.jobs, flags.speakers)
     hours = sum(entry["duration"] for entry in entries) / 3600
     print(
         f"{len(entries)} utterances by {len({e['speaker'] for e in entries})} speakers, "
