@@ -88,6 +88,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     dtype = runtime.pick_precision(config.precision, device)
     path = find_checkpoint(config.exp_dir, config.checkpoint)
     model, info, state = load_model(path, device=device, use_ema=config.ema)
+    if not model.generates:
+        raise UserError(f"{path}: a {model.name} predicts no codes; use rvqlm recognize")
     levels = info.num_codebooks
     held_out = TokenDataset.open(config.manifest_dir, config.split, num_codebooks=levels)
     info.require_same(held_out.info, str(path), config.manifest_dir)

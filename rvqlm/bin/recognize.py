@@ -12,7 +12,6 @@ recognizer``. Writes recognition.json beside the samples, EXP/recognition_SPLIT.
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -240,12 +239,11 @@ def from_samples(wavs: list[Path], config, model, front_end, device) -> Iterator
 def _reference(wav: Path, front_end) -> list[int]:
     given = _conditions(wav)
     text = given.get("phonemes", given.get("text"))
-    # of a cut it says the phonemes that the model was given
-    phonemes = front_end.settings.type == "phonemes" and (
-        "phonemes" in given or re.search("[ˈˌː]", text)
-    )
     try:
-        ids = front_end.encode_phonemes(text) if phonemes else front_end.encode(text)
+        if "phonemes" in given:  # what the model was given is known, as of the cuts of a manifest
+            ids = front_end.encode_phonemes(text)
+        else:
+            ids = front_end.encode(text)
     except UserError as e:
         raise UserError(f"{wav}: {e}") from None
     if not len(ids):

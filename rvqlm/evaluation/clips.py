@@ -136,7 +136,7 @@ def read_samples(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
                 silence=about.get("silence_ratio"),
                 repetition=about.get("repetition_ratio"),
                 details=_details(about),
-                text=(about.get("conditions") or {}).get("text"),
+                text=_said(about.get("conditions") or {}),
                 prompt=about.get("prompt_id") or about.get("prompt"),
                 command=about.get("command"),
             )
@@ -332,3 +332,8 @@ def _decode(codec, codes: np.ndarray, scales) -> np.ndarray:
 
     scales = codec.scales_for(len(codes), scales)
     return decode_long(codec, torch.from_numpy(codes.astype(np.int64)), scales=scales).numpy()
+
+
+def _said(conditions: dict) -> str | None:
+    """The text, or the phonemes, that a sample was made from."""
+    return conditions.get("text") or conditions.get("phonemes")

@@ -181,7 +181,10 @@ def conditions_of(dataset, rows: list[int], model, seed: int) -> list[Given]:
         values = {k: v for k, v in values.items() if len(v)}
         about = {}
         if "text" in values:
-            about["text"] = text_front_end(model.conditions["text"]).decode(values["text"][:, 0])
+            front_end = text_front_end(model.conditions["text"])
+            # phonemes are no text that could be spoken again
+            key = "phonemes" if front_end.settings.type == "phonemes" else "text"
+            about[key] = front_end.decode(values["text"][:, 0])
         found.append(Given(values, about))
     return found
 

@@ -46,6 +46,8 @@ class TokenModel(nn.Module):
     """
 
     name: ClassVar[str]
+    generates: bool = True
+    """Whether it predicts codes at all."""
     exact_likelihood: bool = False
     """Whether the loss estimates the entropy of the codes; otherwise it bounds it from above."""
     stage: int = 0

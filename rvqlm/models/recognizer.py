@@ -122,6 +122,7 @@ class Recognizer(TokenModel):
     """
 
     name = "recognizer"
+    generates = False
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from rvqlm.training.config import TrainerConfig
 
 _OF_A_RUN = (
     *("latest.pt", "best.pt", "metrics.jsonl", "tensorboard", "run.json", "config.yaml"),
-    *("samples", "eval_*.json"),
+    *("samples", "eval_*.json", "recognition_*.json"),
 )
 
 

@@ -183,7 +183,7 @@ def test_phonemes_of_a_cut_are_not_spoken_again(tmp_path):
     expected = front_end.encode_phonemes("həlˈoʊ tˈuː").tolist()
     given = [
         {"text": "hello two"},
-        {"text": "həlˈoʊ tˈuː"},
+        {"phonemes": "həlˈoʊ tˈuː"},
         {"text": "another", "phonemes": "həlˈoʊ tˈuː"},
     ]
     for conditions in given:
