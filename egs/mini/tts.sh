@@ -6,7 +6,7 @@
 #   --hours H            hours of speech to make (default 2; quick: 0.3)
 #   --voices "A B"       of these speakers of local/speakers.py (default m1-us: with one voice a few
 #                        minutes of training are enough)
-#   --train-minutes M    minutes of training of the speaking model (default 15; quick: 0.5)
+#   --train-minutes M    minutes of training of the speaking model (default 24; quick: 0.5)
 #   --listen-minutes M   minutes of training of the recogniser (default 4; quick: 0.3)
 #   --config FILE        the model (default conf/tts.yaml; quick: conf/tts_quick.yaml)
 #   --sentences N        unheard sentences to say (default 32; quick: 4)
@@ -40,9 +40,10 @@ if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
   default_config=conf/tts_quick.yaml name=tts-quick-seed$seed sentences=${sentences:-4}
 else
-  hours=${hours:-2} train_minutes=${train_minutes:-15} listen_minutes=${listen_minutes:-4}
+  hours=${hours:-2} train_minutes=${train_minutes:-24} listen_minutes=${listen_minutes:-4}
   default_config=conf/tts.yaml name=tts-${train_minutes}min-seed$seed sentences=${sentences:-32}
 fi
+how=(--min-seconds 0.5 --temperature 1.0 --top-k 50 --cfg-scale 3)
 require_number hours train_minutes listen_minutes
 require_integer seed sentences
 
@@ -83,10 +84,9 @@ if begin_stage 4 "Speak"; then
   rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
   # the phonemes of unheard sentences, nothing of their recordings
   rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-    --num-prompts "$sentences" --prompt-seconds 0 --seconds 12 --min-seconds 0.5 --seed "$seed" \
-    --temperature 0.7 --top-k 50
+    --num-prompts "$sentences" --prompt-seconds 0 --seconds 12 --seed "$seed" "${how[@]}"
   rvqlm generate --exp-dir "$exp_dir" --text "The old captain carried seven green lanterns home." \
-    --seconds 8 --min-seconds 0.5 --seed "$seed" --temperature 0.7 --top-k 50
+    --seconds 8 --seed "$seed" "${how[@]}"
 fi
 
 if begin_stage 5 "Listen"; then
