@@ -91,6 +91,7 @@ def test_summary_of_items():
     counted = [summary[k] for k in ("substitutions", "insertions", "deletions")]
     assert counted == [0, 1, 1]
     assert summary["error_rate"] == 0.25
+    assert summary["identified"] == (3, 3)
     assert summary["chance"] == 1.0  # no two share a symbol, none is longer than 3 of them
     assert items[1].row(lambda ids: " ".join(map(str, ids))) == {
         "name": "b",
@@ -113,3 +114,10 @@ def test_chance_compares_with_another_text():
     drawn = {tuple(other_items(references, seed)) for seed in range(20)}
     assert len(drawn) > 1
     assert other_items([[1, 2], [1, 2]], 0) is None
+
+
+def test_identified_are_those_nearest_to_their_own_text():
+    said = [[1, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 9]]
+    heard = [[1, 2, 3], [1, 2, 6], [1, 2, 9]]  # as near to the first as to the third; lost; found
+    items = [Recognized(str(i), s, h) for i, (s, h) in enumerate(zip(said, heard))]
+    assert summarize(items)["identified"] == (1, 3)

@@ -1,6 +1,6 @@
 """One sample of each experiment as a small Ogg file for the page of results.
 
-    python egs/mini/local/page_samples.py --exp-dirs exp/compare/delay exp/compare/valle --out-dir samples
+    python egs/mini/local/page_samples.py --exp-dirs exp/compare/delay exp/compare/valle
 
 The experiments' first sample of a name that all of them have, so that all continue one recording.
 """
