@@ -140,7 +140,13 @@ def run(argv: Sequence[str] | None) -> int:
         starts = prompts_module.from_audio(list(p.prompt), codec, prompt_frames)
     elif p.manifest_dir:
         starts = prompts_module.from_tokens(
-            p.manifest_dir, p.split, p.num_prompts, prompt_frames, model, args.output.seed
+            p.manifest_dir,
+            p.split,
+            p.num_prompts,
+            prompt_frames,
+            model,
+            args.output.seed,
+            args.conditions.voice_seconds,
         )
     else:
         starts = []

@@ -113,7 +113,7 @@ class _Prompt:
 
     def __init__(self, dataset: TokenDataset, frames: int, seed: int):
         if frames < 1:
-            raise UserError(f"--prompt-frames {frames} is not positive")
+            raise ValueError(f"prompts of {frames} frames")
         self.dataset, self.frames, self.seed = dataset, frames, seed
         self.info = ConditionInfo.of_codes("prompt", dataset.info)
         self.speakers = Speakers.open(

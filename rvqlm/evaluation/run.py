@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rvqlm.errors import UserError
+from rvqlm.training.checkpoint import last_stage
 
 
 def read_json(path: Path) -> dict:
@@ -33,14 +34,15 @@ class Run:
 
     @classmethod
     def read(cls, exp_dir: Path) -> Run:
-        metrics = exp_dir / "metrics.jsonl"
+        training = last_stage(exp_dir)  # evaluation and samples lie beside the stages
+        metrics = training / "metrics.jsonl"
         if not metrics.exists():
             raise UserError(
                 f"{exp_dir} holds no training (no metrics.jsonl); "
                 f"train first: rvqlm trainer --exp-dir {exp_dir}"
             )
         records = read_metrics(metrics)
-        run_json, config = exp_dir / "run.json", exp_dir / "config.yaml"
+        run_json, config = training / "run.json", training / "config.yaml"
         evaluations = {}
         for path in sorted(exp_dir.glob("eval_*.json")):
             evaluations[path.stem.removeprefix("eval_")] = read_json(path)

@@ -30,7 +30,8 @@ class ConditionArgs:
     voice: tuple[str, ...] = ()
     """Audio files of the speaker or instrument to sound like; the condition `prompt`."""
     voice_seconds: float = 3.0
-    """How much of each --voice is heard."""
+    """How much of each --voice is heard, or of another recording of the speaker where prompts come
+    from --manifest-dir."""
 
     def texts(self) -> list[str]:
         """:raises UserError: both ways of giving texts, or a file that cannot be read."""

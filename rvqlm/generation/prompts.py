@@ -112,16 +112,25 @@ def from_tokens(
     num_frames: int,
     model,
     seed: int,
+    heard_seconds: float = 3.0,
 ) -> list[Prompt]:
     """The first ``num_frames`` frames of ``number`` cuts of a split (or of fewer, with a word on
     stderr), drawn by ``seed`` from those that go on for at least half as long again; from as many
     speakers as there are.
 
-    :raises UserError: no such split, tokens of another codec, no cut of that length.
+    :param num_frames: 0 for none of the cut itself, only the conditions that belong to it.
+    :param heard_seconds: length of another recording of the speaker, for models that hear one.
+    :raises UserError: no such split, tokens of another codec, no cut of that length, nothing to
+        hear at all.
     """
     from rvqlm.data.index import TokenDataset
 
     info = model.info
+    if not num_frames and not model.conditions:
+        raise UserError(
+            "--prompt-seconds 0: the model hears nothing but the codes of its prompt; leave out "
+            "--manifest-dir to make audio from nothing"
+        )
     dataset = TokenDataset.open(manifest_dir, split, num_codebooks=info.num_codebooks)
     dataset.info.require_same(info, f"{manifest_dir} ({split})", "the checkpoint")
     rows = np.flatnonzero(np.asarray(dataset.frames) * 2 >= 3 * num_frames)
@@ -145,7 +154,7 @@ def from_tokens(
         order.append((turn[speakers[row]], len(order), row))
     rows = [row for _, _, row in sorted(order)[:number]]
     scales = stored_scales(manifest_dir, split, info, {dataset.id_of(row) for row in rows})
-    heard = conditions_of(dataset, rows, model, seed)
+    heard = conditions_of(dataset, rows, model, seed, heard_seconds)
     prompts = []
     for row, given in zip(rows, heard):
         codes = torch.from_numpy(dataset.read(row, 0, num_frames).astype(np.int64))
@@ -158,7 +167,7 @@ def from_tokens(
     return prompts
 
 
-def conditions_of(dataset, rows: list[int], model, seed: int) -> list[Given]:
+def conditions_of(dataset, rows: list[int], model, seed: int, heard_seconds: float) -> list[Given]:
     """What a model hears beside the codes of some cuts, as its token directory has it.
 
     :raises UserError: conditions that were made otherwise than those of the model's training.
@@ -167,7 +176,7 @@ def conditions_of(dataset, rows: list[int], model, seed: int) -> list[Given]:
 
     if not model.conditions:
         return [Given({}, {}) for _ in rows]
-    prompt_frames = round(3 * float(model.info.frame_rate))
+    prompt_frames = max(1, round(heard_seconds * float(model.info.frame_rate)))
     conditions = ConditionSet.open(
         dataset, list(model.conditions), prompt_frames=prompt_frames, seed=seed
     )

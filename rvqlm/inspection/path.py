@@ -31,6 +31,7 @@ from rvqlm.exchange.source import open_tokens
 from rvqlm.inspection import model as inspect_model
 from rvqlm.inspection.codes import CodeCounts, count_codes
 from rvqlm.inspection.manifest import look_at_manifest
+from rvqlm.training.checkpoint import last_stage
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yml", ".yaml.gz")
 _FRAMES_A_CUT = 1000  # a shard does not know its cuts
@@ -191,8 +192,11 @@ def _index(path: Path) -> Look:
 def _folder(path: Path, max_cuts: int) -> Look:
     if (path / "tokens.json").is_file():
         return _token_dir(path, max_cuts)
-    if (path / "latest.pt").is_file() or (path / "best.pt").is_file():
-        kind, facts, info = inspect_model.look_at_experiment(path)
+    training = last_stage(path)
+    if (training / "latest.pt").is_file() or (training / "best.pt").is_file():
+        kind, facts, info = inspect_model.look_at_experiment(training)
+        if training != path:
+            facts = {"stage": training.name, **facts}
         return Look(kind, facts, info)
     if (path / "codec.json").is_file() or shar_files(path)[0]:
         return _export(path, max_cuts)

@@ -151,6 +151,11 @@ class TokenModel(nn.Module):
                 f"--cfg-scale {request.sampling.cfg_scale:g}: guidance needs a model that was "
                 "trained with conditions; this one has none"
             )
+        if request.sampling.cfg_scale != 1.0 and self.conditions and not request.conditions:
+            raise UserError(
+                f"--cfg-scale {request.sampling.cfg_scale:g}: there is nothing to be guided by; "
+                f"give the model {' or '.join(self.conditions)}"
+            )
         if request.suffix_codes is not None:
             raise UserError(
                 f"{self.name} hears only what came before and cannot fill a gap; use the masked "

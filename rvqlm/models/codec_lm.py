@@ -80,6 +80,11 @@ class CodecLMConfig(NetworkConfig):
                 )
             if self.shared_head:
                 found.append("--shared-head has no meaning with --head depth")
+        if self.head != "depth":
+            names = ("depth_dim", "depth_layers", "depth_nhead")
+            found += self.without_effect("--head depth", *names)
+        if self.head != "mlp":
+            found += self.without_effect("--head mlp", "head_expansion")
         if not 0 <= self.scheduled_sampling <= 1:
             found.append(f"--scheduled-sampling {self.scheduled_sampling}: in [0, 1]")
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 import tyro
@@ -109,7 +109,18 @@ class NetworkConfig:
             )
         if not 0 <= self.condition_dropout < 1:
             found.append(f"--condition-dropout {self.condition_dropout}: in [0, 1)")
+        if not self.conditions:
+            found += self.without_effect("--conditions", "condition_dropout")
         return found
+
+    def without_effect(self, needed: str, *names: str) -> list[str]:
+        """Problems of options that were changed and mean nothing without another."""
+        default = {f.name: f.default for f in fields(self)}
+        return [
+            f"--{name.replace('_', '-')} {getattr(self, name)} means nothing without {needed}"
+            for name in names
+            if getattr(self, name) != default[name]
+        ]
 
     def check(self, infos: Mapping[str, ConditionInfo]) -> None:
         """Raise one `UserError` with all problems; ``infos`` are the conditions at hand."""

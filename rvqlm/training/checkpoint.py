@@ -109,6 +109,15 @@ def load_checkpoint(path: str | Path) -> dict:
     return state
 
 
+def last_stage(exp_dir: Path) -> Path:
+    """Where the latest training of an experiment is: the directory itself, or of a model trained
+    in stages EXP/stageN with the highest N."""
+    if (exp_dir / "latest.pt").exists() or (exp_dir / "best.pt").exists():
+        return exp_dir
+    staged = [p.parent for p in exp_dir.glob("stage[0-9]*/*.pt")]
+    return max(staged, key=lambda p: int(p.name.removeprefix("stage")), default=exp_dir)
+
+
 def find_checkpoint(where: str | Path, which: str = "best") -> Path:
     """``best``, ``latest`` or a path, in an experiment directory; or `where` if it is a file."""
     where = Path(where)
@@ -118,9 +127,8 @@ def find_checkpoint(where: str | Path, which: str = "best") -> Path:
         raise UserError(f"{where}: no such experiment; give the --exp-dir of a training")
     if which not in ("best", "latest"):
         return Path(which)
+    where = last_stage(where)  # a model trained in stages is whole after the last
     path = where / f"{which}.pt"
-    if not path.exists() and (staged := sorted(where.glob(f"stage*/{which}.pt"))):
-        return staged[-1]  # a model trained in stages is whole after the last
     if not path.exists():
         other = where / ("latest.pt" if which == "best" else "best.pt")
         hint = f"; there is {other}" if other.exists() else "; train first"

@@ -140,6 +140,14 @@ def check(config: TrainerConfig) -> None:
             )
 
     o, g = config.optim, config.log
+    heard = config.condition_prompt_seconds
+    need(isfinite(heard) and heard > 0, f"--condition-prompt-seconds {heard}: above 0")
+    need(
+        heard == TrainerConfig.condition_prompt_seconds
+        or "prompt" in getattr(getattr(config, "model", None), "conditions", ()),
+        f"--condition-prompt-seconds {heard} means nothing without --conditions prompt",
+    )
+    at_least(0, num_quantizers=config.num_quantizers)
     at_least(0, num_epochs=config.num_epochs, max_steps=config.max_steps,
              max_minutes=config.max_minutes, num_threads=config.num_threads)  # fmt: skip
     need(

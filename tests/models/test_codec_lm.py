@@ -265,3 +265,14 @@ def test_learns_to_say_what_the_text_says(kind):
     assert made.lengths.tolist() == [len(i) for i in items]
     for got, want in zip(made.items(), items):
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"depth_layers": 4}, {"depth_dim": 8, "head": "mlp"}, {"head_expansion": 2.0},
+     {"condition_dropout": 0.3}],
+)  # fmt: skip
+def test_options_without_effect_are_refused(changes):
+    flag = next(k for k in changes if k != "head").replace("_", "-")
+    with pytest.raises(UserError, match=f"--{flag} .* means nothing without"):
+        make(**changes)

@@ -1,5 +1,6 @@
 import errno
 import resource
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from rvqlm.errors import UserError
 from rvqlm.training.checkpoint import (
     atomic_write,
     find_checkpoint,
+    last_stage,
     load_checkpoint,
     load_model,
     save_checkpoint,
@@ -126,3 +128,14 @@ def test_find_checkpoint(exp_dir, tmp_path):
 def test_load_model_refuses_an_unknown_model(exp_dir):
     with pytest.raises(UserError, match="unknown model 'toy'"):
         load_model(exp_dir)
+
+
+def test_of_a_model_trained_in_stages_the_last_one_counts(exp_dir, tmp_path):
+    assert last_stage(exp_dir) == exp_dir and last_stage(tmp_path) == tmp_path
+    for number in (1, 2, 10):
+        (tmp_path / f"stage{number}").mkdir()
+        shutil.copy(exp_dir / "best.pt", tmp_path / f"stage{number}")
+    assert last_stage(tmp_path) == tmp_path / "stage10"
+    assert find_checkpoint(tmp_path) == tmp_path / "stage10" / "best.pt"
+    with pytest.raises(UserError, match=r"stage10/latest\.pt: no such checkpoint"):
+        find_checkpoint(tmp_path, "latest")
