@@ -212,7 +212,7 @@ def test_prompts_need_speakers_with_several_cuts(tmp_path):
     ds = TokenDataset.open(tmp_path, "train")
     with pytest.raises(UserError, match="every speaker has only one cut"):
         ConditionSet.open(ds, ["prompt"])
-    with pytest.raises(UserError, match="--prompt-frames 0 is not positive"):
+    with pytest.raises(ValueError, match="prompts of 0 frames"):
         ConditionSet.open(ds, ["prompt"], prompt_frames=0)
     with pytest.raises(UserError, match="'lyrics': choose from text, midi, source, prompt"):
         ConditionSet.open(ds, ["lyrics"])
