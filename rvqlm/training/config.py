@@ -1,7 +1,7 @@
 """The trainer's flags: one dataclass, in groups, with every contradiction found at once.
 
-The groups of the data and of the model are the `PlanConfig` and the config of the chosen model
-themselves, so a new model brings its own flags along (`flags_class`).
+Each group is a dataclass of its own (config_optim.py and its neighbours, the `PlanConfig` of the
+data, the config of the chosen model), so a new model brings its own flags along (`flags_class`).
 """
 
 from __future__ import annotations
@@ -13,60 +13,11 @@ from typing import Literal
 
 from rvqlm.data.plan import PlanConfig
 from rvqlm.errors import UserError
-
-
-@dataclass
-class OptimConfig:
-    """Optimizer, schedule and averaging."""
-
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalised momentum for the matrices between hidden layers, AdamW for the rest;
-    fewer steps to the same loss, each a little longer."""
-    base_lr: float = 1e-3
-    """Peak learning rate. Muon's updates are scaled to AdamW's size, so one value serves both."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up."""
-    warmup_steps: int | None = None
-    """Steps over which the learning rate grows from 0."""
-    warmup_ratio: float | None = None
-    """The same as a share of the budget; 0.02 when neither is given."""
-    eta_min_ratio: float = 0.0
-    """Where the cosine ends, as a share of --base-lr."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the gradient's mean and square."""
-    momentum: float = 0.95
-    """Muon's decay rate of the gradient's mean."""
-    weight_decay: float = 0.1
-    """Decoupled decay of matrices; gains, biases and other vectors are never decayed."""
-    clip_grad_norm: float = 1.0
-    """Scale gradients down to this norm; 0: never. The gradient is that of the mean loss of a
-    token."""
-    accum: int = 1
-    """Micro-batches of --max-duration in one step; equals one larger batch exactly."""
-    ema_decay: float = 0.999
-    """Decay of the averaged weights that validation and generation use; it warms up as
-    (1 + n) / (10 + n). 0: no averaging."""
-    label_smoothing: float = 0.0
-    """Share of each target spread over all codes, in the training loss only."""
-
-
-@dataclass
-class LogConfig:
-    """When to log, validate and save."""
-
-    log_every_steps: int = 10
-    """Steps that each line of metrics.jsonl averages over."""
-    valid_every_steps: int = 0
-    """Validate every so many steps."""
-    valid_every_minutes: float = 0.0
-    """Validate every so many minutes. With neither: at the end of each epoch. Always at the end."""
-    valid_max_batches: int = 0
-    """Use only the first so many batches of the validation split, the same every time; 0: all."""
-    save_every_steps: int = 0
-    """Write latest.pt every so many steps."""
-    save_every_minutes: float = 5.0
-    """Write latest.pt every so many minutes. 0: only as --save-every-steps says; always at the end
-    and on Ctrl-C or SIGTERM."""
+from rvqlm.training.config_guard import GuardConfig
+from rvqlm.training.config_log import LogConfig
+from rvqlm.training.config_loss import LossConfig
+from rvqlm.training.config_optim import OptimConfig
+from rvqlm.training.config_save import SaveConfig
 
 
 @dataclass
@@ -110,6 +61,9 @@ class TrainerConfig:
     """Print parameters, batches, steps and memory, then exit without writing anything."""
     data: PlanConfig = field(default_factory=PlanConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
 
@@ -139,7 +93,6 @@ def check(config: TrainerConfig) -> None:
                 f"--{name.replace('_', '-')} {value}: at least {low}",
             )
 
-    o, g = config.optim, config.log
     heard = config.condition_prompt_seconds
     need(isfinite(heard) and heard > 0, f"--condition-prompt-seconds {heard}: above 0")
     need(
@@ -154,37 +107,8 @@ def check(config: TrainerConfig) -> None:
         bool(config.num_epochs or config.max_steps or config.max_minutes),
         "no budget: give --num-epochs, --max-steps or --max-minutes",
     )
-    need(isfinite(o.base_lr) and o.base_lr > 0, f"--base-lr {o.base_lr}: above 0")
-    need(
-        o.warmup_steps is None or o.warmup_ratio is None,
-        "--warmup-steps and --warmup-ratio exclude each other",
-    )
-    if o.warmup_steps is not None:
-        at_least(0, warmup_steps=o.warmup_steps)
-        need(
-            not config.max_steps or o.warmup_steps < config.max_steps,
-            f"--warmup-steps {o.warmup_steps} is not below --max-steps {config.max_steps}",
-        )
-    if o.warmup_ratio is not None:
-        need(0 <= o.warmup_ratio < 1, f"--warmup-ratio {o.warmup_ratio}: in [0, 1)")
-    need(0 <= o.eta_min_ratio <= 1, f"--eta-min-ratio {o.eta_min_ratio}: in [0, 1]")
-    need(
-        o.eta_min_ratio == 0 or o.schedule != "constant",
-        "--eta-min-ratio has no meaning with --schedule constant",
-    )
-    need(all(0 <= b < 1 for b in o.betas), f"--betas {o.betas[0]} {o.betas[1]}: each in [0, 1)")
-    need(0 <= o.momentum < 1, f"--momentum {o.momentum}: in [0, 1)")
-    need(0 <= o.ema_decay < 1, f"--ema-decay {o.ema_decay}: in [0, 1)")
-    need(0 <= o.label_smoothing < 1, f"--label-smoothing {o.label_smoothing}: in [0, 1)")
-    at_least(0, weight_decay=o.weight_decay, clip_grad_norm=o.clip_grad_norm)
-    at_least(1, accum=o.accum, log_every_steps=g.log_every_steps)
-    at_least(0, valid_every_steps=g.valid_every_steps, valid_every_minutes=g.valid_every_minutes,
-             valid_max_batches=g.valid_max_batches, save_every_steps=g.save_every_steps,
-             save_every_minutes=g.save_every_minutes)  # fmt: skip
-    need(
-        not (g.valid_every_steps and g.valid_every_minutes),
-        "--valid-every-steps and --valid-every-minutes exclude each other",
-    )
+    for group in (config.optim, config.loss, config.guard, config.save, config.log):
+        found += group.problems(config)
     try:
         config.data.check()
     except UserError as e:

@@ -162,7 +162,7 @@ class Trainer:
                 with torch.autocast(
                     self.device.type, self.dtype, enabled=self.dtype != torch.float32
                 ):
-                    out = self.module(batch, label_smoothing=optim.label_smoothing)
+                    out = self.module(batch, label_smoothing=self.config.loss.label_smoothing)
                 out.loss.backward()
             tokens += out.normalizer.detach()
             self.interval.totals.add(out, frames, cells)
@@ -196,7 +196,7 @@ class Trainer:
 
     def _after_step(self, finished: bool, stop: bool) -> None:
         """Log, validate and save, in this order, where due: a checkpoint implies its log."""
-        log, step, elapsed = self.config.log, self.step, self.elapsed
+        log, save_flags, step, elapsed = self.config.log, self.config.save, self.step, self.elapsed
         epoch_ended = self._ended is not None
         if epoch_ended or finished or step % log.log_every_steps == 0:
             self._log_interval()
@@ -209,9 +209,10 @@ class Trainer:
         improved = self._validate() if (due or finished) and self.valid is not None else False
         if epoch_ended or finished:
             self._log_epoch(self.train.epoch if self._ended is None else self._ended)
-        save = finished or stop or (log.save_every_steps and step % log.save_every_steps == 0)
-        if log.save_every_minutes:
-            save = save or elapsed - self.saved_elapsed >= 60 * log.save_every_minutes
+        every = save_flags.save_every_steps
+        save = finished or stop or (every and step % every == 0)
+        if save_flags.save_every_minutes:
+            save = save or elapsed - self.saved_elapsed >= 60 * save_flags.save_every_minutes
         if save or improved:
             self._save(improved)
 

@@ -3,7 +3,7 @@ tests show what the trainer asks of a model: to take a `Batch` and return an `LM
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,14 @@ from torch import nn
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.batch import Batch
 from rvqlm.models.base import LMOutput
-from rvqlm.training.config import LogConfig, OptimConfig, TrainerConfig
+from rvqlm.training.config import (
+    GuardConfig,
+    LogConfig,
+    LossConfig,
+    OptimConfig,
+    SaveConfig,
+    TrainerConfig,
+)
 from rvqlm.training.trainer import Trainer
 
 INFO = CodecInfo("toy", "0" * 16, 16000, 320, num_codebooks=2, codebook_size=11)
@@ -114,15 +121,25 @@ class ToyFlags(TrainerConfig):
     model: ToyConfig = field(default_factory=ToyConfig)
 
 
-def toy_flags(exp_dir, optim: dict | None = None, log: dict | None = None, **values) -> ToyFlags:
+GROUPS = {
+    "optim": OptimConfig,
+    "loss": LossConfig,
+    "guard": GuardConfig,
+    "save": SaveConfig,
+    "log": LogConfig,
+}
+DEFAULTS = {"base_lr": 0.01, "warmup_steps": 3, "log_every_steps": 3, "save_every_steps": 4}
+
+
+def toy_flags(exp_dir, **values) -> ToyFlags:
+    """Flags by name, whatever their group."""
     exp_dir.mkdir(parents=True, exist_ok=True)
-    return ToyFlags(
-        exp_dir=str(exp_dir),
-        manifest_dir="nowhere",
-        optim=OptimConfig(**{"base_lr": 0.01, "warmup_steps": 3, **(optim or {})}),
-        log=LogConfig(**{"log_every_steps": 3, "save_every_steps": 4, **(log or {})}),
-        **values,
-    )
+    values = {**DEFAULTS, **values}
+    groups = {
+        name: of(**{f.name: values.pop(f.name) for f in fields(of) if f.name in values})
+        for name, of in GROUPS.items()
+    }
+    return ToyFlags(exp_dir=str(exp_dir), manifest_dir="nowhere", **groups, **values)
 
 
 def toy_trainer(flags: ToyFlags, loader=None, world=None) -> Trainer:

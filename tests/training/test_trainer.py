@@ -14,7 +14,7 @@ from toy import INFO, ToyConfig, ToyLoader, ToyModel, toy_flags, toy_trainer
 from rvqlm.data.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.training.checkpoint import load_checkpoint
-from rvqlm.training.config import OptimConfig
+from rvqlm.training.config import LossConfig, OptimConfig
 from rvqlm.training.logger import TIMINGS
 from rvqlm.training.schedule import Budget
 from rvqlm.training.trainer import step_seed
@@ -51,13 +51,17 @@ def log_of(exp_dir: Path) -> list[dict]:
 
 VARIANTS = {
     "plain": {},
-    "muon, accumulation over epoch ends": {"optim": {"optimizer": "muon", "accum": 3}},
+    "muon, accumulation over epoch ends": {"optimizer": "muon", "accum": 3},
     "no average, no clipping, constant": {
-        "optim": {"ema_decay": 0.0, "clip_grad_norm": 0.0, "schedule": "constant"}
+        "ema_decay": 0.0,
+        "clip_grad_norm": 0.0,
+        "schedule": "constant",
     },
     "dropout, smoothing, odd intervals": {
-        "optim": {"label_smoothing": 0.1},
-        "log": {"log_every_steps": 5, "valid_every_steps": 2, "save_every_steps": 3},
+        "label_smoothing": 0.1,
+        "log_every_steps": 5,
+        "valid_every_steps": 2,
+        "save_every_steps": 3,
         "model": ToyConfig(dropout=0.3),
     },
 }
@@ -107,7 +111,7 @@ def test_accumulation_equals_one_large_batch(tmp_path, optimizer):
     for accum, batches in ((4, parts), (1, [joined(parts)])):
         optim = {"accum": accum, "optimizer": optimizer, "schedule": "constant"}
         trainer = toy_trainer(
-            toy_flags(tmp_path / str(accum), optim, max_steps=5), Batches(batches)
+            toy_flags(tmp_path / str(accum), max_steps=5, **optim), Batches(batches)
         )
         trainer.fit()
         weights.append(dict(trainer.model.named_parameters()))
@@ -117,7 +121,7 @@ def test_accumulation_equals_one_large_batch(tmp_path, optimizer):
 
 def test_gradient_is_the_mean_over_tokens(tmp_path):
     parts = [ToyLoader(seed=3).make(0, n) for n in range(3)]
-    flags = toy_flags(tmp_path, {"accum": 3, "clip_grad_norm": 0.0}, max_steps=1)
+    flags = toy_flags(tmp_path, accum=3, clip_grad_norm=0.0, max_steps=1)
     trainer = toy_trainer(flags, Batches(parts))
     torch.manual_seed(flags.seed)
     reference = ToyModel()
@@ -131,7 +135,7 @@ def test_gradient_is_the_mean_over_tokens(tmp_path):
 
 
 def test_clipping(tmp_path):
-    trainer = toy_trainer(toy_flags(tmp_path, {"clip_grad_norm": 0.01}, max_steps=1))
+    trainer = toy_trainer(toy_flags(tmp_path, clip_grad_norm=0.01, max_steps=1))
     trainer.fit()
     norm = torch.nn.utils.get_total_norm([p.grad for p in trainer.model.parameters()])
     assert norm.item() == pytest.approx(0.01, rel=1e-3)
@@ -139,7 +143,7 @@ def test_clipping(tmp_path):
 
 
 def test_epochs_end_training_exactly(tmp_path):
-    trainer = toy_trainer(toy_flags(tmp_path, {"accum": 3}, num_epochs=2), ToyLoader(steps=4))
+    trainer = toy_trainer(toy_flags(tmp_path, accum=3, num_epochs=2), ToyLoader(steps=4))
     trainer.fit()
     # 8 batches in steps of 3, 3 and 2
     assert trainer.step == 3 and trainer.epochs == 2.0
@@ -150,7 +154,7 @@ def test_epochs_end_training_exactly(tmp_path):
 
 
 def test_minutes_end_training_and_the_schedule(tmp_path):
-    trainer = toy_trainer(toy_flags(tmp_path, max_minutes=0.6 / 60, log={"save_every_steps": 0}))
+    trainer = toy_trainer(toy_flags(tmp_path, max_minutes=0.6 / 60, save_every_steps=0))
     trainer.fit()
     assert 0.6 <= trainer.elapsed < 5
     assert trainer.step > 3 and trainer.lr < 0.01 * 0.2
@@ -169,7 +173,7 @@ def test_minutes_before_an_interruption_count(tmp_path):
 
 
 def test_learns_and_averages(tmp_path):
-    trainer = toy_trainer(toy_flags(tmp_path, {"base_lr": 0.03}, max_steps=60))
+    trainer = toy_trainer(toy_flags(tmp_path, base_lr=0.03, max_steps=60))
     trainer.fit()
     losses = [x["loss"] for x in log_of(tmp_path) if x["kind"] == "valid"]
     assert losses[-1] < losses[0] - 0.3
@@ -213,8 +217,8 @@ def test_divergence_stops_with_the_last_good_checkpoint(tmp_path, valid_every_st
                 out.loss = out.loss * float("nan")
             return out
 
-    log = {"valid_every_steps": valid_every_steps}
-    trainer = toy_trainer(toy_flags(tmp_path, log=log, max_steps=100))
+    flags = toy_flags(tmp_path, valid_every_steps=valid_every_steps, max_steps=100)
+    trainer = toy_trainer(flags)
     trainer.model.__class__ = Poisoned
     with pytest.raises(UserError, match=r"diverged.*lower --base-lr"):
         trainer.fit()
@@ -227,8 +231,8 @@ def test_divergence_stops_with_the_last_good_checkpoint(tmp_path, valid_every_st
     [
         ({"model": ToyConfig(width=16)}, "--width was 12, is 16"),
         ({"seed": 5}, "--seed was 0, is 5"),
-        ({"optim": {"optimizer": "muon"}}, "--optimizer was adamw, is muon"),
-        ({"optim": {"ema_decay": 0.0}}, "--ema-decay"),
+        ({"optimizer": "muon"}, "--optimizer was adamw, is muon"),
+        ({"ema_decay": 0.0}, "--ema-decay"),
     ],
 )
 def test_resume_refuses_another_run(tmp_path, change, message):
@@ -264,12 +268,14 @@ EFFECTS = {
 
 
 def test_every_optimizer_flag_has_an_effect(tmp_path):
-    assert EFFECTS.keys() == {f.name for f in dataclasses.fields(OptimConfig)}
+    assert EFFECTS.keys() == {
+        f.name for of in (OptimConfig, LossConfig) for f in dataclasses.fields(of)
+    }
 
     def weights(**optim):
         if "warmup_ratio" in optim:
             optim["warmup_steps"] = None
-        trainer = toy_trainer(toy_flags(tmp_path, optim, max_steps=6))
+        trainer = toy_trainer(toy_flags(tmp_path, max_steps=6, **optim))
         trainer.fit()
         return torch.cat([p.flatten() for p in [*trainer.model.parameters(), *trainer.ema.average]])
 
@@ -284,7 +290,7 @@ def test_every_optimizer_flag_has_an_effect(tmp_path):
 
 def test_every_log_flag_has_an_effect(tmp_path):
     def kinds(exp_dir, **log):
-        trainer = toy_trainer(toy_flags(exp_dir, None, log, max_steps=10), ToyLoader(steps=100))
+        trainer = toy_trainer(toy_flags(exp_dir, max_steps=10, **log), ToyLoader(steps=100))
         saves = []
         trainer._save = lambda improved: saves.append(trainer.step)
         trainer.fit()
@@ -318,7 +324,7 @@ torch.set_num_threads(1)
 from toy import ToyLoader, toy_flags, toy_trainer
 from rvqlm.training.distributed import World
 world = World()
-flags = toy_flags(Path(sys.argv[2]), {"accum": 2}, max_steps=6)
+flags = toy_flags(Path(sys.argv[2]), accum=2, max_steps=6)
 loader = ToyLoader(steps=4, rank=world.rank, world_size=world.size)
 toy_trainer(flags, loader, world).fit()
 world.close()
@@ -339,7 +345,7 @@ def test_two_processes_equal_one(tmp_path):
         for r in range(2)
     ]
     # the same batches in one process: rank is the fastest index
-    flags = toy_flags(tmp_path / "one", {"accum": 4}, max_steps=6)
+    flags = toy_flags(tmp_path / "one", accum=4, max_steps=6)
     toy_trainer(flags, ToyLoader(steps=8)).fit()
     assert [p.wait(timeout=120) for p in ranks] == [0, 0]
     one, two = (load_checkpoint(tmp_path / d / "latest.pt") for d in ("one", "two"))

@@ -53,7 +53,7 @@ class EndlessBatches:
 def run_ours(a, torch):
     from rvqlm.codec_info import CodecInfo
     from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
-    from rvqlm.training.config import LogConfig, TrainerConfig
+    from rvqlm.training.config import LogConfig, SaveConfig, TrainerConfig
     from rvqlm.training.trainer import Trainer
 
     info = CodecInfo("bench", "", 44100, 512, a.codebooks, a.codebook_size)
@@ -66,7 +66,8 @@ def run_ours(a, torch):
             folder,
             "",
             max_steps=a.warmup + a.steps,
-            log=LogConfig(log_every_steps=1, save_every_minutes=0),
+            log=LogConfig(log_every_steps=1),
+            save=SaveConfig(save_every_minutes=0),
         )
         trainer = Trainer(model, batches, None, flags, info, dtype=getattr(torch, a.dtype))
         trainer.fit()
