@@ -1,0 +1,134 @@
+"""`LossGuard`: which steps are taken, which are skipped, and when the weights are beyond help.
+
+Skipping outliers against a running mean, and going back to a checkpoint and past the data of a
+spike (PaLM, arXiv:2204.02311, section 5.1), are common practice; the rule here is::
+
+    outlier    loss > mean + k * deviation      running, over about the last 200 steps
+    taken in   good losses as they are, outliers as mean + k * deviation
+
+An outlier thus widens the deviation by a known step (8 % for k = 6), whatever its size. One spike
+leaves the rule nearly as strict as it was, while a lasting change of level, by other data or a
+longer window, is accepted after a few skipped steps: up to 13 deviations within ten of them.
+A slow drift is never an outlier; it shows in the log.
+
+All ranks judge the same sums, so all decide alike without a word between them.
+"""
+
+from __future__ import annotations
+
+from math import isfinite, sqrt
+
+from rvqlm.training.config_guard import GuardConfig
+
+_MEMORY = 200
+"""Steps of the running statistics."""
+_FLOOR = 0.01
+"""The deviation counts as at least this share of the mean: very large batches hardly vary, and a
+loss 2 % above the mean is no spike."""
+_LEAST = 1e-3
+"""Nor as less than so many nats, for losses near zero: data learnt by heart."""
+
+_WARMUP = 20.0
+"""Deviations above the mean that a loss counts as at most while losses are not judged."""
+
+
+class LossGuard:
+    """Judges every step by its loss and the norm of its gradient.
+
+    >>> guard = LossGuard(GuardConfig(outlier_warmup_steps=4))
+    >>> [guard.judge(loss, 1.0) for loss in (4.0, 4.1, 3.9, 4.0, 4.1, 9.0, float("nan"))]
+    ['good', 'good', 'good', 'good', 'good', 'outlier', 'nonfinite']
+    >>> guard.in_a_row, guard.must_roll_back
+    (2, False)
+    """
+
+    def __init__(self, config: GuardConfig):
+        self.config = config
+        self.counts = {"nonfinite": 0, "outlier": 0}
+        """Skipped steps since the start of training, by reason."""
+        self.in_a_row = 0
+        """Skipped steps since the last good one."""
+        self.rollbacks = 0
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.mean, self.variance, self.seen = 0.0, 0.0, 0
+
+    @property
+    def threshold(self) -> float:
+        """Losses above are outliers; infinite while they are not judged."""
+        k = self.config.outlier_deviations
+        if not k or self.seen < self.config.outlier_warmup_steps:
+            return float("inf")
+        return self._above(k)
+
+    def _above(self, k: float) -> float:
+        return self.mean + k * max(sqrt(self.variance), _FLOOR * abs(self.mean), _LEAST)
+
+    def judge(self, loss: float, grad_norm: float) -> str:
+        """``good``, ``nonfinite`` or ``outlier``.
+
+        :param loss: of the step, a mean over tokens.
+        :param grad_norm: before clipping; only whether it is finite counts, since clipping deals
+            with the rest.
+        """
+        if not (isfinite(loss) and isfinite(grad_norm)):
+            return self._skip("nonfinite")
+        threshold = self.threshold
+        # a spike among the first steps must not blind the rule for the thousands to come
+        most = threshold if isfinite(threshold) else self._above(_WARMUP)
+        self._take_in(min(loss, most) if self.seen else loss)
+        if loss > threshold:
+            return self._skip("outlier")
+        self.in_a_row = 0
+        return "good"
+
+    def _take_in(self, loss: float) -> None:
+        self.seen += 1
+        share = 1 / min(self.seen, _MEMORY)  # a plain mean at first
+        off = loss - self.mean
+        self.mean += share * off
+        self.variance = (1 - share) * (self.variance + share * off * off)
+
+    def _skip(self, why: str) -> str:
+        self.counts[why] += 1
+        self.in_a_row += 1
+        return why
+
+    @property
+    def must_roll_back(self) -> bool:
+        """So many steps in a row were skipped that the weights must be at fault."""
+        return self.in_a_row >= self.config.max_skips
+
+    @property
+    def exhausted(self) -> bool:
+        """Another return to a checkpoint would be one too many."""
+        allowed = self.config.max_rollbacks
+        return self.rollbacks > allowed or (self.must_roll_back and self.rollbacks == allowed)
+
+    def rolled_back(self) -> None:
+        """The weights are those of a checkpoint again. The statistics start anew: they may be what
+        was wrong, and the data go on from where they are."""
+        self.rollbacks += 1
+        self.in_a_row = 0
+        self._start_anew()
+
+    @property
+    def lr_factor(self) -> float:
+        """What the learning rate is multiplied by."""
+        return self.config.rollback_lr**self.rollbacks
+
+    def state_dict(self) -> dict:
+        return {
+            "mean": self.mean,
+            "variance": self.variance,
+            "seen": self.seen,
+            "in_a_row": self.in_a_row,
+            "rollbacks": self.rollbacks,
+            "counts": dict(self.counts),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.mean, self.variance, self.seen = state["mean"], state["variance"], state["seen"]
+        self.in_a_row, self.rollbacks = state["in_a_row"], state["rollbacks"]
+        self.counts = dict(state["counts"])
