@@ -1,6 +1,9 @@
 import errno
+import os
 import resource
 import shutil
+import struct
+import zipfile
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from rvqlm.training.checkpoint import (
     load_model,
     save_checkpoint,
 )
+from rvqlm.training.experiment import remove_torn_files
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +39,86 @@ def test_holds_what_the_contract_names(exp_dir):
     assert state["codec"]["codebook_size"] == 11
 
 
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.7, 0.999])
-def test_truncated_file(exp_dir, tmp_path, share):
+def test_a_file_cut_anywhere_is_refused_and_another_named(exp_dir, tmp_path):
     data = (exp_dir / "latest.pt").read_bytes()
-    (tmp_path / "latest.pt").write_bytes(data[: int(len(data) * share)])
-    (tmp_path / "best.pt").write_bytes(data)
-    with pytest.raises(UserError, match=r"latest\.pt: damaged.*best\.pt may be good"):
-        load_checkpoint(tmp_path / "latest.pt")
+    latest, best = tmp_path / "latest.pt", tmp_path / "best.pt"
+    best.write_bytes(data)
+    with zipfile.ZipFile(best) as file:
+        parts = [info.header_offset for info in file.infolist()]
+        table = file.start_dir
+    cuts = {0, 1, 3, 4, len(data) - 23, len(data) - 22, len(data) - 21, len(data) - 1}
+    cuts |= {p + d for p in [*parts, table] for d in (-1, 0, 1, 29, 31) if p + d >= 0}
+    cuts |= {int(x) for x in torch.linspace(0, len(data) - 1, 50)}
+    for cut in sorted(cuts):
+        latest.write_bytes(data[:cut])
+        with pytest.raises(UserError, match=r"latest\.pt: damaged.*best\.pt is intact") as e:
+            load_checkpoint(latest)
+        assert "\n" not in str(e.value)
+        assert ("empty" if not cut else "cut short" if cut > 3 else "not a") in str(e.value)
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(exp_dir, tmp_path):
+    """In values each is refused; one in the padding between them may be loaded, as it was."""
+    data, good = (exp_dir / "best.pt").read_bytes(), load_checkpoint(exp_dir / "best.pt")
+    path = tmp_path / "best.pt"
+    with zipfile.ZipFile(exp_dir / "best.pt") as file:
+        values = {}
+        for part in file.infolist():  # header, name, padding, values
+            name, padding = struct.unpack_from("<HH", data, part.header_offset + 26)
+            values[part] = part.header_offset + 30 + name + padding
+            assert data[values[part] :].startswith(file.read(part))
+        table = file.start_dir
+    spots = [(start + n % i.file_size, n % 8) for i, start in values.items() for n in (0, 7, 500)]
+    certain = len(spots)
+    generator = torch.Generator().manual_seed(0)
+    for low, number in ((0, 100), (table, 400)):
+        at = torch.randint(low, len(data), (number,), generator=generator)
+        spots += zip(at.tolist(), torch.randint(8, (number,), generator=generator).tolist())
+    # "directory" in the attributes of a part: zipfile reads it, torch returns arbitrary memory
+    spots += [(data.index(b"PK\x01\x02", table + 100) + 38, 4)]
+    refused = 0
+    for number, (at, bit) in enumerate(spots):
+        path.write_bytes(data[:at] + bytes([data[at] ^ (1 << bit)]) + data[at + 1 :])
+        try:
+            state = load_checkpoint(path)
+        except UserError as e:
+            assert "damaged" in str(e) and "\n" not in str(e)
+            refused += 1
+        else:
+            assert number >= certain, (at, bit)
+            for part in ("model", "ema"):
+                assert all(torch.equal(state[part][k], v) for k, v in good[part].items()), (at, bit)
+            assert state["config"] == good["config"] and state["step"] == good["step"]
+    assert certain < refused < len(spots) and certain > 60
+
+
+def test_the_alternative_is_one_that_loads(exp_dir, tmp_path):
+    data = (exp_dir / "latest.pt").read_bytes()
+    (tmp_path / "archive").mkdir()
+    names = ("archive/step-00000001-20260101-000000.pt", "best.pt", "latest.pt")
+    for age, name in enumerate(names):
+        (tmp_path / name).write_bytes(data)
+        os.utime(tmp_path / name, (1000 + age, 1000 + age))
+
+    def alternative(of):
+        with pytest.raises(UserError) as e:
+            load_checkpoint(tmp_path / of)
+        return str(e.value).partition("; ")[2]
+
+    for name in ("latest.pt", "best.pt"):
+        path = tmp_path / name
+        stat = path.stat()
+        path.write_bytes(data[:-9000])
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        instead = {"latest.pt": "best.pt"}.get(name, names[0])
+        assert alternative(name) == f"{tmp_path / instead} is intact: give that one"
+    (tmp_path / names[0]).write_bytes(b"")
+    assert alternative(names[0]) == "no other checkpoint there is intact"
+
+
+def test_mapped_tensors_are_the_same(exp_dir):
+    mapped, read = (load_checkpoint(exp_dir / "latest.pt", mapped=m) for m in (True, False))
+    assert all(torch.equal(mapped["model"][k], v) for k, v in read["model"].items())
 
 
 def test_foreign_files(tmp_path):
@@ -92,6 +169,30 @@ def test_failed_write_leaves_the_one_before(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
 
 
+def test_a_crash_between_write_and_rename_leaves_the_one_before(exp_dir, tmp_path):
+    before = load_checkpoint(exp_dir / "latest.pt")
+    save_checkpoint(before, tmp_path / "latest.pt")
+    child = os.fork()
+    if not child:
+        os.replace = lambda *paths: os._exit(9)
+        save_checkpoint({**before, "step": 5}, tmp_path / "latest.pt")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert len(list(tmp_path.iterdir())) == 2  # the new one, whole, beside the old one
+    assert load_checkpoint(tmp_path / "latest.pt")["step"] == 4
+    remove_torn_files(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["latest.pt"]
+
+
+def test_what_a_dead_process_of_the_same_number_left_is_not_written_into(tmp_path):
+    path = tmp_path / "latest.pt"
+    path.write_text("old")
+    os.link(path, tmp_path / f".latest.pt.{os.getpid()}.tmp")
+    os.link(path, tmp_path / "archived.pt")
+    atomic_write(path, lambda to: to.write_text("new"))
+    assert path.read_text() == "new" and (tmp_path / "archived.pt").read_text() == "old"
+
+
 def test_full_disk_is_one_line_and_keeps_the_one_before(exp_dir, tmp_path):
     path = tmp_path / "latest.pt"
     path.write_text("good")
@@ -123,6 +224,10 @@ def test_find_checkpoint(exp_dir, tmp_path):
     (tmp_path / "latest.pt").write_text("x")
     with pytest.raises(UserError, match=r"best\.pt: no such checkpoint; there is .*latest\.pt"):
         find_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"average\.pt: no such checkpoint; rvqlm average .* makes"):
+        find_checkpoint(tmp_path, "average")
+    with pytest.raises(UserError, match=r"a directory, not a checkpoint file.*--init-from"):
+        load_checkpoint(tmp_path)
 
 
 def test_load_model_refuses_an_unknown_model(exp_dir):
