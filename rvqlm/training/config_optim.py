@@ -11,21 +11,37 @@ from typing import Literal
 class OptimConfig:
     """Optimizer, schedule and averaging."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon", "scaled_adam"] = "adamw"
     """muon: orthogonalised momentum for the matrices between hidden layers, AdamW for the rest;
-    fewer steps to the same loss, each a little longer."""
+    fewer steps to the same loss, each a little longer. scaled_adam: relative changes, of icefall's
+    recipes, with --base-lr 0.045 and --schedule eden."""
     base_lr: float = 1e-3
     """Peak learning rate. Muon's updates are scaled to AdamW's size, so one value serves both."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Learning rate after the warm-up."""
+    embedding_lr: float | None = None
+    """Peak learning rate of embedding tables, where it is to be another."""
+    schedule: Literal["cosine", "linear", "step", "plateau", "eden", "constant"] = "cosine"
+    """Learning rate after the warm-up: cosine and linear end with the budget, step goes by epochs,
+    plateau by validations, eden by steps and epochs."""
     warmup_steps: int | None = None
     """Steps over which the learning rate grows from 0."""
     warmup_ratio: float | None = None
     """The same as a share of the budget; 0.02 when neither is given."""
     eta_min_ratio: float = 0.0
-    """Where the cosine ends, as a share of --base-lr."""
+    """Where cosine and linear end and step and plateau stop falling, as a share of --base-lr."""
+    lr_gamma: float = 0.5
+    """Factor of --schedule step and plateau."""
+    lr_step_epochs: float = 10.0
+    """Epochs from one factor of --schedule step to the next."""
+    plateau_patience: int = 3
+    """Validations without a new lowest loss that --schedule plateau waits for one."""
+    lr_batches: float = 5000.0
+    """Steps after which --schedule eden begins to fall."""
+    lr_epochs: float = 6.0
+    """Epochs after which --schedule eden begins to fall faster."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates of the gradient's mean and square."""
+    """Adam's decay rates of the gradient's mean and square."""
+    eps: float = 1e-8
+    """Added to the root of the square in Adam's denominator."""
     momentum: float = 0.95
     """Muon's decay rate of the gradient's mean."""
     weight_decay: float = 0.1
@@ -36,8 +52,10 @@ class OptimConfig:
     accum: int = 1
     """Micro-batches of --max-duration in one step; equals one larger batch exactly."""
     ema_decay: float = 0.999
-    """Decay of the averaged weights that validation and generation use; it warms up as
-    (1 + n) / (10 + n). 0: no averaging."""
+    """Decay of the averaged weights that validation, samples and export use. 0: no averaging."""
+    ema_warmup: bool = True
+    """Let the decay grow as (1 + n) / (10 + n) up to --ema-decay, so that the average is not one
+    over random beginnings."""
 
     def problems(self, config) -> list[str]:
         """Everything wrong with the flags; `config` is the whole `TrainerConfig`."""
@@ -61,10 +79,13 @@ class OptimConfig:
         if self.warmup_ratio is not None:
             need(0 <= self.warmup_ratio < 1, f"--warmup-ratio {self.warmup_ratio}: in [0, 1)")
         need(0 <= self.eta_min_ratio <= 1, f"--eta-min-ratio {self.eta_min_ratio}: in [0, 1]")
-        need(
-            self.eta_min_ratio == 0 or self.schedule != "constant",
-            "--eta-min-ratio has no meaning with --schedule constant",
-        )
+        need(0 < self.lr_gamma < 1, f"--lr-gamma {self.lr_gamma}: between 0 and 1")
+        need(self.plateau_patience >= 0, f"--plateau-patience {self.plateau_patience}: at least 0")
+        for name in ("lr_step_epochs", "lr_batches", "lr_epochs", "eps", "embedding_lr"):
+            value = getattr(self, name)
+            good = value is None or (isfinite(value) and value > 0)
+            need(good, f"--{name.replace('_', '-')} {value}: above 0")
+        found += self._without_effect()
         first, second = self.betas
         need(0 <= first < 1 and 0 <= second < 1, f"--betas {first} {second}: each in [0, 1)")
         need(0 <= self.momentum < 1, f"--momentum {self.momentum}: in [0, 1)")
@@ -73,4 +94,30 @@ class OptimConfig:
             value = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
             need(isfinite(value) and value >= low, f"{flag} {value}: at least {low}")
+        return found
+
+    def _without_effect(self) -> list[str]:
+        """Flags that were changed and mean nothing with the chosen optimizer and schedule."""
+        schedules = {
+            "eta_min_ratio": ("cosine", "linear", "step", "plateau"),
+            "lr_gamma": ("step", "plateau"),
+            "lr_step_epochs": ("step",),
+            "plateau_patience": ("plateau",),
+            "lr_batches": ("eden",),
+            "lr_epochs": ("eden",),
+        }
+        optimizers = {"momentum": ("muon",), "weight_decay": ("adamw", "muon")}
+        default, found = OptimConfig(), []
+        for of, flag in ((schedules, "schedule"), (optimizers, "optimizer")):
+            for name, needed in of.items():
+                if (
+                    getattr(self, name) != getattr(default, name)
+                    and getattr(self, flag) not in needed
+                ):
+                    found.append(
+                        f"--{name.replace('_', '-')} has no meaning with --{flag} "
+                        f"{getattr(self, flag)}, only with {' or '.join(needed)}"
+                    )
+        if not self.ema_decay and not self.ema_warmup:
+            found.append("--no-ema-warmup has no meaning with --ema-decay 0")
         return found

@@ -1,109 +1,34 @@
-"""Optimizers: AdamW, and Muon for hidden matrices with AdamW for the rest.
-
-Muon (Jordan et al., 2024, kellerjordan.github.io/posts/muon) replaces the momentum of a matrix by
-its nearest orthogonal matrix, found with a few Newton-Schulz iterations. torch.optim.Muon always
-iterates in bf16, which a CPU without bf16 units emulates hundreds of times slower; here the
-precision follows the hardware and matrices of one shape are iterated together.
-"""
+"""Which optimizer has which parameters, and at which learning rate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rvqlm.errors import UserError
-from rvqlm.runtime import has_fast_bf16
-from rvqlm.training.config import OptimConfig
-
-_NS = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at zero that stays bounded
-_NS_STEPS = 5
-
-
-def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Bring all singular values near 1 (0.7 to 1.2): (..., M, N) -> (..., M, N), same dtype."""
-    x = matrices.to(dtype)
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT
-    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    flat = x.reshape(-1, *x.shape[-2:])
-    # Each step multiplies x from the left by a polynomial of its Gram matrix. For oblong matrices
-    # it is cheaper to collect these factors first; in bf16 that loses too many digits.
-    oblong = x.shape[-1] >= 2 * x.shape[-2] and dtype == torch.float32
-    x = (_gram_iteration(flat) if oblong else _plain_iteration(flat)).reshape(x.shape)
-    return (x.mT if tall else x).to(matrices.dtype)
-
-
-def _plain_iteration(x: Tensor) -> Tensor:
-    a, b, c = _NS
-    for _ in range(_NS_STEPS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
-
-
-def _gram_iteration(x: Tensor) -> Tensor:
-    """`_plain_iteration` by the Gram matrix alone: with P = a + b G + c G^2, x becomes P x and G
-    becomes P G P."""
-    a, b, c = _NS
-    gram, product = x @ x.mT, None
-    for step in range(_NS_STEPS):
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        product = factor if product is None else factor @ product
-        if step < _NS_STEPS - 1:
-            gram = factor @ (gram @ factor)
-    return product @ x
-
-
-class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised; updates scaled to the root mean square of AdamW's
-    (0.2 sqrt(max(M, N)), Liu et al., 2025, arXiv:2502.16982) so that learning rate and weight
-    decay carry over."""
-
-    def __init__(self, params: Iterable, lr: float, momentum: float, weight_decay: float):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
-        assert closure is None, "this optimizer takes no closure"
-        for group in self.param_groups:
-            shapes: dict[torch.Size, list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append(p)
-            for shape, params in shapes.items():
-                self._update(shape, params, **{k: v for k, v in group.items() if k != "params"})
-
-    def _update(self, shape, params, lr, momentum, weight_decay, **_) -> None:
-        grads = [p.grad for p in params]
-        buffers = []
-        for p in params:
-            state = self.state[p]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-            buffers.append(state["momentum_buffer"])
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        ahead = torch._foreach_lerp(grads, buffers, momentum)
-        dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
-        updates = orthogonalize(torch.stack(ahead), dtype).unbind(0)
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-        torch._foreach_add_(params, updates, alpha=-lr * 0.2 * max(shape[-2:]) ** 0.5)
+from rvqlm.modules.depth import DepthHeads
+from rvqlm.modules.embeddings import SummedTables
+from rvqlm.training.config_optim import OptimConfig
+from rvqlm.training.muon import Muon
+from rvqlm.training.scaled_adam import ScaledAdam
 
 
 class Optimizers:
-    """One or more optimizers that step together."""
+    """One or more optimizers that step together.
+
+    Each group of parameters has a peak learning rate of its own (``peak_lr``); the schedule gives
+    the share of it.
+    """
 
     def __init__(self, parts: list[torch.optim.Optimizer]):
         self.parts = parts
         self.params = [p for o in parts for g in o.param_groups for p in g["params"]]
 
-    def set_lr(self, lr: float) -> None:
+    def set_factor(self, factor: float) -> None:
+        """Every learning rate: its peak times `factor`."""
         for optimizer in self.parts:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = group["peak_lr"] * factor
 
     def step(self) -> None:
         for optimizer in self.parts:
@@ -118,37 +43,78 @@ class Optimizers:
         return [o.state_dict() for o in self.parts]
 
     def load_state_dict(self, states: list[dict]) -> None:
+        """Moments and counts; learning rates, decay and the like stay those of the flags."""
         if len(states) != len(self.parts):
             raise UserError("the checkpoint was made with another --optimizer")
         for optimizer, state in zip(self.parts, states):
-            optimizer.load_state_dict(state)
+            mine = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+            try:
+                optimizer.load_state_dict(state)
+            except ValueError as e:
+                raise UserError(
+                    f"the checkpoint has other groups of parameters ({e}); give the same "
+                    "--optimizer and --embedding-lr"
+                ) from None
+            for group, settings in zip(optimizer.param_groups, mine):
+                group.update(settings)
+
+
+def embedding_tables(model: nn.Module) -> set[int]:
+    """Ids of the parameters that are looked up, not multiplied with."""
+    tables: list[nn.Parameter] = []
+    for module in model.modules():
+        if isinstance(module, SummedTables):
+            tables += [module.weight, *([module.level] if hasattr(module, "level") else [])]
+        elif isinstance(module, DepthHeads):
+            tables.append(module.tables)
+        elif isinstance(module, nn.Embedding):
+            tables.append(module.weight)
+    return {id(p) for p in tables}
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
     """Optimizers over all trainable parameters of `model`.
 
-    Vectors and scalars get no weight decay. For muon, the model says which matrices are its hidden
-    ones through ``muon_parameters()``.
+    Vectors and scalars get no weight decay, embeddings ``--embedding-lr`` where it is given. For
+    muon, the model says which matrices are its hidden ones through ``muon_parameters()``.
     """
+    c = config
     hidden: list[nn.Parameter] = []
-    if config.optimizer == "muon":
+    if c.optimizer == "muon":
         hidden = [p for p in model.muon_parameters() if p.requires_grad]
         if not hidden:
             raise UserError(
                 f"--optimizer muon: model {model.name} names no hidden matrices; use adamw"
             )
-    taken = {id(p) for p in hidden}
+    taken, tables = {id(p) for p in hidden}, set()
+    if c.embedding_lr is not None:
+        tables = embedding_tables(model) - taken
+        if not tables:
+            raise UserError(f"--embedding-lr: model {model.name} has no embeddings")
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+
+    def group(params: list, lr: float, decay: float) -> dict:
+        return {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+
+    plain = [p for p in rest if id(p) not in tables]
+    looked_up = [p for p in rest if id(p) in tables]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+        group([p for p in plain if p.ndim >= 2], c.base_lr, c.weight_decay),
+        group([p for p in plain if p.ndim < 2], c.base_lr, 0.0),
+        group([p for p in looked_up if p.ndim >= 2], c.embedding_lr or 0.0, c.weight_decay),
+        group([p for p in looked_up if p.ndim < 2], c.embedding_lr or 0.0, 0.0),
     ]
+    groups = [g for g in groups if g["params"]]
     parts: list[torch.optim.Optimizer] = []
     if hidden:
-        parts.append(Muon(hidden, config.base_lr, config.momentum, config.weight_decay))
-    groups = [g for g in groups if g["params"]]
-    if groups:
+        muon = group(hidden, c.base_lr, c.weight_decay)
+        parts.append(Muon([muon], c.base_lr, c.momentum, c.weight_decay))
+    if groups and c.optimizer == "scaled_adam":
+        for g in groups:
+            del g["weight_decay"]
+        parts.append(ScaledAdam(groups, c.base_lr, tuple(c.betas), c.eps))
+    elif groups:
         parts.append(
-            torch.optim.AdamW(groups, lr=config.base_lr, betas=tuple(config.betas), fused=True)
+            torch.optim.AdamW(groups, lr=c.base_lr, betas=tuple(c.betas), eps=c.eps, fused=True)
         )
     return Optimizers(parts)

@@ -1,14 +1,16 @@
 """How far training is, and the learning rate there.
 
-Everything depends on the step and on the *progress*, the used share of the budget (epochs, steps
-or minutes), so the schedule has no state of its own and a run whose budget is minutes of a
-machine of unknown speed still ends at the schedule's end.
+Nearly everything depends on the step and on the *progress*, the used share of the budget (epochs,
+steps or minutes), so a run whose budget is minutes of a machine of unknown speed still ends at the
+schedule's end. Only plateau remembers something: the validation losses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
+
+from rvqlm.training.config_optim import OptimConfig
 
 DEFAULT_WARMUP_RATIO = 0.02
 
@@ -38,28 +40,72 @@ class Budget:
         return min(1.0, max(shares))
 
 
-@dataclass(frozen=True)
 class Schedule:
-    """Learning rate as a multiple of ``--base-lr``: warm-up times decay.
+    """Learning rate as a multiple of its peak: warm-up times decay.
 
-    >>> s = Schedule("cosine", warmup_ratio=0.1)
-    >>> [round(s.factor(0, p), 3) for p in (0.0, 0.05, 0.5, 1.0)]
+    ======== =====================================================================================
+    cosine   half a cosine from 1 to --eta-min-ratio over the budget
+    linear   a line from 1 to --eta-min-ratio over the budget
+    step     times --lr-gamma every --lr-step-epochs epochs, never below --eta-min-ratio
+    plateau  times --lr-gamma after more than --plateau-patience validations without a new lowest
+             loss, never below --eta-min-ratio
+    eden     ((n^2 + N^2) / N^2)^-1/4 ((e^2 + E^2) / E^2)^-1/4 at step n and epoch e, with N
+             --lr-batches and E --lr-epochs (Yao et al., 2023, arXiv:2310.11230)
+    constant 1
+    ======== =====================================================================================
+
+    >>> s = Schedule(OptimConfig(schedule="cosine", warmup_ratio=0.1))
+    >>> [round(s.factor(0, 0.0, p), 3) for p in (0.0, 0.05, 0.5, 1.0)]
     [0.0, 0.497, 0.5, 0.0]
     """
 
-    name: str = "cosine"
-    warmup_steps: int | None = None
-    warmup_ratio: float | None = None
-    eta_min_ratio: float = 0.0
+    def __init__(self, config: OptimConfig):
+        self.config = config
+        self.best = inf
+        """Lowest validation loss seen, of plateau."""
+        self.waited = 0
+        self.drops = 0
 
-    def factor(self, step: int, progress: float) -> float:
-        """Factor of the step after `step` others, at `progress` of the budget."""
-        if self.warmup_steps is not None:
-            warm = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
-        else:
-            ratio = DEFAULT_WARMUP_RATIO if self.warmup_ratio is None else self.warmup_ratio
-            warm = progress / ratio if ratio else 1.0
-        decay = 1.0
-        if self.name == "cosine":
-            decay = self.eta_min_ratio + (1 - self.eta_min_ratio) * 0.5 * (1 + cos(pi * progress))
-        return min(1.0, warm) * decay
+    def factor(self, step: int, epochs: float, progress: float) -> float:
+        """Factor of the step after `step` others, at `epochs` passes over the data and `progress`
+        of the budget."""
+        return self._warmup(step, progress) * self._decay(step, epochs, progress)
+
+    def _warmup(self, step: int, progress: float) -> float:
+        c = self.config
+        if c.warmup_steps is not None:
+            return min(1.0, (step + 1) / c.warmup_steps) if c.warmup_steps else 1.0
+        ratio = DEFAULT_WARMUP_RATIO if c.warmup_ratio is None else c.warmup_ratio
+        return min(1.0, progress / ratio) if ratio else 1.0
+
+    def _decay(self, step: int, epochs: float, progress: float) -> float:
+        c = self.config
+        if c.schedule == "cosine":
+            return c.eta_min_ratio + (1 - c.eta_min_ratio) * 0.5 * (1 + cos(pi * progress))
+        if c.schedule == "linear":
+            return c.eta_min_ratio + (1 - c.eta_min_ratio) * (1 - progress)
+        if c.schedule == "step":
+            return max(c.lr_gamma ** int(epochs / c.lr_step_epochs), c.eta_min_ratio)
+        if c.schedule == "plateau":
+            return max(c.lr_gamma**self.drops, c.eta_min_ratio)
+        if c.schedule == "eden":
+            by_step = (1 + (step / c.lr_batches) ** 2) ** -0.25
+            return by_step * (1 + (epochs / c.lr_epochs) ** 2) ** -0.25
+        return 1.0
+
+    def observe(self, valid_loss: float) -> None:
+        """Take in a validation loss; only plateau cares."""
+        if self.config.schedule != "plateau":
+            return
+        if valid_loss < self.best:
+            self.best, self.waited = valid_loss, 0
+            return
+        self.waited += 1
+        if self.waited > self.config.plateau_patience:
+            self.drops, self.waited = self.drops + 1, 0
+
+    def state_dict(self) -> dict:
+        return {"best": self.best, "waited": self.waited, "drops": self.drops}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.best, self.waited, self.drops = state["best"], state["waited"], state["drops"]

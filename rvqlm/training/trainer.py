@@ -68,7 +68,7 @@ class Trainer:
         self.optimizers = build_optimizer(model, config.optim)
         self.ema = EMA(model, config.optim.ema_decay) if config.optim.ema_decay else None
         o = config.optim
-        self.schedule = Schedule(o.schedule, o.warmup_steps, o.warmup_ratio, o.eta_min_ratio)
+        self.schedule = Schedule(o)
         self.budget = Budget(config.num_epochs, config.max_steps, config.max_minutes)
         self.step = 0
         self.total_frames = 0
@@ -112,7 +112,7 @@ class Trainer:
             self.model.train()
             while self.progress < 1:
                 began = time.monotonic()
-                self._train_step(self.schedule.factor(self.step, self.progress))
+                self._train_step(self.schedule.factor(self.step, self.epochs, self.progress))
                 self.step += 1
                 self.interval.seconds += time.monotonic() - began
                 self.elapsed, stop = self.world.agree(
@@ -181,7 +181,7 @@ class Trainer:
             scale = scale * (self.config.optim.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(grads, scale)
         self.lr = self.config.optim.base_lr * factor
-        self.optimizers.set_lr(self.lr)
+        self.optimizers.set_factor(factor)
         self.optimizers.step()
         if self.ema is not None:
             self.ema.update()

@@ -2,7 +2,12 @@ import math
 
 import pytest
 
+from rvqlm.training.config_optim import OptimConfig
 from rvqlm.training.schedule import Budget, Schedule
+
+
+def make(name: str, **flags) -> Schedule:
+    return Schedule(OptimConfig(schedule=name, **{"warmup_steps": 0, **flags}))
 
 
 def test_progress_is_that_of_the_budget_nearest_its_end():
@@ -15,20 +20,54 @@ def test_progress_is_that_of_the_budget_nearest_its_end():
 
 
 def test_cosine_with_warmup_in_steps():
-    schedule = Schedule("cosine", warmup_steps=5, eta_min_ratio=0.1)
+    schedule = make("cosine", warmup_steps=5, eta_min_ratio=0.1)
     for step in range(50):
         p = step / 50
         decay = 0.1 + 0.9 * (1 + math.cos(math.pi * p)) / 2
-        assert schedule.factor(step, p) == pytest.approx(min(1, (step + 1) / 5) * decay)
-    assert schedule.factor(50, 1.0) == pytest.approx(0.1)
+        assert schedule.factor(step, 0.0, p) == pytest.approx(min(1, (step + 1) / 5) * decay)
+    assert schedule.factor(50, 0.0, 1.0) == pytest.approx(0.1)
+
+
+def test_linear():
+    schedule = make("linear", eta_min_ratio=0.2)
+    assert [schedule.factor(9, 1.0, p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.6, 0.2])
+
+
+def test_step_goes_by_epochs():
+    schedule = make("step", lr_gamma=0.1, lr_step_epochs=2.0, eta_min_ratio=0.005)
+    epochs = (0.0, 1.99, 2.0, 3.9, 4.0, 5.9, 6.0)
+    expected = (1, 1, 0.1, 0.1, 0.01, 0.01, 0.005)
+    assert [schedule.factor(0, e, 0.9) for e in epochs] == pytest.approx(expected)
+
+
+def test_eden_is_the_formula():
+    schedule = make("eden", lr_batches=100.0, lr_epochs=3.0, warmup_steps=50)
+    for step, epoch in ((0, 0.0), (60, 0.5), (1000, 7.25)):
+        by_step = ((step**2 + 100**2) / 100**2) ** -0.25
+        by_epoch = ((epoch**2 + 9) / 9) ** -0.25
+        warm = min(1.0, (step + 1) / 50)
+        assert schedule.factor(step, epoch, 0.3) == pytest.approx(warm * by_step * by_epoch)
+
+
+def test_plateau_waits_falls_and_survives_a_checkpoint():
+    schedule = make("plateau", plateau_patience=2, lr_gamma=0.5, eta_min_ratio=0.2)
+    factors = []
+    for loss in (5.0, 4.0, 4.0, 4.1, 4.2, 3.9, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0):
+        again = make("plateau", plateau_patience=2, lr_gamma=0.5, eta_min_ratio=0.2)
+        again.load_state_dict(schedule.state_dict())
+        schedule = again
+        schedule.observe(loss)
+        factors.append(schedule.factor(1, 1.0, 0.5))
+    # a third validation without a new best is one more than the patience
+    assert factors == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.2, 0.2, 0.2]
 
 
 def test_warmup_ratio_and_its_default():
-    assert Schedule("constant", warmup_ratio=0.5).factor(0, 0.25) == 0.5
-    assert Schedule("constant").factor(0, 0.01) == pytest.approx(0.5)
-    assert Schedule("constant", warmup_ratio=0.0).factor(0, 0.0) == 1.0
-    assert Schedule("constant", warmup_steps=0).factor(0, 0.0) == 1.0
+    def constant(**flags):
+        return Schedule(OptimConfig(schedule="constant", **flags))
 
-
-def test_constant_stays():
-    assert {Schedule("constant").factor(n, n / 100) for n in range(2, 101)} == {1.0}
+    assert constant(warmup_ratio=0.5).factor(0, 0.0, 0.25) == 0.5
+    assert constant().factor(0, 0.0, 0.01) == pytest.approx(0.5)
+    assert constant(warmup_ratio=0.0).factor(0, 0.0, 0.0) == 1.0
+    assert constant(warmup_steps=0).factor(0, 0.0, 0.0) == 1.0
+    assert {make("constant").factor(n, n / 10, n / 100) for n in range(2, 101)} == {1.0}
