@@ -106,6 +106,9 @@ def init_from(model, path: str | Path, use_ema: bool = True) -> InitReport:
     for name, there in taken.items():
         mine[name].copy_(there)
     report.remarks = _remarks(model, state)
+    if report.values < 0.01 * report.total:
+        names = ", ".join(report.matched[:4])
+        report.remarks.insert(0, f"almost nothing was taken ({names}); is the width another?")
     return report
 
 

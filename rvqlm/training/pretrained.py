@@ -163,9 +163,15 @@ def load_pretrained(
         raise UserError(
             f"{directory}: only the averaged weights were exported; export with --raw-weights"
         )
-    info = CodecInfo.from_dict(state["codec"])
-    conditions = {k: ConditionInfo.from_dict(c) for k, c in state["conditions"].items()}
-    model = build_model(state["model_name"], state["model_config"], info, conditions)
+    try:
+        info = CodecInfo.from_dict(state["codec"])
+        conditions = {k: ConditionInfo.from_dict(c) for k, c in state["conditions"].items()}
+        model = build_model(state["model_name"], state["model_config"], info, conditions)
+    except (UserError, TypeError, ValueError, KeyError, AttributeError) as e:
+        raise UserError(
+            f"{directory / CONFIG}: the model cannot be built ({' '.join(str(e).split())[:200]}); "
+            f"use rvqlm {state.get('rvqlm_version')}, which wrote it"
+        ) from e
     try:
         model.load_state_dict(read_weights(directory, state))
     except RuntimeError as e:
@@ -198,6 +204,9 @@ def read_config(directory: Path) -> dict:
     needed += ("config", "weights_sha256")
     if missing := [k for k in needed if k not in state]:
         raise UserError(f"{path}: damaged, no {', '.join(missing)}; export the model again")
+    for name in ("model_config", "codec", "conditions", "config"):
+        if not isinstance(state[name], dict):
+            raise UserError(f"{path}: damaged, {name} is {state[name]!r}; export the model again")
     # JSON has no tuples, options have no lists
     options = state["model_config"].items()
     state["model_config"] = {k: tuple(v) if isinstance(v, list) else v for k, v in options}
