@@ -21,8 +21,8 @@ def holds_the_lock_of_python():
     ctypes.PyDLL(None).sleep(1000)
 
 exp_dir, rank, world_size, hang, before, together = sys.argv[1:]
-watchdog.BACKSTOP_SECONDS = 0.5
-dog = watchdog.Watchdog(exp_dir, int(rank), int(world_size), minutes=0.015)
+watchdog.BACKSTOP_SECONDS = 0.3
+dog = watchdog.Watchdog(exp_dir, int(rank), int(world_size), minutes=0.015 if int(together) > 1 else 0.005)
 dog.start()
 ready = pathlib.Path(exp_dir, "ready")
 ready.mkdir(exist_ok=True)
