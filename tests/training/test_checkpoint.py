@@ -3,7 +3,9 @@ import os
 import resource
 import shutil
 import struct
+import sys
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,3 +246,23 @@ def test_of_a_model_trained_in_stages_the_last_one_counts(exp_dir, tmp_path):
     assert find_checkpoint(tmp_path) == tmp_path / "stage10" / "best.pt"
     with pytest.raises(UserError, match=r"stage10/latest\.pt: no such checkpoint"):
         find_checkpoint(tmp_path, "latest")
+
+
+def test_a_sharded_checkpoint_is_put_together_unless_its_parts_are_wanted(
+    exp_dir, tmp_path, monkeypatch
+):
+    whole = load_checkpoint(exp_dir / "latest.pt")
+    path = tmp_path / "latest.pt"
+    rest = {k: v for k, v in whole.items() if k not in ("model", "ema", "optimizer")}
+    save_checkpoint({**rest, "sharded": "latest-4.dcp"}, path)
+    asked = []
+
+    def read_sharded(path, state):
+        asked.append(path.parent / state["sharded"])
+        return whole
+
+    module = SimpleNamespace(read_sharded=read_sharded)
+    monkeypatch.setitem(sys.modules, "rvqlm.training.sharded", module)
+    assert load_checkpoint(path) is whole and asked == [tmp_path / "latest-4.dcp"]
+    parts = load_checkpoint(path, gather=False)
+    assert parts["sharded"] == "latest-4.dcp" and "model" not in parts and len(asked) == 1
