@@ -22,7 +22,8 @@ def holds_the_lock_of_python():
 
 exp_dir, rank, world_size, hang, before, together = sys.argv[1:]
 watchdog.BACKSTOP_SECONDS = 0.3
-dog = watchdog.Watchdog(exp_dir, int(rank), int(world_size), minutes=0.015 if int(together) > 1 else 0.005)
+minutes = 0.015 if int(together) > 1 else 0.005
+dog = watchdog.Watchdog(exp_dir, int(rank), int(world_size), minutes)
 dog.start()
 ready = pathlib.Path(exp_dir, "ready")
 ready.mkdir(exist_ok=True)
