@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rvqlm.runtime import has_fast_bf16
+from rvqlm.training.dtensors import batches, local, own, whole
 
 _NS = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at zero that stays bounded
 _NS_STEPS = 5
@@ -60,7 +60,11 @@ def _gram_iteration(x: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised; updates scaled to the root mean square of AdamW's
     (0.2 sqrt(max(M, N)), Liu et al., 2025, arXiv:2502.16982) so that learning rate and weight
-    decay carry over."""
+    decay carry over.
+
+    Parameters (..., M, N) may be DTensors: each rank orthogonalises the whole matrices, gathered
+    by one exchange for all of a shape, and keeps its part.
+    """
 
     def __init__(self, params: Iterable, lr: float, momentum: float, weight_decay: float):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -69,31 +73,21 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None) -> None:
         assert closure is None, "this optimizer takes no closure"
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes.setdefault(p.shape, []).append(p)
-            for shape, params in shapes.items():
-                self._update(shape, params, **{k: v for k, v in group.items() if k != "params"})
+            for batch in batches(group["params"]):
+                self._update(batch, group["lr"], group["momentum"], group["weight_decay"])
 
-    def _update(self, shape, params, lr, momentum, weight_decay, **_) -> None:
-        grads = [p.grad for p in params]
-        buffers = []
+    def _update(
+        self, params: list[Tensor], lr: float, momentum: float, weight_decay: float
+    ) -> None:
+        """Step of matrices of one shape."""
         for p in params:
-            state = self.state[p]
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-            buffers.append(state["momentum_buffer"])
+            if not self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        buffers = [local(self.state[p]["momentum_buffer"]) for p in params]
+        shards, grads = [local(p) for p in params], [local(p.grad) for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
-        ahead = torch._foreach_lerp(grads, buffers, momentum)
-        dtype = torch.bfloat16 if has_fast_bf16(params[0].device) else torch.float32
-        # of a sharded matrix each rank orthogonalises the whole and keeps its own rows
-        whole = torch.stack([a.full_tensor() if isinstance(a, DTensor) else a for a in ahead])
-        updates = [
-            distribute_tensor(u, p.device_mesh, p.placements, src_data_rank=None)
-            if isinstance(p, DTensor)
-            else u
-            for u, p in zip(orthogonalize(whole, dtype).unbind(0), params)
-        ]
-        torch._foreach_mul_(params, 1 - lr * weight_decay)
-        torch._foreach_add_(params, updates, alpha=-lr * 0.2 * max(shape[-2:]) ** 0.5)
+        ahead = whole(torch.stack(torch._foreach_lerp(grads, buffers, momentum)), params[0])
+        dtype = torch.bfloat16 if has_fast_bf16(ahead.device) else torch.float32
+        updates = own(orthogonalize(ahead, dtype), params[0]).unbind(0)
+        torch._foreach_mul_(shards, 1 - lr * weight_decay)
+        torch._foreach_add_(shards, updates, alpha=-lr * 0.2 * max(params[0].shape[-2:]) ** 0.5)

@@ -1,11 +1,17 @@
 """ScaledAdam: Adam whose updates are proportional to the size of the tensor they change.
 
-Yao et al., 2023, Zipformer (arXiv:2310.11230, section 3.5): the update of a tensor is multiplied by
-its root mean square, so that relative changes are alike in small and large ones, and besides each
-tensor's scale is learnt by a second Adam that sees the gradient of the scale alone. Learning rates
-are relative changes, 0.01 to 0.05, and there is no weight decay.
+Yao et al., 2023, Zipformer (arXiv:2310.11230, section 3.5). With m and v Adam's means of gradient
+and squared gradient, biases corrected, and r the root mean square of a tensor x, a step changes
 
-Clipping by the running median that came with it is left to ``--clip-grad-norm`` and the guards.
+    x   by   -lr r m / (sqrt(v) + eps)   and by   -0.1 lr n / (sqrt(w) + eps) x
+
+where n and w are Adam's means of another gradient, that of the loss by the logarithm of x's scale,
+which is the sum of x times its gradient: direction and size are learnt apart. The learning rate is
+a relative change, about 0.045 at its peak, and there is no weight decay.
+
+As in the paper, tensors of one shape are updated together. The clipping by a running median that
+icefall's recipes add is left out: ``--clip-grad-norm`` bounds the gradient and the guards drop the
+steps that it was for, with every optimizer alike.
 """
 
 from __future__ import annotations
@@ -13,18 +19,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+from torch import Tensor
+
+from rvqlm.training.dtensors import batches, local, total
 
 MIN_RMS, MAX_RMS = 1e-5, 3.0
-"""Sizes between which updates follow the tensor; a tensor of zeros has to be able to leave."""
-SCALAR_LR = 0.1
-"""Of the learning rate, for the scales and for parameters of one element."""
-MAX_SCALE_STEP = 0.1
-"""Largest relative change of a scale at once, in units of SCALAR_LR * lr steps."""
+"""Sizes between which updates follow the tensor's; one of zeros has to be able to leave."""
+SCALE_LR = 0.1
+"""Of the learning rate, for the scales, and for parameters of one element, which have no other."""
 
 
 class ScaledAdam(torch.optim.Optimizer):
-    """:param lr: relative change of a tensor per step, at most.
-    :param betas: decay of the gradient's mean and square.
+    """Parameters may be DTensors: sizes and scales are those of the whole tensor.
+
+    :param lr: change of a tensor in a step, relative to its root mean square.
+    :param betas: decay of the means of gradients and of their squares.
+    :param eps: added to the root of the latter.
     """
 
     def __init__(
@@ -40,46 +50,61 @@ class ScaledAdam(torch.optim.Optimizer):
     def step(self, closure=None) -> None:
         assert closure is None, "this optimizer takes no closure"
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group["lr"], group["betas"], group["eps"])
+            for p in group["params"]:
+                if p.grad is not None and not self.state[p]:
+                    self._begin(p)
+            # by steps made, too: what had no gradient at times has other biases
+            for batch in batches(group["params"], lambda p: int(self.state[p]["step"])):
+                self._update(batch, group["lr"], group["betas"], group["eps"])
 
-    def _update(self, params, lr: float, betas: tuple[float, float], eps: float) -> None:
+    def _begin(self, p: Tensor) -> None:
+        self.state[p].update(
+            step=torch.zeros(()),  # on the CPU, where it is read
+            mean=torch.zeros_like(p),
+            square=torch.zeros_like(p),
+            scale_mean=torch.zeros((), device=p.device),
+            scale_square=torch.zeros((), device=p.device),
+        )
+
+    def _update(
+        self, params: list[Tensor], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:
+        """Step of parameters of one shape."""
         first, second = betas
-        states = [self._state_of(p) for p in params]
-        grads = [p.grad for p in params]
-        # gradient of the logarithm of the scale; before the tensor moves
-        along = torch._foreach_mul(params, grads)
-        along = [a.sum() for a in along]
-        number = [float(p.numel()) for p in params]
-        rms = torch._foreach_div(torch._foreach_norm(params), [n**0.5 for n in number])
-        means = [s["mean"] for s in states]
-        squares = [s["square"] for s in states]
+        states = [self.state[p] for p in params]
+        for state in states:
+            state["step"] += 1
+        steps = int(states[0]["step"])
+        up, down = 1 - first**steps, 1 - second**steps
+        shards, grads = [local(p) for p in params], [local(p.grad) for p in params]
+        means, squares = ([local(s[k]) for s in states] for k in ("mean", "square"))
         torch._foreach_lerp_(means, grads, 1 - first)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, grads, grads, 1 - second)
-        for state, p, size, n, scale_grad in zip(states, params, rms, number, along):
-            state["step"] += 1
-            t = int(state["step"])
-            up, down = 1 - first**t, 1 - second**t
-            direction = (state["mean"] / up).div_((state["square"] / down).sqrt_().add_(eps))
-            if n == 1:
-                p.add_(direction, alpha=-lr * SCALAR_LR)
-                continue
-            state["scale_mean"].lerp_(scale_grad, 1 - first)
-            state["scale_square"].lerp_(scale_grad * scale_grad, 1 - second)
-            root = (state["scale_square"] / down).sqrt_().add_(eps)
-            step = (state["scale_mean"] / up).div_(root).mul_(lr * SCALAR_LR)
-            step.clamp_(-MAX_SCALE_STEP, MAX_SCALE_STEP)
-            p.mul_(1 - step)
-            p.sub_(direction.mul_(size.clamp(MIN_RMS, MAX_RMS) * lr))
 
-    def _state_of(self, p) -> dict:
-        state = self.state[p]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["mean"] = torch.zeros_like(p)
-            state["square"] = torch.zeros_like(p)
-            state["scale_mean"] = torch.zeros((), device=p.device)
-            state["scale_square"] = torch.zeros((), device=p.device)
-        return state
+        x, g = _rows(shards), _rows(grads)  # (n, elements)
+        sums = total(torch.stack([(x * x).sum(1), (x * g).sum(1)]), params[0])  # (2, n)
+        change = _rows(means).div_(up).div_(_rows(squares).div_(down).sqrt_().add_(eps))
+        if params[0].numel() == 1:
+            x.sub_(change, alpha=lr * SCALE_LR)
+        else:
+            size = (sums[0] / params[0].numel()).sqrt_().clamp_(MIN_RMS, MAX_RMS)
+            ratio = self._of_scales(states, sums[1], betas, up, down, eps)
+            x.mul_(1 - lr * SCALE_LR * ratio[:, None]).addcmul_(change, size[:, None], value=-lr)
+        torch._foreach_copy_(shards, x.view(len(shards), *shards[0].shape).unbind(0))
+
+    def _of_scales(
+        self, states: list[dict], grads: Tensor, betas, up: float, down: float, eps: float
+    ) -> Tensor:
+        """Adam's update of the n scales, for gradients (n,) by their logarithms."""
+        mean, square = (torch.stack([s[k] for s in states]) for k in ("scale_mean", "scale_square"))
+        mean.lerp_(grads, 1 - betas[0])
+        square.lerp_(grads * grads, 1 - betas[1])
+        for n, state in enumerate(states):
+            state["scale_mean"], state["scale_square"] = mean[n], square[n]
+        return (mean / up) / ((square / down).sqrt_() + eps)
+
+
+def _rows(tensors: list[Tensor]) -> Tensor:
+    """Copies of n tensors as the rows of a matrix."""
+    return torch.stack([t.flatten() for t in tensors])
