@@ -54,6 +54,7 @@ setup(
         "lhotse>=1.33",
         "urllib3",  # lhotse imports it without declaring it
         "safetensors",
+        "huggingface_hub",
         "transformers>=5.20",  # Mimi: 5.21
         "tyro>=1.0",
         "docstring-parser",

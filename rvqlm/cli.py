@@ -223,12 +223,35 @@ def _under(values: dict[str, Any], leaves: dict[str, Any], argv: list[str]) -> l
     return words
 
 
-def parse(cls: type[T], prog: str, description: str, argv: Sequence[str] | None = None) -> T:
+def given_flags(argv: Sequence[str] | None) -> set[str]:
+    """Kebab-case names of the flags on the command line and in its ``--config`` file."""
+    path, rest = _split_config(list(sys.argv[1:] if argv is None else argv))
+    names = {kebab(w.split("=", 1)[0][2:]) for w in rest if w.startswith("--")}
+    if path is not None:
+        import yaml
+
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            return names  # `parse` reports it
+        names |= {kebab(str(k)) for k in values} if isinstance(values, dict) else set()
+    return names
+
+
+def parse(
+    cls: type[T],
+    prog: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    beneath: dict[str, Any] | None = None,
+) -> T:
     """Build a `cls` from the command line.
 
     cls: dataclass; fields may be dataclasses themselves (groups), `tyro.conf` markers work.
     prog: what the help calls the program, e.g. ``rvqlm trainer``.
     argv: arguments without the program's name; None: those of the process.
+    beneath: values by kebab-case name for flags that are neither given here nor in the file; names
+        that are no flags are left out.
 
     Raises `UserError` for a bad ``--config`` file and SystemExit (0 after ``--help``, 2 for bad
     flags, after a message on stderr).
@@ -239,8 +262,10 @@ def parse(cls: type[T], prog: str, description: str, argv: Sequence[str] | None 
     for alias, name in _aliases(cls).items():  # one name each, so that flags override the file
         given = (f"--{alias}", f"--{kebab(alias)}")
         rest = [f"--{name}{w[len(given[0]) :]}" if w.split("=", 1)[0] in given else w for w in rest]
+    leaves = _leaves(cls)
     if path is not None:
-        rest += _under(read_config(path, cls), _leaves(cls), rest)
+        rest += _under(read_config(path, cls), leaves, rest)
+    rest += _under({k: v for k, v in (beneath or {}).items() if k in leaves}, leaves, rest)
 
     shown = tyro.conf.arg(help="YAML file of flag values; flags given here override it.")
     params = cls.__dataclass_params__  # type: ignore[attr-defined]

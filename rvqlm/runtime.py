@@ -76,7 +76,7 @@ def has_fast_bf16(device) -> bool:
 
 
 def pick_precision(name: str, device):
-    """`torch.dtype` of autocast for ``auto``, ``bf16`` or ``fp32``.
+    """`torch.dtype` of autocast for ``auto``, ``bf16``, ``fp16`` or ``fp32``.
 
     ``auto`` is bf16 where `has_fast_bf16`, float32 elsewhere. ``bf16`` where it is emulated is
     refused: it works, hundreds of times too slowly to be what anybody meant.
@@ -91,9 +91,9 @@ def pick_precision(name: str, device):
             "use --precision auto or fp32"
         )
     try:
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
     except KeyError:
-        raise UserError(f"--precision {name!r}: choose auto, bf16 or fp32") from None
+        raise UserError(f"--precision {name!r}: choose auto, bf16, fp16 or fp32") from None
 
 
 def seed_everything(seed: int) -> None:

@@ -69,7 +69,6 @@ def evaluate(config: EvaluateConfig) -> dict:
     import torch
 
     from rvqlm import runtime
-    from rvqlm.bin.trainer import open_conditions, validation_plan
     from rvqlm.codec_info import CodecInfo
     from rvqlm.data.batch import PAD, Batch
     from rvqlm.data.index import TokenDataset
@@ -77,6 +76,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     from rvqlm.data.plan import PlanConfig
     from rvqlm.evaluation import losses
     from rvqlm.training.checkpoint import find_checkpoint, load_model
+    from rvqlm.training.setup import open_conditions
 
     if config.max_duration < 0 or config.num_threads < 0:
         raise UserError("--max-duration and --num-threads: at least 0")
@@ -103,7 +103,7 @@ def evaluate(config: EvaluateConfig) -> dict:
     plan = PlanConfig(
         **{f.name: flags[kebab(f.name)] for f in fields(PlanConfig) if kebab(f.name) in flags}
     )
-    plan = validation_plan(plan)
+    plan = plan.for_validation()
     if config.max_duration:
         plan = replace(plan, max_duration=config.max_duration)
     loader = TokenLoader(held_out, plan, seed=0, conditions=heard)

@@ -27,6 +27,8 @@ COMMANDS = {  # in the order of the workflow
     "trainer": "train a model on codes",
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
     "generate": "continue a prompt, or make audio from nothing, as wav files",
+    "average": "the mean of several checkpoints' weights, as a checkpoint",
+    "export-model": "a trained model as two files: safetensors and config.json",
     "compare": "one table of several trainings: bits, speed, memory, samples",
     "recognize": "what generated or real speech says, and how far it is from its text",
     "report": "one HTML page: audio, curves, statistics, the commands behind them",
@@ -44,6 +46,7 @@ _FILES = {
     "codecs": "codec_cards",
     "import": "importer",
     "models": "model_cards",
+    "export-model": "export_model",
 }
 
 

@@ -117,7 +117,7 @@ def _run(argv: Sequence[str] | None) -> int:
         about = {"samples": list(config.samples)}
     else:
         suffix = "_audio" if config.through_audio else ""
-        out = path.parent / f"recognition_{config.split}{suffix}.json"
+        out = (path if path.is_dir() else path.parent) / f"recognition_{config.split}{suffix}.json"
         items = from_tokens(config, model, str(path), device)
         about = {"manifest_dir": config.manifest_dir, "split": config.split}
         about["through_audio"] = config.through_audio

@@ -197,6 +197,15 @@ class TokenLoader:
         finally:
             channel.close()
 
+    def worst_batch(self) -> Batch:
+        """The batch of this epoch with the largest grid of items and padded frames."""
+        plan = self._current_plan()
+        count, longest = plan.shapes()
+        number = int((count * longest).argmax())
+        step = number // plan.world_size
+        rank = (number - step) % plan.world_size
+        return read_batch(self.dataset, plan, rank, step, self._epoch, conditions=self.conditions)
+
     def close(self) -> None:
         """Stop the thread; the next batch starts it again, where it should."""
         if self._finalizer is not None:

@@ -14,7 +14,7 @@ of a second.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 from math import ceil, floor
@@ -87,6 +87,12 @@ class PlanConfig:
             problems.append(f"--length-multiple {self.length_multiple} is not positive")
         if problems:
             raise UserError("; ".join(problems))
+
+    def for_validation(self) -> PlanConfig:
+        """The flags for held-out data: every frame once, long cuts in tiles where training takes
+        crops or overlapping windows of them."""
+        window = self.window_frames or self.crop_frames
+        return replace(self, window_frames=window, hop_frames=0, crop_frames=0)
 
     def budget(self, frame_rate: Fraction) -> int:
         """Frames in `max_duration`, rounded down."""

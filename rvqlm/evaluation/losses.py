@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
-from math import log
+from math import exp, log
 
 import numpy as np
 import torch
@@ -65,15 +65,19 @@ class Totals:
         self.frames, self.cells = counts.tolist()
 
     def metrics(self, frame_rate: Fraction) -> dict:
-        """loss (nats per code), nats (K), accuracy (K), bits_per_second, padding, means of
-        `extra`; all Python floats. A level that was not scored, as in a training of some levels
+        """loss (nats per code), its exponential and its bits, nats (K), accuracy (K),
+        bits_per_second, padding, means of `extra`; all Python floats. Where nothing was scored the
+        loss is None. A level that was not scored, as in a training of some levels
         only, has None, and bits per second are None then."""
         nats, correct, count = self.sums.double().cpu()
         scored = (count > 0).tolist()
         per_level = [n if c else None for n, c in zip((nats / count).tolist(), scored)]
         hits = [n if c else None for n, c in zip((correct / count).tolist(), scored)]
+        loss = float(nats.sum() / count.sum()) if any(scored) else None
         out = {
-            "loss": float(nats.sum() / count.sum()),
+            "loss": loss,
+            "perplexity": exp(min(loss, 700.0)) if loss is not None else None,
+            "bits_per_token": loss / log(2) if loss is not None else None,
             "nats": per_level,
             "accuracy": hits,
             "bits_per_second": bits_per_second(per_level, frame_rate) if all(scored) else None,

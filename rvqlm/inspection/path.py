@@ -31,6 +31,7 @@ from rvqlm.exchange.source import open_tokens
 from rvqlm.inspection import model as inspect_model
 from rvqlm.inspection.codes import CodeCounts, count_codes
 from rvqlm.inspection.manifest import look_at_manifest
+from rvqlm.inspection.pretrained import is_model, look_at_pretrained
 from rvqlm.training.checkpoint import last_stage
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yml", ".yaml.gz")
@@ -93,6 +94,8 @@ def _file(path: Path, start: bytes, max_cuts: int, layout: str | None) -> Look:
     if name == "codec.json":
         return Look("codec description", codec=read_codec(path)[0])
     if name == MANIFEST and (path.parent / "codec.json").is_file():
+        return _folder(path.parent, max_cuts)
+    if name in ("config.json", "model.safetensors") and is_model(path.parent):
         return _folder(path.parent, max_cuts)
     if name.endswith(".rvq"):
         return _shard(path, max_cuts)
@@ -200,6 +203,8 @@ def _folder(path: Path, max_cuts: int) -> Look:
         return Look(kind, facts, info)
     if (path / "codec.json").is_file() or shar_files(path)[0]:
         return _export(path, max_cuts)
+    if is_model(path):
+        return Look(*look_at_pretrained(path))
     if (path / "config.json").is_file():
         kind, facts, info = inspect_model.look_at_codec(path)
         return Look(kind, facts, info)

@@ -19,7 +19,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 _KEYS = (
     "model",
     "model_name",

@@ -20,6 +20,21 @@ from rvqlm.training.config_optim import OptimConfig
 from rvqlm.training.config_save import SaveConfig
 
 
+@dataclass(frozen=True)
+class TrainPlan(PlanConfig):
+    """How cuts become batches; lengths in frames unless a name says duration (seconds)."""
+
+    max_duration: float | Literal["auto"] = 150.0
+    """Seconds of audio in a batch, padding included: no batch exceeds it. auto: as many as the
+    memory holds, measured before the first step."""
+
+    def check(self) -> None:
+        if self.max_duration == "auto":  # what it will be has no faults
+            dataclasses.replace(self, max_duration=1e6).check()
+        else:
+            super().check()
+
+
 @dataclass
 class TrainerConfig:
     """Flags of `rvqlm trainer` without those of the model."""
@@ -28,6 +43,9 @@ class TrainerConfig:
     """Folder of the experiment: checkpoints, logs, flags."""
     manifest_dir: str
     """Token directory with the indexes of the splits."""
+    mix_dirs: tuple[str, ...] = ()
+    """Further token directories of the same codec to train on, mixed by hours (--mix-weights).
+    Validation stays with --manifest-dir."""
     model_name: str = "codec-lm"
     """Family to train (`rvqlm models` lists them); its flags are in the group `model`."""
     num_quantizers: int = 0
@@ -48,18 +66,30 @@ class TrainerConfig:
     and --resume not; 0: not a limit."""
     resume: str = "auto"
     """auto: continue from EXP_DIR/latest.pt if there is one; no: start over, moving an earlier run
-    aside; or the path of a checkpoint to continue from."""
+    aside; or the path of a checkpoint to continue from. Continuing, flags that are not given are
+    those of the run."""
+    init_from: str | None = None
+    """Begin with the weights of another experiment or checkpoint, as far as names and shapes
+    match; optimizer, schedule and data start anew."""
     seed: int = 0
     """Initial weights, order of the data, dropout."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 where the hardware multiplies it natively, float32 elsewhere."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bf16 where the hardware multiplies it natively, float32 elsewhere. fp16 with a loss
+    scale, for GPUs without bf16."""
+    tf32: bool = True
+    """On NVIDIA GPUs, multiply what stays float32 with TF32: faster, ten bits of mantissa."""
+    compile: bool = False
+    """torch.compile of the blocks; give --length-multiple, so that shapes are few."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: ddp keeps all weights on each rank; fsdp shards weights, gradients and
+    moments over them, for models that don't fit otherwise."""
     num_threads: int = 0
     """CPU threads; 0: torch's choice."""
     dry_run: bool = False
     """Print parameters, batches, steps and memory, then exit without writing anything."""
-    data: PlanConfig = field(default_factory=PlanConfig)
+    data: TrainPlan = field(default_factory=TrainPlan)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -106,6 +136,14 @@ def check(config: TrainerConfig) -> None:
     need(
         bool(config.num_epochs or config.max_steps or config.max_minutes),
         "no budget: give --num-epochs, --max-steps or --max-minutes",
+    )
+    need(
+        config.init_from is None or config.resume in ("auto", "no"),
+        f"--init-from begins a training and --resume {config.resume} continues one: give one",
+    )
+    need(
+        not config.mix_dirs or config.manifest_dir not in config.mix_dirs,
+        f"--mix-dirs has --manifest-dir {config.manifest_dir} too",
     )
     for group in (config.optim, config.loss, config.guard, config.save, config.log):
         found += group.problems(config)

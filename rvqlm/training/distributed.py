@@ -18,10 +18,12 @@ class World:
     always go over gloo, so that they never wait for a GPU.
     """
 
-    def __init__(self, device: torch.device | None = None):
+    def __init__(self, device: torch.device | None = None, parallel: str = "ddp"):
+        self.parallel = parallel
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self._control = None
         self._own = False
         if self.size > 1:
@@ -41,6 +43,10 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def grad_norm(self, grads) -> Tensor:
+        """2-norm of all gradients together."""
+        return torch.nn.utils.get_total_norm(grads)
 
     def agree(self, *values: float) -> list[float]:
         """Largest of each value over the ranks: all then decide alike."""

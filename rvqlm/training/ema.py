@@ -12,12 +12,12 @@ from torch import Tensor, nn
 class EMA:
     """Average of the parameters; buffers are the model's own.
 
-    The decay of update n is min(decay, (1 + n) / (10 + n)), so that a short run doesn't average
-    over its random start.
+    With `warmup` the decay of update n is min(decay, (1 + n) / (10 + n)), so that a short run
+    doesn't average over its random start.
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = True):
+        self.decay, self.warmup = decay, warmup
         self.updates = 0
         self.names = [name for name, _ in model.named_parameters()]
         self.params = [p for _, p in model.named_parameters()]
@@ -25,7 +25,8 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        n = self.updates
+        decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
         self.updates += 1
         torch._foreach_lerp_(self.average, self.params, 1 - decay)
 

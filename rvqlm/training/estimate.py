@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rvqlm.data.batch import Batch
+from rvqlm.training.muon import Muon
 
 
 def activation_bytes(model, batch: Batch, device: torch.device, dtype: torch.dtype) -> int:
@@ -26,13 +27,24 @@ def activation_bytes(model, batch: Batch, device: torch.device, dtype: torch.dty
     return sum(kept.values())
 
 
+def optimizer_bytes(model, config) -> int:
+    """Bytes of the moments that the first step will make, and of the averages.
+
+    :param config: `OptimConfig`.
+    """
+    numbers = sum(p.numel() for p in model.parameters())
+    hidden = sum(p.numel() for p in model.muon_parameters()) if config.optimizer == "muon" else 0
+    averages = numbers if config.ema_decay else 0
+    return 4 * (2 * numbers - hidden + averages)
+
+
 def describe_plan(trainer, train_batches_per_epoch: int) -> list[str]:
     """Lines of ``--dry-run`` for a `Trainer` that hasn't started."""
     model, config = trainer.model, trainer.config
     parameters = sum(p.numel() for p in model.parameters())
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     moments = sum(
-        p.numel() * p.element_size() * (2 if isinstance(o, torch.optim.AdamW) else 1)
+        p.numel() * p.element_size() * (1 if isinstance(o, Muon) else 2)
         for o in trainer.optimizers.parts
         for g in o.param_groups
         for p in g["params"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from rvqlm.training.config import TrainerConfig
 
 _OF_A_RUN = (
     *("latest.pt", "best.pt", "metrics.jsonl", "tensorboard", "run.json", "config.yaml"),
-    *("samples", "eval_*.json", "recognition_*.json"),
+    *("samples", "eval_*.json", "recognition_*.json", "archive", "average.pt", "*.dcp"),
+    *("bad_batches", "ranks", "hang-rank-*.txt"),
 )
 
 
@@ -41,8 +43,12 @@ def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
 
 def remove_torn_files(exp_dir: str | Path) -> None:
     """Delete half-written checkpoints of a process that was killed while it wrote them."""
-    for path in Path(exp_dir).glob(".*.pt.*.tmp"):
-        path.unlink(missing_ok=True)
+    for pattern in (".*.tmp", "archive/.*.tmp"):
+        for path in Path(exp_dir).glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def move_aside(exp_dir: str | Path) -> Path | None:

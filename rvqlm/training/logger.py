@@ -14,7 +14,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-TIMINGS = ("elapsed", "seconds", "frames_per_second", "memory_mb")
+TIMINGS = (
+    *("elapsed", "seconds", "frames_per_second", "memory_mb", "mfu"),
+    *("time_data", "time_forward", "time_backward", "time_step"),
+)
 """Entries of a log line that differ between two runs of the same command."""
 
 
@@ -95,11 +98,13 @@ class Progress:
                 dynamic_ncols=True,
             )
 
-    def update(self, share: float, step: int, loss: float, frames_per_second: float) -> None:
-        """Show where training is: `share` of the budget, loss in nats per code."""
+    def update(self, share: float, step: int, loss: float | None, frames_per_second: float) -> None:
+        """Show where training is: `share` of the budget, loss in nats per code, None where no step
+        was taken."""
         if not self.enabled:
             return
-        text = f"step {step} loss {loss:.4f} {frames_per_second:,.0f} frames/s"
+        shown = "-" if loss is None else f"{loss:.4f}"
+        text = f"step {step} loss {shown} {frames_per_second:,.0f} frames/s"
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(100 * share - self.bar.n)

@@ -1,40 +1,44 @@
 """`Trainer`: the loop for every model.
 
 It knows a model only as something that takes a `Batch` and returns an `LMOutput` of sums, and a
-loader as an endless iterator that can tell and restore its position. The gradient of a step is the
-sum over micro-batches and ranks divided by the sum of their tokens, so accumulation and data
-parallelism equal one large batch exactly. Given steps or epochs as the budget, a run on a CPU is
-reproduced bit for bit after any interruption: what is random depends on (seed, rank, step) alone.
+loader as an endless iterator that can tell and restore its position. Steps are taken by `Stepper`
+(step.py), what happens between them is decided by `what_is_due` (due.py), what is said about them
+is put in words by reporting.py. Given steps or epochs as the budget, a run on a CPU is reproduced
+bit for bit after any interruption: what is random depends on (seed, rank, step) alone.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import resource
 import signal
 import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from math import exp, isfinite
+from math import isfinite
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from rvqlm import __version__
-from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.evaluation.losses import evaluate_batches
-from rvqlm.training.checkpoint import FORMAT, save_checkpoint
+from rvqlm.training import saving
+from rvqlm.training.bad_batch import save_bad_batch
 from rvqlm.training.config import TrainerConfig
 from rvqlm.training.distributed import World
+from rvqlm.training.due import what_is_due
 from rvqlm.training.ema import EMA
-from rvqlm.training.logger import MetricsLog, Progress, clock
+from rvqlm.training.guards import LossGuard
+from rvqlm.training.logger import MetricsLog, Progress
 from rvqlm.training.meter import Meter
 from rvqlm.training.optim import build_optimizer
+from rvqlm.training.reporting import Speed, epoch_line, interval_values, valid_line
 from rvqlm.training.schedule import Budget, Schedule
+from rvqlm.training.step import Outcome, Stepper
+from rvqlm.training.stopwatch import Stopwatch
+from rvqlm.training.watchdog import Watchdog
 
 
 class Trainer:
@@ -46,6 +50,8 @@ class Trainer:
     train: iterator of `Batch` with ``epoch``, ``step``, ``epoch_steps``, ``state_dict()`` and
         ``load_state_dict()``.
     valid: has ``epoch_batches()``, the same batches every time; None: no validation, no best.pt.
+    make_samples: called with the `MetricsLog`; returns a `SampleWriter`. None: no samples.
+    speed: what the model's figures are compared with, for MFU.
     """
 
     def __init__(
@@ -58,32 +64,42 @@ class Trainer:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         world: World | None = None,
+        make_samples: Callable | None = None,
+        speed: Speed | None = None,
     ):
         self.model, self.train, self.valid = model, train, valid
         self.config, self.info = config, info
         self.device, self.dtype = device or torch.device("cpu"), dtype
         self.world = world or World()
         self.exp_dir = Path(config.exp_dir)
+        self.make_samples, self.speed = make_samples, speed or Speed()
         self.module = self.world.wrap(model)
-        self.optimizers = build_optimizer(model, config.optim)
-        self.ema = EMA(model, config.optim.ema_decay) if config.optim.ema_decay else None
         o = config.optim
+        self.optimizers = build_optimizer(model, o)
+        self.ema = EMA(model, o.ema_decay, o.ema_warmup) if o.ema_decay else None
         self.schedule = Schedule(o)
         self.budget = Budget(config.num_epochs, config.max_steps, config.max_minutes)
+        self.guard = LossGuard(config.guard)
+        self.watch = Stopwatch(self.device)
+        self.stepper = Stepper(
+            self.module, self.optimizers, self.ema, self.guard, config, info, self.device, dtype,
+            self.world, self.watch, self._beat,
+        )  # fmt: skip
+        self.watchdog: Watchdog | None = None
         self.step = 0
         self.total_frames = 0
         self.elapsed = 0.0
         self.lr = 0.0
         self.best: dict = {"loss": float("inf"), "step": 0}
-        self.validated = {"step": -1, "loss": None, "elapsed": 0.0}
-        self.saved_elapsed = 0.0
+        self.validated = {"step": -1, "loss": None}
+        self.since = {"valid": 0.0, "sample": 0.0, "save": 0.0}
+        """Seconds of training at which each was done last."""
         self.interval = Meter(info.num_codebooks, self.device)
         self.epoch_meter = Meter(info.num_codebooks, self.device)
         self.signal: int | None = None
         self._signalled = 0.0
         self._ended: int | None = None
         """Epoch that ended in this step; a step may reach into the next."""
-        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
 
     # ---------------------------------------------------------------------------------- loop
 
@@ -101,20 +117,26 @@ class Trainer:
         """Train until the budget is used up; returns ``finished``, ``SIGINT`` or ``SIGTERM``.
 
         The signals end the step that is running, save latest.pt and return; another one, two
-        seconds later or more, stops at once. Raises `UserError` when the loss is no longer a number
-        or the disk refuses.
+        seconds later or more, stops at once. Raises `UserError` when training diverged for good or
+        the disk refuses.
         """
         self.log = MetricsLog(self.exp_dir, self.step, self.world.main)
-        start = time.monotonic() - self.elapsed
+        self.samples = self.make_samples(self.log) if self.make_samples else None
         self.bar = Progress(self.progress, self.world.main)
+        start = time.monotonic() - self.elapsed
         previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._start_watchdog()
         try:
             self.model.train()
             while self.progress < 1:
                 began = time.monotonic()
-                self._train_step(self.schedule.factor(self.step, self.epochs, self.progress))
+                outcome = self._train_step()
                 self.step += 1
+                self.interval.add(outcome)
+                if outcome.verdict != "good":
+                    self._after_skip(outcome)
                 self.interval.seconds += time.monotonic() - began
+                self._beat("agreeing")
                 self.elapsed, stop = self.world.agree(
                     time.monotonic() - start, float(self.signal or 0)
                 )
@@ -123,10 +145,28 @@ class Trainer:
                     return signal.Signals(int(stop)).name
             return "finished"
         finally:
+            if self.watchdog is not None:
+                self.watchdog.stop()
             for number, handler in previous.items():
                 signal.signal(number, handler)
             self.bar.close()
             self.log.close()
+
+    def _start_watchdog(self) -> None:
+        minutes = self.config.guard.hang_minutes
+        if minutes:
+            world = self.world
+            self.watchdog = Watchdog(self.exp_dir, world.rank, world.size, minutes)
+            self.watchdog.start()
+
+    def _beat(self, where: str) -> None:
+        if self.watchdog is not None:
+            self.watchdog.beat(self.step, where)
+
+    def _beating(self, where: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._beat(where)
+            yield batch
 
     def _on_signal(self, number: int, frame) -> None:
         now = time.monotonic()
@@ -140,254 +180,186 @@ class Trainer:
             name = signal.Signals(number).name
             os.write(2, f"\n{name}: saving at the end of this step\n".encode())
 
-    def _train_step(self, factor: float) -> None:
+    def _train_step(self) -> Outcome:
         """One optimizer step over ``--accum`` micro-batches (fewer at the end of the last
         epoch)."""
-        optim, world = self.config.optim, self.world
         # own random numbers for each step: nothing random has to be saved or restored
-        torch.manual_seed(step_seed(self.config.seed, world.rank, self.step))
-        self.optimizers.zero_grad()
+        torch.manual_seed(step_seed(self.config.seed, self.world.rank, self.step))
         self.model.progress = self.progress
+        factor = self.schedule.factor(self.step, self.epochs, self.progress)
+        factor *= self.guard.lr_factor
+        self.lr = self.config.optim.base_lr * factor
+        self.optimizers.set_factor(factor)
+        return self.stepper.run(self._micro_batches())
+
+    def _micro_batches(self) -> Iterator[tuple[Batch, bool]]:
         self._ended = None
-        tokens = torch.zeros((), device=self.device)  # counts up to 2^24 are exact
-        for micro in range(optim.accum):
+        for micro in range(self.config.optim.accum):
             batch = next(self.train)
             if self.train.step == self.train.epoch_steps:
                 self._ended = self.train.epoch
-            last = micro == optim.accum - 1 or self._data_is_used_up()
-            frames = batch.num_frames
-            cells = batch.codes.shape[0] * batch.codes.shape[1]
-            batch = batch.to(self.device)
-            with world.no_sync(self.module, skip=not last):
-                with torch.autocast(
-                    self.device.type, self.dtype, enabled=self.dtype != torch.float32
-                ):
-                    out = self.module(batch, label_smoothing=self.config.loss.label_smoothing)
-                out.loss.backward()
-            tokens += out.normalizer.detach()
-            self.interval.totals.add(out, frames, cells)
+            last = micro == self.config.optim.accum - 1 or self._data_is_used_up()
+            yield batch, last
             if last:
-                break
-        self._update(tokens, factor)
-
-    @torch.no_grad()
-    def _update(self, tokens: torch.Tensor, factor: float) -> None:
-        """Scale and clip the summed gradients, step, average. No value leaves the device."""
-        grads = [p.grad for p in self.optimizers.params if p.grad is not None]
-        # DDP left the mean over ranks of sums over tokens; what is wanted is the mean over tokens
-        scale = self.world.size / self.world.all_reduce(tokens)
-        norm = torch.nn.utils.get_total_norm(grads) * scale
-        if self.config.optim.clip_grad_norm:
-            scale = scale * (self.config.optim.clip_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, scale)
-        self.lr = self.config.optim.base_lr * factor
-        self.optimizers.set_factor(factor)
-        self.optimizers.step()
-        if self.ema is not None:
-            self.ema.update()
-        self.interval.grad_norm += norm
-        self.interval.steps += 1
-        self._finite &= norm.isfinite()
+                return
 
     def _data_is_used_up(self) -> bool:
         return bool(self.config.num_epochs) and self.epochs >= self.config.num_epochs
 
+    # --------------------------------------------------------------------------- bad steps
+
+    def _after_skip(self, outcome: Outcome) -> None:
+        """Keep the batches of a step that was not taken; after too many in a row, roll back."""
+        if outcome.verdict == "overflow":  # the loss scale found its place
+            return
+        g = self.config.guard
+        path = save_bad_batch(
+            self.exp_dir, outcome.batches, step=self.step - 1, rank=self.world.rank,
+            seed=self.config.seed, reason=outcome.verdict, loss=outcome.loss,
+            grad_norm=outcome.grad_norm, progress=self.model.progress, keep=g.keep_bad_batches,
+        )  # fmt: skip
+        self.bar.say(
+            f"step {self.step}: {outcome.verdict} (loss {outcome.loss:.4g}, gradient "
+            f"{outcome.grad_norm:.4g}), not taken" + (f"; batch in {path}" if path else "")
+        )
+        if self.guard.must_roll_back:
+            self.roll_back(f"{self.guard.in_a_row} steps in a row could not be taken")
+
+    def roll_back(self, why: str) -> None:
+        """Weights, moments and averages of the last good checkpoint, with a lower learning rate;
+        step and data go on, so that the same batches don't come again.
+
+        The second time in a run best.pt is taken where there is one: latest.pt may have been
+        written when it was too late already.
+
+        :raises UserError: no checkpoint, or rolled back often enough.
+        """
+        latest, best = self.exp_dir / "latest.pt", self.exp_dir / "best.pt"
+        path = best if self.guard.rollbacks and best.exists() else latest
+        remedy = "lower --base-lr or --clip-grad-norm, or lengthen the warm-up"
+        if self.guard.exhausted or not path.exists():
+            after = f" after {self.guard.rollbacks} returns to a checkpoint"
+            raise UserError(
+                f"training diverged at step {self.step}: {why}{after if path.exists() else ''}; "
+                + (f"the checkpoints in {self.exp_dir} are good" if path.exists() else
+                   "no checkpoint was saved yet")
+                + f": {remedy}, and start again; `rvqlm doctor {self.exp_dir}` says more"
+            )  # fmt: skip
+        step = saving.restore_weights(self, path)
+        self.guard.rolled_back()
+        self.interval.rollbacks += 1
+        self.bar.say(
+            f"step {self.step}: {why}; back to the weights of {path} (step {step}) with "
+            f"{self.guard.lr_factor:g} of the learning rate; the data goes on"
+        )
+
     # -------------------------------------------------------------------------------- events
 
     def _after_step(self, finished: bool, stop: bool) -> None:
-        """Log, validate and save, in this order, where due: a checkpoint implies its log."""
-        log, save_flags, step, elapsed = self.config.log, self.config.save, self.step, self.elapsed
-        epoch_ended = self._ended is not None
-        if epoch_ended or finished or step % log.log_every_steps == 0:
+        """Log, validate, sample and save, in this order, where due: a checkpoint implies its
+        log."""
+        due = what_is_due(
+            self.config, self.step, self.elapsed, self._ended, finished, stop, self.since
+        )
+        if due.log:
             self._log_interval()
-        if log.valid_every_steps:
-            due = step % log.valid_every_steps == 0
-        elif log.valid_every_minutes:
-            due = elapsed - self.validated["elapsed"] >= 60 * log.valid_every_minutes
-        else:
-            due = epoch_ended
-        improved = self._validate() if (due or finished) and self.valid is not None else False
-        if epoch_ended or finished:
+        improved = self._validate() if due.valid and self.valid is not None else False
+        if self._ended is not None or finished:
             self._log_epoch(self.train.epoch if self._ended is None else self._ended)
-        every = save_flags.save_every_steps
-        save = finished or stop or (every and step % every == 0)
-        if save_flags.save_every_minutes:
-            save = save or elapsed - self.saved_elapsed >= 60 * save_flags.save_every_minutes
-        if save or improved:
-            self._save(improved)
-
-    def _check_finite(self) -> None:
-        if not bool(self._finite):
-            raise UserError(
-                f"training diverged: the gradient is not finite by step {self.step}; the last good "
-                f"checkpoint in {self.exp_dir} is untouched: lower --base-lr or --clip-grad-norm, "
-                "or lengthen the warm-up, and --resume"
-            )
+        if due.sample and self.samples is not None:
+            self._sample()
+        # weights on the way to a rollback are no checkpoint to roll back to
+        if (due.save and (finished or stop or not self.guard.in_a_row)) or improved:
+            self._save(improved, due.archive)
 
     def _log_interval(self) -> None:
         """Line of the steps since the last one."""
         meter = self.interval
-        if not meter.steps:
+        if meter.empty:
             return
         meter.reduce(self.world)
-        self._check_finite()
         self.total_frames += meter.totals.frames
-        speed = meter.totals.frames / max(meter.seconds, 1e-9)
-        values = meter.totals.metrics(self.info.frame_rate)
-        values |= {
-            "lr": self.lr,
-            "grad_norm": float(meter.grad_norm) / meter.steps,
-            "total_frames": self.total_frames,
-            "frames_per_second": speed,
-            "elapsed": self.elapsed,
-            "memory_mb": memory_mb(self.device),
-        }
+        values = interval_values(self, meter, self.watch.take())
         self.log.write("train", self.step, self.train.epoch, values)
-        self.bar.update(self.progress, self.step, values["loss"], speed)
+        self.bar.update(self.progress, self.step, values["loss"], values["frames_per_second"])
         self.epoch_meter.merge(meter)
         self.interval = Meter(self.info.num_codebooks, self.device)
 
     def _validate(self) -> bool:
         """Loss of the averaged weights on the validation split; whether it is the lowest yet."""
+        self._beat("validation")
         began = time.monotonic()
-        batches = self.valid.epoch_batches()
+        batches = self._beating("validation", self.valid.epoch_batches())
         if self.config.log.valid_max_batches:
             batches = islice(batches, self.config.log.valid_max_batches)
+        arguments = batches, self.info, self.device, self.dtype
         if self.ema is not None:
             with self.ema.swapped():
-                totals = evaluate_batches(self.model, batches, self.info, self.device, self.dtype)
+                totals = evaluate_batches(self.model, *arguments)
         else:
-            totals = evaluate_batches(self.model, batches, self.info, self.device, self.dtype)
+            totals = evaluate_batches(self.model, *arguments)
         totals.reduce(self.world.all_reduce)
         values = totals.metrics(self.info.frame_rate)
         loss = values["loss"]
-        if not isfinite(loss):
-            raise UserError(
-                f"training diverged: validation loss is {loss} at step {self.step}; the "
-                f"checkpoints in {self.exp_dir} are older: lower --base-lr and --resume"
-            )
+        self.since["valid"] = self.elapsed
+        if loss is None or not isfinite(loss):
+            self.roll_back(f"the validation loss is {loss}")
+            return False
+        self.schedule.observe(loss)
         improved = loss < self.best["loss"]
         if improved:
             self.best = {"loss": loss, "step": self.step}
-        self.validated = {"step": self.step, "loss": loss, "elapsed": self.elapsed}
+        self.validated = {"step": self.step, "loss": loss}
         values |= {"elapsed": self.elapsed, "seconds": time.monotonic() - began, "best": improved}
         self.log.write("valid", self.step, self.train.epoch, values)
-        bits = values["bits_per_second"]
-        self.bar.say(
-            f"step {self.step} valid {loss:.4f} nats/code"
-            + (f", {bits:,.0f} bits/s" if bits is not None else "")
-            + (" (best)" if improved else "")
-        )
+        self.bar.say(valid_line(self.step, values))
         return improved
 
     def _log_epoch(self, epoch: int) -> None:
-        """Line of an epoch, up to the step that ended it: train, valid, perplexity, nats, times."""
+        """Line of an epoch, up to the step that ended it."""
         meter = self.epoch_meter
         if not meter.steps:
             return
         values = meter.totals.metrics(self.info.frame_rate)
         valid = self.validated["loss"] if self.validated["step"] == self.step else None
         values |= {"valid_loss": valid, "seconds": meter.seconds, "elapsed": self.elapsed}
+        values |= {f"skipped_{k}": n for k, n in meter.skipped.items()}
         self.log.write("epoch", self.step, epoch, values)
-        levels = " ".join("-" if n is None else f"{n:.2f}" for n in values["nats"])
-        left = self.elapsed * (1 - self.progress) / max(self.progress, 1e-9)
-        self.bar.say(
-            f"epoch {epoch + 1} step {self.step} train {values['loss']:.4f}"
-            + (f" valid {valid:.4f} ppl {exp(valid):.1f}" if valid is not None else "")
-            + f" levels {levels} | {clock(meter.seconds)} this epoch, "
-            f"{clock(self.elapsed)} in all, ETA {clock(left)}"
-        )
+        self.bar.say(epoch_line(self.step, epoch, values, self.progress))
         self.epoch_meter = Meter(self.info.num_codebooks, self.device)
+
+    def _sample(self) -> None:
+        """Sounds of the averaged weights; a failure costs a line, never the training."""
+        self._beat("samples")
+        with saving.weights_for_samples(self) as model:
+            if self.world.main:
+                self.samples.write(model, self.step)
+        self.since["sample"] = self.elapsed
+        self.world.barrier()
 
     # --------------------------------------------------------------------------- checkpoints
 
-    def _save(self, improved: bool) -> None:
-        self._check_finite()
-        self.saved_elapsed = self.elapsed
+    def _save(self, improved: bool, archived: bool) -> None:
+        self._beat("saving")
+        self.since["save"] = self.elapsed
         self.interval.gather(self.world)
         if self.world.main:
             self.log.sync()
-            latest, best = self.exp_dir / "latest.pt", self.exp_dir / "best.pt"
-            state = self.state_dict()
-            if improved:
-                save_checkpoint(state, best, also=latest)
-            else:
-                save_checkpoint(state, latest)
+        saving.save(self, improved, archived)
         self.world.barrier()
 
     def state_dict(self) -> dict:
         """Everything needed to go on; plain values and tensors."""
-        return {
-            "format": FORMAT,
-            "rvqlm_version": __version__,
-            "model_name": self.model.name,
-            "model_config": dataclasses.asdict(self.model.config),
-            "codec": self.info.to_dict(),
-            "conditions": {k: c.to_dict() for k, c in self.model.conditions.items()},
-            "config": flatten(self.config),
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(self.model) if self.ema is not None else None,
-            "ema_updates": self.ema.updates if self.ema is not None else 0,
-            "optimizer": self.optimizers.state_dict(),
-            "schedule": {"progress": self.progress, "lr": self.lr},
-            "loader": self.train.state_dict(),
-            "rng": {"seed": self.config.seed},
-            "step": self.step,
-            "epoch": self.train.epoch,
-            "total_frames": self.total_frames,
-            "elapsed": self.elapsed,
-            "best": self.best,
-            "validated": self.validated,
-            "interval": self.interval.state_dict(),
-            "epoch_meter": self.epoch_meter.state_dict(),
-        }
+        return saving.state_of(self)
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint file."""
+        self.load_state_dict(saving.load(self, path), str(path))
 
     def load_state_dict(self, state: dict, where: str = "the checkpoint") -> None:
         """Continue from a checkpoint; `UserError` if model, codec, optimizer, seed or data
         differ."""
-        require_same_run(self, state, where)
-        self.model.load_state_dict(state["model"])
-        self.optimizers.load_state_dict(state["optimizer"])
-        self.train.load_state_dict(state["loader"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"], state["ema_updates"])
-        self.step, self.total_frames = state["step"], state["total_frames"]
-        self.elapsed = self.saved_elapsed = state["elapsed"]
-        self.best, self.validated = dict(state["best"]), dict(state["validated"])
-        if self.world.main:
-            self.interval.load_state_dict(state["interval"])
-            self.epoch_meter.load_state_dict(state["epoch_meter"])
-
-
-def require_same_run(trainer: Trainer, state: dict, where: str) -> None:
-    """Refuse a checkpoint that this command line does not continue, naming every difference."""
-    model, config = trainer.model, trainer.config
-    mine = {
-        "--model-name": model.name,
-        "--seed": config.seed,
-        "--optimizer": config.optim.optimizer,
-    }
-    theirs = {
-        "--model-name": state["model_name"],
-        "--seed": state["rng"]["seed"],
-        "--optimizer": state["config"].get("optimizer"),
-    }
-    if model.name == state["model_name"]:
-        for name, value in dataclasses.asdict(model.config).items():
-            flag = f"--{name.replace('_', '-')}"
-            mine[flag], theirs[flag] = value, state["model_config"].get(name)
-    mine["averaging (--ema-decay above 0)"] = trainer.ema is not None
-    theirs["averaging (--ema-decay above 0)"] = state["ema"] is not None
-    differing = [f"{k} was {theirs[k]}, is {mine[k]}" for k in mine if mine[k] != theirs[k]]
-    if differing:
-        raise UserError(
-            f"{where} is of another run: {'; '.join(differing)}; give the same flags "
-            f"(--config {Path(where).parent / 'config.yaml'}), another --exp-dir, or --resume no"
-        )
-    for kind, info in model.conditions.items():
-        before = ConditionInfo.from_dict(state["conditions"][kind])
-        info.require_same(before, config.manifest_dir, where)
-    trainer.info.require_same(CodecInfo.from_dict(state["codec"]), config.manifest_dir, where)
+        saving.restore(self, state, where)
 
 
 def step_seed(seed: int, rank: int, step: int) -> int:
@@ -399,10 +371,3 @@ def step_seed(seed: int, rank: int, step: int) -> int:
         x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
         x ^= x >> 31
     return x >> 1
-
-
-def memory_mb(device: torch.device) -> float:
-    """Peak memory so far: the GPU's, or the process's on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -50,7 +50,7 @@ def command(exp_dir, tokens, *flags) -> list[str]:
 def same(a, b, path="") -> None:
     if isinstance(a, dict):
         assert a.keys() == b.keys(), path
-        for k in a.keys() - {*TIMINGS, "config"}:
+        for k in a.keys() - {*TIMINGS, "config", "since"}:
             same(a[k], b[k], f"{path}.{k}")
     elif isinstance(a, list):
         assert len(a) == len(b), path

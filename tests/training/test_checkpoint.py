@@ -153,7 +153,7 @@ def test_code_in_a_file_does_not_run(tmp_path, capsys):
 def test_other_format(exp_dir, tmp_path):
     state = load_checkpoint(exp_dir / "latest.pt")
     torch.save(state | {"format": 99}, tmp_path / "x.pt")
-    with pytest.raises(UserError, match="format 99, this version reads 2"):
+    with pytest.raises(UserError, match="format 99, this version reads 3"):
         load_checkpoint(tmp_path / "x.pt")
 
 
