@@ -6,6 +6,7 @@ killed any number of times is, apart from timings, that of a run that never was.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -24,43 +25,97 @@ TIMINGS = (
 class MetricsLog:
     """``metrics.jsonl`` and ``tensorboard/`` of an experiment; writes nothing if not `enabled`.
 
+    A log that cannot be written costs a line on stderr and never the training: what must not fail
+    silently are checkpoints. One that was deleted meanwhile is begun anew.
+
     :param step: the run continues after this step; later lines are dropped.
     """
 
     def __init__(self, exp_dir: str | Path, step: int = 0, enabled: bool = True):
         self.enabled = enabled
         self.path = Path(exp_dir) / "metrics.jsonl"
+        self._complained = False
         if not enabled:
             return
         _truncate(self.path, step)
+        self._open_board(step)
+
+    def _open_board(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self.board = SummaryWriter(str(Path(exp_dir) / "tensorboard"), purge_step=step + 1)
+        self.board = SummaryWriter(str(self.path.with_name("tensorboard")), purge_step=step + 1)
 
     def write(self, kind: str, step: int, epoch: int, values: dict) -> None:
         """Append one line; numbers and per-level lists become TensorBoard scalars as well."""
         if not self.enabled:
             return
         line = json.dumps({"kind": kind, "step": step, "epoch": epoch, **values})
-        with open(self.path, "a", encoding="utf-8") as file:  # a log moved away is begun anew
-            file.write(line + "\n")
-        for name, value in values.items():
-            if isinstance(value, list):
-                for level, v in enumerate(value):
-                    if v is not None:
-                        self.board.add_scalar(f"{kind}_{name}/level_{level}", v, step)
-            elif isinstance(value, (int, float)):
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as e:
+            self._complain(e)
+        self._on_board(step, lambda board: _scalars(board, kind, step, values))
+
+    def audio(self, name: str, step: int, samples, sampling_rate: int) -> None:
+        """A sound for TensorBoard: (T,) floats in [-1, 1]."""
+        self._on_board(step, lambda b: b.add_audio(name, samples, step, sampling_rate))
+
+    def histogram(self, name: str, step: int, values, bins) -> None:
+        """Counts of integers for TensorBoard."""
+        self._on_board(step, lambda b: b.add_histogram(name, values, step, bins=bins))
+
+    def text(self, name: str, step: int, text: str) -> None:
+        self._on_board(step, lambda b: b.add_text(name, text, step))
+
+    def _on_board(self, step: int, write) -> None:
+        """TensorBoard's thread dies with its folder or disk and says so at the next call: a new one
+        gets one try."""
+        if not self.enabled:
+            return
+        for last in (False, True):
+            try:
+                if not self.board.log_dir or not Path(self.board.log_dir).is_dir():
+                    raise FileNotFoundError(f"{self.board.log_dir}: gone")
+                write(self.board)
+                return
+            except OSError as e:
+                if last:
+                    self._complain(e)
+                    return
+                with contextlib.suppress(OSError):
+                    self._open_board(step - 1)
+
+    def _complain(self, error: OSError) -> None:
+        if not self._complained:
+            self._complained = True
+            print(
+                f"rvqlm: the log of {self.path.parent} cannot be written ({error}); training goes "
+                "on without",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def sync(self) -> None:
         """Put everything written on the disk, before a checkpoint that counts on it."""
         if self.enabled and self.path.exists():
-            with open(self.path, "a", encoding="utf-8") as file:
+            with contextlib.suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
         if self.enabled:
-            self.board.close()
+            with contextlib.suppress(OSError):
+                self.board.close()
+
+
+def _scalars(board, kind: str, step: int, values: dict) -> None:
+    for name, value in values.items():
+        if isinstance(value, list):
+            for level, v in enumerate(value):
+                if v is not None:
+                    board.add_scalar(f"{kind}_{name}/level_{level}", v, step)
+        elif isinstance(value, (int, float)):
+            board.add_scalar(f"{kind}/{name}", value, step)
 
 
 def _truncate(path: Path, step: int) -> None:

@@ -306,7 +306,8 @@ class Trainer:
             self.roll_back(f"the validation loss is {loss}")
             return False
         self.schedule.observe(loss)
-        improved = loss < self.best["loss"]
+        # averages may look well when the weights below them are spoilt already
+        improved = loss < self.best["loss"] and not self.guard.in_a_row
         if improved:
             self.best = {"loss": loss, "step": self.step}
         self.validated = {"step": self.step, "loss": loss}

@@ -142,7 +142,8 @@ def toy_flags(exp_dir, **values) -> ToyFlags:
     return ToyFlags(exp_dir=str(exp_dir), manifest_dir="nowhere", **groups, **values)
 
 
-def toy_trainer(flags: ToyFlags, loader=None, world=None) -> Trainer:
+def toy_trainer(flags: ToyFlags, loader=None, world=None, dtype=torch.float32) -> Trainer:
     torch.manual_seed(flags.seed)
     model = ToyModel(flags.model)
-    return Trainer(model, loader or ToyLoader(), ToyLoader(), flags, INFO, world=world)
+    loader = loader or ToyLoader()
+    return Trainer(model, loader, ToyLoader(), flags, INFO, dtype=dtype, world=world)

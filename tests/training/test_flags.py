@@ -24,6 +24,8 @@ BASE = [
     *("--max-duration", "3", "--max-steps", "4", "--log-every-steps", "2", "--precision", "fp32"),
     *("--no-mfu",),
 ]
+WILD = "--base-lr 1.0 --warmup-steps 0 --max-steps 12 --ema-decay 0"
+STRICT = "--outlier-deviations 2 --outlier-warmup-steps 2 --save-every-steps 1"
 # flag: (what else is given in both runs, what is given in one of them)
 TRAINER = {
     "exp-dir": None,  # tests/bin/test_trainer_cli.py: all files are there
@@ -95,6 +97,15 @@ TRAINER = {
     "level-weights": ("", "--level-weights 1 2 3"),
     "level-weights-alpha": ("--level-weights auto --max-steps 6", "--level-weights-alpha 3"),
     "levels-per-batch": ("", "--levels-per-batch 1"),
+    # guard; a rate that is far too high makes outliers
+    "outlier-deviations": (f"{WILD} --outlier-warmup-steps 2", "--outlier-deviations 2"),
+    "outlier-warmup-steps": (f"{WILD} --outlier-deviations 2", "--outlier-warmup-steps 2"),
+    "max-skips": (f"{WILD} {STRICT}", "--max-skips 1"),
+    "rollback-lr": (f"{WILD} {STRICT} --max-skips 1", "--rollback-lr 0.3"),
+    "max-rollbacks": (f"{WILD} {STRICT} --max-skips 1", "--max-rollbacks 0"),
+    "keep-bad-batches": (f"{WILD} {STRICT}", "--keep-bad-batches 0"),
+    "hang-minutes": None,  # tests/training/test_watchdog.py
+    "memory-check": ("", "--no-memory-check"),
     # save
     "save-every-steps": None,  # tests/training/test_trainer.py: when each is done
     "save-every-minutes": None,
@@ -107,6 +118,7 @@ TRAINER = {
     "valid-every-steps": ("", "--valid-every-steps 2"),
     "valid-every-minutes": ("", "--valid-every-minutes 0.000001"),
     "valid-max-batches": ("", "--valid-max-batches 1"),
+    "mfu": ("", "--mfu"),
 }
 
 
@@ -148,11 +160,13 @@ class Runs:
             for key, tensor in part.items():
                 seen.update(key.encode() + tensor.to(torch.float32).numpy().tobytes())
         lines = map(json.loads, (exp_dir / "metrics.jsonl").read_text().splitlines())
+        lines = list(lines)
+        marks = ("largest batch" in out, any(x.get("mfu") for x in lines))
         log = [{k: v for k, v in x.items() if k not in TIMINGS} for x in lines]
         files = {p.relative_to(exp_dir).as_posix().split("-2026")[0] for p in exp_dir.rglob("*.pt")}
-        files = sorted(f for f in files if "tensorboard" not in f)
+        files = sorted(files)
         number = len(list(exp_dir.rglob("archive/*.pt")))
-        return (seen.hexdigest(), json.dumps(log), files, number)
+        return (seen.hexdigest(), json.dumps(log), files, number, marks)
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ TABLE = {
     "random levels": "--levels-per-batch 1 --level-weights normal --accum 2",
     "curriculum, scheduled sampling": "--window-schedule 0:12 1:20 --epoch-hours 0.0012 "
     "--scheduled-sampling 0.5 --max-seconds-schedule 0:2 1:9",
-    "outliers and returns": "--outlier-deviations 2 --outlier-warmup-steps 3 --base-lr 0.05 --max-skips 2 "
-    "--max-rollbacks 99 --rollback-lr 0.9",
+    "outliers and returns": "--outlier-deviations 2 --outlier-warmup-steps 3 --base-lr 0.05 "
+    "--max-skips 2 --max-rollbacks 99 --rollback-lr 0.9",
     "valle": "--model-name valle --dropout 0.1",
     "masked": "--model-name masked --level-training random",
 }
