@@ -11,7 +11,7 @@ Shapes: B items, S steps, d model width, H heads of D = d / H, M steps of a memo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class FeedForward(nn.Module):
 
 @dataclass
 class Surroundings:
-    """What a block hears beside its input: the same for all layers but for the memory's keys."""
+    """What a block hears beside its input: the same for all layers but for the memory."""
 
     cos: Tensor
     sin: Tensor
@@ -131,8 +131,8 @@ class Surroundings:
     """First steps that are no part of the causal order: all see them."""
     condition: Tensor | None = None
     """(B, d) for adaptive norms."""
-    memory: list[tuple[Tensor, Tensor]] | None = None
-    """Keys and values of the memory, by layer."""
+    memory: tuple[Tensor, Tensor] | None = None
+    """The block's keys and values of the memory."""
     memory_mask: Tensor | None = None
     """(B, M) bool."""
 
@@ -144,7 +144,7 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
         c = config
-        self.norm_first, self.layer = c.norm_first, layer
+        self.norm_first = c.norm_first
         self.attention_norm = Norm(c)
         self.attention = Attention(c.dim, c.num_heads, c.causal, c.dropout, layer)
         self.cross_norm = Norm(c) if c.cross else None
@@ -167,11 +167,10 @@ class Block(nn.Module):
             lambda y: self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache),
         )
         if self.cross is not None:
-            memory = a.memory[self.layer]
             x = branch(
                 x,
                 self.cross_norm,
-                lambda y: self.cross(y, a.cos, a.sin, memory, a.memory_mask),
+                lambda y: self.cross(y, a.cos, a.sin, a.memory, a.memory_mask),
             )
         return branch(x, self.feedforward_norm, self.feedforward)
 
@@ -235,9 +234,11 @@ class Transformer(nn.Module):
             cos, sin = self.rotary.at(positions)
         else:
             cos, sin = self.rotary(cache.position if cache is not None else 0, x.shape[1])
-        around = Surroundings(cos, sin, key_mask, prefix, condition, memory, memory_mask)
+        around = Surroundings(cos, sin, key_mask, prefix, condition, memory_mask=memory_mask)
         recompute = self.config.activation_checkpointing and self.training and cache is None
-        for block in self.layers:
+        for i, block in enumerate(self.layers):
+            if memory is not None:
+                around = replace(around, memory=memory[i])
             if recompute:
                 x = checkpoint(block, x, around, use_reentrant=False)
             else:

@@ -1,0 +1,208 @@
+"""``--compile``: kernels made to measure for the transformer blocks, by `torch.compile`.
+
+Every block of a network runs the same code, so one block is compiled and all of them share the
+result: how long that takes does not grow with depth. Batch size and length stay variables of the
+compiled code, unless the batches have hardly more than one shape. What is compiled is the forward
+pass of training alone: validation and generation, whose shapes change at every step, run as
+without the flag. Hooks on blocks, sharding and activation checkpointing stay outside.
+
+    report = compile_model(model, shapes, say)
+    seconds = warm_up(module, report.examples(batch), dtype, say)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from types import MethodType
+
+import torch
+from torch import Tensor, _dynamo, nn
+from torch._dynamo.utils import counters
+from torch.fx.experimental import _config
+
+from rvqlm.data.batch import Batch
+from rvqlm.errors import UserError
+from rvqlm.modules.depth import DepthBlock
+from rvqlm.modules.transformer import Block
+
+REGIONS = (Block, DepthBlock)
+"""What is compiled: modules that come in stacks."""
+
+FEW_SHAPES = 4
+"""Up to so many shapes of batches each gets code of its own."""
+
+MOST_VERSIONS = 64
+"""Compiled versions of a block, over all networks of a model; torch stops at 8, and runs what
+comes later uncompiled."""
+
+
+@dataclass
+class CompileReport:
+    """What `compile_model` did."""
+
+    blocks: int
+    """Modules that run compiled in training."""
+    dynamic: bool
+    """One version for many shapes, not one for each."""
+    shapes: list[tuple[int, int]]
+    """(items, frames) to warm up with: all there are, or those that need a version each."""
+    graphs_before: int = 0
+
+    @property
+    def graphs(self) -> int:
+        """Versions compiled since then, in this process; it grows when a new one is needed."""
+        return _graphs() - self.graphs_before
+
+    def examples(self, like: Batch) -> list[Batch]:
+        """A batch of each of the shapes, made of `like`."""
+        return [reshaped(like, items, frames) for items, frames in self.shapes]
+
+
+def compile_model(
+    model: nn.Module,
+    shapes: Collection[tuple[int, int]],
+    say: Callable[[str], None],
+    backend: str | Callable = "inductor",
+) -> CompileReport:
+    """Compile the blocks of a model at their first use, before it is wrapped for several ranks.
+
+    :param shapes: (items, frames) of the batches to come, the same on all ranks.
+    :param say: prints a line.
+    :param backend: of `torch.compile`.
+    :raises UserError: nothing to compile, or no working compiler on this machine.
+    """
+    found = [m for m in model.modules() if isinstance(m, REGIONS)]
+    if not found:
+        raise UserError(
+            f"--compile: {type(model).__name__} has no transformer blocks; leave it out"
+        )
+    if backend == "inductor":
+        _try_compiler(next(model.parameters()).device)
+    heard = bool(getattr(model, "conditions", None))  # their lengths are shapes too
+    dynamic = heard or len(shapes) > FEW_SHAPES
+    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, MOST_VERSIONS)
+    # sizes that happen to be equal, as of 256 frames and width 256, are not so in other batches
+    _config.use_duck_shape = False
+    for kind in REGIONS:
+        # one compiled function for all modules: their weights are its arguments
+        compiled = torch.compile(kind.forward, dynamic=dynamic, backend=backend)
+        forward = _in_training(kind.forward, compiled)
+        for module in found:
+            if isinstance(module, kind):
+                module.forward = MethodType(forward, module)
+    report = CompileReport(len(found), dynamic, _to_try(shapes, dynamic), _graphs())
+    say(
+        f"--compile: {report.blocks} blocks, "
+        + ("for batches of any shape" if dynamic else f"for {len(shapes)} shapes of batches")
+    )
+    return report
+
+
+def _in_training(plain: Callable, compiled: Callable) -> Callable:
+    def forward(self, x: Tensor, *others):
+        # the last argument of all regions is a cache, which changes its length at every step
+        if not (self.training and torch.is_grad_enabled()):
+            return plain(self, x, *others)
+        # a view would have its base looked at too, and be one more version
+        return compiled(self, x.clone() if x._is_view() else x, *others)
+
+    return forward
+
+
+def _try_compiler(device: torch.device) -> None:
+    try:
+        torch.compile(lambda x: (x + 1).sin())(torch.ones(2, device=device))
+    except Exception as e:
+        needed = "triton" if device.type == "cuda" else "a C++ compiler (g++)"
+        reason = str(e).strip().splitlines()[0]
+        raise UserError(
+            f"--compile does not work on {device.type} here ({reason}); install {needed}, or "
+            "leave --compile out"
+        ) from None
+
+
+def _graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def _to_try(shapes: Collection[tuple[int, int]], dynamic: bool) -> list[tuple[int, int]]:
+    """Largest first, whose memory is then found to suffice. Compiled code takes a dimension of 1
+    for a constant, so that batches of one item are a version of their own."""
+    ordered = sorted(shapes, key=lambda s: (s[0] * s[1], s), reverse=True)
+    if not dynamic:
+        return ordered
+    single, several = ([s for s in ordered if (s[0] == 1) == one] for one in (True, False))
+    # beside the largest the smallest: should a size be a constant after all, it shows before step 1
+    chosen = [s for part in (several, single) for s in (*part[:1], *part[-1:])]
+    return list(dict.fromkeys(chosen))
+
+
+def reshaped(batch: Batch, items: int, frames: int) -> Batch:
+    """A batch of so many items of so many frames each, the given one's over and over.
+
+    >>> batch = Batch.from_codes([torch.arange(3)[:, None], torch.ones(1, 1)])
+    >>> reshaped(batch, 1, 5).codes.flatten().tolist()
+    [0, 1, 2, 0, 1]
+    """
+    rows = torch.arange(items) % len(batch.codes)
+    T = int(batch.lengths.min())
+    length = torch.full((items,), frames)
+
+    def take(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[rows]
+
+    return replace(
+        batch,
+        codes=batch.codes[rows][:, torch.arange(frames) % T].contiguous(),
+        lengths=length,
+        ends=take(batch.ends),
+        index=take(batch.index),
+        begins=take(batch.begins),
+        conditions={k: type(p)(*(t[rows] for t in p)) for k, p in batch.conditions.items()},
+        prompt_lengths=None if batch.prompt_lengths is None else torch.zeros_like(length),
+    )
+
+
+def warm_up(
+    module: nn.Module,
+    batches: Iterable[Batch],
+    dtype: torch.dtype,
+    say: Callable[[str], None],
+) -> float:
+    """One forward and backward pass of each batch, so that no later step waits for a compiler.
+
+    Weights, gradients and random numbers are as before. Every rank has to call it with equally many
+    batches. Returns the seconds it took.
+
+    :param module: the model, wrapped for several ranks or not.
+    :param dtype: of autocast; float32: none.
+    """
+    model = getattr(module, "module", module)  # without DDP: no gradients to reduce
+    device = next(model.parameters()).device
+    kept = [(p, p.grad) for p in model.parameters()]
+    training, began, before = model.training, time.monotonic(), _graphs()
+    batches = list(batches)
+    model.train()
+    for p, _ in kept:
+        p.grad = None
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for number, batch in enumerate(batches, 1):
+                B, T = batch.codes.shape[:2]
+                say(f"--compile: warming up {number} of {len(batches)}, {B} items of {T} frames")
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    out = model(batch.to(device))
+                out.loss.backward()
+                for p, _ in kept:
+                    p.grad = None
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    finally:
+        model.train(training)
+        for p, grad in kept:
+            p.grad = grad
+    seconds = time.monotonic() - began
+    say(f"--compile: {_graphs() - before} versions of the blocks in {seconds:.0f} s")
+    return seconds
