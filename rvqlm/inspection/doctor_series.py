@@ -1,0 +1,148 @@
+"""Where a series of losses or gradient norms leaves its usual range, and whether it comes back.
+
+The usual range is the median of the last `WINDOW` usual values and their interquartile range, both
+deaf to outliers. Values above it form excursions: one that ends is a spike, one that lasts until
+the end of the series is a divergence, and a small one that lasts long is a new level, as a change
+of the data makes it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+
+WINDOW = 50
+"""Usual values that tell what is usual."""
+ENOUGH = 8
+"""Values before any is judged."""
+DEVIATIONS = 8.0
+"""Width of the range in standard deviations of the window (its quartiles' distance / 1.349).
+Batches of unequal recordings scatter with heavier tails than a Gaussian, so this is wide."""
+LASTING = 3
+"""Values until the end of the series that make a divergence of an excursion."""
+
+
+@dataclass
+class Excursion:
+    """Values `first` ... `last` (indices) above the range, from `level` up to `peak`."""
+
+    first: int
+    last: int
+    level: float
+    scale: float
+    peak: float
+    open: bool = True
+    """it lasts until the end"""
+
+
+@dataclass
+class Judged:
+    """What became of a series."""
+
+    spikes: list[Excursion]
+    shifts: list[Excursion]
+    divergence: Excursion | None
+    creeping: bool = False
+    """the divergence is a slow rise, not a jump"""
+
+
+class _Window:
+    """The last values, sorted as well, for quantiles without a sort for each."""
+
+    def __init__(self):
+        self.order: deque[float] = deque()
+        self.sorted: list[float] = []
+
+    def add(self, value: float) -> None:
+        self.order.append(value)
+        insort(self.sorted, value)
+        if len(self.order) > WINDOW:
+            del self.sorted[bisect_left(self.sorted, self.order.popleft())]
+
+    @property
+    def median(self) -> float:
+        return self.sorted[len(self.sorted) // 2]
+
+    @property
+    def scale(self) -> float:
+        n = len(self.sorted)
+        return (self.sorted[(3 * n) // 4] - self.sorted[n // 4]) / 1.349
+
+
+def judge(
+    values: Sequence[float | None], least: float, relative: float = 0.05, explosion: float = 0.15
+) -> Judged:
+    """Find the excursions of a series; values that are no numbers count as infinitely high, those
+    that are None are passed over.
+
+    :param least: width of the range at least, in the unit of the values.
+    :param relative: the same as a share of the level.
+    :param explosion: share of the level (and 10 `least`) by which a lasting rise is a divergence
+        rather than a new level.
+
+    >>> calm = [4.0, 4.1] * 20
+    >>> judged = judge([*calm, 9.0, *calm, 5.0, 7.0, 11.0], least=0.05)
+    >>> [s.first for s in judged.spikes], judged.divergence.first
+    ([40], 81)
+    """
+    values = [v if v is None or isfinite(v) else inf for v in values]
+    window, spikes, shifts, current = _Window(), [], [], None
+    lowest, lowest_at, lowest_scale = inf, 0, 0.0
+    inside: list[float] = []
+    for i, value in enumerate(values):
+        if value is None:
+            continue
+        if len(window.order) < ENOUGH:
+            if value < inf:
+                window.add(value)
+            continue
+        level, scale = window.median, window.scale
+        if len(window.order) == WINDOW and level < lowest:
+            lowest, lowest_at, lowest_scale = level, i, scale
+        if value > level + max(DEVIATIONS * scale, relative * abs(level), least):
+            if current is None:
+                current, inside = Excursion(i, i, level, scale, value), []
+            current.last, current.peak = i, max(current.peak, value)
+            inside.append(value)
+            if len(inside) >= WINDOW:
+                late = sorted(inside[-WINDOW:])
+                if late[len(late) // 2] < level + max(explosion * abs(level), 10 * least):
+                    current.open = False
+                    shifts.append(current)
+                    current, window = None, _Window()
+                    for v in late:
+                        window.add(v)
+                    lowest = inf
+            continue
+        if current is not None:
+            current.open = False
+            spikes.append(current)
+            current = None
+        window.add(value)
+    if current is not None:
+        if len(inside) < LASTING and current.peak < inf:
+            spikes.append(current)
+            return Judged(spikes, shifts, None)
+        current.first = _onset(values, current)
+        return Judged(spikes, shifts, current)
+    tail = sorted([v for v in values if v is not None][-WINDOW // 5 :])
+    if lowest < inf and tail:
+        now = tail[len(tail) // 2]
+        if now > lowest + max(DEVIATIONS * lowest_scale, explosion * abs(lowest), 10 * least):
+            slow = Excursion(len(values), len(values) - 1, lowest, lowest_scale, max(tail))
+            slow.first = max(lowest_at, _onset(values, slow))
+            return Judged(spikes, shifts, slow, creeping=True)
+    return Judged(spikes, shifts, None)
+
+
+def _onset(values: Sequence[float], excursion: Excursion) -> int:
+    """First index after the last value that was still at the usual level: a divergence begins
+    before it leaves the range."""
+    limit = excursion.level + excursion.scale
+    for i in range(excursion.first - 1, -1, -1):
+        if values[i] is not None and values[i] <= limit:
+            return i + 1
+    return excursion.first
