@@ -172,6 +172,9 @@ class ConditionSet:
         :raises UserError: for an unknown kind, and for files that are missing, damaged or of other
             data, with the command that makes them.
         """
+        if (parts := getattr(dataset, "datasets", None)) is not None:
+            options = {"prompt_frames": prompt_frames, "seed": seed}
+            return MixedConditions(dataset, [cls.open(d, kinds, **options) for d in parts])
         readers = {}
         for kind in kinds:
             if kind not in KINDS:
@@ -191,8 +194,10 @@ class ConditionSet:
     def check_plan(self, config: PlanConfig) -> None:
         """Raise `UserError` for a plan that takes parts of what has to be whole."""
         whole = " and ".join(kind for kind in self.infos if kind in WHOLE)
-        if whole and (config.window_frames or config.crop_frames):
-            flag = "--window-frames" if config.window_frames else "--crop-frames"
+        names = ("window_frames", "window_schedule", "crop_frames", "crop_schedule")
+        parts = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name)]
+        if whole and parts:
+            flag = parts[0]
             raise UserError(
                 f"{flag} takes parts of recordings, and {whole} belongs to the whole of each: "
                 "leave it out and cut the audio before rvqlm tokenize, or train without it"
@@ -224,6 +229,35 @@ class ConditionSet:
             kind: _pad(reader.read(rows, starts, lengths, epoch), reader.info.num_fields, pin)
             for kind, reader in self._readers.items()
         }
+
+
+class MixedConditions(ConditionSet):
+    """The conditions of a `MixedDataset`: each item hears what its own data set has."""
+
+    def __init__(self, dataset, sets: list[ConditionSet]):
+        self.dataset, self.sets, self.infos = dataset, sets, sets[0].infos
+        for directory, other in zip((d.directory for d in dataset.datasets), sets):
+            for kind, info in self.infos.items():
+                other.infos[kind].require_same(info, str(directory), str(dataset.directory))
+
+    def missing(self) -> dict[str, int]:
+        return {kind: sum(s.missing()[kind] for s in self.sets) for kind in self.infos}
+
+    def state(self) -> dict:
+        return self.sets[0].state()
+
+    def read(self, rows, starts, lengths, epoch=0, pin=False) -> dict[str, Padded]:
+        rows, starts, lengths = (np.asarray(a).astype(np.int64) for a in (rows, starts, lengths))
+        parts = self.dataset.part_of(rows)
+        items: dict[str, list] = {kind: [None] * len(rows) for kind in self.infos}
+        for part in np.unique(parts):
+            of = np.flatnonzero(parts == part)
+            inside = rows[of] - self.dataset.parts[part]
+            for kind, reader in self.sets[part]._readers.items():
+                found = reader.read(inside, starts[of], lengths[of], epoch)
+                for n, item in zip(of.tolist(), found):
+                    items[kind][n] = item
+        return {k: _pad(v, self.infos[k].num_fields, pin) for k, v in items.items()}
 
 
 def _pad(items: list[np.ndarray | None], num_fields: int, pin: bool) -> Padded:

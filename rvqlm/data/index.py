@@ -282,7 +282,10 @@ class TokenDataset:
     fingerprint: 16 hex digits over ids, lengths, places and codec: equal for equal data.
     hours: of audio.
     dtype: numpy dtype of the stored codes.
+    parts: (1,) first row of the data sets within: this is one (see `rvqlm.data.mixed`).
     """
+
+    parts = np.zeros(1, np.int64)
 
     def __init__(self, directory: Path, split: str, header: dict, columns: np.ndarray):
         self.directory, self.split, self.header = directory, split, header

@@ -107,6 +107,7 @@ class TokenLoader:
             world_size,
             shuffle=shuffle,
             describe=lambda row: repr(ds.id_of(row)),
+            parts=ds.parts,
         )
 
     def state_dict(self) -> dict:
@@ -198,13 +199,22 @@ class TokenLoader:
             channel.close()
 
     def worst_batch(self) -> Batch:
-        """The batch of this epoch with the largest grid of items and padded frames."""
-        plan = self._current_plan()
-        count, longest = plan.shapes()
-        number = int((count * longest).argmax())
+        """The batch with the largest grid of items and padded frames, of this epoch and of those to
+        come in which a schedule changes something."""
+        later = [e for e in self.config.change_epochs() if e > self._epoch]
+        epochs = [self._epoch, *later]
+        plans = [self._current_plan(), *(self._make_plan(e, self.world_size) for e in later)]
+        grids = [np.prod(plan.shapes(), axis=0, dtype=np.int64) for plan in plans]
+        which = int(np.argmax([grid.max() for grid in grids]))
+        plan, number = plans[which], int(grids[which].argmax())
         step = number // plan.world_size
-        rank = (number - step) % plan.world_size
-        return read_batch(self.dataset, plan, rank, step, self._epoch, conditions=self.conditions)
+        rank = (number - step) % plan.world_size  # as EpochPlan.batch turns them
+        return read_batch(self.dataset, plan, rank, step, epochs[which], conditions=self.conditions)
+
+    def shapes(self) -> set[tuple[int, int]]:
+        """(B, T) of the batches of this epoch, on all ranks."""
+        count, longest = self._current_plan().shapes()
+        return set(zip(count.tolist(), longest.tolist()))
 
     def close(self) -> None:
         """Stop the thread; the next batch starts it again, where it should."""
@@ -223,7 +233,9 @@ class TokenLoader:
             for step in range(first, plan.num_steps):
                 yield plan, epoch, step, before + step
             for later in range(epoch + 1, 1 << 55):
-                whole = plan_epoch(ds.frames, config, ds.info.frame_rate, seed, later, world)
+                whole = plan_epoch(
+                    ds.frames, config, ds.info.frame_rate, seed, later, world, parts=ds.parts
+                )
                 yield from _one_epoch(whole, later)
 
         self._channel = _Channel(self.prefetch)

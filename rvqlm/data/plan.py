@@ -21,6 +21,16 @@ from math import ceil, floor
 
 import numpy as np
 
+from rvqlm.data.curriculum import (
+    Schedule,
+    generator,
+    parse_schedule,
+    take_hours,
+    to_frames,
+    to_seconds,
+    to_weights,
+    value_at,
+)
 from rvqlm.errors import UserError
 
 
@@ -53,15 +63,28 @@ class PlanConfig:
     long items dearer; 0: count T."""
     length_multiple: int = 1
     """Pad every batch to a multiple of so many frames, for compiled models that like few shapes."""
+    window_schedule: tuple[str, ...] = ()
+    """--window-frames by epoch, such as 0:512 10:1024: short windows first, longer ones from epoch
+    10 on."""
+    crop_schedule: tuple[str, ...] = ()
+    """--crop-frames by epoch."""
+    max_seconds_schedule: tuple[str, ...] = ()
+    """--filter-max-duration by epoch, such as 0:5 4:15."""
+    epoch_hours: float = 0.0
+    """Hours of an epoch, drawn without repetition until all data were used; 0: all data. With it
+    schedules have steps finer than passes over the data."""
+    mix_weights: tuple[str, ...] = ()
+    """Shares of the hours of an epoch for --manifest-dir and each of --mix-dirs, by epoch, such as
+    0:1,1 5:1,3; unset: as they are."""
 
     def check(self) -> None:
         """Raise `UserError` listing everything that is wrong with the flags."""
-        problems = []
+        problems = self._schedule_problems()
         if not 0 < self.max_duration < float("inf"):
             problems.append(f"--max-duration {self.max_duration} is not positive")
         names = (
             *("max_cuts", "filter_min_duration", "filter_max_duration", "window_frames"),
-            *("hop_frames", "crop_frames", "quadratic_frames"),
+            *("hop_frames", "crop_frames", "quadratic_frames", "epoch_hours"),
         )
         for name in names:
             if not 0 <= getattr(self, name) < float("inf"):
@@ -72,8 +95,8 @@ class PlanConfig:
                 f"--filter-min-duration {self.filter_min_duration} is above "
                 f"--filter-max-duration {self.filter_max_duration}"
             )
-        if self.hop_frames and not self.window_frames:
-            problems.append("--hop-frames needs --window-frames")
+        if self.hop_frames and not self.window_frames and not self.window_schedule:
+            problems.append("--hop-frames needs --window-frames or --window-schedule")
         if self.hop_frames > self.window_frames > 0:
             problems.append(
                 f"--hop-frames {self.hop_frames} above --window-frames {self.window_frames} "
@@ -88,11 +111,74 @@ class PlanConfig:
         if problems:
             raise UserError("; ".join(problems))
 
+    def schedules(self) -> dict[str, Schedule]:
+        """The schedules by the name of the field that they set; `UserError` for a bad one."""
+        return {
+            name: parse_schedule(getattr(self, of), f"--{of.replace('_', '-')}", convert)
+            for name, of, convert in _SCHEDULES
+            if getattr(self, of)
+        }
+
+    def _schedule_problems(self) -> list[str]:
+        problems = []
+        try:
+            schedules = self.schedules()
+        except UserError as e:
+            return [str(e)]
+        for name, of, _ in _SCHEDULES:
+            fixed, by_epoch = f"--{name.replace('_', '-')}", f"--{of.replace('_', '-')}"
+            if name in schedules and getattr(self, name, 0):
+                problems.append(f"{fixed} and {by_epoch} exclude each other")
+        windows = [v for _, v in schedules.get("window_frames", [])]
+        if windows and self.hop_frames > min(windows):
+            problems.append(
+                f"--hop-frames {self.hop_frames} above --window-schedule's {min(windows)} would "
+                "skip audio"
+            )
+        if windows and (self.crop_frames or self.crop_schedule):
+            problems.append("windows and crops exclude each other")
+        if self.window_frames and self.crop_schedule:
+            problems.append("windows and crops exclude each other")
+        return problems
+
+    def at(self, epoch: int) -> PlanConfig:
+        """The flags that hold in an epoch, without schedules of lengths (the shares of
+        ``mix_weights`` are read by `plan_epoch`)."""
+        now = {
+            name: value_at(schedule, epoch)
+            for name, schedule in self.schedules().items()
+            if name != "mix"
+        }
+        if not now:
+            return self
+        cleared = {of: () for name, of, _ in _SCHEDULES if name != "mix"}
+        return replace(self, **now, **cleared)
+
+    def change_epochs(self) -> list[int]:
+        """Epochs in which a schedule begins another value, 0 included."""
+        return sorted({0} | {e for s in self.schedules().values() for e, _ in s})
+
     def for_validation(self) -> PlanConfig:
         """The flags for held-out data: every frame once, long cuts in tiles where training takes
-        crops or overlapping windows of them."""
-        window = self.window_frames or self.crop_frames
-        return replace(self, window_frames=window, hop_frames=0, crop_frames=0)
+        crops or overlapping windows of them, with the largest values of schedules."""
+        schedules = self.schedules()
+
+        def largest(name: str, fixed):
+            return max((v for _, v in schedules.get(name, [])), default=fixed)
+
+        window = largest("window_frames", self.window_frames)
+        window = window or largest("crop_frames", self.crop_frames)
+        limits = [v for _, v in schedules.get("filter_max_duration", [])]
+        longest = self.filter_max_duration if not limits else max(limits) if min(limits) else 0.0
+        return replace(
+            self,
+            window_frames=window,
+            hop_frames=0,
+            crop_frames=0,
+            filter_max_duration=longest,
+            epoch_hours=0.0,
+            **{of: () for _, of, _ in _SCHEDULES},
+        )
 
     def budget(self, frame_rate: Fraction) -> int:
         """Frames in `max_duration`, rounded down."""
@@ -104,11 +190,13 @@ def _exact(seconds: float) -> Fraction:
     return Fraction(repr(float(seconds)))
 
 
-def _generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    return np.random.Generator(
-        np.random.Philox(key=np.array([seed % (1 << 64), epoch << 8 | stream], np.uint64))
-    )
-
+_SCHEDULES = (
+    ("window_frames", "window_schedule", to_frames),
+    ("crop_frames", "crop_schedule", to_frames),
+    ("filter_max_duration", "max_seconds_schedule", to_seconds),
+    ("mix", "mix_weights", to_weights),
+)
+"""Field that a schedule sets, field that it is given by, and how its values are read."""
 
 _CROPS, _ITEMS, _STEPS = 0, 1, 2  # streams of random numbers
 
@@ -186,12 +274,14 @@ def plan_epoch(
     world_size: int,
     shuffle: bool = True,
     describe: Callable[[int], str] = lambda row: f"in row {row}",
+    parts: np.ndarray | None = None,
 ) -> EpochPlan:
     """Plan an epoch over cuts of `frames` (N,) frames.
 
     Without `shuffle` (validation) items are sorted by length all together and steps keep that
     order, but for batches that are not full, which come last. `describe`
-    names the cut of a row for messages.
+    names the cut of a row for messages. `parts` are the first rows of the data sets that were put
+    together, for ``mix_weights``.
 
     Raises `UserError` when no cut is left, when an item alone exceeds the budget, or when there
     are fewer frames than ranks.
@@ -200,14 +290,16 @@ def plan_epoch(
     if world_size < 1 or epoch < 0:
         raise ValueError(f"world_size {world_size}, epoch {epoch}")
     frames = np.asarray(frames)
-    rows, starts, lengths = _items(frames, config, frame_rate, seed, epoch)
+    rows = _rows(frames, config, frame_rate, seed, epoch, parts)
+    config = config.at(epoch)
+    rows, starts, lengths = _items(frames, rows, config, seed, epoch)
     cost, limit = _cost(config, frame_rate)
     if len(lengths) and cost(int(lengths.max())) > limit:
         _refuse(rows, starts, lengths, config, frame_rate, describe)
 
     if shuffle:
         order = np.arange(len(rows), dtype=np.uint32)
-        _generator(seed, epoch, _ITEMS).shuffle(order)
+        generator(seed, epoch, _ITEMS).shuffle(order)
         windows = max(1, round(len(order) / config.shuffle_window))
     else:
         order, windows = np.arange(len(rows), dtype=np.uint32), 1
@@ -226,7 +318,7 @@ def plan_epoch(
     deal = np.lexsort((-longest, -(grid * 8 // limit)))
     if shuffle:
         steps = deal.reshape(-1, world_size)
-        deal = steps[_generator(seed, epoch, _STEPS).permutation(len(steps))].reshape(-1)
+        deal = steps[generator(seed, epoch, _STEPS).permutation(len(steps))].reshape(-1)
     return EpochPlan(items, first[deal], count[deal], world_size, config.length_multiple)
 
 
@@ -242,10 +334,8 @@ def _cost(config: PlanConfig, frame_rate: Fraction):
     return lambda t: _round_up(t, multiple), limit
 
 
-def _items(
-    frames: np.ndarray, config: PlanConfig, frame_rate: Fraction, seed: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, starts and lengths (uint32) of everything that the epoch contains, in index order."""
+def _eligible(frames: np.ndarray, config: PlanConfig, frame_rate: Fraction) -> np.ndarray:
+    """Rows (uint32) of the cuts between the duration filters."""
     low = max(1, ceil(_exact(config.filter_min_duration) * frame_rate))
     high = 1 << 32
     if config.filter_max_duration:
@@ -257,6 +347,69 @@ def _items(
             f"none of {len(frames)} cuts is between --filter-min-duration "
             f"{config.filter_min_duration} and --filter-max-duration {config.filter_max_duration} s"
         )
+    return rows
+
+
+def _rows(
+    frames: np.ndarray,
+    config: PlanConfig,
+    frame_rate: Fraction,
+    seed: int,
+    epoch: int,
+    parts: np.ndarray | None,
+) -> np.ndarray:
+    """Rows of the cuts of an epoch: all eligible ones, or those of its hours."""
+    now = config.at(epoch)
+    eligible = _eligible(frames, now, frame_rate)
+    if not config.epoch_hours and not config.mix_weights:
+        return eligible
+    bounds = np.append([0] if parts is None else parts, len(frames))
+    inside = [
+        eligible[slice(*np.searchsorted(eligible, (low, high)))] for low, high in pairwise(bounds)
+    ]
+    totals = [int(frames[rows].sum(dtype=np.int64)) for rows in inside]
+    size = float(_exact(config.epoch_hours) * 3600 * frame_rate) or float(sum(totals))
+    schedule = config.schedules().get("mix", [(0, tuple(t / sum(totals) for t in totals))])
+    for _, shares in schedule:
+        if len(shares) != len(inside):
+            raise UserError(
+                f"--mix-weights has {len(shares)} weights and there are {len(inside)} data sets: "
+                "give one for --manifest-dir and one for each of --mix-dirs"
+            )
+    # passes begin anew where other cuts become eligible
+    filters = [e for e, _ in config.schedules().get("filter_max_duration", [(0, 0.0)])]
+    since = max(e for e in filters if e <= epoch)
+    chosen = []
+    for part, (rows, total) in enumerate(zip(inside, totals)):
+        before = _hours_before(schedule, part, since, epoch) * size
+        share = value_at(schedule, epoch)[part]
+        if share and not total:
+            raise UserError(
+                f"--mix-weights: no cut of data set {part + 1} passes the duration filters"
+            )
+        if share:
+            stream = part + len(bounds) * filters.index(since)
+            end = before + share * size
+            chosen.append(take_hours(rows, frames[rows], before, end, seed, stream))
+    rows = np.concatenate(chosen)
+    if not len(rows):
+        raise UserError(f"--epoch-hours {config.epoch_hours:g}: less than the first cut")
+    return rows
+
+
+def _hours_before(schedule: Schedule, part: int, since: int, epoch: int) -> float:
+    """Epochs' worth of a data set that epochs [since, epoch) took: the sum of its shares."""
+    edges = [*[first for first, _ in schedule], 1 << 60]
+    return sum(
+        shares[part] * max(0, min(epoch, after) - max(since, first))
+        for (first, shares), after in zip(schedule, edges[1:])
+    )
+
+
+def _items(
+    frames: np.ndarray, rows: np.ndarray, config: PlanConfig, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, starts and lengths (uint32) of everything that the epoch contains."""
     lengths = frames[rows].astype(np.uint32)
     if window := config.window_frames:
         hop = config.hop_frames or window
@@ -268,7 +421,7 @@ def _items(
         return rows[which], starts, np.minimum(lengths[which] - starts, window).astype(np.uint32)
     if crop := config.crop_frames:
         spare = np.maximum(lengths.astype(np.int64) - crop, 0)
-        starts = _generator(seed, epoch, _CROPS).integers(0, spare, endpoint=True)
+        starts = generator(seed, epoch, _CROPS).integers(0, spare, endpoint=True)
         return rows, starts.astype(np.uint32), np.minimum(lengths, crop).astype(np.uint32)
     return rows, np.broadcast_to(np.uint32(0), len(rows)), lengths  # zeros without memory
 

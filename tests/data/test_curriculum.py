@@ -1,0 +1,216 @@
+"""Schedules by epoch, epochs by hours, and several data sets in one training."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from token_fixtures import INFO, make_tokens
+
+from rvqlm.data.conditions import ConditionSet
+from rvqlm.data.curriculum import parse_schedule, value_at
+from rvqlm.data.index import TokenDataset
+from rvqlm.data.loader import TokenLoader
+from rvqlm.data.mixed import open_mixed
+from rvqlm.data.plan import PlanConfig, plan_epoch
+from rvqlm.errors import UserError
+
+RATE = Fraction(50)
+FRAMES = np.random.default_rng(0).integers(20, 400, 300).astype(np.uint32)
+
+
+def items(epoch, frames=FRAMES, parts=None, world=1, **flags):
+    """(rows, starts, lengths) of everything in an epoch."""
+    config = PlanConfig(**{"max_duration": 30.0, **flags})
+    plan = plan_epoch(frames, config, RATE, 7, epoch, world, parts=parts)
+    batches = [plan.batch(r, s) for s in range(plan.num_steps) for r in range(world)]
+    return tuple(np.concatenate(column).astype(int) for column in zip(*batches))
+
+
+def test_schedule_text():
+    schedule = parse_schedule(("0:512", "10:1024"), "--x", int)
+    assert [value_at(schedule, e) for e in (0, 9, 10, 99)] == [512, 512, 1024, 1024]
+    for bad in (("512",), ("0:a",), ("1:5",), ("0:5", "0:6"), ("0:5", "3:6", "2:7")):
+        with pytest.raises(UserError, match="--x"):
+            parse_schedule(bad, "--x", int)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2, 5])
+def test_a_schedule_is_the_fixed_flag_of_each_epoch(epoch):
+    window = 64 if epoch < 2 else 128
+    for name, flag in (("window_schedule", "window_frames"), ("crop_schedule", "crop_frames")):
+        a = items(epoch, **{name: ("0:64", "2:128")})
+        b = items(epoch, **{flag: window})
+        assert all(np.array_equal(x, y) for x, y in zip(a, b))
+    rows, _, lengths = items(epoch, max_seconds_schedule=("0:2", "2:5"))
+    limit = 100 if epoch < 2 else 250
+    assert lengths.max() <= limit
+    assert len(rows) == np.count_nonzero(limit >= FRAMES)
+
+
+def test_hours_are_drawn_without_repetition():
+    total, hours = FRAMES.sum(), 0.2
+    seen = []
+    for epoch in range(6):  # 0.2 h are 36,000 of about 62,000 frames
+        rows, starts, lengths = items(epoch, epoch_hours=hours)
+        assert (starts == 0).all() and np.array_equal(lengths, FRAMES[rows])
+        assert abs(lengths.sum() - hours * 3600 * 50) <= FRAMES.max()
+        seen.append(rows)
+    line = np.concatenate(seen)
+    passes = int(6 * hours * 3600 * 50 // total)
+    counts = np.bincount(line, minlength=len(FRAMES))
+    assert passes == 3 and counts.min() == 3 and counts.max() == 4
+    # the first pass is over before any cut comes a second time: two epochs hold it nearly
+    assert len(np.unique(np.concatenate(seen[:2]))) == len(FRAMES)
+
+
+def test_a_schedule_of_durations_begins_its_passes_anew():
+    flags = {"epoch_hours": 0.05, "max_seconds_schedule": ("0:2", "3:8")}
+    early = [items(e, **flags)[0] for e in range(3)]
+    late = [items(e, **flags)[0] for e in range(3, 6)]
+    assert (FRAMES[np.concatenate(early)] <= 100).all()
+    assert FRAMES[np.concatenate(late)].max() > 300
+    first_pass = np.concatenate(late)
+    assert len(np.unique(first_pass)) == len(first_pass)  # less than one pass: nothing twice
+
+
+def test_mixing_by_hours_and_by_epoch():
+    frames = np.concatenate([FRAMES, FRAMES[:50]])
+    parts = np.array([0, 300])
+    weights = ("0:1,1", "2:3,1", "4:1,0")
+    for epoch, share in ((0, 0.5), (1, 0.5), (2, 0.25), (3, 0.25), (4, 0.0)):
+        rows, _, lengths = items(epoch, frames, parts, mix_weights=weights, epoch_hours=0.3)
+        of_second = lengths[rows >= 300].sum() / (0.3 * 3600 * 50)
+        assert abs(of_second - share) <= FRAMES.max() / (0.3 * 3600 * 50)
+        counts = np.bincount(rows[rows >= 300] - 300, minlength=50)
+        assert counts.max() - counts.min() <= 2  # an epoch has parts of passes at both ends
+    # over epochs, too, each set goes on where it was
+    rows = np.concatenate(
+        [items(e, frames, parts, mix_weights=weights, epoch_hours=0.3)[0] for e in range(4)]
+    )
+    for low, high in ((0, 300), (300, 350)):
+        counts = np.bincount(rows[(rows >= low) & (rows < high)] - low, minlength=high - low)
+        assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"window_schedule": ("0:64",), "window_frames": 5}, "exclude each other"),
+        ({"window_schedule": ("0:64",), "crop_frames": 5}, "exclude each other"),
+        ({"window_schedule": ("0:0",)}, "--window-schedule 0:0"),
+        ({"window_schedule": ("0:64",), "hop_frames": 65}, "would skip audio"),
+        ({"mix_weights": ("0:1,-1",)}, "--mix-weights 0:1,-1"),
+        ({"mix_weights": ("0:1,1,1",)}, "3 weights and there are 1 data sets"),
+        ({"epoch_hours": -1.0}, "--epoch-hours"),
+        ({"max_seconds_schedule": ("0:nan",)}, "--max-seconds-schedule"),
+    ],
+)
+def test_mistakes(flags, message):
+    with pytest.raises(UserError, match=message):
+        items(0, **flags)
+
+
+def test_for_validation():
+    plan = PlanConfig(window_schedule=("0:64", "3:128"), hop_frames=32, epoch_hours=1.0)
+    held_out = plan.for_validation()
+    assert held_out == PlanConfig(window_frames=128)
+    assert PlanConfig(crop_schedule=("0:64",)).for_validation() == PlanConfig(window_frames=64)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    found = []
+    for n, frames in enumerate(([20, 30, 40, 50] * 3, [60, 70, 80] * 2)):
+        folder = tmp_path_factory.mktemp(f"tokens{n}")
+        make_tokens(folder, frames, seed=n, speakers=2)
+        found.append(folder)
+    return found
+
+
+def test_several_directories_are_one(folders):
+    parts = [TokenDataset.open(f, "train") for f in folders]
+    mixed = open_mixed(folders, "train")
+    assert len(mixed) == 18 and mixed.num_frames == sum(d.num_frames for d in parts)
+    assert mixed.parts.tolist() == [0, 12] and mixed.hours == sum(d.hours for d in parts)
+    rows = np.array([3, 17, 12, 0, 11])
+    for row in rows:
+        dataset, inside = (parts[0], row) if row < 12 else (parts[1], row - 12)
+        assert np.array_equal(mixed.read(row, 2, 9), dataset.read(inside, 2, 9))
+        assert mixed.id_of(row) == dataset.id_of(inside) and mixed.frames[row] == len(
+            dataset.read(inside)
+        )
+    assert mixed.ends(rows).tolist() == [True] * 5
+    assert mixed.fingerprint not in {d.fingerprint for d in parts}
+    assert open_mixed(folders, "train", num_codebooks=2).read(17).shape == (80, 2)
+
+
+def test_conditions_of_several_directories(folders):
+    mixed = open_mixed(folders, "train")
+    conditions = ConditionSet.open(mixed, ["prompt"], prompt_frames=10, seed=3)
+    alone = [ConditionSet.open(d, ["prompt"], prompt_frames=10, seed=3) for d in mixed.datasets]
+    rows = np.array([13, 2, 17])
+    lengths = mixed.frames[rows]
+    got = conditions.read(rows, np.zeros(3), lengths, epoch=4)["prompt"]
+    for n, (part, inside) in enumerate(((1, 1), (0, 2), (1, 5))):
+        want = alone[part].read([inside], [0], [lengths[n]], epoch=4)["prompt"]
+        assert torch.equal(got.values[n, : got.lengths[n]], want.values[0])
+
+
+def test_codecs_must_agree(folders, tmp_path):
+    make_tokens(tmp_path, [20] * 4, info=type(INFO)(**{**INFO.to_dict(), "fingerprint": "f" * 16}))
+    with pytest.raises(UserError, match="codec mismatch"):
+        open_mixed([folders[0], tmp_path], "train")
+    with pytest.raises(UserError, match=r"has the data of"):
+        open_mixed([folders[0], folders[0]], "train")
+
+
+def batches(loader, number):
+    return [next(loader).codes for _ in range(number)]
+
+
+def test_resume_across_changes_and_ranks(folders):
+    mixed = open_mixed(folders, "train")
+    config = PlanConfig(
+        max_duration=2.0,
+        window_schedule=("0:16", "1:24"),
+        mix_weights=("0:1,1", "2:1,4"),
+        epoch_hours=0.002,
+    )
+    whole = batches(TokenLoader(mixed, config, 5), 40)
+    for start in (1, 7, 19, 33):
+        stopped, resumed = (TokenLoader(mixed, config, 5) for _ in range(2))
+        batches(stopped, start)
+        resumed.load_state_dict(stopped.state_dict())
+        got = batches(resumed, 5)
+        assert all(torch.equal(a, b) for a, b in zip(got, whole[start:]))
+    assert stopped.epoch > 2
+    # three ranks, then two, in the middle of an epoch: each item once
+    plan = TokenLoader(mixed, config, 5)._current_plan()
+    expected = sorted(zip(*(column.astype(int).tolist() for column in plan.items[:2])))
+    seen, state = [], None
+    for world, steps in ((1, 2), (3, 1), (2, None)):
+        loaders = [TokenLoader(mixed, config, 5, rank, world) for rank in range(world)]
+        for loader in loaders:
+            if state:
+                loader.load_state_dict(state)
+            left = loader.epoch_steps - loader.step if steps is None else steps
+            for _ in range(left):
+                batch = next(loader)
+                assert batch.epoch == 0
+                seen += [(int(i), n) for i, n in zip(batch.index, batch.lengths)]
+        state = loaders[0].state_dict()
+    assert sorted(i for i, _ in seen) == [row for row, _ in expected]
+
+
+def test_worst_batch_looks_ahead(folders):
+    dataset = TokenDataset.open(folders[1], "train")
+    loader = TokenLoader(dataset, PlanConfig(max_duration=2.0, window_schedule=("0:8", "3:75")), 0)
+    shape = loader.worst_batch().codes.shape
+    assert shape[0] * shape[1] == max(
+        b * t
+        for e in (0, 3)
+        for b, t in zip(*plan_epoch(dataset.frames, loader.config, RATE, 0, e, 1).shapes())
+    )
+    assert loader.shapes() == {tuple(b.codes.shape[:2]) for b in loader.epoch_batches()}
+    assert loader.step == 0
