@@ -13,7 +13,7 @@ from rvqlm.inspection.doctor import Finding, some
 from rvqlm.inspection.doctor_open import Patient
 from rvqlm.inspection.doctor_weights import START, rms
 from rvqlm.training.config_optim import OptimConfig
-from rvqlm.training.scaled_adam import MAX_RMS, MIN_RMS
+from rvqlm.training.scaled_adam import MAX_RMS, MIN_RMS, SCALE_LR
 
 FIRST = ("exp_avg", "mean", "momentum_buffer")
 """Names of the running mean of a gradient: of AdamW, `ScaledAdam`, `Muon`."""
@@ -202,8 +202,8 @@ def _next_update(group: dict, of_param: dict, weights: Tensor | None) -> float |
     """Rms of what a step like the last ones changes; None where that is not known.
 
     AdamW: the update of its moments with their biases corrected (Kingma & Ba, 2015,
-    arXiv:1412.6980) and the decay. `ScaledAdam`: the same times the size of the tensor, without
-    the small part of the scale. `Muon`: 0.2 times the learning rate, to which it scales.
+    arXiv:1412.6980) and the decay. `ScaledAdam`: that times the size of the tensor, and its change
+    of scale. `Muon`: 0.2 times the learning rate, to which it scales.
     """
     lr = float(group.get("lr", 0.0))
     if "momentum_buffer" in of_param:
@@ -216,7 +216,12 @@ def _next_update(group: dict, of_param: dict, weights: Tensor | None) -> float |
     up, down = (1 - beta**steps for beta in group["betas"])
     change = (first.float() / up) / ((second.float() / down).clamp(min=0).sqrt() + group["eps"])
     if "mean" in of_param:
-        return lr * rms(change) * min(max(rms(weights), MIN_RMS), MAX_RMS)
+        if weights.numel() == 1:
+            return lr * SCALE_LR * rms(change)
+        root = (max(float(of_param["scale_square"]), 0.0) / down) ** 0.5 + group["eps"]
+        scale = float(of_param["scale_mean"]) / up / root
+        size = min(max(rms(weights), MIN_RMS), MAX_RMS)
+        return lr * rms(torch.add(size * change, weights.float(), alpha=SCALE_LR * scale))
     return lr * rms(torch.add(change, weights.float(), alpha=group.get("weight_decay", 0.0)))
 
 
