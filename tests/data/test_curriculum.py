@@ -1,5 +1,6 @@
 """Schedules by epoch, epochs by hours, and several data sets in one training."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -177,7 +178,9 @@ def test_resume_across_changes_and_ranks(folders):
         mix_weights=("0:1,1", "2:1,4"),
         epoch_hours=0.002,
     )
-    whole = batches(TokenLoader(mixed, config, 5), 40)
+    loader = TokenLoader(mixed, config, 5)
+    whole = batches(loader, 40)
+    loader.close()
     for start in (1, 7, 19, 33):
         stopped, resumed = (TokenLoader(mixed, config, 5) for _ in range(2))
         batches(stopped, start)
@@ -185,6 +188,9 @@ def test_resume_across_changes_and_ranks(folders):
         got = batches(resumed, 5)
         assert all(torch.equal(a, b) for a, b in zip(got, whole[start:]))
     assert stopped.epoch > 2
+    for loader in (stopped, resumed):
+        loader.close()
+    config = replace(config, epoch_hours=0.01)
     # three ranks, then two, in the middle of an epoch: each item once
     plan = TokenLoader(mixed, config, 5)._current_plan()
     expected = sorted(zip(*(column.astype(int).tolist() for column in plan.items[:2])))
@@ -200,6 +206,8 @@ def test_resume_across_changes_and_ranks(folders):
                 assert batch.epoch == 0
                 seen += [(int(i), n) for i, n in zip(batch.index, batch.lengths)]
         state = loaders[0].state_dict()
+        for loader in loaders:
+            loader.close()
     assert sorted(i for i, _ in seen) == [row for row, _ in expected]
 
 

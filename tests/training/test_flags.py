@@ -119,6 +119,15 @@ TRAINER = {
     "valid-every-minutes": ("", "--valid-every-minutes 0.000001"),
     "valid-max-batches": ("", "--valid-max-batches 1"),
     "mfu": ("", "--mfu"),
+    "sample-every-epochs": None,  # tests/training/test_samples.py
+    "sample-every-steps": None,
+    "sample-every-minutes": None,
+    "sample-count": None,
+    "sample-seconds": None,
+    "sample-prompt-seconds": None,
+    "sample-temperature": None,
+    "sample-top-k": None,
+    "sample-device": None,
 }
 
 
