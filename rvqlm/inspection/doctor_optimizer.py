@@ -23,7 +23,7 @@ MAX_UPDATE = 0.1
 """Update over weights in one step above which a matrix is rewritten rather than trained: 1e-3 is
 usual, and what starts at zero has 1 / step, so the first 100 steps are not judged."""
 MIN_APPLIED = 0.9
-"""Share of the steps that the optimizer made; the guards skipped the others."""
+"""Share of the steps that the optimizer made; the guards skipped or undid the others."""
 
 
 def check_optimizer(patient: Patient) -> tuple[list[Finding], dict[str, float]]:
@@ -193,7 +193,8 @@ def _steps(patient: Patient, moments: list[tuple[str, dict]]) -> list[Finding]:
         what = f"it has made {most:,} steps, the training {patient.step:,}: of another run?"
         return [Finding("concern", "optimizer", "step", what, _init_from(patient))]
     if most < MIN_APPLIED * patient.step:
-        what = f"only {most:,} of {patient.step:,} steps were applied, the guards skipped the rest"
+        what = f"only {most:,} of {patient.step:,} steps were applied, the others were skipped, or "
+        what += "undone by a return to a checkpoint"
         return [Finding("concern", "optimizer", "step", what, "see the findings about the log")]
     return []
 

@@ -18,6 +18,8 @@ WINDOW = 50
 """Usual values that tell what is usual."""
 ENOUGH = 8
 """Values before any is judged."""
+SETTLED = 20
+"""Values whose median may count as the lowest level of the series."""
 DEVIATIONS = 8.0
 """Width of the range in standard deviations of the window (its quartiles' distance / 1.349).
 Batches of unequal recordings scatter with heavier tails than a Gaussian, so this is wide."""
@@ -100,7 +102,7 @@ def judge(
                 window.add(value)
             continue
         level, scale = window.median, window.scale
-        if len(window.order) == WINDOW and level < lowest:
+        if len(window.order) >= SETTLED and level < lowest:
             lowest, lowest_at, lowest_scale = level, i, scale
         if value > level + max(DEVIATIONS * scale, relative * abs(level), least):
             if current is None:
@@ -122,20 +124,28 @@ def judge(
             spikes.append(current)
             current = None
         window.add(value)
+    # what the level had risen by already, in a range that grew with it
+    margin = max(DEVIATIONS * lowest_scale, explosion * abs(lowest), 10 * least)
+    divergence, creeping = None, False
     if current is not None:
         if len(inside) < LASTING and current.peak < inf:
             spikes.append(current)
-            return Judged(spikes, shifts, None)
-        current.first = _onset(values, current)
-        return Judged(spikes, shifts, current)
-    tail = sorted([v for v in values if v is not None][-WINDOW // 5 :])
-    if lowest < inf and tail:
-        now = tail[len(tail) // 2]
-        if now > lowest + max(DEVIATIONS * lowest_scale, explosion * abs(lowest), 10 * least):
-            slow = Excursion(len(values), len(values) - 1, lowest, lowest_scale, max(tail))
-            slow.first = max(lowest_at, _onset(values, slow))
-            return Judged(spikes, shifts, slow, creeping=True)
-    return Judged(spikes, shifts, None)
+        else:
+            divergence = current
+            creeping = current.level > lowest + margin
+    else:
+        tail = sorted([v for v in values if v is not None][-WINDOW // 5 :])
+        if lowest < inf and tail and tail[len(tail) // 2] > lowest + margin:
+            end = len(values)
+            divergence = Excursion(end, end - 1, lowest, lowest_scale, max(tail))
+            creeping = True
+    if divergence is None:
+        return Judged(spikes, shifts, None)
+    if creeping:
+        divergence.level, divergence.scale = lowest, lowest_scale
+    divergence.first = max(lowest_at if creeping else 0, _onset(values, divergence))
+    spikes = [s for s in spikes if s.first < divergence.first]
+    return Judged(spikes, shifts, divergence, creeping)
 
 
 def _onset(values: Sequence[float], excursion: Excursion) -> int:

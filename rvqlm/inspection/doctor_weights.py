@@ -86,7 +86,7 @@ def _exploded(tensors: dict[str, Tensor], subject: str) -> list[Finding]:
     siblings = defaultdict(list)
     for name, size in sizes.items():
         siblings[_kind(name)].append(size)
-    found = []
+    exploded: dict[str, str] = {}
     for name, tensor in tensors.items():
         top, size = float(tensor.abs().max()), sizes[name]
         others = sorted(siblings[_kind(name)])
@@ -97,17 +97,14 @@ def _exploded(tensors: dict[str, Tensor], subject: str) -> list[Finding]:
         elif len(others) > 3 and size > MAX_OF_SIBLINGS * max(usual, 1e-3):
             what = f"exploded: rms {size:.3g}, that of the other layers {usual:.3g}"
         if what:
-            found.append(
-                Finding(
-                    "concern",
-                    subject,
-                    name,
-                    what,
-                    "go back to a checkpoint before the divergence; lower --base-lr, keep "
-                    "--clip-grad-norm above 0",
-                )
-            )
-    return found
+            exploded[name] = what
+    names = sorted(exploded, key=lambda k: -sizes[k])
+    if len(names) > 3:  # the whole model, rather
+        worst = f"{len(names)} tensors exploded: rms up to {sizes[names[0]]:.3g}"
+        names, exploded = [some(names)], {some(names): worst}
+    remedy = "go back to a checkpoint before the divergence; lower --base-lr, keep "
+    remedy += "--clip-grad-norm above 0"
+    return [Finding("concern", subject, k, exploded[k], remedy) for k in names]
 
 
 def _kind(name: str) -> str:
