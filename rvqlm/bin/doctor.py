@@ -52,6 +52,8 @@ def _run(argv: Sequence[str] | None) -> int:
         problems.append(
             f"--replay-precision {args.replay_precision} means nothing without --replay"
         )
+    if args.which != "latest" and not Path(args.path).is_dir():
+        problems.append(f"--which {args.which} means nothing with a file, {args.path}")
     if args.json is not None and not args.json.absolute().parent.is_dir():
         problems.append(f"--json {args.json}: no folder {args.json.parent}; make it first")
     if problems:

@@ -82,9 +82,11 @@ def examine(
     from rvqlm.inspection.doctor_open import open_patient
     from rvqlm.inspection.doctor_optimizer import check_optimizer
     from rvqlm.inspection.doctor_weights import check_weights, module_table
+    from rvqlm.training.checkpoint import NAMES
 
     patient = open_patient(path, which)
-    other = open_patient(compare, which) if compare is not None else None
+    named = which if which in NAMES else "latest"  # a path is that of the first
+    other = open_patient(compare, named) if compare is not None else None
     out = Diagnosis(str(patient.path), patient.facts, findings=list(patient.findings))
     if patient.state is not None:
         out.findings += check_weights(patient)

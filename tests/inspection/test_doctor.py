@@ -308,6 +308,8 @@ def test_two_checkpoints_of_a_training(trained, copy, capfd):
     assert found == "comparison | network.transformer.layers.0 | no weight changed in 2 steps"
     assert doctor.main([str(changed), "--compare", str(earlier)]) == 1
     assert "--base-lr: 0.001 -> 0.5" in capfd.readouterr().out
+    diagnosis = examine(changed, which=str(earlier), compare=changed)
+    assert diagnosis.path == str(earlier) and diagnosis.comparison["step"] == 21
     # of another family
     diagnosis = examine(exp, compare=trained / "masked")
     assert any("are not in both alike" in f.what for f in diagnosis.findings)
@@ -364,6 +366,7 @@ def test_json_and_mistakes(trained, copy, tmp_path, capfd):
         ([str(exp), "--replay", "nothing.pt"], "nothing.pt: no such file"),
         ([str(exp), "--compare", "nothing.pt"], "nothing.pt"),
         ([str(exp), "--replay-precision", "bf16"], "means nothing without --replay"),
+        ([str(exp / "best.pt"), "--which", "best"], "means nothing with a file"),
         ([str(exp), "--json", str(tmp_path / "no/x.json")], "no folder"),
     ):
         assert doctor.main(argv) == 2
