@@ -9,8 +9,6 @@ a JSON of the same name that says how it was made and what it measures.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -187,6 +185,7 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
     from rvqlm.codecs.chunking import decode_long
     from rvqlm.evaluation.audio_metrics import repetition_ratio, silence_ratio
     from rvqlm.generation.conditions import pad
+    from rvqlm.generation.files import write_sample
 
     info, rate = model.info, float(model.info.frame_rate)
     new = max(1, round(args.output.seconds * rate))
@@ -238,25 +237,7 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
             "generation_seconds": elapsed,
             "real_time_factor": fresh / elapsed,
         }
-        yield _write(out_dir / f"{name}.wav", audio, info.sampling_rate, row), row
-
-
-def _write(path: Path, audio, sampling_rate: int, row: dict) -> Path:
-    """Wav first, JSON last, each complete or absent."""
-    import soundfile
-
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        soundfile.write(
-            temporary, audio.clamp(-1, 1).T.numpy(), sampling_rate, "PCM_16", format="WAV"
-        )
-        path.with_suffix(".json").unlink(missing_ok=True)  # of an older wav
-        os.replace(temporary, path)
-        temporary.write_text(json.dumps(row, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path.with_suffix(".json"))
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        yield write_sample(out_dir / f"{name}.wav", audio, info.sampling_rate, row), row
 
 
 def main(argv: Sequence[str] | None = None) -> int:

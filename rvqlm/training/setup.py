@@ -191,8 +191,8 @@ class Setup:
         from rvqlm.training.samples import SampleWriter
 
         return SampleWriter(
-            self.config.log, self.info, self.valid_data, self.heard_valid, self.exp_dir, log,
-            self.config.seed,
+            self.config.log, self.valid_data, self.config.condition_prompt_seconds, self.exp_dir,
+            log, self.config.seed,
         )  # fmt: skip
 
     def _check_memory(self) -> str:

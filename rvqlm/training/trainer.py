@@ -13,6 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from math import isfinite
 from pathlib import Path
@@ -334,7 +335,8 @@ class Trainer:
         self._beat("samples")
         with saving.weights_for_samples(self) as model:
             if self.world.main:
-                self.samples.write(model, self.step)
+                beat = partial(self._beat, "samples")
+                self.samples.write(model, self.step, self.train.epoch, beat)
         self.since["sample"] = self.elapsed
         self.world.barrier()
 

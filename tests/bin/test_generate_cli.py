@@ -29,7 +29,7 @@ def experiment(tmp_path_factory):
     model = CodecLM(CodecLMConfig(decoder_dim=16, nhead=2, num_decoder_layers=1), info)
     torch.nn.init.normal_(model.heads.weight)
     state = {
-        "format": 2,
+        "format": 3,
         "model": model.state_dict(),
         "ema": None,
         "model_name": model.name,

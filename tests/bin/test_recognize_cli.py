@@ -47,7 +47,7 @@ def texts(number, rng):
 
 def save(model, folder):
     state = {
-        "format": 2,
+        "format": 3,
         "model": model.state_dict(),
         "ema": None,
         "model_name": model.name,

@@ -1,0 +1,149 @@
+"""What a model sounds like while it is trained, and that listening disturbs nothing."""
+
+import gzip
+import json
+
+import pytest
+import soundfile
+import torch
+from token_fixtures import make_tokens
+
+from rvqlm.bin import trainer
+from rvqlm.codecs import registry
+from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.models.factory import build_model
+from rvqlm.training.checkpoint import load_checkpoint
+from rvqlm.training.config_log import LogConfig
+from rvqlm.training.logger import MetricsLog
+from rvqlm.training.samples import SampleWriter
+
+SMALL = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokens")
+    make_tokens(folder, [40, 60, 80, 50], info=registry.load_codec("spectral").info, speakers=2)
+    for split in ("valid",):
+        with gzip.open(folder / "cuts_train.jsonl.gz") as file:
+            lines = file.readlines()
+        with gzip.open(folder / f"cuts_{split}.jsonl.gz", "wb") as file:
+            file.writelines(lines)
+        build_index(folder, split)
+    return folder
+
+
+def make(tokens, exp_dir, **flags):
+    config = LogConfig(
+        sample_every_steps=1,
+        **{"sample_seconds": 0.6, "sample_prompt_seconds": 0.3, "sample_count": 1, **flags},
+    )
+    dataset = TokenDataset.open(tokens, "valid")
+    log = MetricsLog(exp_dir)
+    return SampleWriter(config, dataset, 0.5, exp_dir, log, seed=1), log, dataset
+
+
+def model_of(dataset, name="codec-lm", **config):
+    torch.manual_seed(0)
+    return build_model(name, {**SMALL, **config}, dataset.info)
+
+
+@pytest.mark.parametrize("name", ["codec-lm", "valle", "masked"])
+def test_sounds_are_there_and_training_is_as_it_was(tokens, tmp_path, name):
+    writer, log, dataset = make(tokens, tmp_path)
+    model = model_of(dataset, name).train()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    paths = writer.write(model, 7)
+    assert torch.equal(torch.rand(3), expected) and model.training
+    kinds = [json.loads(p.with_suffix(".json").read_text())["kind"] for p in paths]
+    assert kinds == ["continuation", "unprompted"]
+    audio, rate = soundfile.read(paths[0])
+    assert rate == dataset.info.sampling_rate and 0.3 < len(audio) / rate <= 0.62
+    log.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line["kind"] == "sample" and line["step"] == 7
+    assert len(line["kl_from_data"]) == dataset.info.num_codebooks
+    assert all(k >= 0 for k in line["kl_from_data"])
+    first = paths[0].read_bytes()
+    assert writer.write(model, 8)[0].read_bytes() == first  # the same draws at every step
+
+
+def test_on_tensorboard(tokens, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer, log, dataset = make(tokens, tmp_path)
+    writer.write(model_of(dataset), 3)
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"audio": 0, "histograms": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert any(t.startswith("continuation") for t in tags["audio"]), tags["audio"]
+    assert any(t.startswith("unprompted") for t in tags["audio"])
+    assert "codes/level_0" in tags["histograms"] and "sample/frames" in tags["scalars"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sample_count": 2},
+        {"sample_seconds": 0.8},
+        {"sample_prompt_seconds": 0.2},
+        {"sample_temperature": 0.1},
+        {"sample_top_k": 1},
+    ],
+)
+def test_every_flag_is_heard(tokens, tmp_path, change):
+    def heard(name, **flags):
+        writer, _, dataset = make(tokens, tmp_path / name, **flags)
+        model = model_of(dataset, model_end=False)
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        return [p.read_bytes() for p in writer.write(model, 1)]
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    plain = heard("a")
+    assert plain and heard("b", **change) != plain
+
+
+def test_the_codec_decodes_where_it_is_told(tokens, tmp_path, monkeypatch):
+    devices = []
+    monkeypatch.setattr(
+        registry, "load_codec_like", lambda info, name, device: devices.append(device)
+    )
+    for where in ("cpu", "same"):
+        writer, _, dataset = make(tokens, tmp_path, sample_device=where)
+        writer._load_codec(model_of(dataset).to("meta"))
+    assert [d.type for d in devices] == ["cpu", "meta"]
+
+
+def test_a_failure_costs_a_line(tokens, tmp_path, capfd):
+    writer, _, dataset = make(tokens, tmp_path)
+    model = model_of(dataset)
+    model.generate = lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of luck\nand more"))
+    assert writer.write(model, 4) == []
+    assert capfd.readouterr().err.endswith("no samples at step 4: out of luck\n")
+    writer, _, dataset = make(tokens, tmp_path, sample_prompt_seconds=0.59, sample_seconds=99.0)
+    writer.config.sample_prompt_seconds = 50.0
+    assert writer.write(model_of(dataset), 5) == []
+    assert "no samples at step 5" in capfd.readouterr().err
+
+
+def test_listening_changes_no_training(tokens, tmp_path):
+    weights = []
+    for name, more in (("quiet", []), ("heard", ["--sample-every-steps", "2"])):
+        argv = [
+            *("--exp-dir", str(tmp_path / name), "--manifest-dir", str(tokens), "--no-mfu"),
+            *("--decoder-dim", "16", "--nhead", "2", "--num-decoder-layers", "1"),
+            *("--max-duration", "3", "--max-steps", "4", "--dropout", "0.3"),
+            *more,
+            *(["--sample-seconds", "0.5", "--sample-prompt-seconds", "0.3"] if more else []),
+        ]
+        assert trainer.main(argv) == 0
+        weights.append(load_checkpoint(tmp_path / name / "latest.pt")["model"])
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    folders = sorted(p.name for p in (tmp_path / "heard/samples").iterdir())
+    assert folders == ["reference", "step-00000002", "step-00000004"]
+    assert len(list((tmp_path / "heard/samples").rglob("*.wav"))) == 8  # 2 and 2, twice
