@@ -25,6 +25,8 @@ COMMANDS = {  # in the order of the workflow
     "validate": "check a token directory and print its statistics",
     "models": "the families of models: options, parameters, what they can do",
     "trainer": "train a model on codes",
+    "monitor": "how a training is doing, in the terminal or as a picture",
+    "doctor": "what is wrong with a training: weights, optimizer, log; where it diverged",
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
     "generate": "continue a prompt, or make audio from nothing, as wav files",
     "average": "the mean of several checkpoints' weights, as a checkpoint",

@@ -34,10 +34,24 @@ def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
     try:
         earlier = json.loads(path.read_text())
         commands, started = list(earlier["commands"]), list(earlier["started"])
+        ended = list(earlier.get("ended", []))
     except (OSError, ValueError, KeyError, TypeError):
-        commands, started = [], []
+        commands, started, ended = [], [], []
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    record = {"commands": [*commands, command], "started": [*started, now], **record}
+    history = {"commands": [*commands, command], "started": [*started, now], "ended": ended}
+    record = {**history, **record}
+    atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+def end_run(exp_dir: str | Path, outcome: str, step: int) -> None:
+    """Note in EXP/run.json how this start ended; one that was killed leaves none."""
+    path = Path(exp_dir) / "run.json"
+    record = json.loads(path.read_text())
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    # starts that were killed stand as such, so that the lists stay side by side
+    killed = [{"outcome": "killed"}] * (len(record["started"]) - 1 - len(record.get("ended", [])))
+    ended = [*record.get("ended", []), *killed, {"outcome": outcome, "step": step, "time": now}]
+    record["ended"] = ended
     atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
 
 

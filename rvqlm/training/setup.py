@@ -17,7 +17,13 @@ from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
 from rvqlm.training.checkpoint import find_checkpoint, load_checkpoint
 from rvqlm.training.estimate import describe_plan, optimizer_bytes
-from rvqlm.training.experiment import move_aside, remove_torn_files, write_config, write_run
+from rvqlm.training.experiment import (
+    end_run,
+    move_aside,
+    remove_torn_files,
+    write_config,
+    write_run,
+)
 from rvqlm.training.flops import forward_flops, peak_flops
 from rvqlm.training.init_from import init_from
 from rvqlm.training.prescan import batch_maker, largest_max_duration, prescan
@@ -97,6 +103,8 @@ class Setup:
         if self.state_path is None:
             self._announce()
         outcome = trainer.fit()
+        if self.world.main:
+            end_run(self.exp_dir, outcome, trainer.step)
         if outcome != "finished":
             self.say(
                 f"{outcome}: saved {self.exp_dir / 'latest.pt'} at step {trainer.step}; run again "

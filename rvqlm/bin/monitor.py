@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""``rvqlm monitor EXP``: how a training is doing, in the terminal or as a picture.
+
+Reads the files of the experiment only, so it works while the training runs, after it was killed,
+and on another machine that shares the disk.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from rvqlm.cli import parse, run_main
+from rvqlm.errors import UserError
+
+
+@dataclass
+class MonitorArgs:
+    """What to watch"""
+
+    exp_dir: Positional[str]
+    """Folder of the experiment."""
+    compare: tuple[str, ...] = ()
+    """Further experiments, side by side."""
+    watch: bool = False
+    """Show it again every few seconds, until Ctrl-C."""
+    every: float = 5.0
+    """Seconds between two looks of --watch."""
+    plot: str = ""
+    """Write the curves to this file (png, svg, pdf)."""
+
+
+def run(argv: Sequence[str] | None) -> int:
+    args = parse(MonitorArgs, "rvqlm monitor", "How a training is doing.", argv)
+    if not 0 < args.every < float("inf"):
+        raise UserError(f"--every {args.every}: above 0")
+    if args.every != MonitorArgs.every and not args.watch:
+        raise UserError("--every means nothing without --watch")
+    if args.plot and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
+        raise UserError(f"--plot {args.plot}: the name ends with .png, .svg or .pdf")
+    from rvqlm.inspection.monitor import Watched, is_terminal
+    from rvqlm.inspection.monitor_text import describe, table
+
+    experiments = [Watched(e) for e in (args.exp_dir, *args.compare)]
+    while True:
+        width = shutil.get_terminal_size().columns
+        lines = table(experiments) if args.compare else describe(experiments[0], width)
+        if args.watch and is_terminal():
+            print("\033[H\033[2J", end="")  # from the top of an empty screen
+        print("\n".join(lines), flush=True)
+        if args.plot:
+            from rvqlm.inspection.monitor_plot import plot
+
+            print(f"wrote {plot(experiments, args.plot)}")
+        if not args.watch:
+            return 0
+        time.sleep(args.every)
+        for experiment in experiments:
+            experiment.read()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(run, argv, name="monitor")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

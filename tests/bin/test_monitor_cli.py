@@ -1,0 +1,135 @@
+import json
+import os
+import time
+
+import pytest
+
+from rvqlm.bin import monitor
+from rvqlm.inspection.monitor import MOST_POINTS, Watched
+from rvqlm.inspection.monitor_text import sparkline
+
+
+def write_experiment(exp_dir, lines, ended=(), age=0.0, flags=None):
+    exp_dir.mkdir(parents=True, exist_ok=True)
+    log = exp_dir / "metrics.jsonl"
+    log.write_text("".join(json.dumps(x) + "\n" for x in lines))
+    when = time.time() - age
+    os.utime(log, (when, when))
+    run = {
+        "commands": ["a"], "started": ["2026-01-01"], "ended": list(ended), "ranks": 2,
+        "model": "codec-lm", "parameters": 1234567, "commit": "abc",
+        "data": {"batches_per_epoch": 100},
+    }  # fmt: skip
+    (exp_dir / "run.json").write_text(json.dumps(run))
+    flags = flags or {"max-steps": 100, "num-epochs": 0, "max-minutes": 0.0, "accum": 1}
+    (exp_dir / "config.yaml").write_text(json.dumps(flags))
+    return exp_dir
+
+
+def train(step, loss, **values):
+    return {
+        "kind": "train", "step": step, "epoch": 0, "loss": loss, "nats": [loss, loss + 1],
+        "lr": 1e-3, "grad_norm": 0.5, "frames_per_second": 1000.0, "mfu": 0.4, "padding": 0.02,
+        "memory_mb": 900.0, "elapsed": float(step), "skipped_nonfinite": 0, "skipped_outlier": 0,
+        "skipped_overflow": 0, "rollbacks": 0, "time_forward": 0.3, "time_backward": 0.6, **values,
+    }  # fmt: skip
+
+
+LINES = [train(s, 5 - s / 20) for s in range(10, 51, 10)]
+LINES[2]["skipped_outlier"] = 2
+LINES.append(
+    {"kind": "valid", "step": 50, "epoch": 0, "loss": 2.25, "nats": [2.0, 2.5], "elapsed": 50.0,
+     "perplexity": 9.5, "bits_per_second": 800.0}
+)  # fmt: skip
+
+
+def test_a_running_training(tmp_path, capfd):
+    assert monitor.main([str(write_experiment(tmp_path / "x", LINES))]) == 0
+    out = capfd.readouterr().out
+    for part in (
+        *("running", "step 50", "50 % of the budget", "0:50 left", "1,234,567 parameters"),
+        *("train 2.5000, valid 2.2500 (best 2.2500 at step 50)", "800 bits/s", "2.00 2.50 nats"),
+        *("2 outlier", "1,000 frames/s, MFU 40 %", "forward 30 %, backward 60 %, rest 10 %"),
+    ):
+        assert part in out, part
+    assert "█" in out and "▁" in out
+
+
+@pytest.mark.parametrize(
+    ("ended", "age", "state"),
+    [
+        ([{"outcome": "finished"}], 1e6, "finished"),
+        ([{"outcome": "SIGTERM"}], 1e6, "stopped (SIGTERM)"),
+        ([], 500.0, "no line for 8 min: stalled or killed"),
+        ([], 50.0, "running"),
+    ],
+)
+def test_states(tmp_path, ended, age, state):
+    assert Watched(write_experiment(tmp_path, LINES, ended, age)).state() == state
+
+
+def test_where_the_ranks_hang(tmp_path):
+    exp_dir = write_experiment(tmp_path, LINES, age=7200.0)
+    (exp_dir / "ranks").mkdir()
+    (exp_dir / "ranks/rank-1.json").write_text(json.dumps({"rank": 1, "where": "data"}))
+    assert Watched(exp_dir).state().endswith("stalled or killed (rank 1 in data)")
+
+
+def test_reads_on_and_starts_anew_after_a_resume(tmp_path):
+    exp_dir = write_experiment(tmp_path, LINES)
+    watched = Watched(exp_dir)
+    with open(exp_dir / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(train(60, 2.0))[:30])  # a line that is being written
+        file.flush()
+        watched.read()
+        assert watched.newest["step"] == 50
+        file.write(json.dumps(train(60, 2.0))[30:] + "\n")
+    watched.read()
+    assert watched.newest["step"] == 60 and watched.series["loss"].steps[-1] == 60
+    write_experiment(tmp_path, LINES[:2])
+    watched.read()
+    assert watched.newest["step"] == 20 and len(watched.series["loss"].steps) == 2
+
+
+def test_memory_stays_bounded(tmp_path):
+    write_experiment(tmp_path, [train(s, 1.0) for s in range(1, 3 * MOST_POINTS)])
+    series = Watched(tmp_path).series["loss"]
+    assert len(series.steps) <= MOST_POINTS and series.every == 4
+    assert series.steps[:3] == [1, 5, 9]
+
+
+def test_stages_and_comparison_and_picture(tmp_path, capfd):
+    write_experiment(tmp_path / "a" / "stage1", LINES[:2])
+    write_experiment(tmp_path / "a" / "stage2", LINES)
+    write_experiment(tmp_path / "b", LINES[:3])
+    picture = tmp_path / "curves.png"
+    argv = [str(tmp_path / "a"), "--compare", str(tmp_path / "b"), "--plot", str(picture)]
+    assert monitor.main(argv) == 0
+    out = capfd.readouterr().out
+    row = next(x for x in out.splitlines() if x.startswith("step"))
+    assert row.split() == ["step", "50", "30"]
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+
+
+def test_interval_without_a_loss(tmp_path, capfd):
+    lines = [train(10, None, nats=[None, None], grad_norm=None)]
+    assert monitor.main([str(write_experiment(tmp_path, lines))]) == 0
+    assert "train -" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["nowhere"], "nowhere/metrics.jsonl: no log there"),
+        (["x", "--plot", "a.txt"], "--plot a.txt"),
+        (["x", "--every", "3"], "--every means nothing without --watch"),
+    ],
+)
+def test_mistakes(flags, message, capfd):
+    assert monitor.main(flags) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_sparkline():
+    assert sparkline([]) == "" and sparkline([1.0, 1.0]) == "▁▁"
+    assert len(sparkline(list(range(1000)), 60)) == 60
