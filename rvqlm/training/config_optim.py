@@ -13,15 +13,16 @@ class OptimConfig:
 
     optimizer: Literal["adamw", "muon", "scaled_adam"] = "adamw"
     """muon: orthogonalised momentum for the matrices between hidden layers, AdamW for the rest;
-    fewer steps to the same loss, each a little longer. scaled_adam: relative changes, of icefall's
-    recipes, with --base-lr 0.045 and --schedule eden."""
+    fewer steps to the same loss, each a little longer. scaled_adam: changes in proportion to the
+    size of each tensor, as in icefall's recipes, where --base-lr is 0.045 and --schedule eden."""
     base_lr: float = 1e-3
-    """Peak learning rate. Muon's updates are scaled to AdamW's size, so one value serves both."""
+    """Peak learning rate. Muon's updates are scaled to AdamW's size, so one value serves both; that
+    of scaled_adam is relative to the size of the weights and has to be given: about 0.045."""
     embedding_lr: float | None = None
-    """Peak learning rate of embedding tables, where it is to be another."""
+    """Peak learning rate of the embedding tables; None: --base-lr."""
     schedule: Literal["cosine", "linear", "step", "plateau", "eden", "constant"] = "cosine"
     """Learning rate after the warm-up: cosine and linear end with the budget, step goes by epochs,
-    plateau by validations, eden by steps and epochs."""
+    plateau by validations, eden by steps and epochs; constant stays."""
     warmup_steps: int | None = None
     """Steps over which the learning rate grows from 0."""
     warmup_ratio: float | None = None
@@ -29,15 +30,16 @@ class OptimConfig:
     eta_min_ratio: float = 0.0
     """Where cosine and linear end and step and plateau stop falling, as a share of --base-lr."""
     lr_gamma: float = 0.5
-    """Factor of --schedule step and plateau."""
+    """What --schedule step and plateau multiply the learning rate by, each time."""
     lr_step_epochs: float = 10.0
-    """Epochs from one factor of --schedule step to the next."""
+    """Epochs from one fall of --schedule step to the next."""
     plateau_patience: int = 3
-    """Validations without a new lowest loss that --schedule plateau waits for one."""
-    lr_batches: float = 5000.0
-    """Steps after which --schedule eden begins to fall."""
-    lr_epochs: float = 6.0
-    """Epochs after which --schedule eden begins to fall faster."""
+    """Validations without a new lowest loss that --schedule plateau lets pass; one more and the
+    learning rate falls."""
+    lr_batches: float = 7500.0
+    """--schedule eden: steps at which its first factor is 0.84; later it falls as the root."""
+    lr_epochs: float = 3.5
+    """--schedule eden: epochs at which its second factor is 0.84; later it falls as the root."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's decay rates of the gradient's mean and square."""
     eps: float = 1e-8
@@ -66,6 +68,11 @@ class OptimConfig:
                 found.append(message)
 
         need(isfinite(self.base_lr) and self.base_lr > 0, f"--base-lr {self.base_lr}: above 0")
+        need(
+            self.optimizer != "scaled_adam" or self.base_lr != OptimConfig.base_lr,
+            f"--base-lr {self.base_lr} is for the other optimizers: scaled_adam's is relative to "
+            "the size of the weights, give about 0.045",
+        )
         need(
             self.warmup_steps is None or self.warmup_ratio is None,
             "--warmup-steps and --warmup-ratio exclude each other",

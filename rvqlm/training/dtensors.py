@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
+import torch
 from torch import Tensor
 
 MAX_ELEMENTS = 2**24
@@ -55,11 +56,12 @@ def whole(stack: Tensor, like: Tensor) -> Tensor:
         return stack
     from torch.distributed.tensor import DTensor
 
-    shape = (len(stack), *like.shape)
-    stride = (like.numel(), *_strides(like.shape))
+    size = torch.empty(len(stack), *like.shape, device="meta")
+    # the size, for parts may be unequal
     return DTensor.from_local(
-        stack, like.device_mesh, _shifted(like), run_check=False, shape=shape, stride=stride
-    ).full_tensor()
+        stack, like.device_mesh, _shifted(like), run_check=False,
+        shape=size.shape, stride=size.stride(),
+    ).full_tensor()  # fmt: skip
 
 
 def own(stack: Tensor, like: Tensor) -> Tensor:
@@ -78,10 +80,3 @@ def _shifted(like: Tensor) -> list:
     from torch.distributed.tensor import Shard
 
     return [Shard(p.dim + 1) if p.is_shard() else p for p in like.placements]
-
-
-def _strides(shape) -> list[int]:
-    strides = [1] * len(shape)
-    for n in range(len(shape) - 2, -1, -1):
-        strides[n] = strides[n + 1] * shape[n + 1]
-    return strides

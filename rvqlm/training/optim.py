@@ -88,10 +88,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
             )
     taken, tables = {id(p) for p in hidden}, set()
     if c.embedding_lr is not None:
-        tables = embedding_tables(model) - taken
-        if not tables:
-            raise UserError(f"--embedding-lr: model {model.name} has no embeddings")
+        tables = embedding_tables(model)
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    if c.embedding_lr is not None and not any(id(p) in tables for p in rest):
+        raise UserError(
+            f"--embedding-lr: model {model.name} trains no embedding tables; leave it out"
+        )
 
     def group(params: list, lr: float, decay: float) -> dict:
         return {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": decay}

@@ -61,14 +61,12 @@ class Schedule:
 
     def __init__(self, config: OptimConfig):
         self.config = config
-        self.best = inf
-        """Lowest validation loss seen, of plateau."""
-        self.waited = 0
-        self.drops = 0
+        # of plateau: lowest validation loss, validations since, times that the rate fell
+        self.best, self.waited, self.drops = inf, 0, 0
 
     def factor(self, step: int, epochs: float, progress: float) -> float:
-        """Factor of the step after `step` others, at `epochs` passes over the data and `progress`
-        of the budget."""
+        """Factor, 0 to 1, of the step after `step` others, at `epochs` passes over the data
+        (fractional) and `progress` of the budget (0 to 1)."""
         return self._warmup(step, progress) * self._decay(step, epochs, progress)
 
     def _warmup(self, step: int, progress: float) -> float:
@@ -94,7 +92,7 @@ class Schedule:
         return 1.0
 
     def observe(self, valid_loss: float) -> None:
-        """Take in a validation loss; only plateau cares."""
+        """Take in a validation loss, of which only plateau takes notice; NaN is no new lowest."""
         if self.config.schedule != "plateau":
             return
         if valid_loss < self.best:
@@ -108,4 +106,7 @@ class Schedule:
         return {"best": self.best, "waited": self.waited, "drops": self.drops}
 
     def load_state_dict(self, state: dict) -> None:
-        self.best, self.waited, self.drops = state["best"], state["waited"], state["drops"]
+        """Go on from `state_dict`; a state that lacks these entries, of a checkpoint made before
+        there was plateau, begins anew, and further ones are passed over."""
+        self.best = state.get("best", inf)
+        self.waited, self.drops = state.get("waited", 0), state.get("drops", 0)

@@ -1,6 +1,9 @@
+import io
 import math
+import random
 
 import pytest
+import torch
 
 from rvqlm.training.config_optim import OptimConfig
 from rvqlm.training.schedule import Budget, Schedule
@@ -60,6 +63,50 @@ def test_plateau_waits_falls_and_survives_a_checkpoint():
         factors.append(schedule.factor(1, 1.0, 0.5))
     # a third validation without a new best is one more than the patience
     assert factors == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.2, 0.2, 0.2]
+
+
+def test_plateau_is_that_of_torch():
+    rng = random.Random(0)
+    losses = [3 + rng.random() / (1 + n / 50) for n in range(200)]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.7, patience=4, threshold=0, min_lr=0.01
+    )
+    schedule, factors = make("plateau", plateau_patience=4, lr_gamma=0.7, eta_min_ratio=0.01), set()
+    for n, loss in enumerate(losses):
+        theirs.step(loss)
+        schedule.observe(loss)
+        if n % 7 == 0:  # through a file
+            file = io.BytesIO()
+            torch.save({"progress": 0.1, **schedule.state_dict()}, file)
+            file.seek(0)
+            schedule = Schedule(schedule.config)
+            schedule.load_state_dict(torch.load(file, weights_only=True))
+        factors.add(schedule.factor(n, 0.0, 0.0))
+        assert schedule.factor(n, 0.0, 0.0) == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert len(factors) > 5 and min(factors) == 0.01
+
+
+def test_a_loss_that_is_no_number_is_no_new_lowest():
+    schedule = make("plateau", plateau_patience=0)
+    for loss in (2.0, math.nan, 1.0):
+        schedule.observe(loss)
+    assert schedule.factor(0, 0.0, 0.0) == 0.5 and schedule.best == 1.0
+
+
+def test_state_of_a_checkpoint_without_plateau():
+    schedule = make("plateau")
+    schedule.load_state_dict({"progress": 0.5, "lr": 0.1})
+    assert schedule.state_dict() == make("plateau").state_dict()
+
+
+def test_only_plateau_takes_notice_of_losses():
+    for name in ("cosine", "linear", "step", "eden", "constant"):
+        schedule = make(name)
+        before = schedule.factor(5, 0.5, 0.5)
+        for _ in range(20):
+            schedule.observe(1.0)
+        assert schedule.factor(5, 0.5, 0.5) == before
 
 
 def test_warmup_ratio_and_its_default():
