@@ -95,7 +95,7 @@ def compile_model(
     report = CompileReport(len(found), dynamic, _to_try(shapes, dynamic), _graphs())
     say(
         f"--compile: {report.blocks} blocks, "
-        + ("for batches of any shape" if dynamic else f"for {len(shapes)} shapes of batches")
+        + ("for batches of any shape" if dynamic else f"for shapes {sorted(shapes)} of batches")
     )
     return report
 

@@ -63,7 +63,7 @@ class Setup:
         self.config = enter_stage(config, self.model)
         self.exp_dir = Path(self.config.exp_dir)
         self.state_path = self._checkpoint_to_continue()
-        self.memory_line = ""
+        self.memory_line, self.compiled = "", None
 
     def say(self, text: str) -> None:
         if self.world.main:
@@ -96,7 +96,8 @@ class Setup:
         if config.compile:
             from rvqlm.training.compiling import warm_up
 
-            warm_up(trainer.module, self.loader, self.dtype, self.say)
+            examples = self.compiled.examples(self.loader.worst_batch())
+            warm_up(trainer.module, examples, self.dtype, self.say)
         if self.world.main:
             write_config(config)
             write_run(self.exp_dir, self._record(), command)
@@ -184,7 +185,7 @@ class Setup:
         if config.compile:
             from rvqlm.training.compiling import compile_model
 
-            compile_model(self.model, self.say)
+            self.compiled = compile_model(self.model, self.loader.shapes(), self.say)
         return Trainer(
             self.model, self.loader, valid, config, self.info, device, self.dtype, world,
             make_samples=self._make_samples if config.log.samples else None, speed=speed,
