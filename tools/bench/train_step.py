@@ -1,242 +1,261 @@
-"""Frames per second of a training step, against transformers' MusicGen decoder and the matmul peak.
+"""Training steps of every family: frames per second, share of the matmul peak, memory, and what the
+trainer adds to them.
 
-    python tools/bench/train_step.py                      # small: d256 x 6, K=9, V=1024, 8 x 400
-    python tools/bench/train_step.py --size large         # d768 x 16, 2 x 512
-    python tools/bench/train_step.py --size custom --dim 384 --layers 8 --batch 4 --frames 300
+    python tools/bench/train_step.py                              # small: d256 x 6, 8 x 400 frames
+    python tools/bench/train_step.py --size base --families delay # d768 x 16, 2 x 512
+    python tools/bench/train_step.py --device cuda --size base --compile both
+    python tools/bench/train_step.py --device cuda --size large --compile both
 
-Ours is the whole trainer loop (forward, loss, backward, clipping, AdamW, EMA, logging) on codec-lm
-with the delay pattern. The peer is `MusicgenForCausalLM` of the same width, depth, K, V and batch:
-forward with labels, backward, AdamW, nothing else. Each measurement is a process of its own, the
-two in turn, and the median over all steps after warm-up counts. The peak is the best of a few
-square matmuls in the same precision.
+``trainer`` is `Trainer.fit`: loss guard, clipping, AdamW, EMA, log. ``bare`` is forward, backward
+and AdamW on the same model in the same process, in turn with it; the overhead is what the former
+takes longer. MusicGen is the decoder of transformers of the same width, depth, K, V and batch,
+trained like ``bare``. Every line of the table is a process of its own. Times are taken of 5 steps
+each: speeds are medians of them, the overhead compares the shortest, which other processes on the
+machine disturb least. FLOP/s are counted operations of matrix products and attention over the time of
+``trainer``; the peak is the best of a few square matmuls in the same precision.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
+import multiprocessing
 import os
+import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from rvqlm.cli import parse, run_main
 
 SIZES = {
-    "small": {"dim": 256, "layers": 6, "heads": 4, "batch": 8, "frames": 400},
-    "large": {"dim": 768, "layers": 16, "heads": 12, "batch": 2, "frames": 512},
     "tiny": {"dim": 64, "layers": 2, "heads": 2, "batch": 2, "frames": 40},
+    "small": {"dim": 256, "layers": 6, "heads": 4, "batch": 8, "frames": 400},
+    "base": {"dim": 768, "layers": 16, "heads": 12, "batch": 2, "frames": 512},
+    "large": {"dim": 1024, "layers": 24, "heads": 16, "batch": 2, "frames": 512},
 }
+GPU_BATCH = {"small": 64, "base": 24, "large": 16}
+"""Items of a batch on a GPU."""
+LOG_EVERY = 5
 
 
-class EndlessBatches:
-    """One batch for ever, as the loader would yield it."""
+@dataclass
+class Args:
+    size: Literal["tiny", "small", "base", "large"] = "small"
+    """small: d256 x 6, 8 x 400 frames; base: d768 x 16, 2 x 512; large: d1024 x 24, 2 x 512. On a
+    GPU 64, 24 and 16 items."""
+    families: tuple[str, ...] = ()
+    """Of delay, parallel, flatten, coarse_first, depth, valle, masked, recognizer; default: all."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    precisions: tuple[Literal["fp32", "bf16", "fp16"], ...] = ()
+    """Default: bf16 where the hardware has it, and fp32 on CPUs."""
+    compile: Literal["no", "yes", "both"] = "no"
+    """Compile the blocks."""
+    peer: bool = True
+    """Measure MusicGen too (needs transformers)."""
+    batch: int = 0
+    """Items of a batch; 0: as the size says."""
+    frames: int = 0
+    """Frames of an item; 0: as the size says."""
+    codebooks: int = 9
+    """Levels K."""
+    codebook_size: int = 1024
+    """Codes V of each."""
+    checkpointing: bool = False
+    """Activation checkpointing in ours."""
+    steps: int = 10
+    """Timed steps a round, a multiple of 5."""
+    rounds: int = 3
+    """Times that trainer and bare steps take turns."""
+    threads: int = 0
+    """CPU threads; 0: all cores."""
+    json: str = ""
+    """File to write all figures to."""
 
-    def __init__(self, codes, lengths, torch):
-        from rvqlm.data.batch import Batch
 
-        ends = torch.ones(len(lengths), dtype=torch.bool)
-        self.batch = Batch(codes, lengths, ends, torch.arange(len(lengths)))
-        self.epoch, self.step, self.epoch_steps = 0, 0, 1 << 30
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        self.step += 1
-        return self.batch
-
-    def state_dict(self):
-        return {"step": self.step}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def run_ours(a, torch):
-    from rvqlm.codec_info import CodecInfo
-    from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
+def measure(args: Args, size: dict, family: str, precision: str, compiled: bool) -> dict:
+    """One line of the table, in a fresh process."""
+    from rvqlm.runtime import pick_device, tune_malloc
+
+    tune_malloc()
+    import torch
+
+    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+    from train_step_cases import Loader, count_flops, make_batch, make_model, make_musicgen, peak
+
+    device, dtype = pick_device(args.device), getattr(torch, DTYPES[precision])
+    if family == "peak":
+        return {"peak": peak(device, dtype)}
+    torch.manual_seed(0)
+    if family == "musicgen":
+        model = make_musicgen(args, size).to(device)
+        times = [
+            t for _ in range(args.rounds) for t in bare(args, size, model, None, device, dtype)
+        ]
+        return {"bare": times, "memory": memory_mb(device)}
+    model = make_model(args, size, family).to(device).train()
+    batch = make_batch(args, size, family)
+    result = {"flops": count_flops(model, batch, device, dtype), "bare": [], "trainer": []}
+    if compiled:
+        from rvqlm.training.compiling import compile_model, warm_up
+
+        # as if there were more lengths: code for any of them
+        shapes = {(size["batch"], size["frames"] - n) for n in range(8)}
+        report = compile_model(model, shapes, print)
+        result["compile_seconds"] = warm_up(model, report.examples(batch), dtype, print)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    bare(args, size, model, batch, device, dtype)
+    result["bare_memory"] = memory_mb(device)
+    for _ in range(args.rounds):
+        result["trainer"] += train(args, model, Loader(batch), device, dtype)
+        result["bare"] += bare(args, size, model, batch, device, dtype)
+    return {**result, "memory": memory_mb(device)}
+
+
+def memory_mb(device) -> float:
+    """Peak of the device, or of the process."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def bare(args: Args, size: dict, model, batch, device, dtype) -> list[float]:
+    """Seconds of a step: forward, backward, AdamW, and nothing else."""
+    import torch
+    from train_step_cases import clock, random_codes
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=batch is not None)
+    codes = random_codes(args, size)
+    if batch is None:  # MusicGen: (B * K, T) ids, (B, T, K) labels
+        ids = codes.transpose(1, 2).reshape(-1, size["frames"]).to(device)
+        labels = codes.to(device)
+    times = [clock(device)]
+    for step in range(1, LOG_EVERY + args.steps + 1):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            if batch is None:
+                loss = model(input_ids=ids, labels=labels).loss
+            else:
+                out = model(batch.to(device))
+                loss = out.loss / out.normalizer
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % LOG_EVERY == 0:
+            times.append(clock(device))
+    return per_step(times[1:])
+
+
+def per_step(times: list[float]) -> list[float]:
+    return [(after - before) / LOG_EVERY for before, after in pairwise(times)]
+
+
+def train(args: Args, model, loader, device, dtype) -> list[float]:
+    """The same by the trainer, lines of the log included."""
     from rvqlm.training.config import LogConfig, SaveConfig, TrainerConfig
     from rvqlm.training.trainer import Trainer
 
-    info = CodecInfo("bench", "", 44100, 512, a.codebooks, a.codebook_size)
-    config = CodecLMConfig("delay", a.dim, a.heads, a.layers, norm=a.norm, activation=a.activation)
-    model = CodecLM(config, info)
-    lengths = torch.full((a.batch,), a.frames)
-    batches = EndlessBatches(random_codes(a, torch).to(torch.int16), lengths, torch)
     with tempfile.TemporaryDirectory() as folder:
         flags = TrainerConfig(
             folder,
             "",
-            max_steps=a.warmup + a.steps,
-            log=LogConfig(log_every_steps=1),
+            max_steps=LOG_EVERY + args.steps,
+            log=LogConfig(log_every_steps=LOG_EVERY),
             save=SaveConfig(save_every_minutes=0),
         )
-        trainer = Trainer(model, batches, None, flags, info, dtype=getattr(torch, a.dtype))
-        trainer.fit()
-        with open(os.path.join(folder, "metrics.jsonl")) as file:
-            rows = [json.loads(line) for line in file]
-    rates = [r["frames_per_second"] for r in rows if r["kind"] == "train"][a.warmup :]
-    return [a.batch * a.frames / r for r in rates], matmul_parameters(model)
+        Trainer(model, loader, None, flags, model.info, device, dtype).fit()
+        lines = map(json.loads, (Path(folder) / "metrics.jsonl").read_text().splitlines())
+        return per_step([line["elapsed"] for line in lines if line["kind"] == "train"])
 
 
-def matmul_parameters(model):
-    """Weights that every frame is multiplied with (not the looked-up embeddings)."""
-    return sum(p.numel() for n, p in model.named_parameters() if p.ndim > 1 and "embed" not in n)
+def in_process(*args) -> dict:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, *args).result()
 
 
-def run_peer(a, torch):
-    from transformers import MusicgenForCausalLM
-    from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
+def row(name: str, frames: int, found: dict, peak: float, musicgen: float | None) -> str:
+    """A line of the table."""
+    bare = statistics.median(found["bare"])
+    trainer = statistics.median(found.get("trainer", [bare]))
+    cells = [f"{name:26}{frames / bare:10.0f}"]
+    if "trainer" in found:
+        extra = min(found["trainer"]) / min(found["bare"]) - 1
+        rate = found["flops"] / trainer
+        cells.append(f"{frames / trainer:10.0f}{100 * extra:9.1f}%")
+        cells.append(f"{rate / 1e9:10.0f}{100 * rate / peak:8.0f}%")
+    else:
+        cells.append(" " * 39)
+    cells.append(f"{found['memory']:10.0f}")
+    if musicgen is not None:
+        cells.append(f"{musicgen / trainer:10.2f}{musicgen / bare:10.2f}")
+    if "compile_seconds" in found:
+        cells.append(f"   compiled in {found['compile_seconds']:.0f} s")
+    return "".join(cells)
 
-    config = MusicgenDecoderConfig(
-        vocab_size=a.codebook_size,
-        hidden_size=a.dim,
-        num_hidden_layers=a.layers,
-        ffn_dim=4 * a.dim,
-        num_attention_heads=a.heads,
-        num_codebooks=a.codebooks,
-        max_position_embeddings=a.frames,
-        dropout=0.0,
-        pad_token_id=a.codebook_size,
-        bos_token_id=a.codebook_size,
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = parse(Args, "train_step.py", "Speed and memory of training steps.", argv)
+    import torch
+    from train_step_cases import FAMILIES
+
+    from rvqlm.runtime import describe_machine, has_fast_bf16, pick_device
+
+    device = pick_device(args.device)
+    size = dict(SIZES[args.size])
+    if device.type == "cuda":
+        size["batch"] = GPU_BATCH.get(args.size, size["batch"])
+    size |= {k: getattr(args, k) for k in ("batch", "frames") if getattr(args, k)}
+    precisions = args.precisions or (("fp32",) if device.type == "cpu" else ()) + (
+        ("bf16",) if has_fast_bf16(device) else ()
     )
-    model = MusicgenForCausalLM(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    codes = random_codes(a, torch).long()  # (B, T, K)
-    ids = codes.transpose(1, 2).reshape(a.batch * a.codebooks, a.frames)
-    dtype = getattr(torch, a.dtype)
-    times = []
-    for _ in range(a.warmup + a.steps):
-        began = time.perf_counter()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss = model(input_ids=ids, labels=codes).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        times.append(time.perf_counter() - began)
-    return times[a.warmup :], 0
-
-
-def random_codes(a, torch):
-    torch.manual_seed(0)
-    return torch.randint(a.codebook_size, (a.batch, a.frames, a.codebooks))
-
-
-def run_peak(a, torch):
-    """Best seconds per FLOP of square matmuls."""
-    dtype, best = getattr(torch, a.dtype), float("inf")
-    for n in (1024, 2048, 3072):
-        x, y = torch.randn(n, n, dtype=dtype), torch.randn(n, n, dtype=dtype)
-        x @ y
-        for _ in range(4):
-            began = time.perf_counter()
-            x @ y
-            best = min(best, (time.perf_counter() - began) / (2 * n**3))
-    return [best], 0
-
-
-def flops_per_frame(a, parameters):
-    """6 per weight and frame; attention: 12 d T per layer, halved by causality."""
-    return 6 * parameters + 6 * a.layers * a.dim * a.frames
-
-
-def child(a):
-    if a.tuned or a.child == "ours":
-        from rvqlm.runtime import tune_malloc
-
-        tune_malloc()
-    import torch
-
-    torch.set_num_threads(a.threads)
-    times, parameters = {"ours": run_ours, "peer": run_peer, "peak": run_peak}[a.child](a, torch)
-    print(json.dumps({"times": times, "parameters": parameters}))
-
-
-def spawn(a, kind, dtype, tuned=False):
-    words = [sys.executable, __file__, "--child", kind, "--dtype", dtype]
-    for name in ("dim", "layers", "heads", "batch", "frames", "codebooks", "codebook_size",
-                 "steps", "warmup", "threads", "norm", "activation"):  # fmt: skip
-        words += [f"--{name.replace('_', '-')}", str(getattr(a, name))]
-    done = subprocess.run(words + ["--tuned"] * tuned, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"{kind} {dtype} failed")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def parse():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--size", choices=[*SIZES, "custom"], default="small")
-    for name, value, text in [
-        ("dim", 256, "width"),
-        ("layers", 6, "layers"),
-        ("heads", 4, "attention heads"),
-        ("batch", 8, "items per batch"),
-        ("frames", 400, "frames per item"),
-        ("codebooks", 9, "K"),
-        ("codebook-size", 1024, "V"),
-        ("steps", 8, "measured steps per process"),
-        ("warmup", 2, "steps not counted"),
-        ("rounds", 2, "processes of each kind"),
-        ("threads", len(os.sched_getaffinity(0)), "CPU threads"),
-    ]:
-        p.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    p.add_argument("--norm", default="layernorm", help="of ours (default layernorm, like the peer)")
-    p.add_argument("--activation", default="gelu", help="of ours (default gelu, like the peer)")
-    p.add_argument("--bf16", choices=["auto", "yes", "no"], default="auto",
-                   help="measure bf16 too; auto: where the CPU has it")  # fmt: skip
-    p.add_argument("--child", help=argparse.SUPPRESS)
-    p.add_argument("--dtype", help=argparse.SUPPRESS)
-    p.add_argument("--tuned", action="store_true", help=argparse.SUPPRESS)
-    a = p.parse_args()
-    if a.child is None and a.size != "custom":
-        vars(a).update(SIZES[a.size])
-    return a
-
-
-def main() -> int:
-    a = parse()
-    if a.child:
-        child(a)
-        return 0
-    import torch
-
-    from rvqlm.runtime import describe_machine, has_fast_bf16
-
     machine = describe_machine()
-    print(f"{machine['cpu']}, {a.threads} threads, {machine['cpu_capability']}, torch "
-          f"{machine['torch']}, commit {machine['commit']}")  # fmt: skip
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else machine["cpu"]
     print(
-        f"d{a.dim} x {a.layers}, K={a.codebooks}, V={a.codebook_size}, batch {a.batch} x {a.frames}"
+        f"{where}, {args.threads or machine['cores']} threads, torch {machine['torch']}, commit "
+        f"{machine['commit']}\nd{size['dim']} x {size['layers']}, K={args.codebooks}, "
+        f"V={args.codebook_size}, batch {size['batch']} x {size['frames']}"
     )
-    bf16 = a.bf16 == "yes" or (a.bf16 == "auto" and has_fast_bf16(torch.device("cpu")))
-    if not bf16:
-        print("bf16: emulated on this CPU, not measured (--bf16 yes measures it all the same)")
-    precisions = ["float32"] + ["bfloat16"] * bf16
-    kinds = [
-        (k, d, t) for d in precisions for k, t in (("ours", True), ("peer", False), ("peer", True))
-    ]
-    times: dict = {kind: [] for kind in kinds}
-    peaks: dict = {d: [] for d in precisions}
-    parameters = 0
-    for _ in range(a.rounds):
-        for d in precisions:
-            peaks[d] += spawn(a, "peak", d)["times"]
-        for kind in kinds:
-            result = spawn(a, *kind)
-            times[kind] += result["times"]
-            parameters = max(parameters, result["parameters"])
-    frames = a.batch * a.frames
-    rate = {kind: frames / statistics.median(t) for kind, t in times.items()}
-    ours = rate[("ours", precisions[-1], True)]
-    print(f"\n{'':34}{'frames/s':>10}{'ours (' + precisions[-1] + ') / this':>24}")
-    for (k, d, tuned), r in rate.items():
-        name = f"{'rvqlm trainer' if k == 'ours' else 'MusicGen'} {d}"
-        name += ", tuned malloc" if k == "peer" and tuned else ""
-        print(f"{name:34}{r:10.0f}{ours / r:24.2f}")
-    for d in precisions:
-        peak = 1 / min(peaks[d])
-        achieved = rate[("ours", d, True)] * flops_per_frame(a, parameters)
-        print(f"{d}: {achieved / 1e9:.0f} GFLOP/s of a matmul peak of {peak / 1e9:.0f}: "
-              f"{100 * achieved / peak:.0f} %")  # fmt: skip
+    frames, record = size["batch"] * size["frames"], {}
+    for precision in precisions:
+        peak = in_process(args, size, "peak", precision, False)["peak"]
+        print(f"\n{precision}, matmul peak {peak / 1e9:,.0f} GFLOP/s")
+        print(
+            f"{'':26}{'bare':>10}{'trainer':>10}{'overhead':>10}{'':10}{'of':>9}{'peak':>10}"
+            f"{'of MusicGen':>20}\n{'':26}{'frames/s':>10}{'frames/s':>10}{'':>10}{'GFLOP/s':>10}"
+            f"{'peak':>9}{'MiB':>10}{'trainer':>10}{'bare':>10}"
+        )
+        musicgen = None
+        if args.peer:
+            found = in_process(args, size, "musicgen", precision, False)
+            musicgen = statistics.median(found["bare"])
+            print(row("MusicGen", frames, found, peak, None), flush=True)
+            record[f"musicgen {precision}"] = found
+        for family in args.families or FAMILIES:
+            for compiled in {"no": (False,), "yes": (True,), "both": (False, True)}[args.compile]:
+                found = in_process(args, size, family, precision, compiled)
+                name = f"{family}, compiled" if compiled else family
+                print(row(name, frames, found, peak, musicgen), flush=True)
+                record[f"{name} {precision}"] = found
+    if args.json:
+        Path(args.json).write_text(
+            json.dumps({"machine": machine, "args": asdict(args), **record}, indent=1)
+        )
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(_run, argv, "train_step")
 
 
 if __name__ == "__main__":
