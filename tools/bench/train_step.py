@@ -11,8 +11,8 @@ and AdamW on the same model in the same process, in turn with it; the overhead i
 takes longer. MusicGen is the decoder of transformers of the same width, depth, K, V and batch,
 trained like ``bare``. Every line of the table is a process of its own. Times are taken of 5 steps
 each: speeds are medians of them, the overhead compares the shortest, which other processes on the
-machine disturb least. FLOP/s are counted operations of matrix products and attention over the time of
-``trainer``; the peak is the best of a few square matmuls in the same precision.
+machine disturb least. FLOP/s are counted operations of matrix products and attention over the time
+of ``trainer``; the peak is the best of a few square matmuls in the same precision.
 """
 
 from __future__ import annotations
