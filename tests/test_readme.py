@@ -29,10 +29,16 @@ from rvqlm.cli import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 SHELL_ONLY = {"git clone REPOSITORY rvqlm && cd rvqlm", "source .venv/bin/activate"}
-SMALL = {"--max-minutes": "0.02", "--seconds": "0.5"}
+SMALL = {
+    "--max-minutes": "0.02",
+    "--seconds": "0.5",
+    "--sample-seconds": "0.5",
+    "--sample-prompt-seconds": "0.2",
+    "--archive-every": "1",
+}
 PAGES = (
     "README.md", "CONTRIBUTING.md", "egs/mini/README.md", "egs/custom/README.md",
-    "docs/from-other-projects.md", "docs/manifests.md", "docs/models.md",
+    "docs/from-other-projects.md", "docs/manifests.md", "docs/models.md", "docs/training.md",
 )  # fmt: skip
 
 
@@ -185,8 +191,12 @@ def test_every_command_is_accepted(command, monkeypatch):
         return
     words = shlex.split(command)
     if words[0] == "rvqlm":
+        if words[1] == "trainer" and "--manifest-dir" not in words:
+            words += ["--manifest-dir", "that of the run which goes on"]
         with pytest.raises(Read):
             read_only(words[1:], monkeypatch)
+    elif words[0] == "tensorboard":
+        assert words[1:2] == ["--logdir"]
     elif words[0] == "tools/test.sh":
         assert os.access(ROOT / words[0], os.X_OK)  # its arguments are pytest's
     elif words[0].endswith(".sh") or words[0] == "python":
