@@ -6,6 +6,7 @@ import time
 from functools import cache
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rvqlm.data.batch import Batch
@@ -27,12 +28,15 @@ sheets (SXM versions; those of cards are lower)."""
 
 
 def forward_flops(model, batch: Batch) -> int:
-    """Operations of the matrix products and attention of a forward pass, a multiply-add as two."""
+    """Operations of the matrix products and attention of a forward pass, a multiply-add as two, the
+    masked half of causal attention counted too (as in Chowdhery et al., 2022)."""
     training = model.training
     model.eval()
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(batch)
+        # the counter does not know the attention kernel of CPUs
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            with FlopCounterMode(display=False) as counter:
+                model(batch)
     finally:
         model.train(training)
     return counter.get_total_flops()

@@ -28,7 +28,8 @@ def write_experiment(exp_dir, lines, ended=(), age=0.0, flags=None):
 
 def train(step, loss, **values):
     return {
-        "kind": "train", "step": step, "epoch": 0, "loss": loss, "nats": [loss or 0.0, 1 + (loss or 0.0)],
+        "kind": "train", "step": step, "epoch": 0, "loss": loss,
+        "nats": [loss or 0.0, 1 + (loss or 0.0)],
         "lr": 1e-3, "grad_norm": 0.5, "frames_per_second": 1000.0, "mfu": 0.4, "padding": 0.02,
         "memory_mb": 900.0, "elapsed": float(step), "skipped_nonfinite": 0, "skipped_outlier": 0,
         "skipped_overflow": 0, "rollbacks": 0, "time_forward": 0.3, "time_backward": 0.6, **values,
