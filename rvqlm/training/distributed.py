@@ -1,14 +1,26 @@
-"""Ranks: one process without torchrun, several with it, behind the same few calls."""
+"""Ranks: one process without torchrun, several with it, behind the same few calls.
+
+With ``ddp`` every rank has the whole model, and gradients are averaged. With ``fsdp`` parameters,
+gradients, moments and averages lie in shards over the ranks (FSDP2: Zhao et al., 2023,
+arXiv:2304.11277): each transformer block is put together shortly before it computes, and what is no
+block for the whole of a step. Both give the same gradients.
+"""
 
 from __future__ import annotations
 
 import inspect
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from rvqlm.errors import UserError
+from rvqlm.modules.transformer import Block
+from rvqlm.training.dtensors import local
 
 
 class World:
@@ -16,27 +28,59 @@ class World:
 
     Started by torchrun it joins the group (nccl on GPUs, gloo on CPUs). Small control messages
     always go over gloo, so that they never wait for a GPU.
+
+    :param device: what the training runs on.
+    :param parallel: ``ddp`` or ``fsdp``.
+    :param timeout_minutes: how long one rank waits for another before it gives up; the longest
+        time that the main rank works alone (samples, files) has to fit in.
+    :raises UserError: more processes than GPUs on this machine.
     """
 
-    def __init__(self, device: torch.device | None = None, parallel: str = "ddp"):
+    def __init__(
+        self,
+        device: torch.device | None = None,
+        parallel: str = "ddp",
+        timeout_minutes: float = 60.0,
+    ):
         self.parallel = parallel
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        self._control = None
+        self.control: dist.ProcessGroup | None = None
+        """Group of all ranks over gloo; None: this process alone."""
         self._own = False
         if self.size > 1:
+            timeout = timedelta(minutes=timeout_minutes)
             if not dist.is_initialized():
                 cuda = device is not None and device.type == "cuda"
-                dist.init_process_group("nccl" if cuda else "gloo")
+                if cuda:
+                    self._take_gpu()
+                dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
                 self._own = True
-            self._control = dist.new_group(backend="gloo")
+            self.control = dist.new_group(backend="gloo", timeout=timeout)
+
+    def _take_gpu(self) -> None:
+        """Before nccl looks for one, or all ranks of a machine would meet on the first."""
+        count = torch.cuda.device_count()
+        if self.local_rank >= count:
+            raise UserError(
+                f"torchrun started {self.local_size} processes on a machine with {count} GPUs: "
+                f"give --nproc-per-node {count}"
+            )
+        torch.cuda.set_device(self.local_rank)
 
     @property
     def main(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a model that was wrapped lies in shards."""
+        return self.size > 1 and self.parallel == "fsdp"
+
+    # ------------------------------------------------------------------------------- messages
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place."""
@@ -44,35 +88,131 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def grad_norm(self, grads) -> Tensor:
-        """2-norm of all gradients together."""
-        return torch.nn.utils.get_total_norm(grads)
-
     def agree(self, *values: float) -> list[float]:
         """Largest of each value over the ranks: all then decide alike."""
         if self.size == 1:
             return list(values)
         message = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self._control)
+        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.control)
         return message.tolist()
+
+    def gather_objects(self, value) -> list:
+        """What each rank has, in the order of ranks, known to all; anything that pickles."""
+        if self.size == 1:
+            return [value]
+        found: list = [None] * self.size
+        dist.all_gather_object(found, value, group=self.control)
+        return found
+
+    def raise_together(self, error: str | None) -> None:
+        """Raise `UserError` on all ranks if one has an error, with the first rank's words: none is
+        left waiting for another that has given up."""
+        for rank, found in enumerate(self.gather_objects(error)):
+            if found is not None:
+                raise UserError(found if rank == 0 else f"rank {rank}: {found}")
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier(group=self._control)
+            dist.barrier(group=self.control)
+
+    # ------------------------------------------------------------------------------ the model
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The module whose backward adds gradients up over ranks (as a mean)."""
+        """The module to call, whose backward leaves the mean over ranks as gradient; its first
+        weights are those of rank 0 on all.
+
+        With ``fsdp`` it is the model itself, whose parameters are other tensors then: optimizer and
+        average are made after this. Parameters of ``model`` are on this rank's device.
+        """
         if self.size == 1:
+            return model
+        if self.parallel == "fsdp":
+            self._shard(model)
             return model
         ddp = nn.parallel.DistributedDataParallel
         known = inspect.signature(ddp).parameters  # the option has a new name since torch 2.13
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         return ddp(model, gradient_as_bucket_view=True, **{buffers: False})
 
+    def _shard(self, model: nn.Module) -> None:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        if not hasattr(FSDPModule, "reset_iter_state"):
+            raise UserError(
+                f"--parallel fsdp: torch {torch.__version__} is too old for it, 2.13 is not: "
+                "update torch, or give --parallel ddp"
+            )
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), 0)
+        device = next(model.parameters()).device
+        mesh = init_device_mesh(device.type, (self.size,))
+        for block in [m for m in model.modules() if isinstance(m, Block)]:
+            if block.cross is not None:  # used before the block is: the memory is read first
+                fully_shard(block.cross.key_value, mesh=mesh)
+            fully_shard(block, mesh=mesh)
+        # all else stays together from forward to backward: heads and tables are used outside of
+        # any forward but the model's own
+        fully_shard(model, mesh=mesh)
+        model._keep_whole = False
+        model.register_forward_hook(_reshard_without_grad)
+
     def no_sync(self, module: nn.Module, skip: bool):
-        """Context of a backward that keeps its gradients to this rank if `skip`."""
-        return module.no_sync() if skip and self.size > 1 else nullcontext()
+        """Context of a forward and backward that keep their gradients to this rank if `skip`."""
+        if self.size == 1:
+            return nullcontext()
+        if self.sharded:
+            module.set_requires_gradient_sync(not skip)
+            return nullcontext()
+        return module.no_sync() if skip else nullcontext()
+
+    def grad_norm(self, grads: list[Tensor]) -> Tensor:
+        """2-norm of all gradients together, those on other ranks included."""
+        norm = torch.nn.utils.get_total_norm([local(g) for g in grads])
+        if self.sharded:  # squared in float64: in float32 they overflow from 2e19 on
+            norm = self.all_reduce(norm.double().square()).sqrt()
+        return norm
+
+    @contextmanager
+    def whole(self, model: nn.Module) -> Iterator[nn.Module]:
+        """All ranks enter; inside, each has all weights of the wrapped `model`, so that one of them
+        can generate with it while the others wait at the end. Not for gradients, nor for
+        ``state_dict()``, which takes the model apart again."""
+        if not self.sharded:
+            yield model
+            return
+        parts = _fsdp_modules(model)
+        # or the first use of a block would declare it a root of its own
+        model._get_fsdp_state()._lazy_init()
+        for part in parts:
+            if part is not model:
+                part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        model._keep_whole = True
+        try:
+            yield model
+        finally:
+            model._keep_whole = False
+            model.reset_iter_state()
+            for part in parts:
+                if part is not model:
+                    part.set_reshard_after_forward(True, recurse=False)
+            self.barrier()
 
     def close(self) -> None:
         if self._own and dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _fsdp_modules(model: nn.Module) -> list:
+    from torch.distributed.fsdp import FSDPModule
+
+    return [m for m in model.modules() if isinstance(m, FSDPModule)]
+
+
+def _reshard_without_grad(model: nn.Module, args, output) -> None:
+    """After validation. What is no block would stay put together until the next backward, and the
+    next forward would use these weights whatever they have become in the meantime. The order of
+    blocks, from which the next backward knows what to fetch ahead, is forgotten too."""
+    if not torch.is_grad_enabled() and not model._keep_whole:
+        model.reset_iter_state()

@@ -8,12 +8,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from rvqlm.training.dtensors import is_sharded, local
+
 
 class EMA:
     """Average of the parameters; buffers are the model's own.
 
-    With `warmup` the decay of update n is min(decay, (1 + n) / (10 + n)), so that a short run
-    doesn't average over its random start.
+    Parameters may be DTensors (FSDP2), then the average lies in the same shards. Make it after
+    `World.wrap`.
+
+    :param decay: of the average, in an update.
+    :param warmup: the decay of update n is min(decay, (1 + n) / (10 + n)), so that a short run
+        doesn't average over its random start; else `decay` from the beginning.
     """
 
     def __init__(self, model: nn.Module, decay: float, warmup: bool = True):
@@ -21,33 +27,60 @@ class EMA:
         self.updates = 0
         self.names = [name for name, _ in model.named_parameters()]
         self.params = [p for _, p in model.named_parameters()]
-        self.average = [p.detach().clone() for p in self.params]
+        self.average = [t.clone() for t in self._values()]
+        """Of each parameter, or of this rank's shard of it."""
+
+    def _values(self) -> list[Tensor]:
+        return [local(p.detach()) for p in self.params]
 
     @torch.no_grad()
     def update(self) -> None:
-        n = self.updates
-        decay = min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(self.average, self.params, 1 - decay)
+        torch._foreach_lerp_(self.average, self._values(), 1 - decay)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The model computes with the average inside the block; no copies are made."""
+        """The model computes with the average inside the block; no copies are made, but of
+        shards, one parameter at a time."""
         self._swap()
         try:
             yield
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
         for i, p in enumerate(self.params):
-            p.data, self.average[i] = self.average[i], p.data
+            if is_sharded(p):  # FSDP2 gathers from the memory that it knows
+                shard = local(p.detach())
+                aside = shard.clone()
+                shard.copy_(self.average[i])
+                self.average[i].copy_(aside)
+            else:
+                p.data, self.average[i] = self.average[i], p.data
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """The model's state dict with averaged parameters."""
-        return {**model.state_dict(), **dict(zip(self.names, self.average))}
+        """The model's state dict with averaged parameters, sharded where those are."""
+        averages = [_like(p, t) for p, t in zip(self.params, self.average)]
+        return {**model.state_dict(), **dict(zip(self.names, averages))}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
-        torch._foreach_copy_(self.average, [state[n] for n in self.names])
+        """:param state: of `state_dict`, laid out as the model is."""
+        torch._foreach_copy_(self.average, [local(state[n]) for n in self.names])
         self.updates = updates
+
+
+def _like(parameter: Tensor, part: Tensor) -> Tensor:
+    """`part`, this rank's share of a tensor laid out as `parameter`, as that tensor."""
+    if not is_sharded(parameter):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part, parameter.device_mesh, parameter.placements, run_check=False,
+        shape=parameter.shape, stride=parameter.stride(),
+    )  # fmt: skip
