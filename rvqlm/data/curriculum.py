@@ -1,19 +1,12 @@
-"""Schedules by epoch, and which cuts an epoch of so many hours takes.
+"""Schedules by epoch: a list of ``EPOCH:VALUE``, each from its epoch on, the first from 0.
 
-A schedule is a list of ``EPOCH:VALUE``, each from its epoch on, the first from 0. Everything is a
-function of the epoch and the seed, so a run resumes in the middle of a curriculum like anywhere.
-
-Epochs of so many hours are slices of an endless line of passes over the cuts, each pass in an order
-of its own: within a pass no cut comes twice, however the epochs fall. Where a schedule changes
-which cuts are eligible, the passes begin anew.
+Everything is a function of the epoch, so a run resumes in the middle of a curriculum like anywhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TypeVar
-
-import numpy as np
 
 from rvqlm.errors import UserError
 
@@ -67,31 +60,3 @@ def to_weights(text: str) -> tuple[float, ...]:
     if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
         raise ValueError
     return tuple(w / sum(weights) for w in weights)
-
-
-def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:
-    """Random numbers of their own for each (seed, epoch, stream < 256): Philox, counter-based."""
-    return np.random.Generator(
-        np.random.Philox(key=np.array([seed % (1 << 64), epoch << 8 | stream], np.uint64))
-    )
-
-
-def take_hours(
-    rows: np.ndarray, frames: np.ndarray, begin: float, end: float, seed: int, stream: int
-) -> np.ndarray:
-    """The rows whose cuts begin in frames [begin, end) of the endless line of passes over them.
-
-    :param rows: (n,) eligible rows, `frames` (n,) their lengths.
-    :param stream: of random numbers, one for each data set and change of what is eligible.
-    :return: rows, in the order of the line; a row comes again where several passes are touched.
-    """
-    total = int(frames.sum(dtype=np.int64))
-    found = []
-    for number in range(int(begin // total), int(-(-end // total))):
-        order = np.arange(len(rows), dtype=np.uint32)
-        # streams from 64 on: those below are the plan's
-        generator(seed, number, 64 + stream % 192).shuffle(order)
-        lengths = frames[order].astype(np.int64)
-        at = number * total + np.cumsum(lengths) - lengths
-        found.append(rows[order[(at >= begin) & (at < end)]])
-    return np.concatenate(found) if found else rows[:0]

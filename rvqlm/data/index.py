@@ -280,8 +280,7 @@ class TokenDataset:
     info: `CodecInfo` of the tokens; its num_codebooks are the levels served.
     frames: (N,) uint32, frames of every cut, memory-mapped.
     fingerprint: 16 hex digits over ids, lengths, places and codec: equal for equal data.
-    hours: of audio.
-    dtype: numpy dtype of the stored codes.
+    hours, dtype: of audio; numpy dtype of the stored codes.
     parts: (1,) first row of the data sets within: this is one (see `rvqlm.data.mixed`).
     """
 

@@ -23,7 +23,7 @@ import torch
 from rvqlm.data.batch import PAD, Batch
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
-from rvqlm.data.plan import EpochPlan, PlanConfig, plan_epoch
+from rvqlm.data.plan import EpochPlan, PlanConfig, check_epochs, plan_epoch
 from rvqlm.errors import UserError
 
 
@@ -63,6 +63,9 @@ class TokenLoader:
         self.conditions = conditions
         self.dataset, self.config, self.seed = dataset, config, seed
         self.rank, self.world_size, self.prefetch, self.pin = rank, world_size, prefetch, pin
+        if len(config.change_epochs()) > 1:
+            name = lambda row: repr(dataset.id_of(row))  # noqa: E731
+            check_epochs(dataset.frames, config, dataset.info.frame_rate, name, dataset.parts)
         self._epoch = 0
         self._history = [[world_size, 0]]  # of this epoch; the last is still going on
         self._plan: EpochPlan | None = None
@@ -128,7 +131,9 @@ class TokenLoader:
         """
         conditions = self.conditions.state() if self.conditions else {}
         mine = {"seed": self.seed, **asdict(self.config), **conditions}
-        theirs = {"seed": state["seed"], **state["plan"], **state.get("conditions", {})}
+        # flags that are younger than the state: their defaults are what it was made with
+        plan = asdict(PlanConfig()) | state["plan"]
+        theirs = {"seed": state["seed"], **plan, **state.get("conditions", {})}
         changed = [
             f"--{name.replace('_', '-')} was {theirs.get(name)}, is {mine.get(name)}"
             for name in sorted(mine.keys() | theirs.keys())

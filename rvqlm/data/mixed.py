@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class MixedDataset:
         self.split, self.info = first.split, first.info
         sizes = [len(d) for d in datasets]
         self.parts = np.cumsum([0, *sizes[:-1]])
+        self._first: list[int] = self.parts.tolist()  # for single rows, ten times as fast
         self.frames = np.concatenate([d.frames for d in datasets])
         self.num_frames = sum(d.num_frames for d in datasets)
         self.hours = sum(d.hours for d in datasets)
@@ -42,8 +44,8 @@ class MixedDataset:
 
     def place(self, row: int) -> tuple[TokenDataset, int]:
         """The data set of a row and the row within it."""
-        part = int(np.searchsorted(self.parts, row, side="right")) - 1
-        return self.datasets[part], int(row - self.parts[part])
+        part = bisect_right(self._first, row) - 1
+        return self.datasets[part], int(row) - self._first[part]
 
     def part_of(self, rows: np.ndarray) -> np.ndarray:
         """(n,) which data set each row belongs to."""

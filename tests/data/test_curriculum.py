@@ -1,11 +1,11 @@
 """Schedules by epoch, epochs by hours, and several data sets in one training."""
 
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from condition_fixtures import make_steps
 from token_fixtures import INFO, make_tokens
 
 from rvqlm.data.conditions import ConditionSet
@@ -14,6 +14,7 @@ from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.data.mixed import open_mixed
 from rvqlm.data.plan import PlanConfig, plan_epoch
+from rvqlm.data.selection import draw, pools, take
 from rvqlm.errors import UserError
 
 RATE = Fraction(50)
@@ -75,6 +76,39 @@ def test_a_schedule_of_durations_begins_its_passes_anew():
     assert len(np.unique(first_pass)) == len(first_pass)  # less than one pass: nothing twice
 
 
+@pytest.mark.parametrize("hours", [0.1, 0.02, 0.0007])
+def test_epochs_are_slices_of_a_line_of_passes(hours):
+    """Of short cuts and tenths, so that epochs end on cuts or beside them by a rounding error."""
+    rng = np.random.default_rng(1)
+    frames = np.concatenate([np.ones(50, int), rng.integers(1, 4, 70), np.full(30, 2)])
+    parts, weights = np.array([0, 50, 120]), ("0:1,4,5", "10:1,3,2", "13:2,1,0")
+    shares = [(0.1, 0.4, 0.5)] * 10 + [(1 / 6, 3 / 6, 2 / 6)] * 3 + [(2 / 3, 1 / 3, 0)] * 7
+    config = PlanConfig(epoch_hours=hours, mix_weights=weights)
+    epochs = [draw(frames, pools(frames, config, RATE, e, parts), 7) for e in range(20)]
+    streams = [pool.stream for pool in pools(frames, config, RATE, 0, parts)]
+    for part, (low, high) in enumerate(((0, 50), (50, 120), (120, 150))):
+        rows = np.arange(low, high)
+        drawn = [rows[(rows >= low) & (rows < high)] for rows in epochs]
+        total, line, wanted, got = int(frames[rows].sum()), [], 0.0, 0
+        for number in range(1 + sum(map(len, drawn)) // len(rows)):
+            a_pass = take(
+                rows, frames[rows], number * total, (number + 1) * total, 7, streams[part]
+            )
+            assert sorted(a_pass) == rows.tolist()
+            line += a_pass.tolist()
+        joined = np.concatenate(drawn).tolist()
+        assert joined == line[: len(joined)]
+        for of_epoch, share in zip(drawn, shares):
+            got += frames[of_epoch].sum()
+            wanted += share[part] * hours * 3600 * 50
+            assert abs(got - wanted) <= frames[rows].max() + 1e-6
+
+
+def test_a_far_epoch_needs_no_earlier_one():
+    _, _, lengths = items(10**9, epoch_hours=0.2)
+    assert abs(lengths.sum() - 0.2 * 3600 * 50) <= FRAMES.max()
+
+
 def test_mixing_by_hours_and_by_epoch():
     frames = np.concatenate([FRAMES, FRAMES[:50]])
     parts = np.array([0, 300])
@@ -101,6 +135,9 @@ def test_mixing_by_hours_and_by_epoch():
         ({"window_schedule": ("0:64",), "crop_frames": 5}, "exclude each other"),
         ({"window_schedule": ("0:0",)}, "--window-schedule 0:0"),
         ({"window_schedule": ("0:64",), "hop_frames": 65}, "would skip audio"),
+        ({"window_schedule": ("1:5",), "mix_weights": ("x",)}, "--window-schedule.*--mix-weights"),
+        ({"max_seconds_schedule": ("0:2",), "filter_min_duration": 3.0}, "is above"),
+        ({"epoch_hours": 0.0005}, "shorter than the longest cut"),
         ({"mix_weights": ("0:1,-1",)}, "--mix-weights 0:1,-1"),
         ({"mix_weights": ("0:1,1,1",)}, "3 weights and there are 1 data sets"),
         ({"epoch_hours": -1.0}, "--epoch-hours"),
@@ -108,8 +145,9 @@ def test_mixing_by_hours_and_by_epoch():
     ],
 )
 def test_mistakes(flags, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as error:
         items(0, **flags)
+    assert "\n" not in str(error.value)
 
 
 def test_for_validation():
@@ -158,6 +196,21 @@ def test_conditions_of_several_directories(folders):
         assert torch.equal(got.values[n, : got.lengths[n]], want.values[0])
 
 
+def test_conditions_must_agree(folders):
+    made = [make_steps(folder, "text", seed=n) for n, folder in enumerate(folders)]
+    mixed = open_mixed(folders, "train")
+    conditions = ConditionSet.open(mixed, ["text"])
+    rows = np.array([14, 3])
+    got = conditions.read(rows, np.zeros(2), mixed.frames[rows])["text"]
+    for n, want in enumerate((made[1][2], made[0][3])):
+        assert np.array_equal(got.values[n, : got.lengths[n]], want)
+    assert conditions.missing() == {"text": 1}
+    path = folders[1] / "text.json"
+    path.write_text(path.read_text().replace("at random", "otherwise"))
+    with pytest.raises(UserError, match=r"condition text: made differ between .*tokens1"):
+        ConditionSet.open(mixed, ["text"])
+
+
 def test_codecs_must_agree(folders, tmp_path):
     make_tokens(tmp_path, [20] * 4, info=type(INFO)(**{**INFO.to_dict(), "fingerprint": "f" * 16}))
     with pytest.raises(UserError, match="codec mismatch"):
@@ -190,25 +243,70 @@ def test_resume_across_changes_and_ranks(folders):
     assert stopped.epoch > 2
     for loader in (stopped, resumed):
         loader.close()
-    config = replace(config, epoch_hours=0.01)
-    # three ranks, then two, in the middle of an epoch: each item once
-    plan = TokenLoader(mixed, config, 5)._current_plan()
-    expected = sorted(zip(*(column.astype(int).tolist() for column in plan.items[:2])))
+
+
+def test_ranks_come_and_go_where_a_schedule_changes(folders):
+    """One rank into the epoch whose windows are longer, then three, then two: each item once."""
+    mixed = open_mixed(folders, "train")
+    config = PlanConfig(
+        max_duration=2.0,
+        window_schedule=("0:16", "1:24"),
+        mix_weights=("0:1,1", "1:1,4"),
+        epoch_hours=0.01,
+    )
+    plan = plan_epoch(mixed.frames, config, RATE, 5, 1, 1, parts=mixed.parts)
+    items = zip(*(column.astype(int).tolist() for column in plan.items))
+    expected = sorted((row, mixed.read(row, start, num).tobytes()) for row, start, num in items)
+    first = TokenLoader(mixed, config, 5).epoch_steps
     seen, state = [], None
-    for world, steps in ((1, 2), (3, 1), (2, None)):
+    for world, steps in ((1, first + 2), (3, 1), (2, None)):
         loaders = [TokenLoader(mixed, config, 5, rank, world) for rank in range(world)]
         for loader in loaders:
             if state:
                 loader.load_state_dict(state)
             left = loader.epoch_steps - loader.step if steps is None else steps
-            for _ in range(left):
-                batch = next(loader)
-                assert batch.epoch == 0
-                seen += [(int(i), n) for i, n in zip(batch.index, batch.lengths)]
+            for batch in (next(loader) for _ in range(left)):
+                for row, codes, num in zip(batch.index, batch.codes, batch.lengths):
+                    if batch.epoch == 1:
+                        codes = codes[:num].numpy().astype(mixed.dtype)
+                        seen.append((int(row), codes.tobytes()))
         state = loaders[0].state_dict()
         for loader in loaders:
             loader.close()
-    assert sorted(i for i, _ in seen) == [row for row, _ in expected]
+    assert state["epoch"] == 1 and [world for world, _ in state["history"]] == [1, 3, 2]
+    assert sorted(seen) == expected
+
+
+def test_a_state_from_before_there_were_schedules(folders):
+    dataset = TokenDataset.open(folders[0], "train")
+    old, new = (TokenLoader(dataset, PlanConfig(max_duration=1.0), 5) for _ in range(2))
+    want = batches(old, 3)[2]
+    new.load_state_dict(old.state_dict())
+    state = new.state_dict()
+    for name in ("window_schedule", "epoch_hours", "mix_weights"):
+        del state["plan"][name]
+    state["history"] = [[1, 2]]
+    new.load_state_dict(state)
+    assert torch.equal(next(new).codes, want)
+    changed = TokenLoader(dataset, PlanConfig(max_duration=1.0, epoch_hours=0.01), 5)
+    with pytest.raises(UserError, match=r"--epoch-hours was 0\.0, is 0\.01"):
+        changed.load_state_dict(state)
+    for loader in (old, new):
+        loader.close()
+
+
+def test_what_cannot_be_planned_later_is_refused_at_once(folders):
+    dataset = TokenDataset.open(folders[1], "train")
+    config = PlanConfig(max_duration=1.0, window_schedule=("0:8", "30:75"))
+    with pytest.raises(UserError, match=r"'cut-0002' has 75 frames .* than --max-duration"):
+        TokenLoader(dataset, config, 0)
+    config = PlanConfig(max_duration=2.0, max_seconds_schedule=("0:1.4", "30:0.5"))
+    with pytest.raises(UserError, match="none of 6 cuts"):
+        TokenLoader(dataset, config, 0)
+    # a cut that this epoch's hours leave out comes in another
+    frames = np.where(np.arange(300) == 170, 2000, FRAMES)
+    with pytest.raises(UserError, match="in row 170"):
+        items(0, frames, epoch_hours=0.02)
 
 
 def test_worst_batch_looks_ahead(folders):
