@@ -1,20 +1,22 @@
+import pytest
 import torch
 from torch import nn
 
 from rvqlm.training.ema import EMA
 
 
-def test_equals_the_formula():
+@pytest.mark.parametrize("warmup", [True, False])
+def test_equals_the_formula(warmup):
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    ema = EMA(model, decay=0.8)
+    ema = EMA(model, 0.8, warmup)
     naive = [p.detach().clone() for p in model.parameters()]
     for n in range(40):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p))
         ema.update()
-        decay = min(0.8, (1 + n) / (10 + n))
+        decay = min(0.8, (1 + n) / (10 + n)) if warmup else 0.8
         naive = [decay * a + (1 - decay) * p.detach() for a, p in zip(naive, model.parameters())]
     for a, b in zip(naive, ema.average):
         torch.testing.assert_close(a, b)
@@ -48,3 +50,24 @@ def test_weights_come_back_after_an_error():
     except ValueError:
         pass
     assert model.weight.item() == 3.0
+
+
+def test_state_round_trip():
+    model = nn.Linear(2, 3)
+    ema = EMA(model, decay=0.5)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    ema.update()
+    other = EMA(nn.Linear(2, 3), decay=0.5)
+    other.load_state_dict(ema.state_dict(model), ema.updates)
+    assert other.updates == 1
+    for a, b in zip(ema.average, other.average):
+        assert torch.equal(a, b) and a.data_ptr() != b.data_ptr()
+
+
+def test_swapping_moves_no_values():
+    model = nn.Linear(2, 3)
+    ema = EMA(model, decay=0.5)
+    weights, average = model.weight.data_ptr(), ema.average[0].data_ptr()
+    with ema.swapped():
+        assert (model.weight.data_ptr(), ema.average[0].data_ptr()) == (average, weights)

@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Train on one or several machines of a Slurm cluster: a task a GPU. It submits itself; arguments
+# after -- are those of `rvqlm trainer`:
+#
+#   tools/launch/slurm.sh --nodes 2 --gpus 8 --time 24:00:00 --partition gpu -- \
+#     --exp-dir exp/big --manifest-dir data/tokens --parallel fsdp
+#
+# Before the time is up training saves and the job is put into the queue again, where it goes on
+# from latest.pt; so a week of training needs no week of queue time. When the job is preempted it
+# saves too, and is queued again where the cluster's PreemptMode is REQUEUE or its PreemptParameters
+# have send_user_signal. After scancel it saves, too, and that is the end.
+# --exp-dir has to be on a file system that all machines share. The environment in which this is
+# called (PATH with rvqlm) is the job's.
+#
+#   --nodes N         machines (default 1)
+#   --gpus N          GPUs of each (default 8)
+#   --cpus N          CPU cores for a GPU: reading and batching (default 8)
+#   --time T          limit of one stretch, as Slurm writes it (default 24:00:00)
+#   --grace S         seconds before the limit at which training is told to save (default 300)
+#   --name NAME       of the job (default rvqlm)
+#   --log FILE        output (default NAME-%j.log; %j is the number of the job)
+#   --partition P, --account A, --qos Q, --constraint C
+#                     as of sbatch
+#   --dry-run         print the command and what it would run instead
+#   --help            this text
+set -euo pipefail
+
+usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; }
+fail() {
+  echo "$0: error: $*; see $0 --help" >&2
+  exit 2
+}
+
+# What every task runs: the variables that torchrun would set, from Slurm's. No torchrun, which
+# would kill the processes half a minute after a signal, in the middle of saving.
+# shellcheck disable=SC2016  # expanded by the task
+task='export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
+export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+exec rvqlm trainer "$@"'
+
+run_job() {
+  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+  MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs may share a machine
+  export MASTER_ADDR MASTER_PORT
+  local again=false status tasks
+  # To this shell alone, lest scancel by the user be taken for it. A signal for a job goes to its
+  # tasks.
+  trap 'again=true; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+  trap : TERM # the tasks have it too, and end by themselves
+  srun --kill-on-bad-exit=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" \
+    bash -c "$task" rvqlm-task "$@" &
+  tasks=$!
+  while status=0; do
+    wait "$tasks" || status=$?
+    kill -0 "$tasks" 2> /dev/null || break # else it was a signal that ended the waiting
+  done
+  if $again && ((status)); then
+    echo "the time is nearly up, training has saved: back into the queue" >&2
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$status"
+}
+
+if [[ ${1:-} == --inside-job ]]; then
+  shift
+  run_job "$@"
+fi
+
+nodes=1 gpus=8 cpus=8 time=24:00:00 grace=300 name=rvqlm log='' dry_run=false more=()
+while (($#)); do
+  case $1 in
+    --nodes | --gpus | --cpus | --grace)
+      [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail "$1 '${2:-}': a number, at least 1"
+      printf -v "${1#--}" %s "$2"
+      shift 2
+      ;;
+    --time | --name | --log)
+      [[ -n ${2:-} ]] || fail "$1 needs a value"
+      printf -v "${1#--}" %s "$2"
+      shift 2
+      ;;
+    --partition | --account | --qos | --constraint)
+      [[ -n ${2:-} ]] || fail "$1 needs a value"
+      more+=("$1=$2")
+      shift 2
+      ;;
+    --dry-run) dry_run=true && shift ;;
+    -h | --help) usage && exit 0 ;;
+    --) shift && break ;;
+    *) fail "unexpected argument '$1'; flags of the trainer come after --" ;;
+  esac
+done
+(($#)) || fail "no flags for rvqlm trainer after --"
+
+# A log that is appended to survives the return to the queue.
+command=(
+  sbatch "--nodes=$nodes" "--ntasks-per-node=$gpus" "--gpus-per-node=$gpus"
+  "--cpus-per-task=$cpus" "--time=$time" "--job-name=$name" "--output=${log:-$name-%j.log}"
+  --open-mode=append --requeue "--signal=B:USR1@$grace" "${more[@]}"
+  "${BASH_SOURCE[0]}" --inside-job "$@"
+)
+if $dry_run; then
+  printf '%q ' "${command[@]}"
+  printf '\n\n# each of %s tasks, MASTER_ADDR and MASTER_PORT being set:\n' $((nodes * gpus))
+  printf '%s\n' "${task/\"\$@\"/$(printf '%q ' "$@")}"
+  exit 0
+fi
+command -v sbatch > /dev/null || fail "sbatch is not on the PATH: this is no Slurm cluster"
+command -v rvqlm > /dev/null || fail "rvqlm is not on the PATH; run tools/setup.sh, then activate"
+exec "${command[@]}"
