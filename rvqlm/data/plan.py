@@ -200,12 +200,13 @@ def _check_longest(
     describe: Callable[[int], str],
 ) -> None:
     """Refuse cuts that no batch can hold before any of them is drawn."""
-    rows = max((pool.rows for pool in chosen), key=lambda rows: frames[rows].max())
-    part = config.window_frames or config.crop_frames or int(frames[rows].max())
-    long = min(part, int(frames[rows].max()))
+    tops = [int(frames[pool.rows].max()) for pool in chosen]
+    part = config.window_frames or config.crop_frames or max(tops)
+    long = min(part, max(tops))
     cost, limit = _cost(config, frame_rate)
     if cost(long) <= limit:
         return
+    rows = chosen[np.argmax(tops)].rows
     row = int(rows[np.argmax(frames[rows] >= long)])
     dearer = " with padding and --quadratic-frames" if config.quadratic_frames else ""
     raise UserError(

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from condition_fixtures import make_steps
+from condition_fixtures import edit_cuts, make_steps
 from token_fixtures import INFO, make_tokens
 
 from rvqlm.data.conditions import ConditionSet
@@ -157,12 +157,17 @@ def test_for_validation():
     assert PlanConfig(crop_schedule=("0:64",)).for_validation() == PlanConfig(window_frames=64)
 
 
+def stops_early_everywhere_but(row):
+    return lambda number, cut: cut["custom"].update(ends_recording=number == row)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     found = []
     for n, frames in enumerate(([20, 30, 40, 50] * 3, [60, 70, 80] * 2)):
         folder = tmp_path_factory.mktemp(f"tokens{n}")
         make_tokens(folder, frames, seed=n, speakers=2)
+        edit_cuts(folder, stops_early_everywhere_but(2 + n))
         found.append(folder)
     return found
 
@@ -179,7 +184,8 @@ def test_several_directories_are_one(folders):
         assert mixed.id_of(row) == dataset.id_of(inside) and mixed.frames[row] == len(
             dataset.read(inside)
         )
-    assert mixed.ends(rows).tolist() == [True] * 5
+    assert np.flatnonzero(mixed.ends(np.arange(18))).tolist() == [2, 12 + 3]
+    assert mixed.ends(np.array([15, 3, 2])).tolist() == [True, False, True]
     assert mixed.fingerprint not in {d.fingerprint for d in parts}
     assert open_mixed(folders, "train", num_codebooks=2).read(17).shape == (80, 2)
 
