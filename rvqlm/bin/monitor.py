@@ -48,9 +48,11 @@ def run(argv: Sequence[str] | None) -> int:
     from rvqlm.inspection.monitor_text import describe, table
 
     experiments = [Watched(e) for e in (args.exp_dir, *args.compare)]
+    gone: list[str] = []
     while True:
         width = shutil.get_terminal_size().columns
         lines = table(experiments) if args.compare else describe(experiments[0], width)
+        lines += gone
         if args.watch and is_terminal():
             print("\033[H\033[2J", end="")  # from the top of an empty screen
         print("\n".join(lines), flush=True)
@@ -61,8 +63,12 @@ def run(argv: Sequence[str] | None) -> int:
         if not args.watch:
             return 0
         time.sleep(args.every)
+        gone = []
         for experiment in experiments:
-            experiment.read()
+            try:
+                experiment.read()
+            except UserError as e:  # moved aside by a start from the beginning: it comes back
+                gone.append(str(e))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import json
 import os
 import time
+from math import isfinite
 from pathlib import Path
 
 from rvqlm.errors import UserError
-from rvqlm.training.checkpoint import last_stage
 from rvqlm.training.schedule import Budget
 
 MOST_POINTS = 4000
 _PATIENCE = 120.0
-"""Seconds without a new line after which a training counts as stalled, at least; and so many times
-the usual time between lines:"""
+"""Seconds without a new line after which a training counts as stalled, at least."""
 _TIMES = 10
+"""The same in times between lines."""
+_PAUSES = 3
+"""The same in times that the last validation or round of samples took."""
 
 
 class Series:
@@ -45,7 +47,7 @@ class Watched:
     """One experiment.
 
     :param exp_dir: of a training; of a model trained in stages the last stage is watched.
-    :raises UserError: there is no log.
+    :raises UserError: no training has begun there.
     """
 
     def __init__(self, exp_dir: str | Path):
@@ -54,7 +56,8 @@ class Watched:
         self.read()
 
     def _forget(self) -> None:
-        self.offset, self.torn = 0, ""
+        self.offset, self.tail = 0, b""
+        """Where the next line begins, and the line before it."""
         self.inode: int | None = None
         self.last: dict[str, dict] = {}
         """Newest line by kind."""
@@ -66,10 +69,11 @@ class Watched:
 
     @property
     def exp_dir(self) -> Path:
-        if (self.asked / "metrics.jsonl").exists():
+        # not by checkpoints: a stage is watched before its first one
+        staged = [p for p in self.asked.glob("stage[0-9]*") if _has_begun(p)]
+        if _has_begun(self.asked) or not staged:
             return self.asked
-        staged = sorted(self.asked.glob("stage[0-9]*/metrics.jsonl"))
-        return last_stage(self.asked) if not staged else staged[-1].parent
+        return max(staged, key=lambda p: (len(p.name), p.name))
 
     @property
     def path(self) -> Path:
@@ -78,21 +82,29 @@ class Watched:
     def read(self) -> None:
         """Take in what was written since the last time; all of it anew where the log was cut or
         replaced, as a resumed training does."""
+        path = self.path
         try:
-            stat = self.path.stat()
+            with open(path, "rb") as file:
+                self._read_on(file)
         except OSError:
-            raise UserError(
-                f"{self.path}: no log there; give the --exp-dir of a training that has begun"
-            ) from None
-        if stat.st_ino != self.inode or stat.st_size < self.offset:
+            if not _has_begun(path.parent):
+                raise UserError(
+                    f"{path}: no log there; give the --exp-dir of a training that has begun"
+                ) from None
+            self._forget()  # before its first line
+
+    def _read_on(self, file) -> None:
+        inode = os.fstat(file.fileno()).st_ino
+        file.seek(self.offset - len(self.tail))
+        # numbers of files are used again, so what was read last is compared too
+        if inode != self.inode or file.read(len(self.tail)) != self.tail:
             self._forget()
-            self.inode = stat.st_ino
-        with open(self.path, encoding="utf-8", errors="replace") as file:
-            file.seek(self.offset)
-            text = self.torn + file.read()
-            self.offset = file.tell()
-        *lines, self.torn = text.split("\n")
-        for line in lines:
+            self.inode = inode
+            file.seek(0)
+        for line in file:  # one at a time: a log of weeks has a GB
+            if not line.endswith(b"\n"):
+                break  # still being written
+            self.offset, self.tail = self.offset + len(line), line
             try:
                 self._take(json.loads(line))
             except (ValueError, KeyError, TypeError):
@@ -111,13 +123,14 @@ class Watched:
             for name in ("loss", "lr", "grad_norm", "frames_per_second", "mfu", "nats"):
                 self._add(name, step, line.get(name))
         elif kind == "valid":
-            self._add("valid", step, line["loss"])
-            if self.best is None or line["loss"] < self.best[0]:
-                self.best = line["loss"], step
+            loss = line["loss"]
+            self._add("valid", step, loss)
+            if self.best is None or loss < self.best[0]:
+                self.best = loss, step
         self.last[kind] = line
 
     def _add(self, name: str, step: int, value) -> None:
-        if value is not None:
+        if value is not None and (isinstance(value, list) or isfinite(value)):
             self.series.setdefault(name, Series()).add(step, value)
 
     # --------------------------------------------------------------------------------- state
@@ -125,6 +138,11 @@ class Watched:
     @property
     def newest(self) -> dict:
         return max(self.last.values(), key=lambda x: x["step"], default={})
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training; lines of samples have none."""
+        return max((x.get("elapsed", 0.0) for x in self.last.values()), default=0.0)
 
     def run(self) -> dict:
         """run.json, or nothing."""
@@ -143,8 +161,19 @@ class Watched:
             return {}
 
     def age(self) -> float:
-        """Seconds since the last line."""
-        return max(0.0, time.time() - self.path.stat().st_mtime)
+        """Seconds since the last line, or since the start where there is none."""
+        times = []
+        for name in ("metrics.jsonl", "run.json"):  # a start may be newer than the last line
+            try:
+                times.append((self.exp_dir / name).stat().st_mtime)
+            except OSError:
+                continue
+        return max(0.0, time.time() - max(times, default=0.0))
+
+    def patience(self) -> float:
+        """Seconds without a line that are nothing unusual."""
+        pauses = (self.last.get(kind, {}).get("seconds", 0.0) for kind in ("valid", "sample"))
+        return max(_PATIENCE, _TIMES * (self.between or 0.0), _PAUSES * sum(pauses))
 
     def state(self) -> str:
         """``running``, ``finished``, ``stopped (SIGTERM)``, or ``no line for 12 min: stalled or
@@ -154,7 +183,7 @@ class Watched:
         if ended and len(ended) >= len(run.get("started", [])):
             outcome = ended[-1]["outcome"]
             return outcome if outcome == "finished" else f"stopped ({outcome})"
-        if age <= max(_PATIENCE, _TIMES * (self.between or 0.0)):
+        if age <= self.patience():
             return "running"
         where = self._where()
         return f"no line for {span(age)}: stalled or killed{where}"
@@ -180,14 +209,16 @@ class Watched:
         )
         batches = self.run().get("data", {}).get("batches_per_epoch") or 1
         epochs = max(line["epoch"], line["step"] * flags.get("accum", 1) / batches)
-        return budget.progress(line["step"], epochs, line.get("elapsed", 0.0))
+        return budget.progress(line["step"], epochs, self.elapsed)
 
     def left(self) -> float | None:
         """Seconds to the end of the budget, at the mean speed so far."""
         share = self.progress()
-        if not share:
-            return None
-        return self.last.get("train", {}).get("elapsed", 0.0) * (1 - share) / share
+        return self.elapsed * (1 - share) / share if share else None
+
+
+def _has_begun(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("metrics.jsonl", "run.json"))
 
 
 def span(seconds: float) -> str:

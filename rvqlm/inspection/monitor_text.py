@@ -46,7 +46,7 @@ def describe(watched: Watched, width: int = 100) -> list[str]:
     lines = [
         f"{w.exp_dir}: {w.state()}",
         f"  at       step {newest['step']:,}, epoch {newest['epoch'] + 1}, "
-        f"{clock(newest.get('elapsed', 0.0))} of training, {_share(share)} of the budget"
+        f"{clock(w.elapsed)} of training, {_share(share)} of the budget"
         + (f", {clock(left)} left" if left and w.state() == "running" else ""),
     ]
     if run:
@@ -69,7 +69,7 @@ def describe(watched: Watched, width: int = 100) -> list[str]:
     if losses:
         line = sparkline(losses.values, max(10, width - 12))
         lines += [f"           {line}", f"           train {losses.values[0]:.3f} ... "
-                  f"{losses.values[-1]:.3f}"]  # fmt: skip
+                  f"{_number(train.get('loss'), '.3f')}"]  # fmt: skip
     skips = ", ".join(f"{w.totals[k]} {k}" for k in ("nonfinite", "outlier", "overflow"))
     lines += [
         f"  steps    lr {_number(train.get('lr'), '.3g')}, gradient "
@@ -92,7 +92,7 @@ def describe(watched: Watched, width: int = 100) -> list[str]:
 ROWS: list[tuple[str, Callable[[Watched], str]]] = [
     ("state", lambda w: w.state().split(":")[0]),
     ("step", lambda w: _number(w.newest.get("step"), ",")),
-    ("hours", lambda w: _number(w.newest.get("elapsed", 0.0) / 3600, ".2f")),
+    ("hours", lambda w: _number(w.elapsed / 3600, ".2f")),
     ("train loss", lambda w: _number(w.last.get("train", {}).get("loss"), ".4f")),
     ("valid loss", lambda w: _number(w.last.get("valid", {}).get("loss"), ".4f")),
     ("best valid", lambda w: _number(w.best and w.best[0], ".4f")),

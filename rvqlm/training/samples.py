@@ -54,6 +54,7 @@ class SampleWriter:
         self.info, self.log, self.seed = dataset.info, log, seed
         self.folder = Path(exp_dir) / "samples"
         self._codec = None
+        self._said: set[str] = set()
         self._counts: np.ndarray | None = None
 
     def write(self, model, step: int, epoch: int = 0, beat=lambda: None) -> list[Path]:
@@ -69,7 +70,10 @@ class SampleWriter:
                 return self._write(model, step, epoch, beat)
         except Exception as e:  # whatever went wrong, training is worth more
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            print(f"no samples at step {step}: {reason}", file=sys.stderr, flush=True)
+            # what a model or its data cannot do does not change within a training
+            if not isinstance(e, UserError) or reason not in self._said:
+                print(f"no samples at step {step}: {reason}", file=sys.stderr, flush=True)
+            self._said.add(reason)
             return []
 
     def _write(self, model, step: int, epoch: int, beat) -> list[Path]:
@@ -78,15 +82,17 @@ class SampleWriter:
         began = time.monotonic()
         codec = self._load_codec(model)
         starts = self._starts(model)
-        if not (self.folder / "reference").is_dir():
-            self._write_reference([s.source for s in starts if s.source], step)
-        folder = self.folder / f"step-{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
         paths, made = [], []
         groups = [[s for s in starts if len(s.codes)], [s for s in starts if not len(s.codes)]]
         for group in filter(None, groups):
             beat()
             generation = self._generate(model, group)
+            # folders are made once there is something to put there
+            if not (self.folder / "reference").is_dir():
+                beat()
+                self._write_reference([s.source for s in starts if s.source], step)
+            folder = self.folder / f"step-{step:08d}"
+            folder.mkdir(parents=True, exist_ok=True)
             for start, item, stop in zip(group, generation.items(), generation.stop):
                 beat()
                 paths.append(self._write_one(codec, folder, start, item, stop, step))
@@ -126,6 +132,7 @@ class SampleWriter:
         return model.generate(
             torch.nn.utils.rnn.pad_sequence([p.codes for p in group], batch_first=True),
             lengths,
+            min_frames=lengths + 1,  # an end at once would be nothing to hear
             limits=torch.full_like(lengths, total),
             sampling=SamplingConfig(c.sample_temperature, c.sample_top_k),
             conditions=pad([p.given for p in group], model.conditions),
@@ -156,6 +163,14 @@ class SampleWriter:
         return write_sample(folder / f"{start.name}.wav", audio, info.sampling_rate, about)
 
     def _write_reference(self, names: list[str], step: int) -> None:
+        """Recordings and what the codec makes of them; without them the rest is still made."""
+        (self.folder / "reference").mkdir(parents=True)
+        try:
+            self._write_recordings(names, step)
+        except Exception as e:
+            print(f"samples: no recordings to compare with: {e}", file=sys.stderr, flush=True)
+
+    def _write_recordings(self, names: list[str], step: int) -> None:
         from rvqlm.evaluation.clips import held_out
 
         directory, split = self.dataset.directory, self.dataset.split
@@ -164,7 +179,6 @@ class SampleWriter:
         shown, remarks = held_out(directory, split, stored, names, len(names), seconds)
         for remark in remarks:
             print(f"samples: {remark}", file=sys.stderr)
-        (self.folder / "reference").mkdir(parents=True, exist_ok=True)
         for recording in shown:
             for clip in recording.clips:
                 name = f"{clip.kind}-{recording.id.replace('/', '_')}"
@@ -175,20 +189,33 @@ class SampleWriter:
                 self.log.audio(name, step, audio.mean(0), clip.sampling_rate)
 
     def _compare(self, made: list[np.ndarray], step: int) -> dict:
-        """Histograms of the codes that were made, and their divergence from the data's."""
+        """Histograms of the codes that were made, and their divergence from the data's; beside it
+        that of as many codes of recordings, which is about what a perfect model comes to."""
         K, V = self.info.num_codebooks, self.info.codebook_size
+        rows = np.random.default_rng(self.seed).permutation(len(self.dataset))[:_COUNTED_CUTS]
         if self._counts is None:
-            rows = np.random.default_rng(self.seed).permutation(len(self.dataset))[:_COUNTED_CUTS]
             self._counts = count_codes((self.dataset.read(row) for row in rows), self.info)
         counts = count_codes(made, self.info)
-        p, q = (
-            (c + 1) / (c + 1).sum(1, keepdims=True) for c in (counts.astype(float), self._counts)
-        )
+        few, left = [], sum(map(len, made))
+        longest = max(map(len, made))
+        for row in rows:
+            few.append(self.dataset.read(row)[: min(left, longest)])
+            left -= len(few[-1])
+            if not left:
+                break
+        some = count_codes(few, self.info)
         codes = np.concatenate(made).reshape(-1, K)
         for level in range(K):
             self.log.histogram(f"codes/level_{level}", step, codes[:, level], bins=min(V, 256))
         return {
-            "kl_from_data": (p * np.log(p / q)).sum(1).tolist(),
+            "kl_from_data": _divergence(counts, self._counts),
+            "kl_of_recordings": _divergence(some, self._counts - some),
             "codes_used": [int(n) for n in (counts > 0).sum(1)],
             "frames": len(codes),
         }
+
+
+def _divergence(counts: np.ndarray, others: np.ndarray) -> list[float]:
+    """KL(counts || others) in nats of each level, of counts (K, V) with one added everywhere."""
+    p, q = ((c + 1.0) / (c + 1.0).sum(1, keepdims=True) for c in (counts, others))
+    return (p * np.log(p / q)).sum(1).tolist()

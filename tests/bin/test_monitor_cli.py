@@ -13,14 +13,15 @@ def write_experiment(exp_dir, lines, ended=(), age=0.0, flags=None):
     exp_dir.mkdir(parents=True, exist_ok=True)
     log = exp_dir / "metrics.jsonl"
     log.write_text("".join(json.dumps(x) + "\n" for x in lines))
-    when = time.time() - age
-    os.utime(log, (when, when))
     run = {
         "commands": ["a"], "started": ["2026-01-01"], "ended": list(ended), "ranks": 2,
         "model": "codec-lm", "parameters": 1234567, "commit": "abc",
         "data": {"batches_per_epoch": 100},
     }  # fmt: skip
     (exp_dir / "run.json").write_text(json.dumps(run))
+    when = time.time() - age
+    for path in (log, exp_dir / "run.json"):
+        os.utime(path, (when, when))
     flags = flags or {"max-steps": 100, "num-epochs": 0, "max-minutes": 0.0, "accum": 1}
     (exp_dir / "config.yaml").write_text(json.dumps(flags))
     return exp_dir
@@ -69,6 +70,14 @@ def test_states(tmp_path, ended, age, state):
     assert Watched(write_experiment(tmp_path, LINES, ended, age)).state() == state
 
 
+def test_long_validations_are_no_stall(tmp_path):
+    lines = [*LINES[:-1], {**LINES[-1], "seconds": 300.0}]
+    assert Watched(write_experiment(tmp_path, lines, age=850.0)).state() == "running"
+    assert "stalled" in Watched(write_experiment(tmp_path, lines, age=950.0)).state()
+    os.utime(tmp_path / "run.json")  # started again, no line yet
+    assert Watched(tmp_path).state() == "running"
+
+
 def test_where_the_ranks_hang(tmp_path):
     exp_dir = write_experiment(tmp_path, LINES, age=7200.0)
     (exp_dir / "ranks").mkdir()
@@ -92,11 +101,63 @@ def test_reads_on_and_starts_anew_after_a_resume(tmp_path):
     assert watched.newest["step"] == 20 and len(watched.series["loss"].steps) == 2
 
 
+def test_a_log_of_the_same_file_number_and_length_is_noticed(tmp_path):
+    exp_dir = write_experiment(tmp_path, LINES)
+    watched = Watched(exp_dir)
+    log = exp_dir / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"step": 50', '"step": 70'))  # in place
+    watched.read()
+    assert watched.newest["step"] == 70 and 50 not in watched.series["loss"].steps
+
+
+def test_before_the_first_line(tmp_path, capfd):
+    exp_dir = write_experiment(tmp_path / "x", LINES)
+    watched = Watched(exp_dir)
+    (exp_dir / "metrics.jsonl").unlink()
+    assert monitor.main([str(exp_dir)]) == 0
+    assert capfd.readouterr().out == f"{exp_dir}: running, nothing logged yet\n"
+    watched.read()
+    assert watched.newest == {} and not watched.series
+
+
+def test_watching_goes_on_while_a_run_is_moved_aside(tmp_path, capfd, monkeypatch):
+    exp_dir = write_experiment(tmp_path / "x", LINES[:2])
+    looks = []
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 1:
+            exp_dir.rename(tmp_path / "old")
+        elif len(looks) == 2:
+            write_experiment(exp_dir, LINES[:1])
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(monitor.time, "sleep", sleep)
+    assert monitor.main([str(exp_dir), "--watch", "--every", "7"]) == 130
+    assert looks == [7.0] * 3
+    looks = capfd.readouterr().out.split(f"{exp_dir}: ")[1:]
+    shown = [("step 20," in x, "step 10," in x, "no log there" in x) for x in looks]
+    assert shown == [(True, False, False), (True, False, True), (False, True, False)]
+
+
 def test_memory_stays_bounded(tmp_path):
     write_experiment(tmp_path, [train(s, 1.0) for s in range(1, 3 * MOST_POINTS)])
     series = Watched(tmp_path).series["loss"]
     assert len(series.steps) <= MOST_POINTS and series.every == 4
     assert series.steps[:3] == [1, 5, 9]
+
+
+def test_one_line_of_a_log_is_held_at_a_time(tmp_path):
+    import tracemalloc
+
+    write_experiment(tmp_path, [train(s, 1.0, more="x" * 20_000) for s in range(500)])  # 10 MB
+    tracemalloc.start()
+    try:
+        Watched(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_stages_and_comparison_and_picture(tmp_path, capfd):
@@ -110,6 +171,21 @@ def test_stages_and_comparison_and_picture(tmp_path, capfd):
     row = next(x for x in out.splitlines() if x.startswith("step"))
     assert row.split() == ["step", "50", "30"]
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+
+
+def test_time_goes_on_where_samples_are_the_newest_line(tmp_path, capfd):
+    sample = {"kind": "sample", "step": 55, "epoch": 0, "frames": 9, "seconds": 2.0}
+    flags = {"max-steps": 0, "num-epochs": 0, "max-minutes": 2.0, "accum": 1}
+    assert monitor.main([str(write_experiment(tmp_path, [*LINES, sample], flags=flags))]) == 0
+    out = capfd.readouterr().out
+    assert "step 55, epoch 1, 0:50 of training, 42 % of the budget, 1:10 left" in out
+    assert "samples/step-00000055" in out
+
+
+def test_losses_that_are_no_numbers(tmp_path, capfd):
+    lines = [train(10, 3.0), train(20, float("nan")), train(30, float("inf")), train(40, 1.0)]
+    assert monitor.main([str(write_experiment(tmp_path, lines))]) == 0
+    assert "█▁" in capfd.readouterr().out
 
 
 def test_interval_without_a_loss(tmp_path, capfd):

@@ -84,6 +84,40 @@ def test_on_tensorboard(tokens, tmp_path):
     assert "codes/level_0" in tags["histograms"] and "sample/frames" in tags["scalars"]
 
 
+def test_recordings_and_what_the_codec_makes_of_them(tokens, tmp_path, capfd):
+    import shutil
+
+    import numpy as np
+    from lhotse import CutSet, Recording
+
+    folder = shutil.copytree(tokens, tmp_path / "tokens")
+    writer, _, dataset = make(folder, tmp_path)
+    info, wav = dataset.info, tmp_path / "a.wav"
+    tone = 0.5 * np.sin(np.arange(info.num_samples(100)) / 10)
+    soundfile.write(wav, tone, info.sampling_rate)
+    cuts = []
+    for row in range(len(dataset)):
+        recording = Recording.from_file(wav, recording_id=dataset.id_of(row))
+        cuts.append(recording.to_cut().with_id(dataset.id_of(row)))
+    CutSet.from_cuts(cuts).to_file(folder / "audio_cuts.jsonl.gz")
+    paths = writer.write(model_of(dataset), 1)
+    prompt = json.loads(paths[0].with_suffix(".json").read_text())["prompt"]
+    reference = tmp_path / "samples/reference"
+    assert sorted(p.name for p in reference.glob("*.wav")) == [
+        f"codec-{prompt}.wav",
+        f"original-{prompt}.wav",
+    ]
+    heard, _ = soundfile.read(reference / f"original-{prompt}.wav")
+    assert len(heard) / info.sampling_rate == pytest.approx(0.6, abs=0.1)
+    assert np.abs(heard - tone[: len(heard)]).max() < 1e-3
+    assert len(list(tmp_path.rglob("*.wav"))) == 5
+    (folder / "audio_cuts.jsonl.gz").write_bytes(b"no gzip")
+    other, _, _ = make(folder, tmp_path / "other")
+    capfd.readouterr()
+    assert len(other.write(model_of(dataset), 1)) == 2
+    assert "samples: no recordings to compare with" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -129,6 +163,65 @@ def test_a_failure_costs_a_line(tokens, tmp_path, capfd):
     writer.config.sample_prompt_seconds = 50.0
     assert writer.write(model_of(dataset), 5) == []
     assert "no samples at step 5" in capfd.readouterr().err
+
+
+def test_a_stage_that_cannot_generate_says_so_once_and_leaves_nothing(tokens, tmp_path, capfd):
+    writer, _, dataset = make(tokens, tmp_path)
+    model = model_of(dataset, "valle", train_stage=1).train()
+    assert writer.write(model, 1) == [] and writer.write(model, 2) == []
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "no samples at step 1: this valle" in said
+    assert model.training and not (tmp_path / "samples").exists()
+    assert writer.write(model_of(dataset, "valle", train_stage=2), 3)
+    recognizer = type("Recognizer", (torch.nn.Linear,), {"generates": False, "name": "recognizer"})
+    assert writer.write(recognizer(1, 1), 4) == []
+    assert "no samples at step 4: a recognizer predicts no codes" in capfd.readouterr().err
+
+
+def test_ctrl_c_is_not_swallowed_and_the_mode_is_as_it_was(tokens, tmp_path):
+    writer, _, dataset = make(tokens, tmp_path)
+    model = model_of(dataset).train()
+    model._generate = lambda request: (_ for _ in ()).throw(KeyboardInterrupt)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with pytest.raises(KeyboardInterrupt):
+        writer.write(model, 1)
+    assert model.training and torch.equal(torch.rand(3), expected)
+
+
+def test_a_model_that_ends_at_once_is_heard_too(tokens, tmp_path, capfd):
+    writer, log, dataset = make(tokens, tmp_path)
+    model = model_of(dataset)
+    torch.nn.init.constant_(model.end_head.linear.bias, 1e4)
+    paths = writer.write(model, 1)
+    log.close()
+    assert len(paths) == 2 and "no samples" not in capfd.readouterr().err
+    about = [json.loads(p.with_suffix(".json").read_text()) for p in paths]
+    frame = 1 / float(dataset.info.frame_rate)
+    for sample in about:
+        assert sample["stop"] == "eos"
+        assert sample["seconds"] - sample["prompt_seconds"] == pytest.approx(frame)
+
+
+def test_divergence_from_the_data(tokens, tmp_path):
+    import numpy as np
+
+    writer, _, dataset = make(tokens, tmp_path)
+    rows = np.random.default_rng(1).permutation(len(dataset))
+    values = writer._compare([dataset.read(int(row))[:20] for row in rows[:2]], 1)
+    stuck = writer._compare([np.full_like(dataset.read(0)[:20], 3)] * 2, 2)
+    data = np.concatenate([dataset.read(i) for i in range(len(dataset))])
+    V = dataset.info.codebook_size
+    p = np.ones(V)
+    p[3] += 40
+    q = np.bincount(data[:, 0].astype(int), minlength=V) + 1.0
+    p, q = p / p.sum(), q / q.sum()
+    assert stuck["kl_from_data"][0] == pytest.approx((p * np.log(p / q)).sum())
+    assert stuck["codes_used"] == [1] * dataset.info.num_codebooks and stuck["frames"] == 40
+    for level in range(dataset.info.num_codebooks):
+        assert 0 <= values["kl_from_data"][level] < stuck["kl_from_data"][level]
+        assert stuck["kl_of_recordings"][level] < stuck["kl_from_data"][level]
 
 
 def test_listening_changes_no_training(tokens, tmp_path):
