@@ -37,7 +37,7 @@ class MixedDataset:
         self.num_frames = sum(d.num_frames for d in datasets)
         self.hours = sum(d.hours for d in datasets)
         self.dtype = max((d.dtype for d in datasets), key=lambda dtype: dtype.itemsize)
-        prints = " ".join(d.fingerprint for d in datasets)
+        prints = " ".join(" ".join(_content(d)) for d in datasets)
         self.fingerprint = hashlib.sha256(prints.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -76,6 +76,12 @@ class MixedDataset:
         return dataset.id_of(inside)
 
 
+def _content(dataset: TokenDataset) -> tuple[str, ...]:
+    """What tells two data sets apart: tokens of a changed copy of the audio have the same ids and
+    lengths, so the checksums of their codes count too."""
+    return (dataset.fingerprint, *(shard["sha256"] for shard in dataset.header["tokens"]))
+
+
 def open_mixed(
     directories: Sequence[str | os.PathLike], split: str, num_codebooks: int | None = None
 ) -> MixedDataset:
@@ -84,7 +90,7 @@ def open_mixed(
     first, seen = datasets[0], {}
     for dataset in datasets:
         dataset.info.require_same(first.info, str(dataset.directory), str(first.directory))
-        if (other := seen.setdefault(dataset.fingerprint, dataset)) is not dataset:
+        if (other := seen.setdefault(_content(dataset), dataset)) is not dataset:
             raise UserError(
                 f"{dataset.directory} has the data of {other.directory}: give each once and weigh "
                 "it with --mix-weights"

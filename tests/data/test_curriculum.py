@@ -223,6 +223,12 @@ def test_codecs_must_agree(folders, tmp_path):
         open_mixed([folders[0], tmp_path], "train")
     with pytest.raises(UserError, match=r"has the data of"):
         open_mixed([folders[0], folders[0]], "train")
+    # as after a change of the audio: ids and lengths are those of the original, codes are not
+    for n in range(2):
+        make_tokens(tmp_path / str(n), [20] * 4, seed=n)
+    both = open_mixed([tmp_path / "0", tmp_path / "1"], "train")
+    swapped = open_mixed([tmp_path / "1", tmp_path / "0"], "train")
+    assert len(both) == 8 and both.fingerprint != swapped.fingerprint
 
 
 def batches(loader, number):
