@@ -28,4 +28,6 @@ source egs/shared/environment.sh
 
 ruff format --check .
 ruff check .
-python -m pytest "$@"
+# a worker for each core, but no more than four: each takes a few GB of memory
+workers=$(getconf _NPROCESSORS_ONLN)
+python -m pytest -n $((workers < 4 ? workers : 4)) --dist loadfile "$@"
