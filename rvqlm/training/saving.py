@@ -13,12 +13,8 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.training.archives import archive
-from rvqlm.training.checkpoint import (
-    FORMAT,
-    load_checkpoint,
-    require_resumable,
-    save_checkpoint,
-)
+from rvqlm.training.checkpoint import FORMAT, load_checkpoint, require_resumable
+from rvqlm.training.sharded import load_sharded, save_sharded
 
 
 def state_of(trainer) -> dict:
@@ -87,33 +83,43 @@ def _restore_weights(t, state: dict) -> None:
 
 
 def load(trainer, path: Path) -> dict:
-    """The checkpoint as this trainer can take it in: whole tensors, or its shards of them."""
-    state = load_checkpoint(path)
-    return state
+    """The checkpoint as this trainer can take it in: whole tensors, or its shards of them. All
+    ranks call it."""
+    state = error = None
+    try:
+        state = load_checkpoint(path, gather=False)
+    except UserError as e:
+        error = str(e)
+    trainer.world.raise_together(error)
+    return load_sharded(path, state, state_of(trainer), trainer.world)
 
 
 def save(trainer, improved: bool, archived: bool) -> None:
     """Write latest.pt, with `improved` best.pt of the same content, and archives as the flags
-    say."""
+    say. All ranks call it."""
     t, flags = trainer, trainer.config.save
-    if not t.world.main:
-        return
     latest, best = t.exp_dir / "latest.pt", t.exp_dir / "best.pt"
     if improved:
-        save_checkpoint(state_of(t), best, also=latest)
+        save_sharded(state_of(t), best, t.world, also=latest)
     else:
-        save_checkpoint(state_of(t), latest)
-    if archived:
-        archive(t.exp_dir, latest, t.step, flags.keep_archived)
-    if improved and flags.archive_best:
-        archive(t.exp_dir, best, t.step, flags.keep_archived)
+        save_sharded(state_of(t), latest, t.world)
+    error = None
+    try:
+        if archived and t.world.main:
+            archive(t.exp_dir, latest, t.step, flags.keep_archived)
+        if improved and flags.archive_best and t.world.main:
+            archive(t.exp_dir, best, t.step, flags.keep_archived)
+    except UserError as e:
+        error = str(e)
+    t.world.raise_together(error)
 
 
 @contextmanager
 def weights_for_samples(trainer) -> Iterator:
-    """The model with the averaged weights, ready to generate."""
-    with trainer.ema.swapped() if trainer.ema is not None else nullcontext():
-        yield trainer.model
+    """The model with the averaged weights, ready to generate on any rank; all ranks enter."""
+    averaged = trainer.ema.swapped() if trainer.ema is not None else nullcontext()
+    with averaged, trainer.world.whole(trainer.model) as model:
+        yield model
 
 
 def require_same_run(trainer, state: dict, where: str) -> None:

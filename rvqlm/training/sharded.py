@@ -176,6 +176,9 @@ def _require_same_disk(directory: Path, files: dict[str, list[int]]) -> None:
 
 def _remove_unused(folder: Path) -> None:
     """Delete directories of shards that no checkpoint of `folder` names."""
+    directories = [p for p in folder.glob("*.dcp") if _DIRECTORY.fullmatch(p.name)]
+    if not directories:
+        return
     used = set()
     for path in folder.glob("*.pt"):
         try:
@@ -185,8 +188,8 @@ def _remove_unused(folder: Path) -> None:
             return
         if isinstance(state, dict) and "sharded" in state:
             used.add(state["sharded"])
-    for directory in folder.glob("*.dcp"):
-        if _DIRECTORY.fullmatch(directory.name) and directory.name not in used:
+    for directory in directories:
+        if directory.name not in used:
             shutil.rmtree(directory, ignore_errors=True)
 
 
