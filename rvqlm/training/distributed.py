@@ -151,6 +151,7 @@ class World:
             if block.cross is not None:  # used before the block is: the memory is read first
                 fully_shard(block.cross.key_value, mesh=mesh)
             fully_shard(block, mesh=mesh)
+            block.register_forward_hook(_forget_casts)
         # all else stays together from forward to backward: heads and tables are used outside of
         # any forward but the model's own
         fully_shard(model, mesh=mesh)
@@ -208,6 +209,13 @@ def _fsdp_modules(model: nn.Module) -> list:
     from torch.distributed.fsdp import FSDPModule
 
     return [m for m in model.modules() if isinstance(m, FSDPModule)]
+
+
+def _forget_casts(block: nn.Module, args, output) -> None:
+    """Under autocast, weights in bf16 are remembered by the parameter they were made of. Under
+    FSDP2 a pass without gradients (scheduled sampling) would leave such for the pass with them,
+    which would then end there: no weight of the block would learn."""
+    torch.clear_autocast_cache()
 
 
 def _reshard_without_grad(model: nn.Module, args, output) -> None:

@@ -53,10 +53,11 @@ def batch_of(model, rank: int, step: int, micro: int):
 class Run:
     """The trainer's steps, for some of the ranks: all of them make one process, one makes a rank.
 
-    `world`: of a rank; None: one process.
+    `world`: of a rank; None: one process. `mixed`: bf16 autocast.
     """
 
-    def __init__(self, model, ranks, size, world=None, optimizer="adamw"):
+    def __init__(self, model, ranks, size, world=None, optimizer="adamw", mixed=False):
+        self.mixed = mixed
         self.model, self.ranks, self.size, self.world = model, ranks, size, world
         self.module = world.wrap(model) if world else model
         # eps: gradients that are zero but for rounding must not decide
@@ -79,11 +80,11 @@ class Run:
             for micro in range(ACCUM):
                 batch = batch_of(self.model, rank, self.step, micro)
                 if self.world is None:
-                    out = self.module(batch)
+                    out = self.forward(batch)
                     out.loss.backward()
                 else:
                     with self.world.no_sync(self.module, skip=micro < ACCUM - 1):
-                        out = self.module(batch)
+                        out = self.forward(batch)
                         out.loss.backward()
                 sums += torch.stack([out.loss.detach(), out.normalizer])
         grads = [p.grad for p in self.optimizers.params if p.grad is not None]
@@ -100,6 +101,10 @@ class Run:
         self.ema.update()
         self.step += 1
         return [float(sums[0] / sums[1]), norm, self.held_out()]
+
+    def forward(self, batch):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
+            return self.module(batch)
 
     def held_out(self) -> float:
         """Of the averaged weights, over batches of all ranks."""

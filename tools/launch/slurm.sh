@@ -42,20 +42,28 @@ run_job() {
   MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
   MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs may share a machine
   export MASTER_ADDR MASTER_PORT
-  local again=false status tasks
+  local again=false status tasks status_file
+  status_file=$(mktemp) # what wait returns is not reliable when signals come
   # To this shell alone, lest scancel by the user be taken for it. A signal for a job goes to its
   # tasks.
   trap 'again=true; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
   trap : TERM # the tasks have it too, and end by themselves
-  srun --kill-on-bad-exit=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" \
-    bash -c "$task" rvqlm-task "$@" &
+  {
+    trap : USR1 TERM # this one waits to the end
+    status=0
+    srun --kill-on-bad-exit=1 "--cpus-per-task=$SLURM_CPUS_PER_TASK" \
+      bash -c "$task" rvqlm-task "$@" || status=$?
+    echo "$status" > "$status_file"
+  } &
   tasks=$!
-  while status=0; do
-    wait "$tasks" || status=$?
-    kill -0 "$tasks" 2> /dev/null || break # else it was a signal that ended the waiting
+  while kill -0 "$tasks" 2> /dev/null; do
+    wait "$tasks" || true # signals end the waiting, too
   done
+  status=$(< "$status_file")
+  : "${status:=1}" # killed
+  rm -f "$status_file"
   if $again && ((status)); then
-    echo "the time is nearly up, training has saved: back into the queue" >&2
+    echo "the time is nearly up (exit status $status after SIGTERM): back into the queue" >&2
     scontrol requeue "$SLURM_JOB_ID"
   fi
   exit "$status"
