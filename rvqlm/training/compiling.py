@@ -142,7 +142,7 @@ def _to_try(shapes: Collection[tuple[int, int]], dynamic: bool) -> list[tuple[in
 def reshaped(batch: Batch, items: int, frames: int) -> Batch:
     """A batch of so many items of so many frames each, the given one's over and over.
 
-    >>> batch = Batch.from_codes([torch.arange(3)[:, None], torch.ones(1, 1)])
+    >>> batch = Batch.from_codes([torch.arange(3)[:, None]])
     >>> reshaped(batch, 1, 5).codes.flatten().tolist()
     [0, 1, 2, 0, 1]
     """
