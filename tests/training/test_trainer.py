@@ -1,9 +1,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -255,54 +252,3 @@ def test_every_log_flag_has_an_effect(tmp_path):
 def test_seeds_of_steps_differ():
     seeds = {step_seed(s, r, n) for s in range(3) for r in range(3) for n in range(50)}
     assert len(seeds) == 450 and all(0 <= s < 2**63 for s in seeds)
-
-
-WORKER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from toy import ToyLoader, toy_flags, toy_trainer
-from rvqlm.training.distributed import World
-world = World()
-flags = toy_flags(Path(sys.argv[2]), accum=2, max_steps=6)
-loader = ToyLoader(steps=4, rank=world.rank, world_size=world.size)
-toy_trainer(flags, loader, world).fit()
-world.close()
-"""
-
-
-def test_two_processes_equal_one(tmp_path):
-    """Two ranks with two micro-batches each against one process with the same four."""
-    here = Path(__file__).parents[1] / "helpers"
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(here), str(tmp_path / "two")],
-            env=os.environ | where | {"RANK": str(r), "LOCAL_RANK": str(r)},
-        )
-        for r in range(2)
-    ]
-    # the same batches in one process: rank is the fastest index
-    flags = toy_flags(tmp_path / "one", accum=4, max_steps=6)
-    toy_trainer(flags, ToyLoader(steps=8)).fit()
-    assert [p.wait(timeout=120) for p in ranks] == [0, 0]
-    one, two = (load_checkpoint(tmp_path / d / "latest.pt") for d in ("one", "two"))
-    for name in one["model"]:
-        torch.testing.assert_close(one["model"][name], two["model"][name], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(one["ema"][name], two["ema"][name], rtol=1e-4, atol=1e-5)
-    for name in ("loss", "grad_norm", "frames"):  # AdamW itself would not notice a wrong scale
-        values = [
-            [x[name] for x in log_of(tmp_path / d) if x["kind"] == "train"] for d in ("one", "two")
-        ]
-        assert values[0] == pytest.approx(values[1], rel=1e-5), name
-    assert one["total_frames"] == two["total_frames"]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
