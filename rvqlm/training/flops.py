@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from functools import cache
 
 import torch
@@ -33,10 +34,12 @@ def forward_flops(model, batch: Batch) -> int:
     training = model.training
     model.eval()
     try:
-        # the counter does not know the attention kernel of CPUs
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            with FlopCounterMode(display=False) as counter:
-                model(batch)
+        # the counter does not know the attention kernel of CPUs; the plain one, which it knows,
+        # would hold all scores of a long batch in a GPU's memory
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        plain = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
+        with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
+            model(batch)
     finally:
         model.train(training)
     return counter.get_total_flops()

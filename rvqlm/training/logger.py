@@ -20,6 +20,8 @@ TIMINGS = (
     *("time_data", "time_forward", "time_backward", "time_step"),
 )
 """Entries of a log line that differ between two runs of the same command."""
+_RETRY_SECONDS = 60.0
+"""Between tries to write to TensorBoard again: each makes a thread and a file."""
 
 
 class MetricsLog:
@@ -34,7 +36,9 @@ class MetricsLog:
     def __init__(self, exp_dir: str | Path, step: int = 0, enabled: bool = True):
         self.enabled = enabled
         self.path = Path(exp_dir) / "metrics.jsonl"
-        self._complained = False
+        self._complained = self._torn = False
+        self._board_again = 0.0
+        """When TensorBoard is tried again, on the clock of time.monotonic."""
         if not enabled:
             return
         _truncate(self.path, step)
@@ -50,10 +54,14 @@ class MetricsLog:
         if not self.enabled:
             return
         line = json.dumps({"kind": kind, "step": step, "epoch": epoch, **values})
+        if self._torn:  # a full disk may have taken half a line
+            line = "\n" + line
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
+            self._torn = False
         except OSError as e:
+            self._torn = True
             self._complain(e)
         self._on_board(step, lambda board: _scalars(board, kind, step, values))
 
@@ -70,21 +78,21 @@ class MetricsLog:
 
     def _on_board(self, step: int, write) -> None:
         """TensorBoard's thread dies with its folder or disk and says so at the next call: a new one
-        gets one try."""
-        if not self.enabled:
+        gets one try, and the next a while later."""
+        if not self.enabled or time.monotonic() < self._board_again:
             return
-        for last in (False, True):
+        for again in (False, True):
             try:
+                if again:
+                    self._open_board(step - 1)
                 if not self.board.log_dir or not Path(self.board.log_dir).is_dir():
                     raise FileNotFoundError(f"{self.board.log_dir}: gone")
                 write(self.board)
                 return
             except OSError as e:
-                if last:
-                    self._complain(e)
-                    return
-                with contextlib.suppress(OSError):
-                    self._open_board(step - 1)
+                error = e
+        self._board_again = time.monotonic() + _RETRY_SECONDS
+        self._complain(error)
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:

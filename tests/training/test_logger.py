@@ -1,5 +1,11 @@
 import json
+import os
+import shutil
 
+import pytest
+import torch
+
+from rvqlm.training import logger
 from rvqlm.training.logger import MetricsLog
 
 
@@ -36,12 +42,62 @@ def test_tensorboard_has_the_same_figures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = MetricsLog(tmp_path)
-    log.write("train", 3, 0, {"loss": 2.0, "nats": [1.0, 3.0], "best": True})
+    log.write("train", 3, 0, {"loss": 2.0, "nats": [1.0, None, 3.0], "mfu": None, "rollbacks": 1})
+    log.write("train", 6, 0, {"loss": 1.25, "nats": [0.5, 2.5, None], "mfu": 0.5})
+    log.write("valid", 6, 1, {"loss": 1.5, "best": True})
     log.close()
+    expected = set()
+    for text in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        kind, step, _ = (line.pop(k) for k in ("kind", "step", "epoch"))
+        for name, value in line.items():
+            if isinstance(value, list):
+                levels = {f"{kind}_{name}/level_{n}": v for n, v in enumerate(value)}
+            else:
+                levels = {f"{kind}/{name}": value}
+            expected |= {(k, step, float(v)) for k, v in levels.items() if v is not None}
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    value = events.Scalars("train/loss")[0]
-    assert (value.step, value.value) == (3, 2.0)
-    assert events.Scalars("train_nats/level_1")[0].value == 3.0
+    found = {
+        (tag, event.step, event.value)
+        for tag in events.Tags()["scalars"]
+        for event in events.Scalars(tag)
+    }
+    assert found == expected and len(found) == 10
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_costs_a_line_and_later_lines_are_whole(tmp_path, capfd, monkeypatch):
+    log = MetricsLog(tmp_path)
+    opened, open_board = [], MetricsLog._open_board
+    monkeypatch.setattr(
+        MetricsLog, "_open_board", lambda self, step: (opened.append(step), open_board(self, step))
+    )
+    now = [1000.0]
+    monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    shutil.rmtree(tmp_path / "tensorboard")
+    (tmp_path / "tensorboard").write_text("in the way")
+    for step in range(1, 50):
+        log.write("train", step, 0, {"loss": 2.0})
+        log.audio("a", step, torch.zeros(100), 8000)
+        log.histogram("h", step, torch.arange(3), 3)
+        log.text("t", step, "x")
+        log.sync()
+    assert opened == [0]  # one try, not one a call
+    err = capfd.readouterr().err
+    assert err.count("cannot be written") == 1 and str(tmp_path) in err
+    path.unlink()
+    path.write_text('{"step": 49, "lo')  # what fitted
+    (tmp_path / "tensorboard").unlink()
+    now[0] += 61
+    log.write("train", 50, 0, {"loss": 2.0})
+    log.write("train", 51, 0, {"loss": 2.0})
+    log.close()
+    whole = path.read_text().splitlines()[1:]
+    assert [json.loads(line)["step"] for line in whole] == [50, 51]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1 and opened == [0, 49]
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -2,14 +2,18 @@
 
 import gzip
 import json
+import shutil
 
+import numpy as np
 import pytest
 import soundfile
 import torch
+from condition_fixtures import make_steps
 from token_fixtures import make_tokens
 
 from rvqlm.bin import trainer
 from rvqlm.codecs import registry
+from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset, build_index
 from rvqlm.models.factory import build_model
 from rvqlm.training.checkpoint import load_checkpoint
@@ -85,9 +89,6 @@ def test_on_tensorboard(tokens, tmp_path):
 
 
 def test_recordings_and_what_the_codec_makes_of_them(tokens, tmp_path, capfd):
-    import shutil
-
-    import numpy as np
     from lhotse import CutSet, Recording
 
     folder = shutil.copytree(tokens, tmp_path / "tokens")
@@ -178,6 +179,32 @@ def test_a_stage_that_cannot_generate_says_so_once_and_leaves_nothing(tokens, tm
     assert "no samples at step 4: a recognizer predicts no codes" in capfd.readouterr().err
 
 
+def test_conditions_of_the_recordings_are_heard(tokens, tmp_path, capfd):
+    folder = shutil.copytree(tokens, tmp_path / "tokens")
+    make_steps(folder, "midi", "valid")
+    writer, _, dataset = make(folder, tmp_path, sample_count=2)
+    frames = round(0.5 * float(dataset.info.frame_rate))
+    read = ConditionSet.open(dataset, ["midi", "prompt"], prompt_frames=frames, seed=1)
+    torch.manual_seed(0)
+    config = {**SMALL, "conditions": ("midi", "prompt")}
+    model = build_model("codec-lm", config, dataset.info, read.infos)
+    heard, generate = [], model.generate
+    model.generate = lambda *a, **k: heard.append(k["conditions"]) or generate(*a, **k)
+    paths = writer.write(model, 1)
+    assert "no samples" not in capfd.readouterr().err
+    about = [json.loads(p.with_suffix(".json").read_text()) for p in paths]
+    assert [a["kind"] for a in about] == ["continuation"] * 2 + ["conditioned"] * 2
+    assert [a["prompt_seconds"] > 0 for a in about] == [True, True, False, False]
+    assert len(heard) == 2 and all(set(h) == {"midi", "prompt"} for h in heard)
+    rows = np.random.default_rng(1).permutation(len(dataset))[:2]
+    expected = read.read(rows, np.zeros_like(rows), np.asarray(dataset.frames)[rows], 0)
+    for kind in ("midi", "prompt"):
+        for n, length in enumerate(expected[kind].lengths.tolist()):
+            assert heard[1][kind].lengths[n] == length
+            found = heard[1][kind].values[n, :length]
+            assert torch.equal(found, expected[kind].values[n, :length].long())
+
+
 def test_ctrl_c_is_not_swallowed_and_the_mode_is_as_it_was(tokens, tmp_path):
     writer, _, dataset = make(tokens, tmp_path)
     model = model_of(dataset).train()
@@ -205,8 +232,6 @@ def test_a_model_that_ends_at_once_is_heard_too(tokens, tmp_path, capfd):
 
 
 def test_divergence_from_the_data(tokens, tmp_path):
-    import numpy as np
-
     writer, _, dataset = make(tokens, tmp_path)
     rows = np.random.default_rng(1).permutation(len(dataset))
     values = writer._compare([dataset.read(int(row))[:20] for row in rows[:2]], 1)
