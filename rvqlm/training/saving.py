@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import torch
+
 from rvqlm import __version__
 from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
@@ -63,8 +65,20 @@ def restore(trainer, state: dict, where: str) -> None:
     if t.world.main:
         t.interval.load_state_dict(state["interval"])
     else:  # the sums are with the main rank; what all ranks know alike is with all
-        t.interval.load_state_dict({**state["interval"], "totals": t.interval.totals.state_dict()})
+        t.interval.load_state_dict(
+            {**state["interval"], "totals": _nothing(state["interval"]["totals"])}
+        )
     t.epoch_meter.load_state_dict(state["epoch_meter"])
+
+
+def _nothing(totals: dict) -> dict:
+    """Sums of no steps with all names of `totals`: ranks add up one name after the other."""
+    return {
+        "sums": torch.zeros_like(totals["sums"]),
+        "extra": {name: torch.zeros_like(sums) for name, sums in totals["extra"].items()},
+        "frames": 0,
+        "cells": 0,
+    }
 
 
 def restore_weights(trainer, path: Path) -> int:
