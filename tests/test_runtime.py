@@ -54,6 +54,30 @@ print(faults() - before)
     assert count["tuned"] * 10 < count["plain"]
 
 
+@pytest.mark.skipif(not runtime.has_fast_bf16(CPU), reason="bf16 on this CPU is no work of oneDNN")
+def test_tuned_malloc_bounds_what_many_shapes_leave_behind():
+    """Matrix products of ever new shapes: memory of the second hundred, which is no longer new."""
+    code = """
+import sys
+from rvqlm.runtime import tune_malloc
+if sys.argv[1] == "tuned": tune_malloc()
+import torch
+torch.set_num_threads(1)
+weight = torch.randn(64, 64, dtype=torch.bfloat16)
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4
+for n in range(2, 402):
+    if n == 202: before = resident()
+    torch.randn(n, 64, dtype=torch.bfloat16) @ weight
+print(resident() - before)
+"""
+    grown = {
+        kind: int(subprocess.check_output([sys.executable, "-c", code, kind], text=True))
+        for kind in ("plain", "tuned")
+    }
+    assert grown["tuned"] * 2 < grown["plain"]
+
+
 def test_the_description_names_what_results_need():
     described = runtime.describe_machine()
     assert described["torch"] == torch.__version__ and described["cores"] >= 1

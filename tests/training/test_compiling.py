@@ -68,11 +68,11 @@ def test_gradients_are_those_of_the_plain_model(case, changes):
     assert report.graphs > 0
 
 
-# versions needed: of batches of one item and of others; valle and an encoder are two networks, and
+# versions needed: of batches of one item and of others; an encoder is a second network, and
 # so is the length of masked models: a sequence of one step
 @pytest.mark.parametrize(
     ("case", "versions"),
-    [("text-spread", 2), ("source-cross", 4), ("valle", 4), ("masked", 4)],
+    [("text-spread", 2), ("source-cross", 4), ("masked", 4)],
 )
 def test_no_shape_compiles_after_the_warm_up(case, versions):
     changes = {"num_decoder_layers": 4}  # depth costs nothing
