@@ -193,7 +193,7 @@ class TokenLoader:
         """
         plan = self._make_plan(epoch, self.world_size, shuffle=False)
         channel = _Channel(self.prefetch)
-        self._run(channel, _one_epoch(plan, epoch))
+        thread = self._run(channel, _one_epoch(plan, epoch))
         try:
             for _ in range(plan.num_steps):
                 batch, of = channel.get()
@@ -201,7 +201,7 @@ class TokenLoader:
                     raise batch
                 yield batch
         finally:
-            channel.close()
+            _stop(channel, thread)
 
     def worst_batch(self) -> Batch:
         """The batch with the largest grid of items and padded frames, of this epoch and of those to
@@ -244,16 +244,18 @@ class TokenLoader:
                 yield from _one_epoch(whole, later)
 
         self._channel = _Channel(self.prefetch)
-        self._finalizer = weakref.finalize(self, self._channel.close)
-        self._run(self._channel, positions())
+        thread = self._run(self._channel, positions())
+        self._finalizer = weakref.finalize(self, _stop, self._channel, thread)
 
-    def _run(self, channel: _Channel, positions: Iterator) -> None:
-        threading.Thread(
+    def _run(self, channel: _Channel, positions: Iterator) -> threading.Thread:
+        thread = threading.Thread(
             target=_produce,
             args=(channel, positions, self.dataset, self.rank, self.pin, self.conditions),
             name="rvqlm-prefetch",
             daemon=True,
-        ).start()
+        )
+        thread.start()
+        return thread
 
 
 def read_batch(
@@ -308,6 +310,14 @@ def _produce(
                 return
     except BaseException as e:  # every error belongs to whoever takes the batches
         channel.put((e, None))
+
+
+def _stop(channel: _Channel, thread: threading.Thread) -> None:
+    """Close and wait: a thread that frees a batch while the interpreter shuts down ends the process
+    with SIGABRT (the memory of a tensor made of an array is given back under the GIL)."""
+    channel.close()
+    if thread is not threading.current_thread():
+        thread.join()
 
 
 class _Channel:

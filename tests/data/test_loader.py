@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import random
+import subprocess
+import sys
 import threading
 from collections import Counter
 from dataclasses import replace
@@ -266,3 +268,23 @@ def test_memory_and_files_do_not_grow(data):
         assert len(os.listdir("/proc/self/fd")) <= files
     assert len(prefetch_threads()) == 1
     loader.close()
+
+
+def test_the_interpreter_ends_in_the_middle_of_an_epoch(tmp_path):
+    """The thread is gone before the interpreter is: one that frees a tensor later aborts it."""
+    make_tokens(tmp_path, [300] * 40)
+    script = (
+        "import atexit, sys, threading\n"
+        # registered first, so called last
+        "atexit.register(lambda: print([t.name for t in threading.enumerate()]))\n"
+        "from rvqlm.data.index import TokenDataset\n"
+        "from rvqlm.data.loader import TokenLoader\n"
+        "from rvqlm.data.plan import PlanConfig\n"
+        "loader = TokenLoader(TokenDataset.open(sys.argv[1], 'train'), PlanConfig(60.0), 0)\n"
+        "batches = [next(loader) for _ in range(3)]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['MainThread']\n"
