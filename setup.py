@@ -28,7 +28,8 @@ extras = {
     "nemo": ["nemo_toolkit[tts]"],
 }
 used_by_tests = ("metrics", "mini", "text", "midi", "ffmpeg")
-extras["dev"] = ["pytest", "pytest-xdist", "ruff", "h5py", "librosa"]  # the last two: references to compare with
+extras["dev"] = ["pytest", "pytest-xdist", "ruff"]
+extras["dev"] += ["h5py", "librosa"]  # references to compare with
 extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]
 
 setup(
