@@ -27,6 +27,7 @@ FLAGS = {
     "valid_every_steps": 2,
     "archive_every_steps": 3,
     "sample_every_steps": 3,
+    "hang_minutes": 2,  # a trainer takes SIGTERM for a wish to save: ranks that wait never end
 }
 WAYS = ("ddp", "fsdp")
 NAMES = ("toy", "codec-lm", "valle", "masked")
