@@ -28,6 +28,10 @@ BLOCK_ELEMENTS = 1 << 22
 GPU_BLOCK_ELEMENTS = 1 << 25
 """The same on other devices, which need larger matrices to be busy: 128 MiB."""
 
+GRADIENT_ELEMENTS = 1 << 25
+"""Gradients of logits held at once in half precision, 64 MiB: a product is converted before it is
+added to the classifiers' gradient, so that those of several blocks are multiplied together."""
+
 CHUNK_STATES = 1 << 13
 """Rows x levels that pass through a trunk at once on a CPU."""
 
@@ -127,37 +131,53 @@ class Scorer:
 
     def _add_dense(self, hidden, targets, valid) -> Tensor | None:
         """All cells of all rows; hidden (N, d) or (N, K, d)."""
-        K, (W, V, d) = targets.shape[1], self.weight.shape
         # one matmul serves all levels unless both states and classifiers differ between them
-        batched = hidden.ndim == 3 and W > 1
+        if hidden.ndim == 3 and len(self.weight) > 1:
+            return self._add_levels(hidden, targets, valid)
+        K, (W, V, d) = targets.shape[1], self.weight.shape
         flat = self.weight.view(W * V, d)
+        grad = torch.empty_like(hidden) if self.with_grad else None
+        block = max(1, self._block_elements() // (K * V))
+        half = self.with_grad and self.dtype != self.sum_dtype
+        together = block * max(1, GRADIENT_ELEMENTS // (block * K * V)) if half else block
+        for first in range(0, len(hidden), together):
+            rows = slice(first, min(first + together, len(hidden)))
+            h = hidden[rows].reshape(-1, d)  # (n or n K, d)
+            g = h.new_empty(rows.stop - first, K, V) if half else None
+            for start in range(first, rows.stop, block):
+                part = slice(start, min(start + block, rows.stop))
+                logits = (hidden[part].reshape(-1, d) @ flat.T).view(-1, K, V).to(self.sum_dtype)
+                self._add_scores(logits, targets[part], valid[part], self.level_weights, 0)
+                if half:
+                    g[start - first : part.stop - first] = logits
+            if self.with_grad:
+                g = (g if half else logits).view(-1, W * V)
+                torch.mm(g, flat, out=grad[rows].view(-1, d))
+                _add_product(self.grad_weight.view(W * V, d), g.T, h)
+        return grad
+
+    def _add_levels(self, hidden, targets, valid) -> Tensor | None:
+        """`_add_dense` of hidden (N, K, d) and a classifier a level: a matmul a level."""
+        K, V = self.weight.shape[:2]
         grad = torch.empty_like(hidden) if self.with_grad else None
         block = max(1, self._block_elements() // (K * V))
         for start in range(0, len(hidden), block):
             part = slice(start, start + block)
-            t, use, factors = targets[part], valid[part], self.level_weights
-            if batched:
-                h = hidden[part].transpose(0, 1)  # (K, n, d)
-                logits = torch.bmm(h, self.weight.mT)
-                t, use, factors = t.T, use.T, factors[:, None]  # (K, n)
-            else:
-                h = hidden[part].reshape(-1, d)  # (n or n K, d)
-                logits = (h @ flat.T).view(-1, K, V)
-            logits = logits.to(self.sum_dtype)
-            nats, hits = self._score(logits, t, use, factors)
-            self.nats += nats.sum(int(batched))
-            self.correct += hits.sum(int(batched))
-            if not self.with_grad:
-                continue
-            g = logits.to(self.dtype)
-            if batched:
+            h = hidden[part].transpose(0, 1)  # (K, n, d)
+            logits = torch.bmm(h, self.weight.mT).to(self.sum_dtype)
+            factors = self.level_weights[:, None]
+            self._add_scores(logits, targets[part].T, valid[part].T, factors, 1)
+            if self.with_grad:
+                g = logits.to(self.dtype)
                 grad[part] = torch.bmm(g, self.weight).transpose(0, 1)
                 _add_product(self.grad_weight, g.mT, h)
-            else:
-                g = g.view(-1, W * V)
-                torch.mm(g, flat, out=grad[part].view(-1, d))
-                _add_product(self.grad_weight.view(W * V, d), g.T, h)
         return grad
+
+    def _add_scores(self, logits, targets, use, factors, rows: int) -> None:
+        """`_score` of a block added up over dimension ``rows``."""
+        nats, hits = self._score(logits, targets, use, factors)
+        self.nats += nats.sum(rows)
+        self.correct += hits.sum(rows)
 
     def _score(self, logits, targets, use, factors) -> tuple[Tensor, Tensor]:
         """Softmax of a block in place: its logits (..., V) become the gradient of the loss.
@@ -224,8 +244,11 @@ class _GradientsInForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, _nats, _correct):
-        grads = zip(ctx.saved_tensors, ctx.dtypes)
-        return None, *(g.to(dtype) * grad_loss.to(dtype) for g, dtype in grads)
+        grads = [g.to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)]
+        # not on a GPU, which would have to be waited for
+        if grad_loss.device.type == "cpu" and grad_loss == 1:
+            return None, *grads
+        return None, *(g * grad_loss.to(g.dtype) for g in grads)
 
 
 def _setting(hidden, weight, level_weights, num_levels, smoothing) -> tuple[str, Scorer]:

@@ -74,6 +74,7 @@ def masks():
 def small_blocks(monkeypatch):
     """Several blocks and chunks, the last of each incomplete."""
     monkeypatch.setattr(fused_loss, "BLOCK_ELEMENTS", 5 * K * V)
+    monkeypatch.setattr(fused_loss, "GRADIENT_ELEMENTS", 13 * K * V)  # of two blocks
     monkeypatch.setattr(fused_loss, "CHUNK_STATES", 11 * K)
 
 
@@ -238,9 +239,10 @@ def test_tied_heads_must_fit(embedding, first):
         shared_with(embedding, first)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", KINDS)
-def test_bf16_autocast(small_blocks, name):
-    """Near the float32 loss, within what bf16 logits allow, over several chunks."""
+def test_half_precision(small_blocks, name, dtype):
+    """Near the float32 loss, within what logits of half precision allow, over several chunks."""
     heads = make(name).float()
     with torch.no_grad():
         for p in heads.parameters():
@@ -250,7 +252,7 @@ def test_bf16_autocast(small_blocks, name):
     inputs = [hidden, *heads.parameters()]
     want = heads.loss(hidden, targets, valid, None, 0.1)
     want_grads = torch.autograd.grad(want.loss, inputs)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", dtype):
         got = heads.loss(hidden, targets, valid, None, 0.1)
         grads = torch.autograd.grad(got.loss, inputs)
     assert got.loss.dtype == got.nats.dtype == torch.float32

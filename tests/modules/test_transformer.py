@@ -7,7 +7,7 @@ import torch
 
 from rvqlm.errors import UserError
 from rvqlm.modules import attention
-from rvqlm.modules.attention import rotate
+from rvqlm.modules.attention import rotate, rotated
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.transformer import Transformer, TransformerConfig
 
@@ -62,6 +62,22 @@ def test_rotary_depends_on_distance_only():
 
     torch.testing.assert_close(score(7, 3), score(1907, 1903), atol=1e-4, rtol=1e-4)
     assert (score(7, 3) - score(7, 4)).abs() > 1e-3
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_queries_and_keys_are_rotated_and_values_not(batch):
+    """Values and gradients against `rotate`, with positions for all items and for each."""
+    qkv = torch.randn(2, 5, 3, 2, 6, dtype=torch.float64, requires_grad=True)
+    angles = torch.randn(*batch, 5, 3, dtype=torch.float64)
+    around = angles.cos(), angles.sin()
+    q, k, v = qkv.unbind(2)
+    want = rotate(q, *around), rotate(k, *around), v
+    got = rotated(qkv, *around)
+    weights = [torch.randn_like(v) for _ in range(3)]
+    (grad,) = torch.autograd.grad(got, qkv, weights)
+    (want_grad,) = torch.autograd.grad(want, qkv, weights)
+    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(grad, want_grad)
 
 
 def test_recomputing_changes_no_gradient():
