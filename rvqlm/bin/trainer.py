@@ -80,7 +80,7 @@ def train(config, command: str) -> int:
     if world.size == 1 and config.parallel == "fsdp":
         raise UserError(
             "--parallel fsdp shards over several processes and there is one: start with "
-            "torchrun --nproc-per-node N, or leave it out"
+            "torchrun --nproc-per-node N, or give --parallel ddp"
         )
     if device.type == "cuda" and world.size > 1:
         device = torch.device("cuda", world.local_rank)

@@ -59,8 +59,10 @@ class Meter:
         merged from reduced ones hold all ranks' sums already.)"""
         if world.size > 1:
             self.reduce(world)
-            if not world.main:
-                self.totals = Totals(self.totals.sums.shape[1], self.totals.sums.device)
+            if not world.main:  # names stay: sums are reduced name by name
+                empty = Totals(self.totals.sums.shape[1], self.totals.sums.device)
+                empty.extra = {k: torch.zeros_like(v) for k, v in self.totals.extra.items()}
+                self.totals = empty
 
     def state_dict(self) -> dict:
         return {

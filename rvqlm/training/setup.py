@@ -149,7 +149,8 @@ class Setup:
         goes on, else the largest that fits."""
         config = self.config
         if self.state_path is not None:
-            chosen = load_checkpoint(self.state_path)["loader"]["plan"]["max_duration"]
+            state = load_checkpoint(self.state_path, mapped=True, gather=False)
+            chosen = state["loader"]["plan"]["max_duration"]
         else:
             # any batch of the data shows what items look like; of these the batches are made
             plan = dataclasses.replace(config.data, max_duration=1e6, max_cuts=1)
