@@ -49,7 +49,8 @@ def _checkpoint(state: dict) -> Found:
     config = state["model_config"]
     facts = {
         "model": state["model_name"],
-        "parameters": sum(t.numel() for t in tensors),
+        # in shards they are in the directory beside; `rvqlm doctor` reads them
+        "parameters": None if "sharded" in state else sum(t.numel() for t in tensors),
         "model_config": ", ".join(f"{k} {v}" for k, v in config.items()),
         "step": state.get("step"),
         "epoch": state.get("epoch"),
