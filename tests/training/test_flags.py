@@ -149,10 +149,17 @@ def place(tmp_path_factory):
 class Runs:
     """What a run leaves behind, by its flags; each is made once."""
 
+    made: dict[tuple[Path, str], tuple] = {}
+
     def __init__(self, root: Path, capfd):
         self.root, self.capfd = root, capfd
 
     def __call__(self, flags: str) -> tuple:
+        if (self.root, flags) not in self.made:
+            self.made[self.root, flags] = self.make(flags)
+        return self.made[self.root, flags]
+
+    def make(self, flags: str) -> tuple:
         name = hashlib.sha1(flags.encode()).hexdigest()[:12]
         exp_dir = self.root / "exp" / name
         words = flags.format(other=self.root / "other", exp=self.root / "exp" / "begin").split()
