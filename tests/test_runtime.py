@@ -1,7 +1,7 @@
 """Choices about the machine, and what they refuse."""
 
-import platform
 import os
+import platform
 import subprocess
 import sys
 
