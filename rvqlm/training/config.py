@@ -81,7 +81,7 @@ class TrainerConfig:
     tf32: bool = True
     """On NVIDIA GPUs, multiply what stays float32 with TF32: faster, ten bits of mantissa."""
     compile: bool = False
-    """torch.compile of the blocks; give --length-multiple, so that shapes are few."""
+    """torch.compile of the blocks in training, warmed up before the first step."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: ddp keeps all weights on each rank; fsdp shards weights, gradients and
     moments over them, for models that don't fit otherwise."""
