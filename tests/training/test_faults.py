@@ -146,7 +146,8 @@ def test_float16_finds_its_scale(tmp_path, start):
     trainer.stepper.scale.value = start
     trainer.fit()
     log = lines(tmp_path)
-    assert log[-1]["loss"] < 2.2 < 2.3 < next(x["loss"] for x in log if x["loss"] is not None)
+    first = next(x["loss"] for x in log if x["loss"] is not None)
+    assert log[-1]["loss"] < first - 0.1
     assert sum(x["skipped_overflow"] for x in log) == (
         0 if start == 1.0 else pytest.approx(10, abs=9)
     )

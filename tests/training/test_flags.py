@@ -1,5 +1,5 @@
-"""Every flag of the trainer does something: other weights, another log, other files, other words on
-the terminal, or it is refused with a reason."""
+"""Every flag of the trainer, those of models apart, does something: other weights, another log, other
+files, other words on the terminal, or it is refused with a reason."""
 
 import gzip
 import hashlib
@@ -14,7 +14,7 @@ from token_fixtures import make_tokens
 from rvqlm.bin import trainer
 from rvqlm.cli import _leaves
 from rvqlm.data.index import build_index
-from rvqlm.models.factory import MODELS, model_entry
+from rvqlm.models.factory import model_entry
 from rvqlm.training.checkpoint import load_checkpoint
 from rvqlm.training.config import flags_class
 from rvqlm.training.logger import TIMINGS
@@ -213,9 +213,3 @@ def test_flag(runs, flag):
     beside, given = TRAINER[flag]
     assert f"-{flag}" in given
     assert runs(f"{beside} {given}") != runs(beside), f"{given} changes nothing"
-
-
-def test_families_have_their_own_flags():
-    """The flags of models are walked by tests/models; here only that they arrive."""
-    for model in MODELS:
-        assert flags_of(model) >= model_flags(model)
