@@ -1,5 +1,5 @@
-"""Every flag of the trainer, those of models apart, does something: other weights, another log, other
-files, other words on the terminal, or it is refused with a reason."""
+"""Every flag of the trainer, those of models apart, does something: other weights, another log,
+other files, other words on the terminal, or it is refused with a reason."""
 
 import gzip
 import hashlib
