@@ -43,7 +43,7 @@ setup(
     packages=find_packages(include=["rvqlm", "rvqlm.*"]),
     package_data={
         "rvqlm.codecs": ["assets/*"],
-        "rvqlm.evaluation": ["templates/*"],
+        "rvqlm.reports": ["templates/*"],
     },
     install_requires=[
         "torch>=2.6",

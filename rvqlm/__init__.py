@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     """`rvqlm.from_pretrained`, without torch being imported by whoever only wants the version."""
     if name == "from_pretrained":
-        from rvqlm.training.pretrained import from_pretrained
+        from rvqlm.checkpoints.exported import from_pretrained
 
         return from_pretrained
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,8 +7,8 @@ a model: steps of F integer fields, `(S, F)`.
 ======== ============ ===========================================================================
 kind     F            what it is
 ======== ============ ===========================================================================
-text     1            symbols of a table: characters, phonemes or pieces (`rvqlm.data.text`)
-midi     6            compound tokens of notes (`rvqlm.data.midi`)
+text     1            symbols of a table: characters, phonemes or pieces (`rvqlm.frontends.text`)
+midi     6            compound tokens of notes (`rvqlm.frontends.midi`)
 source   K            codes of another stream that the target accompanies, frame by frame
 prompt   K            codes of another recording of the same speaker or instrument
 ======== ============ ===========================================================================

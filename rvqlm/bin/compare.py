@@ -54,8 +54,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if problems:
         raise UserError("; ".join(problems))
 
-    from rvqlm.evaluation.compare import compare
-    from rvqlm.evaluation.compare_table import render
+    from rvqlm.reports.compare import compare
+    from rvqlm.reports.compare_table import render
 
     rows = compare(args.exp_dirs, args.split)
     for row in rows:
@@ -76,8 +76,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def write(text: str, out: Path, name: str) -> None:
     """Put the table into a file, which keeps whatever else is in it."""
-    from rvqlm.evaluation.compare_table import place
-    from rvqlm.training.checkpoint import atomic_write
+    from rvqlm.checkpoints.file import atomic_write
+    from rvqlm.reports.compare_table import place
 
     try:
         page = out.read_text(encoding="utf-8")

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
-from rvqlm.generation.conditions import ConditionArgs
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
+from rvqlm.inference.conditions import ConditionArgs
 
 
 @dataclass
@@ -118,10 +118,10 @@ def run(argv: Sequence[str] | None) -> int:
     tune_malloc()
     import torch
 
+    from rvqlm.checkpoints.file import load_model
     from rvqlm.codecs.registry import load_codec_like
-    from rvqlm.generation import prompts as prompts_module
-    from rvqlm.generation.conditions import from_arguments
-    from rvqlm.training.checkpoint import load_model
+    from rvqlm.inference import prompts as prompts_module
+    from rvqlm.inference.conditions import from_arguments
 
     if args.model.num_threads:
         torch.set_num_threads(args.model.num_threads)
@@ -183,9 +183,9 @@ def _make(model, codec, batch, args: GenerateArgs, about: dict, out_dir: Path):
     from tqdm import tqdm
 
     from rvqlm.codecs.chunking import decode_long
-    from rvqlm.evaluation.audio_metrics import repetition_ratio, silence_ratio
-    from rvqlm.generation.conditions import pad
-    from rvqlm.generation.files import write_sample
+    from rvqlm.inference.conditions import pad
+    from rvqlm.inference.files import write_sample
+    from rvqlm.metrics.audio_metrics import repetition_ratio, silence_ratio
 
     info, rate = model.info, float(model.info.frame_rate)
     new = max(1, round(args.output.seconds * rate))

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from rvqlm.bin.index import find_splits
 from rvqlm.cli import parse, run_main
 from rvqlm.data.index import read_sidecar
-from rvqlm.data.midi import MidiSettings
-from rvqlm.data.midi_prepare import MidiReport, prepare_midi
 from rvqlm.errors import UserError
+from rvqlm.frontends.midi import MidiSettings
+from rvqlm.frontends.midi_prepare import MidiReport, prepare_midi
 
 
 @dataclass

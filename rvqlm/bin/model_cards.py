@@ -338,7 +338,7 @@ def _surroundings(config) -> tuple[Any, dict[str, Any], list[str]]:
     if "text" in kinds:
         assumed.append(f"text of {SYMBOLS} symbols, {FRAMES_PER_STEP:g} frames each")
     if "midi" in kinds:
-        from rvqlm.data.midi import MidiFrontEnd
+        from rvqlm.frontends.midi import MidiFrontEnd
 
         conditions["midi"] = MidiFrontEnd().info(FRAMES_PER_STEP)
         assumed.append(f"midi of {'+'.join(map(str, conditions['midi'].sizes))} ids")

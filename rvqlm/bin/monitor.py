@@ -44,8 +44,8 @@ def run(argv: Sequence[str] | None) -> int:
         raise UserError("--every means nothing without --watch")
     if args.plot and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot {args.plot}: the name ends with .png, .svg or .pdf")
-    from rvqlm.inspection.monitor import Watched, is_terminal
-    from rvqlm.inspection.monitor_text import describe, table
+    from rvqlm.reports.monitor import Watched, is_terminal
+    from rvqlm.reports.monitor_text import describe, table
 
     experiments = [Watched(e) for e in (args.exp_dir, *args.compare)]
     gone: list[str] = []
@@ -57,7 +57,7 @@ def run(argv: Sequence[str] | None) -> int:
             print("\033[H\033[2J", end="")  # from the top of an empty screen
         print("\n".join(lines), flush=True)
         if args.plot:
-            from rvqlm.inspection.monitor_plot import plot
+            from rvqlm.reports.monitor_plot import plot
 
             print(f"wrote {plot(experiments, args.plot)}")
         if not args.watch:

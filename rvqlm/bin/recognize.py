@@ -24,7 +24,7 @@ from rvqlm.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rvqlm.evaluation.recognition import Recognized
+    from rvqlm.metrics.recognition import Recognized
 
 BATCH_SECONDS = 120.0
 
@@ -95,10 +95,10 @@ def _run(argv: Sequence[str] | None) -> int:
     runtime.tune_malloc()
     import torch
 
-    from rvqlm.data.text import TextFrontEnd
-    from rvqlm.evaluation.recognition import summarize
+    from rvqlm.checkpoints.file import atomic_write, find_checkpoint, load_model
+    from rvqlm.frontends.text import TextFrontEnd
+    from rvqlm.metrics.recognition import summarize
     from rvqlm.models.recognizer import Recognizer
-    from rvqlm.training.checkpoint import atomic_write, find_checkpoint, load_model
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
@@ -150,7 +150,7 @@ def recognize(model, items: Iterable[Item]) -> list[Recognized]:
     numbers."""
     import torch
 
-    from rvqlm.evaluation.recognition import Recognized
+    from rvqlm.metrics.recognition import Recognized
 
     found: list[tuple[int, Recognized]] = []
     batch: list[Item] = []
@@ -300,7 +300,7 @@ def _round_trip(config: RecognizeConfig, model, stored, names: dict[int, str], d
 
     from rvqlm.codecs.chunking import decode_long, encode_whole
     from rvqlm.codecs.registry import load_codec_like
-    from rvqlm.generation.prompts import stored_scales
+    from rvqlm.inference.prompts import stored_scales
 
     encoder = decoder = load_codec_like(model.info, config.codec or None, device)
     if stored.info.num_codebooks != model.info.num_codebooks:

@@ -49,7 +49,7 @@ def _run(argv: Sequence[str] | None) -> int:
     if problems:
         raise UserError("; ".join(problems))
 
-    from rvqlm.evaluation.report import collect, render, summary, write_report
+    from rvqlm.reports.report import collect, render, summary, write_report
 
     words = sys.argv[1:] if argv is None else argv
     content = collect(

@@ -17,8 +17,8 @@ from rvqlm.cli import parse, run_main
 from rvqlm.errors import UserError
 
 if TYPE_CHECKING:  # the processes that run espeak import this file again: torch would be a burden
-    from rvqlm.data.text_config import TextConfig
-    from rvqlm.data.text_prepare import TextReport
+    from rvqlm.frontends.text_config import TextConfig
+    from rvqlm.frontends.text_prepare import TextReport
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -26,8 +26,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
     from rvqlm.bin.index import find_splits
     from rvqlm.data.index import read_sidecar
-    from rvqlm.data.text_config import TextConfig
-    from rvqlm.data.text_prepare import prepare_text, preview
+    from rvqlm.frontends.text_config import TextConfig
+    from rvqlm.frontends.text_prepare import prepare_text, preview
 
     description = "Make symbols of the texts of a token directory, for text to speech."
     config = parse(TextConfig, "rvqlm text", description, argv)

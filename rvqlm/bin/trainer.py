@@ -44,7 +44,7 @@ def _main(argv: Sequence[str] | None) -> int:
 def flags_of_the_run(argv: Sequence[str] | None) -> dict:
     """Flags of the training that this command continues, or nothing: they hold where the command
     says nothing else."""
-    from rvqlm.training.checkpoint import load_checkpoint
+    from rvqlm.checkpoints.file import load_checkpoint
 
     exp_dir, resume = peek(argv, "exp-dir", ""), peek(argv, "resume", "auto")
     if not exp_dir or resume == "no":
@@ -69,7 +69,7 @@ def train(config, command: str) -> int:
     from rvqlm.errors import UserError
     from rvqlm.training.distributed import World
     from rvqlm.training.precision import set_tf32
-    from rvqlm.training.setup import Setup
+    from rvqlm.training.run import Setup
 
     if config.num_threads:
         torch.set_num_threads(config.num_threads)

@@ -26,15 +26,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from rvqlm.batch import PAD, Padded
 from rvqlm.condition_info import KINDS, ConditionInfo
-from rvqlm.data.batch import PAD, Padded
 from rvqlm.data.index import TokenDataset
-from rvqlm.data.midi import FIELDS
 from rvqlm.data.pairs import Pairs
 from rvqlm.data.plan import PlanConfig
 from rvqlm.data.ragged import Ragged
 from rvqlm.data.speakers import Speakers, uniform
 from rvqlm.errors import UserError
+from rvqlm.frontends.midi import FIELDS
 
 WHOLE = ("text", "midi")
 """Kinds that belong to a whole recording and not to a part of it."""

@@ -20,7 +20,7 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from rvqlm.data.batch import PAD, Batch
+from rvqlm.batch import PAD, Batch
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.plan import EpochPlan, PlanConfig, check_epochs, plan_epoch

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rvqlm.batch import PAD, Padded
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import PAD, Padded
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 

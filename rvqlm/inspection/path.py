@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rvqlm.checkpoints.file import last_stage
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import MAGIC as INDEX_MAGIC
 from rvqlm.data.index import index_path, read_sidecar, same_file
@@ -32,7 +33,6 @@ from rvqlm.inspection import model as inspect_model
 from rvqlm.inspection.codes import CodeCounts, count_codes
 from rvqlm.inspection.manifest import look_at_manifest
 from rvqlm.inspection.pretrained import is_model, look_at_pretrained
-from rvqlm.training.checkpoint import last_stage
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yml", ".yaml.gz")
 _FRAMES_A_CUT = 1000  # a shard does not know its cuts

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rvqlm.checkpoints.exported import CONFIG, read_config, read_weights
 from rvqlm.codec_info import CodecInfo
 from rvqlm.inspection.model import Found
-from rvqlm.training.pretrained import CONFIG, read_config, read_weights
 
 
 def is_model(folder: Path) -> bool:

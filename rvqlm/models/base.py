@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.generation.request import Generation, Request, make_request
 from rvqlm.generation.sampling import SamplingConfig

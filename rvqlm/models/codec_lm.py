@@ -21,9 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Batch, Padded
 from rvqlm.generation.decode import decode
 from rvqlm.generation.request import Generation, Request
 from rvqlm.models.base import LMOutput, TokenModel

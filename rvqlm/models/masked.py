@@ -31,9 +31,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Batch, Padded
 from rvqlm.errors import UserError
 from rvqlm.generation.demask import LOGITS_AT_ONCE, demask
 from rvqlm.generation.request import Generation, Request

@@ -30,11 +30,11 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Batch
 from rvqlm.errors import UserError
-from rvqlm.evaluation.recognition import edit_distances
+from rvqlm.metrics.recognition import edit_distances
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig
 from rvqlm.modules.conditioning import in_order

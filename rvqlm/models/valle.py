@@ -22,9 +22,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rvqlm.batch import PAD, Batch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import PAD, Batch
 from rvqlm.errors import UserError
 from rvqlm.generation.decode import decode
 from rvqlm.generation.request import Generation, Request

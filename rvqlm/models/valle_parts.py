@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Batch, Padded
 from rvqlm.generation.request import Request
 from rvqlm.generation.sampling import SamplingConfig, guide, sample
 from rvqlm.modules.conditioning import Context, DecoderState

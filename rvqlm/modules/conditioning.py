@@ -32,8 +32,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rvqlm.batch import Padded
 from rvqlm.condition_info import ConditionInfo, room_of
-from rvqlm.data.batch import Padded
 from rvqlm.errors import UserError
 from rvqlm.modules.cache import KVCache
 from rvqlm.modules.embeddings import FieldEmbedding

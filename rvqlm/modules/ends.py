@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvqlm.data.batch import Batch
+from rvqlm.batch import Batch
 
 
 class EndHead(nn.Module):

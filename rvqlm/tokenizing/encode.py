@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from rvqlm.audio.load import AudioStream, BadAudio
+from rvqlm.audio.source import Item
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import Encoded, encode_many, encode_stream
 from rvqlm.errors import UserError
-from rvqlm.tokenizing.inputs import Item
 from rvqlm.tokenizing.reading import Piece
 
 HELD_SECONDS = 1200.0

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvqlm.audio.load import AudioConfig
+from rvqlm.audio.source import Listing
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
-from rvqlm.tokenizing.inputs import Listing
 from rvqlm.tokenizing.shard import disk_error, write_atomic
 
 ITEMS_PER_SHARD = 20_000

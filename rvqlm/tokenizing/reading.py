@@ -17,8 +17,8 @@ from torch import Tensor
 
 from rvqlm.audio.load import AudioConfig, AudioStream, BadAudio
 from rvqlm.audio.read import close_parked
+from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
-from rvqlm.tokenizing.inputs import Item
 
 QUEUED_BLOCKS = 16
 

@@ -21,11 +21,11 @@ from lhotse import Recording
 from lhotse.utils import fastcopy
 
 from rvqlm.audio.load import AudioConfig
+from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, shard_checksum, token_cut
 from rvqlm.errors import UserError
 from rvqlm.tokenizing.encode import Done, Encoder
-from rvqlm.tokenizing.inputs import Item
 from rvqlm.tokenizing.reading import QUEUED_BLOCKS, ReadAhead
 
 LOCK_SECONDS = 10.0

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rvqlm.audio.source import Listing
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
 from rvqlm.data.store import DTYPES, code_dtype
-from rvqlm.tokenizing.inputs import Listing
 from rvqlm.tokenizing.progress import ProgressLine, clock
 from rvqlm.tokenizing.sidecar import Summary, pcm_bytes
 

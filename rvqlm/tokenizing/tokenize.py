@@ -12,12 +12,12 @@ import contextlib
 import importlib
 from pathlib import Path
 
+from rvqlm.audio.source import Listing, open_source
 from rvqlm.codecs.registry import load_codec
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
 from rvqlm.runtime import pick_device
 from rvqlm.tokenizing.config import TokenizeConfig
-from rvqlm.tokenizing.inputs import Listing, open_source
 from rvqlm.tokenizing.plan import Identity, make_folders, make_plan, plan_path, read_plan
 from rvqlm.tokenizing.progress import ProgressLine
 from rvqlm.tokenizing.ranks import Ranks

@@ -20,11 +20,11 @@ from multiprocessing.connection import Connection, wait
 import torch
 
 from rvqlm.audio.load import AudioConfig
+from rvqlm.audio.source import Source
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.registry import load_codec
 from rvqlm.errors import UserError
 from rvqlm.tokenizing.encode import Encoder
-from rvqlm.tokenizing.inputs import Source
 from rvqlm.tokenizing.shard import Progress, encode_shard
 
 REPORT_SECONDS = 0.2

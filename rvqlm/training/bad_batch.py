@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rvqlm.data.batch import Batch, Padded
+from rvqlm.batch import Batch, Padded
+from rvqlm.checkpoints.file import atomic_write
 from rvqlm.errors import UserError
-from rvqlm.training.checkpoint import atomic_write
 from rvqlm.training.nonfinite import Trace, not_finite
 
 FORMAT = 1

@@ -22,7 +22,7 @@ from torch import Tensor, _dynamo, nn
 from torch._dynamo.utils import counters
 from torch.fx.experimental import _config
 
-from rvqlm.data.batch import Batch
+from rvqlm.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.modules.depth import DepthBlock
 from rvqlm.modules.transformer import Block

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rvqlm.dtensors import local
 from rvqlm.errors import UserError
 from rvqlm.modules.transformer import Block
-from rvqlm.training.dtensors import local
 
 
 class World:

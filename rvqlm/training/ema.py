@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rvqlm.training.dtensors import is_sharded, local
+from rvqlm.dtensors import is_sharded, local
 
 
 class EMA:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rvqlm.data.batch import Batch
+from rvqlm.batch import Batch
 from rvqlm.training.muon import Muon
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from rvqlm.data.batch import Batch
+from rvqlm.batch import Batch
 
 PEAKS = {
     "H200": 989e12,

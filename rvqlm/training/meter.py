@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from rvqlm.evaluation.losses import Totals
+from rvqlm.metrics.losses import Totals
 from rvqlm.training.distributed import World
 
 SKIPS = ("nonfinite", "outlier", "overflow")

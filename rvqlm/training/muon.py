@@ -13,8 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from rvqlm.dtensors import batches, local, own, whole
 from rvqlm.runtime import has_fast_bf16
-from rvqlm.training.dtensors import batches, local, own, whole
 
 _NS = (3.4445, -4.7750, 2.0315)  # quintic with the steepest slope at zero that stays bounded
 _NS_STEPS = 5

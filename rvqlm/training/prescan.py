@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rvqlm.data.batch import Batch
+from rvqlm.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.training.estimate import activation_bytes
 from rvqlm.training.memory import free_memory

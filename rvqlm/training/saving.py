@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from rvqlm import __version__
+from rvqlm.checkpoints.archives import archive
+from rvqlm.checkpoints.file import FORMAT, load_checkpoint, require_resumable
+from rvqlm.checkpoints.sharded import load_sharded, save_sharded
 from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
-from rvqlm.training.archives import archive
-from rvqlm.training.checkpoint import FORMAT, load_checkpoint, require_resumable
-from rvqlm.training.sharded import load_sharded, save_sharded
 
 
 def state_of(trainer) -> dict:

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from rvqlm.training.dtensors import batches, local, total
+from rvqlm.dtensors import batches, local, total
 
 MIN_RMS, MAX_RMS = 1e-5, 3.0
 """Sizes between which updates follow the tensor's; one of zeros has to be able to leave."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.errors import UserError
-from rvqlm.training.checkpoint import load_checkpoint
 
 
 def enter_stage(config, model):

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from rvqlm.data.batch import Batch
-from rvqlm.evaluation.losses import Totals
+from rvqlm.batch import Batch
+from rvqlm.metrics.losses import Totals
 from rvqlm.training.level_weights import LevelWeights
 from rvqlm.training.precision import LossScale
 

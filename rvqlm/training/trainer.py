@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import Batch
 from rvqlm.errors import UserError
-from rvqlm.evaluation.losses import evaluate_batches
+from rvqlm.metrics.losses import evaluate_batches
 from rvqlm.training import saving
 from rvqlm.training.bad_batch import save_bad_batch
 from rvqlm.training.config import TrainerConfig

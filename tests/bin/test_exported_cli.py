@@ -10,9 +10,9 @@ from token_fixtures import make_tokens
 import rvqlm
 import rvqlm.bin.main
 from rvqlm.bin import average, evaluate, export_model
+from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.codecs.registry import load_codec
 from rvqlm.models.factory import build_model
-from rvqlm.training.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope="module")

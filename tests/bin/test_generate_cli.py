@@ -8,10 +8,10 @@ import soundfile
 import torch
 
 import rvqlm.bin.main
+from rvqlm.checkpoints.file import save_checkpoint
 from rvqlm.codecs.registry import load_codec
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import config_dict
-from rvqlm.training.checkpoint import save_checkpoint
 
 LEVELS = 2
 

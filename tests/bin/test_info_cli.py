@@ -11,6 +11,7 @@ import soundfile
 import torch
 
 import rvqlm.bin.main
+from rvqlm.checkpoints.file import save_checkpoint
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.registry import load_codec
 from rvqlm.codecs.spectral import ASSET
@@ -23,7 +24,6 @@ from rvqlm.inspection.codes import BINS, count_codes
 from rvqlm.inspection.path import look
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import config_dict
-from rvqlm.training.checkpoint import save_checkpoint
 
 INFO = CodecInfo("test", "0123456789abcdef", 16000, 320, 3, 100)
 

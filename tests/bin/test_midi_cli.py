@@ -14,8 +14,8 @@ from token_fixtures import INFO, make_tokens
 from rvqlm.bin.midi import main
 from rvqlm.data.conditions import ConditionSet, load_info
 from rvqlm.data.index import TokenDataset, build_index
-from rvqlm.data.midi import MidiFrontEnd, read_notes
 from rvqlm.data.ragged import Ragged
+from rvqlm.frontends.midi import MidiFrontEnd, read_notes
 
 FRAMES = [500, 400, 300, 200]  # 50 a second: 10, 8, 6 and 4 s
 

@@ -15,6 +15,7 @@ from token_fixtures import make_tokens
 
 from rvqlm.bin.main import main as rvqlm
 from rvqlm.bin.model_cards import CARDS, card_of, count_parameters, options
+from rvqlm.checkpoints.file import FORMAT, save_checkpoint
 from rvqlm.cli import parse
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import KINDS, ConditionInfo
@@ -23,7 +24,6 @@ from rvqlm.data.index import TokenDataset
 from rvqlm.errors import UserError
 from rvqlm.models.factory import ALIASES, MODELS, build_model, config_dict
 from rvqlm.patterns import PATTERNS
-from rvqlm.training.checkpoint import FORMAT, save_checkpoint
 from rvqlm.training.config import flags_class
 
 ROOT = Path(__file__).parents[2]

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from rvqlm.bin import monitor
-from rvqlm.inspection.monitor import MOST_POINTS, Watched
-from rvqlm.inspection.monitor_text import sparkline
+from rvqlm.reports.monitor import MOST_POINTS, Watched
+from rvqlm.reports.monitor_text import sparkline
 
 
 def write_experiment(exp_dir, lines, ended=(), age=0.0, flags=None):

@@ -10,17 +10,17 @@ import torch
 
 import rvqlm.bin.main
 import rvqlm.bin.recognize
+from rvqlm.batch import Batch
+from rvqlm.checkpoints.file import save_checkpoint
 from rvqlm.codecs.chunking import encode_whole
 from rvqlm.codecs.registry import load_codec
-from rvqlm.data.batch import Batch
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.ragged import write_ragged
-from rvqlm.data.symbols import SymbolTable
-from rvqlm.data.text import TextFrontEnd, TextSettings
+from rvqlm.frontends.symbols import SymbolTable
+from rvqlm.frontends.text import TextFrontEnd, TextSettings
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import config_dict
 from rvqlm.models.recognizer import Recognizer, RecognizerConfig
-from rvqlm.training.checkpoint import save_checkpoint
 
 LEVELS = 2
 RATE = 16000

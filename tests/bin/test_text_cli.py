@@ -8,13 +8,13 @@ import pytest
 from text_fixtures import FRAMES, make_texts
 
 from rvqlm.bin.text import main
-from rvqlm.data import text_prepare
 from rvqlm.data.conditions import ConditionSet, load_info
 from rvqlm.data.index import TokenDataset, build_index
-from rvqlm.data.phonemes import speak
 from rvqlm.data.ragged import Ragged
-from rvqlm.data.symbols import SymbolTable
-from rvqlm.data.text import TextFrontEnd
+from rvqlm.frontends import text_prepare
+from rvqlm.frontends.phonemes import speak
+from rvqlm.frontends.symbols import SymbolTable
+from rvqlm.frontends.text import TextFrontEnd
 
 TRAIN = ["Hello, world!", "the quick brown fox jumps", "over a lazy dog?", None, "Ab. cd"]
 VALID = ["a dog", "Hello!"]

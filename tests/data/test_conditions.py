@@ -13,8 +13,8 @@ from scipy import stats
 from token_fixtures import INFO, make_tokens
 
 import rvqlm.data.speakers as speakers_module
+from rvqlm.batch import PAD
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import PAD
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.plan import PlanConfig

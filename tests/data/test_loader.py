@@ -16,8 +16,8 @@ import pytest
 import torch
 from token_fixtures import make_tokens
 
+from rvqlm.batch import PAD
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import PAD
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.data.plan import PlanConfig

@@ -6,10 +6,10 @@ import pytest
 import torch
 import yaml
 
+from rvqlm.batch import Batch
 from rvqlm.cli import parse
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Batch
 from rvqlm.models.factory import build_model, model_entry
 from rvqlm.training.config import check, flags_class
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from rvqlm.batch import PAD
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import PAD
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig

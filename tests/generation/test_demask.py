@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from entropy_source import MarkovSource
 
+from rvqlm.batch import PAD, Padded
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import PAD, Padded
-from rvqlm.evaluation.entropy_source import MarkovSource
 from rvqlm.generation.demask import demask
 from rvqlm.generation.request import make_request
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig

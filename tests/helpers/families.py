@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Batch
 from rvqlm.models.base import TokenModel
 from rvqlm.models.factory import build_model
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from rvqlm.bin import trainer
-from rvqlm.training.checkpoint import load_checkpoint
+from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.training.logger import TIMINGS
 
 UNTIMED = {*TIMINGS, "config", "since"}

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from rvqlm.data.espeak import synthesize
+from rvqlm.frontends.espeak import synthesize
 
 FILES, BROKEN = 50, 2
 

@@ -16,12 +16,12 @@ import torch.multiprocessing as mp
 from families import make, random_batch
 from toy import ToyConfig, ToyLoader, ToyModel
 
-from rvqlm.training.checkpoint import FORMAT, load_checkpoint
+from rvqlm.checkpoints.file import FORMAT, load_checkpoint
+from rvqlm.checkpoints.sharded import load_sharded
+from rvqlm.dtensors import is_sharded
 from rvqlm.training.config_optim import OptimConfig
-from rvqlm.training.dtensors import is_sharded
 from rvqlm.training.ema import EMA
 from rvqlm.training.optim import build_optimizer
-from rvqlm.training.sharded import load_sharded
 
 ACCUM, STEPS, CLIP = 2, 3, 0.1
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from rvqlm.checkpoints.file import FORMAT, save_checkpoint
 from rvqlm.models.factory import config_dict
-from rvqlm.training.checkpoint import FORMAT, save_checkpoint
 
 FLAGS = {"exp-dir": "/home/ada/exp", "manifest-dir": "/home/ada/tokens", "seed": 3,
          "condition-prompt-seconds": 2.0, "max-duration": 7.0}  # fmt: skip

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import Batch
 from rvqlm.models.base import LMOutput
 from rvqlm.training.config import (
     GuardConfig,

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig

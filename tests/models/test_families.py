@@ -7,8 +7,8 @@ import pytest
 import torch
 from families import ALL, AUTOREGRESSIVE, INFO, K, V, make, random_batch, single
 
+from rvqlm.batch import PAD, Batch, Padded
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import PAD, Batch, Padded
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 from rvqlm.models.factory import build_model, config_dict

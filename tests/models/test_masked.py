@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from masked_models import INFO, K, V, make, random_items, texts_for
 
-from rvqlm.data.batch import Batch
+from rvqlm.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 from rvqlm.models.masked import Masked

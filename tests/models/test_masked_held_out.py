@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from entropy_source import MarkovSource
 from masked_models import K, V, make, random_items
 
-from rvqlm.data.batch import Batch
-from rvqlm.evaluation.entropy_source import MarkovSource
+from rvqlm.batch import Batch
 from rvqlm.modules.masking import MASKINGS
 
 

@@ -5,9 +5,9 @@ from itertools import groupby, product
 import pytest
 import torch
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.models.recognizer import Recognizer, RecognizerConfig, greedy
 

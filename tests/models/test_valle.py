@@ -12,9 +12,9 @@ from valle_models import (
     texts,
 )
 
+from rvqlm.batch import Batch
 from rvqlm.cli import parse
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.models.valle import Valle, ValleConfig
 

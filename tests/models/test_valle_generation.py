@@ -15,7 +15,7 @@ from valle_models import (
     texts,
 )
 
-from rvqlm.data.batch import Batch, Padded
+from rvqlm.batch import Batch, Padded
 from rvqlm.errors import UserError
 from rvqlm.generation.decode import decode
 from rvqlm.generation.request import make_request

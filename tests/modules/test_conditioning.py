@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from rvqlm.batch import Padded
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Padded
 from rvqlm.errors import UserError
 from rvqlm.modules.conditioning import ConditionedTransformer, Conditioner
 from rvqlm.modules.embeddings import SumEmbedding

@@ -8,9 +8,9 @@ import pytest
 import soundfile
 
 from rvqlm.audio.load import AudioConfig, BadAudio, load_file
+from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
-from rvqlm.tokenizing.inputs import Item
 from rvqlm.tokenizing.reading import ReadAhead
 
 INFO = CodecInfo("test", "0" * 16, 8000, 40, 2, 256)

@@ -180,7 +180,7 @@ def test_scales_of_segments_are_kept(mixed, tmp_path, monkeypatch):
 
 
 def test_a_prompt_is_encoded_like_its_file(mixed, tmp_path, monkeypatch):
-    from rvqlm.generation.prompts import from_audio
+    from rvqlm.inference.prompts import from_audio
 
     for module in (tokenize, token_workers):
         monkeypatch.setattr(module, "load_codec", load_codec)

@@ -21,11 +21,11 @@ from tokenize_fixtures import (
     spoil,
 )
 
+from rvqlm.audio.source import open_source
 from rvqlm.errors import UserError
 from rvqlm.tokenizing import encode as token_encode
 from rvqlm.tokenizing import shard as token_shard
 from rvqlm.tokenizing import tokenize
-from rvqlm.tokenizing.inputs import open_source
 from rvqlm.tokenizing.shard import ShardLog
 
 pytestmark = pytest.mark.usefixtures("peaks")

@@ -6,7 +6,7 @@ import torch
 from families import K, V, make, random_batch
 from toy import ToyLoader, ToyModel
 
-from rvqlm.data.batch import Batch, Padded
+from rvqlm.batch import Batch, Padded
 from rvqlm.errors import UserError
 from rvqlm.training import bad_batch
 from rvqlm.training.bad_batch import load_bad_batch, replay, save_bad_batch

@@ -8,9 +8,9 @@ import torch
 from ranks import CLIP, CLOSE, MODELS, Run, batch_of, flat, same, start
 from toy import ToyModel
 
+from rvqlm.dtensors import is_sharded
 from rvqlm.errors import UserError
 from rvqlm.training.distributed import World
-from rvqlm.training.dtensors import is_sharded
 
 
 def equals_one_process(rank: int, size: int, folder: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from toy import ToyConfig, ToyLoader, ToyModel, toy_flags, toy_trainer
 
+from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.errors import UserError
 from rvqlm.training.bad_batch import load_bad_batch
-from rvqlm.training.checkpoint import load_checkpoint
 
 
 class Poisoned(ToyModel):

@@ -12,10 +12,10 @@ import torch
 from token_fixtures import make_tokens
 
 from rvqlm.bin import trainer
+from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.cli import _leaves
 from rvqlm.data.index import build_index
 from rvqlm.models.factory import model_entry
-from rvqlm.training.checkpoint import load_checkpoint
 from rvqlm.training.config import flags_class
 from rvqlm.training.logger import TIMINGS
 

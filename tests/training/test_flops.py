@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import Batch
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.training.flops import forward_flops, peak_flops
 from rvqlm.training.reporting import Speed

@@ -6,7 +6,7 @@ import torch
 from families import INFO, make, random_batch
 from toy import ToyModel
 
-from rvqlm.data.batch import Batch
+from rvqlm.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.training import prescan as module
 from rvqlm.training.prescan import USABLE, Memory, batch_maker, largest_max_duration, prescan

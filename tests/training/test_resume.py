@@ -13,9 +13,9 @@ from forked import fork, same_experiment, train_with_kills, wait
 from token_fixtures import make_tokens
 
 from rvqlm.bin import trainer
+from rvqlm.checkpoints import file as checkpoint
 from rvqlm.data.index import build_index
 from rvqlm.runtime import has_fast_bf16
-from rvqlm.training import checkpoint
 
 SMALL = [
     *("--decoder-dim", "16", "--nhead", "2", "--num-decoder-layers", "1", "--seed", "3"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from rvqlm.training import dtensors
+from rvqlm import dtensors
 from rvqlm.training.scaled_adam import ScaledAdam
 
 SHAPES = [(5, 7), (9,), (5, 7), (1,), (), (5, 7), (9,), (2, 3, 4), (1, 1)]

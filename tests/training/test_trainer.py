@@ -7,9 +7,9 @@ import pytest
 import torch
 from toy import INFO, ToyConfig, ToyLoader, ToyModel, toy_flags, toy_trainer
 
-from rvqlm.data.batch import Batch
+from rvqlm.batch import Batch
+from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.errors import UserError
-from rvqlm.training.checkpoint import load_checkpoint
 from rvqlm.training.logger import TIMINGS
 from rvqlm.training.schedule import Budget
 from rvqlm.training.trainer import step_seed

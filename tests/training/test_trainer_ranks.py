@@ -12,9 +12,9 @@ import torch
 from ranks import CLOSE, MODELS, batch_of, flat, same, start
 from toy import ToyLoader, toy_flags
 
-from rvqlm.training.checkpoint import load_checkpoint
+from rvqlm.checkpoints.file import load_checkpoint
+from rvqlm.dtensors import is_sharded
 from rvqlm.training.distributed import World
-from rvqlm.training.dtensors import is_sharded
 from rvqlm.training.trainer import Trainer
 
 A_STEP = 6  # batches, over ranks and accumulation

@@ -75,8 +75,8 @@ def child(args: Args, setting: dict) -> dict:
         tune_malloc()
     import torch
 
+    from rvqlm.batch import Batch
     from rvqlm.codec_info import CodecInfo
-    from rvqlm.data.batch import Batch
     from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 
     torch.set_num_threads(args.threads)

@@ -19,11 +19,11 @@ import time
 
 import numpy as np
 import torch
+from entropy_source import MarkovSource
 from tqdm import trange
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.batch import Batch
-from rvqlm.evaluation.entropy_source import MarkovSource
 from rvqlm.generation.sampling import DemaskConfig
 from rvqlm.models.factory import build_model
 

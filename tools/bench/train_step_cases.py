@@ -8,9 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
+from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.batch import Batch
 from rvqlm.models.factory import build_model
 
 FAMILIES = {

@@ -29,8 +29,8 @@ from speakers import Speaker, all_speakers
 from tqdm import tqdm
 
 from rvqlm.cli import parse, run_main
-from rvqlm.data import espeak
 from rvqlm.errors import UserError
+from rvqlm.frontends import espeak
 
 SAMPLING_RATE = 16000
 TRANSCRIPTS = "transcripts.jsonl"

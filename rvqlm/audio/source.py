@@ -1,0 +1,176 @@
+"""What `rvqlm tokenize` can be pointed at: folders, globs, files, lists, lhotse manifests.
+
+A `Source` is listed once, in a fixed order and without decoding any audio, so that work can be
+divided by cost beforehand; each worker then reads its own range of items.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from lhotse import Recording
+from lhotse.cut import Cut
+
+from rvqlm.audio.load import (
+    AudioConfig,
+    AudioStream,
+    BadAudio,
+    open_cut,
+    open_file,
+    recording_cut,
+)
+from rvqlm.audio.reader import printable
+from rvqlm.codec_info import CodecInfo
+from rvqlm.errors import UserError
+
+MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One piece of audio that becomes one token cut."""
+
+    id: str
+    audio: str | Recording | Cut
+    """path of a file, or the lhotse object of a manifest"""
+    unusable: str | None = None
+    """why it need not even be opened"""
+
+    @property
+    def path(self) -> str:
+        """For messages: the file where there is one."""
+        if isinstance(self.audio, str):
+            return printable(self.audio)
+        recording = self.audio if isinstance(self.audio, Recording) else self.audio.recording
+        return str(recording.sources[0].source) if recording.sources else recording.id
+
+    def open(self, info: CodecInfo, config: AudioConfig) -> AudioStream:
+        """Its audio on the way to the codec; `BadAudio` where that is impossible."""
+        if self.unusable is not None:
+            raise BadAudio(self.path, self.unusable)
+        if isinstance(self.audio, str):
+            return open_file(self.audio, self.id, info, config)
+        cut = recording_cut(self.audio) if isinstance(self.audio, Recording) else self.audio
+        return open_cut(cut, info, config)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All items of a source, as far as dividing the work needs it."""
+
+    costs: np.ndarray
+    """(N,) float64, the expected work in seconds of audio, guessed from the size of a file"""
+    digest: str
+    """hash of ids, order and contents of the listing: another input has another one"""
+    hours: float | None
+    """None where only decoding would tell"""
+
+    def __len__(self) -> int:
+        return len(self.costs)
+
+    def split(self, parts: int) -> list[tuple[int, int]]:
+        """Ranges [first, last) of about equal cost that follow each other and cover all items."""
+        total = np.cumsum(self.costs)
+        targets = total[-1] * np.arange(1, parts) / parts
+        edges = [0, *np.searchsorted(total, targets, side="right").tolist(), len(self)]
+        return [(a, max(a, b)) for a, b in pairwise(edges)]
+
+
+class Source(ABC):
+    """An input, named by `path` as the user gave it."""
+
+    path: str
+
+    @abstractmethod
+    def ids(self) -> Iterator[str]:
+        """Of all items, in the order of the listing."""
+
+    @abstractmethod
+    def scan(self) -> Listing:
+        """Go through all items once; `UserError` for what no item could be made of."""
+
+    @abstractmethod
+    def items(self, first: int, last: int) -> Iterator[Item]:
+        """Items [first, last) in the order of the listing."""
+
+
+def open_source(paths: str | Sequence[str]) -> Source:
+    """The source that a user's ``--input`` means; `UserError` where it means nothing.
+
+    All files, whatever they come from, are one source, in which every file is once; manifests
+    follow in the order in which they were given.
+    """
+    from rvqlm.audio.file_source import FileSource
+    from rvqlm.audio.manifest_source import ManifestSource
+
+    paths = [paths] if isinstance(paths, str) else list(paths)
+    if not paths:
+        raise UserError("--input: give a folder of audio, a glob, a list or a lhotse manifest")
+    paths = [q for p in paths for q in _manifests_matching(p) or [p]]
+    manifests = [p for p in paths if _is_manifest(p)]
+    files = [p for p in paths if not _is_manifest(p)]
+    sources: list[Source] = [FileSource(files)] if files else []
+    sources += [ManifestSource(path) for path in manifests]
+    return sources[0] if len(sources) == 1 else JoinedSource(sources)
+
+
+def _manifests_matching(pattern: str) -> list[str]:
+    from rvqlm.audio.file_source import matching
+
+    if os.path.exists(pattern) or not glob.has_magic(pattern):
+        return []
+    if not pattern.lower().endswith(MANIFEST_SUFFIXES):
+        return []
+    return matching(pattern)
+
+
+def _is_manifest(path: str) -> bool:
+    return path.lower().endswith(MANIFEST_SUFFIXES) and os.path.isfile(path)
+
+
+class JoinedSource(Source):
+    """Several sources, one after another."""
+
+    def __init__(self, sources: list[Source]):
+        self.sources = sources
+        self.path = " ".join(s.path for s in sources)
+        self._sizes: list[int] | None = None
+
+    def ids(self) -> Iterator[str]:
+        for source in self.sources:
+            yield from source.ids()
+
+    def scan(self) -> Listing:
+        listings = [s.scan() for s in self.sources]
+        self._sizes = [len(listing) for listing in listings]
+        seen: dict[str, str] = {}
+        for source in self.sources:
+            for id in source.ids():
+                if id in seen:
+                    raise UserError(
+                        f"--input {source.path}: the id {id!r} is in {seen[id]} too; tokenize the "
+                        "two into different folders"
+                    )
+                seen[id] = source.path
+        hours = [listing.hours for listing in listings]
+        return Listing(
+            np.concatenate([listing.costs for listing in listings]),
+            "+".join(listing.digest for listing in listings),
+            None if None in hours else sum(hours),
+        )
+
+    def items(self, first: int, last: int) -> Iterator[Item]:
+        if self._sizes is None:
+            self.scan()
+        begin = 0
+        for source, size in zip(self.sources, self._sizes):
+            low, high = max(first - begin, 0), min(last - begin, size)
+            if low < high:
+                yield from source.items(low, high)
+            begin += size

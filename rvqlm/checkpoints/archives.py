@@ -1,0 +1,101 @@
+"""Archives: checkpoints of earlier steps in EXP/archive, by step and time, the newest ones kept.
+
+An archive is a second name of a file that exists, so it costs no time and its bytes only once the
+first name moves on; where the file system has no hard links it is a copy.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from rvqlm.checkpoints.file import atomic_write, load_checkpoint, save_checkpoint, write_errors
+from rvqlm.errors import UserError
+
+_NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{8,})-(?P<stamp>\d{8}-\d{6})\.pt")
+
+
+def archive(
+    exp_dir: str | Path, source: str | Path, step: int, keep: int, now: datetime | None = None
+) -> Path:
+    """Keep the checkpoint `source` as EXP/archive/step-STEP-TIME.pt, or, if it is named best.pt,
+    as best-STEP-TIME.pt, and delete the oldest of the same kind beyond `keep`.
+
+    :param step: optimizer steps done.
+    :param keep: archives to keep, this one included; 0: all.
+    :param now: time in the name; the current time in UTC by default, since local time repeats an
+        hour every autumn.
+    :return: path of the archive.
+    :raises UserError: the disk refuses; nothing is deleted then.
+    """
+    folder, source = Path(exp_dir) / "archive", Path(source)
+    kind = "best" if source.name == "best.pt" else "step"
+    stamp = (now or datetime.now(timezone.utc)).strftime("%Y%m%d-%H%M%S")
+    target = folder / f"{kind}-{step:08d}-{stamp}.pt"
+    with write_errors(target):
+        folder.mkdir(exist_ok=True)
+        shards = _shards_of(source)
+        if shards is None:
+            atomic_write(target, lambda to: _link(source, to))
+        else:
+            _archive_shards(source, shards, target)
+        if keep:
+            _delete([p for p in archives(exp_dir, kind) if p != target], keep - 1)
+    return target
+
+
+def archives(exp_dir: str | Path, kind: str = "step") -> list[Path]:
+    """Archives of an experiment, the oldest first.
+
+    :param kind: ``step``: the periodic ones; ``best``.
+    """
+    found = []
+    for path in (Path(exp_dir) / "archive").glob(f"{kind}-*.pt"):
+        if match := _NAME.fullmatch(path.name):
+            found.append((match["stamp"], int(match["step"]), path))
+    return [path for _, _, path in sorted(found)]
+
+
+def _delete(paths: list[Path], keep: int) -> None:
+    for path in paths[: max(0, len(paths) - keep)]:
+        path.unlink(missing_ok=True)  # first: no name is left of what is half gone
+        if path.with_suffix(".dcp").is_dir():
+            shutil.rmtree(path.with_suffix(".dcp"))
+
+
+def _link(source: str | Path, to: str | Path) -> None:
+    try:
+        os.link(source, to)
+    except OSError:  # no hard links here, or not across what is mounted
+        shutil.copyfile(source, to)
+
+
+def _shards_of(source: Path) -> Path | None:
+    """Directory that holds the tensors of a sharded checkpoint; None for one that is whole."""
+    try:
+        # mapped: the tensors are not read
+        state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:  # torch raises half a dozen types for damaged files
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
+        raise UserError(f"{source}: damaged, cannot be archived ({reason})") from e
+    return source.parent / state["sharded"] if "sharded" in state else None
+
+
+def _archive_shards(source: Path, shards: Path, target: Path) -> None:
+    """The directory first, under the archive's name: the run deletes the one it has."""
+    directory = target.with_suffix(".dcp")
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    for leftover in (temporary, directory):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+    shutil.copytree(shards, temporary, copy_function=_link)
+    temporary.rename(directory)
+    state = load_checkpoint(source, gather=False)
+    save_checkpoint({**state, "sharded": directory.name}, target)

@@ -1,0 +1,184 @@
+"""``--init-from``: a training that begins with the weights of another model, as far as they fit.
+
+A tensor is taken when name and shape agree. What was taken, what was not and what may mean
+something else now is reported, so that a fine-tuning that silently begins from nothing cannot
+happen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rvqlm.checkpoints.file import (
+    find_checkpoint,
+    is_exported,
+    load_checkpoint,
+    weights_of,
+)
+from rvqlm.errors import UserError
+
+
+@dataclass
+class InitReport:
+    """What `init_from` did; names are those of the state dict."""
+
+    path: Path
+    step: int
+    """of the training that the weights are from"""
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    """of the model, not in the file: they keep their initial values"""
+    unexpected: list[str] = field(default_factory=list)
+    """in the file, not of the model"""
+    reshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    """of another shape in the file (first) than in the model (second): they keep their initial
+    values"""
+    values: int = 0
+    """numbers taken"""
+    total: int = 0
+    """numbers that the model has"""
+    remarks: list[str] = field(default_factory=list)
+    """what may mean something else now"""
+
+    def lines(self) -> list[str]:
+        """For people: a summary, then what did not match, by module."""
+        of_model = len(self.matched) + len(self.missing) + len(self.reshaped)
+        lines = [
+            f"began with the weights of {self.path} (step {self.step:,}): {len(self.matched)} of "
+            f"{of_model} tensors, {100 * self.values / max(1, self.total):.1f} % of the parameters;"
+            " optimizer, schedule and position in the data are new"
+        ]
+        groups = defaultdict(list)
+        for name, (theirs, mine) in self.reshaped.items():
+            groups[f"{_shape(theirs)} there, {_shape(mine)} here"].append(name)
+        for what, names in groups.items():
+            lines.append(f"  not taken, other shape ({what}): {by_module(names)}")
+        if self.missing:
+            lines.append(f"  new, not in the file: {by_module(self.missing)}")
+        if self.unexpected:
+            lines.append(f"  in the file, not of this model: {by_module(self.unexpected)}")
+        return lines + [f"  note: {remark}" for remark in self.remarks]
+
+
+@torch.no_grad()
+def init_from(model, path: str | Path, use_ema: bool = True) -> InitReport:
+    """Copy into `model` the tensors of another one that agree in name and shape.
+
+    Call it before anything is derived from the weights (averages, optimizer).
+
+    :param path: experiment directory (its best checkpoint), checkpoint file, directory of an
+        exported model, or the name of a repository of the Hugging Face hub.
+    :param use_ema: averaged weights, where the file has them.
+    :raises UserError: nothing usable there, nothing matches, or values are not finite.
+    """
+    weights, state, path = _read(path, use_ema)
+    mine = model.state_dict()
+    report = InitReport(path, int(state["step"]))
+    report.unexpected = sorted(weights.keys() - mine.keys())
+    taken: dict[str, Tensor] = {}
+    for name, here in mine.items():
+        report.total += here.numel()
+        there = weights.get(name)
+        if there is None:
+            report.missing.append(name)
+        elif there.shape != here.shape:
+            report.reshaped[name] = (tuple(there.shape), tuple(here.shape))
+        elif there.is_floating_point() and not there.isfinite().all():
+            raise UserError(f"{path}: {name} has values that are not finite; take another file")
+        else:
+            taken[name] = there
+            report.values += there.numel()
+    report.matched = list(taken)
+    if not taken:
+        first = next(iter(report.reshaped), None)
+        why = f", {first} for one is of another shape" if first else ", the names differ"
+        raise UserError(
+            f"--init-from {path}: none of the {len(mine)} tensors of this {model.name} match those "
+            f"of the {state['model_name']} there{why}; give a model of the same family and width"
+        )
+    for name, there in taken.items():
+        mine[name].copy_(there)
+    report.remarks = _remarks(model, state)
+    if report.values < 0.01 * report.total:
+        names = ", ".join(report.matched[:4])
+        report.remarks.insert(0, f"almost nothing was taken ({names}); is the width another?")
+    return report
+
+
+def _read(path: str | Path, use_ema: bool) -> tuple[dict[str, Tensor], dict, Path]:
+    """Weights, the rest of the checkpoint, and where they were found."""
+    from rvqlm.checkpoints.exported import locate, read_config, read_weights
+
+    path = find_checkpoint(locate(path))
+    if is_exported(path):
+        state = read_config(path)
+        return read_weights(path, state), state, path
+    state = load_checkpoint(path, mapped=True)
+    return weights_of(state, use_ema), state, path
+
+
+def _remarks(model, state: dict) -> list[str]:
+    """Equal shapes may hide that the numbers meant something else."""
+    found = []
+    if state["model_name"] != model.name:
+        found.append(f"the weights are of a {state['model_name']}, this is a {model.name}")
+    theirs, mine = state["model_config"], dataclasses.asdict(model.config)
+    differing = [
+        f"--{k.replace('_', '-')} was {theirs[k]}, is {mine[k]}"
+        for k in mine
+        if k in theirs and theirs[k] != mine[k]
+    ]
+    if differing:
+        found.append(f"other options: {'; '.join(differing)}")
+    codec = state["codec"]
+    if codec.get("fingerprint") != model.info.fingerprint:
+        found.append(
+            f"codes of {codec.get('name')} meant something else than those of {model.info.name}: "
+            "embeddings and heads have to learn anew"
+        )
+    for kind, info in model.conditions.items():
+        before = state["conditions"].get(kind)
+        if before is not None and dict(before.get("settings") or {}) != dict(info.settings):
+            found.append(f"the {kind} was prepared in another way: its embeddings have to learn")
+    return found
+
+
+def by_module(names: list[str]) -> str:
+    """Tensors counted by module; equal blocks of a stack are one entry.
+
+    >>> by_module(["norm.weight", "blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down"])
+    'norm.weight, blocks.0-1 (4 tensors)'
+    """
+    counts: dict[tuple[str, int | None], list[str]] = defaultdict(list)
+    for name in names:
+        stacked = re.match(r"(.*?)\.(\d+)\.", name)
+        module = name.rpartition(".")[0] or name
+        counts[(stacked[1], int(stacked[2])) if stacked else (module, None)].append(name)
+    entries: list[tuple[str, int | None, int | None, list[str]]] = []
+    for (module, number), members in counts.items():
+        if number is not None and entries and entries[-1][0] == module:
+            _, first, last, before = entries[-1]
+            if last == number - 1:
+                entries[-1] = (module, first, number, before + members)
+                continue
+        entries.append((module, number, number, members))
+    return ", ".join(_entry(*entry) for entry in entries)
+
+
+def _entry(module: str, first: int | None, last: int | None, members: list[str]) -> str:
+    if len(members) == 1:
+        return members[0]
+    if first is not None:
+        module += f".{first}" if first == last else f".{first}-{last}"
+    return f"{module} ({len(members)} tensors)"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"

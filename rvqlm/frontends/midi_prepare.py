@@ -1,0 +1,250 @@
+"""Notes of the cuts of a token directory as columns of compound tokens beside their codes.
+
+`prepare_midi` finds the MIDI file of every cut, takes the part that the cut covers and writes
+``midi_SPLIT.bin`` (`rvqlm.data.ragged`) and ``midi.json``, the `ConditionInfo`. The latter is
+written last, and goes away first when the bins change, so that an interruption leaves no mixture.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from rvqlm.checkpoints.file import atomic_write
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.conditions import load_info
+from rvqlm.data.index import TokenDataset, read_manifest
+from rvqlm.data.ragged import write_ragged
+from rvqlm.data.splits import recording
+from rvqlm.errors import UserError
+from rvqlm.frontends.midi import FIELDS, MidiFrontEnd, MidiSettings, Notes, read_notes
+
+SUFFIXES = (".mid", ".midi")
+TRAIN = "train"  # the split that the rate is of
+
+
+@dataclass
+class MidiReport:
+    """What was made of one split."""
+
+    cuts: int
+    notes: int = 0
+    frames: int = 0
+    """of codes, of the cuts that have notes"""
+    without_file: int = 0
+    silent: int = 0
+    """cuts whose file has no note in their part of it"""
+    limited: int = 0
+    """cuts that had more than ``max_notes``"""
+    bad: list[str] = field(default_factory=list)
+    """what is wrong with files that were passed over"""
+
+
+class MidiFiles:
+    """Which MIDI file belongs to a cut, and which part of it.
+
+    :param folder: of MIDI files that are named as the ids of cuts, or else of their recordings;
+        with `name`, where relative paths in that field begin.
+    :param name: field of the cuts with the path of the file of their recording: ``custom.NAME`` of
+        the cut, or of the first supervision that has it.
+    """
+
+    def __init__(self, directory: Path, folder: Path | None, name: str | None):
+        if folder is None and name is None:
+            raise UserError("give --midi-dir, a folder of MIDI files, or --field")
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"--midi-dir {folder}: no such folder")
+        self.folder, self.name = folder, name
+        self._by_id = {} if name is not None else _named_files(folder)
+        self._starts = _Starts(directory)
+
+    def of(self, cut: dict) -> tuple[Path, float, float] | None:
+        """Path, and first and last second of the part that the cut covers; None without a file.
+
+        Copies of other speed, tempo or pitch have none unless one is named as they are: their notes
+        would be wrong.
+        """
+        own = self._by_id.get(cut["id"])
+        offset = cut["start"] - cut["features"]["start"]  # of a window of a token cut
+        if own is not None and recording(cut) != cut["id"]:  # made for this cut
+            return self.folder / own, offset, offset + cut["duration"]
+        if (cut.get("custom") or {}).get("augmented_from") is not None and own is None:
+            return None
+        path = _value(cut, self.name) if self.name else self._by_id.get(recording(cut))
+        if path is None:
+            return None
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"cut {cut['id']!r}: {self.name} is {str(path)[:40]!r}, not a path")
+        start = offset + self._starts.of(cut["id"])
+        return (self.folder or Path()) / path, start, start + cut["duration"]
+
+
+def _value(cut: dict, name: str):
+    """The field `name` ("custom.midi_path") of a cut or else of its supervisions."""
+    for holder in (cut, *(cut.get("supervisions") or [])):
+        for part in name.split("."):
+            holder = holder.get(part) if isinstance(holder, dict) else None
+        if holder is not None:
+            return holder
+    return None
+
+
+def _named_files(folder: Path) -> dict[str, Path]:
+    """MIDI files below a folder by their paths without suffix."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in found:
+                raise UserError(
+                    f"--midi-dir {folder}: {found[name].name} and {path.name} in "
+                    f"{path.parent} have one name; leave one of them out"
+                )
+            found[name] = path.relative_to(folder)
+    if not found:
+        raise UserError(f"--midi-dir {folder}: no MIDI files ({' '.join(SUFFIXES)}) below it")
+    return found
+
+
+class _Starts:
+    """Where the cuts of a token directory begin in their recordings: 16 bytes a cut.
+
+    Token cuts begin at 0; what they were made from is in ``audio_cuts.jsonl.gz``.
+    """
+
+    def __init__(self, directory: Path):
+        path, names, starts = directory / "audio_cuts.jsonl.gz", array("q"), array("d")
+        if path.exists():
+            for cut in read_manifest(path):
+                if cut.get("start"):
+                    names.append(hash(cut["id"]))
+                    starts.append(cut["start"])
+        order = np.argsort(np.array(names, np.int64), kind="stable")
+        self._names = np.array(names, np.int64)[order]
+        self._starts = np.array(starts)[order]
+
+    def of(self, id: str) -> float:
+        """Seconds."""
+        name = np.int64(hash(id))
+        at = int(np.searchsorted(self._names, name))
+        found = at < len(self._names) and self._names[at] == name
+        return float(self._starts[at]) if found else 0.0
+
+
+def prepare_midi(
+    directory: Path,
+    splits: Sequence[str],
+    folder: Path | None,
+    name: str | None,
+    settings: MidiSettings,
+    skip_bad: bool = False,
+    progress: Callable[[Iterable, str, int], Iterable] = lambda items, name, total: items,
+) -> tuple[ConditionInfo, dict[str, MidiReport]]:
+    """Write the notes of `splits`.
+
+    Parameters
+    ----------
+    folder, name: where the files are; see `MidiFiles`.
+    skip_bad: cuts whose file cannot be used have no notes, instead of an error.
+    progress: wraps the iterator of a split's cuts, given a name and their number.
+
+    Raises `UserError` for files that cannot be used and when no cut has notes.
+    """
+    front_end = MidiFrontEnd(settings)
+    datasets = {split: TokenDataset.open(directory, split) for split in splits}
+    files = MidiFiles(directory, folder, name)
+    reports = {split: MidiReport(len(dataset)) for split, dataset in datasets.items()}
+    fresh = {split: directory / f".midi_{split}.bin.new" for split in datasets}
+    try:
+        for split, dataset in datasets.items():
+            cuts = progress(dataset.cuts(), split, len(dataset))
+            rows = _rows(cuts, dataset, files, front_end, skip_bad, reports[split])
+            write_ragged(fresh[split], rows, len(FIELDS), dataset.fingerprint)
+        old = _old(directory)
+        info = front_end.info(_rate(reports, old, files))
+        if old is None or old.settings != info.settings:  # other bins must not stand beside these
+            (directory / "midi.json").unlink(missing_ok=True)
+            for column in directory.glob("midi_*.bin"):
+                column.unlink()
+        for split, path in fresh.items():
+            os.replace(path, directory / f"midi_{split}.bin")
+    finally:
+        for path in fresh.values():
+            path.unlink(missing_ok=True)
+    text = json.dumps(info.to_dict(), indent=1) + "\n"
+    atomic_write(directory / "midi.json", lambda to: to.write_text(text, encoding="utf-8"))
+    return info, reports
+
+
+def _rate(reports: dict[str, MidiReport], old: ConditionInfo | None, files: MidiFiles) -> float:
+    """Frames a note in the training split; without it, that of the earlier `old`, or in all."""
+    if not any(r.notes for r in reports.values()):
+        total = {n: sum(getattr(r, n) for r in reports.values()) for n in ("cuts", "without_file")}
+        where = f"in {files.name!r}" if files.name else f"below {files.folder} named as its id"
+        raise UserError(
+            f"none of {total['cuts']} cuts has notes: {total['without_file']} have no MIDI file "
+            f"{where}, the others have none in their part of it; check --midi-dir and --field"
+        )
+    if TRAIN not in reports and old is not None:
+        return old.rate
+    train = reports.get(TRAIN)
+    counted = [train] if train is not None and train.notes else list(reports.values())
+    return sum(r.frames for r in counted) / sum(r.notes for r in counted)
+
+
+def _old(directory: Path) -> ConditionInfo | None:
+    try:
+        return load_info(directory, "midi", "")
+    except UserError:  # none, or damaged: about to be made again
+        return None
+
+
+def _rows(
+    cuts: Iterable[dict],
+    dataset: TokenDataset,
+    files: MidiFiles,
+    front_end: MidiFrontEnd,
+    skip_bad: bool,
+    report: MidiReport,
+) -> Iterator[np.ndarray]:
+    empty = np.empty((0, len(FIELDS)), np.int32)
+    for row, cut in enumerate(cuts):
+        found = files.of(cut)
+        if found is None:
+            report.without_file += 1
+            yield empty
+            continue
+        path, start, end = found
+        try:
+            whole = _read(os.fspath(path))
+            if not len(whole.time):
+                raise UserError(f"{path}: no notes in this MIDI file; give one with notes")
+        except UserError as e:
+            if not skip_bad:
+                raise UserError(
+                    f"cut {cut['id']!r} of {dataset.split}: {e}; or pass over such files with "
+                    "--skip-bad"
+                ) from None
+            report.bad.append(str(e))
+            yield empty
+            continue
+        notes = whole.between(start, end)
+        tokens = front_end.tokens(notes)
+        report.notes += len(tokens)
+        report.silent += not len(tokens)
+        report.limited += len(tokens) < len(notes.time)
+        report.frames += int(dataset.frames[row]) if len(tokens) else 0
+        yield tokens
+
+
+@lru_cache(maxsize=8)
+def _read(path: str) -> Notes:
+    """Cuts of one recording follow one another: their file is read once."""
+    return read_notes(path)

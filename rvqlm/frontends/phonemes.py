@@ -1,0 +1,184 @@
+"""Texts as phonemes (IPA) by espeak, with the punctuation that carries pauses, and as symbols.
+
+`speak` gives words apart by spaces, punctuation right behind the word that it follows:
+
+    "Hello, world!" -> "həlˈoʊ, wˈɜːld!"
+
+espeak drops punctuation but works clause by clause, and says how far it read for each. The marks at
+the end of what it read are the ones it breaks at, so that a point in "U.S. army" or 3.14 is none.
+
+`symbols` divides such a string: a letter with the diacritics that belong to it is one symbol
+("ɔ̃", "t͡ʃ"); the marks of stress and length are symbols of their own, and so are punctuation and
+the space between words (``<space>``). A phoneme written with two letters is two symbols.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import re
+import signal
+import unicodedata
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from itertools import chain, islice
+
+from rvqlm.errors import UserError
+from rvqlm.frontends import espeak
+
+STRESS = "ˈˌ"
+PUNCTUATION = ".,;:!?…—"
+# marks of other scripts sound like these: one small table for all languages
+_SAME = str.maketrans("。，、；：！？،؛؟।۔։·–．", ".,,;:!?,;?..:;—.")
+_TAIL = re.compile(r"[^\w]*\Z")  # from the last letter or digit on
+_TIES = "\u0361\u035c"
+_CHUNK = 128  # texts that a process gets at a time
+_CHUNKS = 160  # of them in the life of a process: 80 MB lost
+
+
+def speak(text: str, language: str = "en-us", stress: bool = True, punctuation: bool = True) -> str:
+    """Phonemes of `text`; empty where there is nothing to say.
+
+    language: a tag of `rvqlm.frontends.espeak.voices`. Raises `UserError` for one that is none.
+    """
+    check_language(language)
+    text = " ".join(text.replace("\0", " ").split())
+    if not text:
+        return ""
+    words: list[str] = []
+    for written, ipa in _clauses(text, language):
+        ipa = re.sub(r"\([a-z-]+\)", "", ipa).strip()  # "(en)": a word of another language
+        marks = _marks(written) if punctuation else ""
+        if ipa:
+            words.append(ipa + marks)
+        elif words:  # marks alone: they belong to the word before
+            words[-1] += marks
+    spoken = " ".join(" ".join(words).split())
+    if not stress:
+        spoken = re.sub(f"[{STRESS}]", "", spoken)
+    return spoken
+
+
+def _marks(written: str) -> str:
+    """Punctuation at the end of a clause, "?!" as it is, "!!!" as "!", "..." as "…"."""
+    tail = _TAIL.search(written)[0].translate(_SAME).replace("...", "…")
+    return re.sub(r"(.)\1+", r"\1", "".join(c for c in tail if c in PUNCTUATION))
+
+
+def _clauses(text: str, language: str) -> Iterator[tuple[str, str]]:
+    """(what was read, its IPA) of every clause."""
+    data = text.encode()
+    found = []
+    with espeak._lock:
+        voice = espeak._voice_name(language, None)
+        library = espeak._fresh_library()
+        library.set_voice(voice)
+        pointer = ctypes.c_char_p(data)
+        start, read = _address(pointer), 0
+        # NULL when all is spoken; at the end of the text a letter may still be waiting
+        while (at := _address(pointer)) is not None:
+            ipa = library._lib.espeak_TextToPhonemes(
+                ctypes.byref(pointer), espeak._CHARS_UTF8, espeak._PHONEMES_IPA
+            )
+            at = _address(pointer)
+            end = len(data) if at is None else at - start
+            found.append(
+                (data[read:end].decode(errors="ignore"), at is None, (ipa or b"").decode())
+            )
+            read = end
+    ahead = ""  # espeak reads one character ahead, the first of the next clause
+    for piece, last, ipa in found:
+        piece = ahead + piece
+        piece, ahead = (piece, "") if last else (piece[:-1], piece[-1:])
+        yield piece, ipa
+
+
+def _address(pointer: ctypes.c_char_p) -> int | None:
+    return ctypes.cast(pointer, ctypes.c_void_p).value
+
+
+@lru_cache(maxsize=1024)
+def check_language(language: str) -> None:
+    """Raise `UserError` unless espeak speaks it."""
+    tags = [voice.language for voice in espeak.voices()]
+    if language.lower() in (tag.lower() for tag in tags):
+        return
+    near = [tag for tag in tags if tag[:2] == language[:2].lower()] or tags
+    raise UserError(
+        f"espeak has no language {language!r}; {'there are' if near is tags else 'near it'}: "
+        f"{', '.join(near)}"
+    )
+
+
+def symbols(phonemes: str) -> list[str]:
+    """The symbols of a phoneme string.
+
+    >>> symbols("bɔ̃ː ʃ")
+    ['b', 'ɔ̃', 'ː', '<space>', 'ʃ']
+    """
+    found: list[str] = []
+    for word in unicodedata.normalize("NFC", phonemes).split():
+        if found:
+            found.append("<space>")
+        first = len(found)
+        for c in word:
+            mark = unicodedata.category(c).startswith("M")
+            if len(found) > first and (mark or found[-1][-1] in _TIES):
+                found[-1] += c
+            else:
+                found.append(c)
+    return found
+
+
+def _speak_all(texts: list[tuple[str, str]], stress: bool, punctuation: bool) -> list[str]:
+    return [speak(text, language, stress, punctuation) for text, language in texts]
+
+
+def speak_all(
+    texts: Iterable[tuple[str, str]], stress: bool, punctuation: bool, workers: int
+) -> Iterator[str]:
+    """`speak` for a stream of (text, language), in order, by `workers` processes (0: by this one).
+
+    Takes from `texts` only a little ahead of what it gives. A text takes espeak 2 ms and leaves
+    4 kB behind that it never frees, so processes are replaced now and then, and memory stays flat.
+    """
+    texts = iter(texts)
+    chunks = iter(lambda: list(islice(texts, _CHUNK)), [])
+    if workers == 0:
+        for chunk in chunks:
+            yield from _speak_all(chunk, stress, punctuation)
+    for chunk in chunks:
+        share = chain([chunk], islice(chunks, workers * _CHUNKS - 1))
+        yield from _speak_in_pool(share, stress, punctuation, workers)
+
+
+def _speak_in_pool(
+    chunks: Iterator[list[tuple[str, str]]], stress: bool, punctuation: bool, workers: int
+) -> Iterator[str]:
+    # Ctrl-C is the parent's business; a process that dies raises here instead of hanging
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        waiting = deque(
+            pool.submit(_speak_all, chunk, stress, punctuation)
+            for chunk in islice(chunks, 3 * workers)
+        )
+        while waiting:
+            spoken = waiting.popleft().result()
+            for chunk in islice(chunks, 1):
+                waiting.append(pool.submit(_speak_all, chunk, stress, punctuation))
+            yield from spoken
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that runs espeak was killed (out of memory?); run the same command again, "
+            "perhaps with fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,230 @@
+"""`TextFrontEnd`: text to symbol ids and back, the same in preparation and in generation.
+
+======== ================================================= ====================================
+type     a text becomes                                    unknown ones
+======== ================================================= ====================================
+chars    its characters                                    an error that names them
+phonemes IPA symbols by espeak (`rvqlm.frontends.phonemes`)     an error that names them
+bpe      pieces of words (`rvqlm.frontends.pieces`)             ``<unk>``
+======== ================================================= ====================================
+
+Id 0 is ``<eps>`` and occurs in no text, so that a recogniser trained with CTC on the same table has
+its blank. There are no symbols for begin and end: a condition comes with its length. A space is the
+symbol ``<space>``, in pieces the "▁" of sentencepiece.
+
+Before all else Unicode is composed (NFC; NFKC for bpe, which makes one of letters that only look
+different) and any white space or control characters become single spaces.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.errors import UserError
+from rvqlm.frontends import phonemes
+from rvqlm.frontends.pieces import Pieces
+from rvqlm.frontends.symbols import SymbolTable, read_symbol, write_symbol
+
+TYPES = ("phonemes", "chars", "bpe")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """How text becomes symbols, apart from the table."""
+
+    type: str
+    """One of `TYPES`."""
+    language: str = "en-us"
+    """phonemes: espeak's language for texts that come without one."""
+    stress: bool = True
+    """phonemes: keep the marks of stress."""
+    punctuation: bool = True
+    """phonemes: keep the punctuation at which espeak pauses."""
+    lowercase: bool = False
+    """chars, bpe: capitals become small letters."""
+
+    def __post_init__(self):
+        if self.type not in TYPES:
+            raise UserError(f"text of type {self.type!r}: choose one of {', '.join(TYPES)}")
+
+    def names(self) -> tuple[str, ...]:
+        """Those settings that the type has."""
+        if self.type == "phonemes":
+            return ("type", "language", "stress", "punctuation")
+        return ("type", "lowercase")
+
+    def normalize(self, text: str) -> str:
+        """`text` as the front end sees it; `UserError` where it is no Unicode text."""
+        if not text.isascii():
+            text = unicodedata.normalize("NFKC" if self.type == "bpe" else "NFC", text)
+            require_unicode(text)
+        text = " ".join(_CONTROL.sub(" ", text).split())
+        return text.lower() if self.lowercase else text
+
+    def words(self, text: str) -> str:
+        """`normalize` for what goes to espeak; `UserError` for what is phonemes already."""
+        if re.search(f"[{phonemes.STRESS}ː]", text):
+            raise UserError(f"text {shorten(text)}: these are phonemes, not written words")
+        return self.normalize(text)
+
+    def of_phonemes(self, spoken: str) -> list[str]:
+        """Symbols of a ready phoneme string."""
+        drop = ("" if self.stress else phonemes.STRESS) + (
+            "" if self.punctuation else phonemes.PUNCTUATION
+        )
+        return phonemes.symbols("".join(c for c in spoken if c not in drop) if drop else spoken)
+
+    def of_chars(self, text: str) -> list[str]:
+        """Symbols of a text, one a character."""
+        return [write_symbol(c) if c == " " else c for c in self.normalize(text)]
+
+
+class TextFrontEnd:
+    """Encodes and decodes texts with one table.
+
+    >>> table = SymbolTable.of(["<space>", *"abc"])
+    >>> front_end = TextFrontEnd(TextSettings("chars"), table)
+    >>> front_end.encode("a  cab").tolist()
+    [2, 1, 4, 2, 3]
+    >>> TextFrontEnd.from_info(front_end.info(rate=4.5)).decode([4, 2, 3, 0])
+    'cab'
+    """
+
+    def __init__(self, settings: TextSettings, table: SymbolTable, model: bytes | None = None):
+        """model: of sentencepiece, for bpe."""
+        if table.ids != list(range(len(table))):
+            raise UserError("the symbol table of a text has gaps between its ids; number them")
+        self.settings, self.table, self._model = settings, table, model
+        self._pieces = Pieces(model) if settings.type == "bpe" else None
+
+    @classmethod
+    def of_pieces(cls, settings: TextSettings, model: bytes) -> TextFrontEnd:
+        """The front end of a sentencepiece model, whose pieces are the table."""
+        symbols = [write_symbol(piece) for piece in Pieces(model).symbols]
+        return cls(settings, SymbolTable(dict(enumerate(symbols))), model)
+
+    @classmethod
+    def from_info(cls, info: ConditionInfo) -> TextFrontEnd:
+        """Rebuild it from ``text.json`` or a checkpoint; `UserError` if incomplete."""
+        given = dict(info.settings)
+        try:
+            symbols, plain = given["symbols"], TextSettings(given["type"])
+            settings = replace(plain, **{name: given[name] for name in plain.names()})
+            bpe = plain.type == "bpe"
+            model = base64.b64decode(given["model"], validate=True) if bpe else None
+            table = SymbolTable(dict(enumerate(symbols)))
+        except (KeyError, TypeError, AttributeError, binascii.Error) as e:
+            raise UserError(
+                f"incomplete description of a text condition ({type(e).__name__} {e}); "
+                "run rvqlm text again"
+            ) from None
+        if info.kind != "text" or info.sizes != (len(table),):
+            raise UserError(
+                f"a {info.kind} condition of sizes {info.sizes} where text of {len(table)} symbols "
+                "is wanted; run rvqlm text again"
+            )
+        return cls(settings, table, model)
+
+    def info(self, rate: float) -> ConditionInfo:
+        """All that rebuilds this front end; rate: frames of codes per symbol."""
+        settings = {name: getattr(self.settings, name) for name in self.settings.names()}
+        settings["symbols"] = [self.table[id] for id in self.table.ids]
+        if self._model is not None:
+            settings["model"] = base64.b64encode(self._model).decode()
+        return ConditionInfo("text", (len(self.table),), rate, settings)
+
+    def encode(self, text: str, language: str | None = None) -> np.ndarray:
+        """(S,) int32 ids; S is 0 for a text with nothing to say.
+
+        language: of this text, for phonemes; None: that of the settings. Raises `UserError` that
+        names symbols without an id, and for unknown languages.
+        """
+        if self.settings.type == "phonemes":
+            how = self.settings
+            words, language = how.words(text), language or how.language
+            spoken = phonemes.speak(words, language, how.stress, how.punctuation)
+            return self.encode_phonemes(spoken, text)
+        if language is not None:
+            raise UserError(
+                f"language {language!r}: only phonemes have one, this text is made of "
+                f"{self.settings.type}; leave it out"
+            )
+        if self._pieces is not None:
+            return np.array(self._pieces.encode(self.settings.normalize(text)), np.int32)
+        return self._ids(self.settings.of_chars(text), text)
+
+    def encode_phonemes(self, spoken: str, text: str | None = None) -> np.ndarray:
+        """(S,) int32 ids of a ready phoneme string (IPA, words apart by spaces).
+
+        text: what to call it in messages.
+        """
+        if self.settings.type != "phonemes":
+            raise UserError(
+                f"phonemes {shorten(spoken)}: the text of this table is made of "
+                f"{self.settings.type}; give written text"
+            )
+        return self._ids(self.settings.of_phonemes(spoken), spoken if text is None else text)
+
+    def _ids(self, symbols: Sequence[str], text: str) -> np.ndarray:
+        ids, unknown = lookup(self.table, symbols)
+        if unknown:
+            named = ", ".join(describe(symbol) for symbol in dict.fromkeys(unknown))
+            raise UserError(
+                f"text {shorten(text)}: no symbol for {named} among the {len(self.table)} of the "
+                "table; write it without, or make the table from texts that have it"
+            )
+        return np.array(ids, np.int32)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text, or the phonemes, of ids; ``<eps>`` is passed over.
+
+        Raises `UserError` for ids that are not in the table.
+        """
+        ids = [int(id) for id in np.asarray(ids).ravel()]
+        for id in ids:
+            if id not in self.table:
+                raise UserError(f"symbol id {id}: the table has 0 to {len(self.table) - 1}")
+        ids = [id for id in ids if id != 0]
+        if self._pieces is not None:
+            return self._pieces.decode(ids)
+        return "".join(read_symbol(self.table[id]) for id in ids)
+
+
+def require_unicode(text: str) -> None:
+    """`UserError` for what JSON can hold and no file: half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"text {shorten(text)}: half a character (a lone surrogate); correct the text"
+        ) from None
+
+
+def lookup(table: SymbolTable, symbols: Sequence[str]) -> tuple[list[int], list[str]]:
+    """(ids of those that the table has, the others)."""
+    found = [table.find(symbol) for symbol in symbols]
+    if None not in found:
+        return found, []
+    return (
+        [id for id in found if id is not None],
+        [symbol for symbol, id in zip(symbols, found) if id is None],
+    )
+
+
+def describe(symbol: str) -> str:
+    """A symbol and its code points, which tell apart what looks the same."""
+    return f"{symbol!r} ({' '.join(f'U+{ord(c):04X}' for c in symbol)})"
+
+
+def shorten(text: str) -> str:
+    """A text in quotes, not too long for a message."""
+    return repr(text if len(text) <= 60 else text[:59] + "…")

@@ -1,0 +1,385 @@
+"""Experiments side by side: what the commands left in several directories, as one Markdown table.
+
+A row an experiment. Bits per second mean nothing across rows unless the held-out frames are the
+same, so rows that were evaluated on other frames, or on codes of another codec, are refused. What
+an experiment lacks is a dash, and said in words with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rvqlm.codec_info import CodecInfo
+from rvqlm.errors import UserError
+from rvqlm.reports.clips import described_samples
+from rvqlm.reports.figures import number
+from rvqlm.reports.run import read_json, read_metrics
+
+KINDS = ("continuation", "conditioned", "unprompted")
+IDENTITY = ("pattern", "masking")
+"""Options that say what a family is: shown at their defaults too where not all rows have them."""
+SHAPE = ("decoder-dim", "num-decoder-layers")
+IGNORED = re.compile(
+    r"model-name|exp-dir|manifest-dir|device|num-threads|train-stage"
+    r"|num-epochs|max-steps|max-minutes|(log|valid|save)-.*"
+)
+"""Flags that do not make models differ, or that columns of the table show."""
+
+
+@dataclass
+class Samples:
+    """Audio of one kind that an experiment's model made, all in one step of its training."""
+
+    kind: str
+    step: int
+    count: int
+    passes_per_second: float | None
+    """Passes of the network for a second of new audio, of samples made one at a time."""
+    seconds_per_second: float | None
+    """Wall-clock time for a second of new audio, likewise."""
+    silence: float | None
+    repetition: float | None
+    settings: dict
+    beginnings: list[str]
+    """Recordings or texts that they were made from, sorted."""
+    wavs: list[str]
+    commands: list[str]
+
+
+@dataclass
+class Row:
+    """What one experiment directory holds."""
+
+    exp_dir: str
+    name: str
+    family: str | None = None
+    flags: dict = field(default_factory=dict)
+    options: dict = field(default_factory=dict)
+    """Of its flags, those that tell it from the other rows."""
+    parameters: int | None = None
+    minutes: float | None = None
+    steps: int | None = None
+    frames_seen: int | None = None
+    padding: float | None = None
+    """Share of filler in all batches of the training."""
+    memory_mb: float | None = None
+    evaluation: dict | None = None
+    samples: dict[str, Samples] = field(default_factory=dict)
+    """By kind."""
+    codec: dict | None = None
+    data: str | None = None
+    machine: str | None = None
+    commits: list[str] = field(default_factory=list)
+    commands: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    """What is missing or to be known, a line each."""
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_row(exp_dir: str | Path, split: str) -> Row:
+    """Read an experiment directory; of a model trained in stages, that above EXP/stageN.
+
+    :raises UserError: no such directory, no trace of a training in it, or damaged files.
+    """
+    exp = Path(exp_dir)
+    if not exp.is_dir():
+        raise UserError(f"{exp}: no such directory; give the --exp-dir of a training")
+    stages = sorted(exp.glob("stage[0-9]*"), key=lambda p: int(re.sub(r"\D", "", p.name)))
+    whole = (exp / "metrics.jsonl").exists() or not stages
+    runs = [exp] if whole else [p for p in stages if p.is_dir()]
+    row = Row(str(exp), exp.name or exp.resolve().name)
+    if re.fullmatch(r"stage[2-9]", exp.name):
+        row.remarks.append(
+            f"{exp}: the stages before are left out of minutes, steps and frames; give {exp.parent}"
+        )
+    _read_flags(row, runs)
+    _read_metrics(row, runs)
+    places = [exp, *reversed(stages)]
+    _read_evaluation(row, places, split)
+    _read_samples(row, places)
+    if not (row.flags or row.commands or row.steps or row.evaluation or row.samples):
+        raise UserError(f"{exp} holds no training; train first: rvqlm trainer --exp-dir {exp}")
+    row.commands = list(dict.fromkeys(row.commands))
+    row.commits = list(dict.fromkeys(row.commits))
+    return row
+
+
+def _read_flags(row: Row, runs: list[Path]) -> None:
+    import yaml
+
+    for run in runs:
+        config, about = run / "config.yaml", run / "run.json"
+        if config.exists():
+            try:
+                row.flags = yaml.safe_load(config.read_text(encoding="utf-8"))
+                row.family = row.flags["model-name"]
+            except (yaml.YAMLError, KeyError, TypeError) as e:
+                reason = " ".join(str(e).split())
+                raise UserError(f"{config}: not flags of rvqlm trainer ({reason})") from None
+        else:
+            row.remarks.append(f"{run}: no config.yaml, so its options are not in the table")
+        if not about.exists():
+            row.remarks.append(f"{run}: no run.json (parameters, machine, commit, commands)")
+            continue
+        record = read_json(about)
+        row.family = row.family or record.get("model")
+        row.parameters = record.get("parameters", row.parameters)
+        row.commands += record.get("commands", [])
+        row.commits += [c for c in [record.get("commit")] if c]
+        row.machine = describe_machine(record.get("machine") or {}) or row.machine
+        data = record.get("data") or {}
+        row.codec = data.get("codec") or row.codec
+        hours = [f"{number(v['hours'])} h of {k}" for k, v in data.items() if _is_split(v)]
+        row.data = ", ".join(hours) or row.data
+
+
+def _is_split(value) -> bool:
+    return isinstance(value, dict) and "hours" in value
+
+
+def describe_machine(machine: dict) -> str:
+    """The record of `rvqlm.runtime.describe_machine` in a line."""
+    words = [machine["cpu"]] if machine.get("cpu") else []
+    words += [f"{machine['cores']} cores"] if machine.get("cores") else []
+    words += machine.get("gpus") or []
+    words += [f"{k} {machine[k]}" for k in ("torch", "python") if machine.get(k)]
+    return ", ".join(words)
+
+
+def _read_metrics(row: Row, runs: list[Path]) -> None:
+    frames = cells = 0.0
+    minutes, steps, seen, memory = [], [], [], []
+    for run in runs:
+        path = run / "metrics.jsonl"
+        records = read_metrics(path) if path.exists() else {}
+        train = records.get("train", [])
+        elapsed = [r["elapsed"] for of in records.values() for r in of if "elapsed" in r]
+        if not train:
+            row.remarks.append(f"{run}: no metrics.jsonl of a training (minutes, steps, padding)")
+            continue
+        steps.append(train[-1]["step"])
+        minutes += [max(elapsed) / 60] if elapsed else []
+        seen += [train[-1]["total_frames"]] if "total_frames" in train[-1] else []
+        memory += [r["memory_mb"] for r in train if r.get("memory_mb")]
+        for r in train:
+            if "padding" in r and r.get("frames"):
+                frames += r["frames"]
+                cells += r["frames"] / (1 - r["padding"])
+    row.steps, row.frames_seen = sum(steps) or None, sum(seen) or None
+    row.minutes, row.memory_mb = sum(minutes) or None, max(memory, default=None)
+    row.padding = 1 - frames / cells if cells else None
+
+
+def _read_evaluation(row: Row, places: list[Path], split: str) -> None:
+    paths = [p / f"eval_{split}.json" for p in places]
+    path = next((p for p in paths if p.exists()), None)
+    if path is None:
+        data = row.flags.get("manifest-dir", "TOKENS")
+        row.remarks.append(
+            f"{row.exp_dir}: no eval_{split}.json (bits per second, nats); run: rvqlm evaluate "
+            f"--exp-dir {row.exp_dir} --manifest-dir {data} --split {split}"
+        )
+        return
+    found = read_json(path)
+    absent = [k for k in ("cuts", "frames", "nats", "bits_per_second", "bound") if k not in found]
+    if absent:
+        raise UserError(f"{path}: no {', '.join(absent)} in it; run rvqlm evaluate again")
+    row.evaluation = {"split": split, "prompt_fraction": 0.0} | found
+    row.commands += [found["command"]] if found.get("command") else []
+
+
+def _read_samples(row: Row, places: list[Path]) -> None:
+    found = next((s for p in places if (s := described_samples(p / "samples"))), [])
+    if not found:
+        row.remarks.append(
+            f"{row.exp_dir}: no samples (speed, silence, repetition); run: rvqlm generate "
+            f"--exp-dir {row.exp_dir} --batch-size 1"
+        )
+        return
+    newest = int(found[0][1].get("step") or 0)
+    current = [(w, a) for w, a in found if int(a.get("step") or 0) == newest]
+    if len(current) < len(found):
+        row.remarks.append(
+            f"{row.exp_dir}: {len(found) - len(current)} samples of training steps before {newest} "
+            "are left out"
+        )
+    evaluated = (row.evaluation or {}).get("step")
+    if evaluated is not None and evaluated != newest:
+        row.remarks.append(
+            f"{row.exp_dir}: samples of step {newest}, evaluation of step {evaluated}; generate or "
+            "evaluate again for the same"
+        )
+    row.codec = row.codec or current[0][1].get("codec")
+    for kind in dict.fromkeys(a["kind"] for _, a in current):
+        of_kind = [(w, a) for w, a in current if a["kind"] == kind]
+        row.samples[kind] = _summarize(kind, newest, of_kind)
+        if row.samples[kind].passes_per_second is None:
+            row.remarks.append(
+                f"{row.exp_dir}: {kind} samples were not made one at a time, so their speed is "
+                "left out; rvqlm generate --batch-size 1"
+            )
+
+
+def _summarize(kind: str, step: int, found: list[tuple[Path, dict]]) -> Samples:
+    abouts = [about for _, about in found]
+    new = [a.get("seconds", 0.0) - (a.get("prompt_seconds") or 0.0) for a in abouts]
+    # what a batch of several costs is shared by them in a way that depends on its size
+    alone = [
+        (s, a)
+        for s, a in zip(new, abouts)
+        if a.get("batch_size") == 1 and s > 0 and a.get("passes") and a.get("generation_seconds")
+    ]
+    seconds = sum(s for s, _ in alone)
+    given = [
+        str(a.get("prompt") or (a.get("conditions") or {}).get("text") or a.get("seed"))
+        for a in abouts
+    ]
+    return Samples(
+        kind=kind,
+        step=step,
+        count=len(found),
+        passes_per_second=sum(a["passes"] for _, a in alone) / seconds if alone else None,
+        seconds_per_second=(
+            sum(a["generation_seconds"] for _, a in alone) / seconds if alone else None
+        ),
+        silence=_mean(a.get("silence_ratio") for a in abouts),
+        repetition=_mean(a.get("repetition_ratio") for a in abouts),
+        settings={**(abouts[0].get("settings") or {}), "seed": abouts[0].get("seed")},
+        beginnings=sorted(given),
+        wavs=[str(w) for w, _ in found],
+        commands=list(dict.fromkeys(a["command"] for a in abouts if a.get("command"))),
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    values = [v for v in values if v is not None]
+    return sum(values) / len(values) if values else None
+
+
+# ---------------------------------------------------------------- comparing
+
+
+def distinguish(dicts: Sequence[dict], defaults: Sequence[dict] | None = None) -> list[dict]:
+    """Of several dicts, the entries that tell each from the others.
+
+    Entries that all have: where values differ. Others: where they are not the default, or in
+    `IDENTITY`.
+
+    >>> distinguish([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 0}], [{}, {"c": 0}])
+    [{'b': 2}, {'b': 3}]
+    """
+    defaults = defaults or [{}] * len(dicts)
+    found: list[dict] = [{} for _ in dicts]
+    for key in dict.fromkeys(k for d in dicts for k in d):
+        values = [d[key] for d in dicts if key in d]
+        everywhere = len(values) == len(dicts)
+        for d, default, mine in zip(dicts, defaults, found):
+            if key not in d:
+                continue
+            if everywhere:
+                tells = any(v != values[0] for v in values)
+            else:
+                tells = key in IDENTITY or d[key] != default.get(key)
+            if tells:
+                mine[key] = d[key]
+    return found
+
+
+def _set_options(rows: list[Row]) -> None:
+    known = [r for r in rows if r.flags]
+    of_family = {r.family: _defaults(r.family) for r in known}
+    defaults = [of_family[r.family] for r in known]
+    # a run of an older version has fewer flags, and what it did then is the default now
+    flags = [{**d, **r.flags} for r, d in zip(known, defaults)]
+    told = [{k: v for k, v in f.items() if not IGNORED.fullmatch(k)} for f in flags]
+    for row, own, options in zip(known, flags, distinguish(told, defaults)):
+        row.options = options
+        if any(key in options for key in SHAPE):  # one without the other says little
+            row.options |= {key: own[key] for key in SHAPE if key in own}
+
+
+def _defaults(family: str) -> dict:
+    """All flags of a family as they are when none is given."""
+    from rvqlm.cli import flatten
+    from rvqlm.models.factory import model_entry
+    from rvqlm.training.config import flags_class
+
+    return flatten(flags_class(model_entry(family)[0])(exp_dir="", manifest_dir=""))
+
+
+def grouped(values: Iterable[tuple[str, object]]) -> str:
+    """(name, value) pairs in words; the names only where values differ.
+
+    >>> grouped([("a", 1), ("b", 1)]), grouped([("a", 1), ("b", 2), ("c", 1)])
+    ('1', '1 (a, c); 2 (b)')
+    """
+    names: dict[str, list[str]] = {}
+    for name, value in values:
+        names.setdefault(str(value), []).append(name)
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{value} ({', '.join(of)})" for value, of in names.items())
+
+
+def describe_codec(values: dict) -> str:
+    """What makes codes comparable; not the name, for the same weights may go by several."""
+    info = CodecInfo.from_dict(values)
+    shape = f"{info.num_codebooks} x {info.codebook_size:,}"
+    rate = number(float(info.frame_rate), 5)
+    return f"fingerprint `{info.fingerprint}`, {shape}, {rate} frames/s"
+
+
+def held_out(evaluation: dict) -> str:
+    """What a row was evaluated on, in words; equal where the scored frames are."""
+    e = evaluation
+    heard = f"prompt fraction {e['prompt_fraction']:g}"
+    return f"split {e['split']}, {e['cuts']:,} recordings, {e['frames']:,} frames, {heard}"
+
+
+def require_comparable(rows: list[Row]) -> None:
+    """Raise `UserError` with all that makes figures of different rows incomparable."""
+    evaluated = [(r.name, held_out(r.evaluation)) for r in rows if r.evaluation]
+    codecs = [(r.name, describe_codec(r.codec)) for r in rows if r.codec]
+    problems = []
+    if len({text for _, text in codecs}) > 1:
+        problems.append(f"codes of different codecs or levels: {grouped(codecs)}")
+    if len({text for _, text in evaluated}) > 1:
+        problems.append(
+            f"evaluated on different frames: {grouped(evaluated)}; run rvqlm evaluate for all with "
+            "the same --manifest-dir, --split and --prompt-fraction"
+        )
+    if problems:
+        raise UserError(f"these can't be compared: {'; '.join(problems)}")
+
+
+def compare(exp_dirs: Sequence[str | Path], split: str = "test") -> list[Row]:
+    """Rows for `render`, in the order given.
+
+    :raises UserError: directories without a training, given twice, or not to be compared; none
+        that was evaluated.
+    """
+    if not exp_dirs:
+        raise UserError("--exp-dirs: give the directories of one or more trainings")
+    resolved = [Path(e).resolve() for e in exp_dirs]
+    twice = sorted({str(e) for e, r in zip(exp_dirs, resolved) if resolved.count(r) > 1})
+    if twice:
+        raise UserError(f"--exp-dirs: {', '.join(twice)} given twice")
+    rows = [read_row(e, split) for e in exp_dirs]
+    if len({r.name for r in rows}) < len(rows):
+        common = os.path.commonpath(resolved)
+        for row, path in zip(rows, resolved):
+            row.name = os.path.relpath(path, common)
+    if not any(r.evaluation for r in rows):
+        raise UserError(
+            f"nothing to compare: no eval_{split}.json in {', '.join(map(str, exp_dirs))}; run "
+            f"rvqlm evaluate --split {split} for each"
+        )
+    require_comparable(rows)
+    _set_options(rows)
+    return rows

@@ -1,0 +1,123 @@
+"""Edit distance against its definition, and error rates with known answers."""
+
+from functools import lru_cache
+
+import numpy as np
+import pytest
+
+from rvqlm.metrics.recognition import (
+    Recognized,
+    count_edits,
+    edit_distances,
+    error_rate,
+    other_items,
+    summarize,
+)
+
+
+def naive(reference, hypothesis):
+    @lru_cache(None)
+    def distance(i, j):
+        if not i or not j:
+            return i + j
+        wrong = reference[i - 1] != hypothesis[j - 1]
+        return min(distance(i - 1, j) + 1, distance(i, j - 1) + 1, distance(i - 1, j - 1) + wrong)
+
+    return distance(len(reference), len(hypothesis))
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    rng = np.random.default_rng(0)
+    draw = lambda: rng.integers(0, 4, rng.integers(0, 12)).tolist()  # noqa: E731
+    return [(draw(), draw()) for _ in range(150)]
+
+
+def test_distances_equal_the_recursion(pairs):
+    expected = [naive(*pair) for pair in pairs]
+    assert edit_distances(*zip(*pairs)).tolist() == expected
+    assert [int(edit_distances([r], [h])[0]) for r, h in pairs] == expected  # whatever the company
+    assert edit_distances([], []).tolist() == []
+
+
+def test_edits_are_a_shortest_way(pairs):
+    for reference, hypothesis in pairs:
+        edits = count_edits(reference, hypothesis)
+        assert edits.errors == naive(reference, hypothesis)
+        assert edits.insertions - edits.deletions == len(hypothesis) - len(reference)
+        assert min(edits) >= 0 and edits.substitutions + edits.deletions <= len(reference)
+
+
+@pytest.mark.parametrize(
+    "reference,hypothesis,expected",
+    [
+        ("kitten", "sitting", (2, 1, 0)),
+        ("abc", "", (0, 0, 3)),
+        ("", "ab", (0, 2, 0)),
+        ("abcd", "acd", (0, 0, 1)),
+        ("ab", "ba", (2, 0, 0)),
+    ],
+)
+def test_known_edits(reference, hypothesis, expected):
+    ids = [[ord(c) for c in word] for word in (reference, hypothesis)]
+    assert tuple(count_edits(*ids)) == expected
+
+
+def test_rate_is_of_all_symbols_together_and_its_interval_covers():
+    rate = error_rate(np.array([1, 0, 9]), np.array([10, 80, 10]))
+    assert rate["error_rate"] == 0.1  # not the mean of the rates, 0.33
+    assert error_rate([3], [10]) == {"error_rate": 0.3, "interval": None}
+    same = error_rate(np.full(20, 2), np.full(20, 10))
+    assert same["interval"] == [0.2, 0.2]
+    # errors of a known rate: the interval holds it in about 95 of 100 tries, and is as wide as the
+    # normal approximation says
+    rng, symbols, held, widths = np.random.default_rng(0), np.full(50, 50), 0, []
+    for _ in range(100):
+        low, high = error_rate(rng.binomial(50, 0.2, 50), symbols)["interval"]
+        held += low <= 0.2 <= high
+        widths.append(high - low)
+    assert 88 <= held <= 100
+    assert np.mean(widths) == pytest.approx(2 * 1.96 * (0.2 * 0.8 / 2500) ** 0.5, rel=0.1)
+
+
+def test_summary_of_items():
+    items = [
+        Recognized("a", [1, 2, 3], [1, 2, 3]),
+        Recognized("b", [4, 5], [4, 6, 5]),
+        Recognized("c", [7, 8, 9], [7, 9]),
+    ]
+    summary = summarize(items)
+    assert (summary["items"], summary["symbols"], summary["errors"]) == (3, 8, 2)
+    counted = [summary[k] for k in ("substitutions", "insertions", "deletions")]
+    assert counted == [0, 1, 1]
+    assert summary["error_rate"] == 0.25
+    assert summary["identified"] == (3, 3)
+    assert summary["chance"] == 1.0  # no two share a symbol, none is longer than 3 of them
+    assert items[1].row(lambda ids: " ".join(map(str, ids))) == {
+        "name": "b",
+        "reference": "4 5",
+        "recognized": "4 6 5",
+        "symbols": 2,
+        "errors": 1,
+        "substitutions": 0,
+        "insertions": 1,
+        "deletions": 0,
+    }
+    assert summarize([items[0], items[0]])["chance"] is None
+
+
+def test_chance_compares_with_another_text():
+    references = [[1], [1], [2], [1], [3]]
+    for seed in range(20):
+        others = other_items(references, seed)
+        assert all(references[i] != references[j] for i, j in enumerate(others))
+    drawn = {tuple(other_items(references, seed)) for seed in range(20)}
+    assert len(drawn) > 1
+    assert other_items([[1, 2], [1, 2]], 0) is None
+
+
+def test_identified_are_those_nearest_to_their_own_text():
+    said = [[1, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 9]]
+    heard = [[1, 2, 3], [1, 2, 6], [1, 2, 9]]  # as near to the first as to the third; lost; found
+    items = [Recognized(str(i), s, h) for i, (s, h) in enumerate(zip(said, heard))]
+    assert summarize(items)["identified"] == (1, 3)
