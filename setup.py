@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 here = Path(__file__).resolve().parent
-version = re.search(r'__version__ = "(.+?)"', (here / "rvqlm/__init__.py").read_text()).group(1)
+version = re.search(r'__version__ = "(.+?)"', (here / "rvqlm/version.py").read_text()).group(1)
 readme = here / "README.md"
 
 extras = {

@@ -1,6 +1,6 @@
 """rvqlm: language models over neural-codec tokens, from audio to tokens to new audio."""
 
-__version__ = "0.1.0"
+from rvqlm.version import __version__  # noqa: F401
 
 
 def __getattr__(name: str):

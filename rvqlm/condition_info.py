@@ -27,6 +27,10 @@ from rvqlm.errors import UserError
 KINDS = ("text", "midi", "source", "prompt")
 
 
+MIDI_FIELDS = ("pitch", "velocity", "duration", "onset", "position", "pedal")
+"""Of a note, as rvqlm/frontends/midi.py describes them."""
+
+
 @dataclass(frozen=True)
 class ConditionInfo:
     """One condition.

@@ -115,6 +115,17 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def step_seed(seed: int, rank: int, step: int) -> int:
+    """A 63-bit seed of its own for each (seed, rank, step): splitmix64 of the three in turn."""
+    mask, x = (1 << 64) - 1, 0
+    for value in (seed, rank, step):
+        x = (x + value + 0x9E3779B97F4A7C15) & mask
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        x ^= x >> 31
+    return x >> 1
+
+
 def git_commit() -> str | None:
     """Commit of the checkout this package lies in, ``+dirty`` when changed; None outside git."""
     here = Path(__file__).resolve().parent
@@ -145,7 +156,7 @@ def describe_machine() -> dict:
     """CPU, cores, GPUs, versions and commit, as JSON-ready values."""
     import torch
 
-    from rvqlm import __version__
+    from rvqlm.version import __version__
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {

@@ -131,7 +131,7 @@ def make_manifest(config: ManifestConfig) -> str:
 
 def _files(path: str) -> list:
     """The items of a source of files, by the code of ``rvqlm tokenize``."""
-    from rvqlm.audio.source import open_source
+    from rvqlm.audio.sources import open_source
 
     source = open_source(path)
     items = list(source.items(0, len(source.scan())))

@@ -76,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def write(text: str, out: Path, name: str) -> None:
     """Put the table into a file, which keeps whatever else is in it."""
-    from rvqlm.checkpoints.file import atomic_write
+    from rvqlm.files import atomic_write
     from rvqlm.reports.compare_table import place
 
     try:

@@ -59,9 +59,9 @@ def _run(argv: Sequence[str] | None) -> int:
     if problems:
         raise UserError("; ".join(problems))
 
-    from rvqlm.checkpoints.file import atomic_write
     from rvqlm.doctor.examine import examine
     from rvqlm.doctor.text import as_text
+    from rvqlm.files import atomic_write
 
     found = examine(args.path, args.which, args.compare, args.replay, args.replay_precision)
     if args.json is not None:

@@ -72,11 +72,11 @@ def evaluate(config: EvaluateConfig) -> dict:
     from rvqlm.batch import PAD, Batch
     from rvqlm.checkpoints.file import find_checkpoint, load_model
     from rvqlm.codec_info import CodecInfo
+    from rvqlm.data.conditions import open_conditions
     from rvqlm.data.index import TokenDataset
     from rvqlm.data.loader import TokenLoader
     from rvqlm.data.plan import PlanConfig
     from rvqlm.metrics import losses
-    from rvqlm.training.run import open_conditions
 
     if config.max_duration < 0 or config.num_threads < 0:
         raise UserError("--max-duration and --num-threads: at least 0")
@@ -154,7 +154,7 @@ def print_result(result: dict) -> None:
 
 
 def _write(result: dict, path: Path) -> int:
-    from rvqlm.checkpoints.file import atomic_write
+    from rvqlm.files import atomic_write
 
     atomic_write(path, lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
     print(f"wrote {path}")

@@ -59,7 +59,7 @@ def run(name: str, argv: list[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in ("--version", "-V"):
-        from rvqlm import __version__
+        from rvqlm.version import __version__
 
         print(f"rvqlm {__version__}")
         return 0

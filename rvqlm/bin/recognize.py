@@ -95,7 +95,8 @@ def _run(argv: Sequence[str] | None) -> int:
     runtime.tune_malloc()
     import torch
 
-    from rvqlm.checkpoints.file import atomic_write, find_checkpoint, load_model
+    from rvqlm.checkpoints.file import find_checkpoint, load_model
+    from rvqlm.files import atomic_write
     from rvqlm.frontends.text import TextFrontEnd
     from rvqlm.metrics.recognition import summarize
     from rvqlm.models.recognizer import Recognizer
@@ -300,7 +301,7 @@ def _round_trip(config: RecognizeConfig, model, stored, names: dict[int, str], d
 
     from rvqlm.codecs.chunking import decode_long, encode_whole
     from rvqlm.codecs.registry import load_codec_like
-    from rvqlm.inference.prompts import stored_scales
+    from rvqlm.data.scales import stored_scales
 
     encoder = decoder = load_codec_like(model.info, config.codec or None, device)
     if stored.info.num_codebooks != model.info.num_codebooks:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from rvqlm.checkpoints.file import atomic_write, load_checkpoint, save_checkpoint, write_errors
+from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint, write_errors
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 
 _NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{8,})-(?P<stamp>\d{8}-\d{6})\.pt")
 

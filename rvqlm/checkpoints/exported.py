@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from rvqlm import __version__
 from rvqlm.checkpoints.file import is_exported, load_model, write_errors
 from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
+from rvqlm.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
@@ -126,7 +126,7 @@ def locate(path: str | Path) -> Path:
     import huggingface_hub
     from huggingface_hub import constants
 
-    from rvqlm.codecs.pretrained import require_network
+    from rvqlm.hub import require_network
 
     files = [CONFIG, WEIGHTS]
     local = all(isinstance(huggingface_hub.try_to_load_from_cache(name, f), str) for f in files)

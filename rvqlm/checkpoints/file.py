@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 
 FORMAT = 3
 _KEYS = (
@@ -32,28 +32,6 @@ _KEYS = (
 )
 NAMES = ("best", "latest", "average")
 """Checkpoints of an experiment that are known by name: EXP/NAME.pt."""
-
-
-def atomic_write(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file, flush it to the disk and put it in the place of `path`."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # left by a process of the same number (in a container all have the same); if it is a second
-    # name of a checkpoint, writing into it would destroy that one
-    temporary.unlink(missing_ok=True)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # on failure, and where both names are one file already
-    with contextlib.suppress(OSError):  # directories of some file systems cannot be synced
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def save_checkpoint(state: dict, path: str | Path, *, also: str | Path | None = None) -> None:

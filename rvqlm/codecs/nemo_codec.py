@@ -21,9 +21,10 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec, fingerprint
 from rvqlm.codecs.native_checkpoint import remembered
 from rvqlm.codecs.package_import import import_package
-from rvqlm.codecs.pretrained import CODECS_ENV, candidates, require_network
+from rvqlm.codecs.pretrained import CODECS_ENV, candidates
 from rvqlm.codecs.transformers_codec import TransformersCodec
 from rvqlm.errors import UserError
+from rvqlm.hub import require_network
 
 PREFIX = "nemo:"
 

@@ -7,14 +7,13 @@ A hub name is looked for in the folders of ``RVQLM_CODECS``, then in the Hugging
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
 from rvqlm.codecs.base import Codec
 from rvqlm.errors import UserError
+from rvqlm.hub import require_network
 
 CODECS_ENV = "RVQLM_CODECS"
 """Environment variable: folders (separated like PATH) that hold codecs by hub name, with or without
@@ -143,15 +142,6 @@ def _from_pretrained(transformers, source: str, name: str, local_files_only: boo
             f"missing or of another shape, {lacking[0]} first; fetch the checkpoint again"
         )
     return model
-
-
-def require_network() -> None:
-    """Raise OSError at once where there is no network: the hub client retries for half a minute."""
-    if any(os.environ.get(k) for k in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return  # names are the proxy's business
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    port = url.port or (80 if url.scheme == "http" else 443)
-    socket.create_connection((url.hostname or "", port), timeout=5).close()
 
 
 def model_class_of(transformers, config, name: str) -> type:

@@ -27,14 +27,13 @@ import torch
 from tqdm import tqdm
 
 from rvqlm.batch import PAD, Padded
-from rvqlm.condition_info import KINDS, ConditionInfo
+from rvqlm.condition_info import KINDS, MIDI_FIELDS, ConditionInfo
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.pairs import Pairs
 from rvqlm.data.plan import PlanConfig
 from rvqlm.data.ragged import Ragged
 from rvqlm.data.speakers import Speakers, uniform
 from rvqlm.errors import UserError
-from rvqlm.frontends.midi import FIELDS
 
 WHOLE = ("text", "midi")
 """Kinds that belong to a whole recording and not to a part of it."""
@@ -65,7 +64,7 @@ class _Tokens:
         self.info = load_info(directory, kind, remedy)
         if seconds := self.info.settings.get("position_step"):  # notes say when they begin
             step = seconds * float(dataset.info.frame_rate)
-            self.info = replace(self.info, clock=(FIELDS.index("position"), step))
+            self.info = replace(self.info, clock=(MIDI_FIELDS.index("position"), step))
         path = directory / f"{kind}_{split}.bin"
         self.column = column = Ragged.open(path, dataset.fingerprint, remedy)
         if len(column) != len(dataset) or column.num_fields != self.info.num_fields:
@@ -229,6 +228,14 @@ class ConditionSet:
             kind: _pad(reader.read(rows, starts, lengths, epoch), reader.info.num_fields, pin)
             for kind, reader in self._readers.items()
         }
+
+
+def open_conditions(dataset, kinds, prompt_seconds: float, seed: int):
+    """The conditions of a split that a model hears, or None."""
+    if not kinds:
+        return None
+    frames = max(1, round(prompt_seconds * float(dataset.info.frame_rate)))
+    return ConditionSet.open(dataset, kinds, prompt_frames=frames, seed=seed)
 
 
 class MixedConditions(ConditionSet):

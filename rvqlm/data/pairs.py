@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.checkpoints.file import atomic_write
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.index import TokenDataset, read_sidecar
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 
 _SHOWN = 5  # problems named in a message
 _ROW = (1 << 32) - 1  # a place is index number << 32 | row

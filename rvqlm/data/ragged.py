@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.checkpoints.file import atomic_write
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 
 MAGIC = b"RVQRAG01"
 _LIMITS = {"uint8": 1 << 8, "uint16": 1 << 16, "int32": 1 << 31}  # in order of size

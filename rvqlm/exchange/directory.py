@@ -23,12 +23,12 @@ import numpy as np
 from lhotse import SupervisionSegment
 from lhotse.cut import MonoCut
 
-from rvqlm import __version__
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import locate, read_manifest, read_sidecar, require_current_split
 from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype, shard_checksum
 from rvqlm.data.store import token_cut as make_token_cut
 from rvqlm.errors import UserError
+from rvqlm.version import __version__
 
 CUTS_PER_SHARD = 20_000
 

@@ -34,10 +34,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
 from rvqlm.errors import UserError
 
-FIELDS = ("pitch", "velocity", "duration", "onset", "position", "pedal")
 VERSION = 1  # of the meaning of the fields
 _SUSTAIN, _DOWN = 64, 64  # controller, and the least value that is "down"
 
@@ -179,10 +178,10 @@ class MidiFrontEnd:
         given = dict(info.settings)
         version, names = given.pop("version", None), given.pop("fields", None)
         known = {f.name for f in fields(MidiSettings)}
-        if info.kind != "midi" or version != VERSION or names != list(FIELDS):
+        if info.kind != "midi" or version != VERSION or names != list(MIDI_FIELDS):
             raise UserError(
                 f"notes of another kind ({info.kind}, version {version}, fields {names}); this "
-                f"version knows {list(FIELDS)}, version {VERSION}: run rvqlm midi again"
+                f"version knows {list(MIDI_FIELDS)}, version {VERSION}: run rvqlm midi again"
             )
         if given.keys() != known:
             raise UserError(
@@ -202,7 +201,7 @@ class MidiFrontEnd:
         s = self.settings
         seconds = s.seconds_bins
         sizes = (128, s.velocity_bins, seconds, seconds, s.positions, seconds)
-        settings = {"version": VERSION, "fields": list(FIELDS), **asdict(s)}
+        settings = {"version": VERSION, "fields": list(MIDI_FIELDS), **asdict(s)}
         return ConditionInfo("midi", sizes, rate, settings)
 
     # --------------------------------------------------------------------------------- tokens
@@ -246,14 +245,14 @@ class MidiFrontEnd:
         """
         ids = np.asarray(tokens)
         sizes = np.array(self.info(1.0).sizes)
-        if ids.ndim != 2 or ids.shape[1] != len(FIELDS) or ids.dtype.kind not in "iu":
+        if ids.ndim != 2 or ids.shape[1] != len(MIDI_FIELDS) or ids.dtype.kind not in "iu":
             raise UserError(
                 f"notes of shape {ids.shape}, {ids.dtype}: expected whole numbers (S, 6)"
             )
         if ids.size and ((ids < 0) | (ids >= sizes)).any():
             step, field = np.argwhere((ids < 0) | (ids >= sizes))[0]
             raise UserError(
-                f"note {step}: {FIELDS[field]} {ids[step, field]} is not below {sizes[field]}"
+                f"note {step}: {MIDI_FIELDS[field]} {ids[step, field]} is not below {sizes[field]}"
             )
         s, ids = self.settings, ids.astype(np.int64)
         pitch, velocity, duration, onset, position, pedal = ids.T

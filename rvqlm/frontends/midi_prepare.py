@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.checkpoints.file import atomic_write
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
 from rvqlm.data.conditions import load_info
 from rvqlm.data.index import TokenDataset, read_manifest
 from rvqlm.data.ragged import write_ragged
 from rvqlm.data.splits import recording
 from rvqlm.errors import UserError
-from rvqlm.frontends.midi import FIELDS, MidiFrontEnd, MidiSettings, Notes, read_notes
+from rvqlm.files import atomic_write
+from rvqlm.frontends.midi import MidiFrontEnd, MidiSettings, Notes, read_notes
 
 SUFFIXES = (".mid", ".midi")
 TRAIN = "train"  # the split that the rate is of
@@ -166,7 +166,7 @@ def prepare_midi(
         for split, dataset in datasets.items():
             cuts = progress(dataset.cuts(), split, len(dataset))
             rows = _rows(cuts, dataset, files, front_end, skip_bad, reports[split])
-            write_ragged(fresh[split], rows, len(FIELDS), dataset.fingerprint)
+            write_ragged(fresh[split], rows, len(MIDI_FIELDS), dataset.fingerprint)
         old = _old(directory)
         info = front_end.info(_rate(reports, old, files))
         if old is None or old.settings != info.settings:  # other bins must not stand beside these
@@ -214,7 +214,7 @@ def _rows(
     skip_bad: bool,
     report: MidiReport,
 ) -> Iterator[np.ndarray]:
-    empty = np.empty((0, len(FIELDS)), np.int32)
+    empty = np.empty((0, len(MIDI_FIELDS)), np.int32)
     for row, cut in enumerate(cuts):
         found = files.of(cut)
         if found is None:

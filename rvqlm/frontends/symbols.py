@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral
 from pathlib import Path
 
-from rvqlm.checkpoints.file import atomic_write
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 
 EPS = "<eps>"
 """Symbol 0, which no text contains: the blank of a recogniser trained with CTC."""

@@ -26,12 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.checkpoints.file import atomic_write
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.conditions import load_info
 from rvqlm.data.index import TokenDataset, manifest_path, read_manifest
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 from rvqlm.frontends import phonemes
 from rvqlm.frontends.durations import estimate
 from rvqlm.frontends.pieces import UNKNOWN, train_pieces

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rvqlm.codec_info import CodecInfo
+from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
 from rvqlm.inference.conditions import Given, text_front_end
 
@@ -195,20 +196,6 @@ def conditions_of(dataset, rows: list[int], model, seed: int, heard_seconds: flo
             key = "phonemes" if front_end.settings.type == "phonemes" else "text"
             about[key] = front_end.decode(values["text"][:, 0])
         found.append(Given(values, about))
-    return found
-
-
-def stored_scales(
-    manifest_dir: str | Path, split: str, info: CodecInfo, ids: set[str]
-) -> dict[str, Tensor]:
-    """Scales (n,) float32 of the cuts `ids` of a split; empty for codecs without any."""
-    from rvqlm.data.index import manifest_path, read_manifest
-
-    found = {}
-    for cut in read_manifest(manifest_path(manifest_dir, split)) if info.segment else ():
-        scales = (cut.get("custom") or {}).get("scales")
-        if cut["id"] in ids and scales is not None:
-            found[cut["id"]] = torch.tensor(scales, dtype=torch.float32)
     return found
 
 

@@ -241,7 +241,7 @@ def held_out(
     on. Without the codec's weights or the original audio the other half is still shown.
     """
     from rvqlm.data.index import TokenDataset, read_sidecar
-    from rvqlm.inference.prompts import stored_scales
+    from rvqlm.data.scales import stored_scales
 
     remarks: list[str] = []
     try:

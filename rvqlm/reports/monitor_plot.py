@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rvqlm.checkpoints.file import atomic_write
+from rvqlm.files import atomic_write
 from rvqlm.reports.monitor import Watched
 
 

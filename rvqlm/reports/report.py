@@ -12,13 +12,13 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from rvqlm import __version__
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.reports import clips
 from rvqlm.reports.figures import Reference, Series, chart, number
 from rvqlm.reports.run import Run, read_json
+from rvqlm.version import __version__
 
 # ---------------------------------------------------------------- figures
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from rvqlm import __version__
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import code_dtype
 from rvqlm.errors import UserError
 from rvqlm.tokenizing.shard import disk_error, done_path, log_path, shard_path, write_atomic
+from rvqlm.version import __version__
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import contextlib
 import importlib
 from pathlib import Path
 
-from rvqlm.audio.source import Listing, open_source
+from rvqlm.audio.source import Listing
+from rvqlm.audio.sources import open_source
 from rvqlm.codecs.registry import load_codec
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError

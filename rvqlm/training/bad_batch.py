@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rvqlm.batch import Batch, Padded
-from rvqlm.checkpoints.file import atomic_write
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 from rvqlm.training.nonfinite import Trace, not_finite
 
 FORMAT = 1
@@ -196,7 +196,7 @@ def replay(
     before afterwards; gradients are empty. Raises `UserError` if the batch is of another codec or
     lacks a condition.
     """
-    from rvqlm.training.trainer import step_seed
+    from rvqlm.runtime import step_seed
 
     device = next(model.parameters()).device
     _check_fit(model, bad)

@@ -7,8 +7,8 @@ import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 
-from rvqlm.checkpoints.file import atomic_write
 from rvqlm.cli import flatten
+from rvqlm.files import atomic_write
 from rvqlm.training.config import TrainerConfig
 
 _OF_A_RUN = (

@@ -12,7 +12,7 @@ import torch
 from rvqlm.batch import Batch, Padded
 from rvqlm.checkpoints.file import find_checkpoint, load_checkpoint
 from rvqlm.checkpoints.init_from import init_from
-from rvqlm.data.conditions import ConditionSet
+from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.models.factory import build_model
@@ -261,14 +261,6 @@ class Setup:
             "ranks": self.world.size,
             "data": data,
         }
-
-
-def open_conditions(dataset, kinds, prompt_seconds: float, seed: int):
-    """The conditions of a split that a model hears, or None."""
-    if not kinds:
-        return None
-    frames = max(1, round(prompt_seconds * float(dataset.info.frame_rate)))
-    return ConditionSet.open(dataset, kinds, prompt_frames=frames, seed=seed)
 
 
 def first_item(batch: Batch) -> Batch:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from rvqlm import __version__
 from rvqlm.checkpoints.archives import archive
 from rvqlm.checkpoints.file import FORMAT, load_checkpoint, require_resumable
 from rvqlm.checkpoints.sharded import load_sharded, save_sharded
@@ -17,6 +16,7 @@ from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
+from rvqlm.version import __version__
 
 
 def state_of(trainer) -> dict:

@@ -25,6 +25,7 @@ from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.metrics.losses import evaluate_batches
+from rvqlm.runtime import step_seed
 from rvqlm.training import saving
 from rvqlm.training.bad_batch import save_bad_batch
 from rvqlm.training.config import TrainerConfig
@@ -363,14 +364,3 @@ class Trainer:
         """Continue from a checkpoint; `UserError` if model, codec, optimizer, seed or data
         differ."""
         saving.restore(self, state, where)
-
-
-def step_seed(seed: int, rank: int, step: int) -> int:
-    """A 63-bit seed of its own for each (seed, rank, step): splitmix64 of the three in turn."""
-    mask, x = (1 << 64) - 1, 0
-    for value in (seed, rank, step):
-        x = (x + value + 0x9E3779B97F4A7C15) & mask
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-        x ^= x >> 31
-    return x >> 1

@@ -11,7 +11,7 @@ import soundfile
 from lhotse import CutSet, RecordingSet, SupervisionSet
 
 from rvqlm.audio.cuts import cut_blocks
-from rvqlm.audio.source import open_source
+from rvqlm.audio.sources import open_source
 from rvqlm.bin.audio import main
 
 RATES = {"wav": 8000, "flac": 44100, "ogg": 16000, "mp3": 22050}

@@ -12,7 +12,8 @@ from lhotse import CutSet, RecordingSet
 from tokenize_fixtures import config, lines
 
 from rvqlm.audio.ffmpeg import find_ffmpeg
-from rvqlm.audio.source import Listing, open_source
+from rvqlm.audio.source import Listing
+from rvqlm.audio.sources import open_source
 from rvqlm.errors import UserError
 from rvqlm.tokenizing import tokenize
 

@@ -12,7 +12,6 @@ import torch
 from toy import toy_flags, toy_trainer
 
 from rvqlm.checkpoints.file import (
-    atomic_write,
     find_checkpoint,
     last_stage,
     load_checkpoint,
@@ -20,6 +19,7 @@ from rvqlm.checkpoints.file import (
     save_checkpoint,
 )
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 from rvqlm.training.experiment import remove_torn_files
 
 

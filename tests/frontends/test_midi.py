@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from midi_files import performance, write_midi
 
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
 from rvqlm.errors import UserError
-from rvqlm.frontends.midi import FIELDS, MidiFrontEnd, MidiSettings, Notes, read_notes
+from rvqlm.frontends.midi import MidiFrontEnd, MidiSettings, Notes, read_notes
 
 CHORD = [(0.5, 0.4, 60, 64), (0.5, 0.4, 64, 80), (0.503, 1.2, 55, 127), (22.1, 0.1, 60, 1)]
 
@@ -58,10 +58,10 @@ def test_against_a_naive_reference(tmp_path, front_end, seed):
     expected = np.array(naive_tokens(notes, pedal))
     assert got.dtype == np.int32 and got.shape == (300, 6)
     for field in (0, 1, 4):
-        np.testing.assert_array_equal(got[:, field], expected[:, field], err_msg=FIELDS[field])
+        np.testing.assert_array_equal(got[:, field], expected[:, field], err_msg=MIDI_FIELDS[field])
     for field in (2, 3, 5):  # a value on the edge between two bins may fall on either side
         off = abs(got[:, field] - expected[:, field])
-        assert off.max() <= 1 and (off > 0).mean() < 0.02, FIELDS[field]
+        assert off.max() <= 1 and (off > 0).mean() < 0.02, MIDI_FIELDS[field]
     assert (expected[:, 5] > 0).any() and (expected[:, 5] == 0).any()
     assert ((got >= 0) & (got < front_end.info(1).sizes)).all()
 

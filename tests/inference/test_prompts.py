@@ -11,7 +11,8 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.streaming import Encoded, StreamEncoder
 from rvqlm.data.index import manifest_path
-from rvqlm.inference.prompts import from_audio, stored_scales
+from rvqlm.data.scales import stored_scales
+from rvqlm.inference.prompts import from_audio
 
 INFO = CodecInfo("loud", "0" * 16, 8000, 80, 1, 4, segment=(10, 720))
 

@@ -21,7 +21,7 @@ from tokenize_fixtures import (
     spoil,
 )
 
-from rvqlm.audio.source import open_source
+from rvqlm.audio.sources import open_source
 from rvqlm.errors import UserError
 from rvqlm.tokenizing import encode as token_encode
 from rvqlm.tokenizing import shard as token_shard

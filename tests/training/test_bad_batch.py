@@ -8,9 +8,9 @@ from toy import ToyLoader, ToyModel
 
 from rvqlm.batch import Batch, Padded
 from rvqlm.errors import UserError
+from rvqlm.runtime import step_seed
 from rvqlm.training import bad_batch
 from rvqlm.training.bad_batch import load_bad_batch, replay, save_bad_batch
-from rvqlm.training.trainer import step_seed
 
 FACTS = {
     "step": 7,

@@ -10,9 +10,9 @@ from toy import INFO, ToyConfig, ToyLoader, ToyModel, toy_flags, toy_trainer
 from rvqlm.batch import Batch
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.errors import UserError
+from rvqlm.runtime import step_seed
 from rvqlm.training.logger import TIMINGS
 from rvqlm.training.schedule import Budget
-from rvqlm.training.trainer import step_seed
 
 UNTIMED = (*TIMINGS, "config", "since")
 
