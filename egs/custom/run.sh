@@ -43,7 +43,7 @@ name=
 data_dir=
 exp_dir=
 seed=0
-source "$here/../shared/parse_options.sh"
+source "$here/../shared/recipe.sh"
 require_number train_minutes prompt_seconds seconds
 require_integer seed window_frames num_samples
 [[ -n $audio ]] || option_error "--audio is missing: the folder with your recordings"
@@ -54,56 +54,23 @@ elif [[ -n $hop_frames ]]; then
   option_error "--hop-frames goes with --window-frames"
 fi
 
-# given paths are relative to where the command was given; all else happens in this folder
-source "$here/../shared/stages.sh"
 name=${name:-$(input_name "$audio")}
-audio=$(absolute "$audio")
-if [[ -n $config ]]; then config=$(absolute "$config"); fi
-if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
-if [[ -n $exp_dir ]]; then exp_dir=$(absolute "$exp_dir"); fi
-called_from=$PWD
-cd "$here"
+enter_recipe audio config data_dir exp_dir
 config=${config:-conf/small.yaml}
 data_dir=${data_dir:-$PWD/data/$name}
 exp_dir=${exp_dir:-exp/$name}
-tokens=$data_dir/tokens
-stage_log=$exp_dir/stages.tsv
 recipe=$PWD
 
-if begin_stage 0 "Set up"; then
-  ../../tools/setup.sh
-fi
-source ../shared/environment.sh
-
+set_up 0
 if begin_stage 1 "Prepare the data"; then
   # its options are words; paths among them are relative to where the command was given
   # shellcheck disable=SC2086
   (cd "$called_from" && "$recipe/prepare.sh" --audio "$audio" --data-dir "$data_dir" --seed "$seed" \
     $prepare)
 fi
-
-if begin_stage 2 "Train"; then
-  rvqlm trainer --config "$config" --manifest-dir "$tokens" --exp-dir "$exp_dir" \
-    --max-minutes "$train_minutes" --seed "$seed" --window-frames "$window_frames" \
-    --hop-frames "${hop_frames:-0}"
-fi
-
-if begin_stage 3 "Evaluate"; then
-  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
-fi
-
-if begin_stage 4 "Generate"; then
-  rm -rf "$exp_dir/samples" # of an earlier training
-  rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-    --num-prompts "$num_samples" --prompt-seconds "$prompt_seconds" --seconds "$seconds" \
-    --min-seconds 1 --temperature 0.9 --top-k 200 --seed "$seed"
-  rvqlm generate --exp-dir "$exp_dir" --num-samples "$num_samples" --seconds "$seconds" \
-    --min-seconds 1 --temperature 0.9 --top-k 200 --seed "$seed"
-fi
-
-if begin_stage 5 "Report"; then
-  end_stage # of the page itself nothing can be on the page
-  rvqlm report --exp-dir "$exp_dir" --manifest-dir "$tokens" --num-samples "$num_samples"
-fi
-
+train_model 2 --window-frames "$window_frames" --hop-frames "${hop_frames:-0}"
+evaluate_model 3
+generate_samples 4 "$num_samples" "$prompt_seconds" --seconds "$seconds" --min-seconds 1 \
+  --temperature 0.9 --top-k 200
+write_report 5 "$num_samples"
 end_stage

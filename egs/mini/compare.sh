@@ -31,7 +31,7 @@ seed=0
 exp_dir=
 data_dir=
 results=
-source "$here/../shared/parse_options.sh"
+source "$here/../shared/recipe.sh"
 
 tiny=()
 if $quick; then
@@ -54,25 +54,12 @@ for family in $families; do
 done
 [[ -n ${family:-} ]] || option_error "--families is empty"
 
-# given files are relative to where the command was given; all else happens in this folder
-if [[ -n $exp_dir ]]; then exp_dir=$(absolute "$exp_dir"); fi
-if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
-if [[ -n $results ]]; then results=$(absolute "$results"); fi
-source "$here/../shared/stages.sh"
-cd "$here"
+enter_recipe exp_dir data_dir results
 exp_dir=${exp_dir:-exp/$name}
 data_dir=${data_dir:-data/${hours}h-seed$seed}
-tokens=$data_dir/tokens
-stage_log=$exp_dir/stages.tsv
 
-if begin_stage 0 "Set up"; then
-  ../../tools/setup.sh
-fi
-source ../shared/environment.sh
-
-if begin_stage 1 "Prepare the data"; then
-  ./prepare.sh --hours "$hours" --seed "$seed" --data-dir "$data_dir"
-fi
+set_up 0
+prepare_data 1 --hours "$hours"
 
 if begin_stage 2 "Train"; then
   for family in $families; do

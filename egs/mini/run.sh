@@ -24,7 +24,7 @@ train_minutes=
 seed=0
 exp_dir=
 data_dir=
-source "$here/../shared/parse_options.sh"
+source "$here/../shared/recipe.sh"
 
 if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.7}
@@ -33,49 +33,17 @@ else
   hours=${hours:-6} train_minutes=${train_minutes:-7}
   config=conf/codec_lm.yaml name=${hours}h-${train_minutes}min-seed$seed num_samples=4
 fi
-# the sentences are about 4 s long: hear half of one, go on to its end and perhaps beyond
-how=(--seconds 6 --min-seconds 1 --temperature 0.9 --top-k 200 --seed "$seed")
 require_number hours train_minutes
 require_integer seed
-
-# given folders are relative to where the command was given; all else happens in this folder
-if [[ -n $exp_dir ]]; then exp_dir=$(absolute "$exp_dir"); fi
-if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
-source "$here/../shared/stages.sh"
-cd "$here"
+enter_recipe exp_dir data_dir
 exp_dir=${exp_dir:-exp/$name}
 data_dir=${data_dir:-data/${hours}h-seed$seed}
-tokens=$data_dir/tokens
-stage_log=$exp_dir/stages.tsv
 
-if begin_stage 0 "Set up"; then
-  ../../tools/setup.sh
-fi
-source ../shared/environment.sh
-
-if begin_stage 1 "Prepare the data"; then
-  ./prepare.sh --hours "$hours" --seed "$seed" --data-dir "$data_dir"
-fi
-
-if begin_stage 2 "Train"; then
-  rvqlm trainer --config "$config" --manifest-dir "$tokens" --exp-dir "$exp_dir" \
-    --max-minutes "$train_minutes" --seed "$seed"
-fi
-
-if begin_stage 3 "Evaluate"; then
-  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
-fi
-
-if begin_stage 4 "Generate"; then
-  rm -rf "$exp_dir/samples" # of an earlier training
-  rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-    --num-prompts "$num_samples" --prompt-seconds 2 "${how[@]}"
-  rvqlm generate --exp-dir "$exp_dir" --num-samples "$num_samples" "${how[@]}"
-fi
-
-if begin_stage 5 "Report"; then
-  end_stage # of the page itself nothing can be on the page
-  rvqlm report --exp-dir "$exp_dir" --manifest-dir "$tokens" --num-samples "$num_samples"
-fi
-
+set_up 0
+prepare_data 1 --hours "$hours"
+train_model 2
+evaluate_model 3
+# the sentences are about 4 s long: prompted with half of one, the model ends it and perhaps continues
+generate_samples 4 "$num_samples" 2 --seconds 6 --min-seconds 1 --temperature 0.9 --top-k 200
+write_report 5 "$num_samples"
 end_stage

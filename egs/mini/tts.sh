@@ -34,7 +34,7 @@ sentences=
 seed=0
 exp_dir=
 data_dir=
-source "$here/../shared/parse_options.sh"
+source "$here/../shared/recipe.sh"
 
 if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
@@ -47,37 +47,21 @@ how=(--min-seconds 0.5 --temperature 1.0 --top-k 50 --cfg-scale 3)
 require_number hours train_minutes listen_minutes
 require_integer seed sentences
 
-# given paths are relative to where the command was given; all else happens in this folder
-if [[ -n $exp_dir ]]; then exp_dir=$(absolute "$exp_dir"); fi
-if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
-if [[ -n $config ]]; then config=$(absolute "$config"); fi
-source "$here/../shared/stages.sh"
-cd "$here"
+enter_recipe exp_dir data_dir config
 config=${config:-$default_config}
 exp_dir=${exp_dir:-exp/$name}
 data_dir=${data_dir:-data/${hours}h-${voices// /-}-seed$seed}
-tokens=$data_dir/tokens
-listener=$exp_dir/recognizer
-stage_log=$exp_dir/stages.tsv
+recognizer=$exp_dir/recognizer
 
-if begin_stage 0 "Set up"; then
-  ../../tools/setup.sh
-fi
-source ../shared/environment.sh
-
-if begin_stage 1 "Prepare the data"; then
-  ./prepare.sh --hours "$hours" --voices "$voices" --seed "$seed" --data-dir "$data_dir"
-fi
+set_up 0
+prepare_data 1 --hours "$hours" --voices "$voices"
 
 if begin_stage 2 "Train the recogniser"; then
-  rvqlm trainer --config conf/recognizer.yaml --manifest-dir "$tokens" --exp-dir "$listener" \
+  rvqlm trainer --config conf/recognizer.yaml --manifest-dir "$tokens" --exp-dir "$recognizer" \
     --max-minutes "$listen_minutes" --seed "$seed"
 fi
 
-if begin_stage 3 "Train the speaking model"; then
-  rvqlm trainer --config "$config" --manifest-dir "$tokens" --exp-dir "$exp_dir" \
-    --max-minutes "$train_minutes" --seed "$seed"
-fi
+train_model 3
 
 if begin_stage 4 "Speak"; then
   rm -rf "$exp_dir/samples" # of an earlier training
@@ -90,13 +74,9 @@ if begin_stage 4 "Speak"; then
 fi
 
 if begin_stage 5 "Listen"; then
-  rvqlm recognize --recognizer "$listener" --manifest-dir "$tokens" --split test --through-audio
-  rvqlm recognize --recognizer "$listener" --samples "$exp_dir/samples"
+  rvqlm recognize --recognizer "$recognizer" --manifest-dir "$tokens" --split test --through-audio
+  rvqlm recognize --recognizer "$recognizer" --samples "$exp_dir/samples"
 fi
 
-if begin_stage 6 "Report"; then
-  end_stage # of the page itself nothing can be on the page
-  rvqlm report --exp-dir "$exp_dir" --manifest-dir "$tokens" --num-samples 6
-fi
-
+write_report 6 6
 end_stage

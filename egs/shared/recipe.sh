@@ -1,0 +1,82 @@
+# What the run.sh of all recipes have in common: options, folders, and the stages that are the same
+# everywhere. To be sourced once the defaults are set. All that a recipe has to say of its own, below
+# its header comment (which documents the options) and the defaults of its options:
+#
+#   source "$here/../shared/recipe.sh"
+#   enter_recipe exp_dir data_dir
+#   exp_dir=${exp_dir:-exp/mine} data_dir=${data_dir:-data/mine} config=conf/mine.yaml
+#   set_up 0
+#   prepare_data 1
+#   train_model 2
+#   evaluate_model 3
+#   generate_samples 4 4 3 --seconds 8
+#   write_report 5 4
+#   end_stage
+#
+# They read $here, $seed, $config, $exp_dir, $data_dir and $train_minutes; the first argument is the
+# number of the stage.
+
+source "$here/../shared/parse_options.sh"
+source "$here/../shared/stages.sh"
+
+# enter_recipe NAME...: these variables hold paths, relative to where the command was given if they
+# are not empty; all else happens in the folder of the recipe.
+enter_recipe() {
+  local name
+  for name in "$@"; do
+    if [[ -n ${!name} ]]; then printf -v "$name" %s "$(absolute "${!name}")"; fi
+  done
+  called_from=$PWD
+  cd "$here"
+}
+
+# set_up STAGE: the environment, made where it is missing and entered in any case.
+set_up() {
+  tokens=$data_dir/tokens
+  stage_log=$exp_dir/stages.tsv
+  if begin_stage "$1" "Set up"; then
+    ../../tools/setup.sh
+  fi
+  source ../shared/environment.sh
+}
+
+# prepare_data STAGE [OPTION...]: prepare.sh of the recipe.
+prepare_data() {
+  if begin_stage "$1" "Prepare the data"; then
+    ./prepare.sh --data-dir "$data_dir" --seed "$seed" "${@:2}"
+  fi
+}
+
+# train_model STAGE [FLAG...]: $config on the tokens for $train_minutes.
+train_model() {
+  if begin_stage "$1" "Train"; then
+    rvqlm trainer --config "$config" --manifest-dir "$tokens" --exp-dir "$exp_dir" \
+      --max-minutes "$train_minutes" --seed "$seed" "${@:2}"
+  fi
+}
+
+# evaluate_model STAGE: nats per code and bits per second of the test split.
+evaluate_model() {
+  if begin_stage "$1" "Evaluate"; then
+    rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
+  fi
+}
+
+# generate_samples STAGE NUMBER PROMPT_SECONDS [FLAG...]: continuations of recordings of the test
+# split, and as many unprompted samples.
+generate_samples() {
+  if begin_stage "$1" "Generate"; then
+    rm -rf "$exp_dir/samples" # of an earlier training
+    rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
+      --num-prompts "$2" --prompt-seconds "$3" --seed "$seed" "${@:4}"
+    rvqlm generate --exp-dir "$exp_dir" --num-samples "$2" --seed "$seed" "${@:4}"
+  fi
+}
+
+# write_report STAGE NUMBER: the page, with at most so many samples of a kind.
+write_report() {
+  if begin_stage "$1" "Report"; then
+    end_stage # of the page itself nothing can be on the page
+    rvqlm report --exp-dir "$exp_dir" --manifest-dir "$tokens" --num-samples "$2"
+  fi
+}
