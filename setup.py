@@ -28,7 +28,7 @@ extras = {
     "nemo": ["nemo_toolkit[tts]"],
 }
 used_by_tests = ("metrics", "mini", "text", "midi", "ffmpeg")
-extras["dev"] = ["pytest", "pytest-xdist", "ruff"]
+extras["dev"] = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 extras["dev"] += ["h5py", "librosa"]  # references to compare with
 extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]
 
