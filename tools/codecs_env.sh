@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Make an environment beside .venv in which the codecs' own packages import.
+# Make an environment beside .venv: one in which the codecs' own packages import, or one with the
+# oldest dependencies.
 #
 #   tools/codecs_env.sh         .venv-codecs: descript-audio-codec and encodec with torch and
 #                               torchaudio 2.11 (tools/codecs_env.txt); two minutes and 6 GB
 #   tools/codecs_env.sh nemo    .venv-nemo: NVIDIA NeMo (tools/codecs_env_nemo.txt); five minutes
 #                               and 7 GB
+#   tools/codecs_env.sh oldest  .venv-oldest: the oldest releases that setup.py allows
+#                               (tools/oldest_env.txt); five minutes and 6 GB
 #
-# tools/test.sh --codecs and --nemo run it. Nothing happens when nothing changed since the last time.
+# tools/test.sh --codecs, --nemo and --oldest run it. Nothing happens when nothing changed since the last time.
 # PYTHON=/path/to/python names the interpreter, else python3 makes it. Removing the folder is all it
 # takes to be rid of one.
 set -euo pipefail
@@ -21,8 +24,12 @@ case ${1:-codecs} in
     list=$root/tools/codecs_env_nemo.txt modules='rvqlm, nemo.collections.tts.models'
     cost='five minutes and 7 GB'
     ;;
+  oldest)
+    list=$root/tools/oldest_env.txt modules='rvqlm, torch, transformers'
+    cost='five minutes and 6 GB'
+    ;;
   -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) die "unknown argument $1 (nemo is the only one)" ;;
+  *) die "unknown argument $1 (nemo or oldest)" ;;
 esac
 env=$root/.venv-${1:-codecs}
 
@@ -43,6 +50,8 @@ install() { "$env/bin/python" -m pip install --quiet --disable-pip-version-check
 say "installing the packages of $list into $env ($cost the first time)"
 if [[ $env == *-nemo ]]; then
   install -r "$list" pytest -e "$root"
+elif [[ $env == *-oldest ]]; then
+  install -c "$list" -e "$root[dev]"
 else
   constraints=$(mktemp)
   trap 'rm -f "$constraints"' EXIT

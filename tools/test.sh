@@ -6,6 +6,7 @@
 #   tools/test.sh --codecs            instead: codes and audio against the codecs' own packages, bit
 #                                     for bit, in a second environment (tools/codecs_env.sh)
 #   tools/test.sh --nemo              instead: the same with NVIDIA NeMo, in a third one
+#   tools/test.sh --oldest            instead: the tests with the oldest releases that setup.py allows
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,6 +21,12 @@ case ${1:-} in
     shift
     tools/codecs_env.sh nemo
     exec .venv-nemo/bin/python -m pytest tests/codecs_packages/check_nemo.py "$@"
+    ;;
+  --oldest)
+    shift
+    tools/codecs_env.sh oldest
+    export VIRTUAL_ENV=$PWD/.venv-oldest PATH=$PWD/.venv-oldest/bin:$PATH
+    exec python -m pytest -n 2 --dist loadfile "$@"
     ;;
 esac
 
