@@ -6,7 +6,7 @@ from rvqlm.version import __version__  # noqa: F401
 def __getattr__(name: str):
     """`rvqlm.from_pretrained`, without torch being imported by whoever only wants the version."""
     if name == "from_pretrained":
-        from rvqlm.checkpoints.exported import from_pretrained
+        from rvqlm.checkpoints.loading import from_pretrained
 
         return from_pretrained
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,7 +40,7 @@ def _run(argv: Sequence[str] | None) -> int:
     if args.last is not None and args.last < 2:
         raise UserError(f"--last {args.last}: a mean takes at least 2")
     from rvqlm.checkpoints.averaging import average_checkpoints, newest_archives
-    from rvqlm.checkpoints.file import last_stage
+    from rvqlm.checkpoints.loading import last_stage
 
     paths, out = [Path(p) for p in args.paths], args.out
     if len(paths) == 1 and paths[0].is_dir():

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
-from rvqlm.cli import command_line, kebab, parse, run_main
+from rvqlm.cli import command_line, flatten, kebab, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.runtime import tune_malloc
 
@@ -70,13 +70,14 @@ def evaluate(config: EvaluateConfig) -> dict:
 
     from rvqlm import runtime
     from rvqlm.batch import PAD, Batch
-    from rvqlm.checkpoints.file import find_checkpoint, load_model
+    from rvqlm.checkpoints.loading import find_checkpoint, load_model
     from rvqlm.codec_info import CodecInfo
     from rvqlm.data.conditions import open_conditions
     from rvqlm.data.index import TokenDataset
     from rvqlm.data.loader import TokenLoader
     from rvqlm.data.plan import PlanConfig
     from rvqlm.metrics import losses
+    from rvqlm.training.config import TrainerConfig
 
     if config.max_duration < 0 or config.num_threads < 0:
         raise UserError("--max-duration and --num-threads: at least 0")
@@ -95,7 +96,8 @@ def evaluate(config: EvaluateConfig) -> dict:
     info.require_same(held_out.info, str(path), config.manifest_dir)
     train = TokenDataset.open(config.manifest_dir, config.unigram_split, num_codebooks=levels)
 
-    flags = state["config"]
+    # an exported model need not have those of its training
+    flags = flatten(TrainerConfig("", "")) | state["config"]
     seconds = flags["condition-prompt-seconds"]
     heard = open_conditions(held_out, list(model.conditions), seconds, flags["seed"])
     for kind, condition in model.conditions.items():

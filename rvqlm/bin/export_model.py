@@ -37,7 +37,7 @@ class Args:
 def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm export-model", "A trained model as two files.", argv)
     from rvqlm.checkpoints.exported import save_pretrained
-    from rvqlm.checkpoints.file import load_model
+    from rvqlm.checkpoints.loading import load_model
 
     model, _, state = load_model(args.exp, args.which, use_ema=not args.raw_weights)
     # an exported model, which can be exported again, says what it has

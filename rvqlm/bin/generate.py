@@ -118,7 +118,7 @@ def run(argv: Sequence[str] | None) -> int:
     tune_malloc()
     import torch
 
-    from rvqlm.checkpoints.file import load_model
+    from rvqlm.checkpoints.loading import load_model
     from rvqlm.codecs.registry import load_codec_like
     from rvqlm.inference import prompts as prompts_module
     from rvqlm.inference.conditions import from_arguments

@@ -95,7 +95,7 @@ def _run(argv: Sequence[str] | None) -> int:
     runtime.tune_malloc()
     import torch
 
-    from rvqlm.checkpoints.file import find_checkpoint, load_model
+    from rvqlm.checkpoints.loading import find_checkpoint, load_model
     from rvqlm.files import atomic_write
     from rvqlm.frontends.text import TextFrontEnd
     from rvqlm.metrics.recognition import summarize

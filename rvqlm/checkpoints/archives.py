@@ -6,17 +6,15 @@ first name moves on; where the file system has no hard links it is a copy.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from datetime import datetime, timezone
 from pathlib import Path
 
-import torch
-
 from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint, write_errors
-from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.checkpoints.shards import named_by
+from rvqlm.errors import UserError, reason_of
+from rvqlm.files import atomic_folder, atomic_write, link_or_copy
 
 _NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{8,})-(?P<stamp>\d{8}-\d{6})\.pt")
 
@@ -42,7 +40,7 @@ def archive(
         folder.mkdir(exist_ok=True)
         shards = _shards_of(source)
         if shards is None:
-            atomic_write(target, lambda to: _link(source, to))
+            atomic_write(target, lambda to: link_or_copy(source, to))
         else:
             _archive_shards(source, shards, target)
         if keep:
@@ -69,34 +67,26 @@ def _delete(paths: list[Path], keep: int) -> None:
             shutil.rmtree(path.with_suffix(".dcp"))
 
 
-def _link(source: str | Path, to: str | Path) -> None:
-    try:
-        os.link(source, to)
-    except OSError:  # no hard links here, or not across what is mounted
-        shutil.copyfile(source, to)
-
-
 def _shards_of(source: Path) -> Path | None:
     """Directory that holds the tensors of a sharded checkpoint; None for one that is whole."""
     try:
-        # mapped: the tensors are not read
-        state = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+        name = named_by(source)
     except (OSError, MemoryError):
         raise
     except Exception as e:  # torch raises half a dozen types for damaged files
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
-        raise UserError(f"{source}: damaged, cannot be archived ({reason})") from e
-    return source.parent / state["sharded"] if "sharded" in state else None
+        raise UserError(f"{source}: damaged, cannot be archived ({reason_of(e)})") from e
+    return source.parent / name if name else None
 
 
 def _archive_shards(source: Path, shards: Path, target: Path) -> None:
     """The directory first, under the archive's name: the run deletes the one it has."""
     directory = target.with_suffix(".dcp")
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    for leftover in (temporary, directory):
-        if leftover.is_dir():
-            shutil.rmtree(leftover)
-    shutil.copytree(shards, temporary, copy_function=_link)
-    temporary.rename(directory)
+    if directory.is_dir():
+        shutil.rmtree(directory)
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(shards, folder, copy_function=link_or_copy, dirs_exist_ok=True)
+
+    atomic_folder(directory, fill)
     state = load_checkpoint(source, gather=False)
     save_checkpoint({**state, "sharded": directory.name}, target)

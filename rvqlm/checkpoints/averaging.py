@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from rvqlm.checkpoints.archives import archives
-from rvqlm.checkpoints.file import last_stage, load_checkpoint, save_checkpoint
+from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
+from rvqlm.checkpoints.loading import last_stage
 from rvqlm.errors import UserError
 
 _IDENTITY = ("model_name", "model_config", "codec", "conditions")

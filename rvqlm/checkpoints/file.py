@@ -1,4 +1,4 @@
-"""Checkpoints: one file with everything that training needs to go on and generation to start.
+"""Checkpoints: one file with everything that training needs to resume and generation to start.
 
 A file is written beside its place and renamed, so a crash at any moment leaves the one before.
 Loading never runs code from a file (``weights_only``) and checks every byte against the checksums
@@ -8,16 +8,14 @@ that the format carries; whatever cannot be loaded is reported by name, with ano
 from __future__ import annotations
 
 import contextlib
-import os
 import zipfile
 from pathlib import Path
 
 import torch
 
-from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
-from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.checkpoints.shards import read_whole
+from rvqlm.errors import UserError, reason_of
+from rvqlm.files import atomic_write, link_or_copy
 
 FORMAT = 3
 _KEYS = (
@@ -32,6 +30,9 @@ _KEYS = (
 )
 NAMES = ("best", "latest", "average")
 """Checkpoints of an experiment that are known by name: EXP/NAME.pt."""
+EARLIER_INTACT = (
+    "any earlier one is intact: free space or fix permissions, then run the same command again"
+)
 
 
 def save_checkpoint(state: dict, path: str | Path, *, also: str | Path | None = None) -> None:
@@ -45,16 +46,10 @@ def save_checkpoint(state: dict, path: str | Path, *, also: str | Path | None = 
         with open(to, "wb") as file:  # an open file reports a full disk; torch's writer hides it
             torch.save(state, file)
 
-    def link(to: Path) -> None:
-        try:
-            os.link(path, to)
-        except OSError:
-            write(to)
-
     with write_errors(path):
         atomic_write(path, write)
         if also is not None:
-            atomic_write(also, link)
+            atomic_write(also, lambda to: link_or_copy(path, to))
 
 
 @contextlib.contextmanager
@@ -63,10 +58,8 @@ def write_errors(path: str | Path):
     try:
         yield
     except (OSError, RuntimeError) as e:
-        reason = getattr(e, "strerror", None) or (str(e).splitlines() or [type(e).__name__])[0]
         raise UserError(
-            f"{path}: the checkpoint could not be written ({reason}); any earlier one is intact: "
-            "free space or fix permissions, then run the same command again"
+            f"{path}: the checkpoint could not be written ({reason_of(e)}); {EARLIER_INTACT}"
         ) from e
 
 
@@ -93,7 +86,7 @@ def load_checkpoint(path: str | Path, mapped: bool = False, gather: bool = True)
         except (PermissionError, MemoryError):
             raise
         except Exception as e:  # torch raises half a dozen types, OSError among them
-            reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
+            reason = reason_of(e)
     if reason is not None:
         raise UserError(f"{path}: damaged, or not a checkpoint ({reason}){_instead(path)}")
     known = isinstance(state, dict) and "model_name" in state
@@ -103,9 +96,7 @@ def load_checkpoint(path: str | Path, mapped: bool = False, gather: bool = True)
             "use the version that wrote it"
         )
     if known and "sharded" in state and gather:
-        from rvqlm.checkpoints.sharded import read_sharded
-
-        state = read_sharded(path, state)
+        state = read_whole(path, state)
     missing = _KEYS if not isinstance(state, dict) else [k for k in _KEYS if k not in state]
     if missing and (gather or not known):
         raise UserError(
@@ -133,7 +124,7 @@ def damage(path: Path) -> str | None:
     except (PermissionError, MemoryError):
         raise
     except Exception as e:  # whatever a wrong header makes zipfile raise
-        return (str(e).strip().splitlines() or [type(e).__name__])[0][:120]
+        return reason_of(e)
     return bad and f"its part {bad} is not what was written"
 
 
@@ -150,87 +141,10 @@ def _instead(path: Path) -> str:
 
 
 def require_resumable(state: dict, where: str | Path) -> None:
-    """Raise `UserError` for a checkpoint that holds weights and nothing to go on from."""
+    """Raise `UserError` for a checkpoint that holds weights and nothing to resume from."""
     if "averaged" in state:
         steps = ", ".join(map(str, state["averaged"]["steps"]))
         raise UserError(
             f"{where}: the mean of the checkpoints of steps {steps}, without optimizer and "
             "position in the data; --resume one of those, or begin a training with --init-from"
         )
-
-
-def last_stage(exp_dir: Path) -> Path:
-    """Where the latest training of an experiment is: the directory itself, or of a model trained
-    in stages EXP/stageN with the highest N."""
-    if (exp_dir / "latest.pt").exists() or (exp_dir / "best.pt").exists():
-        return exp_dir
-    staged = [p.parent for p in exp_dir.glob("stage[0-9]*/*.pt")]
-    return max(staged, key=lambda p: int(p.name.removeprefix("stage")), default=exp_dir)
-
-
-def is_exported(path: str | Path) -> bool:
-    """Whether `path` is a directory of `rvqlm export-model`, or alike."""
-    path = Path(path)
-    return (path / "model.safetensors").is_file() and (path / "config.json").is_file()
-
-
-def find_checkpoint(where: str | Path, which: str = "best") -> Path:
-    """``best``, ``latest``, ``average`` or a path, in an experiment directory; or `where` itself if
-    it is a file or the directory of an exported model."""
-    where = Path(where)
-    if where.is_file():
-        return where
-    if not where.is_dir():
-        raise UserError(f"{where}: no such experiment; give the --exp-dir of a training")
-    if which not in NAMES:
-        return Path(which)
-    if is_exported(where):
-        return where
-    where = last_stage(where)  # a model trained in stages is whole after the last
-    path = where / f"{which}.pt"
-    if not path.exists():
-        others = [p for p in (where / f"{name}.pt" for name in NAMES) if p.exists()]
-        hint = f"; there is {others[0]}" if others else "; train first"
-        if which == "average" and others:
-            hint = f"; rvqlm average {where} makes it"
-        raise UserError(f"{path}: no such checkpoint{hint}")
-    return path
-
-
-def load_model(
-    exp_dir_or_path: str | Path,
-    which: str = "best",
-    device: torch.device | str = "cpu",
-    use_ema: bool = True,
-):
-    """Model for evaluation and generation.
-
-    :param exp_dir_or_path: experiment directory, checkpoint file or directory of an exported model.
-    :param which: ``best``, ``latest``, ``average`` or the path of a file, within an experiment.
-    :param use_ema: averaged weights, where the training kept them.
-    :return: (model in eval mode, `CodecInfo`, checkpoint dictionary; of an exported model all of
-        it but weights and optimizer).
-    """
-    from rvqlm.checkpoints.exported import load_pretrained
-    from rvqlm.models.factory import build_model
-
-    path = find_checkpoint(exp_dir_or_path, which)
-    if is_exported(path):
-        return load_pretrained(path, device, use_ema)
-    # mapped: what isn't wanted, the optimizer's state above all, is never read into memory
-    state = load_checkpoint(path, mapped=True)
-    info = CodecInfo.from_dict(state["codec"])
-    conditions = {k: ConditionInfo.from_dict(c) for k, c in state["conditions"].items()}
-    model = build_model(state["model_name"], state["model_config"], info, conditions)
-    weights = weights_of(state, use_ema)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as e:
-        reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{path}: weights don't fit model {state['model_name']}: {reason}") from e
-    return model.to(device).eval(), info, state
-
-
-def weights_of(state: dict, use_ema: bool = True) -> dict:
-    """The averaged weights of a checkpoint where it has them and they are wanted, else the last."""
-    return state["ema"] if use_ema and state.get("ema") is not None else state["model"]

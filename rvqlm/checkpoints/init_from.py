@@ -1,8 +1,7 @@
 """``--init-from``: a training that begins with the weights of another model, as far as they fit.
 
 A tensor is taken when name and shape agree. What was taken, what was not and what may mean
-something else now is reported, so that a fine-tuning that silently begins from nothing cannot
-happen.
+something else now is reported, so that a fine-tuning cannot silently begin with initial weights.
 """
 
 from __future__ import annotations
@@ -16,12 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rvqlm.checkpoints.file import (
-    find_checkpoint,
-    is_exported,
-    load_checkpoint,
-    weights_of,
-)
+from rvqlm.checkpoints.loading import find_checkpoint, locate, read
 from rvqlm.errors import UserError
 
 
@@ -78,7 +72,8 @@ def init_from(model, path: str | Path, use_ema: bool = True) -> InitReport:
     :param use_ema: averaged weights, where the file has them.
     :raises UserError: nothing usable there, nothing matches, or values are not finite.
     """
-    weights, state, path = _read(path, use_ema)
+    path = find_checkpoint(locate(path))
+    weights, state = read(path, use_ema)
     mine = model.state_dict()
     report = InitReport(path, int(state["step"]))
     report.unexpected = sorted(weights.keys() - mine.keys())
@@ -110,18 +105,6 @@ def init_from(model, path: str | Path, use_ema: bool = True) -> InitReport:
         names = ", ".join(report.matched[:4])
         report.remarks.insert(0, f"almost nothing was taken ({names}); is the width another?")
     return report
-
-
-def _read(path: str | Path, use_ema: bool) -> tuple[dict[str, Tensor], dict, Path]:
-    """Weights, the rest of the checkpoint, and where they were found."""
-    from rvqlm.checkpoints.exported import locate, read_config, read_weights
-
-    path = find_checkpoint(locate(path))
-    if is_exported(path):
-        state = read_config(path)
-        return read_weights(path, state), state, path
-    state = load_checkpoint(path, mapped=True)
-    return weights_of(state, use_ema), state, path
 
 
 def _remarks(model, state: dict) -> list[str]:

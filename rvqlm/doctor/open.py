@@ -9,15 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rvqlm.checkpoints.file import (
-    NAMES,
-    damage,
-    find_checkpoint,
-    is_exported,
-    last_stage,
-    load_checkpoint,
-    load_model,
-)
+from rvqlm.checkpoints.exported import is_exported
+from rvqlm.checkpoints.file import NAMES, damage, load_checkpoint
+from rvqlm.checkpoints.loading import find_checkpoint, last_stage, load_model
 from rvqlm.doctor.examine import Finding, some
 from rvqlm.errors import UserError
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.checkpoints.file import last_stage
+from rvqlm.checkpoints.loading import last_stage
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import MAGIC as INDEX_MAGIC
 from rvqlm.data.index import index_path, read_sidecar, same_file

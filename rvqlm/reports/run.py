@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rvqlm.checkpoints.file import last_stage
+from rvqlm.checkpoints.loading import last_stage
 from rvqlm.errors import UserError
 
 

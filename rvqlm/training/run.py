@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from rvqlm.batch import Batch, Padded
-from rvqlm.checkpoints.file import find_checkpoint, load_checkpoint
+from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.checkpoints.init_from import init_from
+from rvqlm.checkpoints.loading import find_checkpoint
 from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader

@@ -14,7 +14,8 @@ import yaml
 from token_fixtures import INFO, make_tokens
 
 from rvqlm.bin import evaluate, trainer
-from rvqlm.checkpoints.file import load_checkpoint, load_model
+from rvqlm.checkpoints.file import load_checkpoint
+from rvqlm.checkpoints.loading import load_model
 from rvqlm.data.index import build_index
 from rvqlm.training.logger import TIMINGS
 

@@ -1,5 +1,6 @@
 """Archives: names, how many are kept, and that they are whole whatever the run goes on to do."""
 
+import os
 from datetime import datetime, timedelta
 
 import pytest
@@ -8,7 +9,6 @@ from families import make
 from saved_models import checkpoint_of, save_model
 from toy import toy_flags
 
-from rvqlm.checkpoints import archives as module
 from rvqlm.checkpoints.archives import archive, archives
 from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.errors import UserError
@@ -76,7 +76,7 @@ def test_an_archive_costs_no_second_write(model, tmp_path, monkeypatch):
     def refuse(*paths):
         raise PermissionError("no hard links here")
 
-    monkeypatch.setattr(module.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     copy = archive(tmp_path, latest, 2, 3, NOON)
     assert not copy.samefile(latest) and copy.read_bytes() == latest.read_bytes()
 

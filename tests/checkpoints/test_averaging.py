@@ -8,13 +8,8 @@ from saved_models import checkpoint_of, save_model
 
 from rvqlm.bin import average
 from rvqlm.checkpoints.averaging import average_checkpoints, newest_archives
-from rvqlm.checkpoints.file import (
-    find_checkpoint,
-    load_checkpoint,
-    load_model,
-    require_resumable,
-    save_checkpoint,
-)
+from rvqlm.checkpoints.file import load_checkpoint, require_resumable, save_checkpoint
+from rvqlm.checkpoints.loading import find_checkpoint, load_model
 from rvqlm.errors import UserError
 
 

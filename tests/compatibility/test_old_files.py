@@ -136,15 +136,12 @@ def test_generation(name):
         "doctor exp",
         "doctor exported",
         "export-model sharded --out new",
-        "average exp/best.pt sharded-no-more.pt --out exp/average.pt",
+        "average exp/best.pt copy.pt --out exp/average.pt",
         "index --manifest-dir tokens",
-        "text --manifest-dir tokens --type chars --unknown drop",
-        "midi --manifest-dir tokens --midi-dir midi --positions 64",
-        "pair --manifest-dir tokens --source-dir accompaniment",
     ],
 )
 def test_commands_read_them(words, capsys):
-    shutil.copy("exp/latest.pt", "sharded-no-more.pt")
+    shutil.copy("exp/latest.pt", "copy.pt")
     command(*words.split())
     out = capsys.readouterr().out
     assert "damaged" not in out and "problem" not in out.replace("no problems", "")

@@ -13,7 +13,8 @@ from rvqlm.batch import Batch
 from rvqlm.bin import doctor, trainer
 from rvqlm.checkpoints.averaging import average_checkpoints
 from rvqlm.checkpoints.exported import save_pretrained
-from rvqlm.checkpoints.file import load_checkpoint, load_model, save_checkpoint
+from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
+from rvqlm.checkpoints.loading import load_model
 from rvqlm.data.index import build_index
 from rvqlm.doctor.examine import examine
 from rvqlm.doctor.open import open_patient

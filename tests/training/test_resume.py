@@ -13,7 +13,7 @@ from forked import fork, same_experiment, train_with_kills, wait
 from token_fixtures import make_tokens
 
 from rvqlm.bin import trainer
-from rvqlm.checkpoints import file as checkpoint
+from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.data.index import build_index
 from rvqlm.runtime import has_fast_bf16
 
@@ -105,12 +105,12 @@ def test_killed_while_a_checkpoint_is_written(tokens, tmp_path, moment):
                     die()
             replace(source, target)
 
-        checkpoint.torch.save, checkpoint.os.replace = half_saved, replaced
+        torch.save, os.replace = half_saved, replaced
         return trainer.main(argv)
 
     assert wait(fork(run)) == -signal.SIGKILL
     left = [p for p in (tmp_path / "killed").glob("*.pt")]
-    assert left and all(checkpoint.load_checkpoint(p)["step"] for p in left)
+    assert left and all(load_checkpoint(p)["step"] for p in left)
     assert wait(fork(lambda: trainer.main(argv))) == 0
     whole = command(tmp_path / "whole", tokens, "--valid-every-steps 2")
     assert wait(fork(lambda: trainer.main(whole))) == 0

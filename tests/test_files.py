@@ -1,0 +1,87 @@
+"""Files that are written whole or not at all."""
+
+import errno
+import json
+import os
+
+import pytest
+
+from rvqlm.files import atomic_folder, atomic_write, link_or_copy, replacing, write_json
+
+
+def test_failed_write_leaves_the_one_before(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_text("good")
+
+    def fail(to):
+        to.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError):
+        atomic_write(path, fail)
+    assert path.read_text() == "good"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
+def test_what_a_dead_process_of_the_same_number_left_is_not_written_into(tmp_path):
+    path = tmp_path / "latest.pt"
+    path.write_text("old")
+    os.link(path, tmp_path / f".latest.pt.{os.getpid()}.tmp")
+    os.link(path, tmp_path / "archived.pt")
+    atomic_write(path, lambda to: to.write_text("new"))
+    assert path.read_text() == "new" and (tmp_path / "archived.pt").read_text() == "old"
+
+
+def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old" and temporary.parent == tmp_path
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_longest_names(tmp_path):
+    path = tmp_path / ("\N{LATIN SMALL LETTER A WITH DIAERESIS}" * 127)
+    write_json(path, {"a": [1]})
+    assert json.loads(path.read_text()) == {"a": [1]} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "folder"
+
+    def fill(to):
+        (to / "inner").mkdir()
+        (to / "inner/a").write_text("a")
+        assert not folder.exists()
+
+    def fail(to):
+        fill(to)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError):
+        atomic_folder(folder, fail)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / f".folder.{os.getpid()}.tmp").mkdir()  # of a dead process of the same number
+    (tmp_path / f".folder.{os.getpid()}.tmp/b").write_text("b")
+    atomic_folder(folder, fill)
+    assert [p.name for p in folder.rglob("*")] == ["inner", "a"]
+    with pytest.raises(OSError):  # never instead of what there is
+        atomic_folder(folder, lambda to: (to / "a").write_text("a"))
+    assert [p.name for p in folder.rglob("*")] == ["inner", "a"]
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_copy_where_there_are_no_links(tmp_path, monkeypatch):
+    source, to = tmp_path / "source", tmp_path / "to"
+    source.write_text("a")
+    link_or_copy(source, to)
+    assert to.samefile(source)
+    to.unlink()
+
+    def refuse(*paths):
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(source, to)
+    assert not to.samefile(source) and to.read_text() == "a"
