@@ -68,6 +68,13 @@ def link_or_copy(source: str | Path, to: str | Path) -> None:
         shutil.copyfile(source, to)
 
 
+def blocks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """The content of a file, piece by piece."""
+    with open(path, "rb") as file:
+        while block := file.read(size):
+            yield block
+
+
 def _flush(path: Path) -> None:
     """Wait for the disk to have a file, or all files of a folder."""
     if path.is_dir():

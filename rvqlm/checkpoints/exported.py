@@ -14,13 +14,13 @@ import torch
 
 from rvqlm.checkpoints.file import write_errors
 from rvqlm.errors import UserError, reason_of
-from rvqlm.files import atomic_folder
+from rvqlm.files import atomic_folder, blocks
 from rvqlm.models.factory import config_dict
 from rvqlm.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
-_TRAINING = ("epoch", "total_frames", "elapsed", "best", "averaged")
+_TRAINING = ("epoch", "total_frames", "elapsed", "best")
 _PRIVATE = ("exp-dir", "manifest-dir", "resume", "init-from", "dry-run", "device", "num-threads")
 """Flags that say where something was, not how the model was trained."""
 
@@ -62,7 +62,6 @@ def describe(model, state: dict, averaged: bool) -> dict:
     """What ``config.json`` says, but for the checksum."""
     flags = {k: v for k, v in state.get("config", {}).items() if k not in _PRIVATE}
     training = {k: state[k] for k in _TRAINING if state.get(k) is not None}
-    training.pop("averaged", None)
     if "averaged" in state:
         training["mean_of_steps"] = list(state["averaged"]["steps"])
     return _finite(
@@ -155,7 +154,6 @@ def read_weights(directory: Path, state: dict) -> dict[str, torch.Tensor]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for block in blocks(path):
+        digest.update(block)
     return digest.hexdigest()

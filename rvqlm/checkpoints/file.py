@@ -19,14 +19,8 @@ from rvqlm.files import atomic_write, link_or_copy
 
 FORMAT = 3
 _KEYS = (
-    "model",
-    "model_name",
-    "model_config",
-    "codec",
-    "conditions",
-    "step",
-    "optimizer",
-    "loader",
+    *("model", "model_name", "model_config", "codec", "conditions"),
+    *("step", "optimizer", "loader"),
 )
 NAMES = ("best", "latest", "average")
 """Checkpoints of an experiment that are known by name: EXP/NAME.pt."""

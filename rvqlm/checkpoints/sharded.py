@@ -12,6 +12,7 @@ in sharded and whole checkpoints, and absent for parameters without gradients.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Callable
@@ -79,9 +80,8 @@ def load_sharded(path: Path, state: dict, into: dict, world) -> dict:
     def check() -> Path:
         directory = shards.directory_of(path, state)
         files = sorted(state["sharded_files"].items())
-        shards.require_intact(
-            directory, dict(files[world.rank :: world.size])
-        )  # a file by one rank
+        own = dict(files[world.rank :: world.size])  # each file is read by one rank
+        shards.require_intact(directory, own)
         return directory
 
     def read() -> dict[str, Tensor]:
@@ -111,31 +111,25 @@ def _together(work: Callable, world):
 
 def _free_name(path: Path, step: int) -> str:
     """Of a directory that doesn't exist: a step may be saved twice."""
-    name, number = f"{path.stem}-{step:08d}", 0
-    while (path.parent / f"{name}{f'-{number}' if number else ''}.dcp").exists():
-        number += 1
-    return f"{name}{f'-{number}' if number else ''}.dcp"
+    first = f"{path.stem}-{step:08d}"
+    names = (f"{first}{f'-{n}' if n else ''}.dcp" for n in itertools.count())
+    return next(name for name in names if not (path.parent / name).exists())
 
 
 def _write(tensors: dict[str, Tensor], directory: Path, world) -> dict[str, list[int]]:
     """Write a directory; bytes and CRC-32 of each of its files."""
     import torch.distributed.checkpoint as dcp
 
-    def write() -> None:
+    def write() -> dict[str, list[int]]:
         with shards.errors(directory, "written", EARLIER_INTACT):
             writer = dcp.FileSystemWriter(directory)
             dcp.save(tensors, storage_writer=writer, process_group=world.control)
-
-    def sums() -> dict[str, list[int]]:
-        """Of the files that this rank wrote."""
-        own = [*directory.glob(f"__{world.rank}_*")]
-        with shards.errors(directory, "written", EARLIER_INTACT):
+            own = [*directory.glob(f"__{world.rank}_*")]
             own += [directory / ".metadata"] if world.main else []
             return {path.name: sum_of(path) for path in own}
 
     try:
-        _together(write, world)
-        found = world.gather_objects(_together(sums, world))
+        found = world.gather_objects(_together(write, world))
     except UserError:
         if world.main:
             shutil.rmtree(directory, ignore_errors=True)

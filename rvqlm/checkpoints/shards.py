@@ -22,9 +22,9 @@ from torch import Tensor
 
 from rvqlm.dtensors import is_sharded
 from rvqlm.errors import UserError, reason_of
+from rvqlm.files import blocks
 
 _MARK = "sharded:"
-_BLOCK = 1 << 24
 
 
 def read_whole(path: Path, state: dict) -> dict:
@@ -104,9 +104,8 @@ def require_intact(directory: Path, files: dict[str, list[int]]) -> None:
 def sum_of(path: Path) -> list[int]:
     """Size and CRC-32 of a file."""
     size = checksum = 0
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            size, checksum = size + len(block), zlib.crc32(block, checksum)
+    for block in blocks(path):
+        size, checksum = size + len(block), zlib.crc32(block, checksum)
     return [size, checksum]
 
 
