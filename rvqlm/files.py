@@ -1,24 +1,81 @@
-"""Writing files so that a crash at any moment leaves either the old content or the new, whole."""
+"""Writing files: whole or not at all.
+
+Everything that is written goes through `atomic_write`, `atomic_open` or `atomic_folder`, so that a
+crash at any moment leaves either the old content or the new.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file, flush it to the disk and put it in the place of `path`."""
+    with _replacing(Path(path)) as temporary:
+        write(temporary)
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to; at the end of the block what is there is flushed to the disk
-    and put in the place of `path`. If the block raises, `path` stays as it is.
+def atomic_open(path: str | Path, level: int = 5) -> Iterator[BinaryIO]:
+    """A file to write, gzipped if its name says so, that takes the place of `path` at the end of
+    the block; an error in the block leaves `path` as it was.
 
-    >>> with replacing("notes.txt") as temporary:
-    ...     _ = temporary.write_text("hello")
+    :param level: of compression. The same content gives the same bytes.
     """
     path = Path(path)
+    with _replacing(path) as temporary, open(temporary, "wb") as raw:
+        if path.suffix == ".gz":  # no name and no time in the header
+            with gzip.GzipFile("", "wb", compresslevel=level, fileobj=raw, mtime=0) as packed:
+                yield packed
+        else:
+            yield raw
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder to fill, which is `path` at the end of the block; an error in the block leaves
+    nothing. `path` does not exist before or is an empty folder."""
+    with _replacing(Path(path)) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
+    atomic_write(path, lambda to: to.write_text(text, encoding="utf-8", newline="\n"))
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
+    """Write plain values as JSON, atomically."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
+
+
+def link_or_copy(source: str | Path, to: str | Path) -> None:
+    """Make `to` a second name of `source`, or a copy of it where no such name can be."""
+    try:
+        os.link(source, to)
+    except OSError:  # no hard links here, or not across what is mounted
+        shutil.copyfile(source, to)
+
+
+def blocks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """The content of a file, so many bytes at a time."""
+    with open(path, "rb") as file:
+        while block := file.read(size):
+            yield block
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name; what is written there, a file or a folder, takes the place of `path` at
+    the end of the block."""
     name = f".{path.name}.{os.getpid()}.tmp"
     if len(os.fsencode(name)) > 255:  # more than file systems take
         name = f".{os.getpid()}.tmp"
@@ -28,61 +85,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
     _remove(temporary)
     try:
         yield temporary
-        _flush(temporary)
+        for file in (temporary, *temporary.rglob("*")):
+            if file.is_file():
+                _sync(file)
         os.replace(temporary, path)
     finally:
         _remove(temporary)  # on failure, and where both names are one file already
     with contextlib.suppress(OSError):  # directories of some file systems cannot be synced
         _sync(path.parent)
-
-
-def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file and put it in the place of `path`."""
-    with replacing(path) as temporary:
-        write(temporary)
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """A text file in UTF-8."""
-    atomic_write(path, lambda p: p.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: str | Path, value, indent: int | None = 1, **options) -> None:
-    """A JSON file that ends in a line break; `options` are those of ``json.dumps``."""
-    write_text(path, json.dumps(value, indent=indent, **options) + "\n")
-
-
-def atomic_folder(path: str | Path, fill: Callable[[Path], object]) -> None:
-    """Let `fill` put files into a new temporary folder and make it `path`, which doesn't exist or
-    is an empty folder."""
-    with replacing(path) as temporary:
-        temporary.mkdir()
-        fill(temporary)
-
-
-def link_or_copy(source: str | Path, to: str | Path) -> None:
-    """`to` as a second name of `source`, or a copy of it where no such name can be."""
-    try:
-        os.link(source, to)
-    except OSError:  # no hard links here, or not across what is mounted
-        shutil.copyfile(source, to)
-
-
-def blocks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
-    """The content of a file, piece by piece."""
-    with open(path, "rb") as file:
-        while block := file.read(size):
-            yield block
-
-
-def _flush(path: Path) -> None:
-    """Wait for the disk to have a file, or all files of a folder."""
-    if path.is_dir():
-        for file in path.rglob("*"):
-            if file.is_file():
-                _sync(file)
-    else:
-        _sync(path)
 
 
 def _sync(path: Path) -> None:
@@ -94,7 +104,7 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

@@ -1,12 +1,13 @@
 """Files that are written whole or not at all."""
 
 import errno
+import gzip
 import json
 import os
 
 import pytest
 
-from rvqlm.files import atomic_folder, atomic_write, link_or_copy, replacing, write_json
+from rvqlm.files import atomic_folder, atomic_open, atomic_write, link_or_copy, write_json
 
 
 def test_failed_write_leaves_the_one_before(tmp_path):
@@ -35,10 +36,19 @@ def test_what_a_dead_process_of_the_same_number_left_is_not_written_into(tmp_pat
 def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
-    with replacing(path) as temporary:
-        temporary.write_text("new")
-        assert path.read_text() == "old" and temporary.parent == tmp_path
+    with atomic_open(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_equal_content_is_packed_to_equal_bytes(tmp_path):
+    for name in ("a.gz", "b.gz"):
+        with atomic_open(tmp_path / name) as file:
+            file.write(b"lines\n" * 99)
+    packed = (tmp_path / "a.gz").read_bytes()
+    assert packed == (tmp_path / "b.gz").read_bytes() and gzip.decompress(packed) == b"lines\n" * 99
 
 
 def test_the_longest_names(tmp_path):
@@ -55,19 +65,17 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         (to / "inner/a").write_text("a")
         assert not folder.exists()
 
-    def fail(to):
-        fill(to)
+    with pytest.raises(OSError), atomic_folder(folder) as temporary:
+        fill(temporary)
         raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.raises(OSError):
-        atomic_folder(folder, fail)
     assert not list(tmp_path.iterdir())
     (tmp_path / f".folder.{os.getpid()}.tmp").mkdir()  # of a dead process of the same number
     (tmp_path / f".folder.{os.getpid()}.tmp/b").write_text("b")
-    atomic_folder(folder, fill)
+    with atomic_folder(folder) as temporary:
+        fill(temporary)
     assert [p.name for p in folder.rglob("*")] == ["inner", "a"]
-    with pytest.raises(OSError):  # never instead of what there is
-        atomic_folder(folder, lambda to: (to / "a").write_text("a"))
+    with pytest.raises(OSError), atomic_folder(folder) as temporary:  # never instead of another
+        (temporary / "a").write_text("a")
     assert [p.name for p in folder.rglob("*")] == ["inner", "a"]
     assert list(tmp_path.iterdir()) == [folder]
 

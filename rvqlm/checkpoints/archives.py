@@ -83,10 +83,7 @@ def _archive_shards(source: Path, shards: Path, target: Path) -> None:
     directory = target.with_suffix(".dcp")
     if directory.is_dir():
         shutil.rmtree(directory)
-
-    def fill(folder: Path) -> None:
+    with atomic_folder(directory) as folder:
         shutil.copytree(shards, folder, copy_function=link_or_copy, dirs_exist_ok=True)
-
-    atomic_folder(directory, fill)
     state = load_checkpoint(source, gather=False)
     save_checkpoint({**state, "sharded": directory.name}, target)

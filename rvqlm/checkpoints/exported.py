@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -44,17 +43,13 @@ def save_pretrained(
         raise UserError(f"{directory}: there is something already; give a new directory")
     if not directory.absolute().parent.is_dir():
         raise UserError(f"{directory}: no directory {directory.absolute().parent}; make it first")
-
-    def fill(folder: Path) -> None:
+    with write_errors(directory), atomic_folder(directory) as folder:
         # tensors of several names are written once, metadata as other tools expect it
         save_model(model, str(folder / WEIGHTS), {"format": "pt"})
         config = describe(model, state or {}, averaged)
         config["weights_sha256"] = _sha256(folder / WEIGHTS)
         text = json.dumps(config, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
-
-    with write_errors(directory):
-        atomic_folder(directory, fill)
     return directory
 
 
@@ -64,30 +59,21 @@ def describe(model, state: dict, averaged: bool) -> dict:
     training = {k: state[k] for k in _TRAINING if state.get(k) is not None}
     if "averaged" in state:
         training["mean_of_steps"] = list(state["averaged"]["steps"])
-    return _finite(
-        {
-            "model_type": "rvqlm",
-            "format": FORMAT,
-            "rvqlm_version": __version__,
-            "model_name": model.name,
-            "model_config": config_dict(model),
-            "codec": model.info.to_dict(),
-            "conditions": {k: c.to_dict() for k, c in model.conditions.items()},
-            "averaged_weights": averaged,
-            "step": int(state.get("step", 0)),
-            **training,
-            "config": flags,
-        }
-    )
-
-
-def _finite(value):
-    """Plain JSON: no validation yet is an infinite loss, which JSON does not have."""
-    if isinstance(value, dict):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    config = {
+        "model_type": "rvqlm",
+        "format": FORMAT,
+        "rvqlm_version": __version__,
+        "model_name": model.name,
+        "model_config": config_dict(model),
+        "codec": model.info.to_dict(),
+        "conditions": {k: c.to_dict() for k, c in model.conditions.items()},
+        "averaged_weights": averaged,
+        "step": int(state.get("step", 0)),
+        **training,
+        "config": flags,
+    }
+    # before the first validation the best loss is infinite, a number that JSON does not have
+    return json.loads(json.dumps(config), parse_constant=lambda name: None)
 
 
 def is_exported(path: str | Path) -> bool:

@@ -106,9 +106,6 @@ def _together(work: Callable, world):
     return result
 
 
-# ------------------------------------------------------------------------------------- writing
-
-
 def _free_name(path: Path, step: int) -> str:
     """Of a directory that doesn't exist: a step may be saved twice."""
     first = f"{path.stem}-{step:08d}"
@@ -159,9 +156,6 @@ def _remove_unused(folder: Path) -> None:
     for directory in directories:
         if directory.name not in used:
             shutil.rmtree(directory, ignore_errors=True)
-
-
-# ------------------------------------------------------------------------------------- reading
 
 
 def _cut(state: dict, here: dict[str, Tensor], mesh) -> dict:

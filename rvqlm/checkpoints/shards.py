@@ -35,12 +35,13 @@ def read_whole(path: Path, state: dict) -> dict:
     """
     directory = directory_of(path, state)
     require_intact(directory, state["sharded_files"])
+
+    def make(size: torch.Size, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype)
+
     with errors(directory, "read"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # so it is meant
-        tensors = read_tensors(
-            directory, lambda size, dtype: torch.empty(size, dtype=dtype), no_dist=True
-        )
-    return put_back(state, tensors)
+        return put_back(state, read_tensors(directory, make, no_dist=True))
 
 
 def read_tensors(
@@ -86,19 +87,17 @@ def named_by(path: Path) -> str | None:
 def require_intact(directory: Path, files: dict[str, list[int]]) -> None:
     """Raise `UserError` unless `files` have the size and CRC-32 that they were written with."""
     for name, (size, checksum) in files.items():
-        path = directory / name
+        reason = None
         try:
-            size_now, checksum_now = sum_of(path)
+            found = sum_of(directory / name)
+            if found[0] != size:
+                reason = f"{found[0]:,} bytes, {size:,} were written"
+            elif found[1] != checksum:
+                reason = "damaged, its checksum is another one"
         except OSError as e:
-            raise UserError(f"{path}: {e.strerror}; give another checkpoint") from e
-        if size_now != size:
-            raise UserError(
-                f"{path}: {size_now:,} bytes, {size:,} were written; give another checkpoint"
-            )
-        if checksum_now != checksum:
-            raise UserError(
-                f"{path}: damaged, its checksum is another one; give another checkpoint"
-            )
+            reason = e.strerror
+        if reason is not None:
+            raise UserError(f"{directory / name}: {reason}; give another checkpoint")
 
 
 def sum_of(path: Path) -> list[int]:
@@ -107,9 +106,6 @@ def sum_of(path: Path) -> list[int]:
     for block in blocks(path):
         size, checksum = size + len(block), zlib.crc32(block, checksum)
     return [size, checksum]
-
-
-# --------------------------------------------------------------------------------------- trees
 
 
 def put_aside(state: dict) -> tuple[dict, dict[str, Tensor]]:
@@ -143,9 +139,6 @@ def map_leaves(function: Callable, value, key: str = ""):
     if isinstance(value, (list, tuple)):
         return type(value)(map_leaves(function, v, f"{key}/{n}") for n, v in enumerate(value))
     return function(value, key)
-
-
-# -------------------------------------------------------------------------------------- errors
 
 
 @contextlib.contextmanager

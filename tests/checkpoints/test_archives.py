@@ -1,4 +1,4 @@
-"""Archives: names, how many are kept, and that they are whole whatever the run goes on to do."""
+"""Archives: names, how many are kept, and that they are whole whatever the run does later."""
 
 import os
 from datetime import datetime, timedelta

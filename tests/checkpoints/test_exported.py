@@ -35,7 +35,7 @@ def model_of(case: str):
 
 
 def sampled(model):
-    heard = {
+    conditions = {
         kind: Padded(
             torch.stack([torch.arange(4) * 3 % s for s in info.sizes], -1)[None],
             torch.tensor([4]),
@@ -43,7 +43,7 @@ def sampled(model):
         for kind, info in model.conditions.items()
     }
     prompt = torch.arange(2 * K).view(1, 2, K) % V
-    made = model.generate(prompt, max_frames=4, min_frames=4, conditions=heard, seed=1)
+    made = model.generate(prompt, max_frames=4, min_frames=4, conditions=conditions, seed=1)
     return made.codes
 
 
