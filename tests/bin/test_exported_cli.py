@@ -10,6 +10,7 @@ from token_fixtures import make_tokens
 import rvqlm
 import rvqlm.bin.main
 from rvqlm.bin import average, evaluate, export_model
+from rvqlm.checkpoints.exported import save_pretrained
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.codecs.registry import load_codec
 from rvqlm.models.factory import build_model
@@ -49,6 +50,20 @@ def test_evaluates_to_the_same(exp_dir, which, tmp_path, capsys):
         assert result["checkpoint"].startswith(str(where))
         found.append({k: v for k, v in result.items() if k not in ("checkpoint", "command")})
     assert found[0] == found[1] and found[0]["step"] == {"best": 7, "average": 2}[which]
+
+
+def test_without_flags_of_a_training_the_defaults_evaluate(exp_dir, tmp_path):
+    """A model that was saved without its checkpoint."""
+    model = rvqlm.from_pretrained(exp_dir)
+    bare = save_pretrained(model, tmp_path / "bare")
+    assert json.loads((bare / "config.json").read_text())["config"] == {}
+    make_tokens(tmp_path / "tokens", [15, 40], model.info, split="test")
+    words = ["--manifest-dir", str(tmp_path / "tokens"), "--unigram-split", "test"]
+    found = []
+    for where in (exp_dir, bare):
+        assert evaluate.main(["--exp-dir", str(where), *words, "--num-threads", "1"]) == 0
+        found.append(json.loads((where / "eval_test.json").read_text()))
+    assert found[0]["nats"] == pytest.approx(found[1]["nats"], rel=1e-5)
 
 
 def test_generates_the_same(exp_dir, tmp_path):
