@@ -1,7 +1,4 @@
-"""A model from anything that holds one: experiment, checkpoint file, exported model, hub name.
-
-model, info, state = load_model("exp/piano")
-"""
+"""A model from anything that holds one: experiment, checkpoint file, exported model, hub name."""
 
 from __future__ import annotations
 
@@ -56,8 +53,8 @@ def load_model(
         model = build_model(state["model_name"], state["model_config"], info, conditions)
     except (UserError, TypeError, ValueError, KeyError, AttributeError) as e:
         raise UserError(
-            f"{path}: the model cannot be built ({_line(e)}); use rvqlm "
-            f"{state.get('rvqlm_version')}, which wrote it"
+            f"{path}: the model cannot be built ({_line(e)}); use the version that wrote it "
+            f"({state.get('rvqlm_version', 'unknown')})"
         ) from e
     try:
         model.load_state_dict(weights)
