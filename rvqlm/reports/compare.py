@@ -15,9 +15,10 @@ from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.metrics.log import by_kind, read_log
 from rvqlm.reports.clips import described_samples
 from rvqlm.reports.figures import number
-from rvqlm.reports.run import read_json, read_metrics
+from rvqlm.reports.run import read_json
 
 KINDS = ("continuation", "conditioned", "unprompted")
 IDENTITY = ("pattern", "masking")
@@ -157,7 +158,7 @@ def _read_metrics(row: Row, runs: list[Path]) -> None:
     minutes, steps, seen, memory = [], [], [], []
     for run in runs:
         path = run / "metrics.jsonl"
-        records = read_metrics(path) if path.exists() else {}
+        records = by_kind(read_log(path)) if path.exists() else {}
         train = records.get("train", [])
         elapsed = [r["elapsed"] for of in records.values() for r in of if "elapsed" in r]
         if not train:

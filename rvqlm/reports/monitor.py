@@ -13,6 +13,7 @@ from math import isfinite
 from pathlib import Path
 
 from rvqlm.errors import UserError
+from rvqlm.metrics.log import LogTail
 from rvqlm.training.schedule import Budget
 
 MOST_POINTS = 4000
@@ -52,13 +53,14 @@ class Watched:
 
     def __init__(self, exp_dir: str | Path):
         self.asked = Path(exp_dir)
-        self._forget()
+        self._start_over()
         self.read()
 
-    def _forget(self) -> None:
-        self.offset, self.tail = 0, b""
-        """Where the next line begins, and the line before it."""
-        self.inode: int | None = None
+    def _start_over(self) -> None:
+        self.tail = LogTail(self._clear)
+        self._clear()
+
+    def _clear(self) -> None:
         self.last: dict[str, dict] = {}
         """Newest line by kind."""
         self.series: dict[str, Series] = {}
@@ -82,39 +84,21 @@ class Watched:
     def read(self) -> None:
         """Take in what was written since the last time; all of it anew where the log was cut or
         replaced, as a resumed training does."""
-        path = self.path
         try:
-            with open(path, "rb") as file:
-                self._read_on(file)
+            for line in self.tail.read(self.path):
+                self._take(line)
         except OSError:
-            if not _has_begun(path.parent):
+            if not _has_begun(self.path.parent):
                 raise UserError(
-                    f"{path}: no log there; give the --exp-dir of a training that has begun"
+                    f"{self.path}: no log there; give the --exp-dir of a training that has begun"
                 ) from None
-            self._forget()  # before its first line
-
-    def _read_on(self, file) -> None:
-        inode = os.fstat(file.fileno()).st_ino
-        file.seek(self.offset - len(self.tail))
-        # numbers of files are used again, so what was read last is compared too
-        if inode != self.inode or file.read(len(self.tail)) != self.tail:
-            self._forget()
-            self.inode = inode
-            file.seek(0)
-        for line in file:  # one at a time: a log of weeks has a GB
-            if not line.endswith(b"\n"):
-                break  # still being written
-            self.offset, self.tail = self.offset + len(line), line
-            try:
-                self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                continue  # torn by a crash
+            self._start_over()  # before its first line
 
     def _take(self, line: dict) -> None:
         kind, step = line["kind"], line["step"]
         if kind == "train":
-            before = self.last.get("train")
-            self.between = line["elapsed"] - before["elapsed"] if before else None
+            before = self.last.get("train", {}).get("elapsed")
+            self.between = None if before is None else line["elapsed"] - before
             for name in self.totals:
                 key = name if name == "rollbacks" else f"skipped_{name}"
                 self.totals[name] += line.get(key) or 0
@@ -123,9 +107,9 @@ class Watched:
             for name in ("loss", "lr", "grad_norm", "frames_per_second", "mfu", "nats"):
                 self._add(name, step, line.get(name))
         elif kind == "valid":
-            loss = line["loss"]
+            loss = line.get("loss")
             self._add("valid", step, loss)
-            if self.best is None or loss < self.best[0]:
+            if loss is not None and isfinite(loss) and (self.best is None or loss < self.best[0]):
                 self.best = loss, step
         self.last[kind] = line
 

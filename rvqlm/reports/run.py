@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rvqlm.checkpoints.file import last_stage
 from rvqlm.errors import UserError
+from rvqlm.metrics.log import by_kind, read_log
 
 
 def read_json(path: Path) -> dict:
@@ -41,7 +42,7 @@ class Run:
                 f"{exp_dir} holds no training (no metrics.jsonl); "
                 f"train first: rvqlm trainer --exp-dir {exp_dir}"
             )
-        records = read_metrics(metrics)
+        records = by_kind(read_log(metrics))
         run_json, config = training / "run.json", training / "config.yaml"
         evaluations = {}
         for path in sorted(exp_dir.glob("eval_*.json")):
@@ -55,26 +56,6 @@ class Run:
             evaluations=evaluations,
             stages=read_stages(exp_dir / "stages.tsv"),
         )
-
-
-def read_metrics(path: Path) -> dict[str, list[dict]]:
-    """Records of metrics.jsonl by kind, ordered by step.
-
-    A run that was killed and resumed repeats the steps since its checkpoint: the later record of a
-    step replaces the earlier. A last line torn by a kill is ignored, a broken one elsewhere is not.
-    """
-    by_kind: dict[str, dict[int, dict]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for i, line in enumerate(lines):
-        try:
-            record = json.loads(line)
-            by_kind.setdefault(record["kind"], {})[int(record.get("step", i))] = record
-        except (ValueError, KeyError, TypeError):
-            if i + 1 < len(lines):
-                raise UserError(
-                    f"{path}: line {i + 1} is not a record of the trainer; delete that line"
-                ) from None
-    return {kind: [found[s] for s in sorted(found)] for kind, found in by_kind.items()}
 
 
 def read_stages(path: Path) -> list[tuple[str, float]]:

@@ -25,7 +25,6 @@ from rvqlm.errors import UserError
 from rvqlm.reports import figures, report
 from rvqlm.reports.clips import choose_cuts, encode_flac
 from rvqlm.reports.report import collect, render
-from rvqlm.reports.run import read_metrics
 
 INFO = CodecInfo("toy", "0123456789abcdef", 8000, 160, 3, 64)
 NATS = [2.5, 3.0, 3.5]
@@ -352,18 +351,6 @@ def test_command_writes_where_it_says(exp, tokens, toy_codec, capsys):
     assert command.main([*args[:-1], "-1"]) == 2
     assert command.main([*args, "--max-seconds", "0"]) == 2
     assert not list(exp.glob(".*.tmp"))
-
-
-def test_metrics_of_a_resumed_run(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    lines = [{"kind": "train", "step": s, "loss": l} for s, l in [(1, 5), (2, 4), (3, 9), (2, 4.5)]]
-    path.write_text("\n".join(map(json.dumps, lines)) + '\n{"kind": "tra')  # killed while writing
-    assert [(r["step"], r["loss"]) for r in read_metrics(path)["train"]] == [
-        (1, 5), (2, 4.5), (3, 9),
-    ]  # fmt: skip
-    path.write_text('{"kind": "tra\n' + json.dumps(lines[0]) + "\n")
-    with pytest.raises(UserError, match="line 1"):
-        read_metrics(path)
 
 
 def test_chart_geometry():
