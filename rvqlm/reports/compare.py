@@ -15,8 +15,8 @@ from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.inference.files import read_samples
 from rvqlm.metrics.log import by_kind, read_log
-from rvqlm.reports.clips import described_samples
 from rvqlm.reports.figures import number
 from rvqlm.reports.run import read_json
 
@@ -196,7 +196,7 @@ def _read_evaluation(row: Row, places: list[Path], split: str) -> None:
 
 
 def _read_samples(row: Row, places: list[Path]) -> None:
-    found = next((s for p in places if (s := described_samples(p / "samples"))), [])
+    found = next((s for p in places if (s := read_samples(p / "samples"))), [])
     if not found:
         row.remarks.append(
             f"{row.exp_dir}: no samples (speed, silence, repetition); run: rvqlm generate "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.inference.held_out import read_held_out
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.reports import clips
 from rvqlm.reports.figures import Reference, Series, chart, number
@@ -294,26 +295,27 @@ def collect(
             f"The held-out numbers are validation figures of the training; for the “{split}” split "
             f"run: rvqlm evaluate --exp-dir {exp_dir} --split {split}"
         )
-    samples = clips.read_samples(exp_dir / "samples", num_samples)
+    samples = clips.sample_clips(exp_dir / "samples", num_samples)
     if not samples:
         remarks.append(
             f"No samples of the model; make some: rvqlm generate --exp-dir {exp_dir} --seconds 8"
         )
     continuations = samples.pop("continuation", [])
     prompts = [c.prompt for c in continuations if c.prompt]
-    rows, missing = clips.held_out(manifest_dir, split, info, prompts, num_samples, max_seconds)
+    rows, missing = read_held_out(manifest_dir, split, info, prompts, num_samples, max_seconds)
     remarks += missing
-    for row in rows:
-        row.clips += [c for c in continuations if row.began(c)]
-    alone = [c for c in continuations if not any(row.began(c) for row in rows)]
+    shown = [clips.held_out_clips(row, info.sampling_rate) for row in rows]
     kinds = {
         **{
-            kind: [c for r in rows for c in r.clips if c.kind == kind]
+            kind: [c for of in shown for c in of if c.kind == kind]
             for kind in ("original", "codec")
         },
         "continuation": continuations,
         **samples,
     }
+    for row, of_row in zip(rows, shown):
+        of_row += [c for c in continuations if row.is_prompt(c.prompt)]
+    alone = [c for c in continuations if not any(row.is_prompt(c.prompt) for row in rows)]
     if alone:
         samples = {"continuation": alone, **samples}
 
@@ -326,8 +328,8 @@ def collect(
         "head": headline(run, info, tokens, split),
         "remarks": remarks,
         "rows": [
-            {"id": r.id, "speaker": r.speaker, "text": r.text, "cards": [c.card() for c in r.clips]}
-            for r in rows
+            {"id": r.id, "speaker": r.speaker, "text": r.text, "cards": [c.card() for c in of_row]}
+            for r, of_row in zip(rows, shown)
         ],
         "samples": {kind: [c.card() for c in of_kind] for kind, of_kind in samples.items()},
         "clip_table": clip_table(kinds),

@@ -11,13 +11,14 @@ import torch
 from condition_fixtures import make_steps
 from token_fixtures import make_tokens
 
+import rvqlm.bin.generate
 from rvqlm.bin import trainer
-from rvqlm.checkpoints.file import load_checkpoint
+from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.codecs import registry
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset, build_index
 from rvqlm.inference.training_samples import SampleWriter
-from rvqlm.models.factory import build_model
+from rvqlm.models.factory import build_model, config_dict
 from rvqlm.training.config_log import LogConfig
 from rvqlm.training.logger import MetricsLog
 
@@ -45,6 +46,22 @@ def make(tokens, exp_dir, **flags):
     dataset = TokenDataset.open(tokens, "valid")
     log = MetricsLog(exp_dir)
     return SampleWriter(config, dataset, 0.5, exp_dir, log, seed=1), log, dataset
+
+
+def save_model(model, path, step):
+    state = {
+        "format": 3,
+        "model": model.state_dict(),
+        "ema": None,
+        "model_name": model.name,
+        "model_config": config_dict(model),
+        "codec": model.info.to_dict(),
+        "conditions": {k: c.to_dict() for k, c in model.conditions.items()},
+        "step": step,
+        "optimizer": [],
+        "loader": {},
+    }
+    save_checkpoint(state, path)
 
 
 def model_of(dataset, name="codec-lm", **config):
@@ -129,7 +146,7 @@ def test_recordings_and_what_the_codec_makes_of_them(tokens, tmp_path, capfd):
         {"sample_top_k": 1},
     ],
 )
-def test_every_flag_is_heard(tokens, tmp_path, change):
+def test_every_flag_has_an_effect(tokens, tmp_path, change):
     def heard(name, **flags):
         writer, _, dataset = make(tokens, tmp_path / name, **flags)
         model = model_of(dataset, model_end=False)
@@ -203,6 +220,41 @@ def test_conditions_of_the_recordings_are_heard(tokens, tmp_path, capfd):
             assert heard[1][kind].lengths[n] == length
             found = heard[1][kind].values[n, :length]
             assert torch.equal(found, expected[kind].values[n, :length].long())
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_generate_makes_the_same_samples(tokens, tmp_path, conditioned):
+    folder = shutil.copytree(tokens, tmp_path / "tokens")
+    make_steps(folder, "midi", "valid")
+    flags = {"sample_count": 2, "sample_temperature": 0.8, "sample_top_k": 9}
+    writer, _, dataset = make(folder, tmp_path, **flags)
+    torch.manual_seed(0)
+    kinds = ("midi", "prompt") if conditioned else ()
+    infos = ConditionSet.open(dataset, list(kinds), prompt_frames=9, seed=1).infos
+    model = build_model("codec-lm", {**SMALL, "conditions": kinds}, dataset.info, infos)
+    paths = writer.write(model, 7)
+    save_model(model, tmp_path / "best.pt", step=7)
+    frame = 1 / float(dataset.info.frame_rate)
+    words = [
+        *("--exp-dir", tmp_path / "best.pt", "--out-dir", tmp_path / "made", "--seed", 1),
+        *("--temperature", 0.8, "--top-k", 9, "--min-seconds", frame, "--voice-seconds", 0.5),
+    ]
+    cuts = ["--manifest-dir", folder, "--split", "valid", "--num-prompts", 2]
+    continued = [*cuts, "--prompt-seconds", 0.3, "--seconds", 0.3]
+    alone = [*cuts, "--prompt-seconds", 0] if conditioned else ["--num-samples", 2]
+    for more in (continued, [*alone, "--seconds", 0.6]):
+        assert rvqlm.bin.generate.main([str(w) for w in [*words, *more]]) == 0
+    made = sorted((tmp_path / "made").glob("*.wav"))
+    assert [p.name for p in made] == sorted(p.name for p in paths) and len(made) == 4
+    timings = {"generation_seconds", "real_time_factor"}
+    for path in paths:
+        other = tmp_path / "made" / path.name
+        assert path.read_bytes() == other.read_bytes()
+        mine, its = (json.loads(p.with_suffix(".json").read_text()) for p in (path, other))
+        assert set(its) - set(mine) == {"checkpoint", "command"}
+        assert set(mine) - set(its) == {"temperature", "top_k"}
+        common = set(mine) & set(its) - timings
+        assert {k: mine[k] for k in common} == {k: its[k] for k in common}
 
 
 def test_ctrl_c_is_not_swallowed_and_the_mode_is_as_it_was(tokens, tmp_path):

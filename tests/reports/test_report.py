@@ -22,8 +22,9 @@ from rvqlm.codecs.base import Codec
 from rvqlm.data.index import build_index
 from rvqlm.data.store import RvqMmapWriter, shard_checksum, token_cut
 from rvqlm.errors import UserError
+from rvqlm.inference.held_out import choose_cuts
 from rvqlm.reports import figures, report
-from rvqlm.reports.clips import choose_cuts, encode_flac
+from rvqlm.reports.clips import encode_flac
 from rvqlm.reports.report import collect, render
 
 INFO = CodecInfo("toy", "0123456789abcdef", 8000, 160, 3, 64)
