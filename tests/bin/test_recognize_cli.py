@@ -18,6 +18,7 @@ from rvqlm.data.index import TokenDataset
 from rvqlm.data.ragged import write_ragged
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
+from rvqlm.inference.recognize import reference_of
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import config_dict
 from rvqlm.models.recognizer import Recognizer, RecognizerConfig
@@ -187,8 +188,10 @@ def test_phonemes_of_a_cut_are_not_spoken_again(tmp_path):
         {"text": "another", "phonemes": "həlˈoʊ tˈuː"},
     ]
     for conditions in given:
-        (tmp_path / "a.json").write_text(json.dumps({"conditions": conditions}))
-        assert rvqlm.bin.recognize._reference(tmp_path / "a.wav", front_end) == expected
+        (tmp_path / "a.json").write_text(
+            json.dumps({"kind": "conditioned", "conditions": conditions})
+        )
+        assert reference_of(tmp_path / "a.wav", front_end) == expected
 
 
 def test_mistakes_are_one_line_and_status_2(experiment, samples, tokens, tmp_path, capsys):
@@ -209,7 +212,9 @@ def test_mistakes_are_one_line_and_status_2(experiment, samples, tokens, tmp_pat
     assert "no such file" in mistake("--samples", samples / "no.wav")
     assert "no text in" in mistake("--samples", samples / "s-9.wav")
     assert "no folder" in mistake("--samples", samples, "--out", tmp_path / "no" / "x.json")
-    (samples / "s-1.json").write_text(json.dumps({"conditions": {"text": "abx"}}))
+    (samples / "s-1.json").write_text(
+        json.dumps({"kind": "conditioned", "conditions": {"text": "abx"}})
+    )
     named = mistake("--samples", samples / "s-1.wav")
     assert "s-1.wav: text 'abx': no symbol for 'x'" in named
     (samples / "s-1.json").write_text("[]")
