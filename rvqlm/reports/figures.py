@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rvqlm.metrics.audio_metrics import log_spectrum
+from rvqlm.reports.words import number
 
 MAX_POINTS = 240
 
@@ -67,23 +68,6 @@ def thin(x: list[float], y: list[float], limit: int = MAX_POINTS) -> tuple[list,
         xs = np.add.reduceat(xs, edges[:-1]) / counts
         ys = np.add.reduceat(ys, edges[:-1]) / counts
     return xs.tolist(), ys.tolist()
-
-
-def number(value: float, digits: int = 3) -> str:
-    """For people: three significant digits below 1000, grouped thousands above.
-
-    >>> number(3401.4), number(0.01234), number(17.0)
-    ('3,401', '0.0123', '17')
-    """
-    if value is None or not math.isfinite(value):
-        return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def y_limits(series: list[Series], references: list[Reference]) -> tuple[float, float]:

@@ -23,7 +23,7 @@ from rvqlm.data.index import build_index
 from rvqlm.data.store import RvqMmapWriter, shard_checksum, token_cut
 from rvqlm.errors import UserError
 from rvqlm.inference.held_out import choose_cuts
-from rvqlm.reports import figures, report
+from rvqlm.reports import compare, figures, report, words
 from rvqlm.reports.clips import encode_flac
 from rvqlm.reports.report import collect, render
 
@@ -182,7 +182,7 @@ def test_full_page(exp, tokens, toy_codec):
 
     # headline: held-out, unigram and plain bits per second
     for value in (bits(NATS), bits(UNIGRAM)):
-        assert f"{figures.number(value)} bits/s" in text
+        assert f"{words.number(value)} bits/s" in text
     assert "900 bits/s" in text  # 3 levels x 6 bits x 50 frames
     assert f"{100 * (1 - sum(NATS) / sum(UNIGRAM)):.1f} % fewer" in text
     assert "an upper bound" in text
@@ -234,7 +234,7 @@ def test_what_was_made_from_a_text(exp, tokens, toy_codec):
     assert page.open == []
     headline = "From a text or other condition: the model was told what to make"
     card = page.text[page.text.index(headline) : page.text.index("Pictures show time")]
-    assert "Model, as told told Good <b>morning</b>." in card  # escaped, under the card's name
+    assert "Model, conditioned told Good <b>morning</b>." in card  # escaped, under the card's name
     assert "midi a tune.mid" in card and "voice ann.wav" in card
     assert "From a text or other condition 1 1.0 25.0 % 50.0 %" in page.text
     assert len(page.find("p", **{"class": "said"})) == 1
@@ -273,7 +273,7 @@ def test_missing_pieces_are_named_with_their_command(exp, tokens, monkeypatch):
     assert len(audio_of(page)) == 2  # the other two originals
     # validation during training stands in for the evaluation
     best = bits([n + 1.5 * math.exp(-4) for n in NATS])
-    assert f"{figures.number(best)} bits per second" in page.text
+    assert f"{words.number(best)} bits per second" in page.text
     assert "best validation during training" in page.text
 
     (tokens / "index_test.bin").unlink()
@@ -336,9 +336,7 @@ def test_command_writes_where_it_says(exp, tokens, toy_codec, capsys):
     out = exp / "report.html"
     printed = capsys.readouterr().out
     assert str(out) in printed
-    assert (
-        f"{figures.number(bits(NATS))} bits/s, unigram {figures.number(bits(UNIGRAM))}" in printed
-    )
+    assert f"{words.number(bits(NATS))} bits/s, unigram {words.number(bits(UNIGRAM))}" in printed
     assert "original: 1 clips, silent 0 %" in printed
     assert "missing: No samples" in printed
     first = out.read_text()
@@ -399,7 +397,7 @@ def test_chosen_recordings_differ_in_voice(tokens):
 
 
 def test_docstring_examples():
-    for module in (figures, report):
+    for module in (compare, figures, report, words):
         result = doctest.testmod(module)
         assert result.attempted and not result.failed
 
