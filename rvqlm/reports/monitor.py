@@ -7,22 +7,22 @@ neither time nor memory at each look.
 from __future__ import annotations
 
 import json
-import os
 import time
 from math import isfinite
 from pathlib import Path
 
 from rvqlm.errors import UserError
 from rvqlm.metrics.log import LogTail
+from rvqlm.reports.words import span
 from rvqlm.training.schedule import Budget
 
 MOST_POINTS = 4000
 _PATIENCE = 120.0
 """Seconds without a new line after which a training counts as stalled, at least."""
 _TIMES = 10
-"""The same in times between lines."""
+"""The same as a multiple of the time between lines."""
 _PAUSES = 3
-"""The same in times that the last validation or round of samples took."""
+"""The same as a multiple of the time that the last validation or round of samples took."""
 
 
 class Series:
@@ -64,7 +64,9 @@ class Watched:
         self.last: dict[str, dict] = {}
         """Newest line by kind."""
         self.series: dict[str, Series] = {}
-        self.totals = {"nonfinite": 0, "outlier": 0, "overflow": 0, "rollbacks": 0}
+        self.skipped = {"nonfinite": 0, "outlier": 0, "overflow": 0}
+        """Steps by reason."""
+        self.rollbacks = 0
         self.best: tuple[float, int] | None = None
         self.between: float | None = None
         """Seconds of training between the last two train lines."""
@@ -97,13 +99,12 @@ class Watched:
     def _take(self, line: dict) -> None:
         kind, step = line["kind"], line["step"]
         if kind == "train":
-            before = self.last.get("train", {}).get("elapsed")
-            self.between = None if before is None else line["elapsed"] - before
-            for name in self.totals:
-                key = name if name == "rollbacks" else f"skipped_{name}"
-                self.totals[name] += line.get(key) or 0
-            skips = sum(v for k, v in self.totals.items() if k != "rollbacks")
-            self._add("skipped", step, skips)
+            times = self.last.get("train", {}).get("elapsed"), line.get("elapsed")
+            self.between = None if None in times else times[1] - times[0]
+            self.rollbacks += line.get("rollbacks") or 0
+            for reason in self.skipped:
+                self.skipped[reason] += line.get(f"skipped_{reason}") or 0
+            self._add("skipped", step, sum(self.skipped.values()))
             for name in ("loss", "lr", "grad_norm", "frames_per_second", "mfu", "nats"):
                 self._add(name, step, line.get(name))
         elif kind == "valid":
@@ -169,11 +170,10 @@ class Watched:
             return outcome if outcome == "finished" else f"stopped ({outcome})"
         if age <= self.patience():
             return "running"
-        where = self._where()
-        return f"no line for {span(age)}: stalled or killed{where}"
+        return f"no line for {span(age)}: stalled or killed{self._places()}"
 
-    def _where(self) -> str:
-        """Where the ranks stood, of a training on several."""
+    def _places(self) -> str:
+        """Where the ranks of a training on several stood."""
         places = []
         for path in sorted((self.exp_dir / "ranks").glob("rank-*.json")):
             try:
@@ -188,9 +188,7 @@ class Watched:
         flags, line = self.flags(), self.newest
         if not line or not flags:
             return None
-        budget = Budget(
-            flags.get("num-epochs", 0), flags.get("max-steps", 0), flags.get("max-minutes", 0.0)
-        )
+        budget = Budget(*(flags.get(f, 0) for f in ("num-epochs", "max-steps", "max-minutes")))
         batches = self.run().get("data", {}).get("batches_per_epoch") or 1
         epochs = max(line["epoch"], line["step"] * flags.get("accum", 1) / batches)
         return budget.progress(line["step"], epochs, self.elapsed)
@@ -203,14 +201,3 @@ class Watched:
 
 def _has_begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("metrics.jsonl", "run.json"))
-
-
-def span(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def is_terminal() -> bool:
-    return os.isatty(1)

@@ -6,7 +6,7 @@ import pytest
 
 from rvqlm.bin import monitor
 from rvqlm.reports.monitor import MOST_POINTS, Watched
-from rvqlm.reports.monitor_text import sparkline
+from rvqlm.reports.monitor_view import sparkline
 
 
 def write_experiment(exp_dir, lines, ended=(), age=0.0, flags=None):
@@ -199,7 +199,7 @@ def test_interval_without_a_loss(tmp_path, capfd):
     [
         (["nowhere"], "nowhere/metrics.jsonl: no log there"),
         (["x", "--plot", "a.txt"], "--plot a.txt"),
-        (["x", "--every", "3"], "--every means nothing without --watch"),
+        (["x", "--every", "3"], "--every has no effect without --watch"),
     ],
 )
 def test_mistakes(flags, message, capfd):
