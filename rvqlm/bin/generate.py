@@ -17,7 +17,8 @@ from pathlib import Path
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
-from rvqlm.inference.prompts import ConditionArgs, PromptArgs
+from rvqlm.inference.generate import OutputArgs, SampleRequest, generate, load_for_generation
+from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
 
 
 @dataclass
@@ -40,28 +41,18 @@ class ModelArgs:
 
 
 @dataclass
-class OutputArgs:
+class FileArgs(OutputArgs):
     """Output"""
 
-    seconds: float = 5.0
-    """Longest new audio per sample, after the prompt; the model may end sooner."""
-    min_seconds: float = 0.0
-    """The model may not end before this much new audio."""
-    num_samples: int = 1
-    """Samples per prompt, or in all when unprompted."""
     out_dir: str = ""
     """Where to write; empty: EXP/samples (beside a checkpoint file: its directory's samples)."""
-    batch_size: int = 8
-    """Samples decoded together."""
-    seed: int = 0
-    """Of the draws; sample i of a call depends on this and i alone."""
 
 
 @dataclass
 class GenerateArgs:
     model: ModelArgs
     prompts: PromptArgs = field(default_factory=PromptArgs)
-    output: OutputArgs = field(default_factory=OutputArgs)
+    output: FileArgs = field(default_factory=FileArgs)
     conditions: ConditionArgs = field(default_factory=ConditionArgs)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     demask: DemaskConfig = field(default_factory=DemaskConfig)
@@ -99,9 +90,6 @@ def run(argv: Sequence[str] | None) -> int:
     import torch
     from tqdm import tqdm
 
-    from rvqlm.inference.generate import SampleRequest, generate, load_for_generation
-    from rvqlm.inference.prompts import read_prompts
-
     m, out = args.model, args.output
     if m.num_threads:
         torch.set_num_threads(m.num_threads)
@@ -109,10 +97,7 @@ def run(argv: Sequence[str] | None) -> int:
     model, codec, about = load_for_generation(m.exp_dir, m.checkpoint, m.ema, m.codec, device)
     new_frames = max(1, round(out.seconds * float(model.info.frame_rate)))
     prompts = read_prompts(args.prompts, args.conditions, model, codec, new_frames, out.seed)
-    request = SampleRequest(
-        prompts, out.num_samples, out.seconds, out.min_seconds, out.batch_size, out.seed,
-        args.sampling, args.demask,
-    )  # fmt: skip
+    request = SampleRequest(prompts, out, args.sampling, args.demask)
     exp = Path(m.exp_dir)
     folder = Path(out.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
     folder.mkdir(parents=True, exist_ok=True)

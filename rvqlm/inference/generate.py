@@ -24,27 +24,34 @@ from rvqlm.models.base import TokenModel
 
 
 @dataclass
+class OutputArgs:
+    """Output"""
+
+    seconds: float = 5.0
+    """Longest new audio per sample, after the prompt; the model may end sooner."""
+    min_seconds: float = 0.0
+    """The model may not end before this much new audio."""
+    num_samples: int = 1
+    """Samples per prompt, or in all when unprompted."""
+    batch_size: int = 8
+    """Samples generated together."""
+    seed: int = 0
+    """Of the draws; sample i of a call depends on this and i alone."""
+
+
+@dataclass
 class SampleRequest:
     """What samples to make."""
 
     prompts: list[Prompt]
     """Of `rvqlm.inference.prompts.read_prompts`."""
-    num_samples: int = 1
-    """Samples of each prompt."""
-    seconds: float = 5.0
-    """Longest new audio per sample, after the prompt."""
-    min_seconds: float = 0.0
-    """No end before this much new audio."""
-    batch_size: int = 8
-    """Samples decoded together; changes no sample."""
-    seed: int = 0
-    """Sample i of a request depends on this and i alone."""
+    output: OutputArgs = field(default_factory=OutputArgs)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     demask: DemaskConfig = field(default_factory=DemaskConfig)
 
     def jobs(self) -> list[tuple[int, Prompt, str]]:
         """Of each sample its number in the random stream, its prompt, and its name."""
-        prompts, many = self.prompts, self.num_samples
+        prompts, many = self.prompts, self.output.num_samples
         if len(prompts) == 1 and prompts[0].kind == "unprompted":
             return [(i, prompts[0], f"unprompted-{i:02d}") for i in range(many)]
         named = [
@@ -113,17 +120,15 @@ def generate(
     :param progress: called after each pass of the model.
     :raises UserError: what the model cannot do, see `TokenModel.generate`.
     """
-    jobs = request.jobs()
-    for start in range(0, len(jobs), request.batch_size):
-        yield from _generate_batch(
-            model, codec, jobs[start : start + request.batch_size], request, about, progress
-        )
+    jobs, size = request.jobs(), request.output.batch_size
+    for batch in (jobs[i : i + size] for i in range(0, len(jobs), size)):
+        yield from _generate_batch(model, codec, batch, request, about, progress)
 
 
 def _generate_batch(
     model, codec, jobs, request: SampleRequest, about: dict, progress
 ) -> Iterator[Sample]:
-    info, rate = model.info, float(model.info.frame_rate)
+    info, rate, out = model.info, float(model.info.frame_rate), request.output
     prompts = [prompt for _, prompt, _ in jobs]
     lengths = torch.tensor([len(p.codes) for p in prompts])
     passes = 0
@@ -137,12 +142,12 @@ def _generate_batch(
     made = model.generate(
         torch.nn.utils.rnn.pad_sequence([p.codes for p in prompts], batch_first=True),
         lengths,
-        min_frames=lengths + round(request.min_seconds * rate),
-        limits=lengths + max(1, round(request.seconds * rate)),
+        min_frames=lengths + round(out.min_seconds * rate),
+        limits=lengths + max(1, round(out.seconds * rate)),
         sampling=request.sampling,
         demask=request.demask,
         conditions=pad([p.given for p in prompts], model.conditions),
-        seed=request.seed,
+        seed=out.seed,
         rows=[number for number, _, _ in jobs],
         progress=count,
     )
@@ -158,7 +163,7 @@ def _generate_batch(
             **about,
             "codec": info.to_dict(),
             "settings": request.settings(),
-            "seed": request.seed,
+            "seed": out.seed,
             "prompt": prompt.source,
             "conditions": prompt.given.about,
             "prompt_seconds": given / rate,

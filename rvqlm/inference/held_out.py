@@ -11,6 +11,7 @@ from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.reader import BadAudio
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.inference.prompts import in_turns
 
 
 @dataclass
@@ -110,17 +111,13 @@ def choose_cuts(candidates: dict[str, object], prompts: list[str], number: int) 
     for prompt in prompts:
         wanted = _prompt_names(prompt)
         chosen += [i for i, cut in candidates.items() if i not in chosen and wanted & _names(cut)]
-
-    seen = {_speaker(candidates[i]) or i for i in chosen}
     rest = [i for i in candidates if i not in chosen]
     rest.sort(key=lambda i: not 3 <= candidates[i].duration <= 12)  # stable
-    for once in (True, False):  # new speakers, then anybody
-        for i in rest:
-            speaker = _speaker(candidates[i]) or i
-            if i not in chosen and not (once and speaker in seen):
-                seen.add(speaker)
-                chosen.append(i)
-    return chosen[:number]
+
+    def speakers(ids: list[str]) -> list[str]:
+        return [_speaker(candidates[i]) or i for i in ids]
+
+    return (chosen + in_turns(rest, speakers(rest), speakers(chosen)))[:number]
 
 
 def _candidates(manifest_dir: Path, ids: set[str], prompts: list[str]) -> dict[str, object]:

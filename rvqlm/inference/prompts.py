@@ -7,6 +7,7 @@ to sound like) come beside it, or alone, for models that were trained with them.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -237,12 +238,7 @@ def from_tokens(
         )
     rows = np.random.default_rng(seed).permutation(rows).tolist()
     speakers = _speakers(manifest_dir, split)
-    turn: dict[str, int] = {}  # how many cuts of a speaker came before
-    order = []
-    for row in rows:
-        turn[speakers[row]] = turn.get(speakers[row], -1) + 1
-        order.append((turn[speakers[row]], len(order), row))
-    rows = [row for _, _, row in sorted(order)[:number]]
+    rows = in_turns(rows, [speakers[row] for row in rows])[:number]
     scales = stored_scales(manifest_dir, split, info, {dataset.id_of(row) for row in rows})
     conditions = conditions_of(dataset, rows, model, seed, voice_seconds)
     prompts = []
@@ -255,6 +251,22 @@ def from_tokens(
             prompt.scales = scales[name][: info.num_scales(num_frames)]
         prompts.append(prompt)
     return prompts
+
+
+def in_turns(items: Sequence, speakers: Sequence[str], before: Sequence[str] = ()) -> list:
+    """Items reordered so that the second of a speaker comes after the first of everybody.
+
+    :param before: speakers of items that come before all of these.
+
+    >>> in_turns([1, 2, 3], ["ann", "ann", "bob"])
+    [1, 3, 2]
+    """
+    count = Counter(before)
+    turns = []
+    for i, speaker in enumerate(speakers):
+        turns.append((count[speaker], i))
+        count[speaker] += 1
+    return [items[i] for _, i in sorted(turns)]
 
 
 def _speakers(manifest_dir: str, split: str) -> list[str]:

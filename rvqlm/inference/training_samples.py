@@ -20,7 +20,7 @@ from rvqlm.data.index import TokenDataset
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.inference.files import write_sample
-from rvqlm.inference.generate import SampleRequest, generate
+from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.held_out import read_held_out
 from rvqlm.inference.prompts import Prompt, from_tokens, no_codes
 from rvqlm.metrics.losses import count_codes
@@ -118,21 +118,19 @@ class SampleWriter:
         frames = max(1, round(c.sample_prompt_seconds * rate))
         total = max(frames + 1, round(c.sample_seconds * rate))
         cuts = str(self.dataset.directory), self.dataset.split, c.sample_count
-        how = {
-            "min_seconds": 1 / rate,  # an end at once would leave nothing to listen to
-            "batch_size": c.sample_count,
-            "seed": self.seed,
-            "sampling": SamplingConfig(c.sample_temperature, c.sample_top_k),
-        }
-        starts = from_tokens(*cuts, frames, model, self.seed, self.voice_seconds)
-        continued = SampleRequest(starts, seconds=(total - frames) / rate, **how)
+        sampling = SamplingConfig(c.sample_temperature, c.sample_top_k)
+        # an end at once would leave nothing to listen to
+        common = {"min_seconds": 1 / rate, "batch_size": c.sample_count, "seed": self.seed}
+        prompts = from_tokens(*cuts, frames, model, self.seed, self.voice_seconds)
+        output = OutputArgs((total - frames) / rate, **common)
+        continuations = SampleRequest(prompts, output, sampling)
+        output = OutputArgs(total / rate, **common)
         if model.conditions:
-            starts = from_tokens(*cuts, 0, model, self.seed, self.voice_seconds)
-            return [continued, SampleRequest(starts, seconds=total / rate, **how)]
-        nothing = [Prompt(no_codes(self.info), "unprompted")]
-        return [
-            continued, SampleRequest(nothing, c.sample_count, seconds=total / rate, **how)
-        ]  # fmt: skip
+            prompts = from_tokens(*cuts, 0, model, self.seed, self.voice_seconds)
+        else:
+            prompts = [Prompt(no_codes(self.info), "unprompted")]
+            output.num_samples = c.sample_count
+        return [continuations, SampleRequest(prompts, output, sampling)]
 
     def _write_reference(self, prompts: list[str], step: int) -> None:
         """Recordings and what the codec makes of them; without them the rest is still made."""

@@ -2,8 +2,8 @@
 
 Five kinds, told apart everywhere: `original` (held-out recordings), `codec` (the same after a
 round trip through the tokens, the best a model of these tokens could sound), `continuation` (the
-model goes on from the beginning of a held-out recording), `conditioned` (made from a text or other
-condition, without a beginning) and `unprompted` (the model alone).
+model continues the beginning of a held-out recording), `conditioned` (made from a text or other
+condition, without a beginning) and `unprompted` (the model was given nothing).
 Audio is embedded as 16-bit FLAC: Chromium, Firefox and Safari play it, it is half a wav, and unlike
 MP3 or Vorbis it adds no coding noise to a page that is about coding noise.
 """
@@ -53,21 +53,13 @@ class Clip:
         """What the template draws."""
         image = spectrogram_png(self.audio, self.sampling_rate)
         seconds = max(self.seconds, 1e-3)
-        return {
-            "kind": self.kind,
-            "title": self.title,
+        return vars(self) | {
             "audio": data_uri(encode_flac(self.audio, self.sampling_rate), "audio/flac"),
             "image": data_uri(image, "image/png"),
             "seconds": seconds,
-            "prompt_seconds": self.prompt_seconds,
             "prompt_percent": round(min(100.0, 100 * self.prompt_seconds / seconds), 2),
             "time_ticks": [(round(100 * t / seconds, 2), f"{t:g}") for t in nice_ticks(0, seconds)],
             "frequency_ticks": frequency_ticks(self.sampling_rate),
-            "silence": self.silence,
-            "repetition": self.repetition,
-            "distance": self.distance,
-            "details": self.details,
-            "text": self.text,
         }
 
 
@@ -85,8 +77,23 @@ def encode_flac(audio: np.ndarray, sampling_rate: int) -> bytes:
     return data.getvalue()
 
 
+def held_out_clips(recording: HeldOut, sampling_rate: int) -> list[Clip]:
+    """The original and what the codec makes of it, as far as they are there."""
+    clips = {
+        kind: Clip(kind, kind, audio, sampling_rate, silence=silence_ratio(audio, sampling_rate))
+        for kind, audio in recording.audio().items()
+    }
+    if "codec" in clips:
+        clips["codec"].repetition = repetition_ratio(recording.codes)
+    if len(clips) == 2:
+        clips["codec"].distance = log_spectral_distance(
+            recording.original, recording.decoded, sampling_rate
+        )
+    return list(clips.values())
+
+
 def sample_clips(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
-    """Clips of ``samples_dir/*.json`` and their wavs by kind, newest training step first."""
+    """Clips of the samples in a folder by kind, newest training step first."""
     import soundfile
 
     clips: dict[str, list[Clip]] = {}
@@ -99,6 +106,7 @@ def sample_clips(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
             audio, rate = soundfile.read(wav, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as e:
             raise UserError(f"{wav}: {e}; delete it and generate again") from None
+        conditions = about.get("conditions") or {}
         of_kind.append(
             Clip(
                 kind=kind,
@@ -109,8 +117,8 @@ def sample_clips(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
                 silence=about.get("silence_ratio"),
                 repetition=about.get("repetition_ratio"),
                 details=_details(about),
-                text=_said(about.get("conditions") or {}),
-                prompt=about.get("prompt_id") or about.get("prompt"),
+                text=conditions.get("text") or conditions.get("phonemes"),
+                prompt=about.get("prompt"),
                 command=about.get("command"),
             )
         )
@@ -134,23 +142,3 @@ def _details(about: dict) -> dict[str, str]:
         "made at": f"{factor:.1f} × real time" if factor else None,
     }
     return {name: str(value) for name, value in details.items() if value is not None}
-
-
-def held_out_clips(recording: HeldOut, sampling_rate: int) -> list[Clip]:
-    """The original and what the codec makes of it, as far as they are there."""
-    clips = {
-        kind: Clip(kind, kind, audio, sampling_rate, silence=silence_ratio(audio, sampling_rate))
-        for kind, audio in recording.audio().items()
-    }
-    if "codec" in clips:
-        clips["codec"].repetition = repetition_ratio(recording.codes)
-    if len(clips) == 2:
-        clips["codec"].distance = log_spectral_distance(
-            recording.original, recording.decoded, sampling_rate
-        )
-    return list(clips.values())
-
-
-def _said(conditions: dict) -> str | None:
-    """The text, or the phonemes, that a sample was made from."""
-    return conditions.get("text") or conditions.get("phonemes")

@@ -7,6 +7,7 @@ an experiment lacks is a dash, and said in words with the command that makes it.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -249,29 +250,23 @@ def distinguish(dicts: Sequence[dict], defaults: Sequence[dict] | None = None) -
     >>> distinguish([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 0}], [{}, {"c": 0}])
     [{'b': 2}, {'b': 3}]
     """
-    defaults = defaults or [{}] * len(dicts)
     found: list[dict] = [{} for _ in dicts]
     for key in dict.fromkeys(k for d in dicts for k in d):
-        values = [d[key] for d in dicts if key in d]
-        everywhere = len(values) == len(dicts)
-        for d, default, mine in zip(dicts, defaults, found):
+        having = [d[key] for d in dicts if key in d]
+        everywhere, differs = len(having) == len(dicts), any(v != having[0] for v in having)
+        for d, default, own in zip(dicts, defaults or [{}] * len(dicts), found):
             if key not in d:
                 continue
-            if everywhere:
-                tells = any(v != values[0] for v in values)
-            else:
-                tells = key in IDENTITY or d[key] != default.get(key)
-            if tells:
-                mine[key] = d[key]
+            if differs if everywhere else key in IDENTITY or d[key] != default.get(key):
+                own[key] = d[key]
     return found
 
 
 def _set_options(rows: list[Row]) -> None:
     known = [r for r in rows if r.flags]
-    of_family = {r.family: _defaults(r.family) for r in known}
-    defaults = [of_family[r.family] for r in known]
+    defaults = [_defaults(r.family) for r in known]
     # a run of an older version has fewer flags, and what it did then is the default now
-    flags = [{**d, **r.flags} for r, d in zip(known, defaults)]
+    flags = [d | r.flags for r, d in zip(known, defaults)]
     told = [{k: v for k, v in f.items() if not IGNORED.fullmatch(k)} for f in flags]
     for row, own, options in zip(known, flags, distinguish(told, defaults)):
         row.options = options
@@ -279,6 +274,7 @@ def _set_options(rows: list[Row]) -> None:
             row.options |= {key: own[key] for key in SHAPE if key in own}
 
 
+@functools.cache
 def _defaults(family: str) -> dict:
     """All flags of a family as they are when none is given."""
     from rvqlm.cli import flatten
