@@ -136,8 +136,8 @@ def describe(row: dict) -> str:
     """Lines for one sample."""
     return (
         f"{row['name']}  {row['errors']} errors in {row['symbols']} symbols\n"
-        f"  said   {row['reference']}\n"
-        f"  heard  {row['recognized']}"
+        f"  reference   {row['reference']}\n"
+        f"  recognized  {row['recognized']}"
     )
 
 
@@ -150,11 +150,11 @@ def describe_all(summary: dict) -> str:
         words += f" (95 %: {interval[0]:.1%} to {interval[1]:.1%})"
     words += (
         f" of {of:,} symbols in {summary['items']:,} items: "
-        f"{summary['substitutions'] / of:.1%} changed, {summary['deletions'] / of:.1%} left out, "
-        f"{summary['insertions'] / of:.1%} put in"
+        f"{summary['substitutions'] / of:.1%} substitutions, "
+        f"{summary['deletions'] / of:.1%} deletions, {summary['insertions'] / of:.1%} insertions"
     )
     if chance is None:
-        return words + "\nagainst other texts: none to compare with, all items say the same"
+        return words + "\nagainst other texts: none to compare with, all items have the same"
     found, of = summary["identified"]
     return (
         f"{words}\nagainst the texts of other items, drawn by chance: {chance:.1%}; nearer to its "

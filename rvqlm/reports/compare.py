@@ -293,14 +293,13 @@ def grouped(values: Iterable[tuple[str, object]]) -> str:
     names: dict[str, list[str]] = {}
     for name, value in values:
         names.setdefault(str(value), []).append(name)
-    if len(names) == 1:
-        return next(iter(names))
+    if len(names) < 2:
+        return "".join(names)
     return "; ".join(f"{value} ({', '.join(of)})" for value, of in names.items())
 
 
-def describe_codec(values: dict) -> str:
+def describe_codec(info: CodecInfo) -> str:
     """What makes codes comparable; not the name, for the same weights may go by several."""
-    info = CodecInfo.from_dict(values)
     shape = f"{info.num_codebooks} x {info.codebook_size:,}"
     rate = number(float(info.frame_rate), 5)
     return f"fingerprint `{info.fingerprint}`, {shape}, {rate} frames/s"
@@ -318,7 +317,7 @@ def evaluated_on(evaluation: dict) -> str:
 def require_comparable(rows: list[Row]) -> None:
     """Raise `UserError` with all that makes figures of different rows incomparable."""
     evaluated = [(r.name, evaluated_on(r.evaluation)) for r in rows if r.evaluation]
-    codecs = [(r.name, describe_codec(r.codec)) for r in rows if r.codec]
+    codecs = [(r.name, describe_codec(CodecInfo.from_dict(r.codec))) for r in rows if r.codec]
     problems = []
     if len({text for _, text in codecs}) > 1:
         problems.append(f"codes of different codecs or levels: {grouped(codecs)}")

@@ -19,7 +19,7 @@ from rvqlm.reports.compare import (
     evaluated_on,
     grouped,
 )
-from rvqlm.reports.words import number, percent, shown
+from rvqlm.reports.words import number, percent, render_template, shown
 
 KINDS = {
     "continuation": "continuations of held-out recordings",
@@ -41,18 +41,26 @@ def render(rows: list[Row], title: str = "", base: Path | None = None, num_sampl
     # the kind of samples that most rows have, the first of equals
     kind = max(KINDS, key=lambda kind: sum(kind in r.samples for r in rows))
     made = {r.name: r.samples[kind] for r in rows if kind in r.samples}
-    lines = [*notes(rows), *sample_notes(kind, made), *origin(rows)]
-    parts = [f"## {title}"] if title else []
-    parts += [table(rows, kind, base or Path(), num_samples), reference(rows)]
-    parts.append("\n".join(f"- {line}" for line in lines))
-    commands: dict[str, None] = {}  # in order, each once
-    for row in rows:
-        commands |= dict.fromkeys(row.commands)
-        commands |= dict.fromkeys(made[row.name].commands if row.name in made else [])
-    if commands:
-        body = "\n".join(commands)
-        parts.append(f"<details><summary>Commands</summary>\n\n```sh\n{body}\n```\n\n</details>")
-    return "\n\n".join(p for p in parts if p) + "\n"
+    evaluated = [(r.name, r.evaluation) for r in rows if r.evaluation]
+    codecs = [CodecInfo.from_dict(r.codec) for r in rows if r.codec]
+    machines = [(r.name, r.machine) for r in rows if r.machine]
+    commands = [[*r.commands, *(made[r.name].commands if r.name in made else ())] for r in rows]
+    return render_template(
+        "compare.md",
+        title=title,
+        table=table(rows, kind, base or Path(), num_samples),
+        unigram=grouped((n, unigram_words(e)) for n, e in evaluated if e.get("unigram_nats")),
+        evaluated_on=evaluated_on(evaluated[0][1]),
+        exact=not all(e["bound"] for _, e in evaluated),
+        bounds=any(e["bound"] for _, e in evaluated),
+        samples=describe_samples(kind, made) if made else None,
+        codec=codecs and f"{codecs[0].name}, {describe_codec(codecs[0])}, {codecs[0].bitrate:,.0f}",
+        data=grouped((r.name, r.data) for r in rows if r.data),
+        machine=grouped(machines),
+        several_machines=len({m for _, m in machines}) > 1,
+        commit=grouped((r.name, ", ".join(f"`{c}`" for c in r.commits)) for r in rows if r.commits),
+        commands=list(dict.fromkeys(c for of_row in commands for c in of_row)),
+    )
 
 
 # ---------------------------------------------------------------- the table
@@ -130,86 +138,28 @@ def links(wavs: list[str], base: Path) -> str:
 # ---------------------------------------------------------------- what stands under it
 
 
-def reference(rows: list[Row]) -> str:
+def unigram_words(evaluation: dict) -> str:
     """The unigram of the training codes, the yardstick of all rows."""
-    evaluations = [(r.name, r.evaluation) for r in rows if (r.evaluation or {}).get("unigram_nats")]
-    found = [
-        (
-            name,
-            f"{e['unigram_bits_per_second']:,.0f} bits/s, nats per level "
-            + nats_words(e["unigram_nats"]),
-        )
-        for name, e in evaluations
-    ]
-    words = "Unigram, which knows how often each code occurs and no more"
-    return f"{words}: {grouped(found)}." if found else ""
+    bits, nats = evaluation["unigram_bits_per_second"], evaluation["unigram_nats"]
+    return f"{bits:,.0f} bits/s, nats per level {nats_words(nats)}"
 
 
-def notes(rows: list[Row]) -> list[str]:
-    """What was measured, on what."""
-    evaluated = [r.evaluation for r in rows if r.evaluation]
-    bits = "Bits per second of audio are the cross-entropy of the codes under the model."
-    if not all(e["bound"] for e in evaluated):
-        bits += " `=`: each code is predicted from all codes before it."
-    if any(e["bound"] for e in evaluated):
-        bits += (
-            " `<=`: codes that are made in one step count as independent of each other, or the"
-            " figure is an average over orders of making them; however well trained, such a model"
-            " can only overstate what the codes need, so the figure is an upper bound."
-        )
-    return [
-        f"Evaluated on {evaluated_on(evaluated[0])}: the same frames for every row.",
-        bits,
-        "Minutes are those of the training loop, validation included; memory is the highest of the "
-        "training process; padding is the padding ratio of its batches.",
-    ]
-
-
-def sample_notes(kind: str, made: dict[str, Samples]) -> list[str]:
-    """How the samples of rows, by name, were made; nothing without any."""
-    if not made:
-        return []
-    counts = grouped((name, s.count) for name, s in made.items())
+def describe_samples(kind: str, made: dict[str, Samples]) -> dict:
+    """How the samples of rows, by name, were made."""
     settings = [{k: v for k, v in s.settings.items() if IDLE.get(k) != v} for s in made.values()]
     differing = distinguish(settings)
     common = {k: v for k, v in settings[0].items() if not any(k in d for d in differing)}
-    words = [f"{_settings(d)} ({name})" for name, d in zip(made, differing) if d]
-    drawn = f"Drawn with {_settings(common)}" if common else "Drawn with different settings"
-    found = [
-        f"Samples: {KINDS[kind]}; number: {counts}. `passes per s` and `s per s` are passes "
-        "of the networks (those of a depth head not counted) and seconds of work for a second of "
-        "new audio, made one at a time; "
-        "`silent` is the share of 20 ms windows below -50 dB, `repeating` that of frames in runs "
-        "of 8 or more coarse codes that occurred before in the sample; both of the new part.",
-        f"{drawn}; besides: {'; '.join(words)}." if words else f"{drawn}.",
-    ]
-    if len({tuple(s.beginnings) for s in made.values()}) > 1:
-        found.append(
-            "The rows' samples were NOT made from the same beginnings: their silence, repetition "
-            "and speed are of different material."
-        )
-    return found
+    return {
+        "kind": KINDS[kind],
+        "count": grouped((name, s.count) for name, s in made.items()),
+        "common": _settings(common),
+        "differing": "; ".join(f"{_settings(d)} ({n})" for n, d in zip(made, differing) if d),
+        "same_beginnings": len({tuple(s.beginnings) for s in made.values()}) == 1,
+    }
 
 
 def _settings(values: dict) -> str:
     return ", ".join(option_words(k.replace("_", "-"), v) for k, v in values.items())
-
-
-def origin(rows: list[Row]) -> list[str]:
-    """Codec, data, machines and commits."""
-    found = []
-    if codecs := [CodecInfo.from_dict(r.codec) for r in rows if r.codec]:
-        words = f"Codec: {codecs[0].name}, {describe_codec(codecs[0].to_dict())}, "
-        found.append(f"{words}{codecs[0].bitrate:,.0f} bits/s stored plainly.")
-    if data := [(r.name, r.data) for r in rows if r.data]:
-        found.append(f"Data: {grouped(data)}.")
-    if machines := [(r.name, r.machine) for r in rows if r.machine]:
-        found.append(f"Machine: {grouped(machines)}.")
-        if len({m for _, m in machines}) > 1:
-            found[-1] += " Minutes and speeds of different machines are not to be compared."
-    if commits := [(r.name, ", ".join(f"`{c}`" for c in r.commits)) for r in rows if r.commits]:
-        found.append(f"Commit: {grouped(commits)}.")
-    return found
 
 
 # ---------------------------------------------------------------- into a file

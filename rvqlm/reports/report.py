@@ -11,6 +11,7 @@ import math
 import statistics
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from rvqlm.checkpoints.file import last_stage
@@ -22,7 +23,7 @@ from rvqlm.metrics.losses import bits_per_second
 from rvqlm.reports import clips
 from rvqlm.reports.experiment import Training, read_json, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
-from rvqlm.reports.words import mean, number, percent, shown, span
+from rvqlm.reports.words import mean, number, percent, render_template
 from rvqlm.version import __version__
 
 # ---------------------------------------------------------------- figures
@@ -64,24 +65,22 @@ def total_chart(run: Training, info: CodecInfo, unigram: list[float] | None) -> 
 
 def level_charts(run: Training, info: CodecInfo, unigram: list[float] | None) -> list[dict]:
     """One chart a level, all with the same scale."""
-
-    def nats(level: int) -> Callable[[dict], float]:
-        def of(record: dict) -> float:  # nan where a record has no loss of that level
-            found = dict(enumerate(record.get("nats", ()))).get(level)
-            return math.nan if found is None else found
-
-        return of
-
-    panels = [_curves(run, nats(level)) for level in range(info.num_codebooks)]
-    high = math.log(info.codebook_size)
-    low = min([high, *(v for panel in panels for s in panel for v in s.y if math.isfinite(v))])
-    high *= 1.02
+    panels = [_curves(run, partial(_nats, level)) for level in range(info.num_codebooks)]
+    top = math.log(info.codebook_size)
+    low = min([top, *(v for panel in panels for s in panel for v in s.y if math.isfinite(v))])
+    high = 1.02 * top
     limits = (low - 0.05 * (high - low), high)
-    charts = []
-    for level, panel in enumerate(panels):
-        references = [Reference("unigram", "unigram", unigram[level])] if unigram else []
-        charts.append(chart(panel, references, limits=limits, ticks=3))
-    return charts
+    marks = [[Reference("unigram", "unigram", value)] for value in unigram or []]
+    return [
+        chart(panel, marks[level] if marks else [], limits=limits, ticks=3)
+        for level, panel in enumerate(panels)
+    ]
+
+
+def _nats(level: int, record: dict) -> float:
+    """nan where a record has no loss of that level."""
+    nats = record.get("nats") or []
+    return math.nan if level >= len(nats) or nats[level] is None else nats[level]
 
 
 def speed_chart(run: Training) -> dict:
@@ -96,10 +95,6 @@ def speed_chart(run: Training) -> dict:
 
 
 # ---------------------------------------------------------------- numbers
-
-
-def clock(seconds: float | None) -> str:
-    return shown(seconds, lambda s: span(s, 1), "–")
 
 
 def extent(hours: float | None) -> tuple[str, str]:
@@ -332,18 +327,7 @@ def collect(
 
 def render(content: dict) -> str:
     """HTML with everything embedded, from `collect`."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"number": number, "clock": clock}
-    environment.globals["clock"] = clock
-    return environment.get_template("report.html").render(content)
+    return render_template("report.html", **content)
 
 
 def summary(content: dict) -> list[str]:

@@ -1,9 +1,10 @@
-"""Numbers as people read them, the same in pages, tables and terminals."""
+"""Numbers and templates for people: the same in pages, tables and terminals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -56,3 +57,24 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Of those that are there; None without any."""
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None
+
+
+def clock(seconds: float | None) -> str:
+    return shown(seconds, lambda s: span(s, decimals=1), "–")
+
+
+def render_template(file: str, /, **content) -> str:
+    """A file of templates/ with its values; those of HTML are escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=jinja2.select_autoescape(["html"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": number, "clock": clock}
+    environment.globals["clock"] = clock
+    return environment.get_template(file).render(content)

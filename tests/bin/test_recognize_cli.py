@@ -124,8 +124,8 @@ def test_samples(experiment, samples, capsys):
         lines[0]
         == f"{samples}/s-0.wav  {right[0]['errors']} errors in {right[0]['symbols']} symbols"
     )
-    assert lines[1] == f"  said   {right[0]['reference']}"
-    assert lines[2] == f"  heard  {right[0]['recognized']}"
+    assert lines[1] == f"  reference   {right[0]['reference']}"
+    assert lines[2] == f"  recognized  {right[0]['recognized']}"
     assert f"error rate {result['error_rate']:.1%} (95 %: " in out.out
 
     # two by name, written elsewhere
@@ -162,7 +162,7 @@ def test_cuts_from_their_codes_and_through_audio(experiment, tokens, capsys):
     words = ["--recognizer", experiment, "--manifest-dir", folder]
     assert recognize(*words) == 0
     out = capsys.readouterr()
-    assert "1 cuts have no text: left out" in out.err and "said" not in out.out
+    assert "1 cuts have no text: left out" in out.err and "reference" not in out.out
     result = json.loads((experiment / "recognition_test.json").read_text())
     assert {row["name"]: row["reference"] for row in result["rows"]} == said
     assert [row["name"] for row in result["rows"]] == list(said)  # in the order of the index
