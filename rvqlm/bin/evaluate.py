@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
-from rvqlm.runtime import tune_malloc
+from rvqlm.inference.model_args import ModelArgs
+from rvqlm.runtime import pick_precision, tune_malloc
 
 
 @dataclass
@@ -32,25 +33,18 @@ class EvaluateConfig:
     """Split to evaluate."""
     unigram_split: str = "train"
     """Split whose code frequencies are the yardstick."""
-    checkpoint: str = "best"
-    """best, latest or a path."""
-    ema: bool = True
-    """Averaged weights, where the training kept them."""
     prompt_fraction: float = 0.0
     """Share of each cut that is given as a prompt and not scored; models that train on prompts are
     best compared so."""
     max_duration: float = 0.0
     """Seconds of audio in a batch; 0: as in training."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the hardware multiplies it natively."""
-    num_threads: int = 0
-    """CPU threads; 0: torch's choice."""
+    model: ModelArgs = field(default_factory=ModelArgs)
 
     def check(self) -> None:
-        if self.max_duration < 0 or self.num_threads < 0:
-            raise UserError("--max-duration and --num-threads: at least 0")
+        if self.max_duration < 0:
+            raise UserError(f"--max-duration {self.max_duration}: at least 0")
         if not 0 <= self.prompt_fraction < 1:
             raise UserError(f"--prompt-fraction {self.prompt_fraction}: in [0, 1)")
 
@@ -61,19 +55,11 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     config.check()
     tune_malloc()
-    import torch
-
-    from rvqlm import runtime
-    from rvqlm.checkpoints.file import find_checkpoint, load_model
     from rvqlm.files import atomic_write
     from rvqlm.inference.evaluate import evaluate_split
 
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    device = runtime.pick_device(config.device)
-    dtype = runtime.pick_precision(config.precision, device)
-    path = find_checkpoint(config.exp_dir, config.checkpoint)
-    model, _, state = load_model(path, device=device, use_ema=config.ema)
+    model, path, state, device = config.model.load(config.exp_dir)
+    dtype = pick_precision(config.precision, device)
     if not model.generates:
         raise UserError(f"{path}: a {model.name} predicts no codes; use rvqlm recognize")
     measured = evaluate_split(

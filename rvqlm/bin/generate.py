@@ -15,29 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rvqlm.cli import command_line, parse, run_main
+from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
-from rvqlm.inference.generate import OutputArgs, SampleRequest, generate, load_for_generation
+from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
+from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
-
-
-@dataclass
-class ModelArgs:
-    """Model"""
-
-    exp_dir: str
-    """Directory of a training, or a checkpoint file."""
-    checkpoint: str = "best"
-    """best, latest, or the path of a checkpoint file."""
-    ema: bool = True
-    """Use the averaged weights where the training kept them."""
-    codec: str = ""
-    """Codec for prompts and for the audio, by name or directory; empty: the one named in the
-    checkpoint. Must be the same codec, wherever it lies."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    num_threads: int = 0
-    """CPU threads; 0: as many as cores."""
+from rvqlm.runtime import tune_malloc
 
 
 @dataclass
@@ -50,7 +34,12 @@ class FileArgs(OutputArgs):
 
 @dataclass
 class GenerateArgs:
-    model: ModelArgs
+    exp_dir: str
+    """Directory of a training, or a checkpoint file."""
+    codec: str = ""
+    """Codec for prompts and for the audio, by name or directory; empty: the one named in the
+    checkpoint. Must be the same codec, wherever it lies."""
+    model: ModelArgs = field(default_factory=ModelArgs)
     prompts: PromptArgs = field(default_factory=PromptArgs)
     output: FileArgs = field(default_factory=FileArgs)
     conditions: ConditionArgs = field(default_factory=ConditionArgs)
@@ -84,24 +73,23 @@ def run(argv: Sequence[str] | None) -> int:
     description = "Make new audio from a trained model."
     args = parse(GenerateArgs, "rvqlm generate", description, argv)
     check(args)
-    from rvqlm.runtime import pick_device, tune_malloc
-
     tune_malloc()
-    import torch
     from tqdm import tqdm
 
-    m, out = args.model, args.output
-    if m.num_threads:
-        torch.set_num_threads(m.num_threads)
-    device = pick_device(m.device)
-    model, codec, about = load_for_generation(m.exp_dir, m.checkpoint, m.ema, m.codec, device)
+    out, exp = args.output, Path(args.exp_dir)
+    model, _, state, device = args.model.load(args.exp_dir)
+    codec = load_codec_like(model.info, args.codec or None, device)
     new_frames = max(1, round(out.seconds * float(model.info.frame_rate)))
     prompts = read_prompts(args.prompts, args.conditions, model, codec, new_frames, out.seed)
     request = SampleRequest(prompts, out, args.sampling, args.demask)
-    exp = Path(m.exp_dir)
     folder = Path(out.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
     folder.mkdir(parents=True, exist_ok=True)
-    about["command"] = command_line("generate", argv)
+    about = {
+        "model": model.name,
+        "checkpoint": args.model.checkpoint if exp.is_dir() else str(exp),
+        "step": int(state["step"]),
+        "command": command_line("generate", argv),
+    }
     with tqdm(unit="step", desc="generate", leave=False) as bar:
         for sample in generate(model, codec, request, about, bar.update):
             row = sample.about

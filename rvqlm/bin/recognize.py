@@ -15,11 +15,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
+from rvqlm.inference.model_args import ModelArgs
+from rvqlm.runtime import tune_malloc
 
 
 @dataclass
@@ -39,18 +41,11 @@ class RecognizeConfig:
     """Only the first so many cuts; 0: all."""
     through_audio: bool = False
     """Decode the cuts and encode them again, as happens to samples."""
-    checkpoint: str = "best"
-    """best, latest, or the path of a checkpoint file."""
-    ema: bool = True
-    """Averaged weights, where the training kept them."""
     codec: str = ""
     """The recogniser's codec, by name or directory; empty: the one named in the checkpoint."""
     out: str = ""
     """Where to write the result; empty: see above."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    num_threads: int = 0
-    """CPU threads; 0: torch's choice."""
+    model: ModelArgs = field(default_factory=ModelArgs)
 
     def check(self) -> None:
         problems = []
@@ -60,8 +55,8 @@ class RecognizeConfig:
             problems.append("--through-audio is for cuts of --manifest-dir; samples are audio")
         if self.samples and self.num:
             problems.append("--num is for cuts of --manifest-dir")
-        if self.num < 0 or self.num_threads < 0:
-            problems.append("--num and --num-threads: at least 0")
+        if self.num < 0:
+            problems.append(f"--num {self.num}: at least 0")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -70,23 +65,15 @@ def _run(argv: Sequence[str] | None) -> int:
     description = "Error rate of speech against the text that it should say."
     config = parse(RecognizeConfig, "rvqlm recognize", description, argv)
     config.check()
-    from rvqlm import runtime
-
-    runtime.tune_malloc()
-    import torch
-
-    from rvqlm.checkpoints.file import find_checkpoint, load_model
+    tune_malloc()
     from rvqlm.files import atomic_write
     from rvqlm.frontends.text import TextFrontEnd
     from rvqlm.inference.recognize import find_samples, recognize_cuts, recognize_samples
     from rvqlm.metrics.recognition import summarize
     from rvqlm.models.recognizer import Recognizer
 
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    device, codec = runtime.pick_device(config.device), config.codec or None
-    path = find_checkpoint(config.recognizer, config.checkpoint)
-    model, _, state = load_model(path, device=device, use_ema=config.ema)
+    model, path, state, device = config.model.load(config.recognizer)
+    codec = config.codec or None
     if not isinstance(model, Recognizer):
         raise UserError(
             f"--recognizer {path}: this is a {model.name}; train a recogniser with rvqlm trainer "

@@ -85,28 +85,6 @@ class Sample:
         return write_sample(folder / f"{self.name}.wav", self.audio, self.sampling_rate, self.about)
 
 
-def load_for_generation(
-    exp_dir: str | Path, checkpoint: str, use_ema: bool, codec: str, device: torch.device
-) -> tuple[TokenModel, Codec, dict]:
-    """A trained model, the codec of its codes, and what samples say about both.
-
-    :param exp_dir: experiment directory, checkpoint file, or directory of an exported model.
-    :param checkpoint: ``best``, ``latest`` or a path, of an experiment.
-    :param codec: name or directory of the codec; empty: the one that the checkpoint names.
-    :raises UserError: no such checkpoint, or another codec than the model was trained on.
-    """
-    from rvqlm.checkpoints.file import load_model
-    from rvqlm.codecs.registry import load_codec_like
-
-    model, info, state = load_model(exp_dir, checkpoint, device, use_ema)
-    about = {
-        "model": model.name,
-        "checkpoint": checkpoint if Path(exp_dir).is_dir() else str(exp_dir),
-        "step": int(state["step"]),
-    }
-    return model, load_codec_like(info, codec or None, device), about
-
-
 def generate(
     model: TokenModel,
     codec: Codec,
