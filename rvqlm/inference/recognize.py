@@ -36,27 +36,27 @@ class _Item(NamedTuple):
 
 
 def _recognize(model: Recognizer, items: Iterable[_Item]) -> list[Recognized]:
-    """Transcripts of `items`, those that follow each other in batches; in the order of their
-    numbers."""
-    found: list[tuple[int, Recognized]] = []
-    batch: list[_Item] = []
-    most = BATCH_SECONDS * float(model.info.frame_rate)
-
-    def finish() -> None:
+    """Transcripts of `items` in the order of their numbers."""
+    found: dict[int, Recognized] = {}
+    for batch in _batches(items, BATCH_SECONDS * float(model.info.frame_rate)):
         lengths = torch.tensor([len(item.codes) for item in batch])
         codes = torch.nn.utils.rnn.pad_sequence([i.codes for i in batch], batch_first=True)
         for item, symbols in zip(batch, model.recognize(codes, lengths)):
-            found.append((item.number, Recognized(item.name, item.reference, symbols)))
-        batch.clear()
+            found[item.number] = Recognized(item.name, item.reference, symbols)
+    return [found[number] for number in sorted(found)]
 
+
+def _batches(items: Iterable[_Item], most_frames: float) -> Iterator[list[_Item]]:
+    """Items that follow each other, as many as fit with their padding."""
+    batch: list[_Item] = []
     for item in items:
         longest = max(len(i.codes) for i in [*batch, item])
-        if batch and (len(batch) + 1) * longest > most:
-            finish()
+        if batch and (len(batch) + 1) * longest > most_frames:
+            yield batch
+            batch = []
         batch.append(item)
     if batch:
-        finish()
-    return [item for _, item in sorted(found, key=lambda pair: pair[0])]
+        yield batch
 
 
 # ------------------------------------------------------------------------------------- samples
@@ -72,14 +72,15 @@ def find_samples(given: Sequence[str]) -> list[Path]:
         wavs = sorted(paths[0].glob("*.wav"))
         if not wavs:
             raise UserError(f"--samples {paths[0]}: no wav files there; run rvqlm generate first")
-        told = [w for w in wavs if _text_of(w)]
-        if not told:
+        paths = [w for w in wavs if _text_of(w)]
+        if not paths:
             raise UserError(
-                f"--samples {paths[0]}: no sample there was given a text; generate with --text"
+                f"--samples {wavs[0].parent}: no sample there was given a text; generate with "
+                "--text"
             )
-        if len(told) < len(wavs):
-            print(f"{len(wavs) - len(told)} samples were given no text: left out", file=sys.stderr)
-        return told
+        if left_out := len(wavs) - len(paths):
+            print(f"{left_out} samples were given no text: left out", file=sys.stderr)
+        return paths
     for path in paths:
         if not path.is_file():
             raise UserError(f"--samples {path}: no such file; give wav files, or one folder")
@@ -88,8 +89,7 @@ def find_samples(given: Sequence[str]) -> list[Path]:
                 f"--samples {path}: no text in {path.with_suffix('.json')}; give samples that "
                 "rvqlm generate made of a --text"
             )
-    folders = {path.parent for path in paths}
-    if len(folders) > 1:
+    if len(folders := {path.parent for path in paths}) > 1:
         raise UserError(f"--samples: files of {len(folders)} folders; give those of one")
     return paths
 
@@ -119,11 +119,10 @@ def reference_of(wav: Path, front_end: TextFrontEnd) -> list[int]:
     """Symbols of what a sample was to say; of phonemes as they are, where it was given these."""
     given = _text_of(wav)
     text = given.get("phonemes", given.get("text"))
+    # where phonemes are known, as of the cuts of a manifest, they are what the model was given
+    encode = front_end.encode_phonemes if "phonemes" in given else front_end.encode
     try:
-        if "phonemes" in given:  # what the model was given is known, as of the cuts of a manifest
-            ids = front_end.encode_phonemes(text)
-        else:
-            ids = front_end.encode(text)
+        ids = encode(text)
     except UserError as e:
         raise UserError(f"{wav}: {e}") from None
     if not len(ids):
