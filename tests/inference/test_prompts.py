@@ -1,7 +1,6 @@
 """Prompts of a codec that keeps the loudness of its segments beside the codes."""
 
 import dataclasses
-import doctest
 import gzip
 import json
 
@@ -13,7 +12,6 @@ from rvqlm.codecs.base import Codec
 from rvqlm.codecs.streaming import Encoded, StreamEncoder
 from rvqlm.data.index import manifest_path
 from rvqlm.data.scales import stored_scales
-from rvqlm.inference import prompts
 from rvqlm.inference.prompts import from_audio
 
 INFO = CodecInfo("loud", "0" * 16, 8000, 80, 1, 4, segment=(10, 720))
@@ -82,7 +80,3 @@ def test_stored_scales_are_read_for_codecs_that_have_them(tmp_path):
     assert list(found) == ["b"] and found["b"].equal(torch.tensor([0.1, 0.7]))
     plain = dataclasses.replace(INFO, segment=None)
     assert stored_scales(tmp_path, "dev", plain, {"b"}) == {}
-
-
-def test_examples():
-    assert doctest.testmod(prompts).failed == 0

@@ -1,12 +1,10 @@
 """Reading logs of trainings that were killed, resumed, or are still running."""
 
-import doctest
 import json
 
 import pytest
 
 from rvqlm.errors import UserError
-from rvqlm.metrics import log
 from rvqlm.metrics.log import LogTail, by_kind, read_log, scan_log
 
 
@@ -54,7 +52,3 @@ def test_a_log_that_grows_is_cut_and_replaced(tmp_path):
     assert new() == [1, 2] and len(restarts) == 2
     path.write_text(line(1) + line(9))  # of the same length and number
     assert new() == [1, 9] and len(restarts) == 3
-
-
-def test_examples():
-    assert doctest.testmod(log).failed == 0
