@@ -316,12 +316,10 @@ def from_arguments(
     if uneven := [k for k, items in given.items() if len(items) not in (1, number)]:
         counts = ", ".join(f"{len(given[k])} of {k}" for k in uneven)
         raise UserError(f"{counts} but {number} in all: give one for all samples or {number}")
-    found = []
-    for i in range(number):
-        chosen = {k: items[i if len(items) > 1 else 0] for k, items in given.items()}
-        found.append(
-            Given({k: v for k, (_, v) in chosen.items()}, {k: a for k, (a, _) in chosen.items()})
-        )
+    found = [Given() for _ in range(number)]
+    for kind, items in given.items():
+        for i, sample in enumerate(found):
+            sample.about[kind], sample.values[kind] = items[i % len(items)]
     return found
 
 

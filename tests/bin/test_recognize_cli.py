@@ -75,7 +75,7 @@ def experiment(tmp_path_factory, front_end):
     rng = np.random.default_rng(0)
     codec = load_codec("spectral", num_codebooks=LEVELS)
     said = texts(64, rng)
-    heard = [encode_whole(codec, torch.from_numpy(spell(t, rng))[None]).codes for t in said]
+    codes = [encode_whole(codec, torch.from_numpy(spell(t, rng))[None]).codes for t in said]
     ids = [torch.from_numpy(front_end.encode(t)) for t in said]
     torch.manual_seed(0)
     shape = {"decoder_dim": 32, "nhead": 2, "num_decoder_layers": 1, "mask_share": 0.0}
@@ -83,7 +83,7 @@ def experiment(tmp_path_factory, front_end):
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(60):
         at = slice(step % 2, None, 2)
-        out = model(Batch.from_codes(heard[at], conditions={"text": ids[at]}))
+        out = model(Batch.from_codes(codes[at], conditions={"text": ids[at]}))
         optimizer.zero_grad()
         (out.loss / out.normalizer).backward()
         optimizer.step()

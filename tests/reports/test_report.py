@@ -174,7 +174,7 @@ def test_full_page(exp, tokens, toy_codec):
     continued = 0.1 * rng.standard_normal(8000 * 6)
     add_sample(exp, "alone", 0.1 * rng.standard_normal(8000), kind="unprompted", prompt=None)
     prompt = str(tokens.parent / "audio" / "rec2.wav")
-    add_sample(exp, "goes-on", continued, kind="continuation", prompt=prompt, prompt_seconds=1.5)
+    add_sample(exp, "continued", continued, kind="continuation", prompt=prompt, prompt_seconds=1.5)
     page = Page(build_report(exp, tokens, num_samples=2, max_seconds=10, command="rvqlm report"))
     assert page.open == []  # every tag is closed
     text = page.text
