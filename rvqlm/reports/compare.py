@@ -18,7 +18,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.inference.files import read_samples
 from rvqlm.reports.experiment import Training, read_json, stage_folders
-from rvqlm.reports.words import mean, number
+from rvqlm.reports.formatting import mean, number
 
 IDENTITY = ("pattern", "masking")
 """Options that say what a family is: shown at their defaults too where not all rows have them."""

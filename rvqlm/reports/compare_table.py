@@ -19,7 +19,7 @@ from rvqlm.reports.compare import (
     evaluated_on,
     grouped,
 )
-from rvqlm.reports.words import number, percent, render_template, shown
+from rvqlm.reports.formatting import number, percent, render_template, shown
 
 KINDS = {
     "continuation": "continuations of held-out recordings",

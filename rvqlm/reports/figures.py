@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rvqlm.metrics.audio_metrics import log_spectrum
-from rvqlm.reports.words import number
+from rvqlm.reports.formatting import number
 
 MAX_POINTS = 240
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rvqlm.errors import UserError
 from rvqlm.metrics.log import LogTail
-from rvqlm.reports.words import span
+from rvqlm.reports.formatting import span
 from rvqlm.training.schedule import Budget
 
 MOST_POINTS = 4000

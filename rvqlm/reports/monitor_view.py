@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from rvqlm.files import atomic_write
+from rvqlm.reports.formatting import percent, shown
 from rvqlm.reports.monitor import Watched
-from rvqlm.reports.words import percent, shown
 from rvqlm.training.logger import clock
 
 _BARS = "▁▂▃▄▅▆▇█"

@@ -23,7 +23,7 @@ from rvqlm.metrics.losses import bits_per_second
 from rvqlm.reports import clips
 from rvqlm.reports.experiment import Training, read_json, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
-from rvqlm.reports.words import mean, number, percent, render_template
+from rvqlm.reports.formatting import mean, number, percent, render_template
 from rvqlm.version import __version__
 
 # ---------------------------------------------------------------- figures

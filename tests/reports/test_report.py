@@ -22,8 +22,9 @@ from rvqlm.data.index import build_index
 from rvqlm.data.store import RvqMmapWriter, shard_checksum, token_cut
 from rvqlm.errors import UserError
 from rvqlm.inference.held_out import choose_cuts
-from rvqlm.reports import figures, words
+from rvqlm.reports import figures
 from rvqlm.reports.clips import encode_flac
+from rvqlm.reports.formatting import number
 from rvqlm.reports.report import collect, render
 
 INFO = CodecInfo("toy", "0123456789abcdef", 8000, 160, 3, 64)
@@ -181,7 +182,7 @@ def test_full_page(exp, tokens, toy_codec):
 
     # headline: held-out, unigram and plain bits per second
     for value in (bits(NATS), bits(UNIGRAM)):
-        assert f"{words.number(value)} bits/s" in text
+        assert f"{number(value)} bits/s" in text
     assert "900 bits/s" in text  # 3 levels x 6 bits x 50 frames
     assert f"{100 * (1 - sum(NATS) / sum(UNIGRAM)):.1f} % fewer" in text
     assert "an upper bound" in text
@@ -272,7 +273,7 @@ def test_missing_pieces_are_named_with_their_command(exp, tokens, monkeypatch):
     assert len(audio_of(page)) == 2  # the other two originals
     # validation during training stands in for the evaluation
     best = bits([n + 1.5 * math.exp(-4) for n in NATS])
-    assert f"{words.number(best)} bits per second" in page.text
+    assert f"{number(best)} bits per second" in page.text
     assert "best validation during training" in page.text
 
     (tokens / "index_test.bin").unlink()
@@ -335,7 +336,7 @@ def test_command_writes_where_it_says(exp, tokens, toy_codec, capsys):
     out = exp / "report.html"
     printed = capsys.readouterr().out
     assert str(out) in printed
-    assert f"{words.number(bits(NATS))} bits/s, unigram {words.number(bits(UNIGRAM))}" in printed
+    assert f"{number(bits(NATS))} bits/s, unigram {number(bits(UNIGRAM))}" in printed
     assert "original: 1 clips, silent 0 %" in printed
     assert "missing: No samples" in printed
     first = out.read_text()
