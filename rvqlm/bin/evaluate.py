@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rvqlm.cli import command_line, flatten, kebab, parse, run_main
+from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
-from rvqlm.runtime import tune_malloc
+from rvqlm.inference.model_args import ModelArgs
+from rvqlm.runtime import pick_precision, tune_malloc
 
 
 @dataclass
@@ -32,109 +33,47 @@ class EvaluateConfig:
     """Split to evaluate."""
     unigram_split: str = "train"
     """Split whose code frequencies are the yardstick."""
-    checkpoint: str = "best"
-    """best, latest or a path."""
-    ema: bool = True
-    """Averaged weights, where the training kept them."""
     prompt_fraction: float = 0.0
-    """Share of each cut that is heard as a prompt and not scored; models that train on prompts are
+    """Share of each cut that is given as a prompt and not scored; models that train on prompts are
     best compared so."""
     max_duration: float = 0.0
     """Seconds of audio in a batch; 0: as in training."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the hardware multiplies it natively."""
-    num_threads: int = 0
-    """CPU threads; 0: torch's choice."""
+    model: ModelArgs = field(default_factory=ModelArgs)
+
+    def check(self) -> None:
+        if self.max_duration < 0:
+            raise UserError(f"--max-duration {self.max_duration}: at least 0")
+        if not 0 <= self.prompt_fraction < 1:
+            raise UserError(f"--prompt-fraction {self.prompt_fraction}: in [0, 1)")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    tune_malloc()
-    return run_main(_main, argv)
-
-
-def _main(argv: Sequence[str] | None) -> int:
+def _run(argv: Sequence[str] | None) -> int:
     config = parse(
         EvaluateConfig, "rvqlm evaluate", "Loss and bits per second of a model on a split.", argv
     )
-    result = evaluate(config)
-    result["command"] = command_line("evaluate", argv)
-    print_result(result)
-    return _write(result, Path(config.exp_dir) / f"eval_{config.split}.json")
+    config.check()
+    tune_malloc()
+    from rvqlm.files import atomic_write
+    from rvqlm.inference.evaluate import evaluate_split
 
-
-def evaluate(config: EvaluateConfig) -> dict:
-    """Everything that goes into ``eval_SPLIT.json`` but the command."""
-    import torch
-
-    from rvqlm import runtime
-    from rvqlm.batch import PAD, Batch
-    from rvqlm.checkpoints.loading import find_checkpoint, load_model
-    from rvqlm.codec_info import CodecInfo
-    from rvqlm.data.conditions import open_conditions
-    from rvqlm.data.index import TokenDataset
-    from rvqlm.data.loader import TokenLoader
-    from rvqlm.data.plan import PlanConfig
-    from rvqlm.metrics import losses
-    from rvqlm.training.config import TrainerConfig
-
-    if config.max_duration < 0 or config.num_threads < 0:
-        raise UserError("--max-duration and --num-threads: at least 0")
-    if not 0 <= config.prompt_fraction < 1:
-        raise UserError(f"--prompt-fraction {config.prompt_fraction}: in [0, 1)")
-    if config.num_threads:
-        torch.set_num_threads(config.num_threads)
-    device = runtime.pick_device(config.device)
-    dtype = runtime.pick_precision(config.precision, device)
-    path = find_checkpoint(config.exp_dir, config.checkpoint)
-    model, info, state = load_model(path, device=device, use_ema=config.ema)
+    model, path, state, device = config.model.load(config.exp_dir)
+    dtype = pick_precision(config.precision, device)
     if not model.generates:
         raise UserError(f"{path}: a {model.name} predicts no codes; use rvqlm recognize")
-    levels = info.num_codebooks
-    held_out = TokenDataset.open(config.manifest_dir, config.split, num_codebooks=levels)
-    info.require_same(held_out.info, str(path), config.manifest_dir)
-    train = TokenDataset.open(config.manifest_dir, config.unigram_split, num_codebooks=levels)
-
-    # an exported model need not have those of its training
-    flags = flatten(TrainerConfig("", "")) | state["config"]
-    seconds = flags["condition-prompt-seconds"]
-    heard = open_conditions(held_out, list(model.conditions), seconds, flags["seed"])
-    for kind, condition in model.conditions.items():
-        condition.require_same(heard.infos[kind], str(path), config.manifest_dir)
-    plan = PlanConfig(
-        **{f.name: flags[kebab(f.name)] for f in fields(PlanConfig) if kebab(f.name) in flags}
-    )
-    plan = plan.for_validation()
-    if config.max_duration:
-        plan = replace(plan, max_duration=config.max_duration)
-    loader = TokenLoader(held_out, plan, seed=0, conditions=heard)
-    counts = losses.count_codes([], CodecInfo.from_dict(info.to_dict()))
-    cuts = set()
-
-    def counted() -> Iterator[Batch]:
-        for batch in loader.epoch_batches():
-            batch.prompt_lengths = (batch.lengths * config.prompt_fraction).long()
-            codes = batch.codes.masked_fill(~batch.scored()[..., None], PAD)
-            counts[:] += losses.count_codes([codes.numpy()], info)
-            cuts.update(batch.index.tolist())
-            yield batch
-
-    totals = losses.evaluate_batches(model, counted(), info, device, dtype)
-    metrics = totals.metrics(info.frame_rate)
-    of_train = losses.count_codes((train.view(row) for row in range(len(train))), info)
-    unigram = losses.unigram_nats(of_train, counts)
-    return {
-        "split": config.split,
-        "checkpoint": str(path),
-        "step": state["step"],
-        "cuts": len(cuts),
-        "prompt_fraction": config.prompt_fraction,
-        **metrics,
-        "bound": not model.exact_likelihood,
-        "unigram_nats": unigram,
-        "unigram_bits_per_second": losses.bits_per_second(unigram, info.frame_rate),
-    }
+    measured = evaluate_split(
+        model, state["config"], str(path), config.manifest_dir, config.split,
+        config.unigram_split, prompt_fraction=config.prompt_fraction,
+        max_duration=config.max_duration, device=device, dtype=dtype,
+    )  # fmt: skip
+    result = {"split": config.split, "checkpoint": str(path), "step": state["step"], **measured}
+    result["command"] = command_line("evaluate", argv)
+    print_result(result)
+    out = Path(config.exp_dir) / f"eval_{config.split}.json"
+    atomic_write(out, lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
+    print(f"wrote {out}")
+    return 0
 
 
 def print_result(result: dict) -> None:
@@ -155,12 +94,8 @@ def print_result(result: dict) -> None:
     )
 
 
-def _write(result: dict, path: Path) -> int:
-    from rvqlm.files import atomic_write
-
-    atomic_write(path, lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
-    print(f"wrote {path}")
-    return 0
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(_run, argv)
 
 
 if __name__ == "__main__":

@@ -41,11 +41,11 @@ def run(argv: Sequence[str] | None) -> int:
     if not 0 < args.every < float("inf"):
         raise UserError(f"--every {args.every}: above 0")
     if args.every != MonitorArgs.every and not args.watch:
-        raise UserError("--every means nothing without --watch")
+        raise UserError("--every has no effect without --watch")
     if args.plot and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot {args.plot}: the name ends with .png, .svg or .pdf")
-    from rvqlm.reports.monitor import Watched, is_terminal
-    from rvqlm.reports.monitor_text import describe, table
+    from rvqlm.reports.monitor import Watched
+    from rvqlm.reports.monitor_view import describe, plot, table
 
     experiments = [Watched(e) for e in (args.exp_dir, *args.compare)]
     gone: list[str] = []
@@ -53,12 +53,10 @@ def run(argv: Sequence[str] | None) -> int:
         width = shutil.get_terminal_size().columns
         lines = table(experiments) if args.compare else describe(experiments[0], width)
         lines += gone
-        if args.watch and is_terminal():
+        if args.watch and sys.stdout.isatty():
             print("\033[H\033[2J", end="")  # from the top of an empty screen
         print("\n".join(lines), flush=True)
         if args.plot:
-            from rvqlm.reports.monitor_plot import plot
-
             print(f"wrote {plot(experiments, args.plot)}")
         if not args.watch:
             return 0

@@ -1,8 +1,14 @@
-"""Where generation starts from: audio files, cuts of a token directory, or nothing."""
+"""What generation starts from: prompts of audio files or of a token directory, and conditions.
+
+A prompt is the beginning of a sequence of codes. Conditions (text, MIDI, recordings to accompany or
+to sound like) come beside it, or alone, for models that were trained with them.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,15 +16,77 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rvqlm.batch import Padded
 from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
-from rvqlm.inference.conditions import Given, text_front_end
+
+
+@dataclass
+class PromptArgs:
+    """Prompts (none of these: unprompted)"""
+
+    prompt: tuple[str, ...] = ()
+    """Audio files to continue."""
+    manifest_dir: str = ""
+    """Token directory to take prompts from."""
+    split: str = "test"
+    """Split of the token directory."""
+    num_prompts: int = 4
+    """How many cuts of the split to continue, at most; drawn by --seed."""
+    prompt_seconds: float = 3.0
+    """How much of each prompt the model is given. 0 with --manifest-dir: none of the cuts, only the
+    conditions that belong to them."""
+
+
+@dataclass
+class ConditionArgs:
+    """Conditions, for models that were trained with them: one for all samples, or as many as
+    prompts"""
+
+    text: tuple[str, ...] = ()
+    """What is to be said. With a prompt: its words first, then those to come."""
+    text_file: str = ""
+    """A text a line, instead of --text."""
+    midi: tuple[str, ...] = ()
+    """MIDI files to play."""
+    source: tuple[str, ...] = ()
+    """Audio files to accompany, frame by frame."""
+    voice: tuple[str, ...] = ()
+    """Audio files of the speaker or instrument to sound like; the condition `prompt`."""
+    voice_seconds: float = 3.0
+    """How much of each --voice is given, or of another recording of the speaker where prompts come
+    from --manifest-dir."""
+
+    def texts(self) -> list[str]:
+        """:raises UserError: both ways of giving texts, or a file that cannot be read."""
+        if self.text and self.text_file:
+            raise UserError("--text and --text-file exclude each other")
+        if not self.text_file:
+            return list(self.text)
+        try:
+            lines = Path(self.text_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"--text-file {self.text_file}: cannot be read ({e})") from None
+        if not (texts := [line.strip() for line in lines if line.strip()]):
+            raise UserError(f"--text-file {self.text_file}: no text in it")
+        return texts
+
+
+@dataclass
+class Given:
+    """Conditions of one sample."""
+
+    values: dict[str, Tensor] = field(default_factory=dict)
+    """By kind: (S, F) int64."""
+    about: dict[str, str] = field(default_factory=dict)
+    """What the user gave, for the record: texts and paths by kind."""
 
 
 @dataclass
 class Prompt:
-    """One start of a continuation."""
+    """What one sample starts from."""
 
     codes: Tensor
     """(P, K) int64; P = 0 for none."""
@@ -28,53 +96,75 @@ class Prompt:
     """Path of the audio file or id of the cut; None when unprompted."""
     scales: Tensor | None = None
     """(n,) float32 of its segments, for codecs that store such beside the codes."""
-    given: Given = field(default_factory=lambda: Given({}, {}))
-    """What is heard beside it."""
+    given: Given = field(default_factory=Given)
+    """Its conditions."""
 
     @property
     def kind(self) -> str:
-        """What the sample is: ``continuation`` of something heard, ``conditioned`` on what is
-        given beside the codes, or ``unprompted``."""
+        """What the sample is: ``continuation`` of a recording, ``conditioned`` on what is given
+        beside the codes, or ``unprompted``."""
         if len(self.codes):
             return "continuation"
         return "conditioned" if self.given.values else "unprompted"
 
 
-def unprompted(number: int, info: CodecInfo) -> list[Prompt]:
-    empty = torch.empty(0, info.num_codebooks, dtype=torch.int64)
-    return [Prompt(empty, f"unprompted-{i:02d}") for i in range(number)]
+def read_prompts(
+    args: PromptArgs, conditions: ConditionArgs, model, codec, new_frames: int, seed: int
+) -> list[Prompt]:
+    """The prompts that flags name, with their conditions; one that is empty without any.
+
+    :param codec: encodes audio files.
+    :param new_frames: longest continuation; a ``source`` is read up to its end.
+    :param seed: of the choice among cuts.
+    :raises UserError: files, cuts or conditions that are missing, unusable or not the model's.
+    """
+    rate = float(model.info.frame_rate)
+    frames = max(1, round(args.prompt_seconds * rate)) if args.prompt_seconds else 0
+    if args.prompt:
+        prompts = from_audio(list(args.prompt), codec, frames)
+    elif args.manifest_dir:
+        prompts = from_tokens(
+            *(args.manifest_dir, args.split, args.num_prompts),
+            *(frames, model, seed, conditions.voice_seconds),
+        )
+    else:
+        prompts = []
+    given = from_arguments(conditions, model.conditions, codec, frames + new_frames)
+    return combine(prompts, given, model.info)
 
 
-def combine(starts: list[Prompt], given: list[Given], info: CodecInfo) -> list[Prompt]:
+def no_codes(info: CodecInfo) -> Tensor:
+    """(0, K): the codes of a prompt that is none."""
+    return torch.empty(0, info.num_codebooks, dtype=torch.int64)
+
+
+def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[Prompt]:
     """Prompts with conditions: one of either for all of the other, or as many.
 
     :raises UserError: unequal numbers.
     """
     if not given:
-        return starts or unprompted(1, info)
-    if not starts:
-        empty = torch.empty(0, info.num_codebooks, dtype=torch.int64)
-        return [Prompt(empty, f"conditioned-{i:02d}", given=g) for i, g in enumerate(given)]
-    if 1 not in (len(starts), len(given)) and len(starts) != len(given):
+        return prompts or [Prompt(no_codes(info), "unprompted")]
+    if not prompts:
+        return [
+            Prompt(no_codes(info), f"conditioned-{i:02d}", given=g) for i, g in enumerate(given)
+        ]
+    if 1 not in (len(prompts), len(given)) and len(prompts) != len(given):
         raise UserError(
-            f"{len(starts)} prompts and {len(given)} texts or other conditions: give one of "
+            f"{len(prompts)} prompts and {len(given)} texts or other conditions: give one of "
             "either, or as many"
         )
     found = []
-    for i in range(max(len(starts), len(given))):
-        start, more = starts[i % len(starts)], given[i % len(given)]
-        merged = Given({**start.given.values, **more.values}, {**start.given.about, **more.about})
-        name = start.name if len(starts) > 1 else f"{start.name}-{i:02d}"
-        found.append(replace(start, name=name, given=merged))
+    for i in range(max(len(prompts), len(given))):
+        prompt, more = prompts[i % len(prompts)], given[i % len(given)]
+        own = prompt.given
+        merged = Given({**own.values, **more.values}, {**own.about, **more.about})
+        name = prompt.name if len(prompts) > 1 else f"{prompt.name}-{i:02d}"
+        found.append(replace(prompt, name=name, given=merged))
     return found
 
 
-def jobs(starts: list[Prompt], many: int) -> list[tuple[int, Prompt, str]]:
-    """``many`` samples of each start: number in the random stream, start, name of the file."""
-    if len(starts) == 1 and starts[0].kind == "unprompted":
-        return [(i, starts[0], f"unprompted-{i:02d}") for i in range(many)]
-    named = [(s, s.name if many == 1 else f"{s.name}-{j:02d}") for s in starts for j in range(many)]
-    return [(i, s, name) for i, (s, name) in enumerate(named)]
+# ---------------------------------------------------------------------------------- prompts
 
 
 def from_audio(paths: list[str], codec, num_frames: int) -> list[Prompt]:
@@ -113,24 +203,24 @@ def from_tokens(
     num_frames: int,
     model,
     seed: int,
-    heard_seconds: float = 3.0,
+    voice_seconds: float = 3.0,
 ) -> list[Prompt]:
     """The first ``num_frames`` frames of ``number`` cuts of a split (or of fewer, with a word on
-    stderr), drawn by ``seed`` from those that go on for at least half as long again; from as many
-    speakers as there are.
+    stderr), drawn by ``seed`` from those that continue for at least half as long again; from as
+    many speakers as there are.
 
     :param num_frames: 0 for none of the cut itself, only the conditions that belong to it.
-    :param heard_seconds: length of another recording of the speaker, for models that hear one.
+    :param voice_seconds: length of another recording of the speaker, for models that are given one.
     :raises UserError: no such split, tokens of another codec, no cut of that length, nothing to
-        hear at all.
+        start from at all.
     """
     from rvqlm.data.index import TokenDataset
 
     info = model.info
     if not num_frames and not model.conditions:
         raise UserError(
-            "--prompt-seconds 0: the model hears nothing but the codes of its prompt; leave out "
-            "--manifest-dir to make audio from nothing"
+            "--prompt-seconds 0: the model is given nothing but the codes of its prompt; leave out "
+            "--manifest-dir to make unprompted audio"
         )
     dataset = TokenDataset.open(manifest_dir, split, num_codebooks=info.num_codebooks)
     dataset.info.require_same(info, f"{manifest_dir} ({split})", "the checkpoint")
@@ -148,16 +238,11 @@ def from_tokens(
         )
     rows = np.random.default_rng(seed).permutation(rows).tolist()
     speakers = _speakers(manifest_dir, split)
-    turn: dict[str, int] = {}  # how many cuts of a speaker came before
-    order = []
-    for row in rows:
-        turn[speakers[row]] = turn.get(speakers[row], -1) + 1
-        order.append((turn[speakers[row]], len(order), row))
-    rows = [row for _, _, row in sorted(order)[:number]]
+    rows = in_turns(rows, [speakers[row] for row in rows])[:number]
     scales = stored_scales(manifest_dir, split, info, {dataset.id_of(row) for row in rows})
-    heard = conditions_of(dataset, rows, model, seed, heard_seconds)
+    conditions = conditions_of(dataset, rows, model, seed, voice_seconds)
     prompts = []
-    for row, given in zip(rows, heard):
+    for row, given in zip(rows, conditions):
         codes = torch.from_numpy(dataset.read(row, 0, num_frames).astype(np.int64))
         name = dataset.id_of(row)
         kind = "continuation" if num_frames else "conditioned"
@@ -168,35 +253,20 @@ def from_tokens(
     return prompts
 
 
-def conditions_of(dataset, rows: list[int], model, seed: int, heard_seconds: float) -> list[Given]:
-    """What a model hears beside the codes of some cuts, as its token directory has it.
+def in_turns(items: Sequence, speakers: Sequence[str], before: Sequence[str] = ()) -> list:
+    """Items reordered so that the second of a speaker comes after the first of everybody.
 
-    :raises UserError: conditions that were made otherwise than those of the model's training.
+    :param before: speakers of items that come before all of these.
+
+    >>> in_turns([1, 2, 3], ["ann", "ann", "bob"])
+    [1, 3, 2]
     """
-    from rvqlm.data.conditions import ConditionSet
-
-    if not model.conditions:
-        return [Given({}, {}) for _ in rows]
-    prompt_frames = max(1, round(heard_seconds * float(model.info.frame_rate)))
-    conditions = ConditionSet.open(
-        dataset, list(model.conditions), prompt_frames=prompt_frames, seed=seed
-    )
-    for kind, info in model.conditions.items():
-        info.require_same(conditions.infos[kind], "the checkpoint", str(dataset.directory))
-    index = np.asarray(rows)
-    padded = conditions.read(index, np.zeros_like(index), np.asarray(dataset.frames)[index], 0)
-    found = []
-    for i in range(len(rows)):
-        values = {k: p.values[i, : int(p.lengths[i])].long() for k, p in padded.items()}
-        values = {k: v for k, v in values.items() if len(v)}
-        about = {}
-        if "text" in values:
-            front_end = text_front_end(model.conditions["text"])
-            # phonemes are no text that could be spoken again
-            key = "phonemes" if front_end.settings.type == "phonemes" else "text"
-            about[key] = front_end.decode(values["text"][:, 0])
-        found.append(Given(values, about))
-    return found
+    count = Counter(before)
+    turns = []
+    for i, speaker in enumerate(speakers):
+        turns.append((count[speaker], i))
+        count[speaker] += 1
+    return [items[i] for _, i in sorted(turns)]
 
 
 def _speakers(manifest_dir: str, split: str) -> list[str]:
@@ -208,3 +278,109 @@ def _speakers(manifest_dir: str, split: str) -> list[str]:
         named = (s.get("speaker") for s in cut.get("supervisions") or [])
         found.append(next((name for name in named if name), f"cut {cut['id']}"))
     return found
+
+
+# ------------------------------------------------------------------------------- conditions
+
+
+def from_arguments(
+    args: ConditionArgs, infos: dict[str, ConditionInfo], codec, max_frames: int
+) -> list[Given]:
+    """The conditions that the flags name: empty without any, else one or more samples' worth.
+
+    :param infos: conditions of the model.
+    :param codec: encodes ``source`` and ``voice``.
+    :param max_frames: a source is read up to there.
+    :raises UserError: a condition that the model does not know, unequal numbers, bad files.
+    """
+    given: dict[str, list[tuple[str, Tensor]]] = {}
+    if texts := args.texts():
+        front_end = _text_front_end(_known("text", infos))
+        given["text"] = [(t, _steps(front_end.encode(t))) for t in texts]
+    if args.midi:
+        from rvqlm.frontends.midi import MidiFrontEnd
+
+        front_end = MidiFrontEnd.from_info(_known("midi", infos))
+        given["midi"] = [(path, _steps(front_end.encode(path))) for path in args.midi]
+    rate = float(codec.info.frame_rate)
+    for kind, paths, frames in (
+        ("source", args.source, max_frames),
+        ("prompt", args.voice, max(1, round(args.voice_seconds * rate))),
+    ):
+        if paths:
+            _known(kind, infos)
+            given[kind] = [(path, encode_file(path, codec, frames)[0]) for path in paths]
+    if not given:
+        return []
+    number = max(len(items) for items in given.values())
+    if uneven := [k for k, items in given.items() if len(items) not in (1, number)]:
+        counts = ", ".join(f"{len(given[k])} of {k}" for k in uneven)
+        raise UserError(f"{counts} but {number} in all: give one for all samples or {number}")
+    found = [Given() for _ in range(number)]
+    for kind, items in given.items():
+        for i, sample in enumerate(found):
+            sample.about[kind], sample.values[kind] = items[i % len(items)]
+    return found
+
+
+def conditions_of(dataset, rows: list[int], model, seed: int, voice_seconds: float) -> list[Given]:
+    """What a model is given beside the codes of some cuts, as their token directory has it.
+
+    :raises UserError: conditions that were made otherwise than those of the model's training.
+    """
+    from rvqlm.data.conditions import ConditionSet
+
+    if not model.conditions:
+        return [Given() for _ in rows]
+    voice_frames = max(1, round(voice_seconds * float(model.info.frame_rate)))
+    conditions = ConditionSet.open(
+        dataset, list(model.conditions), prompt_frames=voice_frames, seed=seed
+    )
+    for kind, info in model.conditions.items():
+        info.require_same(conditions.infos[kind], "the checkpoint", str(dataset.directory))
+    index = np.asarray(rows)
+    padded = conditions.read(index, np.zeros_like(index), np.asarray(dataset.frames)[index], 0)
+    found = []
+    for i in range(len(rows)):
+        values = {k: p.values[i, : int(p.lengths[i])].long() for k, p in padded.items()}
+        values = {k: v for k, v in values.items() if len(v)}
+        about = {}
+        if "text" in values:
+            front_end = _text_front_end(model.conditions["text"])
+            # phonemes are no text that could be spoken again
+            key = "phonemes" if front_end.settings.type == "phonemes" else "text"
+            about[key] = front_end.decode(values["text"][:, 0])
+        found.append(Given(values, about))
+    return found
+
+
+def pad(items: Sequence[Given], infos: dict[str, ConditionInfo]) -> dict[str, Padded]:
+    """A batch of conditions; a sample without one of a kind that others have is "not given"."""
+    kinds = {kind for item in items for kind in item.values}
+    return {
+        kind: Padded.of([item.values.get(kind) for item in items], info.num_fields)
+        for kind, info in infos.items()
+        if kind in kinds
+    }
+
+
+def _text_front_end(info: ConditionInfo):
+    from rvqlm.frontends.text import TextFrontEnd
+
+    return TextFrontEnd.from_info(info)
+
+
+def _known(kind: str, infos: dict[str, ConditionInfo]) -> ConditionInfo:
+    if kind not in infos:
+        flag = {"prompt": "voice"}.get(kind, kind)
+        raise UserError(
+            f"--{flag}: the model was trained without --conditions {kind}"
+            + (f", only with {', '.join(infos)}" if infos else "")
+        )
+    return infos[kind]
+
+
+def _steps(tokens) -> Tensor:
+    """(S,) or (S, F) array -> (S, F) int64."""
+    tokens = torch.as_tensor(tokens).long()
+    return tokens if tokens.ndim == 2 else tokens[:, None]

@@ -1,9 +1,9 @@
 """What a recogniser got wrong: edit distance, error rates with their uncertainty, and the rate that
 chance would give.
 
-An error is a symbol that has to be changed, put in or taken out to make what was recognised from
-what was said (Levenshtein, 1966); a rate is the errors over the symbols said, of all items
-together.
+An error is a substitution, insertion or deletion in the shortest way from the reference to what was
+recognised (Levenshtein, 1966); a rate is the errors over the symbols of the references, of all
+items together.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def _rows(
 ) -> Iterator[np.ndarray]:
     """The table of distances between beginnings, row by row: row i is (B, M + 1), from the first i
     symbols of each reference to the first j of its hypothesis."""
-    said, heard = _padded(references, -1), _padded(hypotheses, -2)
-    columns = np.arange(heard.shape[1] + 1)
-    row = np.broadcast_to(columns, (len(heard), len(columns)))
+    right, found = _padded(references, -1), _padded(hypotheses, -2)
+    columns = np.arange(found.shape[1] + 1)
+    row = np.broadcast_to(columns, (len(found), len(columns)))
     yield row
-    for i in range(said.shape[1]):
-        step = row + 1  # the symbol was left out
-        step[:, 1:] = np.minimum(step[:, 1:], row[:, :-1] + (heard != said[:, i : i + 1]))
-        # put in: from the left, d[j] = min over j' <= j of d[j'] + j - j', all columns at once
+    for i in range(right.shape[1]):
+        step = row + 1  # a deletion
+        step[:, 1:] = np.minimum(step[:, 1:], row[:, :-1] + (found != right[:, i : i + 1]))
+        # insertions: from the left, d[j] = min over j' <= j of d[j'] + j - j', all columns at once
         row = np.minimum.accumulate(step - columns, axis=1) + columns
         yield row
 
@@ -63,11 +63,11 @@ def edit_distances(
     >>> edit_distances([[1, 2, 3], []], [[1, 3, 4], [7]]).tolist()
     [2, 1]
     """
-    said, heard = (np.array([len(i) for i in items], int) for items in (references, hypotheses))
-    found = np.zeros(len(said), np.int64)
+    ends, columns = (np.array([len(i) for i in items], int) for items in (references, hypotheses))
+    found = np.zeros(len(ends), np.int64)
     for i, row in enumerate(_rows(references, hypotheses)):
-        here = np.flatnonzero(said == i)
-        found[here] = row[here, heard[here]]
+        here = np.flatnonzero(ends == i)
+        found[here] = row[here, columns[here]]
     return found
 
 
@@ -95,7 +95,7 @@ def count_edits(reference: Sequence[int], hypothesis: Sequence[int]) -> Edits:
 
 @dataclass
 class Recognized:
-    """One item: what it was to say, and what was heard."""
+    """One item: what it was to say, and what was recognised."""
 
     name: str
     """Path of the file or id of the cut."""

@@ -7,6 +7,7 @@ an experiment lacks is a dash, and said in words with the command that makes it.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -15,11 +16,10 @@ from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
-from rvqlm.reports.clips import described_samples
-from rvqlm.reports.figures import number
-from rvqlm.reports.run import read_json, read_metrics
+from rvqlm.inference.files import read_samples
+from rvqlm.reports.experiment import Training, read_json, stage_folders
+from rvqlm.reports.formatting import mean, number
 
-KINDS = ("continuation", "conditioned", "unprompted")
 IDENTITY = ("pattern", "masking")
 """Options that say what a family is: shown at their defaults too where not all rows have them."""
 SHAPE = ("decoder-dim", "num-decoder-layers")
@@ -65,7 +65,7 @@ class Row:
     steps: int | None = None
     frames_seen: int | None = None
     padding: float | None = None
-    """Share of filler in all batches of the training."""
+    """Padding ratio of all batches of the training."""
     memory_mb: float | None = None
     evaluation: dict | None = None
     samples: dict[str, Samples] = field(default_factory=dict)
@@ -77,6 +77,9 @@ class Row:
     commands: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     """What is missing or to be known, a line each."""
+
+    def remark(self, text: str, where: Path | str = "") -> None:
+        self.remarks.append(f"{where or self.exp_dir}: {text}")
 
 
 # ---------------------------------------------------------------- reading
@@ -90,19 +93,20 @@ def read_row(exp_dir: str | Path, split: str) -> Row:
     exp = Path(exp_dir)
     if not exp.is_dir():
         raise UserError(f"{exp}: no such directory; give the --exp-dir of a training")
-    stages = sorted(exp.glob("stage[0-9]*"), key=lambda p: int(re.sub(r"\D", "", p.name)))
+    stages = stage_folders(exp)
     whole = (exp / "metrics.jsonl").exists() or not stages
-    runs = [exp] if whole else [p for p in stages if p.is_dir()]
     row = Row(str(exp), exp.name or exp.resolve().name)
     if re.fullmatch(r"stage[2-9]", exp.name):
-        row.remarks.append(
-            f"{exp}: the stages before are left out of minutes, steps and frames; give {exp.parent}"
+        row.remark(
+            f"the stages before are left out of minutes, steps and frames; give {exp.parent}"
         )
-    _read_flags(row, runs)
-    _read_metrics(row, runs)
+    trainings = [Training.read(p) for p in ([exp] if whole else stages)]
+    for training in trainings:
+        _add_training(row, training)
+    _add_log(row, [t for t in trainings if t.train])
     places = [exp, *reversed(stages)]
-    _read_evaluation(row, places, split)
-    _read_samples(row, places)
+    _add_evaluation(row, places, split)
+    _add_samples(row, places)
     if not (row.flags or row.commands or row.steps or row.evaluation or row.samples):
         raise UserError(f"{exp} holds no training; train first: rvqlm trainer --exp-dir {exp}")
     row.commands = list(dict.fromkeys(row.commands))
@@ -110,37 +114,27 @@ def read_row(exp_dir: str | Path, split: str) -> Row:
     return row
 
 
-def _read_flags(row: Row, runs: list[Path]) -> None:
-    import yaml
-
-    for run in runs:
-        config, about = run / "config.yaml", run / "run.json"
-        if config.exists():
-            try:
-                row.flags = yaml.safe_load(config.read_text(encoding="utf-8"))
-                row.family = row.flags["model-name"]
-            except (yaml.YAMLError, KeyError, TypeError) as e:
-                reason = " ".join(str(e).split())
-                raise UserError(f"{config}: not flags of rvqlm trainer ({reason})") from None
-        else:
-            row.remarks.append(f"{run}: no config.yaml, so its options are not in the table")
-        if not about.exists():
-            row.remarks.append(f"{run}: no run.json (parameters, machine, commit, commands)")
-            continue
-        record = read_json(about)
-        row.family = row.family or record.get("model")
-        row.parameters = record.get("parameters", row.parameters)
-        row.commands += record.get("commands", [])
-        row.commits += [c for c in [record.get("commit")] if c]
-        row.machine = describe_machine(record.get("machine") or {}) or row.machine
-        data = record.get("data") or {}
-        row.codec = data.get("codec") or row.codec
-        hours = [f"{number(v['hours'])} h of {k}" for k, v in data.items() if _is_split(v)]
-        row.data = ", ".join(hours) or row.data
-
-
-def _is_split(value) -> bool:
-    return isinstance(value, dict) and "hours" in value
+def _add_training(row: Row, training: Training) -> None:
+    """Flags and circumstances; of several stages, those of the last and the commands of all."""
+    run, record = training.folder, training.about
+    if training.config:
+        row.flags = training.flags()
+        row.family = row.flags["model-name"]
+    else:
+        row.remark("no config.yaml, so its options are not in the table", run)
+    if not record:
+        row.remark("no run.json (parameters, machine, commit, commands)", run)
+    if not training.train:
+        row.remark("no metrics.jsonl of a training (minutes, steps, padding)", run)
+    row.family = row.family or record.get("model")
+    row.parameters = record.get("parameters", row.parameters)
+    row.commands += record.get("commands", [])
+    row.commits += [c for c in [record.get("commit")] if c]
+    row.machine = describe_machine(record.get("machine") or {}) or row.machine
+    data = record.get("data") or {}
+    row.codec = data.get("codec") or row.codec
+    splits = {k: v["hours"] for k, v in data.items() if isinstance(v, dict) and "hours" in v}
+    row.data = ", ".join(f"{number(h)} h of {k}" for k, h in splits.items()) or row.data
 
 
 def describe_machine(machine: dict) -> str:
@@ -152,38 +146,28 @@ def describe_machine(machine: dict) -> str:
     return ", ".join(words)
 
 
-def _read_metrics(row: Row, runs: list[Path]) -> None:
-    frames = cells = 0.0
-    minutes, steps, seen, memory = [], [], [], []
-    for run in runs:
-        path = run / "metrics.jsonl"
-        records = read_metrics(path) if path.exists() else {}
-        train = records.get("train", [])
-        elapsed = [r["elapsed"] for of in records.values() for r in of if "elapsed" in r]
-        if not train:
-            row.remarks.append(f"{run}: no metrics.jsonl of a training (minutes, steps, padding)")
-            continue
-        steps.append(train[-1]["step"])
-        minutes += [max(elapsed) / 60] if elapsed else []
-        seen += [train[-1]["total_frames"]] if "total_frames" in train[-1] else []
-        memory += [r["memory_mb"] for r in train if r.get("memory_mb")]
-        for r in train:
-            if "padding" in r and r.get("frames"):
-                frames += r["frames"]
-                cells += r["frames"] / (1 - r["padding"])
-    row.steps, row.frames_seen = sum(steps) or None, sum(seen) or None
-    row.minutes, row.memory_mb = sum(minutes) or None, max(memory, default=None)
-    row.padding = 1 - frames / cells if cells else None
+def _add_log(row: Row, trainings: list[Training]) -> None:
+    """What the logs of all stages add up to."""
+    last = [t.train[-1] for t in trainings]
+    row.steps = sum(r["step"] for r in last) or None
+    row.frames_seen = sum(r.get("total_frames", 0) for r in last) or None
+    ends = [max(r.get("elapsed", 0) for of in t.log.values() for r in of) for t in trainings]
+    row.minutes = sum(ends) / 60 or None
+    records = [r for t in trainings for r in t.train]
+    row.memory_mb = max((r["memory_mb"] for r in records if r.get("memory_mb")), default=None)
+    batches = [r for r in records if "padding" in r and r.get("frames")]
+    cells = sum(r["frames"] / (1 - r["padding"]) for r in batches)
+    row.padding = 1 - sum(r["frames"] for r in batches) / cells if cells else None
 
 
-def _read_evaluation(row: Row, places: list[Path], split: str) -> None:
+def _add_evaluation(row: Row, places: list[Path], split: str) -> None:
     paths = [p / f"eval_{split}.json" for p in places]
     path = next((p for p in paths if p.exists()), None)
     if path is None:
-        data = row.flags.get("manifest-dir", "TOKENS")
-        row.remarks.append(
-            f"{row.exp_dir}: no eval_{split}.json (bits per second, nats); run: rvqlm evaluate "
-            f"--exp-dir {row.exp_dir} --manifest-dir {data} --split {split}"
+        tokens = row.flags.get("manifest-dir", "TOKENS")
+        row.remark(
+            f"no eval_{split}.json (bits per second, nats); run: rvqlm evaluate --exp-dir "
+            f"{row.exp_dir} --manifest-dir {tokens} --split {split}"
         )
         return
     found = read_json(path)
@@ -194,72 +178,64 @@ def _read_evaluation(row: Row, places: list[Path], split: str) -> None:
     row.commands += [found["command"]] if found.get("command") else []
 
 
-def _read_samples(row: Row, places: list[Path]) -> None:
-    found = next((s for p in places if (s := described_samples(p / "samples"))), [])
+def _add_samples(row: Row, places: list[Path]) -> None:
+    found = next((s for p in places if (s := read_samples(p / "samples"))), [])
     if not found:
-        row.remarks.append(
-            f"{row.exp_dir}: no samples (speed, silence, repetition); run: rvqlm generate "
-            f"--exp-dir {row.exp_dir} --batch-size 1"
+        row.remark(
+            "no samples (speed, silence, repetition); run: rvqlm generate --exp-dir "
+            f"{row.exp_dir} --batch-size 1"
         )
         return
     newest = int(found[0][1].get("step") or 0)
     current = [(w, a) for w, a in found if int(a.get("step") or 0) == newest]
-    if len(current) < len(found):
-        row.remarks.append(
-            f"{row.exp_dir}: {len(found) - len(current)} samples of training steps before {newest} "
-            "are left out"
-        )
+    if old := len(found) - len(current):
+        row.remark(f"{old} samples of training steps before {newest} are left out")
     evaluated = (row.evaluation or {}).get("step")
     if evaluated is not None and evaluated != newest:
-        row.remarks.append(
-            f"{row.exp_dir}: samples of step {newest}, evaluation of step {evaluated}; generate or "
-            "evaluate again for the same"
+        row.remark(
+            f"samples of step {newest}, evaluation of step {evaluated}; generate or evaluate again "
+            "for the same"
         )
     row.codec = row.codec or current[0][1].get("codec")
     for kind in dict.fromkeys(a["kind"] for _, a in current):
         of_kind = [(w, a) for w, a in current if a["kind"] == kind]
         row.samples[kind] = _summarize(kind, newest, of_kind)
         if row.samples[kind].passes_per_second is None:
-            row.remarks.append(
-                f"{row.exp_dir}: {kind} samples were not made one at a time, so their speed is "
-                "left out; rvqlm generate --batch-size 1"
+            row.remark(
+                f"{kind} samples were not made one at a time, so their speed is left out; "
+                "rvqlm generate --batch-size 1"
             )
 
 
 def _summarize(kind: str, step: int, found: list[tuple[Path, dict]]) -> Samples:
     abouts = [about for _, about in found]
-    new = [a.get("seconds", 0.0) - (a.get("prompt_seconds") or 0.0) for a in abouts]
     # what a batch of several costs is shared by them in a way that depends on its size
     alone = [
-        (s, a)
-        for s, a in zip(new, abouts)
-        if a.get("batch_size") == 1 and s > 0 and a.get("passes") and a.get("generation_seconds")
-    ]
-    seconds = sum(s for s, _ in alone)
-    given = [
-        str(a.get("prompt") or (a.get("conditions") or {}).get("text") or a.get("seed"))
+        (a, seconds)
         for a in abouts
+        if (seconds := a.get("seconds", 0.0) - (a.get("prompt_seconds") or 0.0)) > 0
+        and (a.get("batch_size") == 1 and a.get("passes") and a.get("generation_seconds"))
     ]
+
+    def per_second(key: str) -> float | None:
+        return sum(a[key] for a, _ in alone) / sum(s for _, s in alone) if alone else None
+
     return Samples(
         kind=kind,
         step=step,
         count=len(found),
-        passes_per_second=sum(a["passes"] for _, a in alone) / seconds if alone else None,
-        seconds_per_second=(
-            sum(a["generation_seconds"] for _, a in alone) / seconds if alone else None
-        ),
-        silence=_mean(a.get("silence_ratio") for a in abouts),
-        repetition=_mean(a.get("repetition_ratio") for a in abouts),
+        passes_per_second=per_second("passes"),
+        seconds_per_second=per_second("generation_seconds"),
+        silence=mean(a.get("silence_ratio") for a in abouts),
+        repetition=mean(a.get("repetition_ratio") for a in abouts),
         settings={**(abouts[0].get("settings") or {}), "seed": abouts[0].get("seed")},
-        beginnings=sorted(given),
+        beginnings=sorted(
+            str(a.get("prompt") or (a.get("conditions") or {}).get("text") or a.get("seed"))
+            for a in abouts
+        ),
         wavs=[str(w) for w, _ in found],
         commands=list(dict.fromkeys(a["command"] for a in abouts if a.get("command"))),
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    values = [v for v in values if v is not None]
-    return sum(values) / len(values) if values else None
 
 
 # ---------------------------------------------------------------- comparing
@@ -274,29 +250,23 @@ def distinguish(dicts: Sequence[dict], defaults: Sequence[dict] | None = None) -
     >>> distinguish([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 0}], [{}, {"c": 0}])
     [{'b': 2}, {'b': 3}]
     """
-    defaults = defaults or [{}] * len(dicts)
     found: list[dict] = [{} for _ in dicts]
     for key in dict.fromkeys(k for d in dicts for k in d):
-        values = [d[key] for d in dicts if key in d]
-        everywhere = len(values) == len(dicts)
-        for d, default, mine in zip(dicts, defaults, found):
+        having = [d[key] for d in dicts if key in d]
+        everywhere, differs = len(having) == len(dicts), any(v != having[0] for v in having)
+        for d, default, own in zip(dicts, defaults or [{}] * len(dicts), found):
             if key not in d:
                 continue
-            if everywhere:
-                tells = any(v != values[0] for v in values)
-            else:
-                tells = key in IDENTITY or d[key] != default.get(key)
-            if tells:
-                mine[key] = d[key]
+            if differs if everywhere else key in IDENTITY or d[key] != default.get(key):
+                own[key] = d[key]
     return found
 
 
 def _set_options(rows: list[Row]) -> None:
     known = [r for r in rows if r.flags]
-    of_family = {r.family: _defaults(r.family) for r in known}
-    defaults = [of_family[r.family] for r in known]
+    defaults = [_defaults(r.family) for r in known]
     # a run of an older version has fewer flags, and what it did then is the default now
-    flags = [{**d, **r.flags} for r, d in zip(known, defaults)]
+    flags = [d | r.flags for r, d in zip(known, defaults)]
     told = [{k: v for k, v in f.items() if not IGNORED.fullmatch(k)} for f in flags]
     for row, own, options in zip(known, flags, distinguish(told, defaults)):
         row.options = options
@@ -304,6 +274,7 @@ def _set_options(rows: list[Row]) -> None:
             row.options |= {key: own[key] for key in SHAPE if key in own}
 
 
+@functools.cache
 def _defaults(family: str) -> dict:
     """All flags of a family as they are when none is given."""
     from rvqlm.cli import flatten
@@ -322,30 +293,31 @@ def grouped(values: Iterable[tuple[str, object]]) -> str:
     names: dict[str, list[str]] = {}
     for name, value in values:
         names.setdefault(str(value), []).append(name)
-    if len(names) == 1:
-        return next(iter(names))
+    if len(names) < 2:
+        return "".join(names)
     return "; ".join(f"{value} ({', '.join(of)})" for value, of in names.items())
 
 
-def describe_codec(values: dict) -> str:
+def describe_codec(info: CodecInfo) -> str:
     """What makes codes comparable; not the name, for the same weights may go by several."""
-    info = CodecInfo.from_dict(values)
     shape = f"{info.num_codebooks} x {info.codebook_size:,}"
     rate = number(float(info.frame_rate), 5)
     return f"fingerprint `{info.fingerprint}`, {shape}, {rate} frames/s"
 
 
-def held_out(evaluation: dict) -> str:
+def evaluated_on(evaluation: dict) -> str:
     """What a row was evaluated on, in words; equal where the scored frames are."""
     e = evaluation
-    heard = f"prompt fraction {e['prompt_fraction']:g}"
-    return f"split {e['split']}, {e['cuts']:,} recordings, {e['frames']:,} frames, {heard}"
+    return (
+        f"split {e['split']}, {e['cuts']:,} recordings, {e['frames']:,} frames, "
+        f"prompt fraction {e['prompt_fraction']:g}"
+    )
 
 
 def require_comparable(rows: list[Row]) -> None:
     """Raise `UserError` with all that makes figures of different rows incomparable."""
-    evaluated = [(r.name, held_out(r.evaluation)) for r in rows if r.evaluation]
-    codecs = [(r.name, describe_codec(r.codec)) for r in rows if r.codec]
+    evaluated = [(r.name, evaluated_on(r.evaluation)) for r in rows if r.evaluation]
+    codecs = [(r.name, describe_codec(CodecInfo.from_dict(r.codec))) for r in rows if r.codec]
     problems = []
     if len({text for _, text in codecs}) > 1:
         problems.append(f"codes of different codecs or levels: {grouped(codecs)}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rvqlm.metrics.audio_metrics import log_spectrum
+from rvqlm.reports.formatting import number
 
 MAX_POINTS = 240
 
@@ -41,19 +42,15 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers (1, 2 or 5 times a power of ten) within [low, high].
 
     >>> nice_ticks(0, 7.3)
-    [0, 2, 4, 6]
+    [0.0, 2.0, 4.0, 6.0]
     """
-    span = high - low
-    if not span > 0:
+    from matplotlib.ticker import MaxNLocator
+
+    if not high > low:
         return [low]
-    step = 10 ** math.floor(math.log10(span / count))
-    for factor in (1, 2, 5, 10):
-        if span / (step * factor) <= count:
-            step *= factor
-            break
-    first = math.ceil(low / step - 1e-9)
-    last = math.floor(high / step + 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
+    ticks = MaxNLocator(count, steps=[1, 2, 5, 10]).tick_values(low, high)
+    slack = 1e-9 * (high - low)
+    return [round(float(t), 10) for t in ticks if low - slack <= t <= high + slack]
 
 
 def thin(x: list[float], y: list[float], limit: int = MAX_POINTS) -> tuple[list, list]:
@@ -62,28 +59,8 @@ def thin(x: list[float], y: list[float], limit: int = MAX_POINTS) -> tuple[list,
     keep = np.isfinite(xs) & np.isfinite(ys)
     xs, ys = xs[keep], ys[keep]
     if xs.size > limit:
-        edges = np.linspace(0, xs.size, limit + 1).astype(int)
-        counts = np.diff(edges)
-        xs = np.add.reduceat(xs, edges[:-1]) / counts
-        ys = np.add.reduceat(ys, edges[:-1]) / counts
+        xs, ys = (np.array([run.mean() for run in np.array_split(a, limit)]) for a in (xs, ys))
     return xs.tolist(), ys.tolist()
-
-
-def number(value: float, digits: int = 3) -> str:
-    """For people: three significant digits below 1000, grouped thousands above.
-
-    >>> number(3401.4), number(0.01234), number(17.0)
-    ('3,401', '0.0123', '17')
-    """
-    if value is None or not math.isfinite(value):
-        return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{decimals}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def y_limits(series: list[Series], references: list[Reference]) -> tuple[float, float]:
@@ -188,15 +165,11 @@ def spectrogram_png(
     # rows: interpolate at frequencies equally spaced in mel
     hz = 700 * (10 ** (np.linspace(0, mel(sampling_rate / 2), height) / 2595) - 1)
     at = hz / (sampling_rate / 2) * (bins - 1)
-    below = np.clip(np.floor(at).astype(int), 0, bins - 2)
-    share = at - below
-    rows = spectrum[:, below] * (1 - share) + spectrum[:, below + 1] * share  # (F, height)
-    edges = np.linspace(0, rows.shape[0], width + 1)
-    starts = np.minimum(edges[:-1].astype(int), rows.shape[0] - 1)
-    if rows.shape[0] >= width:
-        columns = np.add.reduceat(rows, starts) / np.diff(np.append(starts, rows.shape[0]))[:, None]
+    rows = np.stack([np.interp(at, np.arange(bins), frame) for frame in spectrum])  # (F, height)
+    if len(rows) >= width:
+        columns = np.stack([part.mean(0) for part in np.array_split(rows, width)])
     else:
-        columns = rows[starts]
+        columns = rows[np.arange(width) * len(rows) // width]
     scaled = np.clip((columns + 5 + range_db) / range_db, 0, 1)  # (width, height)
     levels = 64  # enough for the eye, and the file is a third smaller than with 256
     index = np.round(scaled * (levels - 1)).astype(np.uint8).T[::-1]

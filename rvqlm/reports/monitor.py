@@ -7,21 +7,22 @@ neither time nor memory at each look.
 from __future__ import annotations
 
 import json
-import os
 import time
 from math import isfinite
 from pathlib import Path
 
 from rvqlm.errors import UserError
+from rvqlm.metrics.log import LogTail
+from rvqlm.reports.formatting import span
 from rvqlm.training.schedule import Budget
 
 MOST_POINTS = 4000
 _PATIENCE = 120.0
 """Seconds without a new line after which a training counts as stalled, at least."""
 _TIMES = 10
-"""The same in times between lines."""
+"""The same as a multiple of the time between lines."""
 _PAUSES = 3
-"""The same in times that the last validation or round of samples took."""
+"""The same as a multiple of the time that the last validation or round of samples took."""
 
 
 class Series:
@@ -52,17 +53,20 @@ class Watched:
 
     def __init__(self, exp_dir: str | Path):
         self.asked = Path(exp_dir)
-        self._forget()
+        self._start_over()
         self.read()
 
-    def _forget(self) -> None:
-        self.offset, self.tail = 0, b""
-        """Where the next line begins, and the line before it."""
-        self.inode: int | None = None
+    def _start_over(self) -> None:
+        self.tail = LogTail(self._clear)
+        self._clear()
+
+    def _clear(self) -> None:
         self.last: dict[str, dict] = {}
         """Newest line by kind."""
         self.series: dict[str, Series] = {}
-        self.totals = {"nonfinite": 0, "outlier": 0, "overflow": 0, "rollbacks": 0}
+        self.skipped = {"nonfinite": 0, "outlier": 0, "overflow": 0}
+        """Steps by reason."""
+        self.rollbacks = 0
         self.best: tuple[float, int] | None = None
         self.between: float | None = None
         """Seconds of training between the last two train lines."""
@@ -82,50 +86,31 @@ class Watched:
     def read(self) -> None:
         """Take in what was written since the last time; all of it anew where the log was cut or
         replaced, as a resumed training does."""
-        path = self.path
         try:
-            with open(path, "rb") as file:
-                self._read_on(file)
+            for line in self.tail.read(self.path):
+                self._take(line)
         except OSError:
-            if not _has_begun(path.parent):
+            if not _has_begun(self.path.parent):
                 raise UserError(
-                    f"{path}: no log there; give the --exp-dir of a training that has begun"
+                    f"{self.path}: no log there; give the --exp-dir of a training that has begun"
                 ) from None
-            self._forget()  # before its first line
-
-    def _read_on(self, file) -> None:
-        inode = os.fstat(file.fileno()).st_ino
-        file.seek(self.offset - len(self.tail))
-        # numbers of files are used again, so what was read last is compared too
-        if inode != self.inode or file.read(len(self.tail)) != self.tail:
-            self._forget()
-            self.inode = inode
-            file.seek(0)
-        for line in file:  # one at a time: a log of weeks has a GB
-            if not line.endswith(b"\n"):
-                break  # still being written
-            self.offset, self.tail = self.offset + len(line), line
-            try:
-                self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError):
-                continue  # torn by a crash
+            self._start_over()  # before its first line
 
     def _take(self, line: dict) -> None:
         kind, step = line["kind"], line["step"]
         if kind == "train":
-            before = self.last.get("train")
-            self.between = line["elapsed"] - before["elapsed"] if before else None
-            for name in self.totals:
-                key = name if name == "rollbacks" else f"skipped_{name}"
-                self.totals[name] += line.get(key) or 0
-            skips = sum(v for k, v in self.totals.items() if k != "rollbacks")
-            self._add("skipped", step, skips)
+            times = self.last.get("train", {}).get("elapsed"), line.get("elapsed")
+            self.between = None if None in times else times[1] - times[0]
+            self.rollbacks += line.get("rollbacks") or 0
+            for reason in self.skipped:
+                self.skipped[reason] += line.get(f"skipped_{reason}") or 0
+            self._add("skipped", step, sum(self.skipped.values()))
             for name in ("loss", "lr", "grad_norm", "frames_per_second", "mfu", "nats"):
                 self._add(name, step, line.get(name))
         elif kind == "valid":
-            loss = line["loss"]
+            loss = line.get("loss")
             self._add("valid", step, loss)
-            if self.best is None or loss < self.best[0]:
+            if loss is not None and isfinite(loss) and (self.best is None or loss < self.best[0]):
                 self.best = loss, step
         self.last[kind] = line
 
@@ -185,11 +170,10 @@ class Watched:
             return outcome if outcome == "finished" else f"stopped ({outcome})"
         if age <= self.patience():
             return "running"
-        where = self._where()
-        return f"no line for {span(age)}: stalled or killed{where}"
+        return f"no line for {span(age)}: stalled or killed{self._places()}"
 
-    def _where(self) -> str:
-        """Where the ranks stood, of a training on several."""
+    def _places(self) -> str:
+        """Where the ranks of a training on several stood."""
         places = []
         for path in sorted((self.exp_dir / "ranks").glob("rank-*.json")):
             try:
@@ -204,9 +188,7 @@ class Watched:
         flags, line = self.flags(), self.newest
         if not line or not flags:
             return None
-        budget = Budget(
-            flags.get("num-epochs", 0), flags.get("max-steps", 0), flags.get("max-minutes", 0.0)
-        )
+        budget = Budget(*(flags.get(f, 0) for f in ("num-epochs", "max-steps", "max-minutes")))
         batches = self.run().get("data", {}).get("batches_per_epoch") or 1
         epochs = max(line["epoch"], line["step"] * flags.get("accum", 1) / batches)
         return budget.progress(line["step"], epochs, self.elapsed)
@@ -219,14 +201,3 @@ class Watched:
 
 def _has_begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("metrics.jsonl", "run.json"))
-
-
-def span(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3.5 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def is_terminal() -> bool:
-    return os.isatty(1)

@@ -8,117 +8,93 @@ together with the command that makes it; only a directory without any training i
 from __future__ import annotations
 
 import math
-import os
+import statistics
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
+from rvqlm.checkpoints.loading import last_stage
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
+from rvqlm.inference.held_out import read_held_out
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.reports import clips
-from rvqlm.reports.figures import Reference, Series, chart, number
-from rvqlm.reports.run import Run, read_json
+from rvqlm.reports.experiment import Training, read_json, read_stages
+from rvqlm.reports.figures import Reference, Series, chart
+from rvqlm.reports.formatting import mean, number, percent, render_template
 from rvqlm.version import __version__
 
 # ---------------------------------------------------------------- figures
 
 
-def _axis(records: list[dict]) -> list[float]:
-    """Minutes of training."""
+def _curves(run: Training, values: Callable[[dict], float]) -> list[Series]:
+    """A value of the records of training and of validation over the minutes of training."""
+    return [
+        Series(label, kind, _minutes(records), [values(r) for r in records])
+        for label, kind, records in (
+            ("train", "train", run.train),
+            ("held out", "valid", run.valid),
+        )
+    ]
+
+
+def _minutes(records: list[dict]) -> list[float]:
     return [r.get("elapsed", 0.0) / 60 for r in records]
 
 
-def _levels(records: list[dict], level: int) -> list[float]:
-    """nan where a record has no loss of that level."""
-    found = [r["nats"][level] if level < len(r.get("nats", ())) else None for r in records]
-    return [math.nan if n is None else n for n in found]
-
-
-def total_chart(run: Run, info: CodecInfo, unigram: list[float] | None) -> dict:
+def total_chart(run: Training, info: CodecInfo, unigram: list[float] | None) -> dict:
     """Bits per second of audio over the minutes of training."""
 
-    def bits(records: list[dict]) -> list[float]:
-        return [
-            bits_per_second(r["nats"], info.frame_rate)
-            if r.get("nats") and None not in r["nats"]
-            else math.nan
-            for r in records
-        ]
+    def bits(record: dict) -> float:
+        nats = record.get("nats") or [None]
+        return math.nan if None in nats else bits_per_second(nats, info.frame_rate)
 
     references = [Reference("stored plainly", "plain", info.bitrate)]
     if unigram:
-        references.append(
-            Reference(
-                "unigram: frequencies only", "unigram", bits_per_second(unigram, info.frame_rate)
-            )
-        )
+        of_unigram = bits_per_second(unigram, info.frame_rate)
+        references.append(Reference("unigram: frequencies only", "unigram", of_unigram))
     return chart(
-        [
-            Series("train", "train", _axis(run.train), bits(run.train)),
-            Series("held out", "valid", _axis(run.valid), bits(run.valid)),
-        ],
+        _curves(run, bits),
         references,
         x_label="minutes of training",
         y_label="bits per second of audio",
     )
 
 
-def level_charts(run: Run, info: CodecInfo, unigram: list[float] | None) -> list[dict]:
+def level_charts(run: Training, info: CodecInfo, unigram: list[float] | None) -> list[dict]:
     """One chart a level, all with the same scale."""
-    panels, values = [], [math.log(info.codebook_size)]
-    for level in range(info.num_codebooks):
-        train, valid = _levels(run.train, level), _levels(run.valid, level)
-        panels.append((train, valid))
-        values += [v for v in (*train, *valid) if math.isfinite(v)]
-    low, high = min(values), math.log(info.codebook_size) * 1.02
+    panels = [_curves(run, partial(_nats, level)) for level in range(info.num_codebooks)]
+    top = math.log(info.codebook_size)
+    low = min([top, *(v for panel in panels for s in panel for v in s.y if math.isfinite(v))])
+    high = 1.02 * top
     limits = (low - 0.05 * (high - low), high)
-    charts = []
-    for level, (train, valid) in enumerate(panels):
-        references = [Reference("unigram", "unigram", unigram[level])] if unigram else []
-        series = [
-            Series("train", "train", _axis(run.train), train),
-            Series("held out", "valid", _axis(run.valid), valid),
-        ]
-        charts.append(chart(series, references, limits=limits, ticks=3))
-    return charts
+    marks = [[Reference("unigram", "unigram", value)] for value in unigram or []]
+    return [
+        chart(panel, marks[level] if marks else [], limits=limits, ticks=3)
+        for level, panel in enumerate(panels)
+    ]
 
 
-def speed_chart(run: Run) -> dict:
+def _nats(level: int, record: dict) -> float:
+    """nan where a record has no loss of that level."""
+    nats = record.get("nats") or []
+    return math.nan if level >= len(nats) or nats[level] is None else nats[level]
+
+
+def speed_chart(run: Training) -> dict:
     rows = [r for r in run.train if r.get("frames_per_second")]
     speeds = [r["frames_per_second"] for r in rows]
-    top = max(speeds, default=1.0)
     return chart(
-        [Series("frames per second", "train", _axis(rows), speeds)],
+        [Series("frames per second", "train", _minutes(rows), speeds)],
         x_label="minutes of training",
         y_label="frames per second",
-        limits=(0.0, top * 1.08),
+        limits=(0.0, 1.08 * max(speeds, default=1.0)),
     )
 
 
 # ---------------------------------------------------------------- numbers
-
-
-def _median(values: list[float]) -> float | None:
-    values = sorted(v for v in values if v is not None and math.isfinite(v))
-    return values[len(values) // 2] if values else None
-
-
-def _mean_of_last(records: list[dict], key: str, share: float = 0.1) -> float | None:
-    tail = [r[key] for r in records[-max(1, int(len(records) * share)) :] if r.get(key) is not None]
-    return sum(tail) / len(tail) if tail else None
-
-
-def clock(seconds: float | None) -> str:
-    """For people.
-
-    >>> clock(42), clock(431), clock(7500)
-    ('42 s', '7.2 min', '2.1 h')
-    """
-    if seconds is None:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def extent(hours: float | None) -> tuple[str, str]:
@@ -142,51 +118,48 @@ def date(started: str | None) -> str | None:
 
 def clip_table(kinds: dict[str, list[clips.Clip]]) -> list[dict]:
     """Number of clips, mean silence and mean repetition per kind."""
-
-    def mean(values: list[float | None]) -> float | None:
-        values = [v for v in values if v is not None]
-        return sum(values) / len(values) if values else None
-
     return [
         {
             "kind": kind,
             "clips": len(of_kind),
             "seconds": sum(c.seconds - c.prompt_seconds for c in of_kind),
-            "silence": mean([c.silence for c in of_kind]),
-            "repetition": mean([c.repetition for c in of_kind]),
+            "silence": mean(c.silence for c in of_kind),
+            "repetition": mean(c.repetition for c in of_kind),
         }
         for kind, of_kind in kinds.items()
         if of_kind
     ]
 
 
-def headline(run: Run, info: CodecInfo, tokens: dict, split: str) -> dict:
+def headline(
+    run: Training, evaluations: dict[str, dict], info: CodecInfo, tokens: dict, split: str
+) -> dict:
     """The numbers at the top of the page."""
-    evaluation = run.evaluations.get(split)
-    best = min(run.valid, key=lambda r: r.get("bits_per_second") or math.inf, default=None)
-    held_out = evaluation or best or {}
-    train_eval = run.evaluations.get("train")
-    bits = held_out.get("bits_per_second")
-    train_bits = (
-        train_eval["bits_per_second"] if train_eval else _mean_of_last(run.train, "bits_per_second")
-    )
-    unigram = evaluation.get("unigram_bits_per_second") if evaluation else None
-    speed = _median([r.get("frames_per_second") for r in run.train])
+    evaluation = evaluations.get(split, {})
+    best = min(run.valid, key=lambda r: r.get("bits_per_second") or math.inf, default={})
+    bits = (evaluation or best).get("bits_per_second")
+    last_tenth = run.train[-max(1, len(run.train) // 10) :]
+    of_train = evaluations.get("train") or {
+        "bits_per_second": mean(r.get("bits_per_second") for r in last_tenth)
+    }
+    unigram = evaluation.get("unigram_bits_per_second")
+    speeds = [v for r in run.train if math.isfinite(v := r.get("frames_per_second") or math.nan)]
+    speed = statistics.median_high(speeds) if speeds else None
     last = (run.train or run.valid or [{}])[-1]
+    frames = last.get("total_frames")
     bars = [
         ("codes stored plainly", "plain", info.bitrate),
         ("unigram: how often each code occurs", "unigram", unigram),
         ("model, held-out recordings", "valid", bits),
-        ("model, training recordings", "train", train_bits),
+        ("model, training recordings", "train", of_train["bits_per_second"]),
     ]
     return {
         "bits": bits,
-        "train_bits": train_bits,
         "unigram": unigram,
         "plain": info.bitrate,
         "saved": 1 - bits / unigram if bits and unigram else None,
         "source": f"split “{split}”" if evaluation else "best validation during training",
-        "bound": bool(evaluation.get("bound")) if evaluation else False,
+        "bound": bool(evaluation.get("bound")),
         "bars": [
             {"label": label, "kind": kind, "value": value, "width": 100 * value / info.bitrate}
             for label, kind, value in bars
@@ -198,11 +171,9 @@ def headline(run: Run, info: CodecInfo, tokens: dict, split: str) -> dict:
         "step": last.get("step"),
         "speed": speed,
         "realtime": speed / float(info.frame_rate) if speed else None,
-        "padding": _mean_of_last(run.train, "padding", 1.0),
+        "padding": mean(r.get("padding") for r in run.train),
         "memory_mb": last.get("memory_mb"),
-        "hours_seen": last["total_frames"] / float(info.frame_rate) / 3600
-        if last.get("total_frames")
-        else None,
+        "hours_seen": frames / float(info.frame_rate) / 3600 if frames else None,
     }
 
 
@@ -220,7 +191,7 @@ def level_table(evaluation: dict, info: CodecInfo) -> list[dict]:
                 "unigram": chance,
                 "saved": 1 - nats / chance if chance else None,
                 "accuracy": accuracy[level] if level < len(accuracy) else None,
-                "choices": math.exp(nats),
+                "perplexity": math.exp(nats),
                 "width": 100 * nats / top,
                 "mark": 100 * chance / top if chance else None,
             }
@@ -237,15 +208,6 @@ def flat(values: dict) -> list[tuple[str, str]]:
         if value not in (None, ""):
             rows.append((key.replace("_", " "), str(value)))
     return rows
-
-
-def commands(run: Run, samples: dict[str, list[clips.Clip]], own: str | None) -> list[str]:
-    """Command lines behind the page, in the order of the work, each once."""
-    lines = list(run.about.get("commands", []))
-    lines += [e["command"] for e in run.evaluations.values() if e.get("command")]
-    lines += [c.command for of_kind in samples.values() for c in of_kind if c.command]
-    lines += [own] if own else []
-    return list(dict.fromkeys(lines))
 
 
 # ---------------------------------------------------------------- the page
@@ -274,7 +236,16 @@ def collect(
     Raises `UserError` for directories that are not what they should be and for damaged files.
     """
     exp_dir, manifest_dir = Path(exp_dir), Path(manifest_dir)
-    run = Run.read(exp_dir)
+    run = Training.read(last_stage(exp_dir))  # evaluation and samples lie beside the stages
+    if not (run.folder / "metrics.jsonl").exists():
+        raise UserError(
+            f"{exp_dir} holds no training (no metrics.jsonl); "
+            f"train first: rvqlm trainer --exp-dir {exp_dir}"
+        )
+    evaluations = {
+        path.stem.removeprefix("eval_"): read_json(path)
+        for path in sorted(exp_dir.glob("eval_*.json"))
+    }
     sidecar = manifest_dir / "tokens.json"
     if not sidecar.exists():
         raise UserError(
@@ -288,47 +259,51 @@ def collect(
         CodecInfo.from_dict(trained_on).require_same(info, str(exp_dir), str(manifest_dir))
 
     remarks = []
-    evaluation = run.evaluations.get(split)
+    evaluation = evaluations.get(split)
     if evaluation is None:
         remarks.append(
             f"The held-out numbers are validation figures of the training; for the “{split}” split "
             f"run: rvqlm evaluate --exp-dir {exp_dir} --split {split}"
         )
-    samples = clips.read_samples(exp_dir / "samples", num_samples)
+    samples = clips.sample_clips(exp_dir / "samples", num_samples)
     if not samples:
         remarks.append(
             f"No samples of the model; make some: rvqlm generate --exp-dir {exp_dir} --seconds 8"
         )
     continuations = samples.pop("continuation", [])
     prompts = [c.prompt for c in continuations if c.prompt]
-    rows, missing = clips.held_out(manifest_dir, split, info, prompts, num_samples, max_seconds)
+    found, missing = read_held_out(manifest_dir, split, info, prompts, num_samples, max_seconds)
     remarks += missing
-    for row in rows:
-        row.clips += [c for c in continuations if row.began(c)]
-    alone = [c for c in continuations if not any(row.began(c) for row in rows)]
+    pairs = [clips.held_out_clips(recording, info.sampling_rate) for recording in found]
     kinds = {
-        **{
-            kind: [c for r in rows for c in r.clips if c.kind == kind]
-            for kind in ("original", "codec")
-        },
+        "original": [c for pair in pairs for c in pair if c.kind == "original"],
+        "codec": [c for pair in pairs for c in pair if c.kind == "codec"],
         "continuation": continuations,
         **samples,
     }
+    rows, alone = [], continuations
+    for recording, pair in zip(found, pairs):
+        alone = [c for c in alone if not recording.is_prompt(c.prompt)]
+        cards = [c.card() for c in pair]
+        cards += [c.card() for c in continuations if recording.is_prompt(c.prompt)]
+        about = {"id": recording.id, "speaker": recording.speaker, "text": recording.text}
+        rows.append(about | {"cards": cards})
     if alone:
         samples = {"continuation": alone, **samples}
-
-    unigram = (evaluation or next(iter(run.evaluations.values()), {})).get("unigram_nats")
+    commands = list(run.about.get("commands", []))  # in the order of the work
+    commands += [e.get("command") for e in evaluations.values()]
+    commands += [c.command for of_kind in kinds.values() for c in of_kind]
+    machine = run.about.get("machine") or {}
+    stages = read_stages(exp_dir / "stages.tsv")
+    unigram = (evaluation or next(iter(evaluations.values()), {})).get("unigram_nats")
     stats = manifest_dir / "stats.json"
     return {
         "title": title,
         "name": exp_dir.resolve().name,
         "info": info,
-        "head": headline(run, info, tokens, split),
+        "head": headline(run, evaluations, info, tokens, split),
         "remarks": remarks,
-        "rows": [
-            {"id": r.id, "speaker": r.speaker, "text": r.text, "cards": [c.card() for c in r.clips]}
-            for r in rows
-        ],
+        "rows": rows,
         "samples": {kind: [c.card() for c in of_kind] for kind, of_kind in samples.items()},
         "clip_table": clip_table(kinds),
         "total": total_chart(run, info, unigram),
@@ -339,10 +314,10 @@ def collect(
         "evaluation": evaluation,
         "stats": read_json(stats) if stats.exists() else None,
         "tokens": tokens,
-        "stages": stage_bars(run.stages),
-        "commands": commands(run, kinds, command),
-        "machine": flat(run.about.get("machine") or {}),
-        "commit": run.about.get("commit") or (run.about.get("machine") or {}).get("commit"),
+        "stages": [{"title": title, "seconds": seconds} for title, seconds in stages],
+        "commands": list(dict.fromkeys(c for c in [*commands, command] if c)),
+        "machine": flat(machine),
+        "commit": run.about.get("commit") or machine.get("commit"),
         "started": date(next(iter(run.about.get("started", [])), None)),
         "config": run.config,
         "level_ceiling": math.log(info.codebook_size),
@@ -352,18 +327,7 @@ def collect(
 
 def render(content: dict) -> str:
     """HTML with everything embedded, from `collect`."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"number": number, "clock": clock}
-    environment.globals["clock"] = clock
-    return environment.get_template("report.html").render(content)
+    return render_template("report.html", **content)
 
 
 def summary(content: dict) -> list[str]:
@@ -377,7 +341,7 @@ def summary(content: dict) -> list[str]:
         )
     for row in content["clip_table"]:
         shares = [
-            f"{name} {100 * row[key]:.0f} %"
+            f"{name} {percent(row[key])}"
             for name, key in (("silent", "silence"), ("repeating", "repetition"))
             if row[key] is not None
         ]
@@ -385,16 +349,9 @@ def summary(content: dict) -> list[str]:
     return lines + [f"missing: {remark}" for remark in content["remarks"]]
 
 
-def stage_bars(stages: list[tuple[str, float]]) -> list[dict]:
-    total = sum(seconds for _, seconds in stages) or 1
-    return [{"title": t, "seconds": s, "width": 100 * s / total} for t, s in stages]
-
-
 def write_report(page: str, out: str | Path) -> Path:
     """Write the page atomically and return its absolute path."""
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, out)
+    atomic_write(out, lambda path: path.write_text(page, encoding="utf-8"))
     return out.resolve()

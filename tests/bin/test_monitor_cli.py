@@ -6,7 +6,7 @@ import pytest
 
 from rvqlm.bin import monitor
 from rvqlm.reports.monitor import MOST_POINTS, Watched
-from rvqlm.reports.monitor_text import sparkline
+from rvqlm.reports.monitor_view import sparkline
 
 
 def write_experiment(exp_dir, lines, ended=(), age=0.0, flags=None):
@@ -120,7 +120,7 @@ def test_before_the_first_line(tmp_path, capfd):
     assert watched.newest == {} and not watched.series
 
 
-def test_watching_goes_on_while_a_run_is_moved_aside(tmp_path, capfd, monkeypatch):
+def test_watching_continues_while_a_run_is_moved_aside(tmp_path, capfd, monkeypatch):
     exp_dir = write_experiment(tmp_path / "x", LINES[:2])
     looks = []
 
@@ -173,7 +173,7 @@ def test_stages_and_comparison_and_picture(tmp_path, capfd):
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
 
 
-def test_time_goes_on_where_samples_are_the_newest_line(tmp_path, capfd):
+def test_time_left_where_samples_are_the_newest_line(tmp_path, capfd):
     sample = {"kind": "sample", "step": 55, "epoch": 0, "frames": 9, "seconds": 2.0}
     flags = {"max-steps": 0, "num-epochs": 0, "max-minutes": 2.0, "accum": 1}
     assert monitor.main([str(write_experiment(tmp_path, [*LINES, sample], flags=flags))]) == 0
@@ -199,7 +199,7 @@ def test_interval_without_a_loss(tmp_path, capfd):
     [
         (["nowhere"], "nowhere/metrics.jsonl: no log there"),
         (["x", "--plot", "a.txt"], "--plot a.txt"),
-        (["x", "--every", "3"], "--every means nothing without --watch"),
+        (["x", "--every", "3"], "--every has no effect without --watch"),
     ],
 )
 def test_mistakes(flags, message, capfd):

@@ -18,6 +18,7 @@ from rvqlm.data.index import TokenDataset
 from rvqlm.data.ragged import write_ragged
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
+from rvqlm.inference.recognize import reference_of
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import config_dict
 from rvqlm.models.recognizer import Recognizer, RecognizerConfig
@@ -74,7 +75,7 @@ def experiment(tmp_path_factory, front_end):
     rng = np.random.default_rng(0)
     codec = load_codec("spectral", num_codebooks=LEVELS)
     said = texts(64, rng)
-    heard = [encode_whole(codec, torch.from_numpy(spell(t, rng))[None]).codes for t in said]
+    codes = [encode_whole(codec, torch.from_numpy(spell(t, rng))[None]).codes for t in said]
     ids = [torch.from_numpy(front_end.encode(t)) for t in said]
     torch.manual_seed(0)
     shape = {"decoder_dim": 32, "nhead": 2, "num_decoder_layers": 1, "mask_share": 0.0}
@@ -82,7 +83,7 @@ def experiment(tmp_path_factory, front_end):
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(60):
         at = slice(step % 2, None, 2)
-        out = model(Batch.from_codes(heard[at], conditions={"text": ids[at]}))
+        out = model(Batch.from_codes(codes[at], conditions={"text": ids[at]}))
         optimizer.zero_grad()
         (out.loss / out.normalizer).backward()
         optimizer.step()
@@ -123,8 +124,8 @@ def test_samples(experiment, samples, capsys):
         lines[0]
         == f"{samples}/s-0.wav  {right[0]['errors']} errors in {right[0]['symbols']} symbols"
     )
-    assert lines[1] == f"  said   {right[0]['reference']}"
-    assert lines[2] == f"  heard  {right[0]['recognized']}"
+    assert lines[1] == f"  reference   {right[0]['reference']}"
+    assert lines[2] == f"  recognized  {right[0]['recognized']}"
     assert f"error rate {result['error_rate']:.1%} (95 %: " in out.out
 
     # two by name, written elsewhere
@@ -161,7 +162,7 @@ def test_cuts_from_their_codes_and_through_audio(experiment, tokens, capsys):
     words = ["--recognizer", experiment, "--manifest-dir", folder]
     assert recognize(*words) == 0
     out = capsys.readouterr()
-    assert "1 cuts have no text: left out" in out.err and "said" not in out.out
+    assert "1 cuts have no text: left out" in out.err and "reference" not in out.out
     result = json.loads((experiment / "recognition_test.json").read_text())
     assert {row["name"]: row["reference"] for row in result["rows"]} == said
     assert [row["name"] for row in result["rows"]] == list(said)  # in the order of the index
@@ -187,8 +188,10 @@ def test_phonemes_of_a_cut_are_not_spoken_again(tmp_path):
         {"text": "another", "phonemes": "həlˈoʊ tˈuː"},
     ]
     for conditions in given:
-        (tmp_path / "a.json").write_text(json.dumps({"conditions": conditions}))
-        assert rvqlm.bin.recognize._reference(tmp_path / "a.wav", front_end) == expected
+        (tmp_path / "a.json").write_text(
+            json.dumps({"kind": "conditioned", "conditions": conditions})
+        )
+        assert reference_of(tmp_path / "a.wav", front_end) == expected
 
 
 def test_mistakes_are_one_line_and_status_2(experiment, samples, tokens, tmp_path, capsys):
@@ -209,7 +212,9 @@ def test_mistakes_are_one_line_and_status_2(experiment, samples, tokens, tmp_pat
     assert "no such file" in mistake("--samples", samples / "no.wav")
     assert "no text in" in mistake("--samples", samples / "s-9.wav")
     assert "no folder" in mistake("--samples", samples, "--out", tmp_path / "no" / "x.json")
-    (samples / "s-1.json").write_text(json.dumps({"conditions": {"text": "abx"}}))
+    (samples / "s-1.json").write_text(
+        json.dumps({"kind": "conditioned", "conditions": {"text": "abx"}})
+    )
     named = mistake("--samples", samples / "s-1.wav")
     assert "s-1.wav: text 'abx': no symbol for 'x'" in named
     (samples / "s-1.json").write_text("[]")

@@ -55,7 +55,7 @@ def test_prompts_keep_their_scales(tmp_path):
     for frames, count in ((10, 1), (25, 3)):
         (prompt,) = from_audio([str(tmp_path / "a.wav")], codec, frames)
         assert len(prompt.codes) == frames and len(prompt.scales) == count
-        # loudest at the end of each segment: what follows the prompt was not heard
+        # loudest at the end of each segment: what follows the prompt is not encoded
         assert prompt.scales[-1] * 8000 == INFO.num_samples(frames) - 1
 
 

@@ -11,13 +11,14 @@ import torch
 from condition_fixtures import make_steps
 from token_fixtures import make_tokens
 
+import rvqlm.bin.generate
 from rvqlm.bin import trainer
-from rvqlm.checkpoints.file import load_checkpoint
+from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.codecs import registry
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset, build_index
 from rvqlm.inference.training_samples import SampleWriter
-from rvqlm.models.factory import build_model
+from rvqlm.models.factory import build_model, config_dict
 from rvqlm.training.config_log import LogConfig
 from rvqlm.training.logger import MetricsLog
 
@@ -45,6 +46,22 @@ def make(tokens, exp_dir, **flags):
     dataset = TokenDataset.open(tokens, "valid")
     log = MetricsLog(exp_dir)
     return SampleWriter(config, dataset, 0.5, exp_dir, log, seed=1), log, dataset
+
+
+def save_model(model, path, step):
+    state = {
+        "format": 3,
+        "model": model.state_dict(),
+        "ema": None,
+        "model_name": model.name,
+        "model_config": config_dict(model),
+        "codec": model.info.to_dict(),
+        "conditions": {k: c.to_dict() for k, c in model.conditions.items()},
+        "step": step,
+        "optimizer": [],
+        "loader": {},
+    }
+    save_checkpoint(state, path)
 
 
 def model_of(dataset, name="codec-lm", **config):
@@ -108,9 +125,9 @@ def test_recordings_and_what_the_codec_makes_of_them(tokens, tmp_path, capfd):
         f"codec-{prompt}.wav",
         f"original-{prompt}.wav",
     ]
-    heard, _ = soundfile.read(reference / f"original-{prompt}.wav")
-    assert len(heard) / info.sampling_rate == pytest.approx(0.6, abs=0.1)
-    assert np.abs(heard - tone[: len(heard)]).max() < 1e-3
+    original, _ = soundfile.read(reference / f"original-{prompt}.wav")
+    assert len(original) / info.sampling_rate == pytest.approx(0.6, abs=0.1)
+    assert np.abs(original - tone[: len(original)]).max() < 1e-3
     assert len(list(tmp_path.rglob("*.wav"))) == 5
     (folder / "audio_cuts.jsonl.gz").write_bytes(b"no gzip")
     other, _, _ = make(folder, tmp_path / "other")
@@ -129,8 +146,8 @@ def test_recordings_and_what_the_codec_makes_of_them(tokens, tmp_path, capfd):
         {"sample_top_k": 1},
     ],
 )
-def test_every_flag_is_heard(tokens, tmp_path, change):
-    def heard(name, **flags):
+def test_every_flag_has_an_effect(tokens, tmp_path, change):
+    def sounds(name, **flags):
         writer, _, dataset = make(tokens, tmp_path / name, **flags)
         model = model_of(dataset, model_end=False)
         for p in model.parameters():
@@ -139,8 +156,8 @@ def test_every_flag_is_heard(tokens, tmp_path, change):
 
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    plain = heard("a")
-    assert plain and heard("b", **change) != plain
+    plain = sounds("a")
+    assert plain and sounds("b", **change) != plain
 
 
 def test_the_codec_decodes_where_it_is_told(tokens, tmp_path, monkeypatch):
@@ -179,7 +196,7 @@ def test_a_stage_that_cannot_generate_says_so_once_and_leaves_nothing(tokens, tm
     assert "no samples at step 4: a recognizer predicts no codes" in capfd.readouterr().err
 
 
-def test_conditions_of_the_recordings_are_heard(tokens, tmp_path, capfd):
+def test_conditions_of_the_recordings_are_given(tokens, tmp_path, capfd):
     folder = shutil.copytree(tokens, tmp_path / "tokens")
     make_steps(folder, "midi", "valid")
     writer, _, dataset = make(folder, tmp_path, sample_count=2)
@@ -188,21 +205,56 @@ def test_conditions_of_the_recordings_are_heard(tokens, tmp_path, capfd):
     torch.manual_seed(0)
     config = {**SMALL, "conditions": ("midi", "prompt")}
     model = build_model("codec-lm", config, dataset.info, read.infos)
-    heard, generate = [], model.generate
-    model.generate = lambda *a, **k: heard.append(k["conditions"]) or generate(*a, **k)
+    given, generate = [], model.generate
+    model.generate = lambda *a, **k: given.append(k["conditions"]) or generate(*a, **k)
     paths = writer.write(model, 1)
     assert "no samples" not in capfd.readouterr().err
     about = [json.loads(p.with_suffix(".json").read_text()) for p in paths]
     assert [a["kind"] for a in about] == ["continuation"] * 2 + ["conditioned"] * 2
     assert [a["prompt_seconds"] > 0 for a in about] == [True, True, False, False]
-    assert len(heard) == 2 and all(set(h) == {"midi", "prompt"} for h in heard)
+    assert len(given) == 2 and all(set(h) == {"midi", "prompt"} for h in given)
     rows = np.random.default_rng(1).permutation(len(dataset))[:2]
     expected = read.read(rows, np.zeros_like(rows), np.asarray(dataset.frames)[rows], 0)
     for kind in ("midi", "prompt"):
         for n, length in enumerate(expected[kind].lengths.tolist()):
-            assert heard[1][kind].lengths[n] == length
-            found = heard[1][kind].values[n, :length]
+            assert given[1][kind].lengths[n] == length
+            found = given[1][kind].values[n, :length]
             assert torch.equal(found, expected[kind].values[n, :length].long())
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_generate_makes_the_same_samples(tokens, tmp_path, conditioned):
+    folder = shutil.copytree(tokens, tmp_path / "tokens")
+    make_steps(folder, "midi", "valid")
+    flags = {"sample_count": 2, "sample_temperature": 0.8, "sample_top_k": 9}
+    writer, _, dataset = make(folder, tmp_path, **flags)
+    torch.manual_seed(0)
+    kinds = ("midi", "prompt") if conditioned else ()
+    infos = ConditionSet.open(dataset, list(kinds), prompt_frames=9, seed=1).infos
+    model = build_model("codec-lm", {**SMALL, "conditions": kinds}, dataset.info, infos)
+    paths = writer.write(model, 7)
+    save_model(model, tmp_path / "best.pt", step=7)
+    frame = 1 / float(dataset.info.frame_rate)
+    words = [
+        *("--exp-dir", tmp_path / "best.pt", "--out-dir", tmp_path / "made", "--seed", 1),
+        *("--temperature", 0.8, "--top-k", 9, "--min-seconds", frame, "--voice-seconds", 0.5),
+    ]
+    cuts = ["--manifest-dir", folder, "--split", "valid", "--num-prompts", 2]
+    continued = [*cuts, "--prompt-seconds", 0.3, "--seconds", 0.3]
+    alone = [*cuts, "--prompt-seconds", 0] if conditioned else ["--num-samples", 2]
+    for more in (continued, [*alone, "--seconds", 0.6]):
+        assert rvqlm.bin.generate.main([str(w) for w in [*words, *more]]) == 0
+    made = sorted((tmp_path / "made").glob("*.wav"))
+    assert [p.name for p in made] == sorted(p.name for p in paths) and len(made) == 4
+    timings = {"generation_seconds", "real_time_factor"}
+    for path in paths:
+        other = tmp_path / "made" / path.name
+        assert path.read_bytes() == other.read_bytes()
+        mine, its = (json.loads(p.with_suffix(".json").read_text()) for p in (path, other))
+        assert set(its) - set(mine) == {"checkpoint", "command"}
+        assert set(mine) - set(its) == {"temperature", "top_k"}
+        common = set(mine) & set(its) - timings
+        assert {k: mine[k] for k in common} == {k: its[k] for k in common}
 
 
 def test_ctrl_c_is_not_swallowed_and_the_mode_is_as_it_was(tokens, tmp_path):
@@ -217,7 +269,7 @@ def test_ctrl_c_is_not_swallowed_and_the_mode_is_as_it_was(tokens, tmp_path):
     assert model.training and torch.equal(torch.rand(3), expected)
 
 
-def test_a_model_that_ends_at_once_is_heard_too(tokens, tmp_path, capfd):
+def test_a_model_that_ends_at_once_still_makes_audio(tokens, tmp_path, capfd):
     writer, log, dataset = make(tokens, tmp_path)
     model = model_of(dataset)
     torch.nn.init.constant_(model.end_head.linear.bias, 1e4)
@@ -251,7 +303,7 @@ def test_divergence_from_the_data(tokens, tmp_path):
 
 def test_listening_changes_no_training(tokens, tmp_path):
     weights = []
-    for name, more in (("quiet", []), ("heard", ["--sample-every-steps", "2"])):
+    for name, more in (("quiet", []), ("sampled", ["--sample-every-steps", "2"])):
         argv = [
             *("--exp-dir", str(tmp_path / name), "--manifest-dir", str(tokens), "--no-mfu"),
             *("--decoder-dim", "16", "--nhead", "2", "--num-decoder-layers", "1"),
@@ -262,6 +314,6 @@ def test_listening_changes_no_training(tokens, tmp_path):
         assert trainer.main(argv) == 0
         weights.append(load_checkpoint(tmp_path / name / "latest.pt")["model"])
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-    folders = sorted(p.name for p in (tmp_path / "heard/samples").iterdir())
+    folders = sorted(p.name for p in (tmp_path / "sampled/samples").iterdir())
     assert folders == ["reference", "step-00000002", "step-00000004"]
-    assert len(list((tmp_path / "heard/samples").rglob("*.wav"))) == 8  # 2 and 2, twice
+    assert len(list((tmp_path / "sampled/samples").rglob("*.wav"))) == 8  # 2 and 2, twice

@@ -77,7 +77,7 @@ def test_exact_and_bounded_figures_are_marked(two):
     add_evaluation(two[0], bound=False)
     text = render(compare(two))
     assert [r["bits/s"][:2] for r in cells(text)] == ["= ", "<="]
-    assert "`=`: each code is guessed from all codes before it" in text and "upper bound" in text
+    assert "`=`: each code is predicted from all codes before it" in text and "upper bound" in text
     add_evaluation(two[1], bound=False)
     assert "upper bound" not in render(compare(two))
 

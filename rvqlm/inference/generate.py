@@ -1,0 +1,159 @@
+"""From a request to samples: prompts -> batches -> codes -> audio, measured and described.
+
+`rvqlm generate` and the samples of a training come from here, so that the same model, prompts,
+settings and seed give the same audio and the same description of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rvqlm.codecs.base import Codec
+from rvqlm.codecs.chunking import decode_long
+from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
+from rvqlm.inference.files import write_sample
+from rvqlm.inference.prompts import Prompt, pad
+from rvqlm.metrics.audio_metrics import repetition_ratio, silence_ratio
+from rvqlm.models.base import TokenModel
+
+
+@dataclass
+class OutputArgs:
+    """Output"""
+
+    seconds: float = 5.0
+    """Longest new audio per sample, after the prompt; the model may end sooner."""
+    min_seconds: float = 0.0
+    """The model may not end before this much new audio."""
+    num_samples: int = 1
+    """Samples per prompt, or in all when unprompted."""
+    batch_size: int = 8
+    """Samples generated together."""
+    seed: int = 0
+    """Of the draws; sample i of a call depends on this and i alone."""
+
+
+@dataclass
+class SampleRequest:
+    """What samples to make."""
+
+    prompts: list[Prompt]
+    """Of `rvqlm.inference.prompts.read_prompts`."""
+    output: OutputArgs = field(default_factory=OutputArgs)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    demask: DemaskConfig = field(default_factory=DemaskConfig)
+
+    def jobs(self) -> list[tuple[int, Prompt, str]]:
+        """Of each sample its number in the random stream, its prompt, and its name."""
+        prompts, many = self.prompts, self.output.num_samples
+        if len(prompts) == 1 and prompts[0].kind == "unprompted":
+            return [(i, prompts[0], f"unprompted-{i:02d}") for i in range(many)]
+        named = [
+            (p, p.name if many == 1 else f"{p.name}-{j:02d}") for p in prompts for j in range(many)
+        ]
+        return [(i, p, name) for i, (p, name) in enumerate(named)]
+
+    def settings(self) -> dict:
+        """How codes are drawn, for the record."""
+        given = {k: v for k, v in vars(self.demask).items() if v is not None}
+        return {**vars(self.sampling), **given}
+
+
+@dataclass
+class Sample:
+    """One finished sample."""
+
+    name: str
+    """Stem of its file name."""
+    codes: Tensor
+    """(T, K) int64, prompt included."""
+    prompt_frames: int
+    audio: Tensor
+    """(C, S) float32 on the host, prompt included."""
+    sampling_rate: int
+    about: dict
+    """What its JSON says: how it was made and what it measures."""
+
+    def write(self, folder: Path) -> Path:
+        """Write NAME.wav and NAME.json; returns the path of the wav."""
+        return write_sample(folder / f"{self.name}.wav", self.audio, self.sampling_rate, self.about)
+
+
+def generate(
+    model: TokenModel,
+    codec: Codec,
+    request: SampleRequest,
+    about: dict,
+    progress: Callable[[], object] = lambda: None,
+) -> Iterator[Sample]:
+    """Samples in the order of the request, each as soon as its batch is generated.
+
+    :param about: entries for the description of each sample: which model it is, the command.
+    :param progress: called after each pass of the model.
+    :raises UserError: what the model cannot do, see `TokenModel.generate`.
+    """
+    jobs, size = request.jobs(), request.output.batch_size
+    for batch in (jobs[i : i + size] for i in range(0, len(jobs), size)):
+        yield from _generate_batch(model, codec, batch, request, about, progress)
+
+
+def _generate_batch(
+    model, codec, jobs, request: SampleRequest, about: dict, progress
+) -> Iterator[Sample]:
+    info, rate, out = model.info, float(model.info.frame_rate), request.output
+    prompts = [prompt for _, prompt, _ in jobs]
+    lengths = torch.tensor([len(p.codes) for p in prompts])
+    passes = 0
+
+    def count(done: int) -> None:
+        nonlocal passes
+        passes = done
+        progress()
+
+    began = time.perf_counter()
+    made = model.generate(
+        torch.nn.utils.rnn.pad_sequence([p.codes for p in prompts], batch_first=True),
+        lengths,
+        min_frames=lengths + round(out.min_seconds * rate),
+        limits=lengths + max(1, round(out.seconds * rate)),
+        sampling=request.sampling,
+        demask=request.demask,
+        conditions=pad([p.given for p in prompts], model.conditions),
+        seed=out.seed,
+        rows=[number for number, _, _ in jobs],
+        progress=count,
+    )
+    elapsed = time.perf_counter() - began
+    new_seconds = int((made.lengths - made.prompt_lengths).sum()) / rate
+    for (_, prompt, name), codes, stop in zip(jobs, made.items(), made.stop):
+        # a continuation stays as loud as its prompt ended, where a codec keeps loudness apart
+        scales = codec.scales_for(len(codes), prompt.scales)
+        audio = decode_long(codec, codes.to(codec.device), scales=scales)  # (C, S)
+        given = len(prompt.codes)
+        row = {
+            "kind": prompt.kind,
+            **about,
+            "codec": info.to_dict(),
+            "settings": request.settings(),
+            "seed": out.seed,
+            "prompt": prompt.source,
+            "conditions": prompt.given.about,
+            "prompt_seconds": given / rate,
+            "seconds": len(codes) / rate,
+            "stop": stop,
+            # of what the model made, not of what it was given
+            "silence_ratio": silence_ratio(audio[:, info.num_samples(given) :], info.sampling_rate),
+            "repetition_ratio": repetition_ratio(codes[given:]),
+            # of all items of the batch together
+            "batch_size": len(jobs),
+            "passes": passes,
+            "generation_seconds": elapsed,
+            "real_time_factor": new_seconds / elapsed,
+        }
+        yield Sample(name, codes, given, audio, info.sampling_rate, row)

@@ -1,0 +1,53 @@
+"""Opening a trained model as the flags of a command say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from rvqlm.checkpoints.loading import find_checkpoint, load_model
+from rvqlm.errors import UserError
+from rvqlm.models.base import TokenModel
+from rvqlm.runtime import pick_device
+
+
+class Loaded(NamedTuple):
+    """A model in eval mode and where it comes from."""
+
+    model: TokenModel
+    path: Path
+    """Checkpoint file, or directory of an exported model."""
+    state: dict
+    """The checkpoint."""
+    device: torch.device
+
+
+@dataclass
+class ModelArgs:
+    """Model"""
+
+    checkpoint: str = "best"
+    """best, latest, or the path of a checkpoint file."""
+    ema: bool = True
+    """Averaged weights, where the training kept them."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    num_threads: int = 0
+    """CPU threads; 0: torch's choice."""
+
+    def load(self, exp_dir: str) -> Loaded:
+        """Open a checkpoint of an experiment, a checkpoint file, or an exported model.
+
+        :raises UserError: no such checkpoint, no such device, or a bad number of threads.
+        """
+        if self.num_threads < 0:
+            raise UserError(f"--num-threads {self.num_threads}: at least 0")
+        if self.num_threads:
+            torch.set_num_threads(self.num_threads)
+        device = pick_device(self.device)
+        path = find_checkpoint(exp_dir, self.checkpoint)
+        model, _, state = load_model(path, device=device, use_ema=self.ema)
+        return Loaded(model, path, state, device)

@@ -1,0 +1,203 @@
+"""Transcripts of samples and of cuts, by a recogniser of codes, beside what they should say."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rvqlm.audio.load import load_file
+from rvqlm.codecs.chunking import decode_long, encode_whole
+from rvqlm.codecs.registry import load_codec_like
+from rvqlm.data.conditions import ConditionSet
+from rvqlm.data.index import TokenDataset
+from rvqlm.data.scales import stored_scales
+from rvqlm.errors import UserError
+from rvqlm.frontends.text import TextFrontEnd
+from rvqlm.inference.files import read_sample
+from rvqlm.metrics.recognition import Recognized
+from rvqlm.models.recognizer import Recognizer
+
+BATCH_SECONDS = 120.0
+
+
+class _Item(NamedTuple):
+    number: int
+    """Place in the output."""
+    name: str
+    codes: Tensor
+    """(T, K)"""
+    reference: list[int]
+
+
+def _recognize(model: Recognizer, items: Iterable[_Item]) -> list[Recognized]:
+    """Transcripts of `items` in the order of their numbers."""
+    found: dict[int, Recognized] = {}
+    for batch in _batches(items, BATCH_SECONDS * float(model.info.frame_rate)):
+        lengths = torch.tensor([len(item.codes) for item in batch])
+        codes = torch.nn.utils.rnn.pad_sequence([i.codes for i in batch], batch_first=True)
+        for item, symbols in zip(batch, model.recognize(codes, lengths)):
+            found[item.number] = Recognized(item.name, item.reference, symbols)
+    return [found[number] for number in sorted(found)]
+
+
+def _batches(items: Iterable[_Item], most_frames: float) -> Iterator[list[_Item]]:
+    """Items that follow each other, as many as fit with their padding."""
+    batch: list[_Item] = []
+    for item in items:
+        longest = max(len(i.codes) for i in [*batch, item])
+        if batch and (len(batch) + 1) * longest > most_frames:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
+# ------------------------------------------------------------------------------------- samples
+
+
+def find_samples(given: Sequence[str]) -> list[Path]:
+    """The samples of a folder that were given a text, or wav files of one folder.
+
+    :raises UserError: nothing there, or files of several folders.
+    """
+    paths = [Path(g) for g in given]
+    if len(paths) == 1 and paths[0].is_dir():
+        wavs = sorted(paths[0].glob("*.wav"))
+        if not wavs:
+            raise UserError(f"--samples {paths[0]}: no wav files there; run rvqlm generate first")
+        paths = [w for w in wavs if _text_of(w)]
+        if not paths:
+            raise UserError(
+                f"--samples {wavs[0].parent}: no sample there was given a text; generate with "
+                "--text"
+            )
+        if left_out := len(wavs) - len(paths):
+            print(f"{left_out} samples were given no text: left out", file=sys.stderr)
+        return paths
+    for path in paths:
+        if not path.is_file():
+            raise UserError(f"--samples {path}: no such file; give wav files, or one folder")
+        if not _text_of(path):
+            raise UserError(
+                f"--samples {path}: no text in {path.with_suffix('.json')}; give samples that "
+                "rvqlm generate made of a --text"
+            )
+    if len(folders := {path.parent for path in paths}) > 1:
+        raise UserError(f"--samples: files of {len(folders)} folders; give those of one")
+    return paths
+
+
+def recognize_samples(
+    wavs: list[Path], model: Recognizer, codec: str | None, device: torch.device
+) -> list[Recognized]:
+    """Transcripts of samples, encoded whole by the recogniser's codec.
+
+    :param codec: its name or directory; None: the one named in the checkpoint.
+    :raises UserError: a text that the recogniser's symbols cannot write.
+    """
+    front_end = TextFrontEnd.from_info(model.conditions["text"])
+    references = [reference_of(wav, front_end) for wav in wavs]
+    loaded = load_codec_like(model.info, codec, device)
+
+    def items() -> Iterator[_Item]:
+        for number, (wav, reference) in enumerate(zip(wavs, references)):
+            audio = load_file(str(wav), loaded.info.sampling_rate, loaded.info.channels)
+            codes = encode_whole(loaded, torch.from_numpy(audio)).codes
+            yield _Item(number, str(wav), codes, reference)
+
+    return _recognize(model, items())
+
+
+def reference_of(wav: Path, front_end: TextFrontEnd) -> list[int]:
+    """Symbols of what a sample was to say; of phonemes as they are, where it was given these."""
+    given = _text_of(wav)
+    text = given.get("phonemes", given.get("text"))
+    # where phonemes are known, as of the cuts of a manifest, they are what the model was given
+    encode = front_end.encode_phonemes if "phonemes" in given else front_end.encode
+    try:
+        ids = encode(text)
+    except UserError as e:
+        raise UserError(f"{wav}: {e}") from None
+    if not len(ids):
+        raise UserError(f"{wav}: nothing to say in its text {text!r}; leave this sample out")
+    return ids.tolist()
+
+
+def _text_of(wav: Path) -> dict:
+    """What the JSON beside a sample says of its text; empty where it has none."""
+    conditions = (read_sample(wav) or {}).get("conditions") or {}
+    return {k: conditions[k] for k in ("text", "phonemes") if k in conditions}
+
+
+# ---------------------------------------------------------------------------------------- cuts
+
+
+def recognize_cuts(
+    manifest_dir: str,
+    split: str,
+    model: Recognizer,
+    checkpoint: str,
+    num: int = 0,
+    through_audio: bool = False,
+    codec: str | None = None,
+    device: torch.device | str = "cpu",
+) -> list[Recognized]:
+    """Transcripts of the cuts of a split that have a text, from their stored codes.
+
+    :param checkpoint: path of the model, for messages.
+    :param num: only the first so many cuts; 0: all.
+    :param through_audio: decode the codes and encode them again, as happens to samples.
+    :raises UserError: tokens or text of another kind than the recogniser's, or no text.
+    """
+    from tqdm import tqdm
+
+    stored = TokenDataset.open(manifest_dir, split)
+    dataset = stored.first_levels(model.info.num_codebooks)
+    model.info.require_same(dataset.info, checkpoint, manifest_dir)
+    texts = ConditionSet.open(dataset, ["text"])
+    model.conditions["text"].require_same(texts.infos["text"], checkpoint, manifest_dir)
+    count = min(num or len(dataset), len(dataset))
+    names = dict(zip(range(count), dataset.ids()))
+    frames = np.asarray(dataset.frames[:count]).astype(np.int64)
+    order = np.argsort(frames, kind="stable")  # by length, for batches with little padding
+    said = texts.read(order, np.zeros(count, np.int64), frames[order])["text"]
+    references = {
+        row: values[:n, 0].tolist()
+        for row, values, n in zip(order.tolist(), said.values, said.lengths.tolist())
+        if n
+    }
+    if not references:
+        raise UserError(f"{manifest_dir}: no cut of split {split!r} has a text")
+    if len(references) < count:
+        print(f"{count - len(references)} cuts have no text: left out", file=sys.stderr)
+
+    def read(row: int) -> Tensor:
+        return torch.from_numpy(dataset.read(row).astype(np.int64))
+
+    if through_audio:
+        scales = stored_scales(manifest_dir, split, stored.info, set(names.values()))
+        read = _round_trip(
+            stored, {row: scales.get(names[row]) for row in names}, model, codec, device
+        )
+    rows = tqdm(references, "recognize", unit=" cuts", leave=False, disable=None)
+    return _recognize(model, (_Item(r, names[r], read(r), references[r]) for r in rows))
+
+
+def _round_trip(stored, scales: dict, model, codec, device) -> Callable[[int], Tensor]:
+    """A function: row of the index -> its codes after decoding (of all levels) and encoding."""
+    encoder = decoder = load_codec_like(model.info, codec, device)
+    if stored.info.num_codebooks != model.info.num_codebooks:
+        decoder = load_codec_like(stored.info, codec, device)
+
+    def again(row: int) -> Tensor:
+        codes = torch.from_numpy(stored.read(row)).to(device)
+        return encode_whole(encoder, decode_long(decoder, codes, scales=scales[row])).codes
+
+    return again

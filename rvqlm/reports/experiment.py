@@ -1,0 +1,85 @@
+"""What the commands left in an experiment directory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from rvqlm.errors import UserError
+from rvqlm.metrics.log import by_kind, log_path, read_log
+
+
+def read_json(path: Path) -> dict:
+    """:raises UserError: not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise UserError(f"{path}: not JSON ({e}); run the command that writes it again") from None
+
+
+@dataclass
+class Training:
+    """One training: that of an experiment directory, or a stage of it. What is missing is empty."""
+
+    folder: Path
+    about: dict
+    """run.json"""
+    config: str
+    """config.yaml"""
+    log: dict[str, list[dict]]
+    """Records of metrics.jsonl by kind, ordered by step."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Training:
+        """:raises UserError: damaged files."""
+        about, config, log = folder / "run.json", folder / "config.yaml", log_path(folder)
+        return cls(
+            folder=folder,
+            about=read_json(about) if about.exists() else {},
+            config=config.read_text(encoding="utf-8") if config.exists() else "",
+            log=by_kind(read_log(log)) if log.exists() else {},
+        )
+
+    @property
+    def train(self) -> list[dict]:
+        return self.log.get("train", [])
+
+    @property
+    def valid(self) -> list[dict]:
+        return self.log.get("valid", [])
+
+    def flags(self) -> dict:
+        """The flags of config.yaml, by kebab-case name.
+
+        :raises UserError: it holds something else.
+        """
+        import yaml
+
+        try:
+            flags = yaml.safe_load(self.config)
+            flags["model-name"]
+        except (yaml.YAMLError, KeyError, TypeError) as e:
+            reason, path = " ".join(str(e).split()), self.folder / "config.yaml"
+            raise UserError(f"{path}: not flags of rvqlm trainer ({reason})") from None
+        return flags
+
+
+def stage_folders(exp_dir: Path) -> list[Path]:
+    """EXP/stageN of a model that is trained in stages, in order."""
+    found = [p for p in exp_dir.glob("stage[0-9]*") if p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("stage")))
+
+
+def read_stages(path: Path) -> list[tuple[str, float]]:
+    """(title, seconds) per stage of a recipe's stages.tsv.
+
+    Of a stage that ran several times the longest counts: later ones find their work done.
+    """
+    if not path.exists():
+        return []
+    longest: dict[int, tuple[float, str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        stage, seconds, title = line.split("\t", 2)
+        longest[int(stage)] = max(longest.get(int(stage), (-1.0, "")), (float(seconds), title))
+    return [(title, seconds) for _, (seconds, title) in sorted(longest.items())]
