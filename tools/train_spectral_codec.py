@@ -30,7 +30,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from rvqlm.codecs.quantize import QuantizerTrainer
+from quantizer_trainer import QuantizerTrainer
+
 from rvqlm.codecs.spectral import ASSET, save_weights
 from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
 from rvqlm.errors import UserError

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
@@ -31,20 +31,21 @@ class Args:
 
 def described(card) -> dict[str, Any]:
     """All there is to say about a published codec."""
-    from rvqlm.codecs.cards import BACKENDS, weights_here
+    from rvqlm.codecs.registry import BACKENDS
 
     info = card.info
-    ways = {}
-    for name in card.backends:
-        backend = BACKENDS[name]
-        ways[name] = {"give": backend.how, "installed": backend.version, "extra": backend.extra}
     return {
         **asdict(card),
-        "backends": ways,
+        "backends": _ways(backend for backend in BACKENDS if card in backend.cards),
         "frame_rate": float(info.frame_rate),
         "kbps": info.bitrate / 1000,
-        "here": weights_here(card),
+        "here": card.weights_here(),
     }
+
+
+def _ways(backends: Iterable) -> dict[str, dict]:
+    """What to give for each backend, and whether it is installed."""
+    return {b.name: {"give": b.give, "installed": b.version, "extra": b.extra} for b in backends}
 
 
 def loaded(name: str) -> dict[str, Any]:
@@ -68,14 +69,12 @@ def loaded(name: str) -> dict[str, Any]:
 
 def overview() -> dict[str, Any]:
     """Everything that is known, and what is installed."""
-    from rvqlm.codecs.cards import BACKENDS, CARDS, transformers_types
+    from rvqlm.codecs.pretrained import transformers_types
+    from rvqlm.codecs.registry import BACKENDS, CARDS
 
     return {
         "codecs": [described(card) for card in CARDS],
-        "backends": {
-            name: {"give": b.how, "installed": b.version, "extra": b.extra}
-            for name, b in BACKENDS.items()
-        },
+        "backends": _ways(BACKENDS),
         "transformers_types": transformers_types(),
     }
 
@@ -151,7 +150,7 @@ def _card(c: dict[str, Any]) -> str:
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm codecs", "The codecs there are.", argv)
-    from rvqlm.codecs.cards import card_of
+    from rvqlm.codecs.registry import card_of
 
     if not args.name:
         found, text = overview(), _table

@@ -1,23 +1,31 @@
 """What every codec is to the rest of the package: audio in, integer codes out, and back.
 
 A backend subclasses `Codec`, fills `info` and says how far its encoder and decoder look to each
-side, or, where that is no finite number, how it goes on from piece to piece; long files are then
-cut into chunks by `rvqlm.codecs.chunking` without changing a code. Nothing is hidden inside: no
-loudness normalisation, no resampling, no chunking.
+side, or, where that is no finite number, what state it carries from piece to piece; long files are
+then cut into chunks by `rvqlm.codecs.chunking` without changing a code. Nothing is hidden inside:
+no loudness normalisation, no resampling, no chunking. The file of a backend ends with a `Backend`,
+which `rvqlm.codecs.registry` lists.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rvqlm.codec_info import CodecInfo
+from rvqlm.codecs.cards import Card
 from rvqlm.codecs.streaming import (
     WHOLE,
     StagedDecoder,
@@ -37,6 +45,9 @@ class Codec(torch.nn.Module, ABC):
     `stream_encoder` and `stream_decoder` if they can carry a state. Inference only: all methods
     run without gradients and independently of ``train()``/``eval()``.
     """
+
+    cards: ClassVar[tuple[Card, ...]] = ()
+    """Published codecs that this class is for, as ``rvqlm codecs`` lists them."""
 
     info: CodecInfo
     """Rates, shapes and fingerprint; `info.num_codebooks` is the number of levels in use, which may
@@ -148,8 +159,14 @@ class Codec(torch.nn.Module, ABC):
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """The settings of torch that the networks of this codec run under."""
-        with torch.no_grad():
+        """The settings of torch that the networks of this codec run under: no gradients, and no
+        autocast and no TF32, which would change codes."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.autocast(self.device.type, enabled=False))
+            if self.device.type == "cuda":
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+                stack.enter_context(_no_tf32_products())
             yield
 
     @property
@@ -215,6 +232,33 @@ class Codec(torch.nn.Module, ABC):
             audio = audio * valid[:, None].to(audio.device)
         return audio, -(-lengths // hop)
 
+    def encode_alike(
+        self, audio: Tensor, frames: Tensor, encode: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Codes (B, T, K) of items of unequal lengths, those of one length together.
+
+        Zeros behind an item's end are not what a network pads with there, so that an item's codes
+        would depend on what it is batched with.
+
+        Args:
+            audio: (B, C, T * hop) as `pad_to_hop` returns it.
+            frames: (B,) of each item, on the host.
+            encode: (b, C, n * hop) -> (b, >= K, n) codes.
+        """
+        hop, K = self.info.hop, self.info.num_codebooks
+        T = audio.shape[2] // hop
+        codes = torch.zeros(len(audio), T, K, dtype=torch.int64, device=audio.device)
+        with self.inference():
+            for n in frames.unique().tolist():
+                rows = (frames == n).nonzero()[:, 0].to(audio.device)
+                part = encode(audio[rows, :, : n * hop])
+                if part.shape[2] != n:
+                    raise RuntimeError(
+                        f"{self.info.name}: {part.shape[2]} frames from {n * hop} samples, not {n}"
+                    )
+                codes[rows, :n] = part[:, :K].transpose(1, 2).to(torch.int64)
+        return codes
+
     def check_codes(self, codes: Tensor) -> None:
         """Raise ValueError unless `codes` is something `decode` can take: (B, T, K) in range."""
         K, V = self.info.num_codebooks, self.info.codebook_size
@@ -241,3 +285,70 @@ def fingerprint(config: Mapping, state: Mapping[str, Tensor]) -> str:
         # viewed as bytes: numpy has no bfloat16
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
+
+
+@contextmanager
+def _no_tf32_products() -> Iterator[None]:
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A way of loading codecs: a row of `rvqlm.codecs.registry.BACKENDS`."""
+
+    name: str
+    classes: tuple[type[Codec], ...]
+    """what it makes; their cards say which published codecs it loads"""
+    takes: Callable[[str], bool] | None
+    """whether a name is this backend's, by its looks; None: if it is no other's"""
+    load: Callable[[str, int | None], Codec]
+    """from the name and the number of codebooks (None: the usual one); `UserError` naming the file
+    looked for, where it can be had and how to point to it"""
+    give: str
+    """what to give to --codec, for people"""
+    module: str = "rvqlm"
+    """what must import"""
+    distribution: str = "rvqlm"
+    """what brings that module"""
+    extra: str = ""
+    """of rvqlm, which installs it; empty: always installed"""
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """Published codecs that it loads."""
+        return tuple(dict.fromkeys(card for made in self.classes for card in made.cards))
+
+    @property
+    def version(self) -> str | None:
+        """The installed release, None if it is not installed."""
+        try:
+            if importlib.util.find_spec(self.module) is None:
+                return None
+        except (ImportError, ValueError):
+            return None
+        try:
+            return importlib.metadata.version(self.distribution)
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown"
+
+    def require(self, codec: str, module: str = "", instead: str = "") -> ModuleType:
+        """Import `module` (by default the backend's own), or say with a `UserError` how to get it.
+
+        Args:
+            codec: what was asked for, for the message.
+            module: of the backend's package, dots included.
+            instead: how to do without, for the message.
+        """
+        try:
+            return importlib.import_module(module or self.module)
+        except Exception as e:  # torchaudio raises OSError where its libraries don't fit torch
+            first = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise UserError(
+                f"codec {codec} needs the package {self.distribution}, and importing it failed "
+                f"({first}); pip install 'rvqlm[{self.extra}]'{instead and ', or ' + instead}"
+            ) from None

@@ -1,16 +1,20 @@
 """EnCodec (Defossez et al. 2022) in transformers: SEANet, which is convolutions around an LSTM.
 
-The LSTM runs one way only, so a long file needs no overlap there: its state goes on from piece to
-piece, and the convolutions before and behind it see windows with their finite context.
+The LSTM runs one way only, so a long file needs no overlap there: its state is carried from piece
+to piece, and the convolutions before and behind it see windows with their finite context.
+`model_from_native` makes transformers' model of a weight file of encodec or audiocraft.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from rvqlm.codecs.cards import Card
+from rvqlm.codecs.native_checkpoint import NativeCheckpoint, build
 from rvqlm.codecs.receptive_field import layers_of, reach
 from rvqlm.codecs.streaming import (
     Pointwise,
@@ -22,27 +26,72 @@ from rvqlm.codecs.streaming import (
     StreamEncoder,
     Windows,
 )
-from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.codecs.transformers_codec import TransformersCodec, quicken_padding
+from rvqlm.codecs.weights import HUB
+from rvqlm.errors import UserError
+
+# What shapes don't tell, by (channels, samples per frame): the models that `encodec` publishes
+# (encodec/model.py) and MusicGen's, for a state dict that has lost its settings.
+_PUBLISHED: dict[tuple[int, int], dict[str, Any]] = {
+    (1, 320): {"sampling_rate": 24000, "use_causal_conv": True},
+    (2, 320): {
+        "sampling_rate": 48000, "use_causal_conv": False, "normalize": True,
+        "chunk_length_s": 1.0, "overlap": 0.01,
+    },
+    (1, 640): {"sampling_rate": 32000, "use_causal_conv": False},
+}  # fmt: skip
+
+# kbps on offer; only the last counts (it says how many levels there are)
+_BANDWIDTHS = {
+    24000: (1.5, 3.0, 6.0, 12.0, 24.0),
+    48000: (3.0, 6.0, 12.0, 24.0),
+    32000: (2.2,),
+}
 
 
-def encodec_codec(model: nn.Module, name: str, num_codebooks: int | None = None):
-    """The adapter for an EnCodec: `EncodecCodec`, or `EncodecSegmentCodec` for the 48 kHz kind."""
-    from rvqlm.codecs.encodec_segments import EncodecSegmentCodec
-
-    cut = model.config.normalize or model.config.chunk_length_s is not None
-    return (EncodecSegmentCodec if cut else EncodecCodec)(model, name, num_codebooks)
+def _card(khz: int, K: int, available: int, file: str, **more: Any) -> Card:
+    name = f"facebook/encodec_{khz}khz"
+    more = {
+        "codebook_size": 1024, "hop": 320, "licence": "see its card",
+        "licence_note": "the code is MIT; the project does not say whether its weights are too",
+        "native_source": "https://dl.fbaipublicfiles.com/encodec/v0", **more,
+    }  # fmt: skip
+    return Card(
+        name, K, available, sampling_rate=khz * 1000, source=HUB + name, native=file, **more
+    )
 
 
 class EncodecCodec(TransformersCodec):
     """EnCodec at 24 and 32 kHz; long files carry the LSTM's state."""
 
+    model_type = "encodec"
     usual_codebooks = 8
+    segmented = False
+    """Whether this is the adapter for models that cut a recording into segments."""
+    cards = (
+        _card(
+            24, 8, 32, "encodec_24khz-d7cc33bc.th", note="causal; 2 to 32 levels, 0.75 kbps each"
+        ),
+        _card(
+            32, 4, 4, "compression_state_dict.bin", codebook_size=2048, hop=640, note="MusicGen's",
+            licence="CC-BY-NC-4.0", licence_note="as all weights of MusicGen",
+            native_source=HUB + "facebook/musicgen-small",
+        ),
+        _card(
+            48, 16, 16, "encodec_48khz-7e698e3e.th", channels=2, segment=(150, 47520),
+            note="stereo; segments of one second, each with a scale stored beside the codes",
+        ),
+    )  # fmt: skip
+
+    @classmethod
+    def fits(cls, config) -> bool:
+        if not super().fits(config):
+            return False
+        return cls.segmented == bool(config.normalize or config.chunk_length_s is not None)
 
     def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
         super().__init__(model, name, num_codebooks)
-        for module in model.modules():
-            if hasattr(module, "_pad1d"):
-                module._pad1d = quick_padding(module._pad1d)
+        quicken_padding(model)
         # the class only takes bandwidths from its list: the smallest with enough levels
         levels = model.quantizer.get_num_quantizers_for_bandwidth
         self.bandwidth = min(
@@ -90,23 +139,6 @@ class EncodecCodec(TransformersCodec):
         )
 
 
-def quick_padding(otherwise: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same as a layer's own padding, in a copy where torch's gathers element by element, and
-    none where there is nothing to pad: a tenth of the time of the whole network on a CPU."""
-
-    def pad(x: Tensor, paddings: tuple[int, int], mode: str = "zero", value: float = 0.0) -> Tensor:
-        left, right = (int(n) for n in paddings)
-        if left == right == 0:
-            return x
-        if mode != "reflect" or min(left, right) < 0 or x.shape[-1] <= max(left, right):
-            return otherwise(x, paddings, mode, value)
-        head, n = x[..., 1 : left + 1].flip(-1), x.shape[-1]
-        tail = x[..., n - 1 - right : n - 1].flip(-1)
-        return torch.cat((head, x, tail), -1)
-
-    return pad
-
-
 def _parts(layers: nn.ModuleList) -> tuple[nn.Sequential, nn.LSTM, nn.Sequential]:
     """What comes before the LSTM, the LSTM, and what comes behind it."""
     (at,) = [i for i, layer in enumerate(layers) if hasattr(layer, "lstm")]
@@ -116,3 +148,178 @@ def _parts(layers: nn.ModuleList) -> tuple[nn.Sequential, nn.LSTM, nn.Sequential
 def _windows(network: nn.Sequential, step: int, per_in: int = 1, per_out: int = 1) -> Stage:
     before, after = reach(layers_of(network), per_in, per_out)
     return Windows(network, before, after, step, per_in, per_out)
+
+
+# ---------------------------------------------------------- weights of encodec and audiocraft
+
+
+def model_from_native(checkpoint: NativeCheckpoint):
+    """`EncodecModel` with the weights of a native file.
+
+    Two projects publish them. `encodec`: a bare state dict (``encodec_24khz-d7cc33bc.th``,
+    ``encodec_48khz-7e698e3e.th``) whose settings are in that package's code and restated here.
+    `audiocraft` (``compression_state_dict.bin`` beside MusicGen, the 32 kHz codec): ``best_state``
+    and, as YAML under ``xp.cfg``, all settings. Layers and names are the same in both; the weights
+    keep their weight norm, as transformers' class has it too.
+    """
+    import transformers
+
+    shapes = _from_shapes(checkpoint)
+    if isinstance(checkpoint.settings, str):
+        settings = _from_yaml(checkpoint)
+    else:
+        geometry = (shapes["audio_channels"], shapes.pop("hop"))
+        if geometry not in _PUBLISHED:
+            raise UserError(
+                f"codec {checkpoint.path}: no settings in the file, and {geometry[0]} channels "
+                f"with {geometry[1]} samples per frame is none of the published EnCodecs "
+                "(24, 32, 48 kHz); give a folder in transformers' format"
+            )
+        settings = _PUBLISHED[geometry]
+    shapes.pop("hop", None)
+    levels = shapes.pop("levels")
+    config = transformers.EncodecConfig(**shapes, **settings)
+    config.target_bandwidths = list(_bandwidths(config, levels))
+    state = {_transformers_name(name): tensor for name, tensor in checkpoint.state.items()}
+    return build(transformers.EncodecModel, config, state, checkpoint.path)
+
+
+def _from_shapes(checkpoint: NativeCheckpoint) -> dict[str, Any]:
+    """Configuration values that the weights' shapes and names tell."""
+    state, path = checkpoint.state, checkpoint.path
+
+    def shape(layer: str) -> tuple[int, ...]:
+        for leaf in ("conv.conv.weight_v", "conv.conv.weight"):
+            if f"{layer}.{leaf}" in state:
+                return tuple(state[f"{layer}.{leaf}"].shape)
+        raise UserError(
+            f"codec {path}: no tensor {layer}.conv.conv.weight_v; not a complete EnCodec checkpoint"
+        )
+
+    inner = [m for n in state if (m := re.match(r"encoder\.model\.(\d+)\.(conv|block|lstm)\.", n))]
+    convs = sorted({int(m[1]) for m in inner if m[2] == "conv"})
+    blocks = sorted({int(m[1]) for m in inner if m[2] == "block"})
+    lstms = {n for n in state if re.match(r"encoder\.model\.\d+\.lstm\.weight_ih_l\d+$", n)}
+    levels = {int(m[1]) for n in state if (m := re.match(r"quantizer\.vq\.layers\.(\d+)\.", n))}
+    if len(convs) < 3 or not blocks or not lstms:
+        raise UserError(
+            f"codec {path}: an EnCodec without "
+            f"{'an LSTM' if blocks and not lstms else 'residual blocks'}, which transformers' "
+            "class does not have"
+        )
+    first, last = shape(f"encoder.model.{convs[0]}"), shape(f"encoder.model.{convs[-1]}")
+    # between the first and the last one, each halves the rate of something: kernel = 2 strides
+    strides = [shape(f"encoder.model.{i}")[2] // 2 for i in convs[1:-1]]
+    block = f"encoder.model.{blocks[0]}"
+    wide = shape(f"{block}.block.1")
+    book = state.get("quantizer.vq.layers.0._codebook.embed")
+    if book is None or book.ndim != 2:
+        raise UserError(f"codec {path}: no codebook quantizer.vq.layers.0._codebook.embed")
+    return {
+        "hop": math.prod(strides),
+        "levels": len(levels),
+        "audio_channels": first[1],
+        "num_filters": first[0],
+        "kernel_size": first[2],
+        "hidden_size": last[0],
+        "last_kernel_size": last[2],
+        "upsampling_ratios": strides[::-1],
+        "num_residual_layers": len(blocks) // len(strides),
+        "residual_kernel_size": wide[2],
+        "compress": wide[1] // wide[0],
+        "use_conv_shortcut": any(n.startswith(f"{block}.shortcut.conv") for n in state),
+        "num_lstm_layers": len(lstms),
+        "norm_type": "weight_norm"
+        if any(n.endswith("weight_g") for n in state)
+        else "time_group_norm",
+        "codebook_size": book.shape[0],
+        "codebook_dim": book.shape[1],
+    }
+
+
+def _from_yaml(checkpoint: NativeCheckpoint) -> dict[str, Any]:
+    """Configuration values of an audiocraft checkpoint that shapes don't tell."""
+    import yaml
+
+    path = checkpoint.path
+    try:
+        root = yaml.safe_load(checkpoint.settings)
+        assert isinstance(root, dict)
+    except (yaml.YAMLError, AssertionError):
+        raise UserError(f"codec {path}: its settings (xp.cfg) are not YAML") from None
+
+    def read(name: str, default: Any = None) -> Any:
+        """Value of ``a.b``; ``${c.d}`` stands for another value (OmegaConf)."""
+        value: Any = root
+        for _ in range(10):
+            for key in name.split("."):
+                value = value.get(key) if isinstance(value, dict) else None
+            reference = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
+            if reference is None:
+                return default if value is None else value
+            name, value = reference[1], root
+        raise UserError(f"codec {path}: its settings (xp.cfg) refer to each other in a circle")
+
+    def require(name: str, wanted: Any, default: Any) -> None:
+        found = read(name, default)
+        if found != wanted:
+            raise UserError(
+                f"codec {path}: trained with {name} = {found!r}; transformers' EnCodec has only "
+                f"{wanted!r}"
+            )
+
+    require("compression_model", "encodec", "encodec")
+    require("encodec.autoencoder", "seanet", "seanet")
+    require("encodec.quantizer", "rvq", "rvq")
+    # would have to be stored beside the codes, and no published codec has it without segments
+    require("encodec.renormalize", False, False)
+    require("seanet.activation", "ELU", "ELU")
+    require("seanet.activation_params.alpha", 1.0, 1.0)
+    require("seanet.disable_norm_outer_blocks", 0, 0)
+    require("seanet.decoder.final_activation", None, None)
+    require("seanet.encoder", {}, {})
+    extra = set(read("seanet.decoder", {})) - {
+        "trim_right_ratio", "final_activation", "final_activation_params",
+    }  # fmt: skip
+    if extra:
+        raise UserError(
+            f"codec {path}: its decoder differs from its encoder in {', '.join(sorted(extra))}, "
+            "which transformers' EnCodec can't express"
+        )
+    rate = read("encodec.sample_rate", read("sample_rate"))
+    if not isinstance(rate, int):
+        raise UserError(f"codec {path}: its settings (xp.cfg) have no sample_rate")
+    return {
+        "sampling_rate": rate,
+        "use_causal_conv": bool(read("seanet.causal", read("encodec.causal", False))),
+        "pad_mode": read("seanet.pad_mode", "reflect"),
+        "dilation_growth_rate": read("seanet.dilation_base", 2),
+        "trim_right_ratio": float(read("seanet.decoder.trim_right_ratio", 1.0)),
+    }
+
+
+def _bandwidths(config, levels: int) -> tuple[float, ...]:
+    """kbps values of which the largest makes `EncodecConfig` count `levels` codebooks."""
+    per_level = config.frame_rate * config.codebook_nbits  # bits per second
+    published = _BANDWIDTHS.get(config.sampling_rate, ())
+    if published and int(1000 * published[-1] // per_level) == levels:
+        return published
+    return ((levels + 0.01) * per_level / 1000,)  # a little more: the class rounds down
+
+
+def _transformers_name(name: str) -> str:
+    """The name in `EncodecModel` of a native tensor; unknown names stay as they are.
+
+    >>> _transformers_name("decoder.model.3.convtr.convtr.weight_g")
+    'decoder.layers.3.conv.parametrizations.weight.original0'
+    >>> _transformers_name("encoder.model.1.block.1.conv.norm.bias")
+    'encoder.layers.1.block.1.norm.bias'
+    """
+    name = re.sub(r"^(encoder|decoder)\.model\.", r"\1.layers.", name)
+    name = re.sub(
+        r"^quantizer\.vq\.layers\.(\d+)\._codebook\.", r"quantizer.layers.\1.codebook.", name
+    )
+    name = re.sub(r"\.(?:conv\.conv|convtr\.convtr)\.", ".conv.", name)
+    name = re.sub(r"\.(?:conv|convtr)\.norm\.", ".norm.", name)
+    name = re.sub(r"\.weight_g$", ".parametrizations.weight.original0", name)
+    return re.sub(r"\.weight_v$", ".parametrizations.weight.original1", name)

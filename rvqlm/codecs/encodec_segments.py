@@ -7,11 +7,11 @@ weights. What it needs besides codes is one float32 per segment.
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
+from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.encodec import EncodecCodec
 from rvqlm.codecs.streaming import Encoded, StreamDecoder, StreamEncoder
 from rvqlm.errors import UserError
@@ -30,6 +30,7 @@ class EncodecSegmentCodec(EncodecCodec):
     only there, the published ones make one more, or fail.
     """
 
+    segmented = True
     usual_codebooks = None
     default_scale = 0.1
     """-20 dBFS, a usual loudness of speech and music: segments are normalised to an RMS of 1."""
@@ -69,26 +70,14 @@ class EncodecSegmentCodec(EncodecCodec):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`encode`, and scales (B, n) float32 of the longest item's n segments, 0 past an item's
         own ceil(frames / 150)."""
-        samples = torch.full((len(audio),), audio.shape[-1]) if lengths is None else lengths
+        samples = [audio.shape[-1]] * len(audio) if lengths is None else lengths.tolist()
         audio, _ = self.pad_to_hop(audio, lengths)  # for its checks: segments end with the audio
-        plans = [self.segments(n) for n in samples.tolist()]
-        frames = torch.tensor([self.num_frames(n) for n in samples.tolist()])
-        size, K, device = self.info.segment[0], self.info.num_codebooks, audio.device
-        codes = torch.zeros(len(audio), int(frames.max()), K, dtype=torch.int64, device=device)
-        scales = torch.zeros(len(audio), max(map(len, plans)), device=device)
-        alike = defaultdict(list)  # by size: no item depends on what it is batched with
-        for row, plan in enumerate(plans):
-            for i, (offset, n) in enumerate(plan):
-                alike[n].append((row, i, offset))
-        for n, places in alike.items():
-            count = self._batch
-            for some in (places[k : k + count] for k in range(0, len(places), count)):
-                pieces = torch.stack([audio[row, :, at : at + n] for row, _, at in some])
-                made, loud = self.encode_pieces(pieces.float())
-                for j, (row, i, _) in enumerate(some):
-                    codes[row, i * size : i * size + made.shape[1]] = made[j]
-                    scales[row, i] = loud[j]
-        return codes, frames, scales
+        # one by one: no item depends on what it is batched with
+        made = [encode_whole(self, item[:, :n].float()) for item, n in zip(audio, samples)]
+        codes = pad_sequence([one.codes for one in made], batch_first=True)
+        scales = pad_sequence([one.scales for one in made], batch_first=True)
+        frames = torch.tensor([len(one.codes) for one in made])
+        return codes.to(audio.device), frames, scales.to(audio.device)
 
     def decode(self, codes: Tensor, scales: Tensor | None = None) -> Tensor:
         """Codes (B, T, K) -> audio (B, C, `num_samples(T)`) float32.
@@ -102,14 +91,9 @@ class EncodecSegmentCodec(EncodecCodec):
         count = -(-T // size)
         if scales is not None and scales.shape != (len(codes), count):
             raise ValueError(f"{T} frames have {count} scales each, got {tuple(scales.shape)}")
-        adder, parts = OverlapAdd(self), []
-        for i in range(count):
-            scale = None if scales is None else scales[:, i]
-            part = self._decode_segment(codes[:, i * size : (i + 1) * size], scale)
-            parts.append(adder.add(part))
-        if not parts:
-            return torch.zeros(len(codes), self.info.channels, 0, device=codes.device)
-        return torch.cat((*parts, adder.rest()), -1)
+        known = [None] * len(codes) if scales is None else scales
+        audio = [decode_long(self, one, scales=scale) for one, scale in zip(codes, known)]
+        return torch.stack(audio).to(codes.device)
 
     def _decode_segment(self, codes: Tensor, scale: Tensor | None) -> Tensor:
         """(B, t, K) and (B,) -> (B, C, t * hop)"""

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import math
 
-import transformers
 from torch import Tensor, nn
 
-from rvqlm.codecs.encodec import quick_padding
+from rvqlm.codecs.cards import Card
 from rvqlm.codecs.receptive_field import layers_of, reach
 from rvqlm.codecs.streaming import (
     Pointwise,
@@ -23,25 +22,33 @@ from rvqlm.codecs.streaming import (
     StreamEncoder,
     Windows,
 )
-from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.codecs.transformers_codec import TransformersCodec, quicken_padding
+from rvqlm.codecs.weights import HUB
 from rvqlm.errors import UserError
 
 
 class MimiCodec(TransformersCodec):
     """Mimi; long files carry the transformers' keys and values."""
 
+    model_type = "mimi"
     usual_codebooks = 8
+    cards = (
+        Card(
+            "kyutai/mimi", 8, 32, 2048, 24000, 1920, "CC-BY-4.0", HUB + "kyutai/mimi",
+            note="causal; the first level is semantic",
+        ),
+    )  # fmt: skip
 
     def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
         if not hasattr(model.encoder, "encoder_seanet"):  # its parts lay elsewhere before
+            import transformers
+
             raise UserError(
                 f"codec {name}: Mimi needs transformers 5.21 or newer, {transformers.__version__} "
                 "is installed: pip install -U transformers (which needs Python 3.11)"
             )
         super().__init__(model, name, num_codebooks)
-        for module in model.modules():
-            if hasattr(module, "_pad1d"):
-                module._pad1d = quick_padding(module._pad1d)
+        quicken_padding(model)
 
     @staticmethod
     def _hop(config, name: str) -> int:

@@ -1,11 +1,7 @@
-"""Weight files as the codecs' own projects publish them, loaded without those projects' packages.
+"""Weight files as the codecs' own projects publish them: reading them safely, filling a model.
 
-``--codec weights.pth`` (descript-audio-codec), ``encodec_24khz-d7cc33bc.th`` (encodec) and
-``compression_state_dict.bin`` (audiocraft, the codec of MusicGen) are read here, recognised by the
-names of their tensors, and turned into the transformers class of the same layers by `native_dac`
-and `native_encodec`. The result is a `TransformersCodec`: the codes and audio that the original
-package gives with the same file, bit for bit where ``tools/test.sh --codecs`` has compared them
-(x86 processors with AVX2).
+Which projects' files there are, and whose layers they hold, is the business of
+`rvqlm.codecs.native`.
 """
 
 from __future__ import annotations
@@ -20,17 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rvqlm.codecs.base import Codec
-from rvqlm.codecs.pretrained import CODECS_ENV, candidates
 from rvqlm.errors import UserError
-
-SUFFIXES = (".pth", ".th", ".bin", ".ckpt", ".pt")
-"""What such files are called; other names are not tried."""
-
-_KNOWN = (
-    "weights.pth of descript-audio-codec, encodec_24khz-*.th and encodec_48khz-*.th of encodec, "
-    "compression_state_dict.bin of audiocraft"
-)
 
 
 @dataclass
@@ -38,8 +24,6 @@ class NativeCheckpoint:
     """Contents of a native weight file."""
 
     path: Path
-    kind: str
-    """dac or encodec: whose layers these are"""
     state: dict[str, Tensor]
     """weights by their native names, weight norm as ``weight_g`` and ``weight_v``"""
     settings: dict[str, Any] | str | None = None
@@ -47,21 +31,20 @@ class NativeCheckpoint:
 
 
 def read_native(path: str | os.PathLike) -> NativeCheckpoint:
-    """Read and recognise a native weight file; `UserError` for what is none.
+    """Read a native weight file; `UserError` for what is none.
 
     Nothing in the file is executed: it is unpickled with ``weights_only=True``.
     """
     path = Path(path)
     content = _unpickle(path)
     if not isinstance(content, dict):
-        raise UserError(f"codec {path}: holds a {type(content).__name__}; expected {_KNOWN}")
+        raise UserError(f"codec {path}: holds a {type(content).__name__}, not weights")
     if "pretrained" in content and "best_state" not in content:
         raise UserError(
             f"codec {path}: holds no weights, only the name of the codec they belong to; "
             f"give --codec {content['pretrained']}"
         )
-    settings = None
-    state = content
+    state, settings = content, None
     if "state_dict" in content:
         state = content["state_dict"]
         settings = (content.get("metadata") or {}).get("kwargs")
@@ -73,55 +56,7 @@ def read_native(path: str | os.PathLike) -> NativeCheckpoint:
     if not isinstance(state, dict):
         raise UserError(f"codec {path}: its weights are a {type(state).__name__}, not a dict")
     state = {_old_name(str(k)): v for k, v in state.items() if isinstance(v, Tensor)}
-    return NativeCheckpoint(path, _kind(path, state), state, settings)
-
-
-def load_native(name: str | os.PathLike, num_codebooks: int | None = None) -> Codec:
-    """The codec in a native weight file, through the transformers class of the same layers.
-
-    Args:
-        name: the file, or its name where `find_file` looks.
-        num_codebooks: as in `load_codec`.
-    """
-    from rvqlm.codecs.transformers_codec import TransformersCodec
-
-    path = find_file(name)
-    model = to_transformers(read_native(path))
-    return TransformersCodec.from_model(model, remembered(name, path), num_codebooks)
-
-
-def find_file(name: str | os.PathLike) -> Path:
-    """The weight file `name`: a path, or a file's name in ``RVQLM_CODECS`` or where the packages
-    keep their downloads (``~/.cache/descript/dac``, ``~/.cache/torch/hub/checkpoints``)."""
-    name = os.fspath(name)
-    for path in (*candidates(name), *(folder / Path(name).name for folder in download_folders())):
-        if path.is_file():
-            return path
-    raise UserError(
-        f"codec {name}: no such file, and none of that name in {CODECS_ENV} or the packages' "
-        "downloads; `rvqlm codecs` says where published weights come from"
-    )
-
-
-def download_folders() -> tuple[Path, Path]:
-    """Where descript-audio-codec and encodec put what they download."""
-    return (
-        Path.home() / ".cache" / "descript" / "dac",
-        Path(torch.hub.get_dir()) / "checkpoints",
-    )
-
-
-def remembered(name: str | os.PathLike, path: Path) -> str:
-    """What tokens remember of `name`: an absolute path, or a bare file name that was looked up."""
-    return str(path.resolve()) if Path(name).expanduser().is_file() else os.fspath(name)
-
-
-def to_transformers(checkpoint: NativeCheckpoint) -> torch.nn.Module:
-    """The transformers model with these weights; `UserError` naming what keeps it from fitting."""
-    from rvqlm.codecs import native_dac, native_encodec
-
-    converter = {"dac": native_dac, "encodec": native_encodec}[checkpoint.kind]
-    return converter.to_transformers(checkpoint)
+    return NativeCheckpoint(path, state, settings)
 
 
 def build(model_class: type, config, state: dict[str, Tensor], path: Path) -> torch.nn.Module:
@@ -133,10 +68,9 @@ def build(model_class: type, config, state: dict[str, Tensor], path: Path) -> to
     wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     given = {k: tuple(v.shape) for k, v in state.items()}
     missing = [k for k in wanted if k not in given]
+    both = wanted.keys() & given.keys()
     other = [
-        f"{k} is {given[k]}, not {wanted[k]}"
-        for k in wanted
-        if k in given and given[k] != wanted[k]
+        f"{k} is {given[k]}, not {wanted[k]}" for k in wanted if k in both and given[k] != wanted[k]
     ]
     surplus = [k for k in given if k not in wanted]
     for what, names in (("missing", missing), ("of another shape", other), ("unknown", surplus)):
@@ -220,20 +154,3 @@ def _old_name(name: str) -> str:
     """Weight norm's newer parameter names as the older ones, which the packages use."""
     name = name.replace("parametrizations.weight.original0", "weight_g")
     return name.replace("parametrizations.weight.original1", "weight_v")
-
-
-def _kind(path: Path, state: dict[str, Tensor]) -> str:
-    def has(*prefixes: str) -> bool:
-        return all(any(k.startswith(p) for k in state) for p in prefixes)
-
-    if has("encoder.block.0.", "decoder.model.0.", "quantizer.quantizers."):
-        return "dac"
-    if has("encoder.model.0.", "decoder.model.0.", "quantizer.vq.layers."):
-        return "encodec"
-    if has("encoder.conv1.", "decoder.conv1.") or has("encoder.layers.0.", "decoder.layers.0."):
-        raise UserError(
-            f"codec {path}: weights in transformers' format; give the folder that holds them "
-            "together with config.json"
-        )
-    shown = ", ".join(list(state)[:3]) or "none"
-    raise UserError(f"codec {path}: no codec by its tensors (first: {shown}); expected {_KNOWN}")

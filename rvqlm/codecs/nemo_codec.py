@@ -11,6 +11,7 @@ published weights have not been at hand, nor a download from the hub or NGC, nor
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -18,11 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.codecs.base import Codec, fingerprint
-from rvqlm.codecs.native_checkpoint import remembered
-from rvqlm.codecs.package_import import import_package
-from rvqlm.codecs.pretrained import CODECS_ENV, candidates
-from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.codecs.base import Backend, Codec, fingerprint
+from rvqlm.codecs.cards import Card
+from rvqlm.codecs.weights import CODECS_ENV, HUB, cached, candidates, remembered
 from rvqlm.errors import UserError
 from rvqlm.hub import require_network
 
@@ -39,10 +38,17 @@ class NemoCodec(Codec):
     """`nemo.collections.tts.models.AudioCodecModel` behind our interface.
 
     NeMo pads by reflection, which a recording of one or two frames is too short for: such a one is
-    encoded as if silence followed, and decoded as if its last frame went on.
+    encoded as if silence followed, and decoded as if its last frame were repeated.
     """
 
-    inference = TransformersCodec.inference
+    cards = (
+        Card(
+            "nvidia/audio-codec-44khz", 8, 8, 1000, 44100, 512, "NSCLv1",
+            HUB + "nvidia/audio-codec-44khz", native="audio-codec-44khz.nemo",
+            licence_note="NVIDIA's, non-commercial; see its card",
+            note="finite scalar quantization: parallel groups, all of them always in use",
+        ),
+    )  # fmt: skip
 
     def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
         K = int(model.num_codebooks)
@@ -73,16 +79,14 @@ class NemoCodec(Codec):
 
     def encode(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         audio, frames = self.pad_to_hop(audio, lengths)
-        T, hop = audio.shape[2] // self.info.hop, self.info.hop
-        codes = torch.zeros(len(audio), T, self.info.num_codebooks, dtype=torch.int64)
-        codes = codes.to(audio.device)
-        with self.inference():
-            for n in frames.unique().tolist():  # as in TransformersCodec: equal lengths only
-                rows = (frames == n).nonzero()[:, 0].to(audio.device)
-                part = pad(audio[rows, 0, : n * hop].float(), (0, max(0, self.shortest - n) * hop))
-                tokens, _ = self.model.encode(audio=part, audio_len=_lengths(part))
-                codes[rows, :n] = tokens[:, :, :n].transpose(1, 2).to(torch.int64)
-        return codes, frames
+        return self.encode_alike(audio, frames, self._encode), frames
+
+    def _encode(self, audio: Tensor) -> Tensor:
+        """(B, 1, n * hop) -> (B, K, n)"""
+        frames = audio.shape[2] // self.info.hop
+        missing = max(0, self.shortest - frames) * self.info.hop
+        audio = pad(audio[:, 0].float(), (0, missing))
+        return self.model.encode(audio=audio, audio_len=_lengths(audio))[0][:, :, :frames]
 
     def decode(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
@@ -111,10 +115,10 @@ class NemoCodec(Codec):
         raise UserError(f"codec {self.info.name}: NeMo can't encode 32 frames of silence with it")
 
     def _reach(self) -> tuple[int | None, int | None]:
-        """Frames on each side that encoder and decoder hear, None for all of them.
+        """Frames on each side that encoder and decoder depend on, None for all of them.
 
-        Asked of the layers themselves, whatever they are: what becomes not-a-number when one frame
-        is not a number has heard it.
+        Asked of the layers themselves, whatever they are: what becomes NaN when one frame is NaN
+        depends on it.
         """
         hop = self.info.hop
         for frames in (64, 256):
@@ -125,10 +129,10 @@ class NemoCodec(Codec):
                 latents, _ = self.model.encode_audio(audio=audio, audio_len=_lengths(audio))
                 touched = latents.clone().zero_()
                 touched[:, :, middle] = torch.nan
-                heard, _ = self.model.decode_audio(inputs=touched, input_len=_lengths(touched))
+                decoded, _ = self.model.decode_audio(inputs=touched, input_len=_lengths(touched))
             ways = (
                 _distance(latents.isnan().any(1)[0], middle),
-                _distance(heard[0].reshape(frames, hop).isnan().any(1), middle),
+                _distance(decoded[0].reshape(frames, hop).isnan().any(1), middle),
             )
             if all(way < middle - 1 for way in ways):
                 return ways
@@ -137,7 +141,7 @@ class NemoCodec(Codec):
 
 def load_nemo(name: str, num_codebooks: int | None = None) -> Codec:
     """The codec in a ``.nemo`` file, or of a name as the module's docstring lists them."""
-    models = import_package("nemo.collections.tts.models", "nemo_toolkit[tts]", "nemo", name)
+    models = BACKEND.require(name, "nemo.collections.tts.models")
     wanted = name.removeprefix(PREFIX)
     path = _find(wanted)
     try:
@@ -164,11 +168,10 @@ def _find(name: str) -> Path | None:
         )
     if name.count("/") != 1:
         return None
+    if found := cached(name, file):
+        return found
     import huggingface_hub
 
-    found = huggingface_hub.try_to_load_from_cache(name, file)
-    if isinstance(found, str):
-        return Path(found)
     try:
         require_network()
         return Path(huggingface_hub.hf_hub_download(name, file))
@@ -217,3 +220,20 @@ def _lengths(x: Tensor) -> Tensor:
 def _distance(touched: Tensor, middle: int) -> int:
     """The farthest that a True lies from `middle`."""
     return int((touched.nonzero()[:, 0] - middle).abs().max())
+
+
+def _takes(name: str) -> bool:
+    hub_name = re.fullmatch(r"nvidia/[\w.-]*codec[\w.-]*", name) and not Path(name).exists()
+    return name.startswith(PREFIX) or name.endswith(".nemo") or bool(hub_name)
+
+
+BACKEND = Backend(
+    "nemo",
+    (NemoCodec,),
+    takes=_takes,
+    load=load_nemo,
+    give="a hub name of nvidia's, or a .nemo file",
+    module="nemo",
+    distribution="nemo_toolkit",
+    extra="nemo",
+)

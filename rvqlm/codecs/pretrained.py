@@ -1,45 +1,64 @@
 """Codecs in transformers' format: a folder, or a hub name that stands for one.
 
 A hub name is looked for in the folders of ``RVQLM_CODECS``, then in the Hugging Face cache, then
-(unless offline) on the hub. What is found there is wrapped by `transformers_codec`.
+(unless offline) on the hub. What is found there is wrapped by the adapter for its type.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from rvqlm.codecs.base import Codec
+from rvqlm.codecs.base import Backend, Codec
+from rvqlm.codecs.dac import DacCodec
+from rvqlm.codecs.encodec import EncodecCodec
+from rvqlm.codecs.encodec_segments import EncodecSegmentCodec
+from rvqlm.codecs.mimi import MimiCodec
+from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.codecs.weights import CODECS_ENV, candidates
 from rvqlm.errors import UserError
 from rvqlm.hub import require_network
 
-CODECS_ENV = "RVQLM_CODECS"
-"""Environment variable: folders (separated like PATH) that hold codecs by hub name, with or without
-the owner: ``$RVQLM_CODECS/descript/dac_44khz/config.json`` or ``$RVQLM_CODECS/dac_44khz/...``; and
-native weight files by file name: ``$RVQLM_CODECS/weights_44khz_8kbps_0.0.1.pth``."""
+ADAPTERS = (DacCodec, EncodecCodec, EncodecSegmentCodec, MimiCodec)
+"""Classes for models of one type; `TransformersCodec` is tried for any other type."""
 
-HUB_NAMES = (
-    "descript/dac_44khz",
-    "descript/dac_24khz",
-    "descript/dac_16khz",
-    "facebook/encodec_24khz",
-    "facebook/encodec_32khz",
-    "facebook/encodec_48khz",
-    "kyutai/mimi",
-)
-"""Published codecs known to fit; any other of the same model types works as well."""
+TRANSFORMERS_TYPES = {
+    "dac": "works",
+    "encodec": "works",
+    "mimi": "works",
+    "xcodec": "works; files go in whole (it holds a speech model that attends to all of them)",
+    "higgs_audio_v2_tokenizer": "works where torchaudio is installed; files go in whole",
+    "xcodec2": "no: its encoder also wants mel features that torchaudio has to compute",
+    "neucodec": "no: it changes the rate, and its encoder wants features computed by torchaudio",
+    "pocket_tts_audio_tokenizer": "no: its latents are continuous, there are no codes",
+    "vibevoice_acoustic_tokenizer": "no: its latents are continuous, there are no codes",
+}
+"""Model types that transformers maps for audio tokenization or that encode and decode audio, and
+what became of each with small random weights."""
 
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 
-def candidates(name: str) -> list[Path]:
-    """Where `name` may lie on this machine: as given, and in the folders of ``RVQLM_CODECS``."""
-    found = [Path(name).expanduser()]
-    for root in filter(None, os.environ.get(CODECS_ENV, "").split(os.pathsep)):
-        found += [Path(root).expanduser() / name, Path(root).expanduser() / Path(name).name]
-    return found
+def transformers_types() -> dict[str, str]:
+    """`TRANSFORMERS_TYPES` and what an installed, newer transformers maps beside these."""
+    from transformers.models.auto import modeling_auto as auto
+
+    mapped = getattr(auto, "MODEL_FOR_AUDIO_TOKENIZATION_NAMES", {})
+    return {
+        kind: "untried; taken if it has (B, K, T) codes" for kind in mapped
+    } | TRANSFORMERS_TYPES
+
+
+def from_model(model: nn.Module, name: str, num_codebooks: int | None = None) -> TransformersCodec:
+    """Wrap a loaded model; raises `UserError` naming what keeps a model from being usable."""
+    for adapter in ADAPTERS:
+        if adapter.fits(model.config):
+            return adapter(model, name, num_codebooks)
+    codec = TransformersCodec(model, name, num_codebooks)
+    codec.probe()
+    return codec
 
 
 def load_pretrained(name: str, num_codebooks: int | None = None) -> Codec:
@@ -49,14 +68,7 @@ def load_pretrained(name: str, num_codebooks: int | None = None) -> Codec:
         name: folder with ``config.json`` and weights, or ``owner/name``.
         num_codebooks: as in `load_codec`.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise UserError(
-            f"codec {name} needs the package transformers: pip install transformers "
-            "(or use --codec spectral, which needs nothing)"
-        ) from None
-    from rvqlm.codecs.transformers_codec import TransformersCodec
+    import transformers
 
     folder = find_folder(name)
     if folder is not None:
@@ -65,8 +77,8 @@ def load_pretrained(name: str, num_codebooks: int | None = None) -> Codec:
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise UserError(
                 f"codec {name}: no such folder, and neither a hub name; give --codec spectral, "
-                f"one of {', '.join(HUB_NAMES)}, a folder with config.json and model.safetensors, "
-                "or a weight file (rvqlm codecs lists them all)"
+                f"one of {_published()}, a folder with config.json and model.safetensors, or "
+                "a weight file (rvqlm codecs lists them all)"
             )
         try:
             model = _from_pretrained(transformers, name, name, local_files_only=True)
@@ -74,7 +86,7 @@ def load_pretrained(name: str, num_codebooks: int | None = None) -> Codec:
             model = _from_pretrained(transformers, name, name, local_files_only=False)
     if folder is not None and Path(name).expanduser().is_dir():
         name = str(folder)  # what a later command has to find again
-    return TransformersCodec.from_model(model, name, num_codebooks)
+    return from_model(model, name, num_codebooks)
 
 
 def find_folder(name: str) -> Path | None:
@@ -136,7 +148,7 @@ def _from_pretrained(transformers, source: str, name: str, local_files_only: boo
         if bars:
             logging.enable_progress_bar()
     lacking = sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"]))
-    if lacking:  # transformers would fill these with random numbers and go on
+    if lacking:  # transformers would fill these with random numbers and continue
         raise UserError(
             f"codec {name}: the weights in {source} are incomplete: {len(lacking)} tensors are "
             f"missing or of another shape, {lacking[0]} first; fetch the checkpoint again"
@@ -159,5 +171,20 @@ def model_class_of(transformers, config, name: str) -> type:
                 return found
     raise UserError(
         f"codec {name}: a transformers model of type {config.model_type!r} is no audio codec; "
-        f"use for example {', '.join(HUB_NAMES)}"
+        f"use for example {_published()}"
     )
+
+
+BACKEND = Backend(
+    "transformers",
+    ADAPTERS,
+    takes=None,
+    load=load_pretrained,
+    give="a hub name, or a folder with config.json and weights",
+    module="transformers",
+    distribution="transformers",
+)
+
+
+def _published() -> str:
+    return ", ".join(card.name for card in BACKEND.cards)

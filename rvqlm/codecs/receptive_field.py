@@ -72,7 +72,7 @@ def reach_in_samples(layers: Sequence[Layer], per_in: int, per_out: int) -> tupl
     """Inputs before and after a unit's own `per_in` inputs that its outputs depend on."""
     lo, hi = 0, per_out - 1  # the outputs of unit 0, traced back to the input
     for k, s, d, before, transposed in reversed(layers):
-        if transposed:  # output n hears inputs i with 0 <= n + before - i * s < k
+        if transposed:  # output n depends on inputs i with 0 <= n + before - i * s < k
             lo, hi = -((k - 1 - lo - before) // s), (hi + before) // s
         else:
             lo, hi = lo * s - before, hi * s - before + (k - 1) * d

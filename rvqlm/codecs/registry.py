@@ -1,78 +1,47 @@
 """Finding a codec by name: `load_codec` and the table of backends behind it.
 
 ``load_codec("spectral")`` is in the package and needs nothing else. A name of any other kind goes
-to the first backend of `_BACKENDS` that takes it; a new backend is one file and one row there.
-``rvqlm codecs`` lists what is known, and what of it is installed.
+to the first backend that takes it. A new backend is one file, which ends with its `Backend`, and
+one row of `BACKENDS`; what ``rvqlm codecs`` lists follows from that.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.codecs.base import Codec
-from rvqlm.codecs.native_checkpoint import SUFFIXES
-from rvqlm.codecs.pretrained import CODECS_ENV, HUB_NAMES
+from rvqlm.codecs import native, nemo_codec, packages, pretrained, spectral
+from rvqlm.codecs.base import Backend, Codec
+from rvqlm.codecs.cards import Card
 from rvqlm.errors import UserError
 from rvqlm.runtime import pick_device
 
-__all__ = ["CODECS_ENV", "DTYPES", "HUB_NAMES", "load_codec", "load_codec_like"]
+BACKENDS = (
+    spectral.BACKEND,
+    pretrained.BACKEND,
+    native.BACKEND,
+    packages.DAC,
+    packages.ENCODEC,
+    nemo_codec.BACKEND,
+)
+
+CARDS: tuple[Card, ...] = tuple(dict.fromkeys(card for b in BACKENDS for card in b.cards))
+"""Published codecs that some backend loads."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def _load_spectral(name: str, num_codebooks: int | None) -> Codec:
-    from rvqlm.codecs.spectral import SpectralCodec
-
-    if name == "spectral":
-        return SpectralCodec.load(num_codebooks=num_codebooks)
-    if not Path(name).is_file():
-        raise UserError(
-            f"codec {name}: no such file; give --codec spectral for the embedded weights, or the "
-            "path of weights written by tools/train_spectral_codec.py"
-        )
-    return SpectralCodec.load(name, num_codebooks=num_codebooks)
+def backend_of(name: str) -> Backend:
+    """The backend whose business a name is, by its looks."""
+    (otherwise,) = [b for b in BACKENDS if b.takes is None]
+    return next((b for b in BACKENDS if b.takes is not None and b.takes(name)), otherwise)
 
 
-def _is_nemo(name: str) -> bool:
-    hub_name = re.fullmatch(r"nvidia/[\w.-]*codec[\w.-]*", name) and not Path(name).exists()
-    return name.startswith("nemo:") or name.endswith(".nemo") or bool(hub_name)
-
-
-def _in(module: str, function: str) -> Callable[[str, int | None], Codec]:
-    """The loader of a backend whose module is imported when it is needed."""
-
-    def load(name: str, num_codebooks: int | None) -> Codec:
-        found = importlib.import_module(f"rvqlm.codecs.{module}")
-        return getattr(found, function)(name, num_codebooks)
-
-    return load
-
-
-class _Backend(NamedTuple):
-    takes: Callable[[str], bool]
-    """whether a name is this backend's business, by its looks"""
-    load: Callable[[str, int | None], Codec]
-    """from the name and the number of codebooks (None: the usual one)"""
-
-
-_BACKENDS = (
-    _Backend(lambda name: name == "spectral" or name.endswith(".safetensors"), _load_spectral),
-    _Backend(lambda name: name.startswith("package:dac:"), _in("package_dac", "load_package")),
-    _Backend(
-        lambda name: name.startswith("package:encodec:"), _in("package_encodec", "load_package")
-    ),
-    _Backend(_is_nemo, _in("nemo_codec", "load_nemo")),
-    _Backend(lambda name: name.endswith(SUFFIXES), _in("native_checkpoint", "load_native")),
-    _Backend(lambda name: True, _in("pretrained", "load_pretrained")),
-)
+def card_of(name: str) -> Card | None:
+    """The card of a published codec by its name, with or without the owner."""
+    return next((c for c in CARDS if name in (c.name, c.name.split("/")[-1])), None)
 
 
 def load_codec(
@@ -106,8 +75,8 @@ def load_codec(
     device = pick_device(str(device))
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose {', '.join(DTYPES)}")
-    backend = next(b for b in _BACKENDS if b.takes(name))
-    return backend.load(name, num_codebooks).to(device).eval().set_dtype(DTYPES[dtype])
+    codec = backend_of(name).load(name, num_codebooks)
+    return codec.to(device).eval().set_dtype(DTYPES[dtype])
 
 
 def load_codec_like(

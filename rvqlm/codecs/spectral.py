@@ -30,12 +30,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.codecs.base import Codec, fingerprint
-from rvqlm.codecs.griffin_lim import GriffinLim
+from rvqlm.codecs.base import Backend, Codec, fingerprint
+from rvqlm.codecs.cards import EMBEDDED, Card
+from rvqlm.codecs.griffin_lim import GriffinLim, Phases
 from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
-from rvqlm.codecs.spectral_phases import Phases
 from rvqlm.codecs.streaming import Pointwise, StagedDecoder, StreamDecoder, Windows
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 
 ASSET = Path(__file__).parent / "assets" / "spectral.safetensors"
 
@@ -55,6 +56,13 @@ class SpectralCodec(Codec):
     >>> codes.shape, codec.decode(codes).shape
     (torch.Size([1, 3, 8]), torch.Size([1, 1, 960]))
     """
+
+    cards = (
+        Card(
+            "spectral", 8, 8, 1024, 16000, 320, "Apache-2.0", EMBEDDED,
+            note="a small one for trying things out; needs no download",
+        ),
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -185,10 +193,12 @@ def save_weights(net: SpectralNet, path: str | os.PathLike, training: dict | Non
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().half().contiguous() for k, v in net.state_dict().items()}
     metadata = {"config": json.dumps(asdict(net.config)), "training": json.dumps(training or {})}
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(state, temporary, metadata)
-    os.chmod(temporary, 0o644)  # safetensors writes for the owner only
-    os.replace(temporary, path)
+
+    def write(temporary: Path) -> None:
+        save_file(state, temporary, metadata)
+        temporary.chmod(0o644)  # safetensors writes for the owner only
+
+    atomic_write(path, write)
 
 
 def load_net(path: str | os.PathLike) -> SpectralNet:
@@ -209,3 +219,24 @@ def load_net(path: str | os.PathLike) -> SpectralNet:
         raise UserError(f"{path}: not weights of the spectral codec ({reason})") from None
     net.quantizer.prepare()
     return net.eval()
+
+
+def load_spectral(name: str, num_codebooks: int | None = None) -> SpectralCodec:
+    """The embedded codec for ``spectral``, else the weights file `name`."""
+    if name == "spectral":
+        return SpectralCodec.load(num_codebooks=num_codebooks)
+    if not Path(name).is_file():
+        raise UserError(
+            f"codec {name}: no such file; give --codec spectral for the embedded weights, or the "
+            "path of weights written by tools/train_spectral_codec.py"
+        )
+    return SpectralCodec.load(name, num_codebooks=num_codebooks)
+
+
+BACKEND = Backend(
+    "rvqlm",
+    (SpectralCodec,),
+    takes=lambda name: name == "spectral" or name.endswith(".safetensors"),
+    load=load_spectral,
+    give="spectral, or a .safetensors file of its weights",
+)

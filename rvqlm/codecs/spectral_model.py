@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvqlm.codecs.quantize import ResidualQuantizer
-
 
 @dataclass(frozen=True)
 class SpectralConfig:
@@ -75,6 +73,60 @@ class ConvNeXtBlock(nn.Module):
         """(B, T, C) -> (B, T, C)"""
         y = self.conv(x.transpose(1, 2)).transpose(1, 2)
         return x + self.down(F.gelu(self.up(self.norm(y)))) * self.scale
+
+
+class ResidualQuantizer(nn.Module):
+    """K codebooks of V entries in D dimensions: level k quantizes what levels 0..k-1 left over.
+
+    Choosing an entry weighs its distance against its rarity (entropy-constrained quantization,
+    Chou, Lookabaugh & Gray 1989): a rare entry must be worth its bits. Fine levels then stay quiet
+    where there is only noise to refine, and the codes are easier to predict.
+
+    >>> q = ResidualQuantizer(num_codebooks=2, codebook_size=4, dim=3)
+    >>> codes = q.encode(torch.randn(5, 3), 2)
+    >>> codes.shape, q.decode(codes).shape
+    (torch.Size([5, 2]), torch.Size([5, 3]))
+    """
+
+    codebooks: Tensor
+    bias: Tensor
+    """(K, V) added to the score of each entry: price of a bit times log of its frequency, <= 0."""
+
+    def __init__(self, num_codebooks: int, codebook_size: int, dim: int):
+        super().__init__()
+        self.register_buffer("codebooks", torch.randn(num_codebooks, codebook_size, dim))
+        self.register_buffer("bias", torch.zeros(num_codebooks, codebook_size))
+        self._prepared: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def prepare(self) -> None:
+        """Lay the codebooks out for `encode`; call again after they change."""
+        self._prepared = (
+            [c.t().contiguous() for c in self.codebooks],
+            [c.square().sum(1) * 0.5 - b for c, b in zip(self.codebooks, self.bias)],
+        )
+
+    def encode(self, latents: Tensor, num_codebooks: int) -> Tensor:
+        """(N, D) -> codes (N, K) int64: the nearest (and not too rare) entry, level
+        after level."""
+        if self._prepared is None:
+            self.prepare()
+        assert self._prepared is not None
+        residual, codes, cpu = latents, [], latents.device.type == "cpu"
+        for k in range(num_codebooks):
+            # argmin |r - e|^2 / 2 - bias = argmax r.e - |e|^2 / 2 + bias
+            score = residual @ self._prepared[0][k] - self._prepared[1][k]
+            # numpy finds the first maximum ten times faster than torch on a CPU
+            index = torch.from_numpy(score.numpy().argmax(1)) if cpu else score.argmax(1)
+            codes.append(index)
+            residual = residual - self.codebooks[k][index]
+        return torch.stack(codes, dim=1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """(..., K) -> (..., D); K may be smaller than the number of codebooks."""
+        latents = self.codebooks[0][codes[..., 0]]
+        for k in range(1, codes.shape[-1]):
+            latents = latents + self.codebooks[k][codes[..., k]]
+        return latents
 
 
 class SpectralNet(nn.Module):

@@ -4,7 +4,7 @@ A network is cut into stages. A stage of finite reach (convolutions, a whole enc
 at a time: some new units with as many units of context on both sides as its outputs depend on,
 whose own outputs are dropped. A recurrent stage, or a transformer with a sliding window, carries
 its state from piece to piece. Either gives what it would have given for the whole recording, up to
-float rounding: artificial edges are heard by nothing that is kept, and the true ends of the
+float rounding: nothing that is kept depends on an artificial edge, and the true ends of the
 recording are the ends of a window, so that the network pads there as it always does.
 """
 
@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from rvqlm.codecs.base import Codec
 
 WHOLE = 1 << 62
 """A `step` of `Windows` that no recording reaches: everything goes in at once, at the end."""
@@ -75,7 +72,7 @@ class Windows:
         after: units on the right.
         step: new units per call; larger steps cost memory, smaller ones compute context more often.
             More than `before` in any case: where a network pads by reflection, what lies up to
-            `before` units behind the beginning is heard at the beginning.
+            `before` units behind the beginning shows at the beginning.
         per_in: inputs in a unit.
         per_out: outputs in a unit.
     """
@@ -102,7 +99,7 @@ class Windows:
             return None
         made = []
         units = self.begin - (-self.held.shape[-1] // self.per_in)
-        while goes_on(units, self.first, self.step, self.after):
+        while has_next(units, self.first, self.step, self.after):
             end = self.first + self.step
             made.append(self._part(end, end + self.after))
         if last and units > self.first:
@@ -119,7 +116,7 @@ class Windows:
         return y
 
 
-def goes_on(units: int, first: int, step: int, after: int) -> bool:
+def has_next(units: int, first: int, step: int, after: int) -> bool:
     """Whether `units` units are enough for a window from `first` that is not the last one."""
     return units > first + step + max(after, step // 2)
 
@@ -128,7 +125,7 @@ def windows(units: int, before: int, after: int, step: int) -> Iterator[tuple[in
     """The windows of `Windows` for a recording of known length: (first, end, left, right), where
     units [first, end) are kept of [left, right)."""
     first, step = 0, max(step, before + 1)
-    while goes_on(units, first, step, after):
+    while has_next(units, first, step, after):
         yield first, first + step, max(0, first - before), first + step + after
         first += step
     if units > first:
@@ -160,9 +157,9 @@ class Recurrent:
 
 
 class StagedEncoder(StreamEncoder):
-    """Audio through stages whose last one gives codes (1, K, t)."""
+    """Audio through stages whose last one gives codes (1, K, t), with a `Codec`'s settings."""
 
-    def __init__(self, codec: Codec, *stages: Stage):
+    def __init__(self, codec, *stages: Stage):
         self.codec, self.stages, self.samples = codec, stages, 0
         self.device = None
 
@@ -184,7 +181,7 @@ class StagedEncoder(StreamEncoder):
 class StagedDecoder(StreamDecoder):
     """Codes (1, K, t) through stages whose last one gives audio (1, C, n)."""
 
-    def __init__(self, codec: Codec, *stages: Stage):
+    def __init__(self, codec, *stages: Stage):
         self.codec, self.stages = codec, stages
 
     def push(self, codes: Tensor) -> Tensor | None:
@@ -199,7 +196,7 @@ class StagedDecoder(StreamDecoder):
         return None if audio is None else audio[0].float().cpu()
 
 
-def _through(codec: Codec, stages: Sequence[Stage], x: Tensor | None, last: bool) -> Tensor | None:
+def _through(codec, stages: Sequence[Stage], x: Tensor | None, last: bool) -> Tensor | None:
     with codec.inference():
         for stage in stages:
             x = stage(x, last)

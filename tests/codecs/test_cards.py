@@ -9,11 +9,10 @@ import transformers
 from native_files import dac_file, dac_model, encodec_model, encodec_state
 
 from rvqlm.bin import codec_cards
-from rvqlm.codecs import cards
-from rvqlm.codecs.native_checkpoint import SUFFIXES
-from rvqlm.codecs.pretrained import CODECS_ENV, HUB_NAMES
-from rvqlm.codecs.registry import load_codec
-from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.codecs.native import SUFFIXES
+from rvqlm.codecs.pretrained import from_model, transformers_types
+from rvqlm.codecs.registry import BACKENDS, CARDS, card_of, load_codec
+from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
 
 KBPS = {  # as the projects state them, or K log2(V) frames per second by hand
@@ -37,14 +36,13 @@ def geometry(info):
 
 
 def test_rates():
-    assert {
-        card.name: pytest.approx(card.info.bitrate / 1000, rel=1e-4) for card in cards.CARDS
-    } == KBPS
-    assert set(HUB_NAMES) <= set(KBPS)
+    rates = {card.name: card.info.bitrate / 1000 for card in CARDS}
+    assert {name: rates[name] for name in KBPS} == pytest.approx(KBPS, rel=1e-4)
+    assert len(rates) == len(CARDS)  # no name twice
 
 
 def test_spectral_card_is_the_codec():
-    card, info = cards.card_of("spectral"), load_codec("spectral").info
+    card, info = card_of("spectral"), load_codec("spectral").info
     assert card.info == type(info).from_dict({**info.to_dict(), "fingerprint": ""})
 
 
@@ -69,7 +67,7 @@ def test_spectral_card_is_the_codec():
 )  # fmt: skip
 def test_encodec_cards_are_what_native_files_load_as(name, kwargs, tmp_path):
     torch.save(encodec_state(encodec_model(**kwargs)), tmp_path / "x.th")
-    codec, card = load_codec(tmp_path / "x.th"), cards.card_of(name)
+    codec, card = load_codec(tmp_path / "x.th"), card_of(name)
     assert geometry(card.info) == geometry(codec.info)
     assert (card.num_codebooks, card.available) == (
         codec.info.num_codebooks,
@@ -79,34 +77,34 @@ def test_encodec_cards_are_what_native_files_load_as(name, kwargs, tmp_path):
 
 def test_cards_are_the_defaults_of_the_classes():
     encodec, mimi = transformers.EncodecConfig(), transformers.MimiConfig()
-    card = cards.card_of("encodec_24khz")
+    card = card_of("encodec_24khz")
     assert (card.available, card.codebook_size) == (encodec.num_quantizers, encodec.codebook_size)
-    card = cards.card_of("kyutai/mimi")
+    card = card_of("kyutai/mimi")
     assert (card.available, card.codebook_size) == (mimi.num_quantizers, mimi.codebook_size)
     assert (card.sampling_rate, card.sampling_rate / card.hop) == (mimi.sampling_rate, 12.5)
 
 
-def test_every_way_named_is_one_that_load_codec_takes():
-    for card in cards.CARDS:
-        assert set(card.backends) <= set(cards.BACKENDS)
+def test_a_native_file_is_one_that_some_backend_takes():
+    for card in CARDS:
+        names = {backend.name for backend in BACKENDS if card in backend.cards}
         assert not card.native or card.native.endswith((*SUFFIXES, ".nemo"))
-        assert bool(card.native) == bool({"native", "nemo"} & set(card.backends))
+        assert bool(card.native) == bool({"native", "nemo"} & names)
 
 
 def test_weights_are_found_where_load_codec_finds_them(tmp_path, monkeypatch):
-    dac, mimi = cards.card_of("dac_16khz"), cards.card_of("kyutai/mimi")
-    assert cards.weights_here(dac) == cards.weights_here(mimi) == []
+    dac, mimi = card_of("dac_16khz"), card_of("kyutai/mimi")
+    assert dac.weights_here() == mimi.weights_here() == []
     root = tmp_path / "codecs"
     dac_model().save_pretrained(root / "dac_16khz")
     dac_file(dac_model(), root / dac.native)
     monkeypatch.setenv(CODECS_ENV, str(root))
-    assert cards.weights_here(dac) == [str(root / "dac_16khz"), str(root / dac.native)]
+    assert dac.weights_here() == [str(root / "dac_16khz"), str(root / dac.native)]
     cached = tmp_path / "hub" / "models--kyutai--mimi"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("0" * 40)
     (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
     (cached / "snapshots" / ("0" * 40) / "config.json").write_text("{}")
-    assert cards.weights_here(mimi) == [str(cached / "snapshots" / ("0" * 40))]
+    assert mimi.weights_here() == [str(cached / "snapshots" / ("0" * 40))]
 
 
 def bare(config):
@@ -118,7 +116,7 @@ def bare(config):
 def test_every_type_that_transformers_maps_is_listed_with_the_truth():
     from transformers.models.auto import modeling_auto as auto
 
-    kinds = cards.transformers_types()
+    kinds = transformers_types()
     assert set(auto.MODEL_FOR_AUDIO_TOKENIZATION_NAMES) <= set(kinds)
     assert not any("untried" in what for what in kinds.values())
     for kind, what in kinds.items():
@@ -126,7 +124,7 @@ def test_every_type_that_transformers_maps_is_listed_with_the_truth():
         if what.startswith("no: "):
             config = transformers.AutoConfig.for_model(kind)
             with pytest.raises(UserError, match=f"codec x: its '{kind}' configuration has no"):
-                TransformersCodec.from_model(bare(config), "x")
+                from_model(bare(config), "x")
 
 
 def test_xcodec_works_without_an_adapter_of_its_own(tmp_path):
@@ -180,6 +178,6 @@ def test_the_command(capsys, tmp_path):
     status, out, _ = said(capsys, str(path), "--json")
     assert json.loads(out)["fingerprint"] == info.fingerprint
     status, out, _ = said(capsys, "--json")
-    assert [c["name"] for c in json.loads(out)["codecs"]] == list(KBPS)
+    assert [c["name"] for c in json.loads(out)["codecs"]] == [card.name for card in CARDS]
     status, _, err = said(capsys, "nonsense")
     assert status == 2 and err.startswith("rvqlm codecs: error: codec nonsense: no such folder")

@@ -11,7 +11,7 @@ from rvqlm.codecs.chunking import (
     encode_stream,
     encode_whole,
 )
-from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.codecs.pretrained import from_model
 from rvqlm.errors import UserError
 
 HOP, SIZE, STRIDE = 8, 800, 760
@@ -22,7 +22,7 @@ def tiny():
     torch.manual_seed(0)
     model = fill_codebooks(encodec_segments(), torch.randn(1, 2, 4000)).eval()
     # loud and quiet segments must differ in their codes' audio, silence must not divide by zero
-    return TransformersCodec.from_model(model, "facebook/encodec_48khz")
+    return from_model(model, "facebook/encodec_48khz")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_description(codec):
     assert info.num_codebooks == 6 and codec.default_scale == 0.1
     assert float(info.frame_rate) == pytest.approx(100 * 8000 / STRIDE)
     assert codec.bounded_memory
-    other = TransformersCodec.from_model(encodec_segments(overlap=0.01), "x")
+    other = from_model(encodec_segments(overlap=0.01), "x")
     assert other.info.segment == (100, 792)
 
 
@@ -168,4 +168,4 @@ def test_other_ways_to_cut_are_refused():
         {"normalize": True, "chunk_length_s": 0.1005, "overlap": 0.01},
     ):
         with pytest.raises(UserError, match=r"codec x: this EnCodec has normalize=.*48 kHz"):
-            TransformersCodec.from_model(encodec(**kwargs), "x")
+            from_model(encodec(**kwargs), "x")

@@ -7,7 +7,7 @@ import transformers
 from tiny_codecs import encodec, encodec_segments, fill_codebooks, mimi, noise
 
 from rvqlm.codecs.chunking import decode_long, encode_long, encode_many, encode_whole
-from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.codecs.pretrained import from_model
 
 
 def encodec_24khz():
@@ -41,7 +41,7 @@ def codec(request):
     torch.manual_seed(0)
     model = fill_codebooks(MODELS[request.param](), torch.randn(1, 1, 16000)).eval()
     # what differs between chunks and the whole is then an error, and no rounding
-    return TransformersCodec.from_model(model, request.param).set_dtype(torch.float64)
+    return from_model(model, request.param).set_dtype(torch.float64)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 7, 20, 61])
@@ -76,7 +76,7 @@ def test_fewer_levels(coarse):
     for make in (encodec, mimi):
         torch.manual_seed(0)
         model = fill_codebooks(make(), torch.randn(1, 1, 4000))
-        codec = TransformersCodec.from_model(model, "few", coarse).set_dtype(torch.float64)
+        codec = from_model(model, "few", coarse).set_dtype(torch.float64)
         audio = noise(1, 60 * codec.info.hop)
         whole = codec.encode(audio[None])[0][0]
         assert whole.shape[1] == coarse and encode_long(codec, audio, 0.02).equal(whole)
@@ -104,7 +104,7 @@ def _largest(codec, chunks):
 def test_memory_is_flat(make):
     """Sizes, not bytes: nothing larger reaches a layer for a recording ten times as long."""
     torch.manual_seed(0)
-    codec = TransformersCodec.from_model(make(), "tiny")
+    codec = from_model(make(), "tiny")
     short, long = _largest(codec, 8), _largest(codec, 80)
     assert short == long
     assert max(long) < 0.2 * 1.6 * codec.info.sampling_rate * 16
@@ -112,7 +112,7 @@ def test_memory_is_flat(make):
 
 def test_keys_and_values_are_forgotten():
     torch.manual_seed(0)
-    codec = TransformersCodec.from_model(mimi(), "mimi")
+    codec = from_model(mimi(), "mimi")
     encoder = codec.stream_encoder(0.1)
     for _ in range(20):
         encoder.push(noise(1, 800))

@@ -14,10 +14,11 @@ from native_files import (
     encodec_state,
 )
 
-from rvqlm.codecs import native_checkpoint
 from rvqlm.codecs.chunking import encode_long
-from rvqlm.codecs.registry import CODECS_ENV, load_codec
-from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.codecs.native_checkpoint import fold_weight_norm
+from rvqlm.codecs.pretrained import from_model
+from rvqlm.codecs.registry import load_codec
+from rvqlm.codecs.weights import CODECS_ENV, download_folders
 from rvqlm.errors import UserError
 
 STEREO = {
@@ -59,7 +60,7 @@ def test_dac(tmp_path, ratios, rate, metadata):
     path = dac_file(model, tmp_path / f"weights_{rate // 1000}khz_8kbps_0.0.1.pth", metadata)
     loaded = load_codec(path)
     assert loaded.info.name == str(path)
-    same(loaded, TransformersCodec.from_model(model, "x"))
+    same(loaded, from_model(model, "x"))
 
 
 def test_dac_whose_decoder_has_its_rates_in_another_order(tmp_path):
@@ -93,7 +94,7 @@ def test_dac_with_weight_norm_by_its_new_names(tmp_path):
     }
     assert sum("original1" in k for k in state) > 20
     path = dac_file(model, tmp_path / "w.pth", state=state)
-    same(load_codec(path), TransformersCodec.from_model(model, "x"))
+    same(load_codec(path), from_model(model, "x"))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_dac_with_weight_norm_by_its_new_names(tmp_path):
 def test_encodec_from_a_bare_state_dict(tmp_path, name, kwargs):
     model = encodec_model(**kwargs)
     torch.save(encodec_state(model), tmp_path / name)
-    same(load_codec(tmp_path / name), TransformersCodec.from_model(model, "x"), samples=50000)
+    same(load_codec(tmp_path / name), from_model(model, "x"), samples=50000)
 
 
 @pytest.mark.parametrize("kwargs", [MUSICGEN, {"pad_mode": "constant", "use_conv_shortcut": False}])
@@ -122,7 +123,7 @@ def test_encodec_of_audiocraft(tmp_path, kwargs):
     }  # fmt: skip
     torch.save(content, path)
     codec = load_codec(path)
-    same(codec, TransformersCodec.from_model(model, "x"))
+    same(codec, from_model(model, "x"))
     for wrong, message in (
         ("renormalize: true", r"trained with encodec\.renormalize = True"),
         ("activation: Snake", r"trained with seanet\.activation = 'Snake'"),
@@ -164,7 +165,7 @@ def test_where_files_are_looked_for(tmp_path, monkeypatch):
     assert load_codec(name).info.name == str(tmp_path / name)
     monkeypatch.delenv(CODECS_ENV)
     monkeypatch.chdir("/")
-    for folder in native_checkpoint.download_folders():
+    for folder in download_folders():
         assert folder.is_relative_to(tmp_path)
         folder.mkdir(parents=True)
         (tmp_path / name).rename(folder / name)
@@ -187,7 +188,7 @@ def test_files_that_are_no_native_weights(tmp_path):
     refused(b"garbage" * 100, r"not loaded|not a file of torch\.save")
     whole = dac_file(dac_model(), tmp_path / "w.pth").read_bytes()
     refused(whole[: len(whole) // 2], r"not a file of torch\.save")
-    refused([1, 2], r"holds a list; expected weights\.pth")
+    refused([1, 2], r"holds a list, not weights")
     refused(
         {"pretrained": "facebook/encodec_32khz"}, r"give --codec facebook/encodec_32khz", "c.bin"
     )
@@ -230,7 +231,7 @@ def test_incomplete_and_foreign_weights(tmp_path):
 def test_weight_norm_is_folded_and_axis_follows_g():
     v = torch.randn(3, 4, 5)
     g = torch.rand(1, 4, 1) + 1
-    folded = native_checkpoint.fold_weight_norm({"a.weight_g": g, "a.weight_v": v, "a.bias": g})
+    folded = fold_weight_norm({"a.weight_g": g, "a.weight_v": v, "a.bias": g})
     assert set(folded) == {"a.weight", "a.bias"}
     norm = v.double().square().sum((0, 2), keepdim=True).sqrt()
     assert torch.allclose(folded["a.weight"].double(), g * v / norm, atol=1e-6)
@@ -251,7 +252,7 @@ def test_weight_norm_is_folded_alike_on_every_machine(shape, known):
     size = shape[0] * shape[1] * shape[2]
     v = ((torch.arange(size) * 7919) % 2003 - 1001).reshape(shape) / 7777
     g = (torch.arange(shape[0]) % 17 + 1).reshape(-1, 1, 1) / 7
-    w = native_checkpoint.fold_weight_norm({"weight_g": g, "weight_v": v})["weight"]
+    w = fold_weight_norm({"weight_g": g, "weight_v": v})["weight"]
     assert hashlib.sha256(w.numpy().tobytes()).hexdigest()[:12] == known
     if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
         assert w.equal(torch._weight_norm(v, g, 0))

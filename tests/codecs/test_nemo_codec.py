@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rvqlm.codecs import pretrained
 from rvqlm.codecs.chunking import decode_long, encode_long
 from rvqlm.codecs.nemo_codec import NemoCodec
 from rvqlm.codecs.registry import load_codec
+from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
 
 HOP, K, LEVELS = 8, 2, 5
@@ -89,7 +89,7 @@ def nemo(monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(sys.modules, "omegaconf", omegaconf)
     monkeypatch.setattr(AudioCodecModel, "restored", [])
-    monkeypatch.delenv(pretrained.CODECS_ENV, raising=False)
+    monkeypatch.delenv(CODECS_ENV, raising=False)
 
 
 def noise(*shape):
@@ -179,7 +179,7 @@ def test_where_files_are_looked_for(tmp_path, monkeypatch):
     assert config_of == path == str(file) and none is None
     # neither discriminators nor networks from the web
     assert config == {"discriminator": None, "use_scl_loss": False, "use_slm_loss": False}
-    monkeypatch.setenv(pretrained.CODECS_ENV, str(tmp_path))
+    monkeypatch.setenv(CODECS_ENV, str(tmp_path))
     assert load_codec("nvidia/audio-codec-44khz").info.name == "nvidia/audio-codec-44khz"
     assert load_codec("nemo:known").info.name == "nemo:known"
     with pytest.raises(UserError, match=r"NeMo cannot load unknown: unknown is no model"):

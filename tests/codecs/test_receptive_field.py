@@ -7,8 +7,8 @@ import transformers
 from tiny_codecs import dac, noise
 
 from rvqlm.codecs.chunking import decode_long, encode_long
+from rvqlm.codecs.pretrained import from_model
 from rvqlm.codecs.receptive_field import layers_of, reach, reach_in_samples
-from rvqlm.codecs.transformers_codec import TransformersCodec
 
 
 def seanet(ratios, **config):
@@ -81,7 +81,7 @@ def _check(network, x, per_in, per_out, unit):
 def test_contexts_of_the_published_geometries():
     for ratios, rate, context in (((2, 4, 8, 8), 44100, 8), ((2, 4, 5, 8), 24000, 8)):
         model = dac(ratios)
-        codec = TransformersCodec.from_model(model, f"{rate}")
+        codec = from_model(model, f"{rate}")
         assert codec.context_frames == context
     assert reach_in_samples(layers_of(dac((2, 4, 8, 8)).encoder), 512, 1) == (3733, 3733)
 
@@ -89,7 +89,7 @@ def test_contexts_of_the_published_geometries():
 @pytest.mark.parametrize("ratios", [(2, 4, 8, 8), (2, 4, 5, 8), (3, 5)])
 def test_dac_chunks_equal_whole(ratios):
     torch.manual_seed(0)
-    codec = TransformersCodec.from_model(dac(ratios), "tiny")
+    codec = from_model(dac(ratios), "tiny")
     codec.set_dtype(torch.float64)  # what differs now is no rounding
     hop, rate = codec.info.hop, codec.info.sampling_rate
     audio = noise(1, 100 * hop + 5)

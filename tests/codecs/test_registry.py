@@ -1,12 +1,19 @@
+import importlib
 import json
+import pkgutil
+import re
 import socket
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from rvqlm.codecs import registry
-from rvqlm.codecs.registry import load_codec, load_codec_like
+import rvqlm.codecs
+from rvqlm.codecs.base import Backend, Codec
+from rvqlm.codecs.registry import BACKENDS, backend_of, load_codec, load_codec_like
+from rvqlm.codecs.transformers_codec import TransformersCodec
+from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
 
 
@@ -36,7 +43,7 @@ def no_network(monkeypatch, tmp_path):
         raise OSError("no network")
 
     monkeypatch.setattr(socket, "create_connection", refuse)
-    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", registry.CODECS_ENV):
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", CODECS_ENV):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -53,7 +60,7 @@ def test_a_folder_by_path_and_by_hub_name(dac, monkeypatch, no_network):
     by_path = load_codec(dac)
     assert by_path.info.name == str(dac)
     for root in (dac.parent.parent, dac.parent):  # with and without the owner
-        monkeypatch.setenv(registry.CODECS_ENV, f"/nowhere:{root}")
+        monkeypatch.setenv(CODECS_ENV, f"/nowhere:{root}")
         by_name = load_codec("someone/tiny_dac")
         assert by_name.info.name == "someone/tiny_dac"
         assert by_name.info.fingerprint == by_path.info.fingerprint
@@ -144,29 +151,32 @@ def test_dtype(dac):
 
 def test_each_name_goes_to_its_backend(monkeypatch, tmp_path):
     """By looks alone, and the plain ones first."""
-    from rvqlm.codecs import native_checkpoint, nemo_codec, package_dac, package_encodec, pretrained
-
-    loaders = {
-        package_dac: "load_package", package_encodec: "load_package", nemo_codec: "load_nemo",
-        native_checkpoint: "load_native", pretrained: "load_pretrained",
-    }  # fmt: skip
-    for module, function in loaders.items():
-
-        def load(name, num_codebooks, module=module):
-            raise UserError(module.__name__.split(".")[-1])
-
-        monkeypatch.setattr(module, function, load)
     for name, backend in {
-        "package:dac:a.pth": "package_dac", "package:encodec:a.th": "package_encodec",
-        "nvidia/audio-codec-44khz": "nemo_codec", "nvidia/nemo-nano-codec-22khz": "nemo_codec",
-        "x/a.nemo": "nemo_codec", "nemo:some": "nemo_codec", "a.pth": "native_checkpoint",
-        "compression_state_dict.bin": "native_checkpoint", "b/encodec_24khz-d7cc33bc.th":
-        "native_checkpoint", "descript/dac_44khz": "pretrained", "kyutai/mimi": "pretrained",
-        "nvidia/something-else": "pretrained", "folder": "pretrained",
+        "package:dac:a.pth": "dac", "package:encodec:a.th": "encodec",
+        "nvidia/audio-codec-44khz": "nemo", "nvidia/nemo-nano-codec-22khz": "nemo",
+        "x/a.nemo": "nemo", "nemo:some": "nemo", "a.pth": "native",
+        "compression_state_dict.bin": "native", "b/encodec_24khz-d7cc33bc.th": "native",
+        "spectral": "rvqlm", "a/b.safetensors": "rvqlm",
+        "descript/dac_44khz": "transformers", "kyutai/mimi": "transformers",
+        "nvidia/something-else": "transformers", "folder": "transformers",
     }.items():  # fmt: skip
-        with pytest.raises(UserError, match=rf"^{backend}$"):
-            load_codec(name)
+        assert backend_of(name).name == backend, name
     (tmp_path / "nvidia" / "my-codec").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^pretrained$"):  # a folder of the user's
-        load_codec("nvidia/my-codec")
+    assert backend_of("nvidia/my-codec").name == "transformers"  # a folder of the user's
+
+
+def test_no_backend_is_forgotten():
+    """What a file of the folder adds is in the table, and what it needs can be installed."""
+    extras = re.findall(r'"(\w+)": \[', (Path(__file__).parents[2] / "setup.py").read_text())
+    made = {cls for backend in BACKENDS for cls in backend.classes} | {TransformersCodec}
+    for module in pkgutil.iter_modules(rvqlm.codecs.__path__, "rvqlm.codecs."):
+        for what in vars(importlib.import_module(module.name)).values():
+            if isinstance(what, Backend):
+                assert what in BACKENDS, f"{module.name}: no row of registry.BACKENDS for it"
+            elif isinstance(what, type) and issubclass(what, Codec) and what is not Codec:
+                assert what in made, f"{module.name}: {what.__name__} is in no Backend.classes"
+    for backend in BACKENDS:
+        assert backend.extra in ("", *extras), f"{backend.name}: setup.py has no such extra"
+    for field in ("name", "give"):
+        assert len({getattr(backend, field) for backend in BACKENDS}) == len(BACKENDS)

@@ -6,8 +6,8 @@ import transformers
 from tiny_codecs import MODELS, encodec, fill_codebooks, mimi, noise
 
 from rvqlm.codecs.chunking import decode_long, encode_long
+from rvqlm.codecs.pretrained import from_model
 from rvqlm.codecs.registry import load_codec
-from rvqlm.codecs.transformers_codec import TransformersCodec
 from rvqlm.errors import UserError
 
 
@@ -108,9 +108,9 @@ def test_fingerprint_follows_the_weights(codec, folder, tmp_path):
 
 def test_usual_number_of_codebooks(tmp_path):
     for model in (mimi(12), encodec(bandwidths=(48.0,))):
-        codec = TransformersCodec.from_model(model, "many")
+        codec = from_model(model, "many")
         assert codec.available_codebooks == 12 and codec.info.num_codebooks == 8
-        assert TransformersCodec.from_model(model, "m", 12).info.num_codebooks == 12
+        assert from_model(model, "m", 12).info.num_codebooks == 12
 
 
 def test_other_types_of_numbers(codec, folder):
@@ -155,9 +155,9 @@ class Foreign(torch.nn.Module):
 
 
 def test_other_classes_work_if_they_fit_and_say_why_not():
-    codec = TransformersCodec.from_model(Foreign(), "x")
+    codec = from_model(Foreign(), "x")
     assert codec.encode(torch.zeros(1, 1, 30))[0].shape == (1, 8, 2)
     with pytest.raises(UserError, match=r"codec x: .*'foreign' models have another interface"):
-        TransformersCodec.from_model(Foreign(frames=7), "x")
+        from_model(Foreign(frames=7), "x")
     with pytest.raises(UserError, match=r"configuration has no hop_length"):
-        TransformersCodec.from_model(Foreign(hop_length=None), "x")
+        from_model(Foreign(hop_length=None), "x")

@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 from packages_common import noise
 
 from rvqlm.codecs.chunking import decode_long, encode_long
-from rvqlm.codecs.registry import CODECS_ENV, load_codec
+from rvqlm.codecs.registry import load_codec
+from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
 
 MODULES = "nemo.collections.tts.modules.audio_codec_modules"

@@ -4,7 +4,7 @@ import torch
 import transformers
 from packages_common import noise
 
-from rvqlm.codecs.cards import TRANSFORMERS_TYPES
+from rvqlm.codecs.pretrained import TRANSFORMERS_TYPES
 from rvqlm.codecs.registry import load_codec
 
 

@@ -2,7 +2,8 @@
 
 import torch
 
-from rvqlm.codecs.native_checkpoint import read_native, to_transformers
+from rvqlm.codecs.native import to_transformers
+from rvqlm.codecs.native_checkpoint import read_native
 from rvqlm.codecs.registry import load_codec
 
 

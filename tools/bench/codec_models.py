@@ -15,6 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from rvqlm.codecs.base import Codec
+from rvqlm.codecs.pretrained import from_model
 from rvqlm.codecs.transformers_codec import TransformersCodec
 from rvqlm.errors import UserError
 
@@ -69,7 +70,7 @@ def build(name: str, narrow: bool = False, seed: int = 0) -> TransformersCodec:
             nn.init.uniform_(module.bias, -0.05, 0.05)  # else silence has no codes
         if type(module).__name__ == "MimiLayerScale":  # 0.01 when new: attention changes nothing
             nn.init.constant_(module.scale, 0.3)
-    codec = TransformersCodec.from_model(model, name)
+    codec = from_model(model, name)
     fill_codebooks(codec)
     return codec
 

@@ -1,13 +1,9 @@
-"""Residual vector quantizer with codebooks learnt by moving averages.
+"""Learning of the spectral codec's codebooks, beside `tools/train_spectral_codec.py`.
 
-Level k quantizes what levels 0..k-1 left over, so any first levels serve alone. Codebooks start
-from k-means on unquantised latents, follow the data by exponential moving averages (van den Oord
-et al. 2017, appendix A.1; residual form as in SoundStream, Zeghidour et al. 2021), and entries that
-nothing uses are restarted from the batch. Gradients pass straight through to the encoder.
-
-Choosing an entry weighs its distance against its rarity (entropy-constrained quantization, Chou,
-Lookabaugh & Gray 1989): a rare entry must be worth its bits. Fine levels then stay quiet where
-there is only noise to refine, and the codes are easier to predict.
+Codebooks start from k-means on unquantised latents, follow the data by exponential moving averages
+(van den Oord et al. 2017, appendix A.1; residual form as in SoundStream, Zeghidour et al. 2021),
+and entries that nothing uses are restarted from the batch. Gradients pass straight through to the
+encoder.
 """
 
 from __future__ import annotations
@@ -15,7 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from rvqlm.codecs.spectral_model import ResidualQuantizer
 
 
 class Quantized(NamedTuple):
@@ -25,56 +23,6 @@ class Quantized(NamedTuple):
     """(B, T, K) int64"""
     commitment: Tensor
     """Scalar: mean squared distance between each level's residual and its entry."""
-
-
-class ResidualQuantizer(nn.Module):
-    """K codebooks of V entries in D dimensions.
-
-    >>> q = ResidualQuantizer(num_codebooks=2, codebook_size=4, dim=3)
-    >>> codes = q.encode(torch.randn(5, 3), 2)
-    >>> codes.shape, q.decode(codes).shape
-    (torch.Size([5, 2]), torch.Size([5, 3]))
-    """
-
-    codebooks: Tensor
-    bias: Tensor
-    """(K, V) added to the score of each entry: price of a bit times log of its frequency, <= 0."""
-
-    def __init__(self, num_codebooks: int, codebook_size: int, dim: int):
-        super().__init__()
-        self.register_buffer("codebooks", torch.randn(num_codebooks, codebook_size, dim))
-        self.register_buffer("bias", torch.zeros(num_codebooks, codebook_size))
-        self._prepared: tuple[list[Tensor], list[Tensor]] | None = None
-
-    def prepare(self) -> None:
-        """Lay the codebooks out for `encode`; call again after they change."""
-        self._prepared = (
-            [c.t().contiguous() for c in self.codebooks],
-            [c.square().sum(1) * 0.5 - b for c, b in zip(self.codebooks, self.bias)],
-        )
-
-    def encode(self, latents: Tensor, num_codebooks: int) -> Tensor:
-        """(N, D) -> codes (N, K) int64: the nearest (and not too rare) entry, level
-        after level."""
-        if self._prepared is None:
-            self.prepare()
-        assert self._prepared is not None
-        residual, codes, cpu = latents, [], latents.device.type == "cpu"
-        for k in range(num_codebooks):
-            # argmin |r - e|^2 / 2 - bias = argmax r.e - |e|^2 / 2 + bias
-            score = residual @ self._prepared[0][k] - self._prepared[1][k]
-            # numpy finds the first maximum ten times faster than torch on a CPU
-            index = torch.from_numpy(score.numpy().argmax(1)) if cpu else score.argmax(1)
-            codes.append(index)
-            residual = residual - self.codebooks[k][index]
-        return torch.stack(codes, dim=1)
-
-    def decode(self, codes: Tensor) -> Tensor:
-        """(..., K) -> (..., D); K may be smaller than the number of codebooks."""
-        latents = self.codebooks[0][codes[..., 0]]
-        for k in range(1, codes.shape[-1]):
-            latents = latents + self.codebooks[k][codes[..., k]]
-        return latents
 
 
 class QuantizerTrainer:
@@ -141,11 +89,11 @@ class QuantizerTrainer:
             index = _nearest(residual, books[k], self.quantizer.bias[k])
             entry = books[k][index]
             codes.append(index)
-            # the encoder is pulled to its entry at every level that it is heard through
-            heard = (use > k).float()
-            commitment = commitment + ((flat - chosen - entry).square() * heard).mean()
-            chosen = chosen + entry * heard
-            # every level learns on every item, whether or not it is heard through it
+            # the encoder is pulled to its entry at every level that serves for the item
+            serves = (use > k).float()
+            commitment = commitment + ((flat - chosen - entry).square() * serves).mean()
+            chosen = chosen + entry * serves
+            # every level learns on every item, whether or not it serves for it
             self._move(k, index, residual)
             residual = residual - entry
         quantized = flat + (chosen - flat).detach()
