@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rvqlm.codecs.chunking import decode_long, encode_whole
+from rvqlm.codecs.chunking import encode_whole
 from rvqlm.codecs.encodec import EncodecCodec
 from rvqlm.codecs.streaming import Encoded, StreamDecoder, StreamEncoder
 from rvqlm.errors import UserError
@@ -91,9 +91,14 @@ class EncodecSegmentCodec(EncodecCodec):
         count = -(-T // size)
         if scales is not None and scales.shape != (len(codes), count):
             raise ValueError(f"{T} frames have {count} scales each, got {tuple(scales.shape)}")
-        known = [None] * len(codes) if scales is None else scales
-        audio = [decode_long(self, one, scales=scale) for one, scale in zip(codes, known)]
-        return torch.stack(audio).to(codes.device)
+        adder, parts = OverlapAdd(self), []
+        for i in range(count):
+            scale = None if scales is None else scales[:, i]
+            part = self._decode_segment(codes[:, i * size : (i + 1) * size], scale)
+            parts.append(adder.add(part))
+        if not parts:
+            return torch.zeros(len(codes), self.info.channels, 0, device=codes.device)
+        return torch.cat((*parts, adder.rest()), -1)
 
     def _decode_segment(self, codes: Tensor, scale: Tensor | None) -> Tensor:
         """(B, t, K) and (B,) -> (B, C, t * hop)"""

@@ -175,7 +175,9 @@ def test_no_backend_is_forgotten():
             if isinstance(what, Backend):
                 assert what in BACKENDS, f"{module.name}: no row of registry.BACKENDS for it"
             elif isinstance(what, type) and issubclass(what, Codec) and what is not Codec:
-                assert what in made, f"{module.name}: {what.__name__} is in no Backend.classes"
+                assert what in made, (
+                    f"{module.name}: no row of registry.BACKENDS has {what.__name__} in its classes"
+                )
     for backend in BACKENDS:
         assert backend.extra in ("", *extras), f"{backend.name}: setup.py has no such extra"
     for field in ("name", "give"):
