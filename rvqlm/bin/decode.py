@@ -4,16 +4,16 @@
     rvqlm decode --input data/tokens --split test --num 5 --out-dir wavs
 
 Takes a token directory, a manifest of token cuts, an export, .npy or .npq files. Audio ends where
-its recording did. Files that are there already are kept, so the same command goes on where it was
+its recording did. Files that are there already are kept, so the same command resumes where it was
 interrupted.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -48,8 +48,6 @@ class Args:
     """auto, cpu, cuda or cuda:N."""
     order: Literal["tk", "kt"] | None = None
     """Of .npy files without a manifest: tk is (T, K), the default; kt is (K, T)."""
-    layout: str | None = None
-    """Of .npq files, where they fit several; see rvqlm npq info --help."""
     overwrite: bool = False
     """Decode again what is there."""
 
@@ -66,23 +64,6 @@ def check(args: Args) -> None:
         raise UserError("; ".join(problems))
 
 
-def chosen(items: Iterator, ids: Sequence[str], num: int) -> Iterator:
-    """Those of `ids`, or the first `num`; `UserError` for ids that are not there."""
-    missing = set(ids)
-    if not ids:
-        for count, item in enumerate(items, 1):
-            yield item
-            if count == num:
-                return
-        return
-    for count, item in enumerate((i for i in items if i.id in missing), 1):
-        missing.discard(item.id)
-        yield item
-        if count == num or not missing:
-            return
-    raise UserError(f"--ids {' '.join(sorted(missing))}: not in the input")
-
-
 def _run(argv: Sequence[str] | None) -> int:
     description = "Decode tokens into wav files."
     args = parse(Args, "rvqlm decode", description, argv)
@@ -92,60 +73,43 @@ def _run(argv: Sequence[str] | None) -> int:
     tune_malloc()
     from tqdm import tqdm
 
-    from rvqlm.codecs.registry import load_codec
     from rvqlm.exchange.codec import load_codec_for
-    from rvqlm.exchange.directory import Skipped
-    from rvqlm.exchange.names import path_for_id
     from rvqlm.exchange.source import open_tokens
-    from rvqlm.exchange.wav import decode_to_wav, require_tokens_of
+    from rvqlm.exchange.wav import decode_files
 
     if args.out_dir.exists() and not args.out_dir.is_dir():
         raise UserError(f"--out-dir {args.out_dir}: a file of that name exists; choose a folder")
     device = pick_device(args.device)
-    source = open_tokens(args.input, args.split, args.order, args.layout)
+    source = open_tokens(args.input, args.split, args.order)
     levels = source.info.num_codebooks if source.info else source.peek().codes.shape[1]
     if args.num_codebooks > levels:
         raise UserError(f"--num-codebooks {args.num_codebooks}: the tokens have {levels} levels")
-    if source.info is not None:
-        codec, remark = load_codec_for(source.info, args.codec, device)
-    elif args.codec:
-        codec, remark = load_codec(args.codec, device, levels), ""
-    else:
-        raise UserError(f"{args.input[0]} does not name the codec of its tokens; give --codec")
+    codec, remark = load_codec_for(source, args.codec, device)
     if remark:
         print(f"note: {remark}", file=sys.stderr)
-
-    total = min(filter(None, (args.num, len(args.ids), source.count)), default=None)
-    made = kept = 0
-    seconds = spent = 0.0
-    failed: list[Skipped] = []
-    for item in tqdm(
-        chosen(source.items, args.ids, args.num), "decode", total, unit=" cuts", disable=None
-    ):
-        if isinstance(item, Skipped):
-            failed.append(item)
-            continue
-        path = path_for_id(args.out_dir, item.id, ".wav")
-        if path.exists() and not args.overwrite:
-            kept += 1
-            continue
-        require_tokens_of(codec.info, item)
-        began = time.perf_counter()
-        seconds += decode_to_wav(
-            codec, item, path, args.subtype, args.num_codebooks or None, args.chunk_seconds
-        )
-        spent += time.perf_counter() - began
-        made += 1
-    words = f"{args.out_dir}: {made} wav files"
-    if made:
-        words += f", {seconds:.1f} s of audio in {spent:.1f} s: {seconds / spent:.1f}x real time"
-    if kept:
-        words += f"; {kept} were there already (--overwrite decodes them again)"
+    done = decode_files(
+        source,
+        codec,
+        args.out_dir,
+        ids=args.ids,
+        num=args.num,
+        num_codebooks=args.num_codebooks or None,
+        subtype=args.subtype,
+        chunk_seconds=args.chunk_seconds,
+        overwrite=args.overwrite,
+        progress=partial(tqdm, desc="decode", unit=" cuts", disable=None),
+    )
+    words = f"{args.out_dir}: {done.made} wav files"
+    if done.made:
+        speed = done.seconds / done.spent
+        words += f", {done.seconds:.1f} s of audio in {done.spent:.1f} s: {speed:.1f}x real time"
+    if done.kept:
+        words += f"; {done.kept} were there already (--overwrite decodes them again)"
     print(words)
-    for item in failed:
-        print(f"skipped: {item.path}: {item.reason}", file=sys.stderr)
-    if failed and not made + kept:
-        raise UserError(f"not one of {len(failed)} inputs could be decoded; reasons above")
+    for item in done.failed:
+        print(f"skipped: {item}", file=sys.stderr)
+    if done.failed and not done.made + done.kept:
+        raise UserError(f"not one of {len(done.failed)} inputs could be decoded; reasons above")
     return 0
 
 

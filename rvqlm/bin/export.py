@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -45,9 +46,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
     from rvqlm.exchange.convert import export_tokens
 
-    def progress(items):
-        return tqdm(items, "export", unit=" cuts", leave=False, disable=None)
-
+    progress = partial(tqdm, desc="export", unit=" cuts", leave=False, disable=None)
     count, splits = export_tokens(
         args.manifest_dir, args.out_dir, args.format, args.split, args.shard_size, progress
     )

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""``rvqlm import``: a token directory from lhotse Shar or .npy files.
+"""``rvqlm import``: a token directory from lhotse Shar, .npy or .npq files.
 
     rvqlm import --input tokens_npy --out-dir data/tokens
 
 Takes what ``rvqlm export`` wrote, with its splits, and other people's Shar folders (tokens as
-integer features) and .npy arrays, whose codec ``--codec`` or ``--codec-name`` gives. Where the
-input has no splits, ``rvqlm split`` makes them; ``rvqlm index`` comes next in either case.
+integer features), .npy arrays and .npq files, whose codec ``--codec`` or ``--codec-name`` gives.
+Without splits there, ``rvqlm split`` makes them; ``rvqlm index`` comes next in either case.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,8 @@ from rvqlm.exchange.codec import CodecArgs
 @dataclass
 class Args:
     input: tuple[str, ...]
-    """A folder of rvqlm export, a Shar folder, or .npy files: folders, quoted globs, names."""
+    """A folder of rvqlm export, a Shar folder, or .npy or .npq files: folders, quoted globs,
+    names."""
     out_dir: Path
     """Token directory to make; it appears when it is complete."""
     order: Literal["tk", "kt"] | None = None
@@ -31,33 +33,33 @@ class Args:
     codec: CodecArgs = field(default_factory=CodecArgs)
 
 
-def report(out_dir: Path, written, info) -> None:
-    """Say what a new token directory holds, and what was left out."""
+def make_token_dir(source, out_dir: Path, codec: CodecArgs) -> None:
+    """Import a `TokenSource`, and say what the new directory holds and what was left out."""
+    from tqdm import tqdm
+
+    from rvqlm.exchange.convert import import_tokens
+
+    progress = partial(tqdm, desc="import", unit=" cuts", leave=False, disable=None)
+    written, info = import_tokens(source, str(out_dir), codec, progress)
     print(
         f"{out_dir}: {written.num_cuts} cuts, {written.hours:.2f} h, {written.num_frames} frames "
         f"of {info.num_codebooks} codes, codec {info.name} [{info.fingerprint}]"
     )
     if written.skipped:
-        first = written.first_skipped
         print(
             f"{written.skipped} items skipped, listed in {out_dir}/skipped.jsonl; the first: "
-            f"{first.path}: {first.reason}",
+            f"{written.first_skipped}",
             file=sys.stderr,
         )
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    description = "Make a token directory of a Shar or .npy export."
+    description = "Make a token directory of an export, a Shar folder, .npy or .npq files."
     args = parse(Args, "rvqlm import", description, argv)
-    from tqdm import tqdm
+    from rvqlm.exchange.source import open_tokens
 
-    from rvqlm.exchange.convert import import_tokens
-
-    def progress(items):
-        return tqdm(items, "import", unit=" cuts", leave=False, disable=None)
-
-    written, info = import_tokens(args.input, str(args.out_dir), args.codec, args.order, progress)
-    report(args.out_dir, written, info)
+    args.codec.check()
+    make_token_dir(open_tokens(args.input, order=args.order), args.out_dir, args.codec)
     return 0
 
 

@@ -28,8 +28,6 @@ class Args:
     """Files and folders."""
     max_cuts: int = 1000
     """Count the codes of so many cuts, spread over all; 0: don't."""
-    layout: str | None = None
-    """Of an NPQ file that fits several; see rvqlm npq info --help."""
     json: bool = False
     """One JSON object per path."""
 
@@ -92,7 +90,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
     problems = 0
     for path in args.paths:
-        found = look(path, args.max_cuts, args.layout)
+        found = look(path, args.max_cuts)
         print(json.dumps(as_json(path, found)) if args.json else as_text(path, found))
         for problem in found.problems:
             print(f"problem: {problem}", file=sys.stderr)

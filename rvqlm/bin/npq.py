@@ -27,64 +27,40 @@ COMMANDS = {
     "export": "token directory -> NPQ files",
     "to-wav": "NPQ file -> audio",
 }
-LAYOUT_HELP = "Header layout and order of the codes, for files that fit several: v1:kt, no-kbps:tk."
-Layout = Annotated[str | None, tyro.conf.arg(help=LAYOUT_HELP + " See rvqlm npq info --help.")]
 
 
 @dataclass
 class InfoArgs:
     files: Annotated[tuple[str, ...], tyro.conf.Positional]
     """NPQ files, folders of them, quoted globs."""
-    layout: Layout = None
     json: bool = False
     """One JSON object per file."""
 
 
 def _info(argv: Sequence[str] | None) -> int:
-    from rvqlm.exchange import npq_layouts
+    from rvqlm.exchange import npq
 
-    about = npq_layouts.__doc__ or ""
+    about = (npq.__doc__ or "").split(">>>")[0]
     args = parse(InfoArgs, "rvqlm npq info", "Read headers and check codes.\n\n" + about, argv)
     import json
 
     from rvqlm.exchange.names import find_files
-    from rvqlm.exchange.npq import read_npq
 
     if not args.files:
         raise UserError("give NPQ files, a folder of them or a quoted glob")
     bad = 0
-    files = find_files(args.files, ".npq")
+    files = find_files(args.files, npq.SUFFIX)
     for _, path in files:
         try:
-            header, _ = read_npq(path, args.layout)
+            header, _ = npq.read_npq(path)
+            found, text = header.to_dict(), f"{path}  {header}"
         except UserError as e:
             bad += 1
-            print(json.dumps({"path": path, "error": str(e)}) if args.json else f"{e}")
-            continue
-        print(
-            json.dumps({"path": path, **header.to_dict()})
-            if args.json
-            else f"{path}  {line(header)}"
-        )
+            found, text = {"error": str(e)}, str(e)
+        print(json.dumps({"path": path, **found}) if args.json else text)
     if bad:
         raise UserError(f"{bad} of {len(files)} files could not be read")
     return 0
-
-
-def line(header) -> str:
-    """A header in one line."""
-    sizes = header.vocab_sizes
-    if sizes is None:
-        vocab = "not stated"
-    else:
-        same = len(set(sizes)) == 1
-        vocab = f"{sizes[0]} x {len(sizes)}" if same else " ".join(map(str, sizes))
-    kbps = f", from {header.orig_kbps:g} kbps" if header.orig_kbps else ""
-    return (
-        f"{header.layout}:{header.order}  K={header.num_codebooks}  fps={header.token_rate:.3f}  "
-        f"seq_len={header.num_frames} ({header.seconds:.2f} s)  vocab={vocab}  "
-        f"dtype={header.dtype.name}  payload at {header.offset}{kbps}"
-    )
 
 
 @dataclass
@@ -93,7 +69,6 @@ class ImportArgs:
     """NPQ files, folders of them, quoted globs."""
     out_dir: Path
     """Token directory to make; it appears when it is complete."""
-    layout: Layout = None
     codec: CodecArgs = field(default_factory=CodecArgs)
 
 
@@ -103,18 +78,11 @@ def _import(argv: Sequence[str] | None) -> int:
         "or given by --codec, or by --codec-name."
     )
     args = parse(ImportArgs, "rvqlm npq import", description, argv)
-    from tqdm import tqdm
+    from rvqlm.bin.importer import make_token_dir
+    from rvqlm.exchange.npq_tokens import open_npq
 
-    from rvqlm.bin.importer import report
-    from rvqlm.exchange.names import find_files
-    from rvqlm.exchange.npq_tokens import import_npq
-
-    def progress(files):
-        return tqdm(files, "import", unit=" files", leave=False, disable=None)
-
-    files = find_files(args.input, ".npq")
-    written, info = import_npq(files, str(args.out_dir), args.codec, args.layout, progress)
-    report(args.out_dir, written, info)
+    args.codec.check()
+    make_token_dir(open_npq(args.input), args.out_dir, args.codec)
     return 0
 
 
@@ -143,13 +111,8 @@ def _export(argv: Sequence[str] | None) -> int:
     from rvqlm.exchange.npq_tokens import export_npq
 
     info = CodecInfo.from_dict(read_sidecar(args.manifest_dir)["codec"])
-    items = tqdm(
-        read_token_dir(args.manifest_dir, [args.split]),
-        "export",
-        unit=" cuts",
-        leave=False,
-        disable=None,
-    )
+    items = read_token_dir(args.manifest_dir, [args.split])
+    items = tqdm(items, "export", unit=" cuts", leave=False, disable=None)
     count, frames = export_npq(items, info, args.out_dir, args.dtype, args.drop_scales)
     print(f"{args.out_dir}: {count} NPQ files, {frames} frames of {info.num_codebooks} codes")
     return 0
@@ -166,7 +129,6 @@ class WavArgs:
     file."""
     subtype: Literal["pcm16", "pcm24", "float"] = "pcm16"
     """Samples of 16 or 24 bits, or 32-bit float."""
-    layout: Layout = None
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -176,26 +138,17 @@ def _to_wav(argv: Sequence[str] | None) -> int:
     from rvqlm.runtime import pick_device, tune_malloc
 
     tune_malloc()
-    from rvqlm.codecs.registry import load_codec
-    from rvqlm.exchange.codec import codec_beside, load_codec_for
-    from rvqlm.exchange.directory import TokenItem
+    from rvqlm.exchange.codec import load_codec_for
     from rvqlm.exchange.npq import read_npq
-    from rvqlm.exchange.wav import decode_to_wav, require_tokens_of
+    from rvqlm.exchange.npq_tokens import open_npq
+    from rvqlm.exchange.wav import decode_to_wav
 
-    header, codes = read_npq(args.file, args.layout)
-    print(f"{args.file}  {line(header)}")
-    device, info = pick_device(args.device), codec_beside(args.file)
-    if info is not None:
-        codec, remark = load_codec_for(info, args.codec, device)
-    elif args.codec:
-        codec, remark = load_codec(args.codec, device, header.num_codebooks), ""
-    else:
-        raise UserError(f"{args.file} does not name its codec; give --codec")
+    print(f"{args.file}  {read_npq(args.file)[0]}")
+    source = open_npq([args.file])
+    codec, remark = load_codec_for(source, args.codec, pick_device(args.device))
     if remark:
         print(f"note: {remark}", file=sys.stderr)
-    item = TokenItem(str(args.file), codes, token_rate=header.token_rate)
-    require_tokens_of(codec.info, item)
-    seconds = decode_to_wav(codec, item, args.out, args.subtype)
+    seconds = decode_to_wav(codec, source.peek(), args.out, args.subtype)
     info = codec.info
     print(f"{args.out}: {seconds:.2f} s, {info.sampling_rate} Hz, {args.subtype}, by {info.name}")
     return 0

@@ -13,9 +13,14 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+
+if TYPE_CHECKING:  # commands import this file for their flags: torch and lhotse must wait
+    from rvqlm.codecs.base import Codec
+    from rvqlm.exchange.items import TokenItem, TokenSource
 
 UNKNOWN = "unknown:"
 
@@ -58,86 +63,59 @@ def is_unknown(info: CodecInfo) -> bool:
     return info.fingerprint.startswith(UNKNOWN)
 
 
-def resolve_codec(
-    args: CodecArgs,
-    num_codebooks: int,
-    where: str,
-    token_rate: float | None = None,
-    codebook_size: int | None = None,
-) -> CodecInfo:
-    """The codec that the user named, for tokens of `num_codebooks` levels.
+def codec_of(source: TokenSource, args: CodecArgs) -> CodecInfo:
+    """The codec of the tokens of a source: what the input says, or what the user named.
 
-    Args:
-        args: what the user gave.
-        num_codebooks: of the tokens.
-        where: what the tokens lie in, for messages.
-        token_rate: frames per second of the tokens, where known.
-        codebook_size: of the tokens, where known.
-
-    Raises `UserError` when too little is known, or the codec cannot have made these tokens.
+    Raises `UserError` when too little is known, the two differ, or the codec that was named cannot
+    have made these tokens.
     """
     args.check()
+    if source.info is not None and not args.given:
+        return source.info
+    first, where = source.peek(), source.where
     if args.codec:
         from rvqlm.codecs.registry import load_codec
 
-        info = load_codec(args.codec, "cpu", num_codebooks).info
+        named = load_codec(args.codec, "cpu", first.codes.shape[1]).info
     else:
-        info = _by_name(args, num_codebooks, where, token_rate, codebook_size)
-    if codebook_size is not None and codebook_size > info.codebook_size:
-        raise UserError(
-            f"{where}: {codebook_size} codes per level, codec {info.name} has "
-            f"{info.codebook_size}: another codec made these; give that one"
-        )
-    return info
+        named = _by_name(args, first, where)
+    first.require_made_by(named)
+    if source.info is not None:
+        source.info.require_same(named, where, f"--codec {args.codec or args.codec_name}")
+    return source.info or named
 
 
-def _by_name(
-    args: CodecArgs,
-    num_codebooks: int,
-    where: str,
-    token_rate: float | None,
-    codebook_size: int | None,
-) -> CodecInfo:
+def _by_name(args: CodecArgs, first: TokenItem, where: str) -> CodecInfo:
     if not args.codec_name:
         raise UserError(
             f"{where} does not say which codec its tokens are of; give --codec NAME_OR_PATH, or "
             "--codec-name with --sampling-rate where the codec is not at hand"
         )
-    hop, size = args.hop, args.codebook_size or codebook_size or 0
-    if not hop and args.sampling_rate and token_rate:
-        hop = max(1, round(args.sampling_rate / token_rate))
-    missing = [
-        flag
-        for flag, value in (
-            ("--sampling-rate", args.sampling_rate),
-            ("--hop", hop),
-            ("--codebook-size", size),
-        )
-        if not value
-    ]
-    if missing:
+    hop = args.hop
+    if not hop and args.sampling_rate and first.token_rate:
+        hop = max(1, round(args.sampling_rate / first.token_rate))
+    size = args.codebook_size or max(first.vocab_sizes or (0,))
+    needed = {"--sampling-rate": args.sampling_rate, "--hop": hop, "--codebook-size": size}
+    if missing := [flag for flag, value in needed.items() if not value]:
         raise UserError(f"{where} does not say it and --codec-name needs it: {', '.join(missing)}")
-    name = args.codec_name
-    return CodecInfo(name, UNKNOWN + name, args.sampling_rate, hop, num_codebooks, size)
+    name, levels = args.codec_name, first.codes.shape[1]
+    return CodecInfo(name, UNKNOWN + name, args.sampling_rate, hop, levels, size)
 
 
-def rates_fit(stated: float, rate: float, frames: int) -> bool:
-    """Whether a rate that a file of some frames states can be `rate`: within half a percent, or one
-    frame, which is how far T / seconds of a short file may lie from it."""
-    if not stated > 0:
-        return False
-    apart = abs(frames * rate / stated - frames)
-    return apart <= 1 or apart <= 0.005 * frames
-
-
-def load_codec_for(info: CodecInfo, name: str = "", device: str = "cpu"):
-    """The codec that decodes tokens of `info`, and a remark for the user ("" mostly).
+def load_codec_for(source: TokenSource, name: str = "", device: str = "cpu") -> tuple[Codec, str]:
+    """The codec that decodes the tokens of a source, and a remark for the user ("" mostly).
 
     Tokens whose codec is known by name only are decoded with the one called `name`, or with the one
-    that has their name; shapes and rates must be theirs. Raises `UserError` for another codec.
+    that has their name; shapes and rates must be theirs. Tokens that name none need `name`. Raises
+    `UserError` for another codec.
     """
     from rvqlm.codecs.registry import load_codec, load_codec_like
 
+    info = source.info
+    if info is None:
+        if not name:
+            raise UserError(f"{source.where} does not name its codec; give --codec")
+        return load_codec(name, device, source.peek().codes.shape[1]), ""
     if not is_unknown(info):
         return load_codec_like(info, name or None, device), ""
     codec = load_codec(name or info.name, device, info.num_codebooks)

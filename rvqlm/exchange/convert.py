@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
-from rvqlm.exchange.codec import CodecArgs, resolve_codec, write_codec
+from rvqlm.exchange.codec import CodecArgs, codec_of, write_codec
 from rvqlm.exchange.directory import Written, new_folder, read_token_dir, splits_of, write_token_dir
+from rvqlm.exchange.items import Progress, Skipped, TokenItem, TokenSource, no_progress
 from rvqlm.exchange.npy import write_npy
 from rvqlm.exchange.shar import write_shar
-from rvqlm.exchange.source import open_tokens
-
-Progress = Callable[[Iterable], Iterable]
 
 
 def export_tokens(
@@ -31,7 +29,7 @@ def export_tokens(
     format: str,
     split: str | None = None,
     shard_size: int = 1000,
-    progress: Progress = lambda items: items,
+    progress: Progress = no_progress,
 ) -> tuple[int, list[str]]:
     """Write a token directory as ``shar`` or ``npy``; returns (cuts, splits).
 
@@ -69,36 +67,35 @@ def export_tokens(
 
 
 def import_tokens(
-    inputs: Sequence[str],
-    out_dir: str,
-    args: CodecArgs,
-    order: str | None = None,
-    progress: Progress = lambda items: items,
+    source: TokenSource, out_dir: str, args: CodecArgs, progress: Progress = no_progress
 ) -> tuple[Written, CodecInfo]:
-    """Make a token directory of an export, a Shar folder or .npy files.
+    """Make a token directory of an export, a Shar folder, .npy or .npq files.
 
     Args:
-        inputs: see `open_tokens`.
+        source: of `open_tokens` or `open_npq`.
         out_dir: the token directory.
         args: the codec, where no ``codec.json`` says it; given although one does, the two must
             agree.
-        order: of .npy arrays without a manifest: "tk" for (T, K), "kt" for (K, T).
         progress: wraps the items.
 
-    Raises `UserError` for what is none of these, is damaged, or of another codec than `args`.
+    What cannot be read goes to ``skipped.jsonl`` with the reason, as does what has no frames.
+    Raises `UserError` for tokens of rvqlm, for damaged ones, and for those of another codec.
     """
-    args.check()
-    source = open_tokens(inputs, order=order)
     if source.kind in ("token directory", "token cuts"):
-        raise UserError(f"{inputs[0]} holds tokens of rvqlm already; there is nothing to import")
-    if source.kind == ".npq files":
-        raise UserError(f"{inputs[0]}: NPQ files are imported by rvqlm npq import")
-    info = source.info
-    if info is None or args.given:
-        levels = source.peek().codes.shape[1]
-        named = resolve_codec(args, levels, str(inputs[0]))
-        if info is not None:
-            info.require_same(named, str(inputs[0]), f"--codec {args.codec or args.codec_name}")
-        info = info or named
-    origin = {"path": [str(i) for i in inputs[:3]], "format": source.kind}
-    return write_token_dir(out_dir, info, progress(source.items), origin, source.audio), info
+        raise UserError(f"{source.where} holds tokens of rvqlm already; there is nothing to import")
+    info = codec_of(source, args)
+    items = _completed(progress(source.items, total=source.count), info)
+    origin = {"path": source.where, "format": source.kind}
+    return write_token_dir(out_dir, info, items, origin, source.audio), info
+
+
+def _completed(
+    items: Iterable[TokenItem | Skipped], info: CodecInfo
+) -> Iterator[TokenItem | Skipped]:
+    """With what token cuts keep of an NPQ header."""
+    for item in items:
+        if isinstance(item, TokenItem) and item.vocab_sizes is not None:
+            item.custom = {"num_samples": info.num_samples(len(item.codes)), **item.custom}
+            if set(item.vocab_sizes) != {info.codebook_size}:
+                item.custom["vocab_sizes"] = list(item.vocab_sizes)
+        yield item

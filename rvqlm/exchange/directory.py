@@ -16,61 +16,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from lhotse import SupervisionSegment
-from lhotse.cut import MonoCut
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import locate, read_manifest, read_sidecar, require_current_split
 from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype, shard_checksum
-from rvqlm.data.store import token_cut as make_token_cut
 from rvqlm.errors import UserError
+from rvqlm.exchange.items import Skipped, TokenItem
 from rvqlm.version import __version__
 
 CUTS_PER_SHARD = 20_000
-
-
-@dataclass
-class TokenItem:
-    """One recording's codes and what is known of it."""
-
-    id: str
-    codes: np.ndarray
-    """(T, K) integers; may be a read-only view of a shard"""
-    recording_id: str | None = None
-    channel: int | list[int] = 0
-    supervisions: list[dict] = field(default_factory=list)
-    """as lhotse keeps them, relative to the start of the codes"""
-    custom: dict = field(default_factory=dict)
-    """num_samples (true samples of the audio), scales, ends_recording, and anything else"""
-    split: str | None = None
-    """name of the split it belongs to"""
-    token_rate: float | None = None
-    """frames per second, where the input states it apart from the codec"""
-
-    def num_samples(self, info: CodecInfo) -> int:
-        """True length of the audio, or all that the codes stand for where it is not recorded."""
-        return int(self.custom.get("num_samples", info.num_samples(len(self.codes))))
-
-    def cut(self, path: str | os.PathLike, key: str, info: CodecInfo) -> MonoCut:
-        """The lhotse cut over these codes once they lie in a shard."""
-        supervisions = [SupervisionSegment.from_dict(dict(s)) for s in self.supervisions]
-        recording = self.id if self.recording_id is None else self.recording_id
-        return make_token_cut(
-            self.id, path, key, info, recording, self.channel, supervisions, custom=self.custom
-        )
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """Something that could not become an item, and why."""
-
-    id: str
-    path: str
-    reason: str
 
 
 # ------------------------------------------------------------------------------------ reading
@@ -232,91 +188,62 @@ def write_token_dir(
     Raises `UserError` for two items of one id, codes that the codec does not have, and where not
     one item is usable; then nothing is left behind.
     """
-    kept = _Totals()
+    cuts = frames = samples = 0
+    skipped, first_skipped = 0, None
+    shards: list[dict] = []
+    seen: set[bytes] = set()
+    dtype = code_dtype(info.codebook_size)
     with new_folder(out_dir) as folder, contextlib.ExitStack() as stack:
         (folder / "codes").mkdir()
         manifests = {None: stack.enter_context(_gzip_lines(folder / "cuts.jsonl.gz"))}
         skips = stack.enter_context(open(folder / "skipped.jsonl", "wb"))
-        shards: list[dict] = []
         writer: RvqMmapWriter | None = None
-        seen: set[bytes] = set()
-        dtype = code_dtype(info.codebook_size)
         for item in items:
             if isinstance(item, TokenItem) and len(item.codes) == 0:
                 item = Skipped(item.id, item.id, "no frames")
             if isinstance(item, Skipped):
                 skips.write(_line(vars(item)))
-                kept.skip(item)
+                skipped, first_skipped = skipped + 1, first_skipped or item
                 continue
-            _require_codes(item, info)
+            item.require_made_by(info)
             _require_new(item.id, seen)
-            if writer is None or kept.cuts % cuts_per_shard == 0:
+            if writer is None or cuts % cuts_per_shard == 0:
                 _finish_shard(writer, shards)
                 path = folder / "codes" / f"shard-{len(shards):05d}.rvq"
                 writer = stack.enter_context(RvqMmapWriter(path, dtype=dtype))
             key = writer.write(item.id, item.codes)
             place = Path(out_dir) / "codes" / writer.path.name
             line = _line(item.cut(place, key, info).to_dict())
-            manifests[None].write(line)
-            if item.split is not None:
-                if item.split not in manifests:
-                    path = folder / f"cuts_{item.split}.jsonl.gz"
-                    manifests[item.split] = stack.enter_context(_gzip_lines(path))
-                manifests[item.split].write(line)
-            kept.add(item, info)
+            for name in {None, item.split}:
+                if name not in manifests:
+                    path = folder / f"cuts_{name}.jsonl.gz"
+                    manifests[name] = stack.enter_context(_gzip_lines(path))
+                manifests[name].write(line)
+            cuts += 1
+            frames += len(item.codes)
+            samples += item.num_samples(info)
         _finish_shard(writer, shards)
-        if not kept.cuts:
-            first = kept.first_skipped
-            why = f"; the first of {kept.skipped}, {first.path}: {first.reason}" if first else ""
+        if not cuts:
+            why = f"; the first of {skipped}, {first_skipped}" if skipped else ""
             raise UserError(f"{out_dir}: nothing to make tokens of{why}")
         if audio_manifest is not None:
             shutil.copyfile(audio_manifest, folder / "audio_cuts.jsonl.gz")
         stack.close()
-        hours = kept.samples / info.sampling_rate / 3600
+        hours = samples / info.sampling_rate / 3600
         sidecar = {
             "codec": info.to_dict(),
             "dtype": dtype,
-            "num_cuts": kept.cuts,
-            "num_frames": kept.frames,
+            "num_cuts": cuts,
+            "num_frames": frames,
             "hours": hours,
             "shards": shards,
             "audio_manifest": "audio_cuts.jsonl.gz" if audio_manifest is not None else "",
-            "skipped": kept.skipped,
+            "skipped": skipped,
             "input": source,
             "rvqlm_version": __version__,
         }
         (folder / "tokens.json").write_text(json.dumps(sidecar, indent=2) + "\n")
-    return Written(kept.cuts, kept.frames, hours, kept.skipped, kept.first_skipped)
-
-
-class _Totals:
-    def __init__(self) -> None:
-        self.cuts = self.frames = self.samples = self.skipped = 0
-        self.first_skipped: Skipped | None = None
-
-    def add(self, item: TokenItem, info: CodecInfo) -> None:
-        self.cuts += 1
-        self.frames += len(item.codes)
-        self.samples += item.num_samples(info)
-
-    def skip(self, item: Skipped) -> None:
-        self.skipped += 1
-        self.first_skipped = self.first_skipped or item
-
-
-def _require_codes(item: TokenItem, info: CodecInfo) -> None:
-    codes = item.codes
-    if codes.ndim != 2 or codes.dtype.kind not in "iu" or codes.shape[1] != info.num_codebooks:
-        raise UserError(
-            f"{item.id}: a {codes.dtype} array of shape {tuple(codes.shape)} is no (T, "
-            f"{info.num_codebooks}) grid of codes of {info.name}"
-        )
-    low, high = int(codes.min()), int(codes.max())
-    if low < 0 or high >= info.codebook_size:
-        raise UserError(
-            f"{item.id}: code {low if low < 0 else high}, codec {info.name} has "
-            f"{info.codebook_size}; these are tokens of another codec, or damaged"
-        )
+    return Written(cuts, frames, hours, skipped, first_skipped)
 
 
 def _require_new(id: str, seen: set[bytes]) -> None:

@@ -22,7 +22,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import manifest_lines
 from rvqlm.data.store import Key, code_dtype
 from rvqlm.errors import UserError
-from rvqlm.exchange.directory import TokenItem
+from rvqlm.exchange.items import TokenItem
 
 _READER_FIELDS = ("shard_origin", "shar_epoch")  # what lhotse's reader adds to custom
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,16 +12,87 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import decode_stream
 from rvqlm.errors import UserError
-from rvqlm.exchange.codec import rates_fit
-from rvqlm.exchange.directory import TokenItem
+from rvqlm.exchange.items import Progress, Skipped, TokenItem, TokenSource, no_progress
+from rvqlm.exchange.names import path_for_id
+from rvqlm.files import atomic_write
 
 Subtype = Literal["pcm16", "pcm24", "float"]
 _SUBTYPES = {"pcm16": ("PCM_16", 2), "pcm24": ("PCM_24", 3), "float": ("FLOAT", 4)}
 _WAV_LIMIT = (1 << 32) - (1 << 20)  # sizes in a wav header are 32 bits
+
+
+@dataclass
+class Decoded:
+    """What `decode_files` did."""
+
+    made: int = 0
+    kept: int = 0
+    """files that were there already"""
+    seconds: float = 0.0
+    """of audio made"""
+    spent: float = 0.0
+    """seconds of work"""
+    failed: list[Skipped] = field(default_factory=list)
+
+
+def decode_files(
+    source: TokenSource,
+    codec: Codec,
+    out_dir: Path,
+    *,
+    ids: Sequence[str] = (),
+    num: int = 0,
+    num_codebooks: int | None = None,
+    subtype: Subtype = "pcm16",
+    chunk_seconds: float = 5.0,
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Decoded:
+    """Decode the items of a source into ``ID.wav`` below `out_dir`.
+
+    Args:
+        source: of `open_tokens`.
+        codec: that the tokens were made with.
+        out_dir: folders in an id become folders there.
+        ids: only these; `UserError` for one that is not there.
+        num: only the first so many; 0: all.
+        num_codebooks: see `decode_to_wav`, as for `subtype` and `chunk_seconds`.
+        subtype: samples in the files.
+        chunk_seconds: audio per call of the codec, about.
+        overwrite: decode again what is there.
+        progress: wraps the items.
+    """
+    done = Decoded()
+    total = min(filter(None, (num, len(ids), source.count)), default=None)
+    for item in progress(_chosen(source.items, ids, num), total=total):
+        if isinstance(item, Skipped):
+            done.failed.append(item)
+            continue
+        path = path_for_id(out_dir, item.id, ".wav")
+        if path.exists() and not overwrite:
+            done.kept += 1
+            continue
+        began = time.perf_counter()
+        done.seconds += decode_to_wav(codec, item, path, subtype, num_codebooks, chunk_seconds)
+        done.spent += time.perf_counter() - began
+        done.made += 1
+    return done
+
+
+def _chosen(items: Iterable, ids: Sequence[str], num: int) -> Iterator:
+    """Those of `ids`, or the first `num`; `UserError` for ids that are not there."""
+    missing = set(ids)
+    chosen = (item for item in items if not ids or item.id in missing)
+    for count, item in enumerate(chosen, 1):
+        missing.discard(item.id)
+        yield item
+        if count == num or (ids and not missing):
+            return
+    if missing:
+        raise UserError(f"--ids {' '.join(sorted(missing))}: not in the input")
 
 
 def decode_to_wav(
@@ -34,7 +106,7 @@ def decode_to_wav(
     """Decode one item into a wav file; returns its seconds of audio.
 
     Args:
-        codec: that the tokens were made with.
+        codec: that the tokens were made with; `UserError` if it cannot be.
         item: its `num_samples` ends the audio, its scales set its loudness.
         path: where to; folders are made, an existing file is replaced.
         subtype: 16 or 24 bits, clipped at full scale, or float as the codec gives it.
@@ -43,6 +115,7 @@ def decode_to_wav(
 
     Raises `UserError` for codes that the codec does not take, and where the disk is full.
     """
+    item.require_made_by(codec.info)
     info, scales = codec.info, item.custom.get("scales")
     codes = item.codes if num_codebooks is None else item.codes[:, :num_codebooks]
     # torch does little with unsigned types; a copy: the shard is mapped read-only
@@ -78,13 +151,13 @@ def write_wav(
     import soundfile
 
     kind, size = _SUBTYPES[subtype]
-    large = num_samples * channels * size > _WAV_LIMIT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.wav.tmp")
+    form = "RF64" if num_samples * channels * size > _WAV_LIMIT else "WAV"
     written = 0
-    try:
+
+    def write(temporary: Path) -> None:
+        nonlocal written
         with soundfile.SoundFile(
-            temporary, "w", sampling_rate, channels, kind, format="RF64" if large else "WAV"
+            temporary, "w", sampling_rate, channels, kind, format=form
         ) as file:
             for piece in pieces:
                 piece = piece[:, : num_samples - written]
@@ -94,29 +167,10 @@ def write_wav(
                 written += piece.shape[1]
                 if written == num_samples:
                     break
-        os.replace(temporary, path)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        atomic_write(path, write)
     except (AssertionError, soundfile.LibsndfileError) as e:  # a short write has no other sign
         raise UserError(f"{path}: could not be written; is the disk full? {e}".rstrip()) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return written
-
-
-def require_tokens_of(info: CodecInfo, item: TokenItem) -> None:
-    """`UserError` where an item's levels, codes or rate are not those of a codec."""
-    codes, K, V = item.codes, info.num_codebooks, info.codebook_size
-    if codes.ndim != 2 or codes.shape[1] != K:
-        raise UserError(
-            f"{item.id}: codes of shape {codes.shape}, codec {info.name} has {K} levels"
-        )
-    if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= V):
-        raise UserError(
-            f"{item.id}: codes from {codes.min()} to {codes.max()}, codec {info.name} has {V}: "
-            "these are tokens of another codec, or damaged"
-        )
-    rate = float(info.frame_rate)
-    if item.token_rate is not None and not rates_fit(item.token_rate, rate, len(codes)):
-        raise UserError(
-            f"{item.id}: {item.token_rate:g} frames per second, codec {info.name} has {rate:g}: "
-            "these are tokens of another codec"
-        )

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from rvqlm.data.stats import unigram_entropy
 from rvqlm.errors import UserError
-from rvqlm.exchange.directory import Skipped, TokenItem
+from rvqlm.exchange.items import Skipped, TokenItem
 
 BINS = 32
 _BARS = "▁▂▃▄▅▆▇█"

@@ -23,9 +23,10 @@ from rvqlm.data.index import index_path, read_sidecar, same_file
 from rvqlm.data.store import DTYPES, Shard
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import codec_beside, read_codec
-from rvqlm.exchange.directory import TokenItem, splits_of
+from rvqlm.exchange.directory import splits_of
+from rvqlm.exchange.items import TokenItem
+from rvqlm.exchange.npq import MAGIC as NPQ_MAGIC
 from rvqlm.exchange.npq import read_npq
-from rvqlm.exchange.npq_layouts import MAGIC as NPQ_MAGIC
 from rvqlm.exchange.npy import MANIFEST, read_npy
 from rvqlm.exchange.shar import shar_files
 from rvqlm.exchange.source import open_tokens
@@ -51,13 +52,12 @@ class Look:
     problems: list[str] = field(default_factory=list)
 
 
-def look(path: str | os.PathLike, max_cuts: int = 1000, layout: str | None = None) -> Look:
+def look(path: str | os.PathLike, max_cuts: int = 1000) -> Look:
     """Find out what a path is.
 
     Args:
         path: a file or folder.
         max_cuts: how many cuts to count the codes of, spread over all; 0: none.
-        layout: of an NPQ file that fits several, see `npq_layouts`.
 
     Raises `UserError` for what does not exist, is damaged, or is nothing known.
     """
@@ -72,17 +72,15 @@ def look(path: str | os.PathLike, max_cuts: int = 1000, layout: str | None = Non
             start = file.read(16)
     except (OSError, ValueError) as e:
         raise UserError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
-    found = _file(path, start, max_cuts, layout)
+    found = _file(path, start, max_cuts)
     found.facts = {"bytes": path.stat().st_size, **found.facts}
     return found
 
 
-def _file(path: Path, start: bytes, max_cuts: int, layout: str | None) -> Look:
+def _file(path: Path, start: bytes, max_cuts: int) -> Look:
     name = path.name.lower()
     if start.startswith(NPQ_MAGIC):
-        return _npq(path, max_cuts, layout)
-    if layout is not None:
-        raise UserError(f"--layout {layout} is for NPQ files; {path} is none")
+        return _npq(path, max_cuts)
     if not start:
         raise UserError(f"{path}: an empty file")
     if start.startswith(INDEX_MAGIC):
@@ -121,9 +119,9 @@ def _file(path: Path, start: bytes, max_cuts: int, layout: str | None) -> Look:
 # ---------------------------------------------------------------------------------- tokens
 
 
-def _npq(path: Path, max_cuts: int, layout: str | None) -> Look:
-    header, codes = read_npq(path, layout)
-    size = max(header.vocab_sizes) if header.vocab_sizes else None
+def _npq(path: Path, max_cuts: int) -> Look:
+    header, codes = read_npq(path)
+    size = max(header.vocab_sizes)
     counts = count_codes([TokenItem(path.name, codes)], size) if max_cuts else None
     return Look("NPQ file", header.to_dict(), codec_beside(path), counts)
 

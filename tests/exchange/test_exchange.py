@@ -19,11 +19,23 @@ from rvqlm.data.stats import check_tokens
 from rvqlm.data.store import frames_to_seconds
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import CodecArgs, is_unknown, load_codec_for
-from rvqlm.exchange.convert import export_tokens, import_tokens
-from rvqlm.exchange.directory import Skipped, TokenItem, read_items, write_token_dir
+from rvqlm.exchange.convert import export_tokens
+from rvqlm.exchange.convert import import_tokens as import_source
+from rvqlm.exchange.directory import read_items, write_token_dir
+from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
 from rvqlm.exchange.names import find_files, path_for_id
 from rvqlm.exchange.npq import read_npq, write_npq
-from rvqlm.exchange.npq_tokens import export_npq, import_npq
+from rvqlm.exchange.npq_tokens import export_npq, open_npq
+from rvqlm.exchange.source import open_tokens
+
+
+def import_tokens(inputs, out_dir, args, order=None):
+    return import_source(open_tokens(inputs, order=order), out_dir, args)
+
+
+def import_npq(inputs, out_dir, args):
+    return import_source(open_npq(inputs), out_dir, args)
+
 
 BY_NAME = CodecArgs(codec_name="some/codec", sampling_rate=16000, hop=320, codebook_size=64)
 
@@ -69,9 +81,9 @@ def test_what_is_skipped_is_listed(tmp_path):
 @pytest.mark.parametrize(
     "items, message",
     [
-        ([TokenItem("a", np.full((2, 3), 64))], "a: code 64, codec test has 64"),
-        ([TokenItem("a", np.full((2, 3), -1))], "a: code -1"),
-        ([TokenItem("a", np.zeros((2, 4), int))], "no .T, 3. grid"),
+        ([TokenItem("a", np.full((2, 3), 64))], "a: codes from 64 to 64, codec test has 64"),
+        ([TokenItem("a", np.full((2, 3), -1))], "a: codes from -1"),
+        ([TokenItem("a", np.zeros((2, 4), int))], "codes of codec test are integers .T, 3."),
         ([TokenItem("a", np.zeros((2, 3)))], "float64 array"),
         ([TokenItem("a", np.zeros((2, 3), int))] * 2, "two items have the id 'a'"),
         ([], "nothing to make tokens of"),
@@ -358,11 +370,15 @@ def test_a_codec_known_by_name_only():
         info.require_same(named, "a", "b")
     with pytest.raises(UserError, match="codec mismatch"):  # two names are two codecs
         named.require_same(replace(named, name="b", fingerprint="unknown:b"), "a", "b")
-    codec, remark = load_codec_for(replace(named, num_codebooks=3))
+
+    def source(info):
+        return TokenSource("token directory", "tokens", iter(()), info)
+
+    codec, remark = load_codec_for(source(replace(named, num_codebooks=3)))
     assert codec.info.num_codebooks == 3 and "known by name only" in remark
-    assert load_codec_for(info)[1] == ""
+    assert load_codec_for(source(info))[1] == ""
     with pytest.raises(UserError, match="hop 160 against 320"):
-        load_codec_for(replace(named, hop=160))
+        load_codec_for(source(replace(named, hop=160)))
 
 
 # -------------------------------------------------------------------------------------- NPQ
@@ -378,7 +394,7 @@ def test_npq_there_and_back(tmp_path):
     header, codes = read_npq(path_for_id(tmp_path / "n", AWKWARD[1], ".npq"))
     assert (header.token_rate, header.vocab_sizes) == (50.0, (64,) * 3)
     assert (codes == items[1].codes).all() and codes.dtype == np.uint8
-    _, info = import_npq(find_files([tmp_path / "n"], ".npq"), str(tmp_path / "b"), CodecArgs())
+    _, info = import_npq([tmp_path / "n"], str(tmp_path / "b"), CodecArgs())
     assert info == INFO  # by the codec.json beside them
     want = {i.id: i.codes.tolist() for i in items}
     assert {g[0]: g[1] for g in contents(tmp_path / "b")} == want
@@ -390,13 +406,13 @@ def test_npq_import_export_gives_the_same_bytes(tmp_path):
     write_npq(tmp_path / "in/a.npq", codes, 50.0, [64, 64], 127.5, dtype="uint16")
     write_npq(tmp_path / "in/b.npq", codes[:0], 50.0, [64, 64])
     (tmp_path / "in/c.npq").write_bytes(b"NPQ1 and then nothing")
-    files = find_files([str(tmp_path / "in/*.npq")], ".npq")
+    files = [str(tmp_path / "in/*.npq")]
     named = CodecArgs(codec_name="x", sampling_rate=16000)
     written, info = import_npq(files, str(tmp_path / "t"), named)
     assert (info.hop, info.codebook_size, info.fingerprint) == (320, 64, "unknown:x")
     assert (written.num_cuts, written.skipped) == (1, 2)
     skipped = (tmp_path / "t/skipped.jsonl").read_text().splitlines()
-    assert ["no frames" in skipped[0], "no known layout" in skipped[1]] == [True, True]
+    assert ["no frames" in skipped[0], "none of the known headers" in skipped[1]] == [True, True]
     items = read_items(tmp_path / "t/cuts.jsonl.gz", info)
     export_npq(items, info, tmp_path / "out", dtype="uint16")
     assert (tmp_path / "out/a.npq").read_bytes() == (tmp_path / "in/a.npq").read_bytes()
@@ -405,7 +421,7 @@ def test_npq_import_export_gives_the_same_bytes(tmp_path):
 def test_npq_sizes_per_level_survive(tmp_path):
     write_npq(tmp_path / "a.npq", np.array([[3, 63]]), 50.0, [4, 64])
     named = CodecArgs(codec_name="x", sampling_rate=16000)
-    _, info = import_npq(find_files([tmp_path], ".npq"), str(tmp_path / "t"), named)
+    _, info = import_npq([tmp_path], str(tmp_path / "t"), named)
     assert info.codebook_size == 64
     export_npq(read_items(tmp_path / "t/cuts.jsonl.gz", info), info, tmp_path / "out")
     assert (tmp_path / "out/a.npq").read_bytes() == (tmp_path / "a.npq").read_bytes()
@@ -414,9 +430,9 @@ def test_npq_sizes_per_level_survive(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"vocab_sizes": 32}, r"b.npq \(K=2, vocabularies 32, .* are of different codecs"),
-        ({"token_rate": 75.0}, "75 frames/s.*are of different codecs"),
-        ({"codes": np.zeros((9, 3), int)}, "K=3"),
+        ({"vocab_sizes": 32}, r"b.npq \(vocabularies 32 x 2\) .* are of different codecs"),
+        ({"token_rate": 75.0}, "b: 75 frames per second, codec x has 50"),
+        ({"codes": np.zeros((9, 3), int)}, "vocabularies 64 x 3"),
     ],
 )
 def test_npq_files_of_different_codecs(tmp_path, change, message):
@@ -425,7 +441,7 @@ def test_npq_files_of_different_codecs(tmp_path, change, message):
     write_npq(tmp_path / "b.npq", **{**given, **change})
     named = CodecArgs(codec_name="x", sampling_rate=16000)
     with pytest.raises(UserError, match=message):
-        import_npq(find_files([tmp_path], ".npq"), str(tmp_path / "t"), named)
+        import_npq([tmp_path], str(tmp_path / "t"), named)
     assert not (tmp_path / "t").exists()
 
 
@@ -433,14 +449,12 @@ def test_npq_and_a_codec_that_did_not_make_it(tmp_path):
     codes = np.zeros((90, 8), int)
     write_npq(tmp_path / "a.npq", codes, 86.1328125, 1024)
     with pytest.raises(UserError, match=r"86.1328 frames per second, codec spectral has 50"):
-        import_npq([("a", str(tmp_path / "a.npq"))], str(tmp_path / "t"), CodecArgs("spectral"))
+        import_npq([tmp_path / "a.npq"], str(tmp_path / "t"), CodecArgs("spectral"))
     write_npq(tmp_path / "a.npq", codes, 50.0, 2048)
-    with pytest.raises(UserError, match="2048 codes per level, codec spectral has 1024"):
-        import_npq([("a", str(tmp_path / "a.npq"))], str(tmp_path / "t"), CodecArgs("spectral"))
+    with pytest.raises(UserError, match="vocabularies of up to 2048, codec spectral has 1024"):
+        import_npq([tmp_path / "a.npq"], str(tmp_path / "t"), CodecArgs("spectral"))
     write_npq(tmp_path / "a.npq", codes, 50.2, 1024)  # T / seconds of a short file
-    _, info = import_npq(
-        [("a", str(tmp_path / "a.npq"))], str(tmp_path / "t"), CodecArgs("spectral")
-    )
+    _, info = import_npq([tmp_path / "a.npq"], str(tmp_path / "t"), CodecArgs("spectral"))
     assert info.name == "spectral" and not is_unknown(info)
 
 

@@ -12,8 +12,8 @@ from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import decode_long
 from rvqlm.errors import UserError
 from rvqlm.exchange import wav as exchange_wav
-from rvqlm.exchange.directory import TokenItem
-from rvqlm.exchange.wav import decode_to_wav, require_tokens_of, write_wav
+from rvqlm.exchange.items import TokenItem
+from rvqlm.exchange.wav import decode_to_wav, write_wav
 
 
 class Steps(Codec):
@@ -66,17 +66,17 @@ def test_coarse_levels(tmp_path):
 
 
 def test_scales_reach_the_codec(tmp_path, monkeypatch):
-    heard = []
+    given = []
 
     def stream(codec, codes, chunk_seconds, scales=None):
-        heard.append(scales)
+        given.append(scales)
         yield torch.zeros(2, 200)
 
     monkeypatch.setattr(exchange_wav, "decode_stream", stream)
     scales = [float(np.float32(0.1)), 3.5]
     item = TokenItem("x", ramp(20), custom={"scales": scales})
     decode_to_wav(Steps(), item, tmp_path / "a.wav")
-    assert heard[0].dtype == torch.float32 and heard[0].tolist() == scales
+    assert given[0].dtype == torch.float32 and given[0].tolist() == scales
 
 
 def test_scales_of_a_codec_without_any(tmp_path):
@@ -140,7 +140,7 @@ def test_beyond_what_wav_holds(tmp_path):
 @pytest.mark.parametrize(
     "item, message",
     [
-        (TokenItem("x", ramp()[:, :2]), "codec steps has 3 levels"),
+        (TokenItem("x", ramp()[:, :2]), "codes of codec steps are integers .T, 3."),
         (TokenItem("x", ramp(501)), "x: codes from 0 to 500, codec steps has 500"),
         (TokenItem("x", ramp(), token_rate=50.0), "50 frames per second, codec steps has 800"),
         (TokenItem("x", ramp(0), token_rate=float("nan")), "nan frames per second"),
@@ -148,5 +148,5 @@ def test_beyond_what_wav_holds(tmp_path):
 )
 def test_tokens_of_another_codec(item, message):
     with pytest.raises(UserError, match=message):
-        require_tokens_of(Steps().info, item)
-    require_tokens_of(Steps().info, TokenItem("x", ramp(), token_rate=801.0))
+        item.require_made_by(Steps().info)
+    TokenItem("x", ramp(), token_rate=801.0).require_made_by(Steps().info)

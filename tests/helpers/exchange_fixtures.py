@@ -11,7 +11,8 @@ from lhotse import SupervisionSegment
 from token_fixtures import INFO
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.exchange.directory import TokenItem, read_token_dir, write_token_dir
+from rvqlm.exchange.directory import read_token_dir, write_token_dir
+from rvqlm.exchange.items import TokenItem
 
 AWKWARD = ["plain", "folder/a.b", "name with spaces", "日本語/é", "100%", ".hidden", "a.npy"]
 
