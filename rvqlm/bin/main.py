@@ -38,7 +38,7 @@ COMMANDS = {  # in the order of the workflow
     "info": "what a file or folder is: tokens, manifest, shard, NPQ, checkpoint, experiment",
     "export": "tokens as lhotse Shar or .npy files",
     "import": "tokens from lhotse Shar or .npy files",
-    "npq": "NPQ files: look into them, make them from tokens or tokens from them, hear them",
+    "npq": "NPQ files: look into them, convert from and to them, decode them",
 }
 
 # where the module has another name: run as a script, this folder leads sys.path, and a tokenize.py

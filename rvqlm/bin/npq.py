@@ -73,16 +73,15 @@ class ImportArgs:
 
 
 def _import(argv: Sequence[str] | None) -> int:
-    description = (
-        "Make a token directory of NPQ files. Their codec is the one of a codec.json beside them, "
-        "or given by --codec, or by --codec-name."
+    about = (
+        "Make a token directory of NPQ files; their codec is given, or a codec.json's beside them."
     )
-    args = parse(ImportArgs, "rvqlm npq import", description, argv)
+    args = parse(ImportArgs, "rvqlm npq import", about, argv)
     from rvqlm.bin.importer import make_token_dir
-    from rvqlm.exchange.npq_tokens import open_npq
+    from rvqlm.exchange.source import open_files
 
     args.codec.check()
-    make_token_dir(open_npq(args.input), args.out_dir, args.codec)
+    make_token_dir(open_files(args.input, ".npq"), args.out_dir, args.codec)
     return 0
 
 
@@ -101,14 +100,14 @@ class ExportArgs:
 
 
 def _export(argv: Sequence[str] | None) -> int:
-    description = "Write a token directory as NPQ files of version 1."
-    args = parse(ExportArgs, "rvqlm npq export", description, argv)
+    about = "Write a token directory as NPQ files of version 1."
+    args = parse(ExportArgs, "rvqlm npq export", about, argv)
     from tqdm import tqdm
 
     from rvqlm.codec_info import CodecInfo
     from rvqlm.data.index import read_sidecar
+    from rvqlm.exchange.convert import export_npq
     from rvqlm.exchange.directory import read_token_dir
-    from rvqlm.exchange.npq_tokens import export_npq
 
     info = CodecInfo.from_dict(read_sidecar(args.manifest_dir)["codec"])
     items = read_token_dir(args.manifest_dir, [args.split])
@@ -140,11 +139,11 @@ def _to_wav(argv: Sequence[str] | None) -> int:
     tune_malloc()
     from rvqlm.exchange.codec import load_codec_for
     from rvqlm.exchange.npq import read_npq
-    from rvqlm.exchange.npq_tokens import open_npq
+    from rvqlm.exchange.source import open_files
     from rvqlm.exchange.wav import decode_to_wav
 
     print(f"{args.file}  {read_npq(args.file)[0]}")
-    source = open_npq([args.file])
+    source = open_files([args.file], ".npq")
     codec, remark = load_codec_for(source, args.codec, pick_device(args.device))
     if remark:
         print(f"note: {remark}", file=sys.stderr)
@@ -162,7 +161,7 @@ def _one(name: str, argv: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    description = "NPQ files: look into them, make tokens of them, make them of tokens, hear them."
+    description = "NPQ files: look into them, convert from and to them, decode them."
     return dispatch("rvqlm npq", description, COMMANDS, _one, argv)
 
 

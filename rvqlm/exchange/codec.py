@@ -119,13 +119,9 @@ def load_codec_for(source: TokenSource, name: str = "", device: str = "cpu") -> 
     if not is_unknown(info):
         return load_codec_like(info, name or None, device), ""
     codec = load_codec(name or info.name, device, info.num_codebooks)
-    assumed = replace(  # all that is known; the rest is the codec's
-        codec.info,
-        name=info.name,
-        sampling_rate=info.sampling_rate,
-        hop=info.hop,
-        num_codebooks=info.num_codebooks,
-        codebook_size=info.codebook_size,
+    made_by = codec.info  # for what is not known of the tokens' codec
+    assumed = replace(
+        info, fingerprint=made_by.fingerprint, channels=made_by.channels, segment=made_by.segment
     )
     assumed.require_same(codec.info, "the tokens", f"codec {name or info.name}")
     return codec, (

@@ -1,4 +1,5 @@
-"""Token directories to lhotse Shar or .npy files, and whatever holds tokens to token directories.
+"""Token directories to lhotse Shar, .npy or .npq files, and whatever holds tokens to token
+directories.
 
 An export is a folder with ``codec.json`` (codec, format, splits), a copy of ``audio_cuts.jsonl.gz``
 where the tokens had one, and the tokens: for Shar one folder per split (``all`` where there are no
@@ -13,12 +14,16 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import CodecArgs, codec_of, write_codec
 from rvqlm.exchange.directory import Written, new_folder, read_token_dir, splits_of, write_token_dir
 from rvqlm.exchange.items import Progress, Skipped, TokenItem, TokenSource, no_progress
+from rvqlm.exchange.names import path_for_id
+from rvqlm.exchange.npq import SUFFIX, write_npq
 from rvqlm.exchange.npy import write_npy
 from rvqlm.exchange.shar import write_shar
 
@@ -66,13 +71,63 @@ def export_tokens(
     return count, names
 
 
+def export_npq(
+    items: Iterable[TokenItem],
+    info: CodecInfo,
+    out_dir: str | os.PathLike,
+    dtype: str | None = None,
+    drop_scales: bool = False,
+) -> tuple[int, int]:
+    """Write ``ID.npq`` for every item below `out_dir`, and ``codec.json``; returns (files, frames).
+
+    NPQ has no ids, text or true length: read again, ids come from the paths, and a recording is
+    taken to be as long as its frames.
+
+    Args:
+        items: of a token directory.
+        info: their codec.
+        out_dir: a new folder.
+        dtype: uint8, uint16 or uint32; None takes the narrowest that holds the codebooks.
+        drop_scales: write codes whose codec also stores scales, without them.
+
+    Raises `UserError` for tokens with scales, of which NPQ can keep none, and for a dtype that is
+    too narrow.
+    """
+    if dtype is not None and info.codebook_size > 1 << (8 * np.dtype(dtype).itemsize):
+        raise UserError(
+            f"--dtype {dtype}: codec {info.name} has {info.codebook_size} codes; choose a wider one"
+        )
+    count = frames = 0
+    with new_folder(out_dir) as folder:
+        for item in items:
+            if item.custom.get("scales") is not None and not drop_scales:
+                raise UserError(
+                    f"cut {item.id!r}: codec {info.name} stores a loudness scale for every second, "
+                    "and NPQ has no place for them; export as shar or npy (rvqlm export), or give "
+                    "--drop-scales to lose them"
+                )
+            path = path_for_id(folder, item.id, SUFFIX)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_npq(
+                path,
+                item.codes,
+                float(info.frame_rate),
+                item.custom.get("vocab_sizes") or info.codebook_size,
+                float(item.custom.get("orig_kbps") or 0.0),
+                dtype,
+            )
+            count, frames = count + 1, frames + len(item.codes)
+        write_codec(folder / "codec.json", info, format="npq")
+    return count, frames
+
+
 def import_tokens(
     source: TokenSource, out_dir: str, args: CodecArgs, progress: Progress = no_progress
 ) -> tuple[Written, CodecInfo]:
     """Make a token directory of an export, a Shar folder, .npy or .npq files.
 
     Args:
-        source: of `open_tokens` or `open_npq`.
+        source: of `open_tokens`.
         out_dir: the token directory.
         args: the codec, where no ``codec.json`` says it; given although one does, the two must
             agree.
@@ -92,7 +147,8 @@ def import_tokens(
 def _completed(
     items: Iterable[TokenItem | Skipped], info: CodecInfo
 ) -> Iterator[TokenItem | Skipped]:
-    """With what token cuts keep of an NPQ header."""
+    """With what token cuts keep of an NPQ header beside its kbps: the length, and the vocabulary
+    sizes where they are not the codec's."""
     for item in items:
         if isinstance(item, TokenItem) and item.vocab_sizes is not None:
             item.custom = {"num_samples": info.num_samples(len(item.codes)), **item.custom}

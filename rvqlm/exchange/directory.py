@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import gzip
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,19 +31,6 @@ CUTS_PER_SHARD = 20_000
 
 
 # ------------------------------------------------------------------------------------ reading
-
-
-class _Shards:
-    """Mapped shards by path; those of a directory are found there wherever it was moved to."""
-
-    def __init__(self, directory: Path | None):
-        self._directory, self._open = directory, {}
-
-    def __call__(self, path: str) -> Shard:
-        if path not in self._open:
-            here = self._directory and self._directory / "codes" / Path(path).name
-            self._open[path] = Shard(here if here and here.exists() else path)
-        return self._open[path]
 
 
 def read_items(
@@ -61,18 +49,25 @@ def read_items(
 
     Raises `UserError` naming the cut for what is no token cut of this codec or has no shard.
     """
-    shards = _Shards(Path(directory) if directory is not None else None)
+
+    @functools.cache
+    def shard(path: str) -> Shard:
+        here = Path(directory or "") / "codes" / Path(path).name
+        return Shard(here if directory is not None and here.exists() else path)
+
     for number, cut in enumerate(read_manifest(manifest), 1):
         try:
-            yield _item(cut, info, shards, str(manifest), split)
+            yield _item(cut, info, shard, str(manifest), split)
         except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise UserError(f"{manifest}, cut {number}: incomplete ({e!r})") from None
 
 
-def _item(cut: dict, info: CodecInfo, shards: _Shards, where: str, split: str | None) -> TokenItem:
+def _item(
+    cut: dict, info: CodecInfo, shard: Callable[[str], Shard], where: str, split: str | None
+) -> TokenItem:
     path, key, ends = locate(cut, info, where)
     whole = Key.parse(cut["features"]["storage_key"])
-    codes = shards(path).view(key.offset, key.frames, key.codebooks, DTYPES[key.dtype])
+    codes = shard(path).view(key.offset, key.frames, key.codebooks, DTYPES[key.dtype])
     custom = dict(cut.get("custom") or {})
     first = (key.offset - whole.offset) // (key.codebooks * DTYPES[key.dtype].itemsize)
     if key.frames < whole.frames:  # a window
@@ -87,11 +82,10 @@ def _item(cut: dict, info: CodecInfo, shards: _Shards, where: str, split: str | 
     custom.pop("ends_recording", None)
     if not ends:
         custom["ends_recording"] = False
-    features = cut["features"]
     return TokenItem(
         cut["id"],
         codes,
-        features.get("recording_id"),
+        cut["features"].get("recording_id"),
         cut.get("channel", 0),
         list(cut.get("supervisions") or []),
         custom,
@@ -155,15 +149,15 @@ def new_folder(out_dir: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Written:
     """What a new token directory holds."""
 
-    num_cuts: int
-    num_frames: int
-    hours: float
-    skipped: int
-    first_skipped: Skipped | None
+    num_cuts: int = 0
+    num_frames: int = 0
+    hours: float = 0.0
+    skipped: int = 0
+    first_skipped: Skipped | None = None
 
 
 def write_token_dir(
@@ -188,8 +182,7 @@ def write_token_dir(
     Raises `UserError` for two items of one id, codes that the codec does not have, and where not
     one item is usable; then nothing is left behind.
     """
-    cuts = frames = samples = 0
-    skipped, first_skipped = 0, None
+    made, samples = Written(), 0
     shards: list[dict] = []
     seen: set[bytes] = set()
     dtype = code_dtype(info.codebook_size)
@@ -203,11 +196,12 @@ def write_token_dir(
                 item = Skipped(item.id, item.id, "no frames")
             if isinstance(item, Skipped):
                 skips.write(_line(vars(item)))
-                skipped, first_skipped = skipped + 1, first_skipped or item
+                made.skipped += 1
+                made.first_skipped = made.first_skipped or item
                 continue
             item.require_made_by(info)
             _require_new(item.id, seen)
-            if writer is None or cuts % cuts_per_shard == 0:
+            if writer is None or made.num_cuts % cuts_per_shard == 0:
                 _finish_shard(writer, shards)
                 path = folder / "codes" / f"shard-{len(shards):05d}.rvq"
                 writer = stack.enter_context(RvqMmapWriter(path, dtype=dtype))
@@ -219,31 +213,31 @@ def write_token_dir(
                     path = folder / f"cuts_{name}.jsonl.gz"
                     manifests[name] = stack.enter_context(_gzip_lines(path))
                 manifests[name].write(line)
-            cuts += 1
-            frames += len(item.codes)
+            made.num_cuts += 1
+            made.num_frames += len(item.codes)
             samples += item.num_samples(info)
         _finish_shard(writer, shards)
-        if not cuts:
-            why = f"; the first of {skipped}, {first_skipped}" if skipped else ""
+        if not made.num_cuts:
+            why = f"; the first of {made.skipped}, {made.first_skipped}" if made.skipped else ""
             raise UserError(f"{out_dir}: nothing to make tokens of{why}")
         if audio_manifest is not None:
             shutil.copyfile(audio_manifest, folder / "audio_cuts.jsonl.gz")
         stack.close()
-        hours = samples / info.sampling_rate / 3600
+        made.hours = samples / info.sampling_rate / 3600
         sidecar = {
             "codec": info.to_dict(),
             "dtype": dtype,
-            "num_cuts": cuts,
-            "num_frames": frames,
-            "hours": hours,
+            "num_cuts": made.num_cuts,
+            "num_frames": made.num_frames,
+            "hours": made.hours,
             "shards": shards,
             "audio_manifest": "audio_cuts.jsonl.gz" if audio_manifest is not None else "",
-            "skipped": skipped,
+            "skipped": made.skipped,
             "input": source,
             "rvqlm_version": __version__,
         }
         (folder / "tokens.json").write_text(json.dumps(sidecar, indent=2) + "\n")
-    return Written(cuts, frames, hours, skipped, first_skipped)
+    return made
 
 
 def _require_new(id: str, seen: set[bytes]) -> None:

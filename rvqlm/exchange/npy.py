@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,8 @@ import numpy as np
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_manifest
 from rvqlm.errors import UserError
-from rvqlm.exchange.codec import codec_beside
-from rvqlm.exchange.items import TokenItem, TokenSource
-from rvqlm.exchange.names import find_files, path_for_id
+from rvqlm.exchange.items import TokenItem
+from rvqlm.exchange.names import path_for_id
 
 MANIFEST = "manifest.jsonl"
 
@@ -91,14 +90,8 @@ def read_npy_manifest(manifest: Path) -> Iterator[TokenItem]:
             raise UserError(f"{manifest}, entry {number}: incomplete ({e!r})") from None
 
 
-def open_npy(inputs: Sequence[str], order: str) -> TokenSource:
-    """Arrays without a manifest, given as folders, quoted globs and names; `order` "tk" or "kt"."""
-    files = find_files(inputs, ".npy")
-    info = codec_beside(files[0][1])
-    return TokenSource(".npy files", inputs[0], _items(files, order), info, count=len(files))
-
-
-def _items(files: list[tuple[str, str]], order: str) -> Iterator[TokenItem]:
+def npy_items(files: list[tuple[str, str]], order: str) -> Iterator[TokenItem]:
+    """Arrays without a manifest, (id, path) each; `order` "tk" or "kt"."""
     levels = None
     for id, path in files:
         codes = read_npy(path, order)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
@@ -16,10 +16,10 @@ from rvqlm.data.index import read_manifest, read_sidecar
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import codec_beside, read_codec
 from rvqlm.exchange.directory import read_items, read_token_dir, splits_of
-from rvqlm.exchange.items import TokenSource
+from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
 from rvqlm.exchange.names import find_files
-from rvqlm.exchange.npq_tokens import open_npq
-from rvqlm.exchange.npy import MANIFEST, open_npy, read_npy_manifest
+from rvqlm.exchange.npq import NpqHeader, read_npq
+from rvqlm.exchange.npy import MANIFEST, npy_items, read_npy_manifest
 from rvqlm.exchange.shar import read_shar, shar_files
 
 MANIFESTS = (".jsonl", ".jsonl.gz")
@@ -39,7 +39,7 @@ def open_tokens(
     """
     source = _open_one(Path(inputs[0]), split) if len(inputs) == 1 else None
     if source is None:
-        source = _open_files([os.fspath(i) for i in inputs], order or "tk")
+        source = _open_any_files([os.fspath(i) for i in inputs], order or "tk")
         if split is not None:
             raise UserError(f"--split {split}: {source.kind} have no splits")
     if order is not None and source.kind != ".npy files":
@@ -110,7 +110,16 @@ def _open_manifest(path: Path) -> TokenSource:
     )
 
 
-def _open_files(inputs: list[str], order: str) -> TokenSource:
+def open_files(inputs: Sequence[str | os.PathLike], suffix: str, order: str = "tk") -> TokenSource:
+    """``.npq`` files or, with an `order`, ``.npy`` files without a manifest, and the codec of a
+    ``codec.json`` beside them; `inputs` are folders, quoted globs and names."""
+    files = find_files(inputs, suffix)
+    items = _npq_items(files) if suffix == ".npq" else npy_items(files, order)
+    info = codec_beside(files[0][1])
+    return TokenSource(f"{suffix} files", str(inputs[0]), items, info, count=len(files))
+
+
+def _open_any_files(inputs: list[str], order: str) -> TokenSource:
     """.npq files if there is one among the inputs, else .npy files."""
     for suffix in (".npq", ".npy"):
         try:
@@ -118,8 +127,29 @@ def _open_files(inputs: list[str], order: str) -> TokenSource:
         except UserError:
             continue
         if all(path.lower().endswith(suffix) for _, path in files):
-            return open_npq(inputs) if suffix == ".npq" else open_npy(inputs, order)
+            return open_files(inputs, suffix, order)
     raise UserError(
         f"{inputs[0]}: no tokens there; give a token directory, a manifest of token cuts, an "
         "export, .npy or .npq files"
     )
+
+
+def _npq_items(files: list[tuple[str, str]]) -> Iterator[TokenItem | Skipped]:
+    """The tokens of NPQ files, (id, path) each; `UserError` at a file of another codec."""
+    first: tuple[str, NpqHeader] | None = None
+    for id, path in files:
+        try:
+            header, codes = read_npq(path)
+        except UserError as e:
+            yield Skipped(id, path, str(e).removeprefix(f"{path}: "))
+            continue
+        first = first or (path, header)
+        if header.vocab_sizes != first[1].vocab_sizes:
+            raise UserError(
+                f"{path} (vocabularies {header.vocabularies}) and {first[0]} (vocabularies "
+                f"{first[1].vocabularies}) are of different codecs; import them apart"
+            )
+        custom = {"orig_kbps": header.orig_kbps} if header.orig_kbps else {}
+        yield TokenItem(
+            id, codes, custom=custom, token_rate=header.token_rate, vocab_sizes=header.vocab_sizes
+        )

@@ -59,9 +59,7 @@ def decode_files(
         out_dir: folders in an id become folders there.
         ids: only these; `UserError` for one that is not there.
         num: only the first so many; 0: all.
-        num_codebooks: see `decode_to_wav`, as for `subtype` and `chunk_seconds`.
-        subtype: samples in the files.
-        chunk_seconds: audio per call of the codec, about.
+        num_codebooks, subtype, chunk_seconds: see `decode_to_wav`.
         overwrite: decode again what is there.
         progress: wraps the items.
     """

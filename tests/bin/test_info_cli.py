@@ -17,10 +17,9 @@ from rvqlm.codecs.registry import load_codec
 from rvqlm.codecs.spectral import ASSET
 from rvqlm.data.index import build_index
 from rvqlm.errors import UserError
-from rvqlm.exchange.convert import export_tokens
+from rvqlm.exchange.convert import export_npq, export_tokens
 from rvqlm.exchange.directory import read_token_dir, write_token_dir
 from rvqlm.exchange.items import TokenItem
-from rvqlm.exchange.npq_tokens import export_npq
 from rvqlm.inspection.codes import BINS, count_codes
 from rvqlm.inspection.path import look
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig

@@ -19,14 +19,13 @@ from rvqlm.data.stats import check_tokens
 from rvqlm.data.store import frames_to_seconds
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import CodecArgs, is_unknown, load_codec_for
-from rvqlm.exchange.convert import export_tokens
+from rvqlm.exchange.convert import export_npq, export_tokens
 from rvqlm.exchange.convert import import_tokens as import_source
 from rvqlm.exchange.directory import read_items, write_token_dir
 from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
 from rvqlm.exchange.names import find_files, path_for_id
 from rvqlm.exchange.npq import read_npq, write_npq
-from rvqlm.exchange.npq_tokens import export_npq, open_npq
-from rvqlm.exchange.source import open_tokens
+from rvqlm.exchange.source import open_files, open_tokens
 
 
 def import_tokens(inputs, out_dir, args, order=None):
@@ -34,7 +33,7 @@ def import_tokens(inputs, out_dir, args, order=None):
 
 
 def import_npq(inputs, out_dir, args):
-    return import_source(open_npq(inputs), out_dir, args)
+    return import_source(open_files(inputs, ".npq"), out_dir, args)
 
 
 BY_NAME = CodecArgs(codec_name="some/codec", sampling_rate=16000, hop=320, codebook_size=64)
