@@ -16,11 +16,6 @@ from torch import Tensor
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.streaming import Encoded, windows
 
-__all__ = [
-    "Encoded", "decode_long", "decode_stream", "encode_long", "encode_many", "encode_stream",
-    "encode_whole",
-]  # fmt: skip
-
 
 def encode_stream(
     codec: Codec, blocks: Iterable[Tensor], chunk_seconds: float = 5.0
@@ -51,26 +46,12 @@ def encode_stream(
 
 
 def encode_whole(codec: Codec, audio: Tensor, chunk_seconds: float = 5.0) -> Encoded:
-    """Encode one recording (C, S) with its scales: all that `encode_stream` yields, in one."""
+    """Encode one recording (C, S) float32, on any device: all that `encode_stream` yields, in one,
+    codes (T, K) with T = `codec.num_frames(S)`."""
     # a chunk at a time: what lies between two stages of a network must not grow either
     size = codec.frames_in(chunk_seconds) * codec.info.hop
     blocks = (audio[:, i : i + size] for i in range(0, audio.shape[1], size))
     return _joined(codec, list(encode_stream(codec, blocks, chunk_seconds)))
-
-
-def encode_long(codec: Codec, audio: Tensor, chunk_seconds: float = 5.0) -> Tensor:
-    """Encode one recording.
-
-    Args:
-        codec: where the audio is sent to, chunk by chunk.
-        audio: (C, S) float32 at the codec's rate, on any device.
-        chunk_seconds: see `encode_stream`.
-
-    Returns:
-        codes (T, K) int64 on the host, T = `codec.num_frames(S)`; `encode_whole` gives the scales
-        as well.
-    """
-    return encode_whole(codec, audio, chunk_seconds).codes
 
 
 def encode_many(

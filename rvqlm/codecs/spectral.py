@@ -177,9 +177,6 @@ class SpectralCodec(Codec):
 def one_thread() -> Iterator[None]:
     """Sums in one order, whatever the caller's thread count; restored afterwards."""
     threads = torch.get_num_threads()
-    if threads == 1:
-        yield
-        return
     torch.set_num_threads(1)
     try:
         yield

@@ -155,13 +155,13 @@ def test_decode_of_anything(tokens, tmp_path, capsys):
     command("npq", "export", "--manifest-dir", tokens, "--out-dir", tmp_path / "npq")
     inputs = [tokens, tokens / "cuts.jsonl.gz", tmp_path / "npy", tmp_path / "npq/one.npq"]
     inputs += [tmp_path / "npy/codes/one.npy", str(tmp_path / "npq/o*.npq")]
-    heard = []
+    sound = []
     for n, source in enumerate(inputs):
         assert command("decode", "--input", source, "--num", 1, "--out-dir", tmp_path / f"{n}") == 0
-        heard.append(soundfile.read(next((tmp_path / f"{n}").rglob("*.wav")))[0])
-    length = len(heard[0])
-    assert [len(h) - length for h in heard] == [0, 0, 0, 7, 7, 7]  # files without a true length
-    assert all((h[:length] == heard[0]).all() for h in heard)
+        sound.append(soundfile.read(next((tmp_path / f"{n}").rglob("*.wav")))[0])
+    length = len(sound[0])
+    assert [len(h) - length for h in sound] == [0, 0, 0, 7, 7, 7]  # files without a true length
+    assert all((h[:length] == sound[0]).all() for h in sound)
 
 
 @pytest.mark.parametrize(
@@ -273,23 +273,23 @@ def test_a_codec_with_scales(tmp_path, capsys, monkeypatch):
     first, second = read_token_dir(tmp_path / "t")
     assert len(first.custom["scales"]) == 4 and len(second.custom["scales"]) == 1
 
-    def heard(source, name):
+    def sound(source, name):
         out = tmp_path / name
         words = ["decode", "--input", source, "--out-dir", out, "--subtype", "float"]
         assert command(*words) == 0
         return [soundfile.read(out / f"{n}.wav")[0] for n in range(2)]
 
-    want = heard(tmp_path / "t", "w")
+    want = sound(tmp_path / "t", "w")
     assert [w.shape for w in want] == [(3001, 2), (700, 2)]
     for form in ("shar", "npy"):
         words = ["--manifest-dir", tmp_path / "t", "--out-dir", tmp_path / form, "--format", form]
         assert command("export", *words) == 0
         back = tmp_path / f"back-{form}"
         assert command("import", "--input", tmp_path / form, "--out-dir", back) == 0
-        for a, b in zip(want, heard(back, f"w-{form}")):
+        for a, b in zip(want, sound(back, f"w-{form}")):
             assert (a == b).all()
     words = ["npq", "export", "--manifest-dir", tmp_path / "t", "--out-dir", tmp_path / "n"]
     assert command(*words) == 2 and "--drop-scales" in capsys.readouterr().err
     assert command(*words, "--drop-scales") == 0
-    loud = heard(tmp_path / "n", "w-npq")  # the codec's default instead
+    loud = sound(tmp_path / "n", "w-npq")  # the codec's default instead
     assert len(loud[0]) == 3008 and np.abs(loud[0][:3001] - want[0]).max() > 0.01

@@ -31,7 +31,7 @@ def test_last_frame_is_completed_with_silence_and_lengths_are_masked():
     codes, frames = codec.encode(audio, torch.tensor([10, 5]))
     assert frames.tolist() == [3, 2] and codes.shape == (2, 3, 1)
     assert codes[0, :, 0].tolist() == [10, 10, 5]  # 2 of 4 samples
-    assert codes[1, :2, 0].tolist() == [10, 2]  # 1 of 4: what lies behind its end is not heard
+    assert codes[1, :2, 0].tolist() == [10, 2]  # 1 of 4: what lies behind its end changes nothing
     assert codec.num_frames(8) == 2 and codec.num_frames(9) == 3
     assert codec.decode(codes).shape == (2, 1, 12)
 

@@ -150,10 +150,10 @@ def test_xcodec_works_without_an_adapter_of_its_own(tmp_path):
     audio = torch.randn(1, 1, 320 * 20) * 0.3
     with torch.no_grad():
         codes = model.encode(audio).audio_codes
-        heard = model.decode(codes).audio_values
+        sound = model.decode(codes).audio_values
     ours, _ = codec.encode(audio)
     assert ours.equal(codes.transpose(1, 2)) and codes.unique().numel() > 8
-    assert torch.allclose(codec.decode(ours), heard, atol=1e-6)
+    assert torch.allclose(codec.decode(ours), sound, atol=1e-6)
 
 
 def said(capsys, *argv):

@@ -3,7 +3,7 @@ import torch
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
-from rvqlm.codecs.chunking import decode_long, encode_long, encode_many, encode_stream
+from rvqlm.codecs.chunking import decode_long, encode_many, encode_stream, encode_whole
 from rvqlm.codecs.streaming import windows
 
 HOP = 4
@@ -43,7 +43,7 @@ def test_chunks_equal_whole(samples, seconds):
     codec.context_frames = codec.decode_context_frames = codec.reach
     audio = noise(2, samples)
     whole, _ = codec.encode(audio[None])
-    assert encode_long(codec, audio, seconds).equal(whole[0])
+    assert encode_whole(codec, audio, seconds).codes.equal(whole[0])
     audible = codec.decode(whole)[0]
     assert decode_long(codec, whole[0].to(torch.int32), seconds).equal(audible)
 
@@ -51,17 +51,17 @@ def test_chunks_equal_whole(samples, seconds):
 def test_context_is_needed_and_memory_is_flat():
     codec, audio = Window(), torch.ones(1, 100 * HOP)
     codec.context_frames = codec.reach
-    whole = encode_long(codec, audio, 100)
+    whole = encode_whole(codec, audio, 100).codes
     codec.calls.clear()
-    encode_long(codec, audio, 10 * HOP / 100)
+    encode_whole(codec, audio, 10 * HOP / 100)
     assert len(codec.calls) == 10 and max(codec.calls) == 10 + 2 * codec.reach
     codec.context_frames = codec.reach - 1
-    assert not encode_long(codec, audio, 10 * HOP / 100).equal(whole)
+    assert not encode_whole(codec, audio, 10 * HOP / 100).codes.equal(whole)
 
 
 def test_a_codec_without_finite_context_gets_the_file_whole():
     codec = Window()
-    codes = encode_long(codec, torch.ones(1, 100 * HOP), 0.1)
+    codes = encode_whole(codec, torch.ones(1, 100 * HOP), 0.1).codes
     decode_long(codec, codes, 0.1)
     assert codec.calls == [100, 100]
 
@@ -70,7 +70,7 @@ def test_nothing_and_nonsense():
     codec = Window()
     assert decode_long(codec, torch.zeros(0, 2, dtype=torch.int16)).shape == (1, 0)
     with pytest.raises(ValueError, match="positive"):
-        encode_long(codec, torch.ones(1, 8), 0)
+        encode_whole(codec, torch.ones(1, 8), 0)
 
 
 def test_no_chunk_is_tiny():
@@ -78,7 +78,7 @@ def test_no_chunk_is_tiny():
     codec.context_frames = 0
     for frames, sizes in ((10, [10]), (15, [15]), (16, [10, 6]), (31, [10, 10, 11])):
         codec.calls.clear()
-        encode_long(codec, torch.ones(1, frames * HOP), 10 * HOP / 100)
+        encode_whole(codec, torch.ones(1, frames * HOP), 10 * HOP / 100)
         assert codec.calls == sizes
 
 
@@ -119,7 +119,7 @@ def test_pieces_of_many_recordings_are_encoded_together():
     seconds = 10 * HOP / 100
     many = encode_many(codec, recordings, seconds)
     calls = len(codec.calls)
-    single = [encode_long(codec, audio, seconds) for audio in recordings]
+    single = [encode_whole(codec, audio, seconds).codes for audio in recordings]
     assert all(a.codes.equal(b) for a, b in zip(many, single, strict=True))
     assert calls < (len(codec.calls) - calls) / 2
     codec.calls.clear()

@@ -50,22 +50,22 @@ def test_equals_the_model_itself(codec, samples):
     with torch.no_grad():
         made = codec.model.encode(audio, bandwidth=24.0)
         cut = made.last_frame_pad_length
-        heard = codec.model.decode(
+        sound = codec.model.decode(
             made.audio_codes, made.audio_scales, last_frame_pad_length=cut
         ).audio_values
     if samples == SIZE:  # transformers encodes the overlap at the end once more
         made.audio_codes, made.audio_scales, cut = made.audio_codes[:1], made.audio_scales[:1], 0
         with torch.no_grad():
-            heard = codec.model.decode(made.audio_codes, made.audio_scales).audio_values
+            sound = codec.model.decode(made.audio_codes, made.audio_scales).audio_values
     expected = made.audio_codes[:, 0].transpose(1, 2).flatten(0, 1)  # (n * 100, K)
     codes, lengths, scales = codec.encode_with_scales(audio)
     assert codes[0].equal(expected[: len(expected) - cut]) and len(codes[0]) == int(lengths[0])
     assert scales[0].equal(torch.cat(made.audio_scales)[:, 0])
     assert codec.encode(audio)[0].equal(codes)
-    assert codec.decode(codes, scales).equal(heard)
+    assert codec.decode(codes, scales).equal(sound)
     whole = encode_whole(codec, audio[0])
     assert whole.codes.equal(codes[0]) and whole.scales.equal(scales[0])
-    assert decode_long(codec, whole.codes, scales=whole.scales).equal(heard[0])
+    assert decode_long(codec, whole.codes, scales=whole.scales).equal(sound[0])
 
 
 @pytest.mark.parametrize("samples", LENGTHS)
@@ -79,11 +79,11 @@ def test_streams_equal_whole_and_nothing_is_lost(codec, samples):
         assert torch.cat([p.codes for p in parts]).equal(codes[0])
         assert torch.cat([p.scales for p in parts]).equal(scales[0])
         assert all(len(p.scales) == -(-len(p.codes) // 100) for p in parts)
-    heard = codec.decode(codes, scales)[0]
-    assert samples <= heard.shape[1] == codec.num_samples(T) < samples + HOP
+    sound = codec.decode(codes, scales)[0]
+    assert samples <= sound.shape[1] == codec.num_samples(T) < samples + HOP
     for seconds in (0.001, 0.1, 9):
         parts = list(decode_stream(codec, codes[0].to(torch.int16), seconds, scales[0]))
-        assert torch.cat(parts, 1).equal(heard)
+        assert torch.cat(parts, 1).equal(sound)
 
 
 def test_batches_equal_single_items(codec):
@@ -116,13 +116,13 @@ def test_several_segments_in_one_call_change_nothing(codec, monkeypatch):
     assert calls == [3, 1, 1, 1]
     assert (some.codes != one.codes).float().mean() < 0.01
     assert torch.allclose(some.scales, one.scales)
-    heard = decode_long(codec, one.codes, 10.0, one.scales)
+    sound = decode_long(codec, one.codes, 10.0, one.scales)
     monkeypatch.undo()
     alone = decode_long(codec, one.codes, 10.0, one.scales)
-    assert torch.allclose(heard, alone, atol=1e-5)
+    assert torch.allclose(sound, alone, atol=1e-5)
 
 
-def test_scales_are_loudness_and_are_heard(codec):
+def test_scales_are_loudness(codec):
     codes, _, scales = codec.encode_with_scales(swelling(2300)[None])
     quiet, loud = codec.decode(codes, scales), codec.decode(codes, 2 * scales)
     assert torch.allclose(2 * quiet, loud, atol=1e-5)
@@ -137,9 +137,9 @@ def test_scales_are_loudness_and_are_heard(codec):
 @pytest.mark.parametrize("frames", [0, 1, 99, 100, 101, 105, 201, 250])
 def test_generated_codes_of_any_length_are_decoded(codec, frames):
     codes = torch.randint(0, 16, (frames, 4), generator=torch.Generator().manual_seed(0))
-    heard = decode_long(codec, codes, 0.1)
-    assert heard.shape == (2, codec.num_samples(frames)) and heard.isfinite().all()
-    assert heard.equal(codec.decode(codes[None])[0])
+    sound = decode_long(codec, codes, 0.1)
+    assert sound.shape == (2, codec.num_samples(frames)) and sound.isfinite().all()
+    assert sound.equal(codec.decode(codes[None])[0])
 
 
 def test_scales_that_do_not_fit_are_refused(codec):
@@ -155,9 +155,9 @@ def test_other_types_of_numbers():
     codec = tiny().set_dtype(torch.bfloat16)
     whole = encode_whole(codec, swelling(2300))
     assert whole.scales.equal(encode_whole(tiny(), swelling(2300)).scales)
-    heard = decode_long(codec, whole.codes, scales=whole.scales)
+    sound = decode_long(codec, whole.codes, scales=whole.scales)
     exact = decode_long(tiny(), whole.codes, scales=whole.scales)
-    assert float((heard - exact).norm() / exact.norm()) < 0.05
+    assert float((sound - exact).norm() / exact.norm()) < 0.05
 
 
 def test_other_ways_to_cut_are_refused():

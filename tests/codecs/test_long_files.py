@@ -6,7 +6,7 @@ import torch
 import transformers
 from tiny_codecs import encodec, encodec_segments, fill_codebooks, mimi, noise
 
-from rvqlm.codecs.chunking import decode_long, encode_long, encode_many, encode_whole
+from rvqlm.codecs.chunking import decode_long, encode_many, encode_whole
 from rvqlm.codecs.pretrained import from_model
 
 
@@ -51,9 +51,9 @@ def test_chunks_equal_whole(codec, frames):
         audio = noise(1, samples)
         whole, _ = codec.encode(audio[None])
         chunk = (frames + 0.5) * hop / rate
-        assert encode_long(codec, audio, chunk).equal(whole[0])
-        heard = decode_long(codec, whole[0], chunk)
-        assert torch.allclose(heard, codec.decode(whole)[0], atol=1e-5)
+        assert encode_whole(codec, audio, chunk).codes.equal(whole[0])
+        sound = decode_long(codec, whole[0], chunk)
+        assert torch.allclose(sound, codec.decode(whole)[0], atol=1e-5)
     assert codec.bounded_memory
     assert encode_many(codec, [audio], chunk)[0].codes.equal(whole[0])
 
@@ -66,9 +66,9 @@ def test_the_state_matters(codec):
     apart = torch.cat([codec.encode(piece[None])[0] for piece in audio.split(size, 1)], 1)
     wrong = (apart != whole).float().mean((0, 2))
     assert wrong[:20].sum() == 0 and wrong[25:].mean() > 0.02
-    heard = codec.decode(whole)[0]
+    sound = codec.decode(whole)[0]
     apart = torch.cat([codec.decode(c)[0] for c in whole.split(25, 1)], 1)
-    assert not torch.allclose(apart[:, 2 * size :], heard[:, 2 * size :], atol=1e-3)
+    assert not torch.allclose(apart[:, 2 * size :], sound[:, 2 * size :], atol=1e-3)
 
 
 @pytest.mark.parametrize("coarse", [1, 3])
@@ -79,9 +79,9 @@ def test_fewer_levels(coarse):
         codec = from_model(model, "few", coarse).set_dtype(torch.float64)
         audio = noise(1, 60 * codec.info.hop)
         whole = codec.encode(audio[None])[0][0]
-        assert whole.shape[1] == coarse and encode_long(codec, audio, 0.02).equal(whole)
-        heard = decode_long(codec, whole[:, :1], 0.02)
-        assert torch.allclose(heard, codec.decode(whole[None, :, :1])[0], atol=1e-5)
+        assert whole.shape[1] == coarse and encode_whole(codec, audio, 0.02).codes.equal(whole)
+        sound = decode_long(codec, whole[:, :1], 0.02)
+        assert torch.allclose(sound, codec.decode(whole[None, :, :1])[0], atol=1e-5)
 
 
 def _largest(codec, chunks):

@@ -14,7 +14,7 @@ from native_files import (
     encodec_state,
 )
 
-from rvqlm.codecs.chunking import encode_long
+from rvqlm.codecs.chunking import encode_whole
 from rvqlm.codecs.native_checkpoint import fold_weight_norm
 from rvqlm.codecs.pretrained import from_model
 from rvqlm.codecs.registry import load_codec
@@ -261,7 +261,7 @@ def test_weight_norm_is_folded_alike_on_every_machine(shape, known):
 def test_a_native_codec_is_chunked_like_any_other(tmp_path):
     codec = load_codec(dac_file(dac_model(), tmp_path / "w.pth"))
     audio = noise(1, 4000)
-    assert encode_long(codec, audio[0], 0.1).equal(codec.encode(audio)[0][0])
+    assert encode_whole(codec, audio[0], 0.1).codes.equal(codec.encode(audio)[0][0])
 
 
 def test_dtype(tmp_path):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from rvqlm.codecs.chunking import decode_long, encode_long
+from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.nemo_codec import NemoCodec
 from rvqlm.codecs.registry import load_codec
 from rvqlm.codecs.weights import CODECS_ENV
@@ -102,11 +102,11 @@ def test_codes_and_audio_are_the_model_s():
     audio = noise(2, 1, 20 * HOP - 3)
     with torch.no_grad():
         tokens, lengths = model.encode(audio[:, 0], torch.tensor([20 * HOP - 3] * 2))
-        heard, _ = model.decode(tokens, lengths)
+        sound, _ = model.decode(tokens, lengths)
     codes, frames = codec.encode(audio)
     assert codes.equal(tokens.transpose(1, 2)) and frames.tolist() == [20, 20]
     assert codes.unique().numel() > 10
-    assert codec.decode(codes).equal(heard[:, None])
+    assert codec.decode(codes).equal(sound[:, None])
 
 
 def test_reach_is_what_the_layers_hear():
@@ -115,13 +115,13 @@ def test_reach_is_what_the_layers_hear():
         assert (codec.context_frames, codec.decode_context_frames) == (far + 1, 2)
     audio = noise(1, 300 * HOP + 5)
     whole, _ = codec.encode(audio[None])
-    assert encode_long(codec, audio, 0.03).equal(whole[0])
+    assert encode_whole(codec, audio, 0.03).codes.equal(whole[0])
     assert torch.allclose(decode_long(codec, whole[0], 0.03), codec.decode(whole)[0], atol=1e-6)
     codec.context_frames = 3
-    assert not encode_long(codec, audio, 0.03).equal(whole[0])
+    assert not encode_whole(codec, audio, 0.03).codes.equal(whole[0])
 
 
-def test_a_layer_that_hears_everything_has_no_reach():
+def test_a_layer_that_depends_on_everything_has_no_reach():
     class Loud(AudioCodecModel):
         def encode_audio(self, audio, audio_len):
             latents, lengths = super().encode_audio(audio, audio_len)

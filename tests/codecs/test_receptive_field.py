@@ -1,4 +1,4 @@
-"""What is derived from layers against what is heard: a change further away than the reach never
+"""What is derived from layers against what changes: a change further away than the reach never
 reaches a frame, one within it does."""
 
 import pytest
@@ -6,7 +6,7 @@ import torch
 import transformers
 from tiny_codecs import dac, noise
 
-from rvqlm.codecs.chunking import decode_long, encode_long
+from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.pretrained import from_model
 from rvqlm.codecs.receptive_field import layers_of, reach, reach_in_samples
 
@@ -38,7 +38,7 @@ def touched(network, x, at, width):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_dac_reach_is_what_is_heard(name):
+def test_dac_reach_is_what_changes(name):
     torch.manual_seed(0)
     ratios = ENCODERS[name]
     hop = int(torch.tensor(ratios).prod())
@@ -49,7 +49,7 @@ def test_dac_reach_is_what_is_heard(name):
 
 
 @pytest.mark.parametrize("name", SEANETS)
-def test_seanet_reach_is_what_is_heard(name):
+def test_seanet_reach_is_what_changes(name):
     ratios, config = SEANETS[name]
     model, encoder, decoder = seanet(ratios, **config)
     model.double()
@@ -63,7 +63,7 @@ def test_seanet_reach_is_what_is_heard(name):
 
 
 def _check(network, x, per_in, per_out, unit):
-    """`unit` is the one that changes: those that hear it lie at most `reach` around it."""
+    """`unit` is the one that changes: those that depend on it lie at most `reach` around it."""
     layers = layers_of(network)
     before, after = reach(layers, per_in, per_out)
     first, last = touched(network, x, unit * per_in, per_in)
@@ -94,12 +94,12 @@ def test_dac_chunks_equal_whole(ratios):
     hop, rate = codec.info.hop, codec.info.sampling_rate
     audio = noise(1, 100 * hop + 5)
     whole, _ = codec.encode(audio[None])
-    heard = codec.decode(whole)[0]
+    sound = codec.decode(whole)[0]
     chunk = 20.5 * hop / rate
     assert codec.frames_in(chunk) == 20
-    assert (encode_long(codec, audio, chunk) == whole[0]).all()
-    assert torch.allclose(decode_long(codec, whole[0], chunk), heard, atol=1e-6)
+    assert (encode_whole(codec, audio, chunk).codes == whole[0]).all()
+    assert torch.allclose(decode_long(codec, whole[0], chunk), sound, atol=1e-6)
     codec.decode_context_frames //= 2
-    assert not torch.allclose(decode_long(codec, whole[0], chunk), heard, atol=1e-6)
+    assert not torch.allclose(decode_long(codec, whole[0], chunk), sound, atol=1e-6)
     codec.context_frames = 0
-    assert not encode_long(codec, audio, chunk).equal(whole[0])
+    assert not encode_whole(codec, audio, chunk).codes.equal(whole[0])

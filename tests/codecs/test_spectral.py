@@ -9,7 +9,7 @@ import torch
 from quantizer_trainer import QuantizerTrainer
 
 from rvqlm.codecs import spectral
-from rvqlm.codecs.chunking import decode_stream, encode_long
+from rvqlm.codecs.chunking import decode_stream, encode_whole
 from rvqlm.codecs.griffin_lim import FADE, GriffinLim, initial_phases, next_cut
 from rvqlm.codecs.registry import load_codec
 from rvqlm.codecs.spectral import ASSET, SpectralCodec, load_net, save_weights
@@ -59,7 +59,7 @@ def test_chunks_equal_whole(codec, chunk_frames):
     if chunk_frames == 1:
         audio = audio[:, : 40 * HOP - 5]
     whole = codec.encode(audio[None])[0][0]
-    chunked = encode_long(codec, audio, (chunk_frames + 0.5) * HOP / 16000)
+    chunked = encode_whole(codec, audio, (chunk_frames + 0.5) * HOP / 16000).codes
     assert torch.equal(whole, chunked)
 
 

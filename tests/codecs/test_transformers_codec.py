@@ -5,7 +5,7 @@ import torch
 import transformers
 from tiny_codecs import MODELS, encodec, fill_codebooks, mimi, noise
 
-from rvqlm.codecs.chunking import decode_long, encode_long
+from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.pretrained import from_model
 from rvqlm.codecs.registry import load_codec
 from rvqlm.errors import UserError
@@ -49,20 +49,20 @@ def test_equals_the_model_itself(codec, folder):
     with torch.no_grad():
         if kind == "encodec":
             expected = model.encode(audio, bandwidth=24.0).audio_codes[0]
-            heard = model.decode(expected[None], [None]).audio_values
+            sound = model.decode(expected[None], [None]).audio_values
         else:
             expected = model.encode(audio).audio_codes
-            heard = model.decode(audio_codes=expected).audio_values.view(1, 1, -1)
+            sound = model.decode(audio_codes=expected).audio_values.view(1, 1, -1)
     codes, _ = codec.encode(audio)
     K = codec.info.num_codebooks
     assert codes.equal(expected.transpose(1, 2)[..., :K])
     if expected.shape[1] == K:
-        size = heard.shape[2]
-        assert torch.allclose(codec.decode(codes)[..., :size], heard, atol=1e-6)
+        size = sound.shape[2]
+        assert torch.allclose(codec.decode(codes)[..., :size], sound, atol=1e-6)
 
 
 def test_batch_equals_single(codec):
-    """Items keep their codes whatever they are batched with: zeros past their end are not heard."""
+    """Items keep their codes whatever they are batched with, zeros past their end or not."""
     lengths = torch.tensor([800, 333, 1, 340])
     audio = noise(4, 1, 800)
     batch, frames = codec.encode(audio, lengths)
@@ -71,7 +71,8 @@ def test_batch_equals_single(codec):
         single, _ = codec.encode(audio[i : i + 1, :, :n])
         different += int((batch[i, : frames[i]] != single[0]).sum())
         total += single.numel()
-    assert different <= 0.003 * total  # rounding may flip a code; 2-6 % differ if zeros are heard
+    # rounding may flip a code; 2-6 % differ if the zeros are encoded with them
+    assert different <= 0.003 * total
 
 
 def test_fewer_codebooks_are_the_coarse_ones(codec, folder):
@@ -114,23 +115,23 @@ def test_usual_number_of_codebooks(tmp_path):
 
 
 def test_other_types_of_numbers(codec, folder):
-    """bf16 is heard as float32 is, changes codes a little, and goes back without a trace."""
+    """bf16 sounds as float32 does, changes codes a little, and goes back without a trace."""
     other, audio = load_codec(folder), noise(1, 1, 4000)
     codes, _ = other.encode(audio)  # what a first call keeps must not outlive the change
     assert codes.equal(codec.encode(audio)[0])
     assert other.set_dtype(torch.bfloat16) is other
     assert next(other.model.parameters()).dtype == other.dtype == torch.bfloat16
-    heard, rough = codec.decode(codes), other.decode(codes)
-    assert rough.dtype == torch.float32 and not rough.equal(heard)
-    assert float((rough - heard).norm() / heard.norm()) < 0.05
+    sound, rough = codec.decode(codes), other.decode(codes)
+    assert rough.dtype == torch.float32 and not rough.equal(sound)
+    assert float((rough - sound).norm() / sound.norm()) < 0.05
     assert not other.encode(audio)[0].equal(codes)
     long = decode_long(other, codes[0], 0.1)
     assert long.dtype == torch.float32 and torch.allclose(long, rough[0], atol=0.05)
-    assert encode_long(other, audio[0], 0.1).shape == codes[0].shape
+    assert encode_whole(other, audio[0], 0.1).codes.shape == codes[0].shape
     assert other.info == codec.info
     exact = load_codec(folder)
-    assert exact.decode(codes).equal(heard)
-    assert exact.set_dtype(torch.float64).decode(codes).allclose(heard, atol=1e-5)
+    assert exact.decode(codes).equal(sound)
+    assert exact.set_dtype(torch.float64).decode(codes).allclose(sound, atol=1e-5)
 
 
 class Foreign(torch.nn.Module):

@@ -52,11 +52,11 @@ def test_24khz(bandwidth, levels, tmp_path):
             audio = noise(2, 1, samples)
             with torch.no_grad():
                 ((codes, scale),) = model.encode(audio)
-                heard = model.decode([(codes, scale)])
+                sound = model.decode([(codes, scale)])
             ours, _ = codec.encode(audio)
             assert codes.shape[1] == levels and scale is None
             assert ours.equal(codes.transpose(1, 2))
-            assert codec.decode(ours).equal(heard)
+            assert codec.decode(ours).equal(sound)
         assert codes.unique().numel() > 60
 
 
@@ -85,7 +85,7 @@ def test_48khz(bandwidth, levels, tmp_path):
             if samples == 48000:  # the package's second segment: 480 samples that the first holds
                 assert len(frames) == 2
                 frames = frames[:1]
-            heard = model.decode(frames)
+            sound = model.decode(frames)
         codes = torch.cat([c for c, _ in frames], -1).transpose(1, 2)
         scales = torch.cat([s[:, 0] for _, s in frames])
         for name, codec in backends(path, "encodec", tmp_path / "hf", levels).items():
@@ -93,11 +93,11 @@ def test_48khz(bandwidth, levels, tmp_path):
             assert lengths.item() == codec.num_frames(samples) == codes.shape[1], name
             assert ours.equal(codes), name
             assert loud[0].equal(scales), name
-            assert codec.decode(ours, loud).equal(heard), name
+            assert codec.decode(ours, loud).equal(sound), name
             whole = encode_whole(codec, audio[0])
             assert whole.codes.equal(codes[0]) and whole.scales.equal(scales), name
             long = decode_long(codec, whole.codes, scales=whole.scales)
-            assert long.equal(heard[0]), name
+            assert long.equal(sound[0]), name
 
 
 def test_layers_of_musicgen(tmp_path):
@@ -126,9 +126,9 @@ seanet: {causal: '${encodec.causal}', pad_mode: reflect, dilation_base: 2, norm:
     audio = noise(1, 1, 640 * 40)
     with torch.no_grad():
         ((codes, scale),) = model.encode(audio)
-        heard = model.decode([(codes, scale)])
+        sound = model.decode([(codes, scale)])
     path = tmp_path / "compression_state_dict.bin"
     for codec in backends(path, "encodec", tmp_path / "hf").values():
         assert (codec.info.num_codebooks, codec.info.codebook_size) == (4, 2048)
         ours, _ = codec.encode(audio)
-        assert ours.equal(codes.transpose(1, 2)) and codec.decode(ours).equal(heard)
+        assert ours.equal(codes.transpose(1, 2)) and codec.decode(ours).equal(sound)

@@ -9,7 +9,7 @@ from nemo.collections.tts.models import AudioCodecModel
 from omegaconf import OmegaConf
 from packages_common import noise
 
-from rvqlm.codecs.chunking import decode_long, encode_long
+from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.registry import load_codec
 from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
@@ -78,8 +78,8 @@ def original(model, audio):
     with torch.no_grad():
         lengths = torch.full((len(audio),), audio.shape[2])
         tokens, _ = model.encode(audio=audio[:, 0], audio_len=lengths)
-        heard, _ = model.decode(tokens=tokens, tokens_len=torch.tensor([tokens.shape[2]] * 2))
-    return tokens, heard
+        sound, _ = model.decode(tokens=tokens, tokens_len=torch.tensor([tokens.shape[2]] * 2))
+    return tokens, sound
 
 
 def test_codes_and_audio(saved):
@@ -92,11 +92,11 @@ def test_codes_and_audio(saved):
     assert codec.model.discriminator is None and info.name == str(path)
     for samples in (40 * 512, 40 * 512 + 9):
         audio = noise(2, 1, samples)
-        tokens, heard = original(model, audio)
+        tokens, sound = original(model, audio)
         codes, lengths = codec.encode(audio)
         assert lengths.tolist() == [tokens.shape[2]] * 2
         assert codes.equal(tokens.transpose(1, 2).long())
-        assert codec.decode(codes)[:, 0].equal(heard)
+        assert codec.decode(codes)[:, 0].equal(sound)
         assert codes.unique().numel() > 60
 
 
@@ -105,12 +105,11 @@ def test_chunks(saved):
     assert 5 < codec.context_frames < 20 and 5 < codec.decode_context_frames < 30
     audio = noise(1, 1, 300 * 512 + 33)
     whole, _ = codec.encode(audio)
-    differing = (encode_long(codec, audio[0], 0.6) != whole[0]).float().mean()
+    differing = (encode_whole(codec, audio[0], 0.6).codes != whole[0]).float().mean()
     assert differing < 0.001
     assert torch.allclose(decode_long(codec, whole[0], 0.6), codec.decode(whole)[0], atol=1e-5)
-    spoilt = codec.context_frames // 2
-    codec.context_frames = spoilt
-    assert (encode_long(codec, audio[0], 0.6) != whole[0]).float().mean() > differing
+    codec.context_frames = codec.context_frames // 2
+    assert (encode_whole(codec, audio[0], 0.6).codes != whole[0]).float().mean() > differing
 
 
 def test_batches_and_short_recordings(saved):

@@ -33,7 +33,7 @@ def test_higgs_audio_works_without_an_adapter_of_its_own(tmp_path):
     audio = noise(1, 1, 960 * 20)
     with torch.no_grad():
         codes = model.encode(audio).audio_codes
-        heard = model.decode(codes).audio_values
+        sound = model.decode(codes).audio_values
     ours, _ = codec.encode(audio)
     assert ours.equal(codes.transpose(1, 2)) and codes.unique().numel() > 8
-    assert torch.allclose(codec.decode(ours), heard, atol=1e-6)
+    assert torch.allclose(codec.decode(ours), sound, atol=1e-6)

@@ -37,7 +37,7 @@ import torch
 
 from rvqlm.cli import parse, run_main
 from rvqlm.codecs.base import Codec
-from rvqlm.codecs.chunking import decode_long, encode_long
+from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.errors import UserError
 from rvqlm.runtime import describe_machine, tune_malloc
 
@@ -102,8 +102,8 @@ def speed(codec: Codec, args: Args) -> Iterator[str]:
     audio = recording(codec, args.seconds)
     for threads in args.threads:
         count = set_threads(threads)
-        codes = encode_long(codec, audio, args.chunk_seconds)
-        encode = best(args.repeat, lambda: encode_long(codec, audio, args.chunk_seconds))
+        codes = encode_whole(codec, audio, args.chunk_seconds).codes
+        encode = best(args.repeat, lambda: encode_whole(codec, audio, args.chunk_seconds).codes)
         decode = best(args.repeat, lambda c=codes: decode_long(codec, c, args.chunk_seconds))
         yield (
             f"{count} threads, chunks of {args.chunk_seconds:g} s: encode "
@@ -114,10 +114,10 @@ def speed(codec: Codec, args: Args) -> Iterator[str]:
 
 def chunks(codec: Codec, args: Args) -> Iterator[str]:
     count, audio = set_threads(args.threads[0]), recording(codec, args.seconds)
-    codes = encode_long(codec, audio, args.chunk_seconds)
+    codes = encode_whole(codec, audio, args.chunk_seconds).codes
     yield f"{count} threads; seconds per second of audio"
     for chunk in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0):
-        encode = best(args.repeat, lambda n=chunk: encode_long(codec, audio, n))
+        encode = best(args.repeat, lambda n=chunk: encode_whole(codec, audio, n).codes)
         decode = best(args.repeat, lambda n=chunk: decode_long(codec, codes, n))
         yield (
             f"chunks of {chunk:4g} s: encode {encode / args.seconds:.3f}, "
@@ -132,7 +132,7 @@ def mismatch(codec: Codec, args: Args) -> Iterator[str]:
     for dtype in (torch.float64, torch.float32):  # errors of chunking alone, then with rounding
         codec.set_dtype(dtype)
         whole = codec.encode(audio[None])[0][0]
-        ours = encode_long(codec, audio, args.chunk_seconds)
+        ours = encode_whole(codec, audio, args.chunk_seconds).codes
         heard = codec.decode(whole[None])[0]
         error = (decode_long(codec, whole, args.chunk_seconds) - heard).abs().max() / heard.std()
         yield (
@@ -171,7 +171,7 @@ def memory(codec: Codec, args: Args) -> Iterator[str]:
         gc.collect()
         reset_peak()
         before = status("VmRSS")
-        codes = encode_long(codec, audio, args.chunk_seconds)
+        codes = encode_whole(codec, audio, args.chunk_seconds).codes
         encoding = status("VmHWM") - before
         reset_peak()
         before = status("VmRSS")
