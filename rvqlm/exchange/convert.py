@@ -1,7 +1,6 @@
-"""Token directories to lhotse Shar, .npy or .npq files, and whatever holds tokens to token
-directories.
+"""Exports of token directories, and imports that make token directories of whatever holds tokens.
 
-An export is a folder with ``codec.json`` (codec, format, splits), a copy of ``audio_cuts.jsonl.gz``
+An export as Shar or .npy is a folder with ``codec.json`` (codec, format, splits), a copy of ``audio_cuts.jsonl.gz``
 where the tokens had one, and the tokens: for Shar one folder per split (``all`` where there are no
 splits), for .npy ``manifest.jsonl`` and ``codes/``. Importing it gives the token directory again:
 ids, order, codes, supervisions, custom fields, codec and splits.
@@ -140,7 +139,7 @@ def import_tokens(
         raise UserError(f"{source.where} holds tokens of rvqlm already; there is nothing to import")
     info = codec_of(source, args)
     items = _completed(progress(source.items, total=source.count), info)
-    origin = {"path": source.where, "format": source.kind}
+    origin = {"path": [source.where], "format": source.kind}
     return write_token_dir(out_dir, info, items, origin, source.audio), info
 
 

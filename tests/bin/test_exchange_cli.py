@@ -74,6 +74,8 @@ def test_npq_round_trip(tokens, tmp_path, capsys):
     assert {r["dtype"] for r in rows} == {"uint32"} and rows[0]["layout"] == "v1"
     assert sorted(r["num_frames"] for r in rows) == [9, 10, 11]
     assert command("npq", "import", "--input", tmp_path / "n", "--out-dir", tmp_path / "b") == 0
+    assert command("import", "--input", tmp_path / "n", "--out-dir", tmp_path / "c") == 0
+    assert codes(tmp_path / "b") == codes(tmp_path / "c")
     assert sorted(map(str, codes(tmp_path / "b").values())) == sorted(
         map(str, codes(tokens).values())
     )

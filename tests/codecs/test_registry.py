@@ -11,7 +11,7 @@ import transformers
 
 import rvqlm.codecs
 from rvqlm.codecs.base import Backend, Codec
-from rvqlm.codecs.registry import BACKENDS, backend_of, load_codec, load_codec_like
+from rvqlm.codecs.registry import BACKENDS, CARDS, backend_of, load_codec, load_codec_like
 from rvqlm.codecs.transformers_codec import TransformersCodec
 from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
@@ -178,6 +178,10 @@ def test_no_backend_is_forgotten():
                 assert what in made, (
                     f"{module.name}: no row of registry.BACKENDS has {what.__name__} in its classes"
                 )
+    for card in CARDS:
+        assert card in backend_of(card.name).cards, (
+            f"{card.name}: no backend with its card takes it"
+        )
     for backend in BACKENDS:
         assert backend.extra in ("", *extras), f"{backend.name}: setup.py has no such extra"
     for field in ("name", "give"):
