@@ -1,9 +1,9 @@
 """Exports of token directories, and imports that make token directories of whatever holds tokens.
 
-An export as Shar or .npy is a folder with ``codec.json`` (codec, format, splits), a copy of ``audio_cuts.jsonl.gz``
-where the tokens had one, and the tokens: for Shar one folder per split (``all`` where there are no
-splits), for .npy ``manifest.jsonl`` and ``codes/``. Importing it gives the token directory again:
-ids, order, codes, supervisions, custom fields, codec and splits.
+An export as Shar or .npy is a folder with ``codec.json`` (codec, format, splits), a copy of
+``audio_cuts.jsonl.gz`` where the tokens had one, and the tokens: for Shar one folder per split
+(``all`` where there are no splits), for .npy ``manifest.jsonl`` and ``codes/``. Importing it gives
+the token directory again: ids, order, codes, supervisions, custom fields, codec and splits.
 """
 
 from __future__ import annotations

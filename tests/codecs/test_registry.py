@@ -180,7 +180,7 @@ def test_no_backend_is_forgotten():
                 )
     for card in CARDS:
         assert card in backend_of(card.name).cards, (
-            f"{card.name}: no backend with its card takes it"
+            f"{card.name}: goes to another backend"
         )
     for backend in BACKENDS:
         assert backend.extra in ("", *extras), f"{backend.name}: setup.py has no such extra"
