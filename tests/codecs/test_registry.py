@@ -179,9 +179,7 @@ def test_no_backend_is_forgotten():
                     f"{module.name}: no row of registry.BACKENDS has {what.__name__} in its classes"
                 )
     for card in CARDS:
-        assert card in backend_of(card.name).cards, (
-            f"{card.name}: goes to another backend"
-        )
+        assert card in backend_of(card.name).cards, f"{card.name}: goes to another backend"
     for backend in BACKENDS:
         assert backend.extra in ("", *extras), f"{backend.name}: setup.py has no such extra"
     for field in ("name", "give"):
