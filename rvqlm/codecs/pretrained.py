@@ -28,7 +28,7 @@ TRANSFORMERS_TYPES = {
     "dac": "works",
     "encodec": "works",
     "mimi": "works",
-    "xcodec": "works; files go in whole (it holds a speech model that attends to all of them)",
+    "xcodec": "works; files go in whole (it holds a speech model that attends to everything)",
     "higgs_audio_v2_tokenizer": "works where torchaudio is installed; files go in whole",
     "xcodec2": "no: its encoder also wants mel features that torchaudio has to compute",
     "neucodec": "no: it changes the rate, and its encoder wants features computed by torchaudio",
@@ -46,9 +46,8 @@ def transformers_types() -> dict[str, str]:
     from transformers.models.auto import modeling_auto as auto
 
     mapped = getattr(auto, "MODEL_FOR_AUDIO_TOKENIZATION_NAMES", {})
-    return {
-        kind: "untried; taken if it has (B, K, T) codes" for kind in mapped
-    } | TRANSFORMERS_TYPES
+    new = [kind for kind in mapped if kind not in TRANSFORMERS_TYPES]
+    return TRANSFORMERS_TYPES | dict.fromkeys(new, "untried; taken if it has (B, K, T) codes")
 
 
 def from_model(model: nn.Module, name: str, num_codebooks: int | None = None) -> TransformersCodec:
