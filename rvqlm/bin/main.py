@@ -24,11 +24,11 @@ COMMANDS = {  # in the order of the workflow
     "pair": "what each cut accompanies: codes of another stream, in another token directory",
     "validate": "check a token directory and print its statistics",
     "models": "the families of models: options, parameters, what they can do",
-    "trainer": "train a model on codes",
+    "train": "train a model on codes",
     "monitor": "how a training is doing, in the terminal or as a picture",
     "doctor": "what is wrong with a training: weights, optimizer, log; where it diverged",
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
-    "generate": "continue a prompt, or make audio from nothing, as wav files",
+    "generate": "continue a prompt, or make unprompted audio, as wav files",
     "average": "the mean of several checkpoints' weights, as a checkpoint",
     "export-model": "a trained model as two files: safetensors and config.json",
     "compare": "one table of several trainings: bits, speed, memory, samples",
@@ -45,11 +45,16 @@ COMMANDS = {  # in the order of the workflow
 # or codecs.py here would hide the standard library's; `import` is no name for a module
 _FILES = {
     "tokenize": "tokenizer",
+    "train": "trainer",
     "codecs": "codec_cards",
     "import": "importer",
     "models": "model_cards",
     "export-model": "export_model",
 }
+
+
+SECOND_NAMES = {"trainer": "train"}
+"""Further names of commands, which the help does not list."""
 
 
 def run(name: str, argv: list[str]) -> int:
@@ -63,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"rvqlm {__version__}")
         return 0
+    if argv:
+        argv[0] = SECOND_NAMES.get(argv[0], argv[0])
     description = "language models over neural-codec tokens; commands in the order of the work:"
     return dispatch("rvqlm", description, COMMANDS, run, argv)
 

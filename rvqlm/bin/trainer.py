@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""``rvqlm trainer``: train a model on the codes of a token directory.
+"""``rvqlm train`` or ``rvqlm trainer``: train a model on the codes of a token directory.
 
-    rvqlm trainer --exp-dir exp/small --manifest-dir data/tokens --max-minutes 7
+    rvqlm train --exp-dir exp/small --manifest-dir data/tokens --max-minutes 7
 
 Run again with the same flags it continues where it stopped, or says that it is done. Under
 torchrun every process is a rank. After Ctrl-C (exit status 130) or SIGTERM (143) the run has been
@@ -68,7 +68,7 @@ def train(config, command: str) -> int:
     from rvqlm import runtime
     from rvqlm.errors import UserError
     from rvqlm.training.distributed import World
-    from rvqlm.training.precision import set_tf32
+    from rvqlm.training.guards import set_tf32
     from rvqlm.training.run import Setup
 
     if config.num_threads:
@@ -86,13 +86,25 @@ def train(config, command: str) -> int:
         device = torch.device("cuda", world.local_rank)
         torch.cuda.set_device(device)
     try:
-        return Setup(config, device, dtype, world).run(command)
+        return Setup(config, device, dtype, world, make_samples).run(command)
     except UserError as e:
         if world.size > 1 and not world.main:  # the main rank says what all of them found
             raise UserError(f"rank {world.rank}: {e}") from None
         raise
     finally:
         world.close()
+
+
+def make_samples(setup, log):
+    """What makes the samples of a training (`Setup`) with this `MetricsLog`; imported only where
+    samples are asked for, for the codec's sake."""
+    from rvqlm.inference.training_samples import SampleWriter
+
+    config = setup.config
+    return SampleWriter(
+        config.log, setup.valid_data, config.condition_prompt_seconds, setup.exp_dir, log,
+        config.seed,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from rvqlm.doctor.examine import Finding, some
 from rvqlm.doctor.open import Patient
 from rvqlm.doctor.weights import START, rms
 from rvqlm.errors import UserError
-from rvqlm.training.config_optim import OptimConfig
+from rvqlm.training.config import OptimConfig
 from rvqlm.training.scaled_adam import MAX_RMS, MIN_RMS, SCALE_LR
 
 FIRST = ("exp_avg", "mean", "momentum_buffer")

@@ -54,7 +54,7 @@ def replay_batch(patient: Patient, path: str | Path, precision: str) -> tuple[di
 
 def _loss(patient: Patient):
     """Label smoothing and the function that draws level weights, as in training."""
-    from rvqlm.training.config_loss import LossConfig
+    from rvqlm.training.config import LossConfig
     from rvqlm.training.level_weights import LevelWeights
 
     values = {f.name: patient.config.get(f.name.replace("_", "-")) for f in fields(LossConfig)}

@@ -24,7 +24,7 @@ from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.held_out import read_held_out
 from rvqlm.inference.prompts import Prompt, from_tokens, no_codes
 from rvqlm.metrics.losses import count_codes
-from rvqlm.training.config_log import LogConfig
+from rvqlm.training.config import LogConfig
 from rvqlm.training.logger import MetricsLog
 
 _COUNTED_CUTS = 500

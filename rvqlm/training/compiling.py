@@ -26,6 +26,7 @@ from rvqlm.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.modules.depth import DepthBlock
 from rvqlm.modules.transformer import Block
+from rvqlm.training.prescan import items_of
 
 REGIONS = (Block, DepthBlock)
 """What is compiled: modules that come in stacks."""
@@ -80,8 +81,8 @@ def compile_model(
         )
     if backend == "inductor":
         _try_compiler(next(model.parameters()).device)
-    heard = bool(getattr(model, "conditions", None))  # their lengths are shapes too
-    dynamic = heard or len(shapes) > FEW_SHAPES
+    conditioned = bool(getattr(model, "conditions", None))  # their lengths are shapes too
+    dynamic = conditioned or len(shapes) > FEW_SHAPES
     _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, MOST_VERSIONS)
     # sizes that happen to be equal, as of 256 frames and width 256, are not so in other batches
     _config.use_duck_shape = False
@@ -146,22 +147,13 @@ def reshaped(batch: Batch, items: int, frames: int) -> Batch:
     >>> reshaped(batch, 1, 5).codes.flatten().tolist()
     [0, 1, 2, 0, 1]
     """
-    rows = torch.arange(items) % len(batch.codes)
-    T = int(batch.lengths.min())
-    length = torch.full((items,), frames)
-
-    def take(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[rows]
-
+    chosen = items_of(batch, torch.arange(items) % len(batch.codes))
+    lengths = torch.full((items,), frames)
     return replace(
-        batch,
-        codes=batch.codes[rows][:, torch.arange(frames) % T].contiguous(),
-        lengths=length,
-        ends=take(batch.ends),
-        index=take(batch.index),
-        begins=take(batch.begins),
-        conditions={k: type(p)(*(t[rows] for t in p)) for k, p in batch.conditions.items()},
-        prompt_lengths=None if batch.prompt_lengths is None else torch.zeros_like(length),
+        chosen,
+        codes=chosen.codes[:, torch.arange(frames) % int(batch.lengths.min())].contiguous(),
+        lengths=lengths,
+        prompt_lengths=None if batch.prompt_lengths is None else torch.zeros_like(lengths),
     )
 
 

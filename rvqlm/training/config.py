@@ -1,23 +1,71 @@
-"""The trainer's flags: one dataclass, in groups, with every contradiction found at once.
+"""The trainer's flags: one dataclass in groups, and everything wrong with them found at once.
 
-Each group is a dataclass of its own (config_optim.py and its neighbours, the `PlanConfig` of the
-data, the config of the chosen model), so a new model brings its own flags along (`flags_class`).
+The docstring under a field is its help; the comment above it says why its default is what it is.
+Two groups come from elsewhere: `PlanConfig` of the data and the config of the chosen model, so that
+a new model brings its own flags along (`flags_class`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Literal
+from math import inf, isfinite
+from typing import Annotated, Any, Literal
 
+import tyro
+
+from rvqlm.cli import kebab
 from rvqlm.data.plan import PlanConfig
 from rvqlm.errors import UserError
-from rvqlm.training.config_guard import GuardConfig
-from rvqlm.training.config_log import LogConfig
-from rvqlm.training.config_loss import LossConfig
-from rvqlm.training.config_optim import OptimConfig
-from rvqlm.training.config_save import SaveConfig
+from rvqlm.training.schedule import SCHEDULES, schedule_flags
+
+NAMED_WEIGHTS = ("equal", "normal", "auto")
+"""Words that --level-weights takes instead of numbers."""
+
+
+class Problems(list[str]):
+    """What is wrong with the flags of a group, a sentence each; fields by their Python names.
+
+    >>> found = Problems(SaveConfig(archive_every=-1))
+    >>> found.at_least(0, "archive_every", "keep_archived")
+    >>> found
+    ['--archive-every -1: at least 0']
+    """
+
+    def __init__(self, group: Any):
+        super().__init__()
+        self.group = group
+
+    def need(self, ok: bool, message: str) -> None:
+        if not ok:
+            self.append(message)
+
+    def need_of(self, name: str, ok: bool, what: str) -> None:
+        """`what` a value has to be, said with the flag and its value."""
+        self.need(ok, f"{flag(name)} {getattr(self.group, name)}: {what}")
+
+    def at_least(self, low: float, *names: str) -> None:
+        for name in names:
+            value = getattr(self.group, name)
+            self.need_of(name, isfinite(value) and value >= low, f"at least {low}")
+
+    def above(self, low: float, *names: str) -> None:
+        """None is good as well."""
+        for name in names:
+            value = getattr(self.group, name)
+            self.need_of(name, value is None or (isfinite(value) and value > low), f"above {low}")
+
+    def excludes(self, one: str, other: str) -> None:
+        both = self.changed(one) and self.changed(other)
+        self.need(not both, f"{flag(one)} and {flag(other)} exclude each other")
+
+    def changed(self, name: str) -> bool:
+        """Whether a flag is not at its default."""
+        return getattr(self.group, name) != getattr(type(self.group), name)
+
+
+def flag(name: str) -> str:
+    return f"--{kebab(name)}"
 
 
 @dataclass(frozen=True)
@@ -35,6 +83,319 @@ class TrainPlan(PlanConfig):
             super().check()
 
 
+def _schedule_help() -> str:
+    choices = (f"{name}: {' '.join(f.__doc__.split())}" for name, f in SCHEDULES.items())
+    return f"Learning rate after the warm-up. {'; '.join(choices)}."
+
+
+@dataclass
+class OptimConfig:
+    """Optimizer, schedule and averaging."""
+
+    # The usual one. In seven minutes of egs/mini Muon reached 3.51 nats per code where AdamW
+    # reached 3.79, at one learning rate each (docs/LOG.md).
+    optimizer: Literal["adamw", "muon", "scaled_adam"] = "adamw"
+    """muon: orthogonalised momentum for the matrices between hidden layers, AdamW for the rest;
+    fewer steps to the same loss, each a little longer. scaled_adam: changes in proportion to the
+    size of each tensor, as in icefall's recipes, where --base-lr is 0.045 and --schedule eden."""
+    base_lr: float = 1e-3
+    """Peak learning rate. Muon's updates are scaled to AdamW's size, so one value serves both; that
+    of scaled_adam is relative to the size of the weights and has to be given: about 0.045."""
+    embedding_lr: float | None = None
+    """Peak learning rate of the embedding tables; None: --base-lr."""
+    schedule: Annotated[
+        Literal[tuple(SCHEDULES)], tyro.conf.arg(help=_schedule_help())
+    ] = "cosine"  # fmt: skip
+    warmup_steps: int | None = None
+    """Steps over which the learning rate grows from 0."""
+    warmup_ratio: float | None = None
+    """The same as a share of the budget; 0.02 when neither is given."""
+    eta_min_ratio: float = 0.0
+    """Where cosine and linear end and step and plateau stop falling, as a share of --base-lr."""
+    lr_gamma: float = 0.5
+    """What --schedule step and plateau multiply the learning rate by, each time."""
+    lr_step_epochs: float = 10.0
+    """Epochs from one fall of --schedule step to the next."""
+    plateau_patience: int = 3
+    """Validations without a new lowest loss that --schedule plateau lets pass; one more and the
+    learning rate falls."""
+    # Both as in icefall's recipes for Zipformer.
+    lr_batches: float = 7500.0
+    """--schedule eden: steps at which its first factor is 0.84; later it falls as the root."""
+    lr_epochs: float = 3.5
+    """--schedule eden: epochs at which its second factor is 0.84; later it falls as the root."""
+    # These, the weight decay and the clipping are those of GPT-3 (arXiv:2005.14165, appendix B).
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates of the gradient's mean and square."""
+    eps: float = 1e-8
+    """Added to the root of the square in Adam's denominator."""
+    momentum: float = 0.95
+    """Muon's decay rate of the gradient's mean."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; gains, biases and other vectors are never decayed."""
+    clip_grad_norm: float = 1.0
+    """Scale gradients down to this norm; 0: never. The gradient is that of the mean loss of a
+    token."""
+    accum: int = 1
+    """Micro-batches of --max-duration in one step; equals one larger batch exactly."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights that validation, samples and export use. 0: no averaging."""
+    ema_warmup: bool = True
+    """Let the decay grow as (1 + n) / (10 + n) up to --ema-decay, so that the average is not one
+    over random beginnings."""
+
+    def problems(self, config: TrainerConfig) -> list[str]:
+        """Everything wrong with the group; `config` is the whole of the flags."""
+        found = Problems(self)
+        found.above(0, "base_lr")
+        found.need(
+            self.optimizer != "scaled_adam" or found.changed("base_lr"),
+            f"--base-lr {self.base_lr} is for the other optimizers: scaled_adam's is relative to "
+            "the size of the weights, give about 0.045",
+        )
+        found.excludes("warmup_steps", "warmup_ratio")
+        if self.warmup_steps is not None:
+            found.at_least(0, "warmup_steps")
+            found.need(
+                not config.max_steps or self.warmup_steps < config.max_steps,
+                f"--warmup-steps {self.warmup_steps} is not below --max-steps {config.max_steps}",
+            )
+        ratio = self.warmup_ratio
+        found.need_of("warmup_ratio", ratio is None or 0 <= ratio < 1, "in [0, 1)")
+        found.need_of("eta_min_ratio", 0 <= self.eta_min_ratio <= 1, "in [0, 1]")
+        found.need_of("lr_gamma", 0 < self.lr_gamma < 1, "between 0 and 1")
+        found.at_least(0, "plateau_patience")
+        found.above(0, "lr_step_epochs", "lr_batches", "lr_epochs", "eps", "embedding_lr")
+        self._without_effect(found)
+        first, second = self.betas
+        found.need(0 <= first < 1 and 0 <= second < 1, f"--betas {first} {second}: each in [0, 1)")
+        for name in ("momentum", "ema_decay"):
+            found.need_of(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        found.at_least(0, "weight_decay", "clip_grad_norm")
+        found.at_least(1, "accum")
+        return found
+
+    def _without_effect(self, found: Problems) -> None:
+        """Flags that were changed and mean nothing with the chosen schedule and optimizer."""
+        needed: dict[tuple[str, str], list[str]] = {}
+        for choice in SCHEDULES:
+            for name in schedule_flags(choice):
+                needed.setdefault((name, "schedule"), []).append(choice)
+        needed["momentum", "optimizer"] = ["muon"]
+        needed["weight_decay", "optimizer"] = ["adamw", "muon"]
+        for (name, of), choices in needed.items():
+            found.need(
+                not found.changed(name) or getattr(self, of) in choices,
+                f"{flag(name)} has no meaning with {flag(of)} {getattr(self, of)}, only with "
+                + " or ".join(choices),
+            )
+        found.need(
+            bool(self.ema_decay) or self.ema_warmup,
+            "--no-ema-warmup has no meaning with --ema-decay 0",
+        )
+
+
+@dataclass
+class LossConfig:
+    """What is minimised. Only the gradient is changed: all figures in logs stay plain nats."""
+
+    label_smoothing: float = 0.0
+    """Share of each target spread over all codes, in the training loss only."""
+    level_weights: tuple[str, ...] = ("equal",)
+    """Weight of each level's nats in the loss, brought to a mean of 1. equal; normal: falling from
+    the coarse to the fine levels as a Gaussian; auto: a level counts as its running loss to the
+    power of --level-weights-alpha, so that the hard, fine levels count more; or K numbers."""
+    level_weights_alpha: float = 0.5
+    """Power of auto: 0 is equal, 0.3 to 0.7 lift the fine levels a little."""
+    levels_per_batch: int = 0
+    """Score only so many levels of each micro-batch, drawn anew each time, likelier the heavier
+    their weight; 0: all. Levels that were not drawn get no gradient."""
+
+    def problems(self, config: TrainerConfig) -> list[str]:
+        """Everything wrong with the group; `config` is the whole of the flags."""
+        found = Problems(self)
+        found.need_of("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        given = " ".join(self.level_weights)
+        if not (len(self.level_weights) == 1 and given in NAMED_WEIGHTS):
+            try:
+                numbers = [float(w) for w in self.level_weights]
+            except ValueError:
+                numbers = []
+            found.need(
+                bool(numbers) and min(numbers) >= 0 and 0 < sum(numbers) < inf,
+                f"--level-weights {given}: {', '.join(NAMED_WEIGHTS)}, or a number per level, "
+                "none negative, not all 0",
+            )
+        found.at_least(0, "level_weights_alpha", "levels_per_batch")
+        found.need(
+            not found.changed("level_weights_alpha") or given == "auto",
+            "--level-weights-alpha means nothing without --level-weights auto",
+        )
+        for name in ("label_smoothing", "level_weights", "levels_per_batch"):
+            found.need(
+                config.model_name != "recognizer" or not found.changed(name),
+                f"{flag(name)} means nothing for the recognizer, which predicts no codes",
+            )
+        return found
+
+
+@dataclass
+class GuardConfig:
+    """What is done when a step goes wrong."""
+
+    # Chance: losses of batches of thousands of tokens are close to normal, with a longer upper
+    # tail where data are mixed; 6 deviations skip none of them in a week, while a divergence or a
+    # damaged file is tens of deviations off.
+    outlier_deviations: float = 6.0
+    """Skip a step whose loss is more than so many deviations above its running mean; 0: never."""
+    # As many steps as a learning-rate warm-up takes to leave the steepest part of the curve.
+    outlier_warmup_steps: int = 100
+    """Steps that are only watched, not judged, at the start and after each rollback. Losses that
+    are not finite are always skipped."""
+    # Shuffled data do not bring ten bad batches in a row: then it is the weights that are bad.
+    max_skips: int = 10
+    """So many skipped steps in a row mean that the weights have diverged: roll back to the last
+    good checkpoint."""
+    # PaLM (arXiv:2204.02311, section 5.1) went back and passed by the data, without lowering the
+    # rate, some 20 times in one training; a little less rate helps where the cause was the rate.
+    rollback_lr: float = 0.8
+    """The learning rate is multiplied by this with each rollback."""
+    # 0.8^5 = a third of the rate; what diverges again at that has another cause.
+    max_rollbacks: int = 5
+    """Rollbacks before training stops with an error; 0: stop at once."""
+    # A batch of 150 s is 0.2 MB.
+    keep_bad_batches: int = 10
+    """Keep the last so many skipped steps of each rank in EXP_DIR/bad_batches, for rvqlm doctor
+    --replay; 0: none."""
+    # Longer than any compilation or save, shorter than anybody's patience.
+    hang_minutes: float = 30.0
+    """Without progress for so long, say where each rank stands, write stacks to
+    EXP_DIR/hang-rank-N.txt and exit with status 75, so that a scheduler starts again. A process
+    that was suspended for longer counts as hung. 0: wait for ever."""
+    memory_check: bool = True
+    """Before the first step, see whether the largest batch of the data fits in memory."""
+
+    def problems(self, config: TrainerConfig) -> list[str]:
+        """Everything wrong with the group; `config` is the whole of the flags."""
+        found, k = Problems(self), self.outlier_deviations
+        found.need_of(
+            "outlier_deviations",
+            isfinite(k) and (k == 0 or k >= 2),
+            "0, or at least 2: fewer would skip ordinary batches",
+        )
+        found.at_least(2, "outlier_warmup_steps")
+        found.at_least(1, "max_skips")
+        found.need_of("rollback_lr", 0 < self.rollback_lr <= 1, "above 0 and at most 1")
+        found.at_least(0, "max_rollbacks", "keep_bad_batches", "hang_minutes")
+        for name, idle, why in (
+            ("outlier_warmup_steps", k == 0, "--outlier-deviations 0: nothing is judged"),
+            ("rollback_lr", self.max_rollbacks == 0, "--max-rollbacks 0: no rollback"),
+        ):
+            found.need_of(name, not (idle and found.changed(name)), f"means nothing with {why}")
+        return found
+
+
+@dataclass
+class SaveConfig:
+    """When to save, and what to keep."""
+
+    save_every_steps: int = 0
+    """Write latest.pt every so many steps."""
+    save_every_minutes: float = 5.0
+    """Write latest.pt every so many minutes. 0: only as --save-every-steps says; always at the end
+    and on Ctrl-C or SIGTERM."""
+    archive_every: int = 0
+    """Keep a checkpoint in EXP_DIR/archive every so many epochs, for a return to before a
+    divergence and for `rvqlm average`; 0: not."""
+    archive_every_steps: int = 0
+    """The same every so many steps; 0: not."""
+    archive_best: bool = False
+    """Keep each best.pt in EXP_DIR/archive as well."""
+    keep_archived: int = 10
+    """How many archives to keep, the newest ones, of periodic ones and of best ones so many each;
+    0: all. Each is as large as latest.pt."""
+
+    def problems(self, config: TrainerConfig) -> list[str]:
+        """Everything wrong with the group; `config` is the whole of the flags."""
+        found = Problems(self)
+        found.at_least(0, "save_every_steps", "save_every_minutes")
+        found.at_least(0, "archive_every", "archive_every_steps", "keep_archived")
+        archives = self.archive_every or self.archive_every_steps or self.archive_best
+        found.need(
+            bool(archives) or not found.changed("keep_archived"),
+            f"--keep-archived {self.keep_archived} means nothing without --archive-every, "
+            "--archive-every-steps or --archive-best",
+        )
+        return found
+
+
+@dataclass
+class LogConfig:
+    """When to log, validate and make samples."""
+
+    log_every_steps: int = 10
+    """Steps that each line of metrics.jsonl averages over."""
+    valid_every_steps: int = 0
+    """Validate every so many steps."""
+    valid_every_minutes: float = 0.0
+    """Validate every so many minutes. With neither: at the end of each epoch. Always at the end."""
+    valid_max_batches: int = 0
+    """Use only the first so many batches of the validation split, the same every time; 0: all."""
+
+    mfu: bool = True
+    """Log the share of the device's peak that goes into the model (measured on a CPU)."""
+    sample_every_epochs: int = 0
+    """Make samples every so many epochs, with the averaged weights: held-out recordings, their
+    reconstruction by the codec, continuations of them, and unprompted ones. 0: not."""
+    sample_every_steps: int = 0
+    """The same every so many steps."""
+    sample_every_minutes: float = 0.0
+    """The same every so many minutes. With any of these also at the end."""
+    sample_count: int = 2
+    """Recordings to continue, and unprompted samples."""
+    sample_seconds: float = 5.0
+    """Length of each sample, its prompt included."""
+    sample_prompt_seconds: float = 2.0
+    """How much of a recording is continued."""
+    sample_temperature: float = 1.0
+    """Temperature of the sampling."""
+    sample_top_k: int = 0
+    """Top-k sampling: draw among the k most probable codes; 0: all."""
+    sample_device: Literal["same", "cpu"] = "same"
+    """Where the codec decodes: cpu leaves a GPU's memory to the training."""
+
+    @property
+    def samples(self) -> bool:
+        """Whether any are made."""
+        return bool(
+            self.sample_every_epochs or self.sample_every_steps or self.sample_every_minutes
+        )
+
+    def problems(self, config: TrainerConfig) -> list[str]:
+        """Everything wrong with the group; `config` is the whole of the flags."""
+        found = Problems(self)
+        found.at_least(1, "log_every_steps")
+        found.at_least(0, "valid_every_steps", "valid_every_minutes", "valid_max_batches")
+        found.at_least(0, "sample_every_epochs", "sample_every_steps", "sample_every_minutes")
+        found.at_least(0, "sample_top_k")
+        found.at_least(1, "sample_count")
+        found.excludes("valid_every_steps", "valid_every_minutes")
+        found.above(0, "sample_temperature")
+        found.need_of(
+            "sample_prompt_seconds",
+            0 < self.sample_prompt_seconds < self.sample_seconds < inf,
+            f"above 0 and below --sample-seconds {self.sample_seconds}",
+        )
+        names = ("count", "seconds", "prompt_seconds", "temperature", "top_k", "device")
+        changed = [flag(f"sample_{n}") for n in names if found.changed(f"sample_{n}")]
+        found.need(
+            self.samples or not changed,
+            f"{', '.join(changed)}: no samples are made without --sample-every-epochs, "
+            "--sample-every-steps or --sample-every-minutes",
+        )
+        return found
+
+
 @dataclass
 class TrainerConfig:
     """Flags of `rvqlm trainer` without those of the model."""
@@ -50,8 +411,10 @@ class TrainerConfig:
     """Family to train (`rvqlm models` lists them); its flags are in the group `model`."""
     num_quantizers: int = 0
     """Use only the first so many levels of the codes; 0: all."""
+    # As long as the prompt of VALL-E (arXiv:2301.02111).
     condition_prompt_seconds: float = 3.0
-    """With --conditions prompt: how much of another recording of the speaker is heard at most."""
+    """With --conditions prompt: how much of another recording of the speaker the model is given
+    at most."""
     train_split: str = "train"
     """Split to train on."""
     valid_split: str = "valid"
@@ -110,39 +473,25 @@ def flags_class(model_config_class: type) -> type:
 
 def check(config: TrainerConfig) -> None:
     """Raise one `UserError` that lists everything wrong with the flags."""
-    found: list[str] = []
-
-    def need(ok: bool, message: str) -> None:
-        if not ok:
-            found.append(message)
-
-    def at_least(low: float, **flags: float) -> None:
-        for name, value in flags.items():
-            need(
-                isfinite(value) and value >= low,
-                f"--{name.replace('_', '-')} {value}: at least {low}",
-            )
-
-    heard = config.condition_prompt_seconds
-    need(isfinite(heard) and heard > 0, f"--condition-prompt-seconds {heard}: above 0")
-    need(
-        heard == TrainerConfig.condition_prompt_seconds
+    found = Problems(config)
+    found.above(0, "condition_prompt_seconds")
+    found.need(
+        not found.changed("condition_prompt_seconds")
         or "prompt" in getattr(getattr(config, "model", None), "conditions", ()),
-        f"--condition-prompt-seconds {heard} means nothing without --conditions prompt",
+        f"--condition-prompt-seconds {config.condition_prompt_seconds} means nothing without "
+        "--conditions prompt",
     )
-    at_least(0, num_quantizers=config.num_quantizers)
-    at_least(0, num_epochs=config.num_epochs, max_steps=config.max_steps,
-             max_minutes=config.max_minutes, num_threads=config.num_threads)  # fmt: skip
-    need(
+    found.at_least(0, "num_quantizers", "num_epochs", "max_steps", "max_minutes", "num_threads")
+    found.need(
         bool(config.num_epochs or config.max_steps or config.max_minutes),
         "no budget: give --num-epochs, --max-steps or --max-minutes",
     )
-    need(
+    found.need(
         config.init_from is None or config.resume in ("auto", "no"),
         f"--init-from begins a training and --resume {config.resume} continues one: give one",
     )
-    need(
-        not config.mix_dirs or config.manifest_dir not in config.mix_dirs,
+    found.need(
+        config.manifest_dir not in config.mix_dirs,
         f"--mix-dirs has --manifest-dir {config.manifest_dir} too",
     )
     for group in (config.optim, config.loss, config.guard, config.save, config.log):

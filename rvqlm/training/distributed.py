@@ -111,6 +111,16 @@ class World:
             if found is not None:
                 raise UserError(found if rank == 0 else f"rank {rank}: {found}")
 
+    @contextmanager
+    def errors_together(self) -> Iterator[None]:
+        """A `UserError` that one rank raises in the block is raised on all of them at its end."""
+        error = None
+        try:
+            yield
+        except UserError as e:
+            error = str(e)
+        self.raise_together(error)
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self.control)

@@ -1,4 +1,5 @@
-"""`LossGuard`: which steps are taken, which are skipped, and when the weights are beyond help.
+"""`LossGuard`: which steps are taken, which are skipped, and when the weights have diverged.
+`LossScale` keeps float16 gradients in range.
 
 Skipping outliers against a running mean, and going back to a checkpoint and past the data of a
 spike (PaLM, arXiv:2204.02311, section 5.1), are common practice; the rule here is::
@@ -11,14 +12,20 @@ leaves the rule nearly as strict as it was, while a lasting change of level, by 
 longer window, is accepted after a few skipped steps: up to 13 deviations within ten of them.
 A slow drift is never an outlier; it shows in the log.
 
-All ranks judge the same sums, so all decide alike without a word between them.
+All ranks judge the same sums, so all decide alike without a word between them. That is also why the
+loss scale is our own few lines instead of torch's GradScaler: the verdict on a step comes from sums
+over all ranks, shards included, and costs no second synchronisation.
 """
 
 from __future__ import annotations
 
 from math import isfinite, sqrt
 
-from rvqlm.training.config_guard import GuardConfig
+import torch
+from torch import Tensor
+
+from rvqlm.errors import UserError
+from rvqlm.training.config import GuardConfig
 
 _MEMORY = 200
 """Steps of the running statistics."""
@@ -26,7 +33,7 @@ _FLOOR = 0.01
 """The deviation counts as at least this share of the mean: very large batches hardly vary, and a
 loss 2 % above the mean is no spike."""
 _LEAST = 1e-3
-"""Nor as less than so many nats, for losses near zero: data learnt by heart."""
+"""Nor as less than so many nats, for losses near zero: memorised data."""
 
 _WARMUP = 20.0
 """Deviations above the mean that a loss counts as at most while losses are not judged."""
@@ -102,13 +109,13 @@ class LossGuard:
 
     @property
     def exhausted(self) -> bool:
-        """Another return to a checkpoint would be one too many."""
+        """Another rollback would be one too many."""
         allowed = self.config.max_rollbacks
         return self.rollbacks > allowed or (self.must_roll_back and self.rollbacks == allowed)
 
     def rolled_back(self) -> None:
         """The weights are those of a checkpoint again. The statistics start anew: they may be what
-        was wrong, and the data go on from where they are."""
+        was wrong, and the data continue from where they are."""
         self.rollbacks += 1
         self.in_a_row = 0
         self._start_anew()
@@ -132,3 +139,48 @@ class LossGuard:
         self.mean, self.variance, self.seen = state["mean"], state["variance"], state["seen"]
         self.in_a_row, self.rollbacks = state["in_a_row"], state["rollbacks"]
         self.counts = dict(state["counts"])
+
+
+class LossScale:
+    """Dynamic loss scale (Micikevicius et al., 2017, arXiv:1710.03740): halved when a gradient
+    overflows, doubled after `growth_steps` steps without.
+
+    Losses are sums over tokens, thousands of times a mean, so the scale begins at 1. Other
+    precisions than float16 have the range of float32 and no scale.
+    """
+
+    def __init__(self, dtype: torch.dtype, initial: float = 1.0, growth_steps: int = 1000):
+        self.enabled = dtype == torch.float16
+        self.value, self.growth_steps, self.good_steps = initial, growth_steps, 0
+
+    def apply(self, loss: Tensor) -> Tensor:
+        return loss * self.value if self.enabled else loss
+
+    @property
+    def too_small(self) -> bool:
+        """A gradient that overflows even so is wrong by itself."""
+        return self.value < 2.0**-24
+
+    def update(self, overflowed: bool) -> None:
+        if not self.enabled:
+            return
+        if overflowed:
+            self.value, self.good_steps = self.value / 2, 0
+            return
+        self.good_steps += 1
+        if self.good_steps >= self.growth_steps:
+            self.value, self.good_steps = self.value * 2, 0
+
+    def state_dict(self) -> dict:
+        return {"value": self.value, "good_steps": self.good_steps}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.value, self.good_steps = state["value"], state["good_steps"]
+
+
+def set_tf32(allowed: bool, device: torch.device) -> None:
+    """Whether float32 matrices on a GPU are multiplied with TF32's ten bits of mantissa."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+    elif not allowed:
+        raise UserError(f"--no-tf32 means nothing on {device.type}: only NVIDIA GPUs have TF32")

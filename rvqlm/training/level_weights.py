@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rvqlm.errors import UserError
-from rvqlm.training.config_loss import NAMED_WEIGHTS, LossConfig
+from rvqlm.training.config import NAMED_WEIGHTS, LossConfig
 
 _MEMORY = 0.98
 """Decay per step of the running losses of ``auto``."""

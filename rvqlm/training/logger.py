@@ -1,4 +1,5 @@
-"""Where the figures of a run go: metrics.jsonl, TensorBoard, the progress bar.
+"""Where the figures of a run go: metrics.jsonl, TensorBoard, the progress bar, lines on the
+terminal.
 
 A resumed run first takes back the lines after its checkpoint, so that the log of a run that was
 killed any number of times is, apart from timings, that of a run that never was.
@@ -11,9 +12,12 @@ import json
 import os
 import sys
 import time
+from math import exp
 from pathlib import Path
 
 from tqdm import tqdm
+
+from rvqlm.files import atomic_write
 
 TIMINGS = (
     *("elapsed", "seconds", "frames_per_second", "memory_mb", "mfu"),
@@ -98,8 +102,8 @@ class MetricsLog:
         if not self._complained:
             self._complained = True
             print(
-                f"rvqlm: the log of {self.path.parent} cannot be written ({error}); training goes "
-                "on without",
+                f"rvqlm: the log of {self.path.parent} cannot be written ({error}); training "
+                "continues without",
                 file=sys.stderr,
                 flush=True,
             )
@@ -140,9 +144,7 @@ def _truncate(path: Path, step: int) -> None:
     if step == 0:
         kept = []
     if kept != lines:
-        temporary = path.with_suffix(".jsonl.tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, path)
+        atomic_write(path, lambda to: to.write_text("".join(kept), encoding="utf-8"))
 
 
 class Progress:
@@ -187,6 +189,31 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+def valid_line(step: int, values: dict) -> str:
+    bits = values["bits_per_second"]
+    return (
+        f"step {step} valid {values['loss']:.4f} nats/code"
+        + (f", {bits:,.0f} bits/s" if bits is not None else "")
+        + (" (best)" if values["best"] else "")
+    )
+
+
+def epoch_line(step: int, epoch: int, values: dict, progress: float) -> str:
+    """Train and validation loss, perplexity, nats per level, times."""
+    levels = " ".join("-" if n is None else f"{n:.2f}" for n in values["nats"])
+    valid, elapsed = values["valid_loss"], values["elapsed"]
+    left = elapsed * (1 - progress) / max(progress, 1e-9)
+    skips = {k.removeprefix("skipped_"): n for k, n in values.items() if k.startswith("skipped_")}
+    skips = ", ".join(f"{n} {reason}" for reason, n in skips.items() if n)
+    return (
+        f"epoch {epoch + 1} step {step} train {values['loss']:.4f}"
+        + (f" valid {valid:.4f} ppl {exp(min(valid, 700)):.1f}" if valid is not None else "")
+        + f" levels {levels}"
+        + (f" | skipped {skips}" if skips else "")
+        + f" | {clock(values['seconds'])} this epoch, {clock(elapsed)} in all, ETA {clock(left)}"
+    )
 
 
 def clock(seconds: float) -> str:

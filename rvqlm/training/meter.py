@@ -1,21 +1,50 @@
-"""Sums over a stretch of training, saved with checkpoints so that log lines survive a kill."""
+"""Figures of training steps: each has an `Outcome`, `Meter` adds them up between two lines of the
+log, `Stopwatch` tells where their time goes, `Speed` and `memory_mb` how much of the machine they
+use.
+
+Meters are saved with checkpoints, so that log lines survive a kill.
+"""
 
 from __future__ import annotations
 
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+
 import torch
 
+from rvqlm.batch import Batch
 from rvqlm.metrics.losses import Totals
 from rvqlm.training.distributed import World
 
 SKIPS = ("nonfinite", "outlier", "overflow")
-"""Why a step was not taken."""
+"""Why a step was not taken; overflow: of a float16 gradient, by the loss scale."""
+
+
+@dataclass
+class Outcome:
+    """What became of a step."""
+
+    verdict: str
+    """``good`` steps were taken; those of `SKIPS` left weights, moments and averages alone."""
+    loss: float
+    """Mean over tokens of what is minimised, over all ranks."""
+    grad_norm: float
+    """Before clipping."""
+    totals: Totals
+    """Token sums of this rank."""
+    batches: list[Batch]
+    """The micro-batches of this rank, for the file of a bad step."""
 
 
 class Meter:
     """Token sums, gradient norms, steps, skips and seconds since the last line of the log.
 
-    Steps that were not taken are counted and leave no other trace: one loss that is no number
-    would hide all the others of a line.
+    Steps that were not taken are counted and leave no other trace: one NaN loss would hide all the
+    others of a line.
     """
 
     def __init__(self, num_codebooks: int, device: torch.device):
@@ -32,8 +61,7 @@ class Meter:
     def empty(self) -> bool:
         return not (self.steps or self.rollbacks or any(self.skipped.values()))
 
-    def add(self, outcome) -> None:
-        """Count the `Outcome` of a step."""
+    def add(self, outcome: Outcome) -> None:
         if outcome.verdict != "good":
             self.skipped[outcome.verdict] += 1
             return
@@ -59,10 +87,19 @@ class Meter:
         merged from reduced ones hold all ranks' sums already.)"""
         if world.size > 1:
             self.reduce(world)
-            if not world.main:  # names stay: sums are reduced name by name
-                empty = Totals(self.totals.sums.shape[1], self.totals.sums.device)
-                empty.extra = {k: torch.zeros_like(v) for k, v in self.totals.extra.items()}
-                self.totals = empty
+            if not world.main:
+                self._clear_sums()
+
+    def _clear_sums(self) -> None:
+        totals = self.totals
+        self.totals = Totals(totals.sums.shape[1], totals.sums.device)
+        # names stay: sums are reduced name by name
+        self.totals.extra = {name: torch.zeros_like(v) for name, v in totals.extra.items()}
+
+    def values(self, frame_rate: Fraction) -> dict:
+        """Entries of a log line: metrics of the tokens (`Totals.metrics`) and counts of skips."""
+        skipped = {f"skipped_{reason}": count for reason, count in self.skipped.items()}
+        return self.totals.metrics(frame_rate) | skipped
 
     def state_dict(self) -> dict:
         return {
@@ -74,8 +111,75 @@ class Meter:
             "seconds": self.seconds,
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict, sums: bool = True) -> None:
+        """:param sums: whether this rank takes the token sums, which are those of all ranks."""
         self.totals.load_state_dict(state["totals"])
         self.grad_norm, self.steps = state["grad_norm"], state["steps"]
         self.skipped, self.rollbacks = dict(state["skipped"]), state["rollbacks"]
         self.seconds = state["seconds"]
+        if not sums:
+            self._clear_sums()
+
+
+class Stopwatch:
+    """Sums up seconds by name. On a GPU, work is measured by events on its stream, which are read
+    only when asked, so that nothing waits.
+
+    >>> watch = Stopwatch(torch.device("cpu"))
+    >>> with watch("data"):
+    ...     pass
+    >>> list(watch.take()), watch.take()
+    (['data'], {})
+    """
+
+    def __init__(self, device: torch.device):
+        self.cuda = device.type == "cuda"
+        self.seconds: dict[str, float] = {}
+        self.events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        if self.cuda and name != "data":  # data is the CPU's work
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first.record()
+            yield
+            last.record()
+            self.events.append((name, first, last))
+            return
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def take(self) -> dict[str, float]:
+        """Seconds by name since the last call."""
+        if self.events:
+            self.events[-1][2].synchronize()
+        for name, first, last in self.events:
+            spent = first.elapsed_time(last) / 1000
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+        taken, self.seconds, self.events = self.seconds, {}, []
+        return taken
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the speed of a model is compared with."""
+
+    flops_per_frame: float | None = None
+    """Floating-point operations of forward and backward for one frame, padding included."""
+    peak: float | None = None
+    """Operations per second that the device (one rank) can do in this precision."""
+
+    def mfu(self, frames_per_second: float, ranks: int) -> float | None:
+        """Share of the peak that goes into the model (model FLOPs utilisation, Chowdhery et al.,
+        2022, arXiv:2204.02311)."""
+        if not self.flops_per_frame or not self.peak:
+            return None
+        return frames_per_second * self.flops_per_frame / (self.peak * ranks)
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory so far: the GPU's, or the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -8,7 +8,7 @@ from torch import nn
 from rvqlm.errors import UserError
 from rvqlm.modules.depth import DepthHeads
 from rvqlm.modules.embeddings import SummedTables
-from rvqlm.training.config_optim import OptimConfig
+from rvqlm.training.config import OptimConfig
 from rvqlm.training.muon import Muon
 from rvqlm.training.scaled_adam import ScaledAdam
 

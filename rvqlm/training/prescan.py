@@ -1,10 +1,8 @@
-"""Whether the largest batch of the data fits in memory, before a night is spent on finding out.
+"""What is found out before the first step: whether the largest batch of the data fits in memory,
+the largest --max-duration that does, and what --dry-run prints.
 
-On a GPU a forward and backward pass is made and its peak read; running out is caught. On a CPU
-nothing can be caught, the kernel kills: parts of the batch are measured, the whole is extrapolated,
-and only what is expected to fit is tried. There the process grows by about 2.2 bytes (1.7 to 2.5
-measured, float32 and bf16, three families) for each byte that the forward pass keeps, since the
-heap's free blocks don't match; `HEAP` counts 2.5.
+On a CPU, where running out of memory cannot be caught, parts of a batch are measured (memory.py),
+the whole is extrapolated, and only what is expected to fit is tried.
 """
 
 from __future__ import annotations
@@ -15,18 +13,13 @@ from math import ceil, floor, inf
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rvqlm.batch import Batch
 from rvqlm.errors import UserError
-from rvqlm.training.estimate import activation_bytes
-from rvqlm.training.memory import free_memory
+from rvqlm.training.memory import USABLE, Memory, activation_bytes
+from rvqlm.training.muon import Muon
 
-HEAP = 2.5
-"""Bytes that a process on a CPU grows by for each that the forward pass keeps."""
-USABLE = 0.9
-"""Share of the free memory that is planned with. The rest is for other lengths of batches
-(fragments), the libraries' workspaces, and validation."""
 CEILING = {"cpu": 150.0, "cuda": 600.0}
 """Seconds beyond which `largest_max_duration` doesn't look: the devices are busy long before, and
 larger batches only make fewer steps."""
@@ -34,98 +27,15 @@ _START = 10.0
 """Seconds of the first batch that `largest_max_duration` tries."""
 
 
-class Memory:
-    """What batches need of a device, and what there is.
-
-    :param optimizer_bytes: of states that the first step has yet to make.
-    :param processes: that share the memory of the host: ranks on this machine.
-    :param free: bytes of host memory that can be taken.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        device: torch.device,
-        dtype: torch.dtype,
-        optimizer_bytes: int,
-        processes: int = 1,
-        free: Callable[[], int | None] = free_memory,
-    ):
-        self.model, self.device, self.dtype = model, device, dtype
-        self.optimizer_bytes, self.processes, self.free = optimizer_bytes, processes, free
-
-    def room(self) -> int | None:
-        """Bytes to plan with; None where the device doesn't tell."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-            return int(USABLE * torch.cuda.mem_get_info(self.device)[0])
-        free = self.free() if self.device.type == "cpu" else None
-        return None if free is None else int(USABLE * free / self.processes)
-
-    def need(self, batch: Batch) -> float:
-        """Bytes of a step with `batch` beyond what is taken now, infinite if a GPU ran out.
-
-        Leaves weights, mode and random state as they are, and no gradients.
-        """
-        training = self.model.training
-        cuda = self.device.type == "cuda"
-        try:
-            with torch.random.fork_rng([self.device] if cuda else []):
-                if cuda:
-                    return self._peak(batch) + self.optimizer_bytes
-                kept = activation_bytes(self.model, batch, self.device, self.dtype)
-                return self.fixed + HEAP * kept
-        finally:
-            self.model.train(training)
-
-    @property
-    def fixed(self) -> float:
-        """Bytes that any batch needs: gradients and the optimizer's states."""
-        gradients = sum(p.nbytes for p in self.model.parameters() if p.requires_grad)
-        return gradients + self.optimizer_bytes
-
-    def _peak(self, batch: Batch) -> float:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        try:
-            self._pass(batch)
-            peak = torch.cuda.max_memory_allocated(self.device) - before
-        except torch.OutOfMemoryError:
-            peak = inf
-        # after the handler: the exception holds the tensors of the frames that it came through
-        self.model.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        return peak
-
-    def _pass(self, batch: Batch) -> None:
-        self.model.train()
-        mixed = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            out = self.model(batch.to(self.device))
-        out.loss.backward()
-
-
-def prescan(
-    model: nn.Module,
-    batch: Batch,
-    device: torch.device,
-    dtype: torch.dtype,
-    optimizer_bytes: int,
-    *,
-    max_duration: float,
-    frame_rate: float,
-    processes: int = 1,
-    memory: Memory | None = None,
-) -> str:
+def prescan(memory: Memory, batch: Batch, *, max_duration: float, frame_rate: float) -> str:
     """A line that says what the largest batch needs and what there is.
 
-    :param model: neither wrapped nor compiled, without gradients.
+    :param memory: of a model that is neither wrapped nor compiled, without gradients.
     :param batch: the largest of the data.
     :param max_duration, frame_rate: of the flags and of the codec, for the remedy.
     :raises UserError: it doesn't fit; says the largest ``--max-duration`` that does.
     """
-    memory = memory or Memory(model, device, dtype, optimizer_bytes, processes)
+    device = memory.device
     room = memory.room()
     if room is None:
         return f"memory check: {device.type} doesn't say how much is free; nothing was checked"
@@ -134,12 +44,10 @@ def prescan(
     if need <= room:
         return f"largest batch {B} x {T} frames: {_gb(need)} of {_gb(room)} usable on {device.type}"
     found = largest_max_duration(
-        batch_maker(batch, frame_rate), model, device, dtype, optimizer_bytes,
-        frame_rate=frame_rate, ceiling=0.95 * max_duration, memory=memory,
-    )  # fmt: skip
-    more = "" if getattr(model.config, "activation_checkpointing", True) else (
-        "--activation-checkpointing, "
-    )  # fmt: skip
+        memory, batch_maker(batch, frame_rate), frame_rate=frame_rate, ceiling=0.95 * max_duration
+    )
+    kept = not getattr(memory.model.config, "activation_checkpointing", True)
+    more = "--activation-checkpointing, " if kept else ""
     raise UserError(
         f"--max-duration {max_duration:g}: a batch of {B} x {T} frames needs "
         f"{'more than there is' if need == inf else f'about {_gb(need)}'} with gradients and "
@@ -150,29 +58,24 @@ def prescan(
 
 
 def largest_max_duration(
+    memory: Memory,
     make_batch: Callable[[float], Batch],
-    model: nn.Module,
-    device: torch.device,
-    dtype: torch.dtype,
-    optimizer_bytes: int,
     *,
     frame_rate: float,
     ceiling: float | None = None,
-    processes: int = 1,
-    memory: Memory | None = None,
 ) -> float:
     """The largest ``--max-duration`` (seconds) whose batches fit, in a handful of passes.
 
     Memory grows by a constant for each frame, so two small batches foretell a large one; what is
-    returned was measured itself. Where a GPU runs out, half of that is tried, and the search goes
-    on between what fitted and what did not.
+    returned was measured itself. Where a GPU runs out, half of that is tried, and the search
+    continues between what fitted and what did not.
 
     :param make_batch: seconds -> the largest batch of that ``--max-duration``, of at least one
         item (`batch_maker`).
     :param ceiling: seconds; `CEILING` by default.
     :raises UserError: not even one item fits, or the device doesn't say what is free.
     """
-    memory = memory or Memory(model, device, dtype, optimizer_bytes, processes)
+    device = memory.device
     ceiling = floor((ceiling or CEILING.get(device.type, CEILING["cpu"])) * frame_rate)
     room = memory.room()
     if room is None:
@@ -243,34 +146,34 @@ def batch_maker(batch: Batch, frame_rate: float) -> Callable[[float], Batch]:
 
     def make(seconds: float) -> Batch:
         items = max(1, floor(seconds * frame_rate / batch.codes.shape[1] + 1e-9))
-        return _rows(batch, longest[torch.arange(items) % len(longest)])
+        return items_of(batch, longest[torch.arange(items) % len(longest)])
 
     return make
 
 
-def _rows(batch: Batch, index: Tensor) -> Batch:
-    """Items of a batch; one may come several times."""
-    chosen = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    chosen = {k: v[index] for k, v in chosen.items() if isinstance(v, Tensor)}
-    heard = {k: type(p)(*(t[index] for t in p)) for k, p in batch.conditions.items()}
-    return replace(batch, **chosen, conditions=heard)
+def items_of(batch: Batch, index: Tensor) -> Batch:
+    """Items of a batch by their (N,) numbers; one may come several times."""
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    chosen = {k: v[index] for k, v in values.items() if isinstance(v, Tensor)}
+    conditions = {k: type(p)(*(t[index] for t in p)) for k, p in batch.conditions.items()}
+    return replace(batch, **chosen, conditions=conditions)
 
 
 def _part(batch: Batch, share: float) -> Batch:
     """The first of its items, or where these are few, the first of its frames."""
     B, T = batch.codes.shape[:2]
     if B >= 8:
-        return _rows(batch, torch.arange(ceil(B * share)))
+        return items_of(batch, torch.arange(ceil(B * share)))
     frames = ceil(T * share)
     lengths = batch.lengths.clamp(max=frames)
-    heard = dict(batch.conditions)
-    if source := heard.get("source"):  # as long as the item
+    conditions = dict(batch.conditions)
+    if source := conditions.get("source"):  # as long as the item
         kept = source.lengths.clamp(max=frames)
-        heard["source"] = type(source)(source.values[:, :frames], kept)
+        conditions["source"] = type(source)(source.values[:, :frames], kept)
     prompts = batch.prompt_lengths
     prompts = None if prompts is None else torch.minimum(prompts, lengths)
     return replace(
-        batch, codes=batch.codes[:, :frames], lengths=lengths, conditions=heard,
+        batch, codes=batch.codes[:, :frames], lengths=lengths, conditions=conditions,
         prompt_lengths=prompts,
     )  # fmt: skip
 
@@ -290,3 +193,41 @@ def _nothing_fits(batch: Batch, need: float, room: float, device: torch.device) 
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"
+
+
+def describe_plan(trainer, train_batches_per_epoch: int) -> list[str]:
+    """Lines of ``--dry-run`` for a `Trainer` that hasn't started."""
+    model, config = trainer.model, trainer.config
+    parameters = sum(p.numel() for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    moments = sum(
+        p.numel() * p.element_size() * (1 if isinstance(o, Muon) else 2)
+        for o in trainer.optimizers.parts
+        for g in o.param_groups
+        for p in g["params"]
+    )
+    batch = next(iter(trainer.train.epoch_batches()))
+    activations = activation_bytes(model, batch, trainer.device, trainer.dtype)
+    average = weights if trainer.ema is not None else 0
+    total = 2 * weights + moments + average + activations
+    steps = -(-train_batches_per_epoch // config.optim.accum)
+    limits = []
+    if config.num_epochs:
+        limits.append(f"{config.num_epochs} epochs (about {config.num_epochs * steps} steps)")
+    if config.max_steps:
+        limits.append(f"{config.max_steps} steps ({config.max_steps / steps:.2f} epochs)")
+    if config.max_minutes:
+        limits.append(f"{config.max_minutes:g} minutes")
+    mb = 2**20
+    return [
+        f"model       {model.name}, {parameters:,} parameters",
+        f"device      {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}, "
+        f"{trainer.world.size} ranks",
+        f"epoch       {train_batches_per_epoch} batches a rank, {steps} steps",
+        f"batch       {tuple(batch.codes.shape)} at most, {batch.num_frames} frames, "
+        f"{config.optim.accum} in a step",
+        f"budget      {', or '.join(limits)}",
+        f"memory      about {total / mb:,.0f} MB: weights and gradients {2 * weights / mb:,.0f}, "
+        f"optimizer {moments / mb:,.0f}, average {average / mb:,.0f}, "
+        f"activations {activations / mb:,.0f}",
+    ]

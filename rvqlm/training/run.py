@@ -1,43 +1,67 @@
-"""From flags to a running training: data, model, checkpoint, checks before the first step."""
+"""From flags to a running training: data, model, checkpoint, checks before the first step; and the
+files of an experiment beside its checkpoints and logs.
+
+Stage N of a family that is trained in stages works in EXP/stageN and begins from the best of the
+stage before, so that one experiment directory holds the whole model.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 import signal
 import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from rvqlm.batch import Batch, Padded
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.checkpoints.init_from import init_from
 from rvqlm.checkpoints.loading import find_checkpoint
+from rvqlm.cli import flatten
 from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
+from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
-from rvqlm.training.estimate import describe_plan, optimizer_bytes
-from rvqlm.training.experiment import (
-    end_run,
-    move_aside,
-    remove_torn_files,
-    write_config,
-    write_run,
-)
+from rvqlm.training.config import TrainerConfig
+from rvqlm.training.distributed import World
 from rvqlm.training.flops import forward_flops, peak_flops
-from rvqlm.training.prescan import batch_maker, largest_max_duration, prescan
-from rvqlm.training.reporting import Speed
-from rvqlm.training.stages import begin_from_previous, enter_stage
-from rvqlm.training.trainer import Trainer
+from rvqlm.training.memory import Memory, optimizer_bytes
+from rvqlm.training.meter import Speed
+from rvqlm.training.prescan import (
+    batch_maker,
+    describe_plan,
+    items_of,
+    largest_max_duration,
+    prescan,
+)
+from rvqlm.training.trainer import Trainer, differing_flags
 
 
 class Setup:
-    """Everything that a training needs, made in order; `run` trains."""
+    """Everything that a training needs, made in order; `run` trains.
 
-    def __init__(self, config, device: torch.device, dtype: torch.dtype, world):
+    :param make_samples: called with this `Setup` and the `MetricsLog` where samples are asked for;
+        returns what makes them (`Trainer`).
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        world: World,
+        make_samples: Callable | None = None,
+    ):
         self.device, self.dtype, self.world = device, dtype, world
+        self.make_samples = make_samples
         levels = config.num_quantizers or None
         folders = [config.manifest_dir, *config.mix_dirs]
         if config.mix_dirs:
@@ -52,18 +76,18 @@ class Setup:
             config.manifest_dir, config.valid_split, num_codebooks=levels
         )
         self.info = self.train_data.info
-        self.heard, self.heard_valid = (
+        self.conditions, self.valid_conditions = (
             open_conditions(
                 data, config.model.conditions, config.condition_prompt_seconds, config.seed
             )
             for data in (self.train_data, self.valid_data)
         )
         seed_everything(config.seed)
-        infos = self.heard.infos if self.heard else {}
+        infos = self.conditions.infos if self.conditions else {}
         self.model = build_model(config.model_name, config.model, self.info, infos).to(device)
         self.config = enter_stage(config, self.model)
         self.exp_dir = Path(self.config.exp_dir)
-        self.state_path = self._checkpoint_to_continue()
+        self.state_path = self._checkpoint_to_resume()
         self.memory_line, self.compiled = "", None
 
     def say(self, text: str) -> None:
@@ -91,7 +115,7 @@ class Setup:
             self.say(
                 f"{self.exp_dir}: training is finished (step {trainer.step}, epoch "
                 f"{trainer.epochs:.2f}, {trainer.elapsed / 60:.1f} minutes); raise --num-epochs, "
-                "--max-steps or --max-minutes to go on"
+                "--max-steps or --max-minutes to continue"
             )
             return 0
         if config.compile:
@@ -110,7 +134,7 @@ class Setup:
         if outcome != "finished":
             self.say(
                 f"{outcome}: saved {self.exp_dir / 'latest.pt'} at step {trainer.step}; run again "
-                "to go on"
+                "to continue"
             )
             return 128 + signal.Signals[outcome]
         best = trainer.best
@@ -123,7 +147,7 @@ class Setup:
 
     # -------------------------------------------------------------------------------- parts
 
-    def _checkpoint_to_continue(self) -> Path | None:
+    def _checkpoint_to_resume(self) -> Path | None:
         resume, latest = self.config.resume, self.exp_dir / "latest.pt"
         if resume == "no":
             return None
@@ -143,11 +167,11 @@ class Setup:
         if self.config.init_from is not None:
             path = find_checkpoint(self.config.init_from, "best")
             for line in init_from(self.model, path).lines():
-                return line
+                self.say(line)
 
     def _with_max_duration(self):
-        """The config with the number that --max-duration auto stands for: that of the run which
-        goes on, else the largest that fits."""
+        """The config with the number that --max-duration auto stands for: that of the run which is
+        resumed, else the largest that fits."""
         config = self.config
         if self.state_path is not None:
             state = load_checkpoint(self.state_path, mapped=True, gather=False)
@@ -155,65 +179,52 @@ class Setup:
         else:
             # any batch of the data shows what items look like; of these the batches are made
             plan = dataclasses.replace(config.data, max_duration=1e6, max_cuts=1)
-            largest = self._loader(self.train_data, self.heard, plan).worst_batch()
+            largest = self._loader(self.train_data, self.conditions, plan).worst_batch()
             rate = float(self.info.frame_rate)
             chosen = largest_max_duration(
-                batch_maker(largest, rate), self.model, self.device, self.dtype,
-                optimizer_bytes(self.model, config.optim), frame_rate=rate,
-                processes=self._processes(),
-            )  # fmt: skip
+                self._memory(), batch_maker(largest, rate), frame_rate=rate
+            )
             chosen = -self.world.agree(-chosen)[0]  # what fits on every rank
             self.say(f"--max-duration auto: {chosen:g}")
         data = dataclasses.replace(config.data, max_duration=chosen)
         return dataclasses.replace(config, data=data)
 
-    def _processes(self) -> int:
-        """Ranks that share this machine's memory."""
-        return 1 if self.device.type == "cuda" else self.world.local_size
+    def _memory(self) -> Memory:
+        sharing = 1 if self.device.type == "cuda" else self.world.local_size
+        states = optimizer_bytes(self.model, self.config.optim)
+        return Memory(self.model, self.device, self.dtype, states, sharing)
 
-    def _loader(self, data, heard, plan) -> TokenLoader:
+    def _loader(self, data, conditions, plan) -> TokenLoader:
         return TokenLoader(
             data, plan, self.config.seed, self.world.rank, self.world.size,
-            pin=self.device.type == "cuda", conditions=heard,
+            pin=self.device.type == "cuda", conditions=conditions,
         )  # fmt: skip
 
     def _make_trainer(self) -> Trainer:
         config, device, world = self.config, self.device, self.world
-        self.loader = self._loader(self.train_data, self.heard, config.data)
-        valid = self._loader(self.valid_data, self.heard_valid, config.data.for_validation())
+        self.loader = self._loader(self.train_data, self.conditions, config.data)
+        valid = self._loader(self.valid_data, self.valid_conditions, config.data.for_validation())
         if config.guard.memory_check and not config.dry_run:
-            self.memory_line = self._check_memory()
+            self.memory_line = prescan(
+                self._memory(), self.loader.worst_batch(),
+                max_duration=config.data.max_duration, frame_rate=float(self.info.frame_rate),
+            )  # fmt: skip
         speed = self._speed() if config.log.mfu else None
         if config.compile:
             from rvqlm.training.compiling import compile_model
 
             self.compiled = compile_model(self.model, self.loader.shapes(), self.say)
+        make_samples = self.make_samples and partial(self.make_samples, self)
         return Trainer(
             self.model, self.loader, valid, config, self.info, device, self.dtype, world,
-            make_samples=self._make_samples if config.log.samples else None, speed=speed,
+            make_samples=make_samples if config.log.samples else None, speed=speed,
         )  # fmt: skip
 
     def _speed(self) -> Speed:
-        batch = first_item(next(iter(self.loader.epoch_batches()))).to(self.device)
+        batch = items_of(next(iter(self.loader.epoch_batches())), torch.tensor([0]))
+        batch = batch.to(self.device)
         flops = 3 * forward_flops(self.model, batch) / batch.codes.shape[1]
         return Speed(flops, peak_flops(self.device, self.dtype))
-
-    def _make_samples(self, log):
-        from rvqlm.inference.training_samples import SampleWriter
-
-        return SampleWriter(
-            self.config.log, self.valid_data, self.config.condition_prompt_seconds, self.exp_dir,
-            log, self.config.seed,
-        )  # fmt: skip
-
-    def _check_memory(self) -> str:
-        config = self.config
-        line = prescan(
-            self.model, self.loader.worst_batch(), self.device, self.dtype,
-            optimizer_bytes(self.model, config.optim), max_duration=config.data.max_duration,
-            frame_rate=float(self.info.frame_rate), processes=self._processes(),
-        )  # fmt: skip
-        return line
 
     def _resume(self) -> None:
         if self.state_path is None:
@@ -238,7 +249,7 @@ class Setup:
         )
         if self.memory_line:
             self.say(self.memory_line)
-        for kind, count in (self.heard.missing() if self.heard else {}).items():
+        for kind, count in (self.conditions.missing() if self.conditions else {}).items():
             if count:
                 self.say(f"{count} of {len(self.train_data)} cuts have no {kind}: trained without")
 
@@ -264,13 +275,117 @@ class Setup:
         }
 
 
-def first_item(batch: Batch) -> Batch:
-    """The first item of a batch as a batch."""
-    conditions = {kind: Padded(c.values[:1], c.lengths[:1]) for kind, c in batch.conditions.items()}
-    columns = ("codes", "lengths", "ends", "index", "begins", "prompt_lengths")
-    first = {n: v[:1] for n in columns if (v := getattr(batch, n)) is not None}
-    return dataclasses.replace(batch, **first, conditions=conditions)
-
-
 def count_parameters(model) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+# ---------------------------------------------------------------------------------------- stages
+
+
+def enter_stage(config, model):
+    """The trainer's config with the directory of the model's stage."""
+    name = f"stage{model.stage}"
+    if not model.stage or Path(config.exp_dir).name == name:  # as EXP/stageN/config.yaml says it
+        return config
+    return dataclasses.replace(config, exp_dir=str(Path(config.exp_dir) / name))
+
+
+@torch.no_grad()
+def begin_from_previous(model, exp_dir: Path) -> Path | None:
+    """Load the averaged weights of the previous stage's best checkpoint into the model; its path,
+    or None in the first stage.
+
+    :param exp_dir: of this stage.
+    :raises UserError: no such checkpoint, or one of another shape.
+    """
+    if model.stage < 2:
+        return None
+    path = exp_dir.parent / f"stage{model.stage - 1}" / "best.pt"
+    if not path.exists():
+        raise UserError(
+            f"--train-stage {model.stage} begins from {path}, which is not there: train with "
+            f"--train-stage {model.stage - 1} and the same --exp-dir first, or both at once with "
+            "--train-stage 0"
+        )
+    state = load_checkpoint(path)
+    differing = differing_flags(model, state, but="train_stage")
+    if differing or state["model_name"] != model.name:
+        raise UserError(
+            f"{path} is of another model ({state['model_name']}: {'; '.join(differing)}); give the "
+            "flags of the stage before"
+        )
+    model.load_state_dict(state["ema"] if state["ema"] is not None else state["model"])
+    return path
+
+
+# -------------------------------------------------------------------- files of an experiment
+
+
+_OF_A_RUN = (
+    *("latest.pt", "best.pt", "metrics.jsonl", "tensorboard", "run.json", "config.yaml"),
+    *("samples", "eval_*.json", "recognition_*.json", "archive", "average.pt", "*.dcp"),
+    *("bad_batches", "ranks", "hang-rank-*.txt"),
+)
+
+
+def write_config(config: TrainerConfig) -> None:
+    """EXP/config.yaml: every flag, to be used as ``--config``. What is asked of one start only
+    (--resume, --dry-run) is left out."""
+    import yaml
+
+    flags = {k: v for k, v in flatten(config).items() if k not in ("resume", "dry-run")}
+    text = yaml.safe_dump(flags, sort_keys=False)
+    atomic_write(Path(config.exp_dir) / "config.yaml", lambda p: p.write_text(text))
+
+
+def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
+    """EXP/run.json: `record` of this start, and the commands and times of all starts so far."""
+    path = Path(exp_dir) / "run.json"
+    try:
+        earlier = json.loads(path.read_text())
+        commands, started = list(earlier["commands"]), list(earlier["started"])
+        ended = list(earlier.get("ended", []))
+    except (OSError, ValueError, KeyError, TypeError):
+        commands, started, ended = [], [], []
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    history = {"commands": [*commands, command], "started": [*started, now], "ended": ended}
+    record = {**history, **record}
+    atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+def end_run(exp_dir: str | Path, outcome: str, step: int) -> None:
+    """Note in EXP/run.json how this start ended; one that was killed leaves none."""
+    path = Path(exp_dir) / "run.json"
+    record = json.loads(path.read_text())
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    # starts that were killed stand as such, so that the lists stay side by side
+    killed = [{"outcome": "killed"}] * (len(record["started"]) - 1 - len(record.get("ended", [])))
+    ended = [*record.get("ended", []), *killed, {"outcome": outcome, "step": step, "time": now}]
+    record["ended"] = ended
+    atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+def remove_torn_files(exp_dir: str | Path) -> None:
+    """Delete half-written checkpoints of a process that was killed while it wrote them."""
+    for pattern in (".*.tmp", "archive/.*.tmp"):
+        for path in Path(exp_dir).glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def move_aside(exp_dir: str | Path) -> Path | None:
+    """Move the files of an earlier run to EXP/previous-N; None where there are none."""
+    exp_dir = Path(exp_dir)
+    found = [p for pattern in _OF_A_RUN for p in sorted(exp_dir.glob(pattern))]
+    if not found:
+        return None
+    number = 1
+    while (exp_dir / f"previous-{number}").exists():
+        number += 1
+    target = exp_dir / f"previous-{number}"
+    target.mkdir()
+    for path in found:
+        path.rename(target / path.name)
+    return target

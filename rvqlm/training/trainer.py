@@ -1,46 +1,51 @@
-"""`Trainer`: the loop for every model.
+"""`Trainer`: the loop for every model, `fit`; one step of it, `train_step`; what follows a step,
+`_after_step`.
 
 It knows a model only as something that takes a `Batch` and returns an `LMOutput` of sums, and a
-loader as an endless iterator that can tell and restore its position. Steps are taken by `Stepper`
-(step.py), what happens between them is decided by `what_is_due` (due.py), what is said about them
-is put in words by reporting.py. Given steps or epochs as the budget, a run on a CPU is reproduced
-bit for bit after any interruption: what is random depends on (seed, rank, step) alone.
+loader as an endless iterator that can tell and restore its position. The gradient is the sum over
+micro-batches and ranks divided by the sum of their tokens, so accumulation and data parallelism
+equal one large batch exactly. Given steps or epochs as the budget, a run on a CPU is reproduced bit
+for bit after any interruption: what is random depends on (seed, rank, step) alone.
 """
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from math import isfinite
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rvqlm.batch import Batch
+from rvqlm.checkpoints.archives import archive
+from rvqlm.checkpoints.file import FORMAT, load_checkpoint, require_resumable
+from rvqlm.checkpoints.sharded import load_sharded, save_sharded
+from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
-from rvqlm.metrics.losses import evaluate_batches
+from rvqlm.metrics.losses import Totals, evaluate_batches
 from rvqlm.runtime import step_seed
-from rvqlm.training import saving
 from rvqlm.training.bad_batch import save_bad_batch
-from rvqlm.training.config import TrainerConfig
+from rvqlm.training.config import TrainerConfig, flag
 from rvqlm.training.distributed import World
 from rvqlm.training.due import what_is_due
 from rvqlm.training.ema import EMA
-from rvqlm.training.guards import LossGuard
-from rvqlm.training.logger import MetricsLog, Progress
-from rvqlm.training.meter import Meter
+from rvqlm.training.guards import LossGuard, LossScale
+from rvqlm.training.level_weights import LevelWeights
+from rvqlm.training.logger import MetricsLog, Progress, epoch_line, valid_line
+from rvqlm.training.meter import Meter, Outcome, Speed, Stopwatch, memory_mb
 from rvqlm.training.optim import build_optimizer
-from rvqlm.training.reporting import Speed, epoch_line, interval_values, valid_line
 from rvqlm.training.schedule import Budget, Schedule
-from rvqlm.training.step import Outcome, Stepper
-from rvqlm.training.stopwatch import Stopwatch
-from rvqlm.training.watchdog import Watchdog
+from rvqlm.training.watchdog import StopSignals, Watchdog
+from rvqlm.version import __version__
 
 
 class Trainer:
@@ -52,7 +57,8 @@ class Trainer:
     train: iterator of `Batch` with ``epoch``, ``step``, ``epoch_steps``, ``state_dict()`` and
         ``load_state_dict()``.
     valid: has ``epoch_batches()``, the same batches every time; None: no validation, no best.pt.
-    make_samples: called with the `MetricsLog`; returns a `SampleWriter`. None: no samples.
+    make_samples: called with the `MetricsLog`; returns what has ``write(model, step, epoch, beat)``
+        to make samples, where ``beat`` is to be called now and then. None: no samples.
     speed: what the model's figures are compared with, for MFU.
     """
 
@@ -76,30 +82,28 @@ class Trainer:
         self.exp_dir = Path(config.exp_dir)
         self.make_samples, self.speed = make_samples, speed or Speed()
         self.module = self.world.wrap(model)
+        """What is called in training: the model, or what `World` put around it."""
         o = config.optim
         self.optimizers = build_optimizer(model, o)
         self.ema = EMA(model, o.ema_decay, o.ema_warmup) if o.ema_decay else None
         self.schedule = Schedule(o)
         self.budget = Budget(config.num_epochs, config.max_steps, config.max_minutes)
         self.guard = LossGuard(config.guard)
+        self.scale = LossScale(dtype)
+        self.level_weights = LevelWeights(config.loss, info.num_codebooks)
         self.watch = Stopwatch(self.device)
-        self.stepper = Stepper(
-            self.module, self.optimizers, self.ema, self.guard, config, info, self.device, dtype,
-            self.world, self.watch, self._beat,
-        )  # fmt: skip
-        self.watchdog: Watchdog | None = None
         self.step = 0
         self.total_frames = 0
         self.elapsed = 0.0
         self.lr = 0.0
         self.best: dict = {"loss": float("inf"), "step": 0}
-        self.validated = {"step": -1, "loss": None}
+        self.validated: dict = {"step": -1, "loss": None}
         self.since = {"valid": 0.0, "sample": 0.0, "save": 0.0}
         """Seconds of training at which each was done last."""
         self.interval = Meter(info.num_codebooks, self.device)
         self.epoch_meter = Meter(info.num_codebooks, self.device)
-        self.signal: int | None = None
-        self._signalled = 0.0
+        self.watchdog: Watchdog | None = None
+        self.stop = StopSignals(loud=self.world.main)
         self._ended: int | None = None
         """Epoch that ended in this step; a step may reach into the next."""
 
@@ -122,17 +126,11 @@ class Trainer:
         seconds later or more, stops at once. Raises `UserError` when training diverged for good or
         the disk refuses.
         """
-        self.log = MetricsLog(self.exp_dir, self.step, self.world.main)
-        self.samples = self.make_samples(self.log) if self.make_samples else None
-        self.bar = Progress(self.progress, self.world.main)
-        start = time.monotonic() - self.elapsed
-        previous = {s: signal.signal(s, self._on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        self._start_watchdog()
-        try:
-            self.model.train()
+        with self._running():
+            start = time.monotonic() - self.elapsed
             while self.progress < 1:
                 began = time.monotonic()
-                outcome = self._train_step()
+                outcome = self.train_step()
                 self.step += 1
                 self.interval.add(outcome)
                 if outcome.verdict != "good":
@@ -140,49 +138,14 @@ class Trainer:
                 self.interval.seconds += time.monotonic() - began
                 self._beat("agreeing")
                 self.elapsed, stop = self.world.agree(
-                    time.monotonic() - start, float(self.signal or 0)
+                    time.monotonic() - start, float(self.stop.number or 0)
                 )
                 self._after_step(finished=self.progress >= 1, stop=bool(stop))
                 if stop and self.progress < 1:
                     return signal.Signals(int(stop)).name
             return "finished"
-        finally:
-            if self.watchdog is not None:
-                self.watchdog.stop()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-            self.bar.close()
-            self.log.close()
 
-    def _start_watchdog(self) -> None:
-        minutes = self.config.guard.hang_minutes
-        if minutes:
-            world = self.world
-            self.watchdog = Watchdog(self.exp_dir, world.rank, world.size, minutes)
-            self.watchdog.start()
-
-    def _beat(self, where: str) -> None:
-        if self.watchdog is not None:
-            self.watchdog.beat(self.step, where)
-
-    def _beating(self, where: str, batches: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            self._beat(where)
-            yield batch
-
-    def _on_signal(self, number: int, frame) -> None:
-        now = time.monotonic()
-        if self.signal is not None:
-            # Ctrl-C under torchrun comes twice, from the terminal and from torchrun
-            if now - self._signalled > 2:
-                raise KeyboardInterrupt
-            return
-        self.signal, self._signalled = number, now
-        if self.world.main:  # not print: the signal may have come in the middle of one
-            name = signal.Signals(number).name
-            os.write(2, f"\n{name}: saving at the end of this step\n".encode())
-
-    def _train_step(self) -> Outcome:
+    def train_step(self) -> Outcome:
         """One optimizer step over ``--accum`` micro-batches (fewer at the end of the last
         epoch)."""
         # own random numbers for each step: nothing random has to be saved or restored
@@ -192,70 +155,83 @@ class Trainer:
         factor *= self.guard.lr_factor
         self.lr = self.config.optim.base_lr * factor
         self.optimizers.set_factor(factor)
-        return self.stepper.run(self._micro_batches())
-
-    def _micro_batches(self) -> Iterator[tuple[Batch, bool]]:
-        self._ended = None
-        for micro in range(self.config.optim.accum):
-            batch = next(self.train)
-            if self.train.step == self.train.epoch_steps:
-                self._ended = self.train.epoch
-            last = micro == self.config.optim.accum - 1 or self._data_is_used_up()
-            yield batch, last
-            if last:
-                return
+        self.optimizers.zero_grad()
+        totals = Totals(self.info.num_codebooks, self.device)
+        # loss and tokens of the step: float64, where counts above 2^24 and sums of ranks are exact
+        minimised = torch.zeros(2, dtype=totals.sums.dtype, device=self.device)
+        batches: list[Batch] = []
+        self._ended, last = None, False
+        while not last:
+            self._beat("data")
+            with self.watch("data"):
+                batch = next(self.train)
+                if self.train.step == self.train.epoch_steps:
+                    self._ended = self.train.epoch
+                batches.append(batch)
+                last = len(batches) == self.config.optim.accum or self._data_is_used_up()
+                frames, cells = batch.num_frames, batch.codes.shape[0] * batch.codes.shape[1]
+                batch = batch.to(self.device)
+            self._beat("forward and backward")
+            with self.world.no_sync(self.module, skip=not last):
+                with self.watch("forward"):
+                    out = self._forward(batch)
+                with self.watch("backward"):
+                    self.scale.apply(out.loss).backward()
+            minimised += torch.stack([out.loss.detach(), out.normalizer.detach()]).to(minimised)
+            totals.add(out, frames, cells)
+        self._beat("optimizer step")
+        with self.watch("step"):
+            return self._update(minimised, totals, batches)
 
     def _data_is_used_up(self) -> bool:
         return bool(self.config.num_epochs) and self.epochs >= self.config.num_epochs
 
-    # --------------------------------------------------------------------------- bad steps
+    def _forward(self, batch: Batch):
+        mixed = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
+            return self.module(
+                batch,
+                label_smoothing=self.config.loss.label_smoothing,
+                level_weights=self.level_weights.draw(self.device),
+            )
 
-    def _after_skip(self, outcome: Outcome) -> None:
-        """Keep the batches of a step that was not taken; after too many in a row, roll back."""
-        if outcome.verdict == "overflow":  # the loss scale found its place
-            return
-        g = self.config.guard
-        path = save_bad_batch(
-            self.exp_dir, outcome.batches, step=self.step - 1, rank=self.world.rank,
-            seed=self.config.seed, reason=outcome.verdict, loss=outcome.loss,
-            grad_norm=outcome.grad_norm, progress=self.model.progress, keep=g.keep_bad_batches,
-        )  # fmt: skip
-        self.bar.say(
-            f"step {self.step}: {outcome.verdict} (loss {outcome.loss:.4g}, gradient "
-            f"{outcome.grad_norm:.4g}), not taken" + (f"; batch in {path}" if path else "")
-        )
-        if self.guard.must_roll_back:
-            self.roll_back(f"{self.guard.in_a_row} steps in a row could not be taken")
+    @torch.no_grad()
+    def _update(self, minimised: Tensor, totals: Totals, batches: list[Batch]) -> Outcome:
+        """Judge the summed gradients; scale, clip, step and average if they are good.
 
-    def roll_back(self, why: str) -> None:
-        """Weights, moments and averages of the last good checkpoint, with a lower learning rate;
-        step and data go on, so that the same batches don't come again.
+        The verdict comes from sums over all ranks, so all of them decide alike, and reaches Python
+        in one transfer: the only point of a step where a GPU is waited for.
 
-        The second time in a run best.pt is taken where there is one: latest.pt may have been
-        written when it was too late already.
-
-        :raises UserError: no checkpoint, or rolled back often enough.
+        :param minimised: (2,) loss and tokens of this rank.
         """
-        latest, best = self.exp_dir / "latest.pt", self.exp_dir / "best.pt"
-        path = best if self.guard.rollbacks and best.exists() else latest
-        remedy = "lower --base-lr or --clip-grad-norm, or lengthen the warm-up"
-        if self.guard.exhausted or not path.exists():
-            after = f" after {self.guard.rollbacks} returns to a checkpoint"
-            raise UserError(
-                f"training diverged at step {self.step}: {why}{after if path.exists() else ''}; "
-                + (f"the checkpoints in {self.exp_dir} are good" if path.exists() else
-                   "no checkpoint was saved yet")
-                + f": {remedy}, and start again; `rvqlm doctor {self.exp_dir}` says more"
-            )  # fmt: skip
-        step = saving.restore_weights(self, path)
-        self.guard.rolled_back()
-        self.interval.rollbacks += 1
-        self.bar.say(
-            f"step {self.step}: {why}; back to the weights of {path} (step {step}) with "
-            f"{self.guard.lr_factor:g} of the learning rate; the data goes on"
-        )
+        K, clip = self.info.num_codebooks, self.config.optim.clip_grad_norm
+        sums = self.world.all_reduce(torch.cat([minimised, totals.sums[0], totals.sums[2]]))
+        grads = [p.grad for p in self.optimizers.params if p.grad is not None]
+        norm = self.world.grad_norm(grads)
+        loss, tokens, *levels, norm = torch.cat([sums, norm.to(sums).view(1)]).tolist()
+        tokens = max(tokens, 1.0)  # a step may score nothing: no text, a level that was not drawn
+        # ranks left their mean of sums over tokens; what is wanted is the mean over tokens
+        factor = self.world.size / (tokens * self.scale.value)
+        loss, norm = loss / tokens, norm * factor
+        verdict = self._judge(loss, norm)
+        if verdict == "good":
+            self.level_weights.observe(levels[:K], levels[K:])
+            if clip:
+                factor *= min(1.0, clip / (norm + 1e-6))
+            torch._foreach_mul_(grads, factor)
+            self.optimizers.step()
+            if self.ema is not None:
+                self.ema.update()
+        return Outcome(verdict, loss, norm, totals, batches)
 
-    # -------------------------------------------------------------------------------- events
+    def _judge(self, loss: float, norm: float) -> str:
+        overflowed = isfinite(loss) and not isfinite(norm)
+        if self.scale.enabled and overflowed and not self.scale.too_small:
+            self.scale.update(overflowed=True)  # the scale's fault, not the data's
+            return "overflow"
+        if isfinite(norm):
+            self.scale.update(overflowed=False)
+        return self.guard.judge(loss, norm)
 
     def _after_step(self, finished: bool, stop: bool) -> None:
         """Log, validate, sample and save, in this order, where due: a checkpoint implies its
@@ -274,6 +250,58 @@ class Trainer:
         if (due.save and (finished or stop or not self.guard.in_a_row)) or improved:
             self._save(improved, due.archive)
 
+    # --------------------------------------------------------------------------- bad steps
+
+    def _after_skip(self, outcome: Outcome) -> None:
+        """Keep the batches of a step that was not taken; after too many in a row, roll back."""
+        if outcome.verdict == "overflow":  # the loss scale found its place
+            return
+        path = save_bad_batch(
+            self.exp_dir, outcome.batches, step=self.step - 1, rank=self.world.rank,
+            seed=self.config.seed, reason=outcome.verdict, loss=outcome.loss,
+            grad_norm=outcome.grad_norm, progress=self.model.progress,
+            keep=self.config.guard.keep_bad_batches,
+        )  # fmt: skip
+        self.bar.say(
+            f"step {self.step}: {outcome.verdict} (loss {outcome.loss:.4g}, gradient "
+            f"{outcome.grad_norm:.4g}), not taken" + (f"; batch in {path}" if path else "")
+        )
+        if self.guard.must_roll_back:
+            self.roll_back(f"{self.guard.in_a_row} steps in a row could not be taken")
+
+    def roll_back(self, why: str) -> None:
+        """Weights, moments and averages of the last good checkpoint, with a lower learning rate;
+        step and data continue, so that the same batches don't come again.
+
+        The second time in a run best.pt is taken where there is one: latest.pt may have been
+        written when it was too late already.
+
+        :raises UserError: no checkpoint, or rolled back often enough.
+        """
+        latest, best = self.exp_dir / "latest.pt", self.exp_dir / "best.pt"
+        path = best if self.guard.rollbacks and best.exists() else latest
+        if self.guard.exhausted or not path.exists():
+            left = "; no checkpoint was saved yet"
+            if path.exists():
+                left = f" after {self.guard.rollbacks} rollbacks; the checkpoints in "
+                left += f"{self.exp_dir} are good"
+            raise UserError(
+                f"training diverged at step {self.step}: {why}{left}: lower --base-lr or "
+                "--clip-grad-norm, or lengthen the warm-up, and start again; "
+                f"`rvqlm doctor {self.exp_dir}` says more"
+            )
+        state = self._load(path)
+        self._load_weights(state)
+        self.optimizers.zero_grad()
+        self.guard.rolled_back()
+        self.interval.rollbacks += 1
+        self.bar.say(
+            f"step {self.step}: {why}; back to the weights of {path} (step {state['step']}) with "
+            f"{self.guard.lr_factor:g} of the learning rate; the data continues"
+        )
+
+    # -------------------------------------------------------------------- log, validation, samples
+
     def _log_interval(self) -> None:
         """Line of the steps since the last one."""
         meter = self.interval
@@ -281,11 +309,39 @@ class Trainer:
             return
         meter.reduce(self.world)
         self.total_frames += meter.totals.frames
-        values = interval_values(self, meter, self.watch.take())
+        seconds = max(meter.seconds, 1e-9)
+        values = meter.values(self.info.frame_rate) | {
+            "lr": self.lr,
+            "grad_norm": meter.grad_norm / meter.steps if meter.steps else None,
+            "rollbacks": meter.rollbacks,
+            **({"loss_scale": self.scale.value} if self.scale.enabled else {}),
+            "total_frames": self.total_frames,
+            "frames_per_second": meter.totals.frames / seconds,
+            "mfu": self.speed.mfu(meter.totals.cells / seconds, self.world.size),
+            "elapsed": self.elapsed,
+            "memory_mb": memory_mb(self.device),
+            **{f"time_{part}": spent / seconds for part, spent in self.watch.take().items()},
+        }
         self.log.write("train", self.step, self.train.epoch, values)
         self.bar.update(self.progress, self.step, values["loss"], values["frames_per_second"])
         self.epoch_meter.merge(meter)
         self.interval = Meter(self.info.num_codebooks, self.device)
+
+    def _log_epoch(self, epoch: int) -> None:
+        """Line of an epoch, up to the step that ended it."""
+        meter = self.epoch_meter
+        if not meter.steps:
+            return
+        valid = self.validated["loss"] if self.validated["step"] == self.step else None
+        values = meter.values(self.info.frame_rate)
+        values |= {"valid_loss": valid, "seconds": meter.seconds, "elapsed": self.elapsed}
+        self.log.write("epoch", self.step, epoch, values)
+        self.bar.say(epoch_line(self.step, epoch, values, self.progress))
+        self.epoch_meter = Meter(self.info.num_codebooks, self.device)
+
+    def _averaged(self):
+        """Context in which the model has the averaged weights, where there are any."""
+        return self.ema.swapped() if self.ema is not None else nullcontext()
 
     def _validate(self) -> bool:
         """Loss of the averaged weights on the validation split; whether it is the lowest yet."""
@@ -294,12 +350,8 @@ class Trainer:
         batches = self._beating("validation", self.valid.epoch_batches())
         if self.config.log.valid_max_batches:
             batches = islice(batches, self.config.log.valid_max_batches)
-        arguments = batches, self.info, self.device, self.dtype
-        if self.ema is not None:
-            with self.ema.swapped():
-                totals = evaluate_batches(self.model, *arguments)
-        else:
-            totals = evaluate_batches(self.model, *arguments)
+        with self._averaged():
+            totals = evaluate_batches(self.model, batches, self.info, self.device, self.dtype)
         totals.reduce(self.world.all_reduce)
         values = totals.metrics(self.info.frame_rate)
         loss = values["loss"]
@@ -308,7 +360,7 @@ class Trainer:
             self.roll_back(f"the validation loss is {loss}")
             return False
         self.schedule.observe(loss)
-        # averages may look well when the weights below them are spoilt already
+        # averages may look well when the weights below them have diverged already
         improved = loss < self.best["loss"] and not self.guard.in_a_row
         if improved:
             self.best = {"loss": loss, "step": self.step}
@@ -318,49 +370,171 @@ class Trainer:
         self.bar.say(valid_line(self.step, values))
         return improved
 
-    def _log_epoch(self, epoch: int) -> None:
-        """Line of an epoch, up to the step that ended it."""
-        meter = self.epoch_meter
-        if not meter.steps:
-            return
-        values = meter.totals.metrics(self.info.frame_rate)
-        valid = self.validated["loss"] if self.validated["step"] == self.step else None
-        values |= {"valid_loss": valid, "seconds": meter.seconds, "elapsed": self.elapsed}
-        values |= {f"skipped_{k}": n for k, n in meter.skipped.items()}
-        self.log.write("epoch", self.step, epoch, values)
-        self.bar.say(epoch_line(self.step, epoch, values, self.progress))
-        self.epoch_meter = Meter(self.info.num_codebooks, self.device)
-
     def _sample(self) -> None:
-        """Sounds of the averaged weights; a failure costs a line, never the training."""
+        """Samples of the averaged weights; a failure costs a line, never the training."""
         self._beat("samples")
-        with saving.weights_for_samples(self) as model:
+        with self._averaged(), self.world.whole(self.model) as model:  # all ranks enter
             if self.world.main:
                 beat = partial(self._beat, "samples")
                 self.samples.write(model, self.step, self.train.epoch, beat)
         self.since["sample"] = self.elapsed
         self.world.barrier()
 
+    # ------------------------------------------------------------------------ while it runs
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        """Opens the log and the progress bar, watches for signals and hangs."""
+        self.log = MetricsLog(self.exp_dir, self.step, self.world.main)
+        self.samples = self.make_samples(self.log) if self.make_samples else None
+        self.bar = Progress(self.progress, self.world.main)
+        if minutes := self.config.guard.hang_minutes:
+            world = self.world
+            self.watchdog = Watchdog(self.exp_dir, world.rank, world.size, minutes)
+            self.watchdog.start()
+        try:
+            with self.stop:
+                self.model.train()
+                yield
+        finally:
+            if self.watchdog is not None:
+                self.watchdog.stop()
+            self.bar.close()
+            self.log.close()
+
+    def _beat(self, where: str) -> None:
+        if self.watchdog is not None:
+            self.watchdog.beat(self.step, where)
+
+    def _beating(self, where: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self._beat(where)
+            yield batch
+
     # --------------------------------------------------------------------------- checkpoints
 
     def _save(self, improved: bool, archived: bool) -> None:
+        """Write latest.pt, with `improved` best.pt of the same content, and archives as the flags
+        say. All ranks call it."""
         self._beat("saving")
         self.since["save"] = self.elapsed
         self.interval.gather(self.world)
         if self.world.main:
             self.log.sync()
-        saving.save(self, improved, archived)
+        flags, latest, best = self.config.save, self.exp_dir / "latest.pt", self.exp_dir / "best.pt"
+        if improved:
+            save_sharded(self.state_dict(), best, self.world, also=latest)
+        else:
+            save_sharded(self.state_dict(), latest, self.world)
+        with self.world.errors_together():
+            if archived and self.world.main:
+                archive(self.exp_dir, latest, self.step, flags.keep_archived)
+            if improved and flags.archive_best and self.world.main:
+                archive(self.exp_dir, best, self.step, flags.keep_archived)
         self.world.barrier()
 
     def state_dict(self) -> dict:
-        """Everything needed to go on; plain values and tensors."""
-        return saving.state_of(self)
-
-    def resume(self, path: Path) -> None:
-        """Continue from a checkpoint file."""
-        self.load_state_dict(saving.load(self, path), str(path))
+        """Everything needed to continue; plain values and tensors."""
+        return {
+            "format": FORMAT,
+            "rvqlm_version": __version__,
+            "model_name": self.model.name,
+            "model_config": dataclasses.asdict(self.model.config),
+            "codec": self.info.to_dict(),
+            "conditions": {k: c.to_dict() for k, c in self.model.conditions.items()},
+            "config": flatten(self.config),
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(self.model) if self.ema is not None else None,
+            "ema_updates": self.ema.updates if self.ema is not None else 0,
+            "optimizer": self.optimizers.state_dict(),
+            "schedule": {"progress": self.progress, "lr": self.lr, **self.schedule.state_dict()},
+            "stepper": {
+                "guard": self.guard.state_dict(),
+                "level_weights": self.level_weights.state_dict(),
+                "loss_scale": self.scale.state_dict(),
+            },
+            "loader": self.train.state_dict(),
+            "rng": {"seed": self.config.seed},
+            "step": self.step,
+            "epoch": self.train.epoch,
+            "total_frames": self.total_frames,
+            "elapsed": self.elapsed,
+            "since": dict(self.since),
+            "best": self.best,
+            "validated": self.validated,
+            "interval": self.interval.state_dict(),
+            "epoch_meter": self.epoch_meter.state_dict(),
+        }
 
     def load_state_dict(self, state: dict, where: str = "the checkpoint") -> None:
         """Continue from a checkpoint; `UserError` if model, codec, optimizer, seed or data
         differ."""
-        saving.restore(self, state, where)
+        require_resumable(state, where)
+        self._require_same_run(state, where)
+        self._load_weights(state)
+        self.schedule.load_state_dict(state["schedule"])
+        self.guard.load_state_dict(state["stepper"]["guard"])
+        self.level_weights.load_state_dict(state["stepper"]["level_weights"])
+        self.scale.load_state_dict(state["stepper"]["loss_scale"])
+        self.train.load_state_dict(state["loader"])
+        self.step, self.total_frames = state["step"], state["total_frames"]
+        self.elapsed, self.since = state["elapsed"], dict(state["since"])
+        self.best, self.validated = dict(state["best"]), dict(state["validated"])
+        # the sums are with the main rank; what all ranks know alike is with all
+        self.interval.load_state_dict(state["interval"], sums=self.world.main)
+        self.epoch_meter.load_state_dict(state["epoch_meter"])
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint file."""
+        self.load_state_dict(self._load(path), str(path))
+
+    def _load(self, path: Path) -> dict:
+        """A checkpoint as this trainer can take it in: whole tensors, or its shards of them. All
+        ranks call it."""
+        state = None
+        with self.world.errors_together():
+            state = load_checkpoint(path, gather=False)
+        return load_sharded(path, state, self.state_dict(), self.world)
+
+    def _load_weights(self, state: dict) -> None:
+        """Weights, moments and averages."""
+        self.model.load_state_dict(state["model"])
+        self.optimizers.load_state_dict(state["optimizer"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"], state["ema_updates"])
+
+    def _require_same_run(self, state: dict, where: str) -> None:
+        """Refuse a checkpoint that these flags do not continue, naming every difference."""
+        model, config, before = self.model, self.config, state["config"]
+        pairs = {  # what was, what is
+            "--model-name": (state["model_name"], model.name),
+            "--seed": (state["rng"]["seed"], config.seed),
+            "--optimizer": (before.get("optimizer"), config.optim.optimizer),
+            "averaging (--ema-decay above 0)": (state["ema"] is not None, self.ema is not None),
+        }
+        differing = [f"{k} was {was}, is {now}" for k, (was, now) in pairs.items() if was != now]
+        if model.name == state["model_name"]:
+            differing += differing_flags(model, state)
+        if differing:
+            raise UserError(
+                f"{where} is of another run: {'; '.join(differing)}; give the same "
+                f"flags (--config {Path(where).parent / 'config.yaml'}), another --exp-dir, or "
+                "--resume no"
+            )
+        for kind, info in model.conditions.items():
+            saved = ConditionInfo.from_dict(state["conditions"][kind])
+            info.require_same(saved, config.manifest_dir, where)
+        self.info.require_same(CodecInfo.from_dict(state["codec"]), config.manifest_dir, where)
+
+
+def differing_flags(model, state: dict, but: str = "") -> list[str]:
+    """Flags of a model that a checkpoint of its family was made with otherwise, in words.
+
+    :param but: a field of its config that may differ.
+    """
+    before = state["model_config"]
+    return [
+        f"{flag(name)} was {before.get(name)}, is {value}"
+        for name, value in dataclasses.asdict(model.config).items()
+        if name != but and before.get(name) != value
+    ]

@@ -1,4 +1,5 @@
-"""`Watchdog`: ends a training that hangs, after it has said where.
+"""What ends a training early: `StopSignals` after the step that is running, `Watchdog` when it hangs,
+after it has said where.
 
 A hang (a file system that went away, a collective that one rank never joins) would otherwise hold
 its machines for as long as they are booked. The process ends with status 75, "try again later" in
@@ -14,6 +15,7 @@ import contextlib
 import faulthandler
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -25,6 +27,39 @@ BACKSTOP_SECONDS = 120.0
 """After the limit: when the process is ended without the help of Python."""
 DISK_SECONDS = 60.0
 """For writing stacks: the disk may be what hangs."""
+
+
+class StopSignals:
+    """Context in which SIGINT and SIGTERM ask for the end of a training instead of ending it; a
+    second one, more than two seconds later, raises `KeyboardInterrupt`.
+
+    :param loud: say on stderr that the signal came.
+    """
+
+    def __init__(self, loud: bool = True):
+        self.loud = loud
+        self.number: int | None = None
+        """The signal that came."""
+        self._came = 0.0
+
+    def __enter__(self) -> None:
+        self._before = {s: signal.signal(s, self.take) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def take(self, number: int, frame) -> None:
+        now = time.monotonic()
+        if self.number is not None:
+            # Ctrl-C under torchrun comes twice, from the terminal and from torchrun
+            if now - self._came > 2:
+                raise KeyboardInterrupt
+            return
+        self.number, self._came = number, now
+        if self.loud:  # not print: the signal may have come in the middle of one
+            name = signal.Signals(number).name
+            os.write(2, f"\n{name}: saving at the end of this step\n".encode())
 
 
 class Watchdog:

@@ -19,7 +19,7 @@ from toy import ToyConfig, ToyLoader, ToyModel
 from rvqlm.checkpoints.file import FORMAT, load_checkpoint
 from rvqlm.checkpoints.sharded import load_sharded
 from rvqlm.dtensors import is_sharded
-from rvqlm.training.config_optim import OptimConfig
+from rvqlm.training.config import OptimConfig
 from rvqlm.training.ema import EMA
 from rvqlm.training.optim import build_optimizer
 

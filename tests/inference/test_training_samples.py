@@ -19,7 +19,7 @@ from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset, build_index
 from rvqlm.inference.training_samples import SampleWriter
 from rvqlm.models.factory import build_model, config_dict
-from rvqlm.training.config_log import LogConfig
+from rvqlm.training.config import LogConfig
 from rvqlm.training.logger import MetricsLog
 
 SMALL = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1}

@@ -8,7 +8,7 @@ from toy import toy_flags
 
 from rvqlm.errors import UserError
 from rvqlm.training.config import check
-from rvqlm.training.config_optim import OptimConfig
+from rvqlm.training.config import OptimConfig
 
 OPTIMIZERS, SCHEDULES = (
     get_args(get_type_hints(OptimConfig)[k]) for k in ("optimizer", "schedule")

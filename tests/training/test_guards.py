@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rvqlm.training.config_guard import GuardConfig
+from rvqlm.training.config import GuardConfig
 from rvqlm.training.guards import LossGuard
 
 

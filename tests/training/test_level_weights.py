@@ -4,7 +4,7 @@ from toy import ToyLoader, toy_flags, toy_trainer
 
 from rvqlm.errors import UserError
 from rvqlm.training.config import check
-from rvqlm.training.config_loss import LossConfig
+from rvqlm.training.config import LossConfig
 from rvqlm.training.level_weights import LevelWeights
 from rvqlm.training.precision import LossScale, set_tf32
 

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch import nn
 from toy import ToyConfig, ToyModel
 
-from rvqlm.training.config_optim import OptimConfig
+from rvqlm.training.config import OptimConfig
 from rvqlm.training.optim import build_optimizer
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from rvqlm.training.config_optim import OptimConfig
+from rvqlm.training.config import OptimConfig
 from rvqlm.training.schedule import Budget, Schedule
 
 
