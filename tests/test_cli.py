@@ -223,8 +223,8 @@ def test_dispatch(capsys):
     out = capsys.readouterr().out
     names = [n for n in rvqlm_main.COMMANDS]
     assert [out.index(f"\n  {n} ") for n in names] == sorted(out.index(f"\n  {n} ") for n in names)
-    assert rvqlm_main.main(["trianer"]) == 2
-    assert "did you mean 'trainer'?" in capsys.readouterr().err
+    assert rvqlm_main.main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
     assert rvqlm_main.main(["--version"]) == 0
     assert rvqlm_main.main([]) == 2
 

@@ -52,7 +52,6 @@ _FILES = {
     "export-model": "export_model",
 }
 
-
 SECOND_NAMES = {"trainer": "train"}
 """Further names of commands, which the help does not list."""
 

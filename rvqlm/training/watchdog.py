@@ -1,5 +1,5 @@
-"""What ends a training early: `StopSignals` after the step that is running, `Watchdog` when it hangs,
-after it has said where.
+"""What ends a training early: `StopSignals` after the step that is running, `Watchdog` when it
+hangs, after it has said where.
 
 A hang (a file system that went away, a collective that one rank never joins) would otherwise hold
 its machines for as long as they are booked. The process ends with status 75, "try again later" in

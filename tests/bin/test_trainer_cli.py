@@ -14,6 +14,7 @@ import yaml
 from token_fixtures import INFO, make_tokens
 
 from rvqlm.bin import evaluate, trainer
+from rvqlm.bin import main as rvqlm_main
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.checkpoints.loading import load_model
 from rvqlm.data.index import build_index
@@ -96,7 +97,7 @@ def test_kill_9_and_resume_equals_the_uninterrupted_run(tokens, whole, tmp_path)
     assert len(json.loads((exp_dir / "run.json").read_text())["commands"]) == 2
 
 
-def test_sigterm_saves_and_a_second_start_goes_on(tokens, tmp_path, capfd):
+def test_sigterm_saves_and_a_second_start_continues(tokens, tmp_path, capfd):
     flags = command(tmp_path, tokens, "--max-steps", "100000", "--log-every-steps", "1")
     process = subprocess.Popen(
         [sys.executable, trainer.__file__, *flags], stderr=subprocess.PIPE, text=True
@@ -209,6 +210,23 @@ def test_dry_run_writes_nothing(tokens, tmp_path, capfd):
     for word in ("parameters", "batches a rank", "3 epochs", "memory", "activations"):
         assert word in out
     assert not exp_dir.exists()
+
+
+def test_train_and_trainer_are_one_command(tokens, tmp_path, capfd):
+    said = []
+    for name in ("train", "trainer"):
+        argv = command(tmp_path / "exp", tokens, "--max-steps", "2", "--dry-run")
+        assert rvqlm_main.main([name, *argv]) == 0
+        said.append(capfd.readouterr().out)
+    assert said[0] == said[1] and "budget      2 steps" in said[0]
+    assert rvqlm_main.main(["--help"]) == 0
+    assert "\n  train " in capfd.readouterr().out
+
+
+def test_what_a_run_began_with_is_said(whole, tokens, tmp_path, capfd):
+    argv = command(tmp_path, tokens, "--max-steps", "1", "--init-from", str(whole))
+    assert trainer.main(argv) == 0
+    assert f"began with the weights of {whole}/best.pt" in capfd.readouterr().err
 
 
 def test_read_only_place(tokens, tmp_path, capfd):

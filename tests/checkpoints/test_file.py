@@ -10,7 +10,7 @@ from toy import toy_flags, toy_trainer
 from rvqlm.checkpoints import file as module
 from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.errors import UserError
-from rvqlm.training.experiment import remove_torn_files
+from rvqlm.training.run import remove_torn_files
 
 
 @pytest.fixture(scope="module")

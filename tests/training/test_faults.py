@@ -1,4 +1,4 @@
-"""What goes wrong in a week: steps that are no numbers, disks, logs and ranks that go away."""
+"""What goes wrong in a week: non-finite steps, disks, logs and ranks that go away."""
 
 import json
 import os
@@ -44,19 +44,19 @@ def lines(exp_dir: Path, kind: str = "train") -> list[dict]:
 NAN = float("nan")
 
 
-def test_a_step_that_is_no_number_leaves_no_trace_but_its_batch(tmp_path):
+def test_a_nonfinite_step_leaves_no_trace_but_its_batch(tmp_path):
     flags = toy_flags(tmp_path, max_steps=8)
     trainer = poisoned(flags, {(0, 2): NAN})
     before = {}
-    run = trainer.stepper.run
+    train_step = trainer.train_step
 
-    def spying(batches):
+    def spying():
         old = [p.clone() for p in trainer.model.parameters()]
-        outcome = run(batches)
+        outcome = train_step()
         before[trainer.step] = [torch.equal(a, b) for a, b in zip(old, trainer.model.parameters())]
         return outcome
 
-    trainer.stepper.run = spying
+    trainer.train_step = spying
     assert trainer.fit() == "finished"
     assert all(before[2]) and not any(before[1])
     log = lines(tmp_path)
@@ -85,18 +85,18 @@ def test_an_interval_of_skipped_steps_only(tmp_path):
 
 
 def test_back_to_the_last_good_checkpoint_and_past_the_data(tmp_path):
-    """Weights that were spoilt between two checkpoints: training goes on from the one before."""
+    """Weights that diverged between two checkpoints: training continues from the one before."""
     flags = toy_flags(tmp_path, max_steps=30, max_skips=3, rollback_lr=0.5, schedule="constant")
     trainer = toy_trainer(flags)
-    run = trainer.stepper.run
+    train_step = trainer.train_step
 
-    def spoiling(batches):
+    def spoiling():
         if trainer.step == 10:
             with torch.no_grad():
                 trainer.model.head.weight[0, 0] = NAN
-        return run(batches)
+        return train_step()
 
-    trainer.stepper.run = spoiling
+    trainer.train_step = spoiling
     assert trainer.fit() == "finished"
     log = lines(tmp_path)
     assert sum(x["skipped_nonfinite"] for x in log) == 3 and sum(x["rollbacks"] for x in log) == 1
@@ -109,7 +109,7 @@ def test_back_to_the_last_good_checkpoint_and_past_the_data(tmp_path):
 def test_divergence_stops_with_good_checkpoints(tmp_path):
     flags = toy_flags(tmp_path, max_steps=100, max_skips=2, max_rollbacks=1)
     trainer = poisoned(flags, {(e, s): NAN for e in range(2, 25) for s in range(4)})
-    with pytest.raises(UserError, match=r"diverged at step 12.*after 1 returns.*lower --base-lr"):
+    with pytest.raises(UserError, match=r"diverged at step 12.*after 1 rollbacks.*lower --base-lr"):
         trainer.fit()
     for name in ("latest.pt", "best.pt"):
         state = load_checkpoint(tmp_path / name)
@@ -123,7 +123,7 @@ def test_divergence_before_any_checkpoint(tmp_path):
         trainer.fit()
 
 
-def test_validation_that_is_no_number_returns_to_a_checkpoint(tmp_path):
+def test_nonfinite_validation_rolls_back(tmp_path):
     trainer = toy_trainer(toy_flags(tmp_path, max_steps=16, valid_every_steps=3))
     validate = trainer._validate
 
@@ -143,7 +143,7 @@ def test_validation_that_is_no_number_returns_to_a_checkpoint(tmp_path):
 def test_float16_finds_its_scale(tmp_path, start):
     flags = toy_flags(tmp_path, max_steps=60, log_every_steps=1)
     trainer = toy_trainer(flags, dtype=torch.float16)
-    trainer.stepper.scale.value = start
+    trainer.scale.value = start
     trainer.fit()
     log = lines(tmp_path)
     first = next(x["loss"] for x in log if x["loss"] is not None)
@@ -262,7 +262,7 @@ def test_dropout_of_a_skipped_step_does_not_shift_the_next(tmp_path):
 
     poisoned(flags("a"), {(1, 1): NAN}).fit()
     stopped = poisoned(flags("b"), {(1, 1): NAN})
-    stopped.signal = signal.SIGTERM
+    stopped.stop.number = signal.SIGTERM
     stopped.fit()
     resumed = poisoned(flags("b"), {(1, 1): NAN})
     resumed.resume(tmp_path / "b/latest.pt")

@@ -8,7 +8,6 @@ from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.training.flops import forward_flops, peak_flops
-from rvqlm.training.reporting import Speed
 
 
 class Linear(nn.Module):
@@ -40,8 +39,5 @@ def test_operations_of_a_transformer():
     assert forward_flops(model, batch) == pytest.approx(expected, rel=0.02)
 
 
-def test_share_of_the_peak():
-    peak = peak_flops(torch.device("cpu"), torch.float32)
-    assert peak > 1e8
-    assert Speed(2e6, 1e9).mfu(100.0, ranks=2) == pytest.approx(0.1)
-    assert Speed().mfu(100.0, 1) is None
+def test_peak_of_a_cpu_is_measured():
+    assert peak_flops(torch.device("cpu"), torch.float32) > 1e8

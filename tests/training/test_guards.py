@@ -1,12 +1,13 @@
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from rvqlm.errors import UserError
 from rvqlm.training.config import GuardConfig
-from rvqlm.training.guards import LossGuard
+from rvqlm.training.guards import LossGuard, LossScale, set_tf32
 
 
 def noise(number, mean=4.0, deviation=0.1, seed=0):
@@ -135,18 +136,22 @@ def test_state_goes_on_exactly():
     assert saved["counts"] == {"nonfinite": 1, "outlier": 4}  # a state is no view
 
 
-def test_problems_of_the_flags():
-    def problems(**flags):
-        return GuardConfig(**flags).problems(SimpleNamespace())
+def test_loss_scale():
+    scale = LossScale(torch.float16, initial=8.0, growth_steps=2)
+    scale.update(True)
+    assert scale.value == 4.0 and scale.apply(torch.tensor(3.0)) == 12.0
+    scale.update(False)
+    again = LossScale(torch.float16)
+    again.load_state_dict(scale.state_dict())
+    again.growth_steps = 2
+    again.update(False)
+    assert again.value == 8.0 and not again.too_small
+    plain = LossScale(torch.float32)
+    plain.update(True)
+    assert plain.value == 1.0 and plain.apply(torch.tensor(3.0)) == 3.0
 
-    assert problems() == problems(outlier_deviations=0) == problems(max_rollbacks=0) == []
-    wrong = problems(
-        outlier_deviations=1.5, outlier_warmup_steps=1, max_skips=0, rollback_lr=0.0,
-        max_rollbacks=-1, keep_bad_batches=-1, hang_minutes=float("nan"),
-    )  # fmt: skip
-    assert [p.split()[0] for p in wrong] == [
-        "--outlier-deviations", "--outlier-warmup-steps", "--max-skips", "--rollback-lr",
-        "--max-rollbacks", "--keep-bad-batches", "--hang-minutes",
-    ]  # fmt: skip
-    assert "--outlier-deviations 0" in problems(outlier_deviations=0, outlier_warmup_steps=7)[0]
-    assert "--max-rollbacks 0" in problems(max_rollbacks=0, rollback_lr=0.3)[0]
+
+def test_tf32_belongs_to_gpus():
+    set_tf32(True, torch.device("cpu"))
+    with pytest.raises(UserError, match="--no-tf32 means nothing on cpu"):
+        set_tf32(False, torch.device("cpu"))

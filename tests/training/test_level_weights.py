@@ -3,10 +3,8 @@ import torch
 from toy import ToyLoader, toy_flags, toy_trainer
 
 from rvqlm.errors import UserError
-from rvqlm.training.config import check
-from rvqlm.training.config import LossConfig
+from rvqlm.training.config import LossConfig, check
 from rvqlm.training.level_weights import LevelWeights
-from rvqlm.training.precision import LossScale, set_tf32
 
 CPU = torch.device("cpu")
 
@@ -84,24 +82,3 @@ def test_levels_that_were_not_drawn_get_no_gradient(tmp_path):
     out.loss.backward()
     gradient = model.heads.weight.grad  # (K, V, d)
     assert gradient[0].abs().sum() == 0 and out.normalizer == out.count[1]
-
-
-def test_loss_scale():
-    scale = LossScale(torch.float16, initial=8.0, growth_steps=2)
-    scale.update(True)
-    assert scale.value == 4.0 and scale.apply(torch.tensor(3.0)) == 12.0
-    scale.update(False)
-    again = LossScale(torch.float16)
-    again.load_state_dict(scale.state_dict())
-    again.growth_steps = 2
-    again.update(False)
-    assert again.value == 8.0 and not again.too_small
-    plain = LossScale(torch.float32)
-    plain.update(True)
-    assert plain.value == 1.0 and plain.apply(torch.tensor(3.0)) == 3.0
-
-
-def test_tf32_belongs_to_gpus():
-    set_tf32(True, CPU)
-    with pytest.raises(UserError, match="--no-tf32 means nothing on cpu"):
-        set_tf32(False, CPU)

@@ -1,6 +1,8 @@
 import pytest
+import torch
+from families import make, random_batch
 
-from rvqlm.training.memory import free_memory
+from rvqlm.training.memory import HEAP, USABLE, Memory, activation_bytes, free_memory
 
 MB = 2**20
 
@@ -59,3 +61,18 @@ def test_version_1_and_a_container_whose_path_is_the_hosts(system):
     assert system(fs__memory__memoryDOTlimit_in_bytes=f"{1000 * MB}\n") == 300 * MB
     stat = f"inactive_file 1\ntotal_inactive_file {200 * MB}\n"
     assert system(fs__memory__memoryDOTstat=stat) == 500 * MB
+
+
+def test_what_is_counted():
+    cpu, f32, model = torch.device("cpu"), torch.float32, make("delay")
+    batch = random_batch(model, [10, 10, 10, 9])
+
+    def memory_of(free, **flags):
+        return Memory(model, cpu, f32, 1000, free=lambda: free, **flags)
+
+    weights = sum(4 * p.numel() for p in model.parameters())
+    kept = activation_bytes(model, batch, cpu, f32)
+    assert memory_of(0).need(batch) == 1000 + weights + HEAP * kept
+    assert memory_of(10**9).room() == int(USABLE * 10**9)
+    assert memory_of(10**9, processes=4).room() == int(USABLE * 10**9 / 4)
+    assert Memory(model, torch.device("mps"), f32, 0).room() is None

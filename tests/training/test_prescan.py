@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import re
 
 import pytest
@@ -8,8 +9,9 @@ from toy import ToyModel
 
 from rvqlm.batch import Batch
 from rvqlm.errors import UserError
-from rvqlm.training import prescan as module
-from rvqlm.training.prescan import USABLE, Memory, batch_maker, largest_max_duration, prescan
+from rvqlm.training import memory as module
+from rvqlm.training.memory import USABLE, Memory
+from rvqlm.training.prescan import _carefully, batch_maker, largest_max_duration, prescan
 
 CPU, F32, RATE = torch.device("cpu"), torch.float32, 50.0
 
@@ -22,31 +24,20 @@ def batch_of(model, items, frames) -> Batch:
     return random_batch(model, [frames] * (items - 1) + [frames - 1])
 
 
-def check(model, batch, memory, max_duration=20.0) -> str:
-    return prescan(
-        model, batch, memory.device, F32, 1000,
-        max_duration=max_duration, frame_rate=RATE, memory=memory,
-    )  # fmt: skip
+def check(batch, memory, max_duration=20.0) -> str:
+    return prescan(memory, batch, max_duration=max_duration, frame_rate=RATE)
 
 
-def test_what_is_counted():
-    model, batch = make("delay"), batch_of(make("delay"), 4, 10)
-    weights = sum(4 * p.numel() for p in model.parameters())
-    kept = module.activation_bytes(model, batch, CPU, F32)
-    assert memory_of(model, 0).need(batch) == 1000 + weights + module.HEAP * kept
-    assert memory_of(model, 10**9).room() == int(USABLE * 10**9)
-    assert memory_of(model, 10**9, processes=4).room() == int(USABLE * 10**9 / 4)
-    assert Memory(model, torch.device("mps"), F32, 0).room() is None
-
-
-@pytest.mark.parametrize("case", ["text-prompt-cross", "source-cross", "masked", "valle-text"])
-@pytest.mark.parametrize("items", [2, 17])
+@pytest.mark.parametrize(
+    ("case", "items"),
+    [("text-prompt-cross", 2), ("source-cross", 2), ("source-cross", 17), ("valle-text", 17)],
+)
 def test_a_batch_that_fits_leaves_no_trace(case, items):
     model = make(case, dropout=0.1).eval()
     batch = batch_of(model, items, 24)
     batch.prompt_lengths = torch.full((items,), 20)
     state, weights = torch.get_rng_state(), [p.clone() for p in model.parameters()]
-    said = check(model, batch, memory_of(model, 10**12))
+    said = check(batch, memory_of(model, 10**12))
     assert f"{items} x 24 frames" in said and "900 GB usable on cpu" in said
     assert torch.equal(state, torch.get_rng_state()) and not model.training
     assert all(p.grad is None and torch.equal(p, q) for p, q in zip(model.parameters(), weights))
@@ -65,7 +56,7 @@ def test_a_batch_that_does_not_fit_is_refused_unseen_with_what_would(monkeypatch
 
     monkeypatch.setattr(module, "activation_bytes", measured)
     with pytest.raises(UserError) as refused:
-        check(model, batch, memory)
+        check(batch, memory)
     # a pass through more than fits could be the last one on a CPU; a step too far is in the reserve
     assert max(tried) < 0.8 * items * frames
     said = str(refused.value)
@@ -82,17 +73,9 @@ def test_a_batch_that_does_not_fit_is_refused_unseen_with_what_would(monkeypatch
 def test_nothing_is_checked_where_nothing_is_known():
     model = ToyModel()
     batch = Batch.from_codes([torch.zeros(9, 2)] * 3)
-    assert "nothing was checked" in check(model, batch, memory_of(model, None))
+    assert "nothing was checked" in check(batch, memory_of(model, None))
     with pytest.raises(UserError, match="--max-duration auto: cpu doesn't say"):
-        largest_max_duration(
-            batch_maker(batch, RATE),
-            model,
-            CPU,
-            F32,
-            0,
-            frame_rate=RATE,
-            memory=memory_of(model, None),
-        )
+        largest_max_duration(memory_of(model, None), batch_maker(batch, RATE), frame_rate=RATE)
 
 
 class Curve(Memory):
@@ -114,22 +97,26 @@ def items_of(frames):
     return batch_maker(Batch.from_codes([torch.zeros(frames, 2)]), RATE)
 
 
-@pytest.mark.parametrize("fixed, each", [(0, 100), (5e6, 1), (1e3, 1e6), (123, 45.6)])
-@pytest.mark.parametrize("fitting", [13, 60, 1000, 7000])
-@pytest.mark.parametrize("item", [1, 40, 180])
-def test_a_few_passes_find_the_largest(fixed, each, fitting, item):
+LAWS = ((0, 100), (5e6, 1), (1e3, 1e6), (123, 45.6))
+FITTING = (13, 60, 1000, 7000)
+
+
+@pytest.mark.parametrize(
+    ("law", "fitting", "item"),
+    [
+        (LAWS[n], FITTING[m], (1, 40, 180)[(n + m) % 3])
+        for n, m in itertools.product(range(4), range(4))
+    ],
+)
+def test_a_few_passes_find_the_largest(law, fitting, item):
     """`fitting` frames fit, in items of `item` frames."""
+    fixed, each = law
     curve = Curve(lambda frames: fixed + each * frames, fixed + each * (fitting + 0.5))
-    device = curve.device
     if item > fitting:
         with pytest.raises(UserError, match=f"one item of {item} frames needs"):
-            largest_max_duration(
-                items_of(item), curve.model, device, F32, 0, frame_rate=RATE, memory=curve
-            )
+            largest_max_duration(curve, items_of(item), frame_rate=RATE)
         return
-    found = largest_max_duration(
-        items_of(item), curve.model, device, F32, 0, frame_rate=RATE, memory=curve
-    )
+    found = largest_max_duration(curve, items_of(item), frame_rate=RATE)
     frames = items_of(item)(found).codes.shape[:2].numel()
     assert frames <= fitting
     assert found <= 150 and frames >= min(0.9 * fitting, 150 * RATE) - item - 0.1 * RATE
@@ -146,7 +133,7 @@ def test_the_parabola_of_attention_that_keeps_its_matrices_is_foretold():
     batch = items_of(25)(20.0)  # 40 items, 1000 frames
     for room, tried in ((0.9 * law(1000), 500), (1.1 * law(1000), 1000)):
         curve = Curve(law, room)
-        need = module._carefully(curve, batch, room)
+        need = _carefully(curve, batch, room)
         assert need == pytest.approx(law(1000)) and max(curve.asked) == tried
 
 
@@ -202,30 +189,31 @@ def test_a_gpu_that_runs_out_is_caught_and_half_of_it_tried(monkeypatch):
     card = Card(monkeypatch, 10_000_000)
     cuda = torch.device("cuda")
     model = card.model(each=30_000)  # 333 frames in all, 300 of 0.9
-    found = largest_max_duration(items_of(10), model, cuda, F32, 0, frame_rate=RATE)
+    memory = Memory(model, cuda, F32, 0)
+    found = largest_max_duration(memory, items_of(10), frame_rate=RATE)
     frames = items_of(10)(found).codes.shape[:2].numel()
     assert 280 <= frames <= 300 and card.log[0] == 500  # the first was too large
     assert all(p.grad is None for p in model.parameters())
     with pytest.raises(UserError) as refused:
-        prescan(model, items_of(10)(20.0), cuda, F32, 0, max_duration=20.0, frame_rate=RATE)
+        check(items_of(10)(20.0), memory)
     said = str(refused.value)
     assert "needs more than there is" in said and f"give --max-duration {found:g} " in said
     assert "activation" not in said  # a model without that flag
     card.log.clear()
-    said = prescan(model, items_of(10)(5.0), cuda, F32, 0, max_duration=5.0, frame_rate=RATE)
+    said = check(items_of(10)(5.0), memory, max_duration=5.0)
     assert (
         card.log == [250]
         and said == "largest batch 25 x 10 frames: 0.01 GB of 0.01 GB usable on cuda"
     )
     with pytest.raises(UserError, match="one item of 400 frames needs more memory than there is"):
-        largest_max_duration(items_of(400), model, cuda, F32, 0, frame_rate=RATE)
+        largest_max_duration(memory, items_of(400), frame_rate=RATE)
 
 
 def test_states_to_come_count_on_a_gpu(monkeypatch):
     card = Card(monkeypatch, 10_000_000)
     cuda = torch.device("cuda")
     model = card.model(each=30_000)
-    found = largest_max_duration(items_of(10), model, cuda, F32, 6_000_000, frame_rate=RATE)
+    found = largest_max_duration(Memory(model, cuda, F32, 6_000_000), items_of(10), frame_rate=RATE)
     assert 80 <= items_of(10)(found).codes.shape[:2].numel() <= 100
 
 

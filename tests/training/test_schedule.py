@@ -5,8 +5,9 @@ import random
 import pytest
 import torch
 
+from rvqlm.errors import UserError
 from rvqlm.training.config import OptimConfig
-from rvqlm.training.schedule import Budget, Schedule
+from rvqlm.training.schedule import SCHEDULES, Budget, Schedule
 
 
 def make(name: str, **flags) -> Schedule:
@@ -87,7 +88,7 @@ def test_plateau_is_that_of_torch():
     assert len(factors) > 5 and min(factors) == 0.01
 
 
-def test_a_loss_that_is_no_number_is_no_new_lowest():
+def test_nan_is_no_new_lowest():
     schedule = make("plateau", plateau_patience=0)
     for loss in (2.0, math.nan, 1.0):
         schedule.observe(loss)
@@ -101,7 +102,7 @@ def test_state_of_a_checkpoint_without_plateau():
 
 
 def test_only_plateau_takes_notice_of_losses():
-    for name in ("cosine", "linear", "step", "eden", "constant"):
+    for name in SCHEDULES.keys() - {"plateau"}:
         schedule = make(name)
         before = schedule.factor(5, 0.5, 0.5)
         for _ in range(20):
@@ -118,3 +119,10 @@ def test_warmup_ratio_and_its_default():
     assert constant(warmup_ratio=0.0).factor(0, 0.0, 0.0) == 1.0
     assert constant(warmup_steps=0).factor(0, 0.0, 0.0) == 1.0
     assert {make("constant").factor(n, n / 10, n / 100) for n in range(2, 101)} == {1.0}
+
+
+def test_an_unknown_schedule_is_an_error_and_all_known_ones_end_lower_or_equal():
+    with pytest.raises(UserError, match="--schedule cosin: choose one of cosine, linear"):
+        make("cosin")
+    for name in SCHEDULES:
+        assert 0 <= make(name).factor(10**5, 50.0, 1.0) <= make(name).factor(0, 0.0, 0.0) == 1.0

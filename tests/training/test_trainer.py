@@ -194,15 +194,6 @@ def test_signals_save_at_the_end_of_the_step(tmp_path, number):
     assert signal.getsignal(number) == before
 
 
-def test_a_second_signal_stops_at_once_unless_it_is_an_echo(tmp_path):
-    trainer = toy_trainer(toy_flags(tmp_path, max_steps=4))
-    trainer._on_signal(signal.SIGINT, None)
-    trainer._on_signal(signal.SIGINT, None)  # from the terminal and from torchrun
-    trainer._signalled -= 3.0
-    with pytest.raises(KeyboardInterrupt):
-        trainer._on_signal(signal.SIGINT, None)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,11 +1,13 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from rvqlm.training import watchdog
-from rvqlm.training.watchdog import Watchdog
+from rvqlm.training.watchdog import StopSignals, Watchdog
 
 SCRIPT = """
 import ctypes, pathlib, sys, threading, time
@@ -171,3 +173,16 @@ def test_after_stop_nothing_ends(tmp_path, ended):
     dog.poll = 0.01
     dog.stop()
     assert dog._thread is None and not list(tmp_path.iterdir())
+
+
+def test_a_second_signal_stops_at_once_unless_it_is_an_echo(capfd):
+    before, stop = signal.getsignal(signal.SIGINT), StopSignals()
+    with stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)  # from the terminal and from torchrun
+        assert stop.number == signal.SIGINT
+        stop._came -= 3.0
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err == "\nSIGINT: saving at the end of this step\n"
+    assert signal.getsignal(signal.SIGINT) == before

@@ -1,15 +1,15 @@
-"""Seconds by part of a step."""
+"""Seconds by part of a step, speed beside the peak."""
 
 import pytest
 import torch
 
-from rvqlm.training import stopwatch
-from rvqlm.training.stopwatch import Stopwatch
+from rvqlm.training import meter
+from rvqlm.training.meter import Speed, Stopwatch
 
 
 def test_seconds_by_part(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: now[0])
     watch = Stopwatch(torch.device("cpu"))
 
     def spend(name, seconds):
@@ -52,3 +52,8 @@ def test_on_a_gpu_events_are_read_only_when_asked(monkeypatch):
     assert log == ["record"] * 6
     assert watch.take() == pytest.approx({"forward": 0.5 + 1.5, "backward": 1.0})
     assert log[6:] == ["synchronize"] and watch.take() == {}
+
+
+def test_share_of_the_peak():
+    assert Speed(2e6, 1e9).mfu(100.0, ranks=2) == pytest.approx(0.1)
+    assert Speed().mfu(100.0, 1) is None
