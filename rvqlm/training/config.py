@@ -471,6 +471,18 @@ def flags_class(model_config_class: type) -> type:
     )
 
 
+def differing_flags(config: Any, before: dict[str, Any], but: str = "") -> list[str]:
+    """``--nhead was 2, is 4`` for each field of a dataclass that a checkpoint has otherwise.
+
+    :param but: a field that may differ.
+    """
+    return [
+        f"{flag(name)} was {before.get(name)}, is {value}"
+        for name, value in dataclasses.asdict(config).items()
+        if name != but and before.get(name) != value
+    ]
+
+
 def check(config: TrainerConfig) -> None:
     """Raise one `UserError` that lists everything wrong with the flags."""
     found = Problems(config)

@@ -19,7 +19,9 @@ over all ranks, shards included, and costs no second synchronisation.
 
 from __future__ import annotations
 
+from copy import copy
 from math import isfinite, sqrt
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -34,9 +36,10 @@ _FLOOR = 0.01
 loss 2 % above the mean is no spike."""
 _LEAST = 1e-3
 """Nor as less than so many nats, for losses near zero: memorised data."""
-
 _WARMUP = 20.0
 """Deviations above the mean that a loss counts as at most while losses are not judged."""
+_STATE = ("mean", "variance", "seen", "in_a_row", "rollbacks", "counts")
+"""What a checkpoint has of a `LossGuard`."""
 
 
 class LossGuard:
@@ -113,6 +116,25 @@ class LossGuard:
         allowed = self.config.max_rollbacks
         return self.rollbacks > allowed or (self.must_roll_back and self.rollbacks == allowed)
 
+    def rollback_target(self, exp_dir: Path, step: int, why: str) -> Path:
+        """The checkpoint to roll back to: latest.pt, and the second time in a run best.pt where
+        there is one, since latest.pt may have been written when it was too late already.
+
+        :raises UserError: no checkpoint, or rolled back often enough.
+        """
+        latest, best = exp_dir / "latest.pt", exp_dir / "best.pt"
+        path = best if self.rollbacks and best.exists() else latest
+        if path.exists() and not self.exhausted:
+            return path
+        found = "; no checkpoint was saved yet"
+        if path.exists():
+            found = f" after {self.rollbacks} rollbacks; the checkpoints in {exp_dir} are good"
+        raise UserError(
+            f"training diverged at step {step}: {why}{found}: lower --base-lr or "
+            "--clip-grad-norm, or lengthen the warm-up, and start again; "
+            f"`rvqlm doctor {exp_dir}` says more"
+        )
+
     def rolled_back(self) -> None:
         """The weights are those of a checkpoint again. The statistics start anew: they may be what
         was wrong, and the data continue from where they are."""
@@ -126,19 +148,11 @@ class LossGuard:
         return self.config.rollback_lr**self.rollbacks
 
     def state_dict(self) -> dict:
-        return {
-            "mean": self.mean,
-            "variance": self.variance,
-            "seen": self.seen,
-            "in_a_row": self.in_a_row,
-            "rollbacks": self.rollbacks,
-            "counts": dict(self.counts),
-        }
+        return {name: copy(getattr(self, name)) for name in _STATE}
 
     def load_state_dict(self, state: dict) -> None:
-        self.mean, self.variance, self.seen = state["mean"], state["variance"], state["seen"]
-        self.in_a_row, self.rollbacks = state["in_a_row"], state["rollbacks"]
-        self.counts = dict(state["counts"])
+        for name in _STATE:
+            setattr(self, name, copy(state[name]))
 
 
 class LossScale:

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from rvqlm.batch import Batch
 from rvqlm.errors import UserError
-from rvqlm.training.memory import USABLE, Memory, activation_bytes
-from rvqlm.training.muon import Muon
+from rvqlm.training.memory import USABLE, Memory, activation_bytes, optimizer_bytes
 
 CEILING = {"cpu": 150.0, "cuda": 600.0}
 """Seconds beyond which `largest_max_duration` doesn't look: the devices are busy long before, and
@@ -195,22 +194,17 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"
 
 
-def describe_plan(trainer, train_batches_per_epoch: int) -> list[str]:
+def describe_plan(trainer, batches_per_epoch: int) -> list[str]:
     """Lines of ``--dry-run`` for a `Trainer` that hasn't started."""
     model, config = trainer.model, trainer.config
     parameters = sum(p.numel() for p in model.parameters())
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    moments = sum(
-        p.numel() * p.element_size() * (1 if isinstance(o, Muon) else 2)
-        for o in trainer.optimizers.parts
-        for g in o.param_groups
-        for p in g["params"]
-    )
+    weights = sum(p.nbytes for p in model.parameters())
+    average = weights if trainer.ema is not None else 0
+    moments = optimizer_bytes(model, config.optim) - average
     batch = next(iter(trainer.train.epoch_batches()))
     activations = activation_bytes(model, batch, trainer.device, trainer.dtype)
-    average = weights if trainer.ema is not None else 0
     total = 2 * weights + moments + average + activations
-    steps = -(-train_batches_per_epoch // config.optim.accum)
+    steps = -(-batches_per_epoch // config.optim.accum)
     limits = []
     if config.num_epochs:
         limits.append(f"{config.num_epochs} epochs (about {config.num_epochs * steps} steps)")
@@ -223,7 +217,7 @@ def describe_plan(trainer, train_batches_per_epoch: int) -> list[str]:
         f"model       {model.name}, {parameters:,} parameters",
         f"device      {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}, "
         f"{trainer.world.size} ranks",
-        f"epoch       {train_batches_per_epoch} batches a rank, {steps} steps",
+        f"epoch       {batches_per_epoch} batches a rank, {steps} steps",
         f"batch       {tuple(batch.codes.shape)} at most, {batch.num_frames} frames, "
         f"{config.optim.accum} in a step",
         f"budget      {', or '.join(limits)}",

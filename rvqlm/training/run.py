@@ -30,7 +30,7 @@ from rvqlm.errors import UserError
 from rvqlm.files import atomic_write
 from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
-from rvqlm.training.config import TrainerConfig
+from rvqlm.training.config import TrainerConfig, differing_flags
 from rvqlm.training.distributed import World
 from rvqlm.training.flops import forward_flops, peak_flops
 from rvqlm.training.memory import Memory, optimizer_bytes
@@ -42,7 +42,7 @@ from rvqlm.training.prescan import (
     largest_max_duration,
     prescan,
 )
-from rvqlm.training.trainer import Trainer, differing_flags
+from rvqlm.training.trainer import Trainer
 
 
 class Setup:
@@ -308,7 +308,7 @@ def begin_from_previous(model, exp_dir: Path) -> Path | None:
             "--train-stage 0"
         )
     state = load_checkpoint(path)
-    differing = differing_flags(model, state, but="train_stage")
+    differing = differing_flags(model.config, state["model_config"], but="train_stage")
     if differing or state["model_name"] != model.name:
         raise UserError(
             f"{path} is of another model ({state['model_name']}: {'; '.join(differing)}); give the "

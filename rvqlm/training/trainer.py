@@ -34,7 +34,7 @@ from rvqlm.errors import UserError
 from rvqlm.metrics.losses import Totals, evaluate_batches
 from rvqlm.runtime import step_seed
 from rvqlm.training.bad_batch import save_bad_batch
-from rvqlm.training.config import TrainerConfig, flag
+from rvqlm.training.config import TrainerConfig, differing_flags
 from rvqlm.training.distributed import World
 from rvqlm.training.due import what_is_due
 from rvqlm.training.ema import EMA
@@ -273,23 +273,9 @@ class Trainer:
         """Weights, moments and averages of the last good checkpoint, with a lower learning rate;
         step and data continue, so that the same batches don't come again.
 
-        The second time in a run best.pt is taken where there is one: latest.pt may have been
-        written when it was too late already.
-
         :raises UserError: no checkpoint, or rolled back often enough.
         """
-        latest, best = self.exp_dir / "latest.pt", self.exp_dir / "best.pt"
-        path = best if self.guard.rollbacks and best.exists() else latest
-        if self.guard.exhausted or not path.exists():
-            left = "; no checkpoint was saved yet"
-            if path.exists():
-                left = f" after {self.guard.rollbacks} rollbacks; the checkpoints in "
-                left += f"{self.exp_dir} are good"
-            raise UserError(
-                f"training diverged at step {self.step}: {why}{left}: lower --base-lr or "
-                "--clip-grad-norm, or lengthen the warm-up, and start again; "
-                f"`rvqlm doctor {self.exp_dir}` says more"
-            )
+        path = self.guard.rollback_target(self.exp_dir, self.step, why)
         state = self._load(path)
         self._load_weights(state)
         self.optimizers.zero_grad()
@@ -514,7 +500,7 @@ class Trainer:
         }
         differing = [f"{k} was {was}, is {now}" for k, (was, now) in pairs.items() if was != now]
         if model.name == state["model_name"]:
-            differing += differing_flags(model, state)
+            differing += differing_flags(model.config, state["model_config"])
         if differing:
             raise UserError(
                 f"{where} is of another run: {'; '.join(differing)}; give the same "
@@ -525,16 +511,3 @@ class Trainer:
             saved = ConditionInfo.from_dict(state["conditions"][kind])
             info.require_same(saved, config.manifest_dir, where)
         self.info.require_same(CodecInfo.from_dict(state["codec"]), config.manifest_dir, where)
-
-
-def differing_flags(model, state: dict, but: str = "") -> list[str]:
-    """Flags of a model that a checkpoint of its family was made with otherwise, in words.
-
-    :param but: a field of its config that may differ.
-    """
-    before = state["model_config"]
-    return [
-        f"{flag(name)} was {before.get(name)}, is {value}"
-        for name, value in dataclasses.asdict(model.config).items()
-        if name != but and before.get(name) != value
-    ]

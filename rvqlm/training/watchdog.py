@@ -143,16 +143,19 @@ class Watchdog:
         if self._clock() - self._last[2] >= self.limit:
             self._give_up(first=self._claim())
 
+    def _place(self) -> dict:
+        step, where, _, since = self._last
+        return {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(),
+                "step": step, "where": where, "since": since}  # fmt: skip
+
     def _write_place(self) -> None:
-        step, where, _, since = last = self._last
+        last = self._last
         if last == self._written:
             return
-        place = {"rank": self.rank, "host": socket.gethostname(), "pid": os.getpid(),
-                 "step": step, "where": where, "since": since}  # fmt: skip
         path = self.exp_dir / "ranks" / f"rank-{self.rank}.json"
         temporary = path.with_suffix(".tmp")
         try:  # without a flush to the disk: this may be lost, and comes every second
-            temporary.write_text(json.dumps(place))
+            temporary.write_text(json.dumps(self._place()))
             os.replace(temporary, path)
             self._written = last
         except OSError:
@@ -193,8 +196,7 @@ class Watchdog:
 
     def report(self) -> list[str]:
         """A line per rank: where it is and since when."""
-        step, where, began, since = self._last
-        silent = self._clock() - began
+        silent = self._clock() - self._last[2]
         lines = [
             f"rvqlm: no progress of rank {self.rank} for {_span(silent)} (--hang-minutes "
             f"{self.limit / 60:g}): ending with status {STATUS}; start again to resume from "
@@ -207,8 +209,7 @@ class Watchdog:
                 places[rank] = {k: place[k] for k in ("host", "pid", "step", "where", "since")}
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-        places[self.rank] = {"host": socket.gethostname(), "pid": os.getpid(), "step": step,
-                             "where": where, "since": since}  # fmt: skip
+        places[self.rank] = self._place()
         longest = min(places, key=lambda rank: places[rank]["since"])
         for rank in range(self.world_size):
             if rank not in places:
