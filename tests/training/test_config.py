@@ -8,7 +8,7 @@ from toy import toy_flags
 from rvqlm.data.plan import PlanConfig
 from rvqlm.errors import UserError
 from rvqlm.training.config import GuardConfig, OptimConfig, check
-from rvqlm.training.schedule import SCHEDULES
+from rvqlm.training.schedule import SCHEDULES, Schedule, schedule_flags
 
 
 def test_all_problems_in_one_message(tmp_path):
@@ -53,16 +53,15 @@ def test_good_flags_pass(tmp_path):
 
 
 OPTIMIZERS = get_args(get_type_hints(OptimConfig)["optimizer"])
-CHANGED = {
-    "eta_min_ratio": (0.1, {"cosine", "linear", "step", "plateau"}),
-    "lr_gamma": (0.3, {"step", "plateau"}),
-    "lr_step_epochs": (3.0, {"step"}),
-    "plateau_patience": (7, {"plateau"}),
-    "lr_batches": (99.0, {"eden"}),
-    "lr_epochs": (2.0, {"eden"}),
-    "momentum": (0.5, {"muon"}),
-    "weight_decay": (0.3, {"adamw", "muon"}),
+OF_SCHEDULES = {
+    "eta_min_ratio": 0.1,
+    "lr_gamma": 0.3,
+    "lr_step_epochs": 3.0,
+    "plateau_patience": 0,
+    "lr_batches": 99.0,
+    "lr_epochs": 2.0,
 }
+OF_OPTIMIZERS = {"momentum": (0.5, {"muon"}), "weight_decay": (0.3, {"adamw", "muon"})}
 BAD = {
     "lr_gamma": (0.0, 1.0, float("nan")),
     "lr_step_epochs": (0.0, float("inf")),
@@ -74,19 +73,39 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGED)
-def test_flags_are_refused_where_they_mean_nothing(name, tmp_path):
-    value, needed = CHANGED[name]
-    of = "optimizer" if name in ("momentum", "weight_decay") else "schedule"
-    for choice in OPTIMIZERS if of == "optimizer" else SCHEDULES:
-        flags = toy_flags(tmp_path, max_steps=9, **{of: choice, name: value})
-        if choice in needed:
-            check(flags)
-            continue
-        with pytest.raises(UserError) as error:
-            check(flags)
-        flag = f"--{name.replace('_', '-')}"
-        assert str(error.value).startswith(f"{flag} has no meaning with --{of} {choice}")
+def refused(tmp_path, of: str, choice: str, name: str, value) -> bool:
+    flags = toy_flags(tmp_path, max_steps=9, **{of: choice, name: value})
+    if of == "optimizer":
+        flags.optim.base_lr = 0.02
+    try:
+        check(flags)
+    except UserError as e:
+        assert str(e).startswith(f"--{name.replace('_', '-')} has no meaning with --{of} {choice}")
+        return True
+    return False
+
+
+def course(schedule: str, **flags) -> list[float]:
+    """The learning rate over a training whose validation loss soon stands still."""
+    schedule = Schedule(OptimConfig(schedule=schedule, warmup_steps=0, **flags))
+    factors = []
+    for n in range(101):
+        factors.append(schedule.factor(100 * n, n / 4, n / 100))
+        schedule.observe(max(3.0, 5 - n))
+    return factors
+
+
+@pytest.mark.parametrize("choice", SCHEDULES)
+def test_flags_are_refused_exactly_where_they_change_no_schedule(choice, tmp_path):
+    for name, value in OF_SCHEDULES.items():
+        changes = course(choice) != course(choice, **{name: value})
+        assert refused(tmp_path, "schedule", choice, name, value) != changes, name
+
+
+@pytest.mark.parametrize("choice", OPTIMIZERS)
+def test_flags_are_refused_where_the_optimizer_has_none(choice, tmp_path):
+    for name, (value, needed) in OF_OPTIMIZERS.items():
+        assert refused(tmp_path, "optimizer", choice, name, value) != (choice in needed)
 
 
 def test_every_choice_with_its_defaults_passes(tmp_path):
@@ -97,9 +116,7 @@ def test_every_choice_with_its_defaults_passes(tmp_path):
 
 @pytest.mark.parametrize("name", BAD)
 def test_values_out_of_range(name, tmp_path):
-    choice = next(iter(CHANGED.get(name, (0, {"cosine"}))[1]))
-    if name == "lr_gamma":
-        choice = "step"
+    choice = next((s for s in SCHEDULES if name in schedule_flags(s)), "cosine")
     for value in BAD[name]:
         with pytest.raises(UserError, match=f"--{name.replace('_', '-')} {value}"):
             check(toy_flags(tmp_path, max_steps=9, schedule=choice, **{name: value}))
