@@ -90,7 +90,7 @@ def course(schedule: str, **flags) -> list[float]:
     schedule = Schedule(OptimConfig(schedule=schedule, warmup_steps=0, **flags))
     factors = []
     for n in range(101):
-        factors.append(schedule.factor(100 * n, n / 4, n / 100))
+        factors.append(schedule.factor(100 * n, float(n), n / 100))
         schedule.observe(max(3.0, 5 - n))
     return factors
 
