@@ -58,15 +58,15 @@ class Setup:
         device: torch.device,
         dtype: torch.dtype,
         world: World,
-        make_samples: Callable | None = None,
+        make_samples: Callable,
     ):
         self.device, self.dtype, self.world = device, dtype, world
         self.make_samples = make_samples
         levels = config.num_quantizers or None
-        folders = [config.manifest_dir, *config.mix_dirs]
         if config.mix_dirs:
             from rvqlm.data.mixed import open_mixed
 
+            folders = [config.manifest_dir, *config.mix_dirs]
             self.train_data = open_mixed(folders, config.train_split, num_codebooks=levels)
         else:
             self.train_data = TokenDataset.open(
@@ -214,10 +214,10 @@ class Setup:
             from rvqlm.training.compiling import compile_model
 
             self.compiled = compile_model(self.model, self.loader.shapes(), self.say)
-        make_samples = self.make_samples and partial(self.make_samples, self)
+        make_samples = partial(self.make_samples, self) if config.log.samples else None
         return Trainer(
             self.model, self.loader, valid, config, self.info, device, self.dtype, world,
-            make_samples=make_samples if config.log.samples else None, speed=speed,
+            make_samples=make_samples, speed=speed,
         )  # fmt: skip
 
     def _speed(self) -> Speed:

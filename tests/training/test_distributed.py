@@ -58,7 +58,7 @@ def first_weights_are_those_of_rank_0(rank: int, size: int, folder: Path) -> Non
 
 
 def one_rank_generates(rank: int, size: int, folder: Path) -> None:
-    """With the averaged weights, alone; the others wait. Training goes on as if nothing was."""
+    """With the averaged weights, alone; the others wait. Training continues as if nothing was."""
     world = World(parallel="fsdp")
     for name in ("codec-lm", "depth"):
         one, run = Run(MODELS[name](), range(size), size), Run(MODELS[name](), [rank], size, world)

@@ -90,13 +90,13 @@ def test_back_to_the_last_good_checkpoint_and_past_the_data(tmp_path):
     trainer = toy_trainer(flags)
     train_step = trainer.train_step
 
-    def spoiling():
+    def diverging():
         if trainer.step == 10:
             with torch.no_grad():
                 trainer.model.head.weight[0, 0] = NAN
         return train_step()
 
-    trainer.train_step = spoiling
+    trainer.train_step = diverging
     assert trainer.fit() == "finished"
     log = lines(tmp_path)
     assert sum(x["skipped_nonfinite"] for x in log) == 3 and sum(x["rollbacks"] for x in log) == 1
@@ -127,13 +127,13 @@ def test_nonfinite_validation_rolls_back(tmp_path):
     trainer = toy_trainer(toy_flags(tmp_path, max_steps=16, valid_every_steps=3))
     validate = trainer._validate
 
-    def spoiled():
+    def diverged():
         if trainer.step == 6:
             with torch.no_grad():
                 trainer.ema.average[0][:] = NAN
         return validate()
 
-    trainer._validate = spoiled
+    trainer._validate = diverged
     assert trainer.fit() == "finished"
     assert sum(x["rollbacks"] for x in lines(tmp_path)) == 1
     assert all(a.isfinite().all() for a in trainer.ema.average)

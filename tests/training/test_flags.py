@@ -119,7 +119,7 @@ TRAINER = {
     "valid-every-minutes": ("", "--valid-every-minutes 0.000001"),
     "valid-max-batches": ("", "--valid-max-batches 1"),
     "mfu": ("", "--mfu"),
-    "sample-every-epochs": None,  # tests/training/test_samples.py
+    "sample-every-epochs": None,  # tests/inference/test_training_samples.py
     "sample-every-steps": None,
     "sample-every-minutes": None,
     "sample-count": None,

@@ -1,4 +1,4 @@
-"""Kill -9 at random moments and go on: equal to never having stopped, bit for bit."""
+"""Kill -9 at random moments and resume: equal to never having stopped, bit for bit."""
 
 import gzip
 import os

@@ -1,5 +1,5 @@
 """The trainer on two and three ranks against the trainer in one process with the same batches:
-logs, weights, averages, validation, samples, and going on with another number of ranks."""
+logs, weights, averages, validation, samples, and resuming with another number of ranks."""
 
 import json
 import os
@@ -31,7 +31,7 @@ FLAGS = {
 }
 WAYS = ("ddp", "fsdp")
 NAMES = ("toy", "codec-lm", "valle", "masked")
-ACROSS = "masked"  # the model that goes on with other numbers of ranks
+ACROSS = "masked"  # the model that is resumed with other numbers of ranks
 
 
 class Loader(ToyLoader):
@@ -71,7 +71,7 @@ class Samples:
 
     def write(self, model, step, epoch, beat) -> None:
         weights = {k: p.detach().clone() for k, p in model.named_parameters()}
-        torch.save(weights, self.exp_dir / f"heard-{step}.pt")
+        torch.save(weights, self.exp_dir / f"samples-{step}.pt")
         if hasattr(model, "generate"):
             model.generate(max_new_frames=3, seed=1, batch_size=1)
 
@@ -159,8 +159,8 @@ def same_training(exp_dir: Path, expected: Path) -> None:
         assert a["loader"] == b["loader"] and a["best"]["step"] == b["best"]["step"], note
         for part in ("model", "ema", "optimizer"):
             same(a[part], b[part], f"{note} {file} {part}", **CLOSE)
-    for heard in (3, STEPS):
-        a, b = (torch.load(d / f"heard-{heard}.pt") for d in (exp_dir, expected))
+    for step in (3, STEPS):
+        a, b = (torch.load(d / f"samples-{step}.pt") for d in (exp_dir, expected))
         same(a, b, f"{note} samples", **CLOSE)
 
 
