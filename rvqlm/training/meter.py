@@ -11,6 +11,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -22,6 +23,8 @@ from rvqlm.training.distributed import World
 
 SKIPS = ("nonfinite", "outlier", "overflow")
 """Why a step was not taken; overflow: of a float16 gradient, by the loss scale."""
+_FIGURES = ("grad_norm", "steps", "skipped", "rollbacks", "seconds")
+"""What a checkpoint has of a `Meter` beside its token sums."""
 
 
 @dataclass
@@ -102,21 +105,14 @@ class Meter:
         return self.totals.metrics(frame_rate) | skipped
 
     def state_dict(self) -> dict:
-        return {
-            "totals": self.totals.state_dict(),
-            "grad_norm": self.grad_norm,
-            "steps": self.steps,
-            "skipped": dict(self.skipped),
-            "rollbacks": self.rollbacks,
-            "seconds": self.seconds,
-        }
+        figures = {name: copy(getattr(self, name)) for name in _FIGURES}
+        return {"totals": self.totals.state_dict(), **figures}
 
     def load_state_dict(self, state: dict, sums: bool = True) -> None:
         """:param sums: whether this rank takes the token sums, which are those of all ranks."""
         self.totals.load_state_dict(state["totals"])
-        self.grad_norm, self.steps = state["grad_norm"], state["steps"]
-        self.skipped, self.rollbacks = dict(state["skipped"]), state["rollbacks"]
-        self.seconds = state["seconds"]
+        for name in _FIGURES:
+            setattr(self, name, copy(state[name]))
         if not sums:
             self._clear_sums()
 
