@@ -51,7 +51,7 @@ class TokenModel(nn.Module):
     exact_likelihood: bool = False
     """Whether the loss estimates the entropy of the codes; otherwise it bounds it from above."""
     stage: int = 0
-    """Of a family that is trained in stages, which; see `rvqlm.training.stages`."""
+    """Of a family that is trained in stages, which; see `rvqlm.training.run`."""
     progress: float = 0.0
     """Share of the training that is done; the trainer sets it before each step."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from rvqlm.files import atomic_write
+from rvqlm.files import write_text
 
 TIMINGS = (
     *("elapsed", "seconds", "frames_per_second", "memory_mb", "mfu"),
@@ -144,7 +144,7 @@ def _truncate(path: Path, step: int) -> None:
     if step == 0:
         kept = []
     if kept != lines:
-        atomic_write(path, lambda to: to.write_text("".join(kept), encoding="utf-8"))
+        write_text(path, "".join(kept))
 
 
 class Progress:

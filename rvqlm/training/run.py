@@ -27,7 +27,7 @@ from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.files import write_json, write_text
 from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
 from rvqlm.training.config import TrainerConfig, differing_flags
@@ -334,8 +334,7 @@ def write_config(config: TrainerConfig) -> None:
     import yaml
 
     flags = {k: v for k, v in flatten(config).items() if k not in ("resume", "dry-run")}
-    text = yaml.safe_dump(flags, sort_keys=False)
-    atomic_write(Path(config.exp_dir) / "config.yaml", lambda p: p.write_text(text))
+    write_text(Path(config.exp_dir) / "config.yaml", yaml.safe_dump(flags, sort_keys=False))
 
 
 def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
@@ -347,22 +346,22 @@ def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
         ended = list(earlier.get("ended", []))
     except (OSError, ValueError, KeyError, TypeError):
         commands, started, ended = [], [], []
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    history = {"commands": [*commands, command], "started": [*started, now], "ended": ended}
-    record = {**history, **record}
-    atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+    history = {"commands": [*commands, command], "started": [*started, _now()], "ended": ended}
+    write_json(path, {**history, **record})
 
 
 def end_run(exp_dir: str | Path, outcome: str, step: int) -> None:
     """Note in EXP/run.json how this start ended; one that was killed leaves none."""
     path = Path(exp_dir) / "run.json"
     record = json.loads(path.read_text())
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     # starts that were killed stand as such, so that the lists stay side by side
     killed = [{"outcome": "killed"}] * (len(record["started"]) - 1 - len(record.get("ended", [])))
-    ended = [*record.get("ended", []), *killed, {"outcome": outcome, "step": step, "time": now}]
-    record["ended"] = ended
-    atomic_write(path, lambda p: p.write_text(json.dumps(record, indent=1) + "\n"))
+    this = {"outcome": outcome, "step": step, "time": _now()}
+    write_json(path, record | {"ended": [*record.get("ended", []), *killed, this]})
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def remove_torn_files(exp_dir: str | Path) -> None:
