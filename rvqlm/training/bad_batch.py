@@ -56,7 +56,7 @@ def save_bad_batch(
 ) -> Path | None:
     """Write ``EXP/bad_batches/step-000123-rank-0.pt`` and delete this rank's oldest beyond `keep`.
 
-    Returns None where nothing was written: `keep` is 0, or the disk refused. Training continues
+    Returns None where nothing was written: `keep` is 0, or the disk refused. Training goes on
     without the file.
     """
     if keep < 1:
@@ -114,8 +114,8 @@ def load_bad_batch(path: str | Path) -> BadBatch:
             )
         batches = []
         for values in state["batches"]:
-            conditions = {k: Padded(**parts) for k, parts in values.pop("conditions").items()}
-            batches.append(Batch(**values, conditions=conditions))
+            heard = {kind: Padded(**parts) for kind, parts in values.pop("conditions").items()}
+            batches.append(Batch(**values, conditions=heard))
         return BadBatch(path, *(state[name] for name in _FACTS), batches)
     except (UserError, PermissionError, MemoryError):
         raise
@@ -251,7 +251,7 @@ def _check_fit(model, bad: BadBatch) -> None:
     for batch in bad.batches:
         if missing := [kind for kind in model.conditions if kind not in batch.conditions]:
             raise UserError(
-                f"{bad.path}: no {', '.join(missing)} in it, which the model is given; give the "
+                f"{bad.path}: no {', '.join(missing)} in it, which the model hears; give the "
                 "checkpoint of the same training"
             )
 

@@ -29,7 +29,7 @@ class Trace(contextlib.AbstractContextManager):
 
     @property
     def running(self) -> str:
-        """The module whose forward is running."""
+        """The module whose forward is going on."""
         return self._inside[-1] if self._inside else "the model itself"
 
     def begins(self, where: str) -> None:

@@ -191,8 +191,8 @@ def test_ids_out_of_range_are_counted_and_named(tmp_path):
     batches = two_batches(model)
     batches[1].codes[1, 2, K - 1] = V + 4  # beyond the last table
     batches[1].codes[0, 4:, 0] = 99  # past the end of item 0: of no account
-    text = batches[0].conditions["text"]
-    text.values[0, 0, 0] = -3
+    heard = batches[0].conditions["text"]
+    heard.values[0, 0, 0] = -3
     found = replay(model, saved(tmp_path, batches), torch.float32)
     ids = (14 + 14) * K + sum(int(b.conditions["text"].lengths.sum()) for b in batches)
     assert found.out_of_range == pytest.approx(2 / ids)
