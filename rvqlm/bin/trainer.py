@@ -24,21 +24,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
-    from rvqlm.models.factory import model_entry
-    from rvqlm.training.config import check, flags_class
+    from rvqlm.training.config import check
 
-    before = flags_of_the_run(argv)
+    config = read_flags(argv, flags_of_the_run(argv))
+    check(config)
+    return train(config, command_line("trainer", argv))
+
+
+def read_flags(argv: Sequence[str] | None, before: dict | None = None):
+    """`flags_class` of the chosen family from the command line, its ``--config`` and, beneath them,
+    the flags `before` of the run to resume and those of ``--size``."""
+    from rvqlm.models.factory import model_entry
+    from rvqlm.training.config import flags_class
+    from rvqlm.training.sizes import with_size
+
+    before = before or {}
     name = peek(argv, "model-name", str(before.get("model-name", "codec-lm")))
     config_class, _ = model_entry(name)
-    config = parse(
+    return parse(
         flags_class(config_class),
         "rvqlm trainer",
         "Train a model on the codes of audio.",
         argv,
-        beneath=before,
+        beneath=with_size(argv, before),
     )
-    check(config)
-    return train(config, command_line("trainer", argv))
 
 
 def flags_of_the_run(argv: Sequence[str] | None) -> dict:

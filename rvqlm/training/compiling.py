@@ -83,7 +83,9 @@ def compile_model(
         _try_compiler(next(model.parameters()).device)
     conditioned = bool(getattr(model, "conditions", None))  # their lengths are shapes too
     dynamic = conditioned or len(shapes) > FEW_SHAPES
-    _dynamo.config.recompile_limit = max(_dynamo.config.recompile_limit, MOST_VERSIONS)
+    # its name before torch 2.7
+    limit = "recompile_limit" if hasattr(_dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(_dynamo.config, limit, max(getattr(_dynamo.config, limit), MOST_VERSIONS))
     # sizes that happen to be equal, as of 256 frames and width 256, are not so in other batches
     _config.use_duck_shape = False
     for kind in REGIONS:

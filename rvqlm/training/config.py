@@ -409,6 +409,10 @@ class TrainerConfig:
     Validation stays with --manifest-dir."""
     model_name: str = "codec-lm"
     """Family to train (`rvqlm models` lists them); its flags are in the group `model`."""
+    size: Literal["none", "tiny", "small", "base", "large"] = "none"
+    """Width, depth, heads, optimizer, learning rate and batch that suit each other, where they are
+    not given: tiny (128 x 2) for minutes of audio, small (192 x 6) for hours, base (512 x 12) for
+    tens of hours, large (768 x 16) for a hundred. none: each flag has its own default."""
     num_quantizers: int = 0
     """Use only the first so many levels of the codes; 0: all."""
     # As long as the prompt of VALL-E (arXiv:2301.02111).
