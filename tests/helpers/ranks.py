@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -183,8 +184,10 @@ def start(size: int, folder: Path, checks: list[Callable]) -> None:
     """``check(rank, size, folder)``, one after the other, on each of `size` ranks."""
     import torch._dynamo  # optimizers do, which takes seconds: once, here
     import torch.distributed.checkpoint
-    import torch.distributed.fsdp  # noqa: F401
+    from torch.distributed.fsdp import FSDPModule
 
+    if not hasattr(FSDPModule, "reset_iter_state"):  # as `World` refuses
+        pytest.skip(f"fsdp of torch {torch.__version__} is too old")
     arguments = size, str(folder / f"store-{size}"), folder, checks
     mp.start_processes(_rank_main, arguments, nprocs=size, start_method="fork")
 

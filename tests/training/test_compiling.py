@@ -17,7 +17,9 @@ SHAPES = {(B, T) for B in (1, 2, 3) for T in range(6, 30)}
 def fresh():
     """Nothing compiled before, no setting kept."""
     torch._dynamo.reset()
-    with _config.patch(use_duck_shape=True), torch._dynamo.config.patch(recompile_limit=8):
+    settings = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(settings, "recompile_limit") else "cache_size_limit"
+    with _config.patch(use_duck_shape=True), settings.patch({limit: 8}):
         yield
     torch._dynamo.reset()
 

@@ -33,6 +33,7 @@ TRAINER = {
     "manifest-dir": ("", "--manifest-dir {other}"),
     "mix-dirs": ("", "--mix-dirs {other}"),
     "model-name": ("", "--model-name masked"),
+    "size": ("", "--size tiny"),
     "num-quantizers": ("", "--num-quantizers 2"),
     "condition-prompt-seconds": (
         "--conditions prompt --condition-dropout 0",
