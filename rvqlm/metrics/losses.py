@@ -20,10 +20,11 @@ from rvqlm.codec_info import CodecInfo
 
 
 class Totals:
-    """Running sums on the device, without a synchronisation per batch.
+    """Running sums of metrics by name, on the device, without a synchronisation per batch. A metric
+    that a model returns under a name of its own is summed, reduced, saved and reported like all.
 
     >>> totals = Totals(num_codebooks=2)
-    >>> totals.sums[0] += 6.0; totals.sums[2] += 3.0  # 6 nats over 3 codes, per level
+    >>> totals.sums["nats"] += torch.tensor([[6.0], [3.0]])  # 6 nats over 3 codes, per level
     >>> totals.metrics(Fraction(50))["loss"]
     2.0
     """
@@ -31,75 +32,79 @@ class Totals:
     def __init__(self, num_codebooks: int, device: torch.device | str = "cpu"):
         # MPS has no float64
         dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-        self.sums = torch.zeros(3, num_codebooks, dtype=dtype, device=device)
-        """(3, K): nats, correct, count."""
-        self.extra: dict[str, Tensor] = {}
-        """Name -> (2,): sum, count."""
+        zeros = torch.zeros(2, num_codebooks, dtype=dtype, device=device)
+        self.sums = {"nats": zeros, "accuracy": zeros.clone()}
+        """Name -> (2, K) sum and count per level, or (2,) for a metric of whole batches."""
         self.frames = 0
         self.cells = 0
         """Frames with padding."""
 
     def add(self, out, frames: int, cells: int) -> None:
         """Add the sums of an `LMOutput` over `frames` real of `cells` frames."""
-        self.sums += torch.stack([out.nats, out.correct, out.count]).to(self.sums.dtype)
-        for name, pair in out.extra.items():
-            value = torch.stack([p.detach() for p in pair]).to(self.sums.dtype)
-            self.extra[name] = self.extra[name] + value if name in self.extra else value
+        like = self.sums["nats"]
+        sums = {name: torch.stack(pair).detach().to(like) for name, pair in out.sums.items()}
+        self._add(sums, frames, cells)
+
+    def merge(self, other: Totals) -> None:
+        self._add(other.sums, other.frames, other.cells)
+
+    def _add(self, sums: dict[str, Tensor], frames: int, cells: int) -> None:
+        for name, value in sums.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
         self.frames += frames
         self.cells += cells
 
-    def merge(self, other: Totals) -> None:
-        self.sums += other.sums
-        for name, value in other.extra.items():
-            self.extra[name] = self.extra[name] + value if name in self.extra else value
-        self.frames += other.frames
-        self.cells += other.cells
+    def clear(self) -> None:
+        """Back to zero; names stay, since ranks reduce them name by name."""
+        self.sums = {name: torch.zeros_like(value) for name, value in self.sums.items()}
+        self.frames = self.cells = 0
 
     def reduce(self, all_reduce) -> None:
         """Sum over ranks; `all_reduce` adds a tensor up in place."""
-        all_reduce(self.sums)
-        for name in sorted(self.extra):
-            all_reduce(self.extra[name])
-        counts = torch.tensor([self.frames, self.cells], device=self.sums.device)
+        for name in sorted(self.sums):
+            all_reduce(self.sums[name])
+        counts = torch.tensor([self.frames, self.cells], device=self.sums["nats"].device)
         all_reduce(counts)
         self.frames, self.cells = counts.tolist()
 
     def metrics(self, frame_rate: Fraction) -> dict:
-        """loss (nats per code), its exponential and its bits, nats (K), accuracy (K),
-        bits_per_second, padding, means of `extra`; all Python floats. Where nothing was scored the
-        loss is None. A level that was not scored, as in a training of some levels
-        only, has None, and bits per second are None then."""
-        nats, correct, count = self.sums.double().cpu()
-        scored = (count > 0).tolist()
-        per_level = [n if c else None for n, c in zip((nats / count).tolist(), scored)]
-        hits = [n if c else None for n, c in zip((correct / count).tolist(), scored)]
-        loss = float(nats.sum() / count.sum()) if any(scored) else None
-        out = {
+        """The mean of each metric by name, a list for one per level; and of ``nats`` the loss per
+        code, its exponential and bits, and bits per second; frames and padding. Python floats.
+
+        A level that was not scored, as in a training of some levels only, has None, and bits per
+        second are None then; where nothing was scored the loss is None too.
+        """
+        means = {}
+        for name, value in self.sums.items():
+            total, count = value.tolist()
+            if value.ndim == 1:
+                means[name] = total / max(count, 1.0)
+            else:
+                means[name] = [t / n if n else None for t, n in zip(total, count)]
+        nats, count = self.sums["nats"].sum(1).tolist()
+        loss = nats / count if count else None
+        complete = None not in means["nats"]
+        return {
             "loss": loss,
             "perplexity": exp(min(loss, 700.0)) if loss is not None else None,
             "bits_per_token": loss / log(2) if loss is not None else None,
-            "nats": per_level,
-            "accuracy": hits,
-            "bits_per_second": bits_per_second(per_level, frame_rate) if all(scored) else None,
+            **means,
+            "bits_per_second": bits_per_second(means["nats"], frame_rate) if complete else None,
             "frames": self.frames,
             "padding": 1 - self.frames / max(1, self.cells),
         }
-        for name, value in self.extra.items():
-            total, number = value.tolist()
-            out[name] = total / max(number, 1.0)
-        return out
 
     def state_dict(self) -> dict:
-        return {
-            "sums": self.sums.cpu().clone(),
-            "extra": {k: v.cpu().clone() for k, v in self.extra.items()},
-            "frames": self.frames,
-            "cells": self.cells,
-        }
+        sums = {name: value.cpu().clone() for name, value in self.sums.items()}
+        return {"sums": sums, "frames": self.frames, "cells": self.cells}
 
     def load_state_dict(self, state: dict) -> None:
-        self.sums.copy_(state["sums"])
-        self.extra = {k: v.to(self.sums) for k, v in state["extra"].items()}
+        sums = state["sums"]
+        if isinstance(sums, Tensor):  # as checkpoints had it: (3, K), and the others apart
+            nats, correct, count = sums
+            sums = {"nats": torch.stack([nats, count]), "accuracy": torch.stack([correct, count])}
+            sums |= state["extra"]
+        self.sums = {name: value.to(self.sums["nats"]) for name, value in sums.items()}
         self.frames, self.cells = state["frames"], state["cells"]
 
 

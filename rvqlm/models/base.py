@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.generation.request import Generation, Request, make_request
 from rvqlm.generation.sampling import SamplingConfig
+from rvqlm.modules.fused_loss import HeadLoss
 
 
 @dataclass
@@ -28,14 +29,34 @@ class LMOutput:
     normalizer: Tensor
     """Scalar: tokens in `loss`. A step's gradient is the sum of d loss over micro-batches and
     ranks, divided by the sum of normalizers."""
-    nats: Tensor
-    """(K,) -log p of the codes per level, unweighted, without smoothing; detached."""
-    correct: Tensor
-    """(K,) codes that were the most likely ones; detached."""
-    count: Tensor
-    """(K,) codes scored; detached."""
-    extra: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """Further metrics as (sum, count)."""
+    sums: dict[str, tuple[Tensor, Tensor]]
+    """Metrics by name as (sum, count), detached: (K,) each for one per level, scalars for one of
+    the batch. Always there, and over the same count of codes: ``nats``, -log p of the codes,
+    unweighted, without smoothing; ``accuracy``, codes that were the most likely ones."""
+
+    @classmethod
+    def of_levels(
+        cls, loss: HeadLoss, count: Tensor, level_weights: Tensor | None = None
+    ) -> LMOutput:
+        """From the loss of heads over ``count`` (K,) codes."""
+        weights = count if level_weights is None else count * level_weights
+        sums = {name: (value, count) for name, value in loss.sums.items()}
+        return cls(loss.loss, weights.sum(), sums)
+
+    @property
+    def nats(self) -> Tensor:
+        """(K,)"""
+        return self.sums["nats"][0]
+
+    @property
+    def correct(self) -> Tensor:
+        """(K,)"""
+        return self.sums["accuracy"][0]
+
+    @property
+    def count(self) -> Tensor:
+        """(K,) codes scored."""
+        return self.sums["nats"][1]
 
 
 class TokenModel(nn.Module):

@@ -181,16 +181,14 @@ class CodecLM(TokenModel):
                 self._diagonal(scored[:, :used]).reshape(B * T, K),
             )
         loss = self.heads.loss(*flat, level_weights, label_smoothing)
-        count = scored.sum((0, 1)).float()
-        weights = count if level_weights is None else count * level_weights
-        out = LMOutput(loss.loss, weights.sum(), loss.nats, loss.correct, count)
+        out = LMOutput.of_levels(loss, scored.sum((0, 1)).float(), level_weights)
         if self.end_head is not None:
             # the decision before frame t stands where level 0 of frame t would
             frames = torch.arange(T + 1, device=hidden.device)
             at = self.pattern.steps(frames, batch.lengths)[:, :, 0]
             nats, decisions = self.end_head.loss(hidden, at, batch)
             out.loss = out.loss + nats
-            out.extra["end_nats"] = (nats.detach(), decisions)
+            out.sums["end_nats"] = (nats.detach(), decisions)
         return out
 
     def _diagonal(self, grid: Tensor) -> Tensor:

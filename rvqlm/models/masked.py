@@ -42,6 +42,7 @@ from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig
 from rvqlm.modules.conditioning import Context
 from rvqlm.modules.embeddings import make_embedding
+from rvqlm.modules.fused_loss import HeadLoss
 from rvqlm.modules.heads import make_heads
 from rvqlm.modules.length import LengthHead
 from rvqlm.modules.masking import MASKINGS, Mask, draw_mask
@@ -219,7 +220,7 @@ class Masked(TokenModel):
             nats = self.length_head.nats(centre, scale, batch.lengths)
             nats = (nats * whole).sum()
             out.loss = out.loss + nats
-            out.extra["length_nats"] = (nats.detach(), whole.sum().float())
+            out.sums["length_nats"] = (nats.detach(), whole.sum().float())
         return out
 
     def _masked_input(self, batch: Batch, mask: Mask, context: Context | None) -> Tensor:
@@ -234,9 +235,7 @@ class Masked(TokenModel):
         targets, scored = batch.codes.flatten(0, 1).long(), mask.predicted.flatten(0, 1)
         targets = targets.masked_fill(~scored, 0)
         loss = self.heads.loss(hidden, targets, scored, level_weights, smoothing)
-        count = scored.sum(0).float()
-        weights = count if level_weights is None else count * level_weights
-        return LMOutput(loss.loss, weights.sum(), loss.nats, loss.correct, count)
+        return LMOutput.of_levels(loss, scored.sum(0).float(), level_weights)
 
     def _all_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
         K = self.info.num_codebooks
@@ -249,11 +248,10 @@ class Masked(TokenModel):
             share = K * batch.scored().sum(1) / predicted.clamp(min=1) / self.config.eval_draws
             hidden = self._masked_input(batch, mask, context)
             sums = sums + self._weighted_sums(hidden, batch.codes, mask.predicted, share, smoothing)
-        weights = torch.ones_like(count) if level_weights is None else level_weights
-        loss, nats, correct = sums
-        return LMOutput(
-            (loss * weights).sum(), (count * weights).sum(), nats.detach(), correct.detach(), count
-        )
+        loss = sums[0] if level_weights is None else sums[0] * level_weights
+        nats, hits = sums[1:].detach()
+        metrics = {"nats": nats, "accuracy": hits}
+        return LMOutput.of_levels(HeadLoss(loss.sum(), metrics), count, level_weights)
 
     def _weighted_sums(self, hidden, codes, predicted, share, smoothing) -> Tensor:
         """(3, K) smoothed nats, nats and hits of the predicted cells (B, T, K), times their items'

@@ -227,18 +227,15 @@ class Recognizer(TokenModel):
         heard = greedy(log_probs.detach(), decisions)
         said = [row[:n] for row, n in zip(symbols.tolist(), counts.tolist())]
         errors = torch.from_numpy(edit_distances(said, heard)).to(counts) * scored
+        left = (counts - errors).clamp(min=0).sum().float()
         K, level = self.info.num_codebooks, lambda value: F.pad(value.detach()[None], (0, K - 1))
-        return LMOutput(
-            loss,
-            count,
-            level(loss),
-            level((counts - errors).clamp(min=0).sum().float()),
-            level(count),
-            {
-                "error_rate": (errors.sum().float(), count),
-                "left_out": ((~scored).sum().float(), torch.full_like(count, len(scored))),
-            },
-        )
+        sums = {
+            "nats": (level(loss), level(count)),
+            "accuracy": (level(left), level(count)),
+            "error_rate": (errors.sum().float(), count),
+            "left_out": ((~scored).sum().float(), torch.full_like(count, len(scored))),
+        }
+        return LMOutput(loss, count, sums)
 
     def _prior_strength(self) -> float:
         until = self.config.alignment_prior

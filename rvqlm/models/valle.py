@@ -193,16 +193,20 @@ class Valle(TokenModel):
             batch = replace(batch, prompt_lengths=prompts)
         weights = torch.ones(K, device=device) if level_weights is None else level_weights
         loss = normalizer = torch.zeros((), device=device)
-        sums = torch.zeros(3, K, device=device)  # nats, correct, count
-        extra = {}
+        count, sums, ends = torch.zeros(K, device=device), {}, None
+
+        def add(found: dict[str, Tensor], first_level: int) -> None:
+            for name, value in found.items():
+                total = sums.setdefault(name, torch.zeros_like(count, dtype=value.dtype))
+                total[first_level : first_level + len(value)] += value
+
         if self.stage != 2 or not self.training:
             coarse, ends = self.ar.loss(batch, weights[:1], label_smoothing)
-            count = batch.scored().sum().float()
-            sums[:, 0] = torch.stack([coarse.nats[0], coarse.correct[0], count])
-            loss, normalizer = loss + coarse.loss, normalizer + count * weights[0]
+            count[0] = batch.scored().sum()
+            add(coarse.sums, 0)
+            loss, normalizer = loss + coarse.loss, normalizer + count[0] * weights[0]
             if ends is not None:
                 loss = loss + ends[0]
-                extra["end_nats"] = (ends[0].detach(), ends[1])
         if self.stage != 1:
             known = self._known(batch, random=self.training and own_split)
             context = self.nar.hear(batch.conditions, batch.lengths)
@@ -210,12 +214,15 @@ class Valle(TokenModel):
                 fine, frames = self.nar.loss(
                     batch, known, level, context, weights[1:], label_smoothing
                 )
-                count = torch.zeros(K, device=device).index_add_(0, level, frames.float())
-                sums[:, 1:] += torch.stack([fine.nats, fine.correct, count[1:]])
+                count.index_add_(0, level, frames.float())
+                add(fine.sums, 1)
                 loss = loss + fine.loss * (K - 1 if self.training else 1)
             # of all levels: what the random ones come to on average
             normalizer = normalizer + frames.sum() * weights[1:].sum()
-        return LMOutput(loss, normalizer, *sums, extra)
+        out = LMOutput(loss, normalizer, {name: (value, count) for name, value in sums.items()})
+        if ends is not None:
+            out.sums["end_nats"] = (ends[0].detach(), ends[1])
+        return out
 
     def _levels(self, batch_size: int, device: torch.device) -> list[Tensor]:
         """(B,) level of each item, for every pass of the NAR."""

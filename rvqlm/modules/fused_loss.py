@@ -42,13 +42,18 @@ DENSE = 0.7
 """Share of scored cells from which computing all cells in large matmuls is the faster way."""
 
 
+CELL_METRICS = ("nats", "accuracy")
+"""What `Scorer._score` says of every scored code; summed per level, and divided by the number of
+codes by whoever reads them."""
+
+
 class HeadLoss(NamedTuple):
     loss: Tensor
     """Scalar to back-propagate: weighted, smoothed sum."""
-    nats: Tensor
-    """(K,) float32 sum of -log p(target), neither weighted nor smoothed; detached."""
-    correct: Tensor
-    """(K,) float32 number of targets whose logit is larger than all others; detached."""
+    sums: dict[str, Tensor]
+    """Per level (K,), float32, detached, by the name of the mean they make: ``nats``, -log p of the
+    targets, neither weighted nor smoothed; ``accuracy``, targets whose logit is larger than all
+    others. What else `Scorer._score` returns by name comes along."""
 
 
 class Scorer:
@@ -64,10 +69,8 @@ class Scorer:
         self.sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.weight = weight.detach().to(dtype).contiguous()
         self.level_weights = level_weights.to(self.sum_dtype)
-        K = len(level_weights)
         self.loss = torch.zeros((), device=device, dtype=self.sum_dtype)
-        self.nats = torch.zeros(K, device=device, dtype=self.sum_dtype)
-        self.correct = torch.zeros(K, device=device, dtype=self.sum_dtype)
+        self.sums = {name: torch.zeros_like(self.level_weights) for name in CELL_METRICS}
         self.grad_weight = None
         if with_grad:
             self.grad_weight = torch.zeros(weight.shape, device=device, dtype=self.sum_dtype)
@@ -113,19 +116,19 @@ class Scorer:
             weight, end = self.weight[k], start + count  # (V, d)
             while start < end:
                 part = slice(start, min(start + block, end))
-                cells = (rows[part],) if shared_state else (rows[part], level)
-                h = hidden[cells]  # (n, d)
+                at = (rows[part],) if shared_state else (rows[part], level)
+                h = hidden[at]  # (n, d)
                 logits = (h @ weight.T).to(self.sum_dtype)
-                nats, hits = self._score(logits, targets[part], None, self.level_weights[level])
-                self.nats[level] += nats.sum()
-                self.correct[level] += hits.sum()
+                cells = self._score(logits, targets[part], None, self.level_weights[level])
+                for name, values in cells.items():
+                    self.sums[name][level] += values.sum()
                 if self.with_grad:
                     g = logits.to(self.dtype)
                     _add_product(self.grad_weight[k], g.T, h)
                     if shared_state:
                         grad.index_add_(0, rows[part], (g @ weight).to(grad.dtype))
                     else:
-                        grad[cells] = g @ weight
+                        grad[at] = g @ weight
                 start = part.stop
         return grad
 
@@ -175,16 +178,15 @@ class Scorer:
 
     def _add_scores(self, logits, targets, use, factors, rows: int) -> None:
         """`_score` of a block added up over dimension ``rows``."""
-        nats, hits = self._score(logits, targets, use, factors)
-        self.nats += nats.sum(rows)
-        self.correct += hits.sum(rows)
+        for name, values in self._score(logits, targets, use, factors).items():
+            self.sums[name] += values.sum(rows)
 
-    def _score(self, logits, targets, use, factors) -> tuple[Tensor, Tensor]:
+    def _score(self, logits, targets, use, factors) -> dict[str, Tensor]:
         """Softmax of a block in place: its logits (..., V) become the gradient of the loss.
 
         :param use: (...) bool; None: all.
         :param factors: of the loss, broadcast to (...).
-        :return: nats and hits (...), zero where not used.
+        :return: metrics of `CELL_METRICS` (...), zero where not used.
         """
         t = targets.unsqueeze(-1) if use is None else (targets * use).unsqueeze(-1)
         smoothing, V = self.smoothing, logits.shape[-1]
@@ -201,9 +203,10 @@ class Scorer:
         nats = nll = (log_total - at_target).squeeze(-1)
         if smoothing:
             nll = (1 - smoothing) * nll + smoothing * (log_total.squeeze(-1) - mean)
+        cells = {"nats": nats, "accuracy": hits}
         if use is not None:
             use = use.to(logits.dtype)
-            nats, hits, factors = nats * use, hits * use, factors * use
+            cells, factors = {name: v * use for name, v in cells.items()}, factors * use
         self.loss += (nll * factors).sum()
         if self.with_grad:
             # d nll / d logits = softmax - (1 - smoothing) onehot - smoothing / V
@@ -212,13 +215,16 @@ class Scorer:
             p.scatter_add_(-1, t, -(1 - smoothing) * scale)
             if smoothing:
                 p.sub_(scale * (smoothing / V))
-        return nats, hits
+        return cells
 
     def _block_elements(self) -> int:
         return BLOCK_ELEMENTS if self.weight.device.type == "cpu" else GPU_BLOCK_ELEMENTS
 
-    def result(self) -> HeadLoss:
-        return HeadLoss(self.loss, self.nats, self.correct)
+    def loss_of(self, compute: Callable[[], list[Tensor]], *inputs: Tensor) -> HeadLoss:
+        """The loss, once ``compute`` has added all cells up and returned its gradients by
+        ``inputs`` (none without gradients)."""
+        loss, *sums = _GradientsInForward.apply(self, compute, *inputs)
+        return HeadLoss(loss, dict(zip(self.sums, sums)))
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -235,20 +241,19 @@ class _GradientsInForward(torch.autograd.Function):
     """A loss whose gradients by ``inputs`` are computed together with it."""
 
     @staticmethod
-    def forward(ctx, compute, *inputs):
-        result, grads = compute()
-        ctx.save_for_backward(*grads)
+    def forward(ctx, scorer, compute, *inputs):
+        ctx.save_for_backward(*compute())
         ctx.dtypes = [i.dtype for i in inputs]
-        ctx.mark_non_differentiable(result.nats, result.correct)
-        return tuple(result)
+        ctx.mark_non_differentiable(*scorer.sums.values())
+        return scorer.loss, *scorer.sums.values()
 
     @staticmethod
-    def backward(ctx, grad_loss, _nats, _correct):
+    def backward(ctx, grad_loss, *_):
         grads = [g.to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes)]
         # not on a GPU, which would have to be waited for
         if grad_loss.device.type == "cpu" and grad_loss == 1:
-            return None, *grads
-        return None, *(g * grad_loss.to(g.dtype) for g in grads)
+            return None, None, *grads
+        return None, None, *(g * grad_loss.to(g.dtype) for g in grads)
 
 
 def _setting(hidden, weight, level_weights, num_levels, smoothing) -> tuple[str, Scorer]:
@@ -275,9 +280,9 @@ def fused_loss(
     def compute():
         with torch.autocast(device_type, enabled=False):
             grad = scorer.add(hidden, targets.long(), valid)
-        return scorer.result(), [grad, scorer.grad_weight] if scorer.with_grad else []
+        return [grad, scorer.grad_weight] if scorer.with_grad else []
 
-    return HeadLoss(*_GradientsInForward.apply(compute, hidden, weight))
+    return scorer.loss_of(compute, hidden, weight)
 
 
 def fused_loss_of_level(
@@ -298,9 +303,9 @@ def fused_loss_of_level(
         counts = level[rows].long().bincount(minlength=len(weight)).tolist()
         with torch.autocast(device_type, enabled=False):
             grad = scorer.add_by_level(hidden, targets[rows].long(), rows, counts)
-        return scorer.result(), [grad, scorer.grad_weight] if scorer.with_grad else []
+        return [grad, scorer.grad_weight] if scorer.with_grad else []
 
-    return HeadLoss(*_GradientsInForward.apply(compute, hidden, weight))
+    return scorer.loss_of(compute, hidden, weight)
 
 
 def fused_trunk_loss(
@@ -341,8 +346,6 @@ def fused_trunk_loss(
                 )
                 grad_hidden.index_copy_(0, chunk, grad_h)
                 torch._foreach_add_(grads, new)
-        if not scorer.with_grad:
-            return scorer.result(), []
-        return scorer.result(), [grad_hidden, scorer.grad_weight, *grads]
+        return [grad_hidden, scorer.grad_weight, *grads] if scorer.with_grad else []
 
-    return HeadLoss(*_GradientsInForward.apply(compute, hidden, weight, *parameters))
+    return scorer.loss_of(compute, hidden, weight, *parameters)

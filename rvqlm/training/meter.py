@@ -91,13 +91,7 @@ class Meter:
         if world.size > 1:
             self.reduce(world)
             if not world.main:
-                self._clear_sums()
-
-    def _clear_sums(self) -> None:
-        totals = self.totals
-        self.totals = Totals(totals.sums.shape[1], totals.sums.device)
-        # names stay: sums are reduced name by name
-        self.totals.extra = {name: torch.zeros_like(v) for name, v in totals.extra.items()}
+                self.totals.clear()
 
     def values(self, frame_rate: Fraction) -> dict:
         """Entries of a log line: metrics of the tokens (`Totals.metrics`) and counts of skips."""
@@ -114,7 +108,7 @@ class Meter:
         for name in _FIGURES:
             setattr(self, name, copy(state[name]))
         if not sums:
-            self._clear_sums()
+            self.totals.clear()
 
 
 class Stopwatch:

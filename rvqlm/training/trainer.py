@@ -158,7 +158,7 @@ class Trainer:
         self.optimizers.zero_grad()
         totals = Totals(self.info.num_codebooks, self.device)
         # loss and tokens of the step: float64, where counts above 2^24 and sums of ranks are exact
-        minimised = torch.zeros(2, dtype=totals.sums.dtype, device=self.device)
+        minimised = torch.zeros(2, dtype=totals.sums["nats"].dtype, device=self.device)
         batches: list[Batch] = []
         self._ended, last = None, False
         while not last:
@@ -205,7 +205,7 @@ class Trainer:
         :param minimised: (2,) loss and tokens of this rank.
         """
         K, clip = self.info.num_codebooks, self.config.optim.clip_grad_norm
-        sums = self.world.all_reduce(torch.cat([minimised, totals.sums[0], totals.sums[2]]))
+        sums = self.world.all_reduce(torch.cat([minimised, *totals.sums["nats"]]))
         grads = [p.grad for p in self.optimizers.params if p.grad is not None]
         norm = self.world.grad_norm(grads)
         loss, tokens, *levels, norm = torch.cat([sums, norm.to(sums).view(1)]).tolist()

@@ -66,14 +66,13 @@ class ToyModel(nn.Module):
             *flat, ignore_index=-1, reduction="sum", label_smoothing=label_smoothing
         )
         real = codes >= 0
-        return LMOutput(
-            loss=loss,
-            normalizer=real.sum().float(),
-            nats=nats.detach().sum((0, 1)),
-            correct=((logits.argmax(-1) == codes) & real).sum((0, 1)),
-            count=real.sum((0, 1)),
-            extra={"first_nats": (nats[:, 0].sum(), real[:, 0].sum().float())},
-        )
+        hits, count = (logits.argmax(-1) == codes) & real, real.sum((0, 1)).float()
+        sums = {
+            "nats": (nats.detach().sum((0, 1)), count),
+            "accuracy": (hits.sum((0, 1)).float(), count),
+            "first_nats": (nats[:, 0].sum(), real[:, 0].sum().float()),
+        }
+        return LMOutput(loss, real.sum().float(), sums)
 
 
 class ToyLoader:

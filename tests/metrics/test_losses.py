@@ -46,8 +46,7 @@ def test_figures_do_not_depend_on_the_batches():
 
 def test_bits_per_second():
     totals = Totals(2)
-    totals.sums[0] = torch.tensor([20 * math.log(2), 40 * math.log(2)])
-    totals.sums[2] = 10
+    totals.sums["nats"] = torch.tensor([[20 * math.log(2), 40 * math.log(2)], [10, 10]])
     metrics = totals.metrics(Fraction(50))
     assert metrics["nats"] == pytest.approx([2 * math.log(2), 4 * math.log(2)])
     assert metrics["loss"] == pytest.approx(3 * math.log(2))
@@ -55,17 +54,45 @@ def test_bits_per_second():
     assert bits_per_second([math.log(2)], Fraction(44100, 512)) == pytest.approx(44100 / 512)
 
 
-def test_totals_merge_and_survive_saving():
-    a, b = Totals(2), Totals(2)
-    for totals, x in ((a, 1.0), (b, 2.0)):
-        totals.sums += x
-        totals.extra["end"] = torch.tensor([x, 1.0], dtype=torch.float64)
-        totals.frames, totals.cells = 3, 4
+def filled(x: float) -> Totals:
+    """With metrics of a name and a shape that nothing but the model that returns them knows."""
+    totals = Totals(2)
+    for sums in totals.sums.values():
+        sums += x
+    totals.sums["end"] = torch.tensor([x, 1.0], dtype=torch.float64)
+    totals.sums["top10"] = torch.tensor([[x, x], [4.0, 0.0]], dtype=torch.float64)
+    totals.frames, totals.cells = 3, 4
+    return totals
+
+
+def test_totals_merge_reduce_and_survive_saving():
+    a, b = filled(1.0), filled(2.0)
     a.merge(b)
     c = Totals(2)
     c.load_state_dict(a.state_dict())
-    assert c.sums.tolist() == [[3.0] * 2] * 3
-    assert c.metrics(Fraction(1))["end"] == 1.5 and (c.frames, c.cells) == (6, 8)
+    assert c.sums["nats"].tolist() == [[3.0] * 2] * 2
+    metrics = c.metrics(Fraction(1))
+    assert metrics["end"] == 1.5 and (c.frames, c.cells) == (6, 8)
+    assert metrics["top10"] == [3 / 8, None] and metrics["accuracy"] == [1.0, 1.0]
+    c.reduce(lambda sums: sums.mul_(2))  # two ranks with equal sums
+    assert c.metrics(Fraction(1)) == {**metrics, "frames": 12}
+    assert a.sums["top10"].tolist() == [[3.0, 3.0], [8.0, 0.0]]  # c's sums are its own
+    c.clear()
+    assert set(c.sums) == set(a.sums) and not any(v.any() for v in c.sums.values())
+
+
+def test_sums_of_older_checkpoints_load():
+    state = {
+        "sums": torch.tensor([[6.0, 9.0], [1.0, 2.0], [3.0, 4.0]], dtype=torch.float64),
+        "extra": {"end_nats": torch.tensor([5.0, 2.0], dtype=torch.float64)},
+        "frames": 3,
+        "cells": 4,
+    }
+    totals = Totals(2)
+    totals.load_state_dict(state)
+    metrics = totals.metrics(Fraction(1))
+    assert metrics["nats"] == [2.0, 2.25] and metrics["accuracy"] == [1 / 3, 0.5]
+    assert metrics["end_nats"] == 2.5 and (totals.frames, totals.cells) == (3, 4)
 
 
 def test_count_codes_leaves_padding_out():

@@ -70,7 +70,7 @@ def test_loss_equals_a_naive_one(pattern):
         p = model.end_head(hidden[step]).sigmoid()
         end = end - (p if t == 6 else 1 - p).log()
     torch.testing.assert_close(out.loss, nats.sum() + end)
-    assert float(out.extra["end_nats"][1]) == 7
+    assert float(out.sums["end_nats"][1]) == 7
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -106,8 +106,8 @@ def test_crops_do_not_teach_an_end():
     model = make()
     items = random_items([5, 5])
     out = model(Batch.from_codes(items, ends=[True, False]))
-    assert float(out.extra["end_nats"][1]) == 6 + 5
-    assert "end_nats" not in make(model_end=False)(Batch.from_codes(items)).extra
+    assert float(out.sums["end_nats"][1]) == 6 + 5
+    assert "end_nats" not in make(model_end=False)(Batch.from_codes(items)).sums
 
 
 def test_level_weights_and_smoothing_change_the_loss_only():

@@ -151,9 +151,9 @@ def test_length_counts_for_whole_items_only():
     model = make()
     items = random_items([5, 7])
     both, one = (model(Batch.from_codes(items, ends=[True, e])) for e in (True, False))
-    assert float(both.extra["length_nats"][1]) == 2 and float(one.extra["length_nats"][1]) == 1
-    assert float(both.extra["length_nats"][0]) > float(one.extra["length_nats"][0])
-    assert "length_nats" not in make(predict_length=False)(Batch.from_codes(items)).extra
+    assert float(both.sums["length_nats"][1]) == 2 and float(one.sums["length_nats"][1]) == 1
+    assert float(both.sums["length_nats"][0]) > float(one.sums["length_nats"][0])
+    assert "length_nats" not in make(predict_length=False)(Batch.from_codes(items)).sums
 
 
 @pytest.mark.parametrize("fusion", ["prefix", "cross"])
@@ -166,10 +166,10 @@ def test_length_hears_the_conditions_and_nothing_else(fusion):
         model(Batch.from_codes(random_items([4, 9], seed), conditions=texts_for([4, 9])))
         for seed in (0, 1)
     ]
-    assert torch.equal(out[0].extra["length_nats"][0], out[1].extra["length_nats"][0])
+    assert torch.equal(out[0].sums["length_nats"][0], out[1].sums["length_nats"][0])
     # the number of frames does not come in through the places of the text either
     nats = [
-        model(Batch.from_codes(random_items([n]), conditions=texts_for([4]))).extra["length_nats"]
+        model(Batch.from_codes(random_items([n]), conditions=texts_for([4]))).sums["length_nats"]
         for n in (4, 40)
     ]
     centre, scale = model.length(
@@ -366,6 +366,6 @@ def test_parts_of_recordings_teach_no_length():
     batch.begins = torch.tensor([True, False, True])
     whole = Batch.from_codes(random_items([7, 5, 6])[:1])
     with torch.no_grad():
-        got, want = model(batch).extra["length_nats"], model(whole).extra["length_nats"]
+        got, want = model(batch).sums["length_nats"], model(whole).sums["length_nats"]
     assert float(got[1]) == 1.0
     torch.testing.assert_close(got, want)

@@ -65,8 +65,8 @@ def test_padding_and_company_change_nothing(how):
     torch.testing.assert_close(together.loss, sum(o.loss for o in alone))
     for name in ("nats", "count", "correct"):
         torch.testing.assert_close(getattr(together, name), sum(getattr(o, name) for o in alone))
-    wrong = sum(o.extra["error_rate"][0] for o in alone)
-    assert together.extra["error_rate"][0] == wrong > 0
+    wrong = sum(o.sums["error_rate"][0] for o in alone)
+    assert together.sums["error_rate"][0] == wrong > 0
     batch = batch_of(items, texts)
     heard = model.recognize(batch.codes, batch.lengths)
     assert heard == [model.recognize(i[None])[0] for i in items]
@@ -86,9 +86,9 @@ def test_errors_are_those_of_the_transcript():
     heard = model.recognize(torch.stack([items[0]]))[0]
     assert heard  # there is something to compare
     right = model(batch_of(items[:1], [heard]))
-    assert right.extra["error_rate"][0] == 0 and right.correct[0] == len(heard)
+    assert right.sums["error_rate"][0] == 0 and right.correct[0] == len(heard)
     out = model(batch_of(items, texts))
-    assert out.extra["error_rate"][1] == 5 and out.correct[0] <= 5
+    assert out.sums["error_rate"][1] == 5 and out.correct[0] <= 5
 
 
 def test_items_that_cannot_be_written_are_left_out():
@@ -97,8 +97,8 @@ def test_items_that_cannot_be_written_are_left_out():
     good, texts = codes(3, 3, 3, 3), [[1, 2, 3], [1, 2, 3, 4], [1, 1, 2], []]
     out = model(batch_of(good, texts))
     torch.testing.assert_close(out.loss, model(batch_of(good[:1], texts[:1])).loss)
-    assert out.count[0] == 3 and [float(v) for v in out.extra["left_out"]] == [3, 4]
-    assert float(model(batch_of(good[:1], [[1, 2]])).extra["left_out"][0]) == 0
+    assert out.count[0] == 3 and [float(v) for v in out.sums["left_out"]] == [3, 4]
+    assert float(model(batch_of(good[:1], [[1, 2]])).sums["left_out"][0]) == 0
 
 
 def test_every_parameter_takes_part_even_when_nothing_is_scored():
@@ -181,7 +181,7 @@ def test_learns_to_hear():
         optimizer.step()
     fresh = random_texts(40, seed=6)
     out = model.eval()(batch_of(spoken(fresh, seed=5), fresh))
-    errors, symbols = out.extra["error_rate"]
+    errors, symbols = out.sums["error_rate"]
     assert symbols == sum(map(len, fresh)) and errors / symbols < 0.05
     assert out.correct[0] == symbols - errors  # none has more errors than symbols
 

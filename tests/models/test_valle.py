@@ -27,8 +27,8 @@ def test_loss_equals_a_naive_one(option):
     nats, ends = (sum(parts) for parts in zip(*each))
     torch.testing.assert_close(out.nats, nats)
     torch.testing.assert_close(out.loss, nats.sum() + ends)
-    torch.testing.assert_close(out.extra["end_nats"][0], ends)
-    assert float(out.extra["end_nats"][1]) == 4 + 4 + 1 + 3
+    torch.testing.assert_close(out.sums["end_nats"][0], ends)
+    assert float(out.sums["end_nats"][1]) == 4 + 4 + 1 + 3
     assert out.count.tolist() == [4.0 + 4 + 1] * K and float(out.normalizer) == 9 * K
 
 
@@ -107,8 +107,8 @@ def test_padding_and_company_change_nothing(option, conditions):
 
 def test_crops_do_not_teach_an_end():
     out = make()(Batch.from_codes(random_items([5, 5]), ends=[True, False]))
-    assert float(out.extra["end_nats"][1]) == 6 + 5
-    assert "end_nats" not in make(model_end=False)(Batch.from_codes(random_items([5]))).extra
+    assert float(out.sums["end_nats"][1]) == 6 + 5
+    assert "end_nats" not in make(model_end=False)(Batch.from_codes(random_items([5]))).sums
 
 
 # ------------------------------------------------------------------------------------- training
@@ -180,7 +180,7 @@ def test_own_split_in_training_only_and_prompts_are_never_scored():
     model.train()
     out = model(batch)
     assert out.count[0] == out.count[1:].sum() == 6 + 12
-    assert float(out.extra["end_nats"][1]) == 7 + 13
+    assert float(out.sums["end_nats"][1]) == 7 + 13
     assert model(Batch.from_codes(random_items([10]), prompt_lengths=[9])).count[0] == 1
     assert batch.prompt_lengths is None  # the caller's batch is as it was
 
@@ -217,7 +217,7 @@ def test_stages_train_their_part_only(stage):
     optimizer.step()
     changed = {n.split(".")[0] for n, p in model.named_parameters() if (p != before[n]).any()}
     assert changed == {name for name, trained in parts.items() if trained}
-    assert (out.count[0] > 0) == parts["ar"] == ("end_nats" in out.extra)
+    assert (out.count[0] > 0) == parts["ar"] == ("end_nats" in out.sums)
     assert (out.count[1:].sum() > 0) == parts["nar"]
     assert all(p.requires_grad for p in model.muon_parameters())
     assert len(model.muon_parameters()) > 0
