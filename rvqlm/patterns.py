@@ -6,80 +6,78 @@ stands. Interleaving scatters codes to those steps, de-interleaving gathers them
 the step grid that hold no code carry a special id. The idea and the names follow MusicGen
 (Copet et al., 2023, arXiv:2306.05284).
 
-The code of frame t, level k, written ``tk``; steps run to the right; ``.`` is an empty cell::
-
-    parallel                 delay                       flatten (K = 2)
-    level 0  00 10 20 30     level 0  00 10 20 30 .  .   level 0  00 .  10 .  20 .
-    level 1  01 11 21 31     level 1  .  01 11 21 31 .   level 1  .  01 .  11 .  21
-    level 2  02 12 22 32     level 2  .  .  02 12 22 32
-
-    coarse_first
-    level 0  00 10 20 30 .  .  .  .
-    level 1  .  .  .  .  01 11 21 31
-    level 2  .  .  .  .  02 12 22 32
-
-    delay 0,1,1
-    level 0  00 10 20 30 .
-    level 1  .  01 11 21 31
-    level 2  .  02 12 22 32
+`PATTERNS` lists the classes. Flags, their help and the cards of `rvqlm models` read names, meanings
+and costs from there, and tests the grids in the docstrings, so a pattern is one class here.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-
-import torch
-from torch import Tensor
+from math import inf
+from typing import TYPE_CHECKING, ClassVar
 
 from rvqlm.errors import UserError
 
+if TYPE_CHECKING:  # `rvqlm models` lists the patterns without waiting for torch
+    from torch import Tensor
+
 
 class Pattern(ABC):
-    """Layout of K codebooks on steps.
+    """Layout of K codebooks on steps: two formulas, one the inverse of the other.
 
     A step must come no earlier than every step it is to be predicted from, so for each level the
-    formula grows with t. ``exact`` says whether a model with independent heads per level, one
-    step at a time, can represent any joint distribution of the codes: then its loss estimates the
-    entropy of the codes, else it is a bound from above.
+    formula grows with t. In the grids of the subclasses ``tk`` is the code of frame t, level k;
+    steps run to the right; ``.`` is an empty cell.
     """
 
-    name: str
-    exact = False
-    steps_per_frame = 1
+    name: ClassVar[str]
+    about: ClassVar[str]
+    """In a few words, for the help of flags."""
+    passes: ClassVar[str]
+    """Steps for T frames of K levels, as a formula: ``T K`` is their product."""
+    exact_up_to: ClassVar[float] = 1
+    """Levels up to which no two codes share a step. Then a model with independent heads per level
+    can represent any joint distribution of the codes, and its loss estimates their entropy; with
+    more levels it is a bound from above."""
+    one_code_a_step: ClassVar[bool] = False
+    """Level k of frame t alone stands at step t K + k."""
+    steps_per_frame: int = 1
     """Steps from a frame to the next: what scales the time axis."""
 
     def __init__(self, num_codebooks: int):
         if num_codebooks < 1:
             raise ValueError(f"num_codebooks must be positive, not {num_codebooks}")
         self.num_codebooks = num_codebooks
+        self.exact = num_codebooks <= self.exact_up_to
 
     @abstractmethod
+    def step_of(self, frame: Tensor, level: Tensor, length: Tensor) -> Tensor:
+        """Step of codes: int64 tensors (1, T, 1), (K,) and (B, 1, 1) -> (B or 1, T, K). Only
+        patterns whose layout depends on the whole length look at it."""
+
+    @abstractmethod
+    def frame_at(self, step: Tensor, level: Tensor, length: Tensor) -> Tensor:
+        """The inverse, (1, S, 1), (K,) and (B, 1, 1) -> (B or 1, S, K): frame of cells, -1 where
+        none can stand. Cells past the last frame name frames past it."""
+
     def steps(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """Step of every code.
+        """`step_of` every level of frames (T,) of items of lengths (B,): (B or 1, T, K)."""
+        levels = _numbers(self.num_codebooks, frames.device)
+        return self.step_of(frames[None, :, None], levels, lengths[:, None, None])
 
-        :param frames: (T,) int64 frame numbers, counted from 0.
-        :param lengths: (B,) int64 frames per item; only patterns whose layout depends on the
-            whole length (coarse_first) look at it.
-        :return: (B or 1, T, K) int64.
-        """
-
-    @abstractmethod
     def cells(self, steps: Tensor, lengths: Tensor) -> Tensor:
-        """The inverse: frame of every cell, -1 where none can stand. Cells past the last frame
-        name frames past it.
-
-        :param steps: (S,) int64 step numbers.
-        :param lengths: (B,) int64 frames per item, as in `steps`.
-        :return: (B or 1, S, K) int64.
-        """
+        """`frame_at` every level of steps (S,) of items of lengths (B,): (B or 1, S, K)."""
+        levels = _numbers(self.num_codebooks, steps.device)
+        return self.frame_at(steps[None, :, None], levels, lengths[:, None, None])
 
     def positions(self, steps: Tensor, lengths: Tensor) -> Tensor | None:
         """(B, S) places of steps on the time axis, where they are not the steps themselves."""
         return None
 
-    @abstractmethod
     def num_steps(self, num_frames: int) -> int:
         """Steps that a sequence of ``num_frames`` frames takes."""
+        last = _numbers(1) + num_frames - 1
+        return int(self.steps(last, last + 1).max()) + 1
 
     def grid_steps(self, num_frames: int, with_end: bool = False) -> int:
         """Steps of the padded grid; ``with_end`` leaves room for the step after the last frame,
@@ -91,8 +89,8 @@ class Pattern(ABC):
     def end_step(self, num_frames: int) -> int:
         """The step at which it is decided that the sequence has exactly ``num_frames`` frames:
         where level 0 of the next frame would stand."""
-        last = torch.tensor([num_frames])
-        return int(self.steps(last, last + 1)[0, 0, 0])
+        following = _numbers(1) + num_frames
+        return int(self.steps(following, following + 1)[0, 0, 0])
 
     def interleave(
         self, codes: Tensor, lengths: Tensor, empty: int, num_steps: int | None = None
@@ -108,21 +106,20 @@ class Pattern(ABC):
         """
         B, T, K = codes.shape
         S = self.num_steps(T) if num_steps is None else num_steps
-        frames = torch.arange(T, device=codes.device)
+        frames = _numbers(T, codes.device)
         steps = self.steps(frames, lengths).expand(B, T, K)
         real = (frames[None, :] < lengths[:, None])[:, :, None].expand(B, T, K)
         # where a layout depends on the length, padding could fall on a valid cell: send it to a
         # spare column that is cut off again
-        steps = torch.where(real, steps, S)
+        steps = steps.masked_fill(~real, S)
         grid = codes.new_full((B, S + 1, K), empty).scatter_(1, steps, codes)
-        mask = torch.zeros(B, S + 1, K, dtype=torch.bool, device=codes.device)
-        mask.scatter_(1, steps, real)
+        mask = real.new_zeros(B, S + 1, K).scatter_(1, steps, real)
         return grid[:, :S].masked_fill(~mask[:, :S], empty), mask[:, :S]
 
     def deinterleave(self, grid: Tensor, lengths: Tensor, num_frames: int, fill: int) -> Tensor:
         """Inverse of `interleave`: (B, S, K) -> (B, T, K), ``fill`` past ``lengths``."""
         B, _, K = grid.shape
-        frames = torch.arange(num_frames, device=grid.device)
+        frames = _numbers(num_frames, grid.device)
         steps = self.steps(frames, lengths).expand(B, num_frames, K)
         real = (frames[None, :] < lengths[:, None])[:, :, None]
         codes = grid.gather(1, steps.clamp(max=grid.shape[1] - 1))
@@ -132,11 +129,25 @@ class Pattern(ABC):
         return f"{type(self).__name__}(num_codebooks={self.num_codebooks})"
 
 
+def _numbers(count: int, device=None) -> Tensor:
+    """0 ... count - 1."""
+    import torch
+
+    return torch.arange(count, device=device)
+
+
 class DelayPattern(Pattern):
     """Level k stands ``delays[k]`` steps late, so that at each step it may depend on the coarser
-    levels of its own frame. 0, 1, 2, ... by default; T + max(delays) steps."""
+    levels of its own frame. Delays 0, 1, 2, ... by default::
+
+        level 0  00 10 20 30 .  .
+        level 1  .  01 11 21 31 .
+        level 2  .  .  02 12 22 32
+    """
 
     name = "delay"
+    about = "each level one step after the coarser one"
+    passes = "T + K - 1"
 
     def __init__(self, num_codebooks: int, delays: list[int] | None = None):
         super().__init__(num_codebooks)
@@ -146,89 +157,90 @@ class DelayPattern(Pattern):
                 f"delays {self.delays} do not fit {num_codebooks} codebooks: give one number per "
                 "level, the first 0 and none negative"
             )
-        self.exact = num_codebooks == 1
 
-    def steps(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        delays = torch.tensor(self.delays, device=frames.device)
-        return (frames[:, None] + delays[None, :])[None]
+    def step_of(self, frame: Tensor, level: Tensor, length: Tensor) -> Tensor:
+        return frame + level.new_tensor(self.delays)
 
-    def cells(self, steps: Tensor, lengths: Tensor) -> Tensor:
-        delays = torch.tensor(self.delays, device=steps.device)
-        return (steps[:, None] - delays[None, :]).clamp(min=-1)[None]
-
-    def num_steps(self, num_frames: int) -> int:
-        return num_frames + max(self.delays)
+    def frame_at(self, step: Tensor, level: Tensor, length: Tensor) -> Tensor:
+        return (step - level.new_tensor(self.delays)).clamp(min=-1)
 
 
 class ParallelPattern(DelayPattern):
-    """All levels of a frame in one step: T steps; the levels of a frame are predicted
-    independently of one another, given the past."""
+    """All levels of a frame in one step: they are predicted independently of one another, given the
+    past::
+
+        level 0  00 10 20 30
+        level 1  01 11 21 31
+        level 2  02 12 22 32
+    """
 
     name = "parallel"
+    about = "all levels of a frame at once"
+    passes = "T"
 
     def __init__(self, num_codebooks: int):
         super().__init__(num_codebooks, [0] * num_codebooks)
 
 
 class FlattenPattern(Pattern):
-    """One code a step, level after level: T * K steps, exact."""
+    """One code a step, level after level::
+
+    level 0  00 .  10 .  20 .
+    level 1  .  01 .  11 .  21
+    """
 
     name = "flatten"
-    exact = True
+    about = "one code a step, K times the steps"
+    passes = "T K"
+    exact_up_to = inf
+    one_code_a_step = True
 
     def __init__(self, num_codebooks: int):
         super().__init__(num_codebooks)
         self.steps_per_frame = num_codebooks
 
-    def steps(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        levels = torch.arange(self.num_codebooks, device=frames.device)
-        return (frames[:, None] * self.num_codebooks + levels[None, :])[None]
+    def step_of(self, frame: Tensor, level: Tensor, length: Tensor) -> Tensor:
+        return frame * self.num_codebooks + level
 
-    def cells(self, steps: Tensor, lengths: Tensor) -> Tensor:
-        K = self.num_codebooks
-        levels = torch.arange(K, device=steps.device)
-        here = steps[:, None] % K == levels[None, :]
-        return torch.where(here, steps[:, None] // K, -1)[None]
-
-    def num_steps(self, num_frames: int) -> int:
-        return num_frames * self.num_codebooks
+    def frame_at(self, step: Tensor, level: Tensor, length: Tensor) -> Tensor:
+        frame = step.div(self.num_codebooks, rounding_mode="floor")
+        return frame.where(step % self.num_codebooks == level, -1)
 
 
 class CoarseFirstPattern(Pattern):
-    """Level 0 of all frames, then the other levels of all frames together: 2 T steps.
+    """Level 0 of all frames, then the other levels of all frames together, independently of one
+    another::
 
-    Where the second half begins depends on the length, so it differs between the items of a
-    batch. Of one or two levels it is exact; of more, the fine levels of a frame are predicted
-    independently of one another.
+        level 0  00 10 20 30 .  .  .  .
+        level 1  .  .  .  .  01 11 21 31
+        level 2  .  .  .  .  02 12 22 32
+
+    Where the second half begins depends on the length, so it differs between the items of a batch.
     """
 
     name = "coarse_first"
+    about = "level 0 of all frames, then the others"
+    passes = "2 T"
+    exact_up_to = 2
 
-    def __init__(self, num_codebooks: int):
-        super().__init__(num_codebooks)
-        self.exact = num_codebooks <= 2
+    def step_of(self, frame: Tensor, level: Tensor, length: Tensor) -> Tensor:
+        return frame + length * (level > 0)
 
-    def steps(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        fine = torch.arange(self.num_codebooks, device=frames.device) > 0
-        return frames[None, :, None] + lengths[:, None, None] * fine[None, None, :]
-
-    def cells(self, steps: Tensor, lengths: Tensor) -> Tensor:
-        fine = torch.arange(self.num_codebooks, device=steps.device) > 0
-        after = (steps[None, :] - lengths[:, None]).clamp(min=-1)  # (B, S)
-        coarse = torch.where(after < 0, steps[None, :], -1)
-        return torch.where(fine[None, None, :], after[:, :, None], coarse[:, :, None])
+    def frame_at(self, step: Tensor, level: Tensor, length: Tensor) -> Tensor:
+        fine = (step - length).clamp(min=-1)
+        return fine.where(level > 0, step.where(step < length, -1))
 
     def positions(self, steps: Tensor, lengths: Tensor) -> Tensor:
         """The second half lies over the first, each frame at its time. Its first step does not,
         since there it is decided that the sequence ends: the place would give it away."""
         late = steps[None, :] > lengths[:, None]
-        return torch.where(late, steps[None, :] - lengths[:, None], steps[None, :])
-
-    def num_steps(self, num_frames: int) -> int:
-        return num_frames * (2 if self.num_codebooks > 1 else 1)
+        return steps[None, :] - lengths[:, None] * late
 
 
-PATTERNS = {p.name: p for p in (ParallelPattern, DelayPattern, FlattenPattern, CoarseFirstPattern)}
+PATTERNS: dict[str, type[Pattern]] = {
+    p.name: p for p in (DelayPattern, ParallelPattern, FlattenPattern, CoarseFirstPattern)
+}
+"""By name, the default first."""
 
 
 def make_pattern(name: str, num_codebooks: int, delays: tuple[int, ...] = ()) -> Pattern:
@@ -238,6 +250,8 @@ def make_pattern(name: str, num_codebooks: int, delays: tuple[int, ...] = ()) ->
     """
     if name not in PATTERNS:
         raise UserError(f"unknown pattern {name!r}; choose one of {', '.join(PATTERNS)}")
-    if delays and name != "delay":
-        raise UserError(f"--delays {' '.join(map(str, delays))}: only --pattern delay has delays")
+    if delays and name != DelayPattern.name:
+        raise UserError(
+            f"--delays {' '.join(map(str, delays))}: only --pattern {DelayPattern.name} has delays"
+        )
     return DelayPattern(num_codebooks, list(delays)) if delays else PATTERNS[name](num_codebooks)
