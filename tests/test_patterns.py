@@ -1,6 +1,9 @@
-"""Patterns against a plain-Python reference."""
+"""Patterns against plain-Python references, and against the grids of their docstrings.
+
+A new pattern needs a function in `NAIVE`; what must hold for all of them then tests it too."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -11,22 +14,78 @@ from rvqlm.patterns import PATTERNS, DelayPattern, make_pattern
 EMPTY, FILL = -7, -9
 
 
-def naive_layout(name, length, K):
-    """List of steps, each a list of K entries: frame number or None."""
-    if name == "parallel":
-        return [[t] * K for t in range(length)]
-    if name == "delay":
-        return [
-            [s - k if 0 <= s - k < length else None for k in range(K)]
-            for s in range(length + K - 1)
-        ]
-    if name == "flatten":
-        return [[t if j == k else None for j in range(K)] for t in range(length) for k in range(K)]
+def naive_delay(length, K):
+    frames = [[s - k for k in range(K)] for s in range(length + K - 1)]
+    return [[t if 0 <= t < length else None for t in step] for step in frames]
+
+
+def naive_parallel(length, K):
+    return [[t] * K for t in range(length)]
+
+
+def naive_flatten(length, K):
+    return [[t if j == k else None for j in range(K)] for t in range(length) for k in range(K)]
+
+
+def naive_coarse_first(length, K):
     coarse = [[t] + [None] * (K - 1) for t in range(length)]
     return coarse + [[None] + [t] * (K - 1) for t in range(length)] if K > 1 else coarse
 
 
-@pytest.mark.parametrize("name,K", itertools.product(PATTERNS, (1, 2, 3, 5, 9)))
+NAIVE = {
+    "delay": naive_delay,
+    "parallel": naive_parallel,
+    "flatten": naive_flatten,
+    "coarse_first": naive_coarse_first,
+}
+"""Pattern -> (length, K) -> list of steps, each a list of K entries: frame number or None."""
+
+each_pattern = pytest.mark.parametrize("name", PATTERNS)
+named_with_levels = pytest.mark.parametrize("name,K", itertools.product(NAIVE, (1, 2, 3, 5, 9)))
+
+
+def test_every_pattern_has_a_naive_layout():
+    missing = [name for name in PATTERNS if name not in NAIVE]
+    assert not missing, f"write NAIVE[{missing[0]!r}] above: a list of steps by plain loops"
+
+
+@each_pattern
+def test_the_grid_of_the_docstring(name):
+    """Levels below one another, frame and level of each code, as many frames as it shows."""
+    rows = re.findall(r"^ +level \d  (.*)$", PATTERNS[name].__doc__, re.M)
+    drawn = [row.split() for row in rows]
+    K, T = len(drawn), 1 + max(int(cell[0]) for row in drawn for cell in row if cell != ".")
+    codes = torch.arange(T)[:, None] * 10 + torch.arange(K)
+    grid, mask = make_pattern(name, K).interleave(codes[None], torch.tensor([T]), EMPTY)
+    cells = [
+        [f"{int(c):02d}" if m else "." for c, m in zip(*row)] for row in zip(grid[0].T, mask[0].T)
+    ]
+    assert cells == drawn
+
+
+@each_pattern
+def test_what_a_pattern_says_of_itself(name):
+    """Exact up to the number of levels from which codes share a step; passes by the formula."""
+    assert PATTERNS[name].about and name == PATTERNS[name].name
+    T = 6
+    for K in (1, 2, 3, 5):
+        pattern = make_pattern(name, K)
+        _, mask = pattern.interleave(torch.zeros(1, T, K), torch.tensor([T]), EMPTY)
+        assert pattern.exact == bool(mask.sum(2).max() == 1)
+        if pattern.one_code_a_step:
+            assert mask[0].nonzero().tolist() == [[s, s % K] for s in range(T * K)]
+        if K > 1:
+            formula = re.sub(r"(\w) (?=\w)", r"\1 * ", pattern.passes)
+            assert pattern.num_steps(T) == eval(formula, {"T": T, "K": K})
+
+
+@each_pattern
+def test_a_code_is_followed_by_later_ones_of_its_level(name):
+    steps = make_pattern(name, 3).steps(torch.arange(9), torch.tensor([9, 5]))
+    assert (steps.diff(dim=1) > 0).all() and steps.min() == 0
+
+
+@named_with_levels
 def test_round_trip_equals_naive_reference(name, K):
     generator = torch.Generator().manual_seed(K)
     pattern = make_pattern(name, K)
@@ -37,7 +96,7 @@ def test_round_trip_equals_naive_reference(name, K):
         grid, mask = pattern.interleave(codes, n, EMPTY)
         assert grid.shape == (len(lengths), pattern.num_steps(T), K)
         for b, length in enumerate(lengths):
-            layout = naive_layout(name, length, K)
+            layout = NAIVE[name](length, K)
             for s in range(grid.shape[1]):
                 for k in range(K):
                     t = layout[s][k] if s < len(layout) else None
@@ -51,14 +110,14 @@ def test_round_trip_equals_naive_reference(name, K):
         assert (back[~real] == FILL).all()
 
 
-@pytest.mark.parametrize("name,K", itertools.product(PATTERNS, (1, 2, 3, 5, 9)))
+@named_with_levels
 def test_cells_is_the_inverse_map(name, K):
     pattern = make_pattern(name, K)
     lengths = torch.tensor([5, 3, 1])
     S = pattern.num_steps(5)
     cells = pattern.cells(torch.arange(S), lengths).expand(3, S, K)
     for b, length in enumerate(lengths.tolist()):
-        layout = naive_layout(name, length, K)
+        layout = NAIVE[name](length, K)
         for s, k in itertools.product(range(S), range(K)):
             t = layout[s][k] if s < len(layout) else None
             got = int(cells[b, s, k])

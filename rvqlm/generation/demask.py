@@ -35,7 +35,7 @@ class FillsIn(Protocol):
     def choose_lengths(self, request: Request, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) frames, prompt included and suffix not, and (B,) whether the model chose them."""
 
-    def hear(self, conditions, frames: Tensor, drop: Tensor | None):
+    def encode_conditions(self, conditions, frames: Tensor, drop: Tensor | None):
         """Context of items of so many frames (B,); ``drop`` (B,) bool: those that hear nothing."""
 
     def hidden(self, codes: Tensor, frames: Tensor, context) -> Tensor:
@@ -101,7 +101,7 @@ def demask(model: FillsIn, request: Request) -> Generation:
         conditions = {k: p.repeat(2) for k, p in conditions.items()}
         drop = torch.arange(2 * B, device=device) >= B
         heard = frames.repeat(2)
-    context = model.hear(conditions, heard, drop)
+    context = model.encode_conditions(conditions, heard, drop)
     passes = plan_passes(model.masking, K, config.steps or 16, config.fine_steps or 1)
     hidden_cells = gap[..., None].repeat(1, 1, K)
     scores = torch.zeros(B, T, K, device=device)

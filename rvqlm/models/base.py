@@ -60,10 +60,12 @@ class LMOutput:
 
 
 class TokenModel(nn.Module):
-    """Base of all models: built from a config dataclass, a `CodecInfo` and the `ConditionInfo`s of
-    what it hears beside the codes.
+    """Base of all models: built from a `NetworkConfig`, a `CodecInfo` and the `ConditionInfo`s of
+    what it may be conditioned on.
 
     Subclasses write `forward`, which trains, and `_generate`, which samples.
+
+    :raises UserError: everything wrong with the config, in one message.
     """
 
     name: ClassVar[str]
@@ -76,7 +78,9 @@ class TokenModel(nn.Module):
     progress: float = 0.0
     """Share of the training that is done; the trainer sets it before each step."""
 
-    def __init__(self, config, info: CodecInfo, conditions: Mapping[str, ConditionInfo]):
+    def __init__(self, config, info: CodecInfo, conditions: Mapping[str, ConditionInfo] | None):
+        conditions = conditions or {}
+        config.check(info, conditions)
         super().__init__()
         self.config, self.info = config, info
         self.conditions = {kind: conditions[kind] for kind in config.conditions}
@@ -111,7 +115,7 @@ class TokenModel(nn.Module):
         top_k: int = 0,
         **options,
     ) -> Generation:
-        """Continue prompts, or make sequences from nothing: prompt + continuation.
+        """Continue prompts, or generate unprompted: prompt + continuation.
 
         :param prompt_codes: (B, P, K) integers; None generates ``batch_size`` items unprompted.
         :param prompt_lengths: (B,) valid frames of the prompts; all P by default.
@@ -139,7 +143,7 @@ class TokenModel(nn.Module):
         :param after: (B, A, K) codes behind it.
         :param options: as for `generate`.
         :return: codes (B, P + frames + A, K), ``before`` and ``after`` verbatim.
-        :raises UserError: where the family cannot hear what comes after.
+        :raises UserError: where the family sees only what came before.
         """
         if before.ndim != 3 or after.ndim != 3 or len(before) != len(after) or frames < 1:
             raise UserError("infill wants (B, P, K) before, (B, A, K) after and at least one frame")
@@ -179,8 +183,8 @@ class TokenModel(nn.Module):
             )
         if request.suffix_codes is not None:
             raise UserError(
-                f"{self.name} hears only what came before and cannot fill a gap; use the masked "
-                "model, or valle, whose fine levels hear both sides"
+                f"{self.name} sees only what came before and cannot fill a gap; use the masked "
+                "model, or valle, whose fine levels see both sides"
             )
 
     def _generate(self, request: Request) -> Generation:

@@ -1,7 +1,7 @@
 """`codec-lm`: one causal transformer over the codes of all levels.
 
 - a pattern lays the (T, K) codes out in steps (`rvqlm.patterns`)
-- input of a step: the K codes of the step before, embedded; the first step hears only specials
+- input of a step: the K codes of the step before, embedded; that of the first is all special ids
 - conditions stand before the codes or are attended to (`rvqlm.modules.conditioning`)
 - heads over K levels at once, or a small transformer over the levels of a frame; the loss is exact
   over real codes: padding, prompts and empty cells never count
@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 from rvqlm.batch import Batch, Padded
@@ -27,22 +28,24 @@ from rvqlm.condition_info import ConditionInfo
 from rvqlm.generation.decode import decode
 from rvqlm.generation.request import Generation, Request
 from rvqlm.models.base import LMOutput, TokenModel
-from rvqlm.models.network import NetworkConfig
+from rvqlm.models.network import NetworkConfig, input_side_problems
 from rvqlm.modules.conditioning import Context, DecoderState
 from rvqlm.modules.embeddings import make_embedding
 from rvqlm.modules.ends import EndHead
-from rvqlm.modules.heads import make_heads
-from rvqlm.patterns import PATTERNS, make_pattern
+from rvqlm.modules.make_heads import depth_width, make_heads
+from rvqlm.patterns import PATTERNS, ParallelPattern, make_pattern
+
+PatternName = Literal[tuple(PATTERNS)]
+PATTERN_HELP = "Layout of the levels in steps. " + "; ".join(
+    f"{p.name}: {p.about}" for p in PATTERNS.values()
+)
 
 
 @dataclass
 class CodecLMConfig(NetworkConfig):
     """Shape of a codec-lm."""
 
-    pattern: Literal["delay", "parallel", "flatten", "coarse_first"] = "delay"
-    """Layout of the levels in steps. delay: each level one step after the coarser one; parallel:
-    all levels of a frame at once; flatten: one code a step, K times the steps; coarse_first: level
-    0 of all frames, then the others."""
+    pattern: Annotated[PatternName, tyro.conf.arg(help=PATTERN_HELP)] = "delay"
     delays: tuple[int, ...] = ()
     """Steps that each level comes late with --pattern delay, such as 0 1 1 2; unset: 0 1 2 ..."""
     input_side: Literal["sum", "weighted", "attention"] = "sum"
@@ -70,24 +73,31 @@ class CodecLMConfig(NetworkConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if self.pattern not in PATTERNS:
-            found.append(f"--pattern {self.pattern!r}: choose one of {', '.join(PATTERNS)}")
-        if self.head == "depth":
-            if self.pattern != "parallel":
-                found.append(
-                    f"--head depth models the levels of a frame in one step, --pattern "
-                    f"{self.pattern} spreads them over several: use --pattern parallel"
-                )
-            if self.shared_head:
-                found.append("--shared-head has no meaning with --head depth")
-        if self.head != "depth":
-            names = ("depth_dim", "depth_layers", "depth_nhead")
-            found += self.without_effect("--head depth", *names)
+        found += input_side_problems(self.input_side, self.decoder_dim)
+        found += self.outside("[0, 1]", "scheduled_sampling")
+        if self.head == "mlp" and round(self.head_expansion * self.decoder_dim) < 1:
+            found.append(f"--head-expansion {self.head_expansion} must be positive")
         if self.head != "mlp":
             found += self.without_effect("--head mlp", "head_expansion")
-        if not 0 <= self.scheduled_sampling <= 1:
-            found.append(f"--scheduled-sampling {self.scheduled_sampling}: in [0, 1]")
-        return found
+        if self.head != "depth":
+            names = ("depth_dim", "depth_layers", "depth_nhead")
+            return found + self.without_effect("--head depth", *names)
+        if self.pattern != ParallelPattern.name:
+            found.append(
+                f"--head depth models the levels of a frame in one step, --pattern {self.pattern} "
+                f"spreads them over several: use --pattern {ParallelPattern.name}"
+            )
+        if self.shared_head:
+            found.append("--shared-head has no meaning with --head depth")
+        dim = depth_width(self.depth_dim, self.decoder_dim)
+        if dim < 1 or self.depth_nhead < 1 or dim % self.depth_nhead:
+            found.append(f"--depth-dim {dim} is not a multiple of --depth-nhead {self.depth_nhead}")
+        return found + self.outside("[1, inf)", "depth_layers")
+
+    def unfit(self, info: CodecInfo) -> list[str]:
+        if self.head == "depth" and info.num_codebooks < 2:
+            return ["--head depth needs at least 2 codebooks: use linear"]
+        return []
 
 
 class CodecLM(TokenModel):
@@ -109,8 +119,7 @@ class CodecLM(TokenModel):
         info: CodecInfo,
         conditions: Mapping[str, ConditionInfo] | None = None,
     ):
-        config.check(conditions or {})
-        super().__init__(config, info, conditions or {})
+        super().__init__(config, info, conditions)
         c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
         self.pattern = make_pattern(c.pattern, K, c.delays)
         self.embedding = make_embedding(c.input_side, K, V + 1, d)
@@ -147,9 +156,13 @@ class CodecLM(TokenModel):
         start = grid.new_full((grid.shape[0], 1, grid.shape[2]), self.special)
         return torch.cat([start, grid[:, :-1]], dim=1)
 
-    def hear(self, conditions: Mapping[str, Padded], batch_size: int, drop=None) -> Context | None:
+    def encode_conditions(
+        self, conditions: Mapping[str, Padded], batch_size: int, drop: Tensor | None = None
+    ) -> Context | None:
         rate = float(self.pattern.steps_per_frame)
-        return self.network.hear(conditions, batch_size, steps_per_frame=rate, drop=drop)
+        return self.network.encode_conditions(
+            conditions, batch_size, steps_per_frame=rate, drop=drop
+        )
 
     def forward(
         self,
@@ -164,7 +177,7 @@ class CodecLM(TokenModel):
         if batch.prompt_lengths is not None:
             cells = self.pattern.cells(torch.arange(steps, device=real.device), batch.lengths)
             scored = real & (cells >= batch.prompt_lengths[:, None, None])
-        context = self.hear(batch.conditions, B)
+        context = self.encode_conditions(batch.conditions, B)
         inputs = self.shift(grid)
         if self.training and self.config.scheduled_sampling:
             with torch.no_grad():
@@ -173,7 +186,7 @@ class CodecLM(TokenModel):
         hidden = self.hidden(inputs, batch.lengths, context)  # (B, S, d)
         targets = grid.masked_fill(~real, 0)
         flat = hidden.flatten(0, 1), targets.flatten(0, 1), scored.flatten(0, 1)
-        if self.config.pattern == "flatten":  # a step scores one level: no K-fold classifiers
+        if self.pattern.one_code_a_step:  # no K-fold classifiers
             used = T * K
             flat = (
                 hidden[:, :used].reshape(B * T, K, -1),
@@ -192,13 +205,13 @@ class CodecLM(TokenModel):
         return out
 
     def _diagonal(self, grid: Tensor) -> Tensor:
-        """(B, T * K, K) of the flatten pattern -> (B, T, K): level k of each frame's step k."""
+        """(B, T * K, K) -> (B, T, K): level k of each frame's step k."""
         return grid.unflatten(1, (-1, self.info.num_codebooks)).diagonal(dim1=2, dim2=3)
 
     @torch.no_grad()
     def _mix_in_predictions(self, hidden: Tensor, grid: Tensor, real: Tensor) -> Tensor:
         """Scheduled sampling in one pass (Mihaylova & Martins, 2019, arXiv:1906.07651): predict all
-        steps from the data, then hear draws from these predictions in place of some codes."""
+        steps from the data, then take draws from these predictions in place of some codes."""
         share = self.config.scheduled_sampling * self.progress
         hidden = hidden.flatten(0, 1)
         targets = grid.masked_fill(~real, 0).flatten(0, 1)
@@ -216,7 +229,7 @@ class CodecLM(TokenModel):
     # ------------------------------------------------------------------------------ generation
 
     def begin(self, conditions, batch_size: int, max_steps: int, drop=None) -> DecoderState:
-        context = self.hear(conditions, batch_size, drop)
+        context = self.encode_conditions(conditions, batch_size, drop)
         return self.network.start(context, batch_size, max_steps)
 
     def step(
@@ -224,7 +237,7 @@ class CodecLM(TokenModel):
     ) -> tuple[Tensor, Tensor | None]:
         """Continue decoding by n steps.
 
-        :param inputs: (B, n, K) grid columns that follow those heard.
+        :param inputs: (B, n, K) grid columns that follow those in the cache.
         :param positions: (B, n), where the pattern has its own.
         :return: hidden (B, d) and end logits (B,) or None, both of the last step.
         """

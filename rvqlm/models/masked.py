@@ -24,7 +24,7 @@ What the numbers mean:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from math import pi
 from typing import Literal
 
@@ -39,15 +39,14 @@ from rvqlm.generation.demask import LOGITS_AT_ONCE, demask
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import DemaskConfig, uniforms
 from rvqlm.models.base import LMOutput, TokenModel
-from rvqlm.models.network import NetworkConfig
+from rvqlm.models.network import NetworkConfig, input_side_problems
 from rvqlm.modules.conditioning import Context
 from rvqlm.modules.embeddings import make_embedding
 from rvqlm.modules.fused_loss import HeadLoss
-from rvqlm.modules.heads import make_heads
 from rvqlm.modules.length import LengthHead
+from rvqlm.modules.make_heads import make_heads
 from rvqlm.modules.masking import MASKINGS, Mask, draw_mask
 
-SCHEDULES = ("cosine", "uniform", "fixed")
 UNPROMPTED = 0.3
 """Share of items that are trained without known frames at either end."""
 SUFFIX = 0.3
@@ -62,7 +61,7 @@ GOLDEN = (5**0.5 - 1) / 2
 class MaskedConfig(NetworkConfig):
     """Shape of a masked model."""
 
-    masking: Literal["frame", "level", "coarse_first"] = "level"
+    masking: Literal[MASKINGS] = "level"
     """What is hidden and filled in as one: all levels of a frame; each code on its own; or the
     codes of one level, the coarser ones known and the finer ones hidden, so that generation goes
     from level to level."""
@@ -95,34 +94,18 @@ class MaskedConfig(NetworkConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        choices = {
-            "masking": MASKINGS,
-            "mask_schedule": SCHEDULES,
-            "level_training": ("parallel", "random"),
-            "level_distribution": ("uniform", "normal", "coarse"),
-            "head": ("linear", "mlp"),
-        }
-        for name, allowed in choices.items():
-            if (value := getattr(self, name)) not in allowed:
-                flag = name.replace("_", "-")
-                found.append(f"--{flag} {value!r}: choose one of {', '.join(allowed)}")
-        default = {f.name: f.default for f in fields(self)}
-        if not 0 < self.mask_ratio <= 1:
-            found.append(f"--mask-ratio {self.mask_ratio}: in (0, 1]")
-        elif self.mask_schedule != "fixed" and self.mask_ratio != default["mask_ratio"]:
-            found.append(f"--mask-ratio {self.mask_ratio} needs --mask-schedule fixed")
+        found += input_side_problems(self.input_side, self.decoder_dim)
+        found += self.outside("(0, 1]", "mask_ratio")
+        found += self.outside("[0, 1)", "prompt_fraction")
+        found += self.outside("[1, inf)", "eval_draws")
+        if self.mask_schedule != "fixed":
+            found += self.without_effect("--mask-schedule fixed", "mask_ratio")
         one_level = self.masking == "coarse_first" or self.level_training == "random"
         if self.masking == "coarse_first" and self.level_training == "random":
             found.append("--level-training random: --masking coarse_first scores one level anyway")
-        if self.level_distribution != "uniform" and not one_level:
-            found.append(
-                f"--level-distribution {self.level_distribution} needs --level-training random or "
-                "--masking coarse_first"
-            )
-        if not 0 <= self.prompt_fraction < 1:
-            found.append(f"--prompt-fraction {self.prompt_fraction}: in [0, 1)")
-        if self.eval_draws < 1:
-            found.append(f"--eval-draws {self.eval_draws}: at least 1")
+        if not one_level:
+            needed = "--level-training random or --masking coarse_first"
+            found += self.without_effect(needed, "level_distribution")
         return found
 
     def level_weights(self, num_codebooks: int) -> Tensor:
@@ -158,8 +141,7 @@ class Masked(TokenModel):
         info: CodecInfo,
         conditions: Mapping[str, ConditionInfo] | None = None,
     ):
-        config.check(conditions or {})
-        super().__init__(config, info, conditions or {})
+        super().__init__(config, info, conditions)
         c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
         self.masking = c.masking
         self.network = c.build(self.conditions, causal=False)
@@ -174,11 +156,11 @@ class Masked(TokenModel):
 
     # ------------------------------------------------------------------- what generation uses too
 
-    def hear(
+    def encode_conditions(
         self, conditions: Mapping[str, Padded], frames: Tensor, drop: Tensor | None = None
     ) -> Context | None:
         """Conditions of items of so many frames (B,), spread over them."""
-        return self.network.hear(conditions, len(frames), frames=frames, drop=drop)
+        return self.network.encode_conditions(conditions, len(frames), frames=frames, drop=drop)
 
     def hidden(self, codes: Tensor, frames: Tensor, context: Context | None) -> Tensor:
         """:param codes: (B, T, K), `special` where hidden and past the items' ``frames`` (B,).
@@ -193,7 +175,7 @@ class Masked(TokenModel):
 
     def length(self, conditions: Mapping[str, Padded], batch_size: int) -> tuple[Tensor, Tensor]:
         """Centre and scale (B,) of the log number of frames, from the conditions alone."""
-        context = self.network.hear(conditions, batch_size)
+        context = self.network.encode_conditions(conditions, batch_size)
         step, base = self.length_head.begin(context, batch_size)
         return self.length_head(self.network(step, context)[:, 0], base)
 
@@ -210,7 +192,7 @@ class Masked(TokenModel):
 
         Items of a batch without ``prompt_lengths`` know random frames at their ends in training.
         """
-        context = self.hear(batch.conditions, batch.lengths)
+        context = self.encode_conditions(batch.conditions, batch.lengths)
         score = self._hidden_codes if self.training else self._all_codes
         out = score(batch, context, label_smoothing, level_weights)
         if self.length_head is not None:

@@ -1,17 +1,21 @@
-"""Flags that all families share: the shape of the transformer and what it hears."""
+"""Flags that all families share, the shape of the transformer and its conditions; and how flags of
+models are checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from math import inf
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 from torch import nn
 
+from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import KINDS, ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.modules.conditioning import ConditionedTransformer
+from rvqlm.modules.embeddings import ATTENTION_HEADS
 from rvqlm.modules.transformer import TransformerConfig
 
 
@@ -38,14 +42,14 @@ class NetworkConfig:
     rope_base: float = 10000.0
     """Base of the rotary position frequencies; larger for longer sequences."""
     conditions: tuple[Literal["text", "midi", "source", "prompt"], ...] = ()
-    """What the model hears beside the codes, one or several: text, midi, source (another stream,
-    frame by frame), prompt (another recording of the speaker)."""
+    """What the model is conditioned on, one or several: text, midi, source (another stream, frame
+    by frame), prompt (another recording of the speaker)."""
     fusion: Literal["prefix", "cross", "spread"] = "prefix"
     """Conditions stand before the codes, or are attended to from every layer; or spread: before the
     codes, and each frame has what lies nearest to its time added to it, which aligns a text much
     sooner."""
     num_encoder_layers: int = 0
-    """Layers over the conditions alone, before they are heard."""
+    """Transformer layers over the conditions alone."""
     condition_dropout: float = 0.1
     """Chance that an item is trained without its conditions, for classifier-free guidance."""
     activation_checkpointing: bool = False
@@ -92,40 +96,92 @@ class NetworkConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with the flags, in their words; families add their own."""
-        found = self.transformer().problems()
+        found = self.not_a_choice()
+        if self.decoder_dim < 1 or self.nhead < 1 or self.decoder_dim % self.nhead:
+            found.append(
+                f"--decoder-dim {self.decoder_dim} is not a multiple of --nhead {self.nhead}"
+            )
+        elif (self.decoder_dim // self.nhead) % 2:
+            found.append(
+                f"--decoder-dim {self.decoder_dim} / --nhead {self.nhead} must be even "
+                "(rotary pairs)"
+            )
+        found += self.outside("[1, inf)", "num_decoder_layers")
+        found += self.outside("[0, inf)", "dim_feedforward", "num_encoder_layers")
+        found += self.outside("[0, 1)", "dropout", "condition_dropout")
         if len(set(self.conditions)) < len(self.conditions):
             found.append(f"--conditions {' '.join(self.conditions)}: one kind twice")
         if unknown := set(self.conditions) - set(KINDS):
             found.append(f"--conditions {', '.join(unknown)}: choose of {', '.join(KINDS)}")
-        if self.num_encoder_layers < 0:
-            found.append(f"--num-encoder-layers {self.num_encoder_layers}: at least 0")
-        if not self.conditions and self.num_encoder_layers:
-            found.append("--num-encoder-layers has nothing to encode without --conditions")
-        if not self.conditions and self.fusion != "prefix":
-            found.append(f"--fusion {self.fusion} has nothing to fuse without --conditions")
+        if not self.conditions:
+            names = ("num_encoder_layers", "fusion", "condition_dropout")
+            found += self.without_effect("--conditions", *names)
         if self.conditions == ("prompt",) and self.fusion == "spread":
             found.append(
                 "--fusion spread: a prompt lies before the beginning; give a text or other"
             )
-        if not 0 <= self.condition_dropout < 1:
-            found.append(f"--condition-dropout {self.condition_dropout}: in [0, 1)")
-        if not self.conditions:
-            found += self.without_effect("--conditions", "condition_dropout")
         return found
 
+    def unfit(self, info: CodecInfo) -> list[str]:
+        """What does not go with these codes; families say it."""
+        return []
+
+    def check(self, info: CodecInfo, conditions: Mapping[str, ConditionInfo]) -> None:
+        """Raise one `UserError` with all problems; ``conditions`` are those at hand."""
+        found = self.problems()
+        if missing := [k for k in self.conditions if k not in conditions]:
+            found.append(f"--conditions {', '.join(missing)}: no description of it at hand")
+        if found := found + self.unfit(info):
+            raise UserError("; ".join(found))
+
+    # ------------------------------------------------------------------------ kinds of problems
+
+    def not_a_choice(self) -> list[str]:
+        """Options that are none of the values of their `Literal`."""
+        return [
+            f"{flag(name)} {getattr(self, name)!r}: choose one of {', '.join(map(str, choices))}"
+            for name, hint in get_type_hints(type(self)).items()
+            if get_origin(hint) is Literal
+            and getattr(self, name) not in (choices := get_args(hint))
+        ]
+
+    def outside(self, interval: str, *names: str) -> list[str]:
+        """Options that do not lie in an interval, such as ``[0, 1)``."""
+        low, high = map(float, interval[1:-1].split(","))
+        at_low, at_high = interval[0] == "[", interval[-1] == "]"
+        words = f"in {interval}"
+        if high == inf:
+            words = f"at least {low:g}" if at_low else f"more than {low:g}"
+        return [
+            f"{flag(name)} {value}: {words}"
+            for name in names
+            if not (low < (value := getattr(self, name)) < high)
+            and not (at_low and value == low)
+            and not (at_high and value == high)
+        ]
+
     def without_effect(self, needed: str, *names: str) -> list[str]:
-        """Problems of options that were changed and mean nothing without another."""
+        """Options that were changed and mean nothing without another."""
         default = {f.name: f.default for f in fields(self)}
         return [
-            f"--{name.replace('_', '-')} {getattr(self, name)} means nothing without {needed}"
+            f"{flag(name)} {getattr(self, name)} means nothing without {needed}"
             for name in names
             if getattr(self, name) != default[name]
         ]
 
-    def check(self, infos: Mapping[str, ConditionInfo]) -> None:
-        """Raise one `UserError` with all problems; ``infos`` are the conditions at hand."""
-        found = self.problems()
-        if missing := [k for k in self.conditions if k not in infos]:
-            found.append(f"--conditions {', '.join(missing)}: no description of it at hand")
-        if found:
-            raise UserError("; ".join(found))
+
+def flag(name: str) -> str:
+    """
+    >>> flag("decoder_dim")
+    '--decoder-dim'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def input_side_problems(kind: str, dim: int) -> list[str]:
+    """Of ``--input-side``, which some families have."""
+    if kind == "attention" and dim % ATTENTION_HEADS:
+        return [
+            f"--input-side attention: --decoder-dim {dim} is not a multiple of {ATTENTION_HEADS}"
+        ]
+    return []

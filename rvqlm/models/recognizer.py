@@ -1,4 +1,4 @@
-"""`recognizer`: hears codes and writes the symbols of the `text` condition.
+"""`recognizer`: transcribes codes into the symbols of the `text` condition.
 
 It measures what models say that are given words: the error rate of its transcript, beside that of
 real recordings, needs nobody's opinion. Trained like any model, with the text as the target.
@@ -61,7 +61,7 @@ class RecognizerConfig(NetworkConfig):
     conditions: tuple[Literal["text", "midi", "source", "prompt"], ...] = ("text",)
     """What it writes: text, and nothing else."""
     condition_dropout: float = 0.0
-    """Of models that hear conditions."""
+    """Of models that are conditioned."""
     kernel: int = 5
     """Frames that each of the two convolutions sees at once; odd."""
     frames_per_step: int = 2
@@ -74,7 +74,7 @@ class RecognizerConfig(NetworkConfig):
     mask_frames: int = 10
     """Longest of these spans."""
     level_dropout: float = 0.3
-    """Chance that an item is heard in training with its first levels only, a random number."""
+    """Chance that an item is given in training with its first levels only, a random number."""
 
     alignment_prior: float = 0.6
     """Share of the training in which alignments near to the average ones weigh more, fading to
@@ -82,32 +82,23 @@ class RecognizerConfig(NetworkConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if not 0 <= self.alignment_prior <= 1:
-            found.append(f"--alignment-prior {self.alignment_prior}: in [0, 1]")
         if self.conditions != ("text",):
             found.append(
                 f"--conditions {' '.join(self.conditions) or '(none)'}: a recogniser writes text, "
                 "give --conditions text"
             )
-        hears = "hears nothing beside the codes"
-        if self.fusion != "prefix":
-            found.append(f"--fusion {self.fusion}: a recogniser {hears}")
-        if self.num_encoder_layers > 0:
-            found.append(f"--num-encoder-layers {self.num_encoder_layers}: a recogniser {hears}")
-        if self.condition_dropout:
-            found.append(f"--condition-dropout {self.condition_dropout}: a recogniser {hears}")
+        found += self.without_effect(
+            "conditions, and a recogniser is given codes alone",
+            *("fusion", "num_encoder_layers", "condition_dropout"),
+        )
+        found += self.outside("[0, 1]", "alignment_prior", "level_dropout")
+        found += self.outside("[0, 1)", "mask_share")
+        found += self.outside("[0, inf)", "decisions_per_step")
+        found += self.outside("[1, inf)", "frames_per_step")
         if self.kernel < 1 or self.kernel % 2 == 0:
             found.append(f"--kernel {self.kernel}: an odd number")
-        if self.frames_per_step < 1:
-            found.append(f"--frames-per-step {self.frames_per_step}: at least 1")
-        if self.decisions_per_step < 0:
-            found.append(f"--decisions-per-step {self.decisions_per_step}: at least 0")
-        if not 0 <= self.mask_share < 1:
-            found.append(f"--mask-share {self.mask_share}: in [0, 1)")
         if self.mask_frames < 1:
             found.append(f"--mask-frames {self.mask_frames}: at least 1; --mask-share 0 hides none")
-        if not 0 <= self.level_dropout <= 1:
-            found.append(f"--level-dropout {self.level_dropout}: in [0, 1]")
         return found
 
 
@@ -130,8 +121,7 @@ class Recognizer(TokenModel):
         info: CodecInfo,
         conditions: Mapping[str, ConditionInfo] | None = None,
     ):
-        config.check(conditions or {})
-        super().__init__(config, info, conditions or {})
+        super().__init__(config, info, conditions)
         c, d, text = config, config.decoder_dim, self.conditions["text"]
         if text.num_fields != 1 or text.sizes[0] < 2:
             raise UserError(f"a text of sizes {text.sizes} has no symbols; run rvqlm text again")
@@ -150,7 +140,7 @@ class Recognizer(TokenModel):
     def muon_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.transformer.parameters() if p.ndim == 2]
 
-    # --------------------------------------------------------------------------------- hearing
+    # -------------------------------------------------------------------------- transcription
 
     def log_probs(self, codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What each decision is, and how many an item has.
@@ -164,7 +154,7 @@ class Recognizer(TokenModel):
         if self.training:
             grid = self._augment(grid, lengths)
         x, joined = self.embedding(grid), self.config.frames_per_step
-        # what lies past an item has to be nothing to the convolutions, as it is without company
+        # what lies past an item has to be nothing to the convolutions, as it is alone in a batch
         x = F.gelu(self.front[0]((x * real[..., None]).mT)).mT * real[..., None]
         x = self.front[1](x.mT).mT  # (B, steps, d)
         steps = (lengths + joined - 1) // joined
@@ -224,9 +214,9 @@ class Recognizer(TokenModel):
             reduction="none",
         )
         loss, count = (nats * scored).sum(), counts.sum().float()
-        heard = greedy(log_probs.detach(), decisions)
-        said = [row[:n] for row, n in zip(symbols.tolist(), counts.tolist())]
-        errors = torch.from_numpy(edit_distances(said, heard)).to(counts) * scored
+        transcripts = greedy(log_probs.detach(), decisions)
+        references = [row[:n] for row, n in zip(symbols.tolist(), counts.tolist())]
+        errors = torch.from_numpy(edit_distances(references, transcripts)).to(counts) * scored
         left = (counts - errors).clamp(min=0).sum().float()
         K, level = self.info.num_codebooks, lambda value: F.pad(value.detach()[None], (0, K - 1))
         sums = {
@@ -275,7 +265,7 @@ class Recognizer(TokenModel):
 
     def check_request(self, request) -> None:
         raise UserError(
-            "a recogniser writes down what it hears and makes no codes; use it with "
+            "a recogniser transcribes and makes no codes; use it with "
             "rvqlm recognize, and generate with a model of another family"
         )
 

@@ -3,7 +3,7 @@
 The family of VALL-E (Wang et al., 2023, arXiv:2301.02111); without conditions it continues audio
 from audio, as AudioLM does (Borsos et al., 2022, arXiv:2209.03143), and is known as ``audio-lm``.
 
-    prompt      all K levels of the first frames, heard by both networks, never scored
+    prompt      all K levels of the first frames, given to both networks, never scored
     AR          causal; level 0 of the next frame, and where the sequence ends
     NAR         not causal; level j of all frames from their levels below j; K - 1 passes
 
@@ -33,8 +33,6 @@ from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig
 from rvqlm.models.valle_parts import CoarseDecoder, CoarseModel, FineModel
 
-PROMPT_MODES = ("fraction", "seconds", "none")
-
 
 @dataclass
 class ValleConfig(NetworkConfig):
@@ -44,17 +42,17 @@ class ValleConfig(NetworkConfig):
     """What is trained: 0 both networks, 1 the AR (level 0 and the end), 2 the NAR (the other
     levels). A model of stage 1 cannot generate."""
     prompt_mode: Literal["fraction", "seconds", "none"] = "fraction"
-    """How training splits an item into the prompt, which is heard with all levels and not scored,
+    """How training splits an item into the prompt, which is given with all levels and not scored,
     and the target: by a fraction of its length, by seconds, or without prompts."""
     prompt_fraction: float = 0.4
     """Share of an item that is prompt, with --prompt-mode fraction."""
     prompt_seconds: float = 3.0
     """Seconds of prompt, with --prompt-mode seconds; at most half of an item."""
     unprompted_share: float = 0.1
-    """Share of items that are trained without a prompt, so that the model can begin from nothing
+    """Share of items that are trained without a prompt, so that the model can generate unprompted
     and score whole sequences."""
     infill_share: float = 0.1
-    """Share of items of which the NAR hears a random stretch at the end too, so that it can fill
+    """Share of items of which the NAR is given a random stretch at the end too, so that it can fill
     gaps; none with --prompt-mode none."""
     add_prenet: bool = False
     """Two linear layers with --dropout between the embeddings and each network."""
@@ -81,29 +79,31 @@ class ValleConfig(NetworkConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        if self.train_stage not in (0, 1, 2):
-            found.append(f"--train-stage {self.train_stage}: 0 (both), 1 (AR) or 2 (NAR)")
-        if self.prompt_mode not in PROMPT_MODES:
-            found.append(f"--prompt-mode {self.prompt_mode!r}: one of {', '.join(PROMPT_MODES)}")
-        if not 0 < self.prompt_fraction < 1:
-            found.append(f"--prompt-fraction {self.prompt_fraction}: between 0 and 1")
-        if not self.prompt_seconds > 0:
-            found.append(f"--prompt-seconds {self.prompt_seconds}: positive")
-        for name in ("unprompted_share", "infill_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                flag = name.replace("_", "-")
-                found.append(f"--{flag} {getattr(self, name)}: in [0, 1]")
-        if self.num_nar_layers < 0:
-            found.append(f"--num-nar-layers {self.num_nar_layers}: at least 0")
-        if not 0 < self.nar_scale_factor < float("inf"):
-            found.append(f"--nar-scale-factor {self.nar_scale_factor}: positive")
-        elif self.nar_scale_factor != 1 and self.nhead > 0:
+        found += self.outside("(0, 1)", "prompt_fraction")
+        found += self.outside("[0, 1]", "unprompted_share", "infill_share")
+        found += self.outside("[0, inf)", "num_nar_layers")
+        found += self.outside("(0, inf)", "prompt_seconds")
+        wrong = self.outside("(0, inf)", "nar_scale_factor")
+        found += wrong
+        if not wrong and self.nar_scale_factor != 1 and self.nhead > 0:
             width = self.decoder_dim * self.nar_scale_factor
             if self.nar_dim != width or self.nar_dim % (2 * self.nhead):
                 found.append(
                     f"--nar-scale-factor {self.nar_scale_factor:g} makes the NAR {width:g} wide: "
                     f"that must be a multiple of {2 * self.nhead}, twice --nhead"
                 )
+        return found
+
+    def unfit(self, info: CodecInfo) -> list[str]:
+        found = []
+        if info.num_codebooks < 2:
+            found.append(
+                f"valle needs at least 2 levels and {info.name} has {info.num_codebooks}: nothing "
+                "is left for the NAR; use --model-name codec-lm"
+            )
+        frames = self.prompt_seconds * float(info.frame_rate)
+        if self.prompt_mode == "seconds" and frames > 0 and round(frames) < 1:
+            found.append(f"--prompt-seconds {self.prompt_seconds} is less than a frame")
         return found
 
 
@@ -128,8 +128,7 @@ class Valle(TokenModel):
         info: CodecInfo,
         conditions: Mapping[str, ConditionInfo] | None = None,
     ):
-        _check(config, info, conditions or {})
-        super().__init__(config, info, conditions or {})
+        super().__init__(config, info, conditions)
         self.ar = CoarseModel(config, info, self.conditions)
         self.nar = FineModel(config, info, self.conditions)
         for frozen in {1: [self.nar], 2: [self.ar]}.get(config.train_stage, []):
@@ -160,8 +159,8 @@ class Valle(TokenModel):
         return prompts.masked_fill(without, 0)
 
     def _known(self, batch: Batch, random: bool) -> Tensor:
-        """(B, T) bool: frames that the NAR hears with all levels; ``random`` draws which items are
-        known at the end too."""
+        """(B, T) bool: frames that the NAR is given with all levels; ``random`` draws which items
+        are known at the end too."""
         B, T, _ = batch.codes.shape
         frames = torch.arange(T, device=batch.codes.device)
         known = frames < batch.prompt_lengths[:, None]
@@ -209,7 +208,7 @@ class Valle(TokenModel):
                 loss = loss + ends[0]
         if self.stage != 1:
             known = self._known(batch, random=self.training and own_split)
-            context = self.nar.hear(batch.conditions, batch.lengths)
+            context = self.nar.encode_conditions(batch.conditions, batch.lengths)
             for level in self._levels(len(known), device):
                 fine, frames = self.nar.loss(
                     batch, known, level, context, weights[1:], label_smoothing
@@ -268,26 +267,7 @@ class Valle(TokenModel):
             conditions = {k: p.repeat(2) for k, p in conditions.items()}
             drop = torch.arange(2 * B, device=codes.device) >= B
             heard = lengths.repeat(2)
-        context = self.nar.hear(conditions, heard, drop)
+        context = self.nar.encode_conditions(conditions, heard, drop)
         codes = self.nar.fill(codes, lengths, known, context, noise, r.sampling, tick)
         ended = torch.tensor([s == "eos" for s in made.stop])
         return Generation.trimmed(codes, lengths, made.prompt_lengths, ended)
-
-
-def _check(config: ValleConfig, info: CodecInfo, conditions: Mapping[str, ConditionInfo]) -> None:
-    """Raise one `UserError` with all problems."""
-    found = []
-    try:
-        config.check(conditions)
-    except UserError as e:
-        found.append(str(e))
-    if info.num_codebooks < 2:
-        found.append(
-            f"valle needs at least 2 levels and {info.name} has {info.num_codebooks}: nothing is "
-            "left for the NAR; use --model-name codec-lm"
-        )
-    frames = config.prompt_seconds * float(info.frame_rate)
-    if config.prompt_mode == "seconds" and frames > 0 and round(frames) < 1:
-        found.append(f"--prompt-seconds {config.prompt_seconds} is less than a frame")
-    if found:
-        raise UserError("; ".join(found))

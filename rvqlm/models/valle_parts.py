@@ -1,8 +1,8 @@
 """The two networks of `rvqlm.models.valle`: `CoarseModel` makes level 0 frame by frame,
 `FineModel` makes one of the other levels, all frames at once.
 
-Both hear frames of codes through one sum of embeddings in which a level that is not heard is the
-special id, and both build these inputs by one function for training and for generation.
+Both are given frames of codes through one sum of embeddings in which a hidden level is the special
+id, and both build these inputs by one function for training and for generation.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class CodeInputs(nn.Module):
         return [] if self.prenet is None else [self.prenet[0].weight, self.prenet[3].weight]
 
 
-def hide(codes: Tensor, heard: Tensor, special: int) -> Tensor:
-    """(B, T, K) codes as ids: ``special`` where not ``heard`` (B, T, K)."""
-    return codes.long().masked_fill(~heard, special)
+def hide(codes: Tensor, visible: Tensor, special: int) -> Tensor:
+    """(B, T, K) codes as ids: ``special`` where not ``visible`` (B, T, K)."""
+    return codes.long().masked_fill(~visible, special)
 
 
 class CoarseModel(nn.Module):
     """Causal transformer over frames that predicts level 0 and the end.
 
-    A frame of the prompt is heard with all levels, a later one with level 0. Columns, and what is
+    A frame of the prompt is given with all levels, a later one with level 0. Columns, and what is
     predicted from them, for a prompt of frames 0 and 1; ``^`` is the special id on all levels,
     ``|`` the step that ``prepend_bos`` puts before the first frame to predict::
 
@@ -112,7 +112,7 @@ class CoarseModel(nn.Module):
         :param level_weights: (1,).
         """
         B, T, _ = batch.codes.shape
-        context = self.network.hear(batch.conditions, B)
+        context = self.network.encode_conditions(batch.conditions, B)
         ids = self.columns(batch.codes, batch.lengths, batch.prompt_lengths)
         if self.end_head is None:
             ids = ids[:, :-1]  # from the last column nothing but the end is predicted
@@ -148,32 +148,33 @@ class CoarseDecoder:
         """(B, P + 1 + shift, K) of the prompts."""
         self.known = lengths + 1 + model.shift
         """(B,) columns of an item that its prompt determines."""
-        self.heard = 0
+        self.position = 0
+        """Frames in the cache."""
 
     def begin(
         self, conditions: Mapping[str, Padded], batch_size: int, max_steps: int, drop: Tensor | None
     ) -> DecoderState:
         network = self.model.network
-        context = network.hear(conditions, batch_size, drop=drop)
+        context = network.encode_conditions(conditions, batch_size, drop=drop)
         return network.start(context, batch_size, max_steps + self.model.shift)
 
     def step(
         self, inputs: Tensor, state: DecoderState, positions: None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """inputs (rows, n, K) frames that follow those heard, the first a frame of specials; their
-        positions are in order."""
+        """inputs (rows, n, K) frames that follow those in the cache, the first a frame of specials;
+        their positions are in order."""
         hidden = self.model.network.step(self.model.inputs(self._ahead(inputs)), state)[:, -1]
         end_head = self.model.end_head
         return hidden, None if end_head is None else end_head(hidden)
 
     def _ahead(self, inputs: Tensor) -> Tensor:
-        """The columns to hear now."""
+        """The columns that come next."""
         shift = self.model.shift
         if not shift:
             return inputs
-        first = self.heard + shift if self.heard else 0
-        self.heard += inputs.shape[1]
-        step = torch.arange(first, self.heard + shift, device=inputs.device)
+        first = self.position + shift if self.position else 0
+        self.position += inputs.shape[1]
+        step = torch.arange(first, self.position + shift, device=inputs.device)
         columns = self.columns[:, step.clamp(max=self.columns.shape[1] - 1)]
         known = (step < self.known[:, None])[..., None]  # (B, n, 1)
         times = len(inputs) // len(columns)  # twice under guidance
@@ -187,9 +188,9 @@ class CoarseDecoder:
 
 class FineModel(nn.Module):
     """Non-causal transformer that predicts level j of all frames from their levels below j, with
-    norms that hear j (Wang et al., 2023, arXiv:2301.02111, section 4.2.2).
+    norms conditioned on j (Wang et al., 2023, arXiv:2301.02111, section 4.2.2).
 
-    Frames that are ``known`` are heard with all levels.
+    Frames that are ``known`` are given with all levels.
     """
 
     def __init__(self, config, info: CodecInfo, conditions: Mapping[str, ConditionInfo]):
@@ -205,11 +206,11 @@ class FineModel(nn.Module):
     def matrices(self) -> list[nn.Parameter]:
         return self.network.matrices() + self.inputs.matrices()
 
-    def hear(
+    def encode_conditions(
         self, conditions: Mapping[str, Padded], lengths: Tensor, drop: Tensor | None = None
     ) -> Context | None:
         """Conditions on the time axis of sequences whose lengths (B,) are known."""
-        return self.network.hear(conditions, len(lengths), frames=lengths, drop=drop)
+        return self.network.encode_conditions(conditions, len(lengths), frames=lengths, drop=drop)
 
     def hidden(
         self,
@@ -221,13 +222,13 @@ class FineModel(nn.Module):
     ) -> Tensor:
         """(B, T, d), from which level (B,), 1 ... K - 1, of the item is predicted.
 
-        :param codes: (B, T, K); where nothing is heard any values.
+        :param codes: (B, T, K); any values where they are hidden.
         :param known: (B, T) bool.
         """
         valid = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
         levels = torch.arange(self.num_codebooks, device=codes.device)
-        heard = known[..., None] | (levels < level[:, None, None])  # (B, T, K)
-        ids = hide(codes, heard & valid[..., None], self.special)
+        visible = known[..., None] | (levels < level[:, None, None])  # (B, T, K)
+        ids = hide(codes, visible & valid[..., None], self.special)
         return self.network(self.inputs(ids), context, valid=valid, condition=self.level(level - 1))
 
     def loss(

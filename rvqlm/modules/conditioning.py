@@ -1,4 +1,4 @@
-"""Conditions become vectors on the time axis of the frames, and a transformer hears them.
+"""Conditions become vectors on the time axis of the frames, which a transformer is given.
 
 A condition of any kind is steps of integer fields (`rvqlm.condition_info`): one sum of embeddings
 a step, and a position in frames, so that attention finds what belongs to a moment by distance:
@@ -78,8 +78,8 @@ class Conditioner(nn.Module):
     """Embeds conditions.
 
     :param infos: by kind; the order is that of the steps.
-    :param dropout: chance that an item of a training batch hears none of its conditions and, with
-        several, that it misses a single one.
+    :param dropout: chance that an item of a training batch is given none of its conditions and,
+        with several, that it misses a single one.
     :param codes: the model's own input side, which then serves source and prompt too; their ids of
         no code are its last.
     """
@@ -115,7 +115,7 @@ class Conditioner(nn.Module):
     ) -> Context:
         """:param conditions: by kind; a kind that is not there is "not given" for all items.
         :param frames: (B,) frames of each item where known: text and notes are spread over them.
-        :param drop: (B,) bool, items that are to hear nothing.
+        :param drop: (B,) bool, items that are given none.
         :raises UserError: a kind that the model does not know, or other fields.
         """
         if unknown := set(conditions) - set(self.infos):
@@ -215,10 +215,10 @@ class DecoderState:
 
 
 class ConditionedTransformer(nn.Module):
-    """A transformer over steps that hears conditions as a prefix or by cross-attention.
+    """A transformer over steps with conditions as a prefix or by cross-attention.
 
     :param config: of the transformer; with fusion ``cross`` it gets cross-attention.
-    :param num_encoder_layers: non-causal layers over the conditions before they are heard.
+    :param num_encoder_layers: non-causal layers over the conditions alone.
     :param codes: see `Conditioner`.
     """
 
@@ -252,7 +252,9 @@ class ConditionedTransformer(nn.Module):
         parts = [p for p in (self.transformer, self.encoder, self.spread) if p is not None]
         return [p for part in parts for p in part.parameters() if p.ndim == 2]
 
-    def hear(self, conditions: Mapping[str, Padded], batch_size: int, **how) -> Context | None:
+    def encode_conditions(
+        self, conditions: Mapping[str, Padded], batch_size: int, **how
+    ) -> Context | None:
         """Conditions embedded (and encoded); ``how`` as for `Conditioner`. None for a model
         without conditions, which refuses to be given any."""
         if self.conditioner is None:
@@ -331,7 +333,7 @@ class ConditionedTransformer(nn.Module):
 
     def step(self, x: Tensor, state: DecoderState, positions: Tensor | None = None) -> Tensor:
         """Continue by the n steps of x (B, n, d) at positions (B, n), one after the other by
-        default; the first call hears the prefix too."""
+        default; the first call takes the prefix too."""
         B, n, _ = x.shape
         cache, prefix = state.cache, state.prefix
         new = max(0, cache.position - prefix)  # steps of codes held
@@ -341,7 +343,7 @@ class ConditionedTransformer(nn.Module):
                 positions = torch.arange(new, new + n, device=x.device).expand(B, n)
             positions = positions.float()
             x = self._add_nearest(x, state.context, positions)
-            if cache.position == 0:  # the prefix has not been heard yet
+            if cache.position == 0:  # the prefix comes first
                 x = torch.cat([state.context.x.to(x.dtype), x], 1)
                 positions = torch.cat([state.context.positions, positions], 1)
             key_mask = state.key_mask[:, : prefix + new + n]

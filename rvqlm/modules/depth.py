@@ -1,9 +1,10 @@
 """Depth heads: a small causal transformer over the K levels of one frame.
 
-The state of level k hears the hidden state of the frame and the codes of the levels before k, so
-the frame's joint distribution is exact, as in RQ-Transformer (Lee et al., 2022, arXiv:2203.01941)
-and Moshi (Défossez et al., 2024, arXiv:2410.00037). Each level has its own projection of the
-hidden state, table of input codes and classifier; the layers in between are common to all.
+The state of level k is conditioned on the hidden state of the frame and the codes of the levels
+before k, so the frame's joint distribution is exact, as in RQ-Transformer (Lee et al., 2022,
+arXiv:2203.01941) and Moshi (Défossez et al., 2024, arXiv:2410.00037). Each level has its own
+projection of the hidden state, table of input codes and classifier; the layers in between are
+common to all.
 
 Shapes: n rows, K levels, w width, H attention heads of D = w / H.
 """
@@ -15,18 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rvqlm.modules.heads import Choose, TrunkHeads
-
-
-def depth_problems(num_codebooks: int, dim: int, num_layers: int, num_heads: int) -> list[str]:
-    """Everything wrong with the shape of a depth transformer, in the words of the flags."""
-    found = []
-    if num_codebooks < 2:
-        found.append("--head depth needs at least 2 codebooks: use linear")
-    if dim < 1 or num_heads < 1 or dim % num_heads:
-        found.append(f"--depth-dim {dim} is not a multiple of --depth-nhead {num_heads}")
-    if num_layers < 1:
-        found.append(f"--depth-layers {num_layers} must be at least 1")
-    return found
 
 
 def attend_levels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -83,7 +72,7 @@ class DepthBlock(nn.Module):
 class DepthHeads(TrunkHeads):
     """See the file's docstring.
 
-    Codes outside 0 ... V - 1 are heard as "no code here": cells that a pattern leaves empty.
+    Codes outside 0 ... V - 1 mean "no code here": cells that a pattern leaves empty.
     """
 
     needs_frame_at_once = True
@@ -110,7 +99,7 @@ class DepthHeads(TrunkHeads):
         self.blocks = nn.ModuleList(DepthBlock(w, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(w, bias=False)
 
-    def _heard(self, codes: Tensor, level: int) -> Tensor:
+    def _embed(self, codes: Tensor, level: int) -> Tensor:
         """Inputs (n, L, w) of the levels after those of codes (n, L), which begin at ``level``."""
         V, L = self.weight.shape[1], codes.shape[1]
         ids = torch.where((codes >= 0) & (codes < V), codes, V).long()
@@ -118,18 +107,18 @@ class DepthHeads(TrunkHeads):
         return F.embedding(ids + first, self.tables)
 
     def states(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        """(n, d), targets (n, K) -> (n, K, w); state k hears targets of levels before k."""
+        """(n, d), targets (n, K) -> (n, K, w); state k sees targets of levels before k."""
         if targets is None or hidden.ndim != 2:
             raise ValueError("depth heads need the codes, and one hidden state for all of them")
         K = self.num_codebooks
         x = self.project(hidden).unflatten(-1, (K, self.depth_dim))  # (n, K, w)
-        x = x + F.pad(self._heard(targets[:, :-1], 0), (0, 0, 1, 0))
+        x = x + F.pad(self._embed(targets[:, :-1], 0), (0, 0, 1, 0))
         for block in self.blocks:
             x, _ = block(x)
         return self.norm(x)
 
     def draw(self, hidden: Tensor, choose: Choose) -> Tensor:
-        """Level after level, each hearing the codes chosen before it, on all rows of a sequence."""
+        """Level after level, each given the codes chosen before it, on all rows of a sequence."""
         n, K = len(hidden), self.num_codebooks
         inputs = self.project(hidden).unflatten(-1, (K, self.depth_dim))
         past = [None] * len(self.blocks)
@@ -138,7 +127,7 @@ class DepthHeads(TrunkHeads):
             x = inputs[:, level : level + 1]  # (n, 1, w)
             if level:
                 last = chosen[-1].repeat(n // len(chosen[-1]), 1)
-                x = x + self._heard(last, level - 1)
+                x = x + self._embed(last, level - 1)
             for i, block in enumerate(self.blocks):
                 x, past[i] = block(x, past[i])
             logits = F.linear(self.norm(x), self.weight[level])  # (n, 1, V)

@@ -21,9 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvqlm.errors import UserError
-
-EMBEDDINGS = ("sum", "weighted", "attention")
+ATTENTION_HEADS = 4
+"""Of `AttentionEmbedding`; must divide the width."""
 
 
 class SummedTables(nn.Module):
@@ -145,8 +144,12 @@ class AttentionEmbedding(_LayeredEmbedding):
     equal weights.
     """
 
-    def __init__(self, num_codebooks: int, num_embeddings: int, dim: int, num_heads: int = 4):
+    def __init__(
+        self, num_codebooks: int, num_embeddings: int, dim: int, num_heads: int = ATTENTION_HEADS
+    ):
         super().__init__(num_codebooks, num_embeddings, dim)
+        if dim % num_heads:
+            raise ValueError(f"width {dim} is not a multiple of {num_heads} heads")
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.query = nn.Parameter(torch.zeros(num_heads, dim // num_heads))
@@ -184,31 +187,14 @@ class AttentionEmbedding(_LayeredEmbedding):
 
 
 def make_embedding(
-    kind: str,
-    num_codebooks: int,
-    num_embeddings: int,
-    dim: int,
-    *,
-    expansion: float = 2.0,
-    num_heads: int = 4,
-) -> SummedTables:
-    """Embedding of a kind of `EMBEDDINGS`: (B, S, K) ids -> (B, S, d).
+    kind: str, num_codebooks: int, num_embeddings: int, dim: int
+) -> SumEmbedding | _LayeredEmbedding:
+    """Embedding of a kind: (B, S, K) ids -> (B, S, d).
 
     :param num_embeddings: ids per level, the special one ("no code here", the last) included.
-    :param expansion: inner width of ``weighted``, in widths of the model.
-    :param num_heads: of ``attention``.
-    :raises UserError: an unknown kind, a shape that does not work.
+    :raises ValueError: an unknown kind.
     """
-    if kind == "sum":
-        return SumEmbedding(num_codebooks, num_embeddings, dim)
-    if kind == "weighted":
-        if round(expansion * dim) < 1:
-            raise UserError(f"expansion {expansion} of the input side must be positive")
-        return WeightedEmbedding(num_codebooks, num_embeddings, dim, expansion)
-    if kind == "attention":
-        if num_heads < 1 or dim % num_heads:
-            raise UserError(
-                f"--input-side attention: width {dim} is not a multiple of {num_heads} heads"
-            )
-        return AttentionEmbedding(num_codebooks, num_embeddings, dim, num_heads)
-    raise UserError(f"--input-side {kind!r}: choose one of {', '.join(EMBEDDINGS)}")
+    kinds = {"sum": SumEmbedding, "weighted": WeightedEmbedding, "attention": AttentionEmbedding}
+    if kind not in kinds:
+        raise ValueError(f"no embedding of kind {kind!r}, only {', '.join(kinds)}")
+    return kinds[kind](num_codebooks, num_embeddings, dim)

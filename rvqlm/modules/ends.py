@@ -15,7 +15,7 @@ class EndHead(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.linear = nn.Linear(dim, 1)
-        # ends are rare: start from "goes on"
+        # ends are rare: start from "continues"
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, -5.0)
 
@@ -24,7 +24,7 @@ class EndHead(nn.Module):
         return self.linear(hidden).squeeze(-1)
 
     def loss(self, hidden: Tensor, at: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """-log p of "goes on" before every scored frame and of "ends" after the last, the latter
+        """-log p of "continues" before every scored frame and of "ends" after the last, the latter
         only for items that end where their recording ends; sum and number of decisions.
 
         :param hidden: (B, S, d).

@@ -6,7 +6,7 @@ mlp        per level a norm, a feed-forward layer without residual, and a classi
 depth      a small causal transformer over the levels of a frame (`rvqlm.modules.depth`)
 ========== ========================================================================================
 
-``linear`` and ``mlp`` can be ``shared``: one classifier for all levels, which hears the level as a
+``linear`` and ``mlp`` can be ``shared``: one classifier for all levels, given the level as a
 learned vector added to the hidden state. All start with classifiers of zeros, so that the first
 loss is exactly ln V. Losses are computed as `rvqlm.modules.fused_loss` tells.
 
@@ -23,11 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvqlm.errors import UserError
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.fused_loss import HeadLoss, fused_loss, fused_loss_of_level, fused_trunk_loss
-
-HEADS = ("linear", "mlp", "depth")
 
 Choose = Callable[[int, Tensor], Tensor]
 """``choose(first_level, logits (N, k, V)) -> codes (N', k)`` of levels first_level ...
@@ -55,7 +52,7 @@ class Heads(nn.Module):
 
         :param hidden: (N, d), or (N, K, d) with a state per level.
         :param targets: (N, K) integer codes. Where not valid any number; depth heads take one
-            outside 0 ... V - 1 for "no code here", and others for codes that finer levels hear.
+            outside 0 ... V - 1 for "no code here", and others for codes that finer levels see.
         :param valid: (N, K) bool.
         :param level_weights: (K,) factors of the loss, 1 by default.
         :param label_smoothing: share of the target spread evenly over the V codes.
@@ -263,47 +260,3 @@ class MLPHeads(TrunkHeads):
 
     def muon_matrices(self) -> list[nn.Parameter]:
         return [self.up, self.down]
-
-
-def make_heads(
-    kind: str,
-    num_codebooks: int,
-    codebook_size: int,
-    dim: int,
-    *,
-    shared: bool = False,
-    expansion: float = 1.0,
-    depth_dim: int = 0,
-    depth_layers: int = 2,
-    depth_heads: int = 4,
-) -> Heads:
-    """Heads of a kind of `HEADS`.
-
-    :param shared: one classifier for all levels; linear and mlp.
-    :param expansion: inner width of mlp heads, in widths of the model.
-    :param depth_dim: width of the depth transformer; 0: that of the model, at most 256.
-    :param depth_layers: its layers.
-    :param depth_heads: its attention heads.
-    :raises UserError: all problems in one message.
-    """
-    from rvqlm.modules.depth import DepthHeads, depth_problems
-
-    problems = []
-    if kind not in HEADS:
-        problems.append(f"--head {kind!r}: choose one of {', '.join(HEADS)}")
-    if kind == "mlp" and round(expansion * dim) < 1:
-        problems.append(f"--head-expansion {expansion} must be positive")
-    if kind == "depth":
-        depth_dim = depth_dim or min(dim, 256)
-        problems += depth_problems(num_codebooks, depth_dim, depth_layers, depth_heads)
-        if shared:
-            problems.append("--shared-head has no meaning with --head depth")
-    if problems:
-        raise UserError("; ".join(problems))
-    if kind == "depth":
-        return DepthHeads(num_codebooks, codebook_size, dim, depth_dim, depth_layers, depth_heads)
-    if kind == "mlp":
-        return MLPHeads(num_codebooks, codebook_size, dim, expansion, shared)
-    if shared:
-        return SharedLinearHeads(num_codebooks, codebook_size, dim)
-    return LinearHeads(num_codebooks, codebook_size, dim)

@@ -1,5 +1,5 @@
 """The one transformer: rotary positions, SDPA attention, optional KV cache, cross-attention and
-norms that hear a condition.
+norms with a condition.
 
 Causal in the autoregressive models, not so in those that see both sides. RMSNorm: Zhang &
 Sennrich, 2019 (arXiv:1910.07467); SwiGLU: Shazeer, 2020 (arXiv:2002.05202); squared ReLU: So et
@@ -12,17 +12,28 @@ Shapes: B items, S steps, d model width, H heads of D = d / H, M steps of a memo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rvqlm.errors import UserError
 from rvqlm.modules.attention import Attention, CrossAttention, RotaryTable
 from rvqlm.modules.cache import KVCache
 
-NORMS = ("layernorm", "rmsnorm")
-ACTIVATIONS = ("gelu", "relu", "relu2", "swiglu")
+
+def swiglu(x: Tensor) -> Tensor:
+    gate, value = x.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+NORMS = {"layernorm": partial(nn.LayerNorm, bias=False), "rmsnorm": nn.RMSNorm}
+ACTIVATIONS = {
+    "gelu": F.gelu,  # exact: on a CPU the tanh form takes three times as long
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "swiglu": swiglu,
+}
 
 
 @dataclass
@@ -45,33 +56,6 @@ class TransformerConfig:
     """Gain and bias of every norm come from a vector per item (AdaLN)."""
     activation_checkpointing: bool = False
 
-    def problems(self) -> list[str]:
-        """Everything wrong with it, in the words of the flags."""
-        found = []
-        if self.dim < 1 or self.num_heads < 1 or self.dim % self.num_heads:
-            found.append(f"--decoder-dim {self.dim} is not a multiple of --nhead {self.num_heads}")
-        elif (self.dim // self.num_heads) % 2:
-            found.append(
-                f"--decoder-dim {self.dim} / --nhead {self.num_heads} must be even (rotary pairs)"
-            )
-        if self.num_layers < 1:
-            found.append(f"--num-decoder-layers {self.num_layers} must be at least 1")
-        if self.dim_feedforward < 1:
-            found.append(f"--dim-feedforward {self.dim_feedforward} must be positive")
-        if not 0 <= self.dropout < 1:
-            found.append(f"--dropout {self.dropout} must be in [0, 1)")
-        if self.norm not in NORMS:
-            found.append(f"--norm {self.norm!r}: choose one of {', '.join(NORMS)}")
-        if self.activation not in ACTIVATIONS:
-            found.append(
-                f"--activation {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}"
-            )
-        return found
-
-
-def make_norm(kind: str, dim: int) -> nn.Module:
-    return nn.RMSNorm(dim) if kind == "rmsnorm" else nn.LayerNorm(dim, bias=False)
-
 
 class Norm(nn.Module):
     """The chosen norm; adaptive, its output is scaled and shifted as a vector per item says.
@@ -82,7 +66,7 @@ class Norm(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.norm = make_norm(config.norm, config.dim)
+        self.norm = NORMS[config.norm](config.dim)
         self.modulation = nn.Linear(config.dim, 2 * config.dim) if config.adaptive else None
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
@@ -106,22 +90,12 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.dim_feedforward, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(x)
-        if self.activation == "gelu":
-            x = F.gelu(x)  # exact: on a CPU the tanh form takes three times as long
-        elif self.activation == "relu":
-            x = F.relu(x)
-        elif self.activation == "relu2":
-            x = F.relu(x).square()
-        else:
-            gate, value = x.chunk(2, dim=-1)
-            x = F.silu(gate) * value
-        return self.down(x)
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
 @dataclass
-class Surroundings:
-    """What a block hears beside its input: the same for all layers but for the memory."""
+class BlockInputs:
+    """What a block is given beside the stream: the same for all layers but for the memory."""
 
     cos: Tensor
     sin: Tensor
@@ -153,8 +127,8 @@ class Block(nn.Module):
         self.feedforward = FeedForward(c)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, around: Surroundings, cache: KVCache | None = None) -> Tensor:
-        a = around
+    def forward(self, x: Tensor, given: BlockInputs, cache: KVCache | None = None) -> Tensor:
+        a = given
 
         def branch(x, norm, function):
             if self.norm_first:
@@ -176,12 +150,15 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Stack of blocks with a final norm; raises `UserError` with all problems of the config."""
+    """Stack of blocks with a final norm.
+
+    :raises ValueError: heads that do not divide the width in pairs.
+    """
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        if problems := config.problems():
-            raise UserError("; ".join(problems))
+        if config.dim % (2 * config.num_heads):
+            raise ValueError(f"width {config.dim}: no multiple of 2 x {config.num_heads} heads")
         self.config = config
         self.rotary = RotaryTable(config.dim // config.num_heads, config.rope_base)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
@@ -234,15 +211,15 @@ class Transformer(nn.Module):
             cos, sin = self.rotary.at(positions)
         else:
             cos, sin = self.rotary(cache.position if cache is not None else 0, x.shape[1])
-        around = Surroundings(cos, sin, key_mask, prefix, condition, memory_mask=memory_mask)
+        given = BlockInputs(cos, sin, key_mask, prefix, condition, memory_mask=memory_mask)
         recompute = self.config.activation_checkpointing and self.training and cache is None
         for i, block in enumerate(self.layers):
             if memory is not None:
-                around = replace(around, memory=memory[i])
+                given = replace(given, memory=memory[i])
             if recompute:
-                x = checkpoint(block, x, around, use_reentrant=False)
+                x = checkpoint(block, x, given, use_reentrant=False)
             else:
-                x = block(x, around, cache)
+                x = block(x, given, cache)
         if cache is not None:
             cache.position += x.shape[1]
         return x if self.norm is None else self.norm(x, condition)

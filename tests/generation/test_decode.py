@@ -1,4 +1,4 @@
-"""The decoding loop: prompts verbatim, company without effect, ends where they should be."""
+"""The decoding loop: prompts verbatim, items independent of the batch, ends where they belong."""
 
 import pytest
 import torch
@@ -8,12 +8,13 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
+from rvqlm.patterns import PATTERNS
 
 K, V = 3, 13
 INFO = CodecInfo("toy", "0" * 16, 16000, 320, K, V)
 
 
-@pytest.fixture(params=["delay", "parallel", "flatten", "coarse_first"])
+@pytest.fixture(params=PATTERNS)
 def model(request):
     torch.manual_seed(0)
     model = CodecLM(
@@ -30,7 +31,7 @@ def test_prompts_verbatim_and_batch_independent(model):
     made = model.generate(prompts, lengths, max_frames=11, seed=5)
     for b, n in enumerate(lengths.tolist()):
         assert torch.equal(made.codes[b, :n], prompts[b, :n])
-    # row 0 alone draws the same uniforms as row 0 in company
+    # row 0 alone draws the same uniforms as row 0 of a batch
     alone = model.generate(prompts[:1], lengths[:1], max_frames=11, seed=5)
     assert torch.equal(alone.items()[0], made.items()[0])
     again = model.generate(prompts, lengths, max_frames=11, seed=5)
@@ -84,3 +85,30 @@ def test_rows_and_limits_per_item(model):
     assert torch.equal(third.items()[0], made.items()[2])
     first = model.generate(batch_size=1, max_frames=4, rows=[0], seed=2)
     assert torch.equal(first.items()[0], made.items()[0])
+
+
+@torch.no_grad()
+def test_past_the_first_table_of_positions():
+    """Beyond 1,024 steps, where the rotary table grows under a cache that is in use, generation is
+    that of full passes over all that came before."""
+    torch.manual_seed(0)
+    info = CodecInfo("toy", "0" * 16, 16000, 320, 2, V)
+    config = CodecLMConfig(decoder_dim=16, nhead=2, num_decoder_layers=2, model_end=False)
+    model = CodecLM(config, info).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    prompt = torch.randint(V, (2, 1018, 2))
+    made = model.generate(prompt, max_new_frames=16, temperature=0)
+    grid, valid = model.pattern.interleave(made.codes, made.lengths, V)
+    assert grid.shape[1] == 1035 and torch.equal(made.codes[:, :1018], prompt)
+    inputs = model.shift(grid)
+    full = model.hidden(inputs, made.lengths)
+    best = model.heads(full).argmax(-1)
+    new = valid & (torch.arange(1035)[:, None] - torch.arange(2) >= 1018)
+    assert torch.equal(best[new], grid[new])
+    state = model.begin({}, 2, 1035)
+    cached = [model.step(inputs[:, :1020], state)[0]]
+    assert model.network.transformer.rotary.table.shape[1] > 1024  # grown by the full pass
+    model.network.transformer.rotary.table = torch.empty(2, 0, 4)
+    cached += [model.step(inputs[:, s : s + 1], state)[0] for s in range(1020, 1035)]
+    torch.testing.assert_close(torch.stack(cached, 1), full[:, 1019:], atol=1e-5, rtol=1e-4)

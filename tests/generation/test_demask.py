@@ -33,7 +33,7 @@ class Oracle:
     def choose_lengths(self, request, uniform):
         return request.limits, torch.zeros(len(uniform), dtype=torch.bool)
 
-    def hear(self, conditions, frames, drop):
+    def encode_conditions(self, conditions, frames, drop):
         return None
 
     def hidden(self, codes, frames, context):
@@ -211,7 +211,7 @@ def test_codes_that_the_model_is_surest_of_come_first():
 class Two(Oracle):
     """Logits that differ between the rows that hear the conditions and those that don't."""
 
-    def hear(self, conditions, frames, drop):
+    def encode_conditions(self, conditions, frames, drop):
         return drop
 
     def hidden(self, codes, frames, drop):

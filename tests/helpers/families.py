@@ -9,6 +9,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.models.base import TokenModel
 from rvqlm.models.factory import build_model
+from rvqlm.patterns import PATTERNS
 
 K, V = 3, 13
 INFO = CodecInfo("toy", "0" * 16, 16000, 320, K, V)
@@ -21,55 +22,79 @@ CONDITIONS = {
 SMALL = {"decoder_dim": 32, "nhead": 2, "num_decoder_layers": 2}
 ENCODER = {"fusion": "cross", "num_encoder_layers": 1}
 
+
+def codec_lm(**config) -> tuple[str, dict]:
+    return "codec-lm", config
+
+
+TEXT, BOTH = {"conditions": ("text",)}, {"conditions": ("text", "prompt")}
 AUTOREGRESSIVE = {
-    "delay": ("codec-lm", {}),
-    "delay-custom": ("codec-lm", {"delays": (0, 2, 2)}),
-    "parallel": ("codec-lm", {"pattern": "parallel"}),
-    "flatten": ("codec-lm", {"pattern": "flatten"}),
-    "coarse-first": ("codec-lm", {"pattern": "coarse_first"}),
-    "depth": ("codec-lm", {"pattern": "parallel", "head": "depth"}),
-    "mlp": ("codec-lm", {"head": "mlp", "input_side": "weighted"}),
-    "mlp-shared": ("codec-lm", {"head": "mlp", "shared_head": True, "input_side": "attention"}),
-    "linear-shared": ("codec-lm", {"shared_head": True, "pattern": "flatten"}),
-    "post-norm": ("codec-lm", {"norm_first": False, "activation": "relu"}),
-    "text": ("codec-lm", {"conditions": ("text",)}),
-    "text-cross": ("codec-lm", {"conditions": ("text",), **ENCODER}),
-    "text-flatten": ("codec-lm", {"conditions": ("text",), "pattern": "flatten"}),
-    "text-coarse": ("codec-lm", {"conditions": ("text",), "pattern": "coarse_first"}),
-    "text-depth": (
-        "codec-lm",
-        {"conditions": ("text",), "pattern": "parallel", "head": "depth", "fusion": "cross"},
+    **{name.replace("_", "-"): codec_lm(pattern=name) for name in PATTERNS},
+    "delay-custom": codec_lm(delays=(0, 2, 2)),
+    "depth": codec_lm(pattern="parallel", head="depth"),
+    "mlp": codec_lm(head="mlp", input_side="weighted"),
+    "mlp-shared": codec_lm(head="mlp", shared_head=True, input_side="attention"),
+    "linear-shared": codec_lm(shared_head=True, pattern="flatten"),
+    "post-norm": codec_lm(norm_first=False, activation="relu"),
+    "text": codec_lm(**TEXT),
+    "text-cross": codec_lm(**TEXT, **ENCODER),
+    "text-flatten": codec_lm(**TEXT, pattern="flatten"),
+    "text-coarse": codec_lm(**TEXT, pattern="coarse_first"),
+    "text-depth": codec_lm(**TEXT, pattern="parallel", head="depth", fusion="cross"),
+    "text-spread": codec_lm(**TEXT, fusion="spread"),
+    "source-spread": codec_lm(
+        conditions=("source", "prompt"), fusion="spread", num_encoder_layers=1
     ),
-    "text-spread": ("codec-lm", {"conditions": ("text",), "fusion": "spread"}),
-    "source-spread": (
-        "codec-lm",
-        {"conditions": ("source", "prompt"), "fusion": "spread", "num_encoder_layers": 1},
-    ),
-    "source-cross": ("codec-lm", {"conditions": ("source",), **ENCODER}),
-    "midi": ("codec-lm", {"conditions": ("midi",), "num_encoder_layers": 1}),
-    "text-prompt": ("codec-lm", {"conditions": ("text", "prompt")}),
-    "text-prompt-cross": ("codec-lm", {"conditions": ("text", "prompt"), **ENCODER}),
+    "source-cross": codec_lm(conditions=("source",), **ENCODER),
+    "midi": codec_lm(conditions=("midi",), num_encoder_layers=1),
+    "text-prompt": codec_lm(**BOTH),
+    "text-prompt-cross": codec_lm(**BOTH, **ENCODER),
 }
 OTHERS = {
     "valle": ("valle", {}),
-    "valle-text": ("valle", {"conditions": ("text",)}),
-    "valle-text-spread": ("valle", {"conditions": ("text",), "fusion": "spread"}),
+    "valle-text": ("valle", TEXT),
+    "valle-text-spread": ("valle", {**TEXT, "fusion": "spread"}),
     "valle-midi-cross": ("valle", {"conditions": ("midi",), **ENCODER}),
     "masked": ("masked", {}),
     "masked-frame": ("masked", {"masking": "frame"}),
-    "masked-text": ("masked", {"conditions": ("text",)}),
-    "masked-text-spread": (
-        "masked",
-        {"conditions": ("text",), "fusion": "spread", "num_encoder_layers": 1},
-    ),
-    "masked-text-prompt-cross": ("masked", {"conditions": ("text", "prompt"), **ENCODER}),
+    "masked-text": ("masked", TEXT),
+    "masked-text-spread": ("masked", {**TEXT, "fusion": "spread", "num_encoder_layers": 1}),
+    "masked-text-prompt-cross": ("masked", {**BOTH, **ENCODER}),
 }
 ALL = AUTOREGRESSIVE | OTHERS
+"""Plain cases, one feature each: their golden losses say what trained weights mean."""
+
+PAIRWISE = {
+    **{name.replace("_", "-"): codec_lm(pattern=name) for name in PATTERNS},
+    "custom-midi-cross": codec_lm(
+        delays=(0, 2, 2), conditions=("midi",), head="mlp", input_side="weighted", **ENCODER
+    ),
+    "parallel-text-spread": codec_lm(
+        pattern="parallel", **TEXT, fusion="spread", head="mlp", shared_head=True,
+        input_side="attention",
+    ),
+    "depth-text-cross": codec_lm(pattern="parallel", head="depth", **TEXT, fusion="cross"),
+    "flatten-prompt-cross": codec_lm(pattern="flatten", shared_head=True, **BOTH, **ENCODER),
+    "coarse-source-spread": codec_lm(
+        pattern="coarse_first", conditions=("source", "prompt"), fusion="spread",
+        num_encoder_layers=1, input_side="weighted", head="mlp",
+    ),
+    "coarse-text": codec_lm(pattern="coarse_first", **TEXT, shared_head=True),
+    "delay-prompt": codec_lm(**BOTH, num_encoder_layers=1, norm_first=False, activation="relu"),
+    "valle": ("valle", {}),
+    "valle-midi-cross": ("valle", {"conditions": ("midi",), **ENCODER}),
+    "masked-frame-spread": (
+        "masked", {"masking": "frame", **TEXT, "fusion": "spread", "num_encoder_layers": 1},
+    ),
+    "masked-prompt-cross": ("masked", {"masking": "coarse_first", **BOTH, **ENCODER}),
+    "masked": ("masked", {}),
+}  # fmt: skip
+"""Features in combination: what must hold for all of them is tested on these."""
 
 
 def make(case: str, shake: bool = True, **changes) -> TokenModel:
     """The model of a case; shaken, since heads and residual branches start at zero."""
-    name, config = ALL[case]
+    name, config = (ALL | PAIRWISE)[case]
     torch.manual_seed(0)
     model = build_model(name, {**SMALL, **config, **changes}, INFO, CONDITIONS)
     if shake:
@@ -100,18 +125,18 @@ def random_conditions(model, lengths, seed=0) -> dict[str, list[torch.Tensor | N
 
 
 def random_batch(model, lengths, seed=0, prompt_lengths=None, ends=None) -> Batch:
-    items, heard = random_items(lengths, seed), random_conditions(model, lengths, seed)
-    return Batch.from_codes(items, ends, heard, prompt_lengths)
+    items, given = random_items(lengths, seed), random_conditions(model, lengths, seed)
+    return Batch.from_codes(items, ends, given, prompt_lengths)
 
 
 def single(batch: Batch, i: int) -> Batch:
     """Item i of a batch, alone."""
     n = int(batch.lengths[i])
-    heard = {}
+    given = {}
     for kind, padded in batch.conditions.items():
         if length := int(padded.lengths[i]):
-            heard[kind] = [padded.values[i, :length]]
+            given[kind] = [padded.values[i, :length]]
     prompts = None if batch.prompt_lengths is None else [int(batch.prompt_lengths[i])]
-    alone = Batch.from_codes([batch.codes[i, :n]], [bool(batch.ends[i])], heard, prompts)
+    alone = Batch.from_codes([batch.codes[i, :n]], [bool(batch.ends[i])], given, prompts)
     alone.index = batch.index[i : i + 1]
     return alone

@@ -10,10 +10,10 @@ from rvqlm.errors import UserError
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import build_model, config_dict
+from rvqlm.patterns import PATTERNS
 
 K, V = 3, 13
 INFO = CodecInfo("toy", "0" * 16, 16000, 320, K, V)
-PATTERNS = ("delay", "parallel", "flatten", "coarse_first")
 
 
 def make(pattern="delay", shake=True, **changes):
@@ -92,7 +92,7 @@ def test_no_code_is_predicted_from_itself_or_later(pattern):
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_padding_and_company_change_nothing(pattern):
+def test_padding_and_batch_composition_change_nothing(pattern):
     model = make(pattern)
     items = random_items([9, 2, 5])
     together = model(Batch.from_codes(items))
@@ -138,7 +138,7 @@ def test_cached_logits_equal_full(pattern):
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, "custom", "depth"])
 def test_overfits_and_regenerates_exactly(pattern):
-    """8 sequences learnt by heart, continued greedily from 2 frames, ends included."""
+    """8 sequences memorised, continued greedily from 2 frames, ends included."""
     how = {
         "custom": {"pattern": "delay", "delays": (0, 2, 1)},
         "depth": {"pattern": "parallel", "head": "depth", "depth_dim": 16},
@@ -200,7 +200,7 @@ def test_factory_round_trip_and_errors():
         build_model("gru", {}, INFO)
 
 
-def test_scheduled_sampling_hears_predictions_at_the_cost_of_one_pass():
+def test_scheduled_sampling_costs_one_pass_and_only_training_has_it():
     model = make(scheduled_sampling=1.0).train()
     batch = Batch.from_codes(random_items([9, 6]))
     calls = []
@@ -233,10 +233,10 @@ def test_all_of_the_inputs_can_be_predictions():
         F.one_hot(favourite, V).float().mul(1e4).expand(len(hidden), K, V)
     )
     model(Batch.from_codes(random_items([5])))
-    heard = seen[-1][0]  # (S, K)
+    inputs = seen[-1][0]  # (S, K)
     for k in range(K):
-        assert (heard[1 + k : 6 + k, k] == favourite[k]).all()
-        assert (heard[: 1 + k, k] == V).all()
+        assert (inputs[1 + k : 6 + k, k] == favourite[k]).all()
+        assert (inputs[: 1 + k, k] == V).all()
 
 
 @pytest.mark.parametrize("kind", ["prefix", "cross"])
@@ -276,3 +276,38 @@ def test_options_without_effect_are_refused(changes):
     flag = next(k for k in changes if k != "head").replace("_", "-")
     with pytest.raises(UserError, match=f"--{flag} .* means nothing without"):
         make(**changes)
+
+
+def test_all_problems_in_one_message():
+    with pytest.raises(UserError) as e:
+        make("flatten", activation="tanh", dropout=1.0, head="depth", depth_dim=6, depth_layers=0,
+             shared_head=True, input_side="mean", scheduled_sampling=2.0, norm="batch")  # fmt: skip
+    for words in (
+        "--activation 'tanh': choose one of gelu, relu, relu2, swiglu", "--dropout 1.0: in [0, 1)",
+        "--head depth models", "--depth-dim 6 is not a multiple", "--depth-layers 0: at least 1",
+        "--shared-head has no meaning", "--input-side 'mean': choose one of sum, weighted, attent",
+        "--scheduled-sampling 2.0: in [0, 1]", "--norm 'batch': choose one of layernorm, rmsnorm",
+    ):  # fmt: skip
+        assert words in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "changes,words",
+    [
+        ({"decoder_dim": 30, "nhead": 4, "num_decoder_layers": 0},
+         "--decoder-dim 30 is not a multiple of --nhead 4; --num-decoder-layers 0: at least 1"),
+        ({"decoder_dim": 6, "input_side": "attention"}, "--decoder-dim 6 is not a multiple of 4"),
+        ({"head": "mlp", "head_expansion": 0.0}, "--head-expansion 0.0 must be positive"),
+        ({"head": "conv"}, "--head 'conv': choose one of linear, mlp, depth"),
+        ({"pattern": "spiral"}, f"--pattern 'spiral': choose one of {', '.join(PATTERNS)}"),
+    ],
+)  # fmt: skip
+def test_shapes_that_cannot_be_built(changes, words):
+    with pytest.raises(UserError, match=words):
+        build_model("codec-lm", {"nhead": 1, **changes}, INFO)
+
+
+def test_depth_needs_levels():
+    one = CodecInfo("toy", "0" * 16, 16000, 320, 1, V)
+    with pytest.raises(UserError, match="--head depth needs at least 2 codebooks"):
+        build_model("codec-lm", {"pattern": "parallel", "head": "depth"}, one)

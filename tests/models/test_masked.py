@@ -346,7 +346,9 @@ def test_refusals():
     for flag in ("masking", "mask-ratio", "level-distribution", "prompt-fraction", "eval-draws"):
         assert f"--{flag}" in str(e.value)
     assert "--num-decoder-layers" in str(e.value)
-    with pytest.raises(UserError, match=r"mask-ratio 0\.5 needs"):
+    with pytest.raises(
+        UserError, match=r"mask-ratio 0\.5 means nothing without --mask-schedule fixed"
+    ):
         make(mask_ratio=0.5)
     with pytest.raises(UserError, match="scores one level anyway"):
         make(masking="coarse_first", level_training="random")

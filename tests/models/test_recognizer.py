@@ -228,7 +228,7 @@ def test_all_problems_of_the_flags_in_one_message():
         assert flag in str(error.value)
     with pytest.raises(UserError, match="no description"):
         Recognizer(RecognizerConfig(), INFO, {})
-    with pytest.raises(UserError, match="hears nothing beside"):
+    with pytest.raises(UserError, match="is given codes alone"):
         Recognizer(RecognizerConfig(num_encoder_layers=2), INFO, text)
 
 

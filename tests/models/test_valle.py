@@ -311,7 +311,7 @@ def test_all_problems_in_one_message():
     "changes, message",
     [
         ({"nar_scale_factor": 0.01}, "0.32 wide"),
-        ({"nar_scale_factor": 0.0}, "positive"),
+        ({"nar_scale_factor": 0.0}, "more than 0"),
         ({"prompt_mode": "seconds", "prompt_seconds": 0.001}, "less than a frame"),
     ],
 )

@@ -54,7 +54,7 @@ def test_cached_coarse_logits_equal_full(option):
     request = make_request(INFO, codes.device, codes[:, :4], P, max_frames=7, conditions=heard)
     decoder, shift = CoarseDecoder(model.ar, request), model.ar.shift
     with torch.no_grad():
-        context = model.ar.network.hear(heard, 2)
+        context = model.ar.network.encode_conditions(heard, 2)
         columns = model.ar.columns(codes, torch.tensor([7, 7]), P)
         full = model.ar.hidden(columns, context)[:, shift:]  # by frame
         # what the loop feeds: a frame of specials, known frames whole, drawn ones with level 0
@@ -117,7 +117,7 @@ def test_levels_are_drawn_independently():
 def test_the_nar_spreads_texts_over_the_known_length():
     model = make(conditions=("text",))
     heard = {"text": Padded.of([torch.ones(4), torch.ones(2)], 1)}
-    context = model.nar.hear(heard, torch.tensor([20, 30]))
+    context = model.nar.encode_conditions(heard, torch.tensor([20, 30]))
     assert context.positions[0, 1:].tolist() == [2.5, 7.5, 12.5, 17.5]
     assert context.positions[1, 1:3].tolist() == [7.5, 22.5]
 
@@ -159,8 +159,8 @@ def test_guidance(option):
     full = torch.full((3,), 8)
     noise = torch.full((3, 8, K - 1), 0.5)
     drop = torch.tensor([False] * 3 + [True] * 3)
-    twice = model.nar.hear({"text": heard["text"].repeat(2)}, full.repeat(2), drop)
-    once = model.nar.hear(heard, full)
+    twice = model.nar.encode_conditions({"text": heard["text"].repeat(2)}, full.repeat(2), drop)
+    once = model.nar.encode_conditions(heard, full)
     fine = [
         model.nar.fill(plain, full, known, context, noise, SamplingConfig(cfg_scale=8.0), int)
         for context in (once, twice)

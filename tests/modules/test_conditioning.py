@@ -94,14 +94,16 @@ def test_cached_equals_full_and_company_changes_nothing(fusion, layers):
         torch.nn.init.normal_(p, std=0.2)
     given = {"text": steps("text", 4, 6), "prompt": steps("prompt", 3, 0)}
     x = torch.randn(2, 7, 32)
-    full = model(x, model.hear(given, 2))
-    state = model.start(model.hear(given, 2), 2, 7)
+    full = model(x, model.encode_conditions(given, 2))
+    state = model.start(model.encode_conditions(given, 2), 2, 7)
     parts = [model.step(x[:, s : s + n], state) for s, n in ((0, 3), (3, 1), (4, 2), (6, 1))]
     torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-5, rtol=1e-5)
     alone = {k: Padded(p.values[:1, : p.lengths[0]], p.lengths[:1]) for k, p in given.items()}
-    torch.testing.assert_close(model(x[:1], model.hear(alone, 1)), full[:1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(x[:1], model.encode_conditions(alone, 1)), full[:1], atol=1e-5, rtol=1e-5
+    )
     other = dict(given, text=steps("text", 4, 6))
-    assert not torch.allclose(model(x, model.hear(other, 2)), full)
+    assert not torch.allclose(model(x, model.encode_conditions(other, 2)), full)
 
 
 def test_long_masked_sequences_in_blocks_equal_the_whole(monkeypatch):
@@ -111,7 +113,7 @@ def test_long_masked_sequences_in_blocks_equal_the_whole(monkeypatch):
     model = ConditionedTransformer(CONFIG, {"text": INFOS["text"]})
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    context = model.hear({"text": steps("text", 9, 4)}, 2)
+    context = model.encode_conditions({"text": steps("text", 9, 4)}, 2)
     x = torch.randn(2, 23, 32)
     whole = model(x, context)
     monkeypatch.setattr(attention, "CPU_BLOCK", 5)
@@ -144,8 +146,8 @@ def test_codes_that_are_heard_share_the_input_side():
 def test_refusals():
     model = ConditionedTransformer(CONFIG, {"text": INFOS["text"]})
     with pytest.raises(UserError, match="not trained with the condition prompt"):
-        model.hear({"prompt": steps("prompt", 2)}, 1)
+        model.encode_conditions({"prompt": steps("prompt", 2)}, 1)
     with pytest.raises(UserError, match="2 fields, the model wants 1"):
-        model.hear({"text": steps("prompt", 2)}, 1)
+        model.encode_conditions({"text": steps("prompt", 2)}, 1)
     with pytest.raises(UserError, match="without conditions"):
-        ConditionedTransformer(CONFIG).hear({"text": steps("text", 2)}, 1)
+        ConditionedTransformer(CONFIG).encode_conditions({"text": steps("text", 2)}, 1)

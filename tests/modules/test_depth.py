@@ -31,7 +31,7 @@ def test_probabilities_of_all_frames_add_up_to_one(heads):
         assert p.max() > 2 / V**K  # not the uniform distribution
 
 
-def test_a_level_hears_the_levels_before_it_and_no_others(heads):
+def test_a_level_sees_the_levels_before_it_and_no_others(heads):
     hidden, codes = torch.randn(1, D).double(), torch.randint(V, (1, K))
     logits = heads(hidden, codes)
     for k in range(K):
@@ -41,7 +41,7 @@ def test_a_level_hears_the_levels_before_it_and_no_others(heads):
         assert differs == [level > k for level in range(K)]
 
 
-def test_every_level_hears_the_hidden_state(heads):
+def test_every_level_sees_the_hidden_state(heads):
     hidden = torch.randn(1, D).double().requires_grad_()
     logits = heads(hidden, torch.randint(V, (1, K)))
     for k in range(K):
@@ -80,7 +80,7 @@ def test_rows_with_and_without_a_condition_hear_the_same_codes(heads):
     torch.testing.assert_close(torch.cat(seen, 1), heads(hidden, codes.repeat(2, 1)))
 
 
-def test_empty_cells_are_heard_as_such(heads):
+def test_empty_cells_are_seen_as_such(heads):
     hidden, codes = torch.randn(1, D).double(), torch.zeros(1, K, dtype=torch.long)
     empty, padding = codes.clone(), codes.clone()
     empty[0, 0], padding[0, 0] = V, -1
@@ -96,7 +96,7 @@ def test_empty_cells_are_heard_as_such(heads):
     torch.testing.assert_close(torch.cat(seen, 1), logits)
 
 
-def test_codes_not_scored_are_heard(heads):
+def test_codes_not_scored_are_seen(heads):
     """A level that does not count in the loss is still context of the finer ones."""
     hidden, codes = torch.randn(9, D).double(), torch.randint(V, (9, K))
     valid = torch.tensor([False, True, True]).expand(9, K)
@@ -116,7 +116,7 @@ def test_learns_what_independent_heads_cannot():
         optimizer.zero_grad()
         (out.loss / 64).backward()
         optimizer.step()
-    nats = out.nats / 64
+    nats = out.sums["nats"] / 64
     assert 1.3 < nats[0] < 1.5  # log 4 = 1.386
     assert nats[1:].max() < 0.05
 

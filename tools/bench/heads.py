@@ -57,7 +57,7 @@ def measure(args: Args, name: str, side: str) -> dict[str, float]:
     import torch
     import torch.nn.functional as F
 
-    from rvqlm.modules.heads import make_heads
+    from rvqlm.modules.make_heads import make_heads
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
