@@ -9,6 +9,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.models.base import TokenModel
+from rvqlm.models.cards import CARDS
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.masked import Masked, MaskedConfig
 from rvqlm.models.recognizer import Recognizer, RecognizerConfig
@@ -22,7 +23,7 @@ MODELS: dict[str, tuple[type, type[TokenModel]]] = {
 }
 """Name -> (config dataclass, model class)."""
 
-ALIASES: dict[str, str] = {"audio-lm": "valle"}
+ALIASES: dict[str, str] = {alias: card.name for card in CARDS for alias in card.aliases}
 """Other names that users of other projects know a model by."""
 
 

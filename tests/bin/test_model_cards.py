@@ -14,7 +14,6 @@ from families import CONDITIONS, INFO, SMALL, random_batch
 from token_fixtures import make_tokens
 
 from rvqlm.bin.main import main as rvqlm
-from rvqlm.bin.model_cards import CARDS, card_of, count_parameters, options
 from rvqlm.checkpoints.file import FORMAT, save_checkpoint
 from rvqlm.cli import parse
 from rvqlm.codec_info import CodecInfo
@@ -22,6 +21,7 @@ from rvqlm.condition_info import KINDS, ConditionInfo
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.errors import UserError
+from rvqlm.models.cards import CARDS, card_of, count_parameters, options
 from rvqlm.models.factory import ALIASES, MODELS, build_model, config_dict
 from rvqlm.patterns import PATTERNS
 from rvqlm.training.config import flags_class
@@ -51,13 +51,11 @@ def refused(capsys, *words) -> str:
 
 def test_the_cards_are_those_of_the_factory():
     assert {c.name for c in CARDS} == set(MODELS)
-    assert {a: c.name for c in CARDS for a in c.aliases} == ALIASES
-    assert card_of("audio-lm") is card_of("valle")
-    assert all(p in card_of("codec-lm").order for p in PATTERNS)
+    assert ALIASES == {"audio-lm": "valle"} and card_of("audio-lm") is card_of("valle")
 
 
 @by_name
-def test_a_family_hears_what_its_card_says(card):
+def test_a_family_takes_the_conditions_of_its_card(card):
     for kind in KINDS:
         config = {**SMALL, "conditions": (kind,)}
         if kind in card.hears:
@@ -93,8 +91,9 @@ def value(formula: str) -> int:
 
 
 def test_passes():
-    for part in card_of("codec-lm").passes.split(", "):
-        pattern, formula = part.split(maxsplit=1)
+    formulas = [part.split(maxsplit=1) for part in card_of("codec-lm").passes.split(", ")]
+    assert [name for name, _ in formulas] == list(PATTERNS)
+    for pattern, formula in formulas:
         model = build_model("codec-lm", {**SMALL, "pattern": pattern}, INFO)
         assert passes(model) == value(formula), pattern
     assert card_of("valle").passes == "T of the AR, K - 1 of the NAR"
@@ -106,15 +105,14 @@ def test_passes():
 
 
 def test_likelihoods():
-    """As the card of codec-lm has it: exact with flatten, --head depth, coarse_first of two
-    levels, or one level."""
+    """Of patterns, tests/test_patterns.py measures up to how many levels they are exact."""
+    for words in ("exact with flatten", "--head depth", "coarse_first of 2 levels, or 1 level"):
+        assert words in card_of("codec-lm").likelihood
     for levels in (1, 2, 3):
         info = CodecInfo("toy", "", 16000, 320, levels, 7)
-        for pattern in PATTERNS:
-            model = build_model("codec-lm", {**SMALL, "pattern": pattern}, info)
-            exact = pattern == "flatten" or levels == 1
-            exact |= pattern == "coarse_first" and levels == 2
-            assert model.exact_likelihood == exact, (pattern, levels)
+        for name, pattern in PATTERNS.items():
+            model = build_model("codec-lm", {**SMALL, "pattern": name}, info)
+            assert model.exact_likelihood == (levels <= pattern.exact_up_to)
     depth = {**SMALL, "pattern": "parallel", "head": "depth"}
     assert build_model("codec-lm", depth, INFO).exact_likelihood
     for name in ("valle", "masked"):
@@ -165,6 +163,8 @@ def test_options_are_the_trainers_with_their_defaults(card, capsys):
 def test_values_and_aliases_of_an_option():
     found = {o["flag"]: o for o in options(MODELS["codec-lm"][0])}
     assert found["--head"]["values"] == "linear|mlp|depth"
+    assert found["--pattern"]["values"] == "|".join(PATTERNS)
+    assert all(f"{p.name}: {p.about}" in found["--pattern"]["help"] for p in PATTERNS.values())
     assert found["--delays"]["values"] == "INT ..." and found["--dropout"]["values"] == "FLOAT"
     assert found["--decoder-dim"]["aliases"] == ["--d-model"]
     assert found["--decoder-dim"]["default"] == 256  # and 192 where a family says so
@@ -193,8 +193,8 @@ def test_parts(capsys):
     assert found == {
         "embedding": 3 * 14 * 32, "decoder": 2 * block + 32, "heads": 3 * 13 * 32, "end": 33,
     }  # fmt: skip
-    heard = ["--conditions", "text", "source", "--fusion", "cross", "--num-encoder-layers", 1]
-    more = counted(capsys, *words, *heard)
+    given = ["--conditions", "text", "source", "--fusion", "cross", "--num-encoder-layers", 1]
+    more = counted(capsys, *words, *given)
     assert more["parameters"]["encoder"] == block + 32
     assert more["parameters"]["decoder"] == 2 * (block + 32 + 4 * 32 * 32) + 32
     # symbols, and three vectors a kind; the source shares the input side
@@ -245,7 +245,7 @@ def test_mistakes(tmp_path, capsys):
     assert "exclude" in refused(capsys, "--codec-shape", "9x9", "--manifest-dir", tmp_path)
     assert "of the 4 levels" in refused(capsys, "--codec-shape", "4x9", "--num-quantizers", 5)
     assert "at least 2 levels" in refused(capsys, "valle", "--codec-shape", "1x9")
-    assert "needs" in refused(capsys, "masked", "--codec-shape", "2x9", "--mask-ratio", 0.5)
+    assert "without" in refused(capsys, "masked", "--codec-shape", "2x9", "--mask-ratio", 0.5)
     assert "unknown model 'x'" in refused(capsys, "x", "--codec-shape", "2x9")
     (tmp_path / "c.yaml").write_text("patern: delay\n")
     assert "did you mean 'pattern'" in refused(capsys, "--config", tmp_path / "c.yaml")
