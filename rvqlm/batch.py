@@ -60,9 +60,9 @@ class Batch:
     begins: Tensor | None = None
     """(B,) bool: the item begins where its recording does; None: all do."""
     conditions: Mapping[str, Padded] = field(default_factory=dict)
-    """What is heard beside the codes, by kind (`rvqlm.condition_info`): (B, S, F) each."""
+    """What is given beside the codes, by kind (`rvqlm.condition_info`): (B, S, F) each."""
     prompt_lengths: Tensor | None = None
-    """(B,) int64 leading frames that are heard and not scored; None: 0 for all, or for the model
+    """(B,) int64 leading frames that are given and not scored; None: 0 for all, or for the model
     to choose where it trains on a split of its own."""
 
     @property

@@ -1,8 +1,8 @@
 """What a model knows about a condition: its kind, the sizes of its vocabularies, where it lies in
 time, and how its tokens are made from what a user gives.
 
-A condition is whatever a model hears beside the codes it predicts. Every kind is the same thing to
-a model: steps of F integer fields, `(S, F)`.
+A condition is whatever a model is given beside the codes it predicts. Every kind is the same thing
+to a model: steps of F integer fields, `(S, F)`.
 
 ======== ============ ===========================================================================
 kind     F            what it is
@@ -19,6 +19,7 @@ tokens of a new text exactly as training did.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from rvqlm.codec_info import CodecInfo
@@ -104,6 +105,10 @@ class ConditionInfo:
                 f"condition {self.kind}: {name} differ between {mine} ({a}) and {theirs} ({b}); "
                 "use data prepared with the same table"
             )
+
+
+Infos = Mapping[str, ConditionInfo]
+"""Conditions by kind."""
 
 
 def room_of(frames, margins: tuple[float, float]):

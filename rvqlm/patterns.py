@@ -2,8 +2,8 @@
 
 A frame has K codes, a transformer makes one step at a time; a pattern says which codes share a
 step. Each is one formula, `Pattern.steps`: the step at which the code of frame t and level k
-stands. Interleaving scatters codes to those steps, de-interleaving gathers them back. Cells of
-the step grid that hold no code carry a special id. The idea and the names follow MusicGen
+stands. Interleaving scatters codes to those steps. Cells of the step grid that hold no code carry a
+special id. The idea and the names follow MusicGen
 (Copet et al., 2023, arXiv:2306.05284).
 
 `PATTERNS` lists the classes. Flags, their help and the cards of `rvqlm models` read names, meanings
@@ -115,15 +115,6 @@ class Pattern(ABC):
         grid = codes.new_full((B, S + 1, K), empty).scatter_(1, steps, codes)
         mask = real.new_zeros(B, S + 1, K).scatter_(1, steps, real)
         return grid[:, :S].masked_fill(~mask[:, :S], empty), mask[:, :S]
-
-    def deinterleave(self, grid: Tensor, lengths: Tensor, num_frames: int, fill: int) -> Tensor:
-        """Inverse of `interleave`: (B, S, K) -> (B, T, K), ``fill`` past ``lengths``."""
-        B, _, K = grid.shape
-        frames = _numbers(num_frames, grid.device)
-        steps = self.steps(frames, lengths).expand(B, num_frames, K)
-        real = (frames[None, :] < lengths[:, None])[:, :, None]
-        codes = grid.gather(1, steps.clamp(max=grid.shape[1] - 1))
-        return codes.masked_fill(~real, fill)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_codebooks={self.num_codebooks})"

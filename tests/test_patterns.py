@@ -11,7 +11,7 @@ import torch
 from rvqlm.errors import UserError
 from rvqlm.patterns import PATTERNS, DelayPattern, make_pattern
 
-EMPTY, FILL = -7, -9
+EMPTY = -7
 
 
 def naive_delay(length, K):
@@ -86,7 +86,7 @@ def test_a_code_is_followed_by_later_ones_of_its_level(name):
 
 
 @named_with_levels
-def test_round_trip_equals_naive_reference(name, K):
+def test_interleaving_equals_naive_reference(name, K):
     generator = torch.Generator().manual_seed(K)
     pattern = make_pattern(name, K)
     for lengths in ([1], [4], [7, 1, 3], [2, 2], [6, 5, 4, 3]):
@@ -104,10 +104,6 @@ def test_round_trip_equals_naive_reference(name, K):
                     assert int(grid[b, s, k]) == expected
                     assert bool(mask[b, s, k]) == (t is not None)
         assert mask.sum() == n.sum() * K  # each code once
-        back = pattern.deinterleave(grid, n, T, FILL)
-        real = (torch.arange(T)[None] < n[:, None])[:, :, None].expand_as(codes)
-        assert torch.equal(back[real], codes[real])
-        assert (back[~real] == FILL).all()
 
 
 @named_with_levels

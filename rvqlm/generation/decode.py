@@ -1,10 +1,10 @@
 """The decoding loop of all autoregressive models.
 
-Steps of a pattern are made from left to right: those that every item's prompt fills completely are
-heard in one pass, and from there one at a time over a preallocated key-value cache. Prompts of
+Steps of a pattern are made from left to right: those that every item's prompt fills completely go
+through in one pass, and from there one at a time over a preallocated key-value cache. Prompts of
 unequal lengths share a batch: where an item's prompt has a code for a cell, it is taken instead of
 a draw. The end is decided where the next frame's level 0 would stand; what the frames before still
-lack is then completed, be it the finer levels of the last few (delay) or of all (coarse_first).
+lack is then completed, be it the finer levels of the last few frames or of all.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ class Autoregressive(Protocol):
     special: int
 
     def begin(self, conditions, batch_size: int, max_steps: int, drop: Tensor | None):
-        """State before the first step; ``drop`` (B,) bool: items that hear no condition."""
+        """State before the first step; ``drop`` (B,) bool: items that are given no condition."""
 
     def step(self, inputs: Tensor, state, positions: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """inputs (B, n, K) columns that follow those heard, at positions (B, n) or one after the
-        other -> hidden (B, d) and the logit (B,) of
-        an end, or None, of the last step."""
+        """inputs (B, n, K) columns that follow those in the cache, at positions (B, n) or one after
+        the other -> hidden (B, d) and the logit (B,) of an end, or None, of the last step."""
 
     def draw(self, hidden: Tensor, choose) -> Tensor:
         """Codes (B, K); ``choose(first_level, logits (B, k, V)) -> (B, k)``."""
@@ -40,16 +39,10 @@ class Autoregressive(Protocol):
 def decode(model: Autoregressive, request: Request) -> Generation:
     """Fill the cells of the pattern until every sequence has ended."""
     r, pattern, special = request, model.pattern, model.special
-    B, P, K = r.prompt_codes.shape
-    device, T = r.prompt_codes.device, r.max_frames
+    (B, _, K), device, T = r.prompt_codes.shape, r.prompt_codes.device, r.max_frames
     S = pattern.num_steps(T)
     lengths, stopped = r.limits.clone(), torch.zeros(B, dtype=torch.bool, device=device)
-    codes = torch.full((B, T, K), special, device=device)
-    codes[:, :P] = torch.where(
-        (torch.arange(P, device=device) < r.prompt_lengths[:, None])[..., None],
-        r.prompt_codes,
-        special,
-    )
+    codes = r.canvas(T, special)
 
     def column(steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of steps (n,): frames (B, n, K), whether a prompt has them, the grid (B, n, K)."""
@@ -68,12 +61,8 @@ def decode(model: Autoregressive, request: Request) -> Generation:
 
     noise = uniforms(r.seed, r.rows, S, K + 1).to(device)
     guided, scale = r.guided, r.sampling.cfg_scale
-    rows = 2 * B if guided else B
-    conditions, drop = r.conditions, None
-    if guided:  # the second half hears no condition
-        conditions = {k: p.repeat(2) for k, p in conditions.items()}
-        drop = torch.arange(rows, device=device) >= B
-    state = model.begin(conditions, rows, S, drop)
+    conditions, drop = r.conditions_of_rows()
+    state = model.begin(conditions, 2 * B if guided else B, S, drop)
     start = torch.full((B, 1, K), special, device=device)
     inputs = torch.cat([start, grid[:, :begin]], 1)
     for s in range(begin, S):

@@ -36,7 +36,7 @@ class FillsIn(Protocol):
         """(B,) frames, prompt included and suffix not, and (B,) whether the model chose them."""
 
     def encode_conditions(self, conditions, frames: Tensor, drop: Tensor | None):
-        """Context of items of so many frames (B,); ``drop`` (B,) bool: those that hear nothing."""
+        """Context of items of so many frames (B,); ``drop`` (B,) bool: those without conditions."""
 
     def hidden(self, codes: Tensor, frames: Tensor, context) -> Tensor:
         """(B, T, K) codes with `special` where hidden -> (B, T, d)."""
@@ -78,7 +78,7 @@ def plan_passes(masking: str, num_codebooks: int, steps: int, fine_steps: int) -
 def demask(model: FillsIn, request: Request) -> Generation:
     """Fill in what lies between prompt and end, or between prompt and suffix."""
     r, special, config = request, model.special, request.demask
-    B, P, K = r.prompt_codes.shape
+    B, _, K = r.prompt_codes.shape
     device = r.prompt_codes.device
     draws = generators(r.seed, r.rows)
     first = torch.stack([torch.rand((), generator=g) for g in draws])
@@ -88,20 +88,15 @@ def demask(model: FillsIn, request: Request) -> Generation:
         frames = ends + r.suffix_codes.shape[1]
     T = int(frames.max())
     at = torch.arange(T, device=device)
-    codes = torch.full((B, T, K), special, device=device)
-    known = at[:P] < r.prompt_lengths[:, None]  # (B, P)
-    codes[:, :P] = torch.where(known[..., None], r.prompt_codes[:, :T], special)
+    codes = r.canvas(T, special)
     if r.suffix_codes is not None:
         places = ends[:, None] + torch.arange(r.suffix_codes.shape[1], device=device)
         codes.scatter_(1, places[..., None].expand(-1, -1, K), r.suffix_codes)
     gap = (at >= r.prompt_lengths[:, None]) & (at < ends[:, None])  # (B, T)
 
-    conditions, drop, heard = r.conditions, None, frames
-    if r.guided:  # the second half hears no condition
-        conditions = {k: p.repeat(2) for k, p in conditions.items()}
-        drop = torch.arange(2 * B, device=device) >= B
-        heard = frames.repeat(2)
-    context = model.encode_conditions(conditions, heard, drop)
+    conditions, drop = r.conditions_of_rows()
+    frames_of_rows = frames.repeat(2) if r.guided else frames
+    context = model.encode_conditions(conditions, frames_of_rows, drop)
     passes = plan_passes(model.masking, K, config.steps or 16, config.fine_steps or 1)
     hidden_cells = gap[..., None].repeat(1, 1, K)
     scores = torch.zeros(B, T, K, device=device)
@@ -111,7 +106,8 @@ def demask(model: FillsIn, request: Request) -> Generation:
         random = _draw(draws, frames.tolist(), T, 2 * count).to(device)
         masked = hidden_cells[..., levels]  # (B, T, k)
         if bool(masked.any()):
-            states = model.hidden(codes.repeat(2, 1, 1) if r.guided else codes, heard, context)
+            rows = codes.repeat(2, 1, 1) if r.guided else codes
+            states = model.hidden(rows, frames_of_rows, context)
             new, score = _predict(model, states.flatten(0, 1), masked, levels, random, r)
             codes[..., levels] = torch.where(masked, new, codes[..., levels])
             scores[..., levels] = torch.where(masked, score, scores[..., levels])

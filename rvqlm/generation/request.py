@@ -82,6 +82,24 @@ class Request:
         """Whether the unconditional half has to be computed at all."""
         return bool(self.conditions) and self.sampling.cfg_scale != 1.0
 
+    def conditions_of_rows(self) -> tuple[Mapping[str, Padded], Tensor | None]:
+        """Conditions of all rows to compute, and under guidance, where each item has two, which of
+        them (2 B,) are given none: the second half."""
+        if not self.guided:
+            return self.conditions, None
+        twice = {kind: padded.repeat(2) for kind, padded in self.conditions.items()}
+        rows = torch.arange(2 * self.batch_size, device=self.limits.device)
+        return twice, rows >= self.batch_size
+
+    def canvas(self, num_frames: int, special: int) -> Tensor:
+        """(B, T, K) codes: the prompts, and ``special`` elsewhere."""
+        prompts = self.prompt_codes[:, :num_frames]
+        B, P, K = prompts.shape
+        known = torch.arange(P, device=prompts.device) < self.prompt_lengths[:, None]
+        codes = prompts.new_full((B, num_frames, K), special)
+        codes[:, :P] = prompts.masked_fill(~known[..., None], special)
+        return codes
+
 
 def make_request(
     info: CodecInfo,
@@ -144,8 +162,8 @@ def make_request(
             f"{int(limits[worst])} frames; shorten it or ask for more"
         )
     real = torch.arange(P, device=device)[None, :] < prompt_lengths[:, None]
-    heard = prompt_codes[real]
-    if heard.numel() and not (int(heard.min()) >= 0 and int(heard.max()) < V):
+    given = prompt_codes[real]
+    if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < V):
         raise UserError(f"prompt codes must lie in 0 ... {V - 1}")
     return Request(
         prompt_codes=prompt_codes,

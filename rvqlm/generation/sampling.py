@@ -13,19 +13,18 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rvqlm.errors import UserError
-
 
 @dataclass
 class SamplingConfig:
     """How codes are drawn."""
 
     temperature: float = 1.0
-    """Divides the logits: below 1 safer, above 1 more varied, 0 takes the likeliest code."""
+    """Divides the logits: below 1 safer, above 1 more varied, 0 takes the most likely code."""
     top_k: int = 0
-    """Draw among the k likeliest codes of each level only; 0: all."""
+    """Top-k sampling: draw among the k most likely codes of each level only; 0: all."""
     top_p: float = 1.0
-    """Draw among the likeliest codes that together hold this probability (nucleus); 1: all."""
+    """Nucleus sampling: draw among the most likely codes that together hold this probability; 1:
+    all."""
     cfg_scale: float = 1.0
     """Classifier-free guidance: how far to go from what the model would say without its conditions
     to what it says with them. 1: no guidance, at half the cost; 2 to 4 follow a text more
@@ -42,10 +41,6 @@ class SamplingConfig:
         if not 0 <= self.cfg_scale < float("inf"):
             found.append(f"--cfg-scale {self.cfg_scale} must not be negative")
         return found
-
-    def check(self) -> None:
-        if problems := self.problems():
-            raise UserError("; ".join(problems))
 
 
 @dataclass
@@ -92,7 +87,7 @@ def guide(logits: Tensor, scale: float) -> Tensor:
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """(..., V) logits with all but the allowed codes at -inf.
 
-    top-p keeps the smallest set of likeliest codes whose probability reaches ``top_p`` (Holtzman
+    top-p keeps the smallest set of most likely codes whose probability reaches ``top_p`` (Holtzman
     et al., 2020, arXiv:1904.09751), at least one; where both are given, of those left by top-k.
     """
     V = logits.shape[-1]
@@ -102,7 +97,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     if top_p < 1.0:
         ordered, order = logits.sort(dim=-1, descending=True)
         p = ordered.softmax(-1)
-        before = p.cumsum(-1) - p  # probability of all likelier codes
+        before = p.cumsum(-1) - p  # probability of all more likely codes
         drop = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, order, before >= top_p)
         logits = logits.masked_fill(drop, -torch.inf)
     return logits

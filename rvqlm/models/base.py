@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.generation.request import Generation, Request, make_request
 from rvqlm.generation.sampling import SamplingConfig
@@ -78,7 +77,7 @@ class TokenModel(nn.Module):
     progress: float = 0.0
     """Share of the training that is done; the trainer sets it before each step."""
 
-    def __init__(self, config, info: CodecInfo, conditions: Mapping[str, ConditionInfo] | None):
+    def __init__(self, config, info: CodecInfo, conditions: Infos | None):
         conditions = conditions or {}
         config.check(info, conditions)
         super().__init__()

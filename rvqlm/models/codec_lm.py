@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import Infos
 from rvqlm.generation.decode import decode
 from rvqlm.generation.request import Generation, Request
 from rvqlm.models.base import LMOutput, TokenModel
@@ -113,12 +113,7 @@ class CodecLM(TokenModel):
 
     name = "codec-lm"
 
-    def __init__(
-        self,
-        config: CodecLMConfig,
-        info: CodecInfo,
-        conditions: Mapping[str, ConditionInfo] | None = None,
-    ):
+    def __init__(self, config: CodecLMConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
         c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
         self.pattern = make_pattern(c.pattern, K, c.delays)
@@ -165,10 +160,7 @@ class CodecLM(TokenModel):
         )
 
     def forward(
-        self,
-        batch: Batch,
-        label_smoothing: float = 0.0,
-        level_weights: Tensor | None = None,
+        self, batch: Batch, label_smoothing: float = 0.0, level_weights: Tensor | None = None
     ) -> LMOutput:
         B, T, K = batch.codes.shape
         steps = self.pattern.grid_steps(T, with_end=self.end_head is not None)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.models.base import TokenModel
 from rvqlm.models.cards import CARDS
@@ -37,9 +36,7 @@ def model_entry(name: str) -> tuple[type, type[TokenModel]]:
     return MODELS[name]
 
 
-def build_model(
-    name: str, config, info: CodecInfo, conditions: Mapping[str, ConditionInfo] | None = None
-) -> TokenModel:
+def build_model(name: str, config, info: CodecInfo, conditions: Infos | None = None) -> TokenModel:
     """A new model, initialised from torch's random state.
 
     :param config: the model's config dataclass, or a dict of its fields.

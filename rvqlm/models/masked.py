@@ -4,7 +4,7 @@ The family of MaskGIT (Chang et al., 2022, arXiv:2202.04200) and SoundStorm (Bor
 arXiv:2305.09636). In training a random part of the codes is hidden and predicted from the rest and
 from the conditions; generation begins with all of them hidden and fills them in within a few passes
 (`rvqlm.generation.demask`), so it also fills gaps. How long a sequence is, the same network says
-from the conditions alone, before any code exists (`rvqlm.modules.length`).
+from the conditions alone, before any code exists (`rvqlm.modules.ends`).
 
 What the numbers mean:
 
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.generation.demask import LOGITS_AT_ONCE, demask
 from rvqlm.generation.request import Generation, Request
@@ -42,8 +42,8 @@ from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig, input_side_problems
 from rvqlm.modules.conditioning import Context
 from rvqlm.modules.embeddings import make_embedding
+from rvqlm.modules.ends import LengthHead
 from rvqlm.modules.fused_loss import HeadLoss
-from rvqlm.modules.length import LengthHead
 from rvqlm.modules.make_heads import make_heads
 from rvqlm.modules.masking import MASKINGS, Mask, draw_mask
 
@@ -135,12 +135,7 @@ class Masked(TokenModel):
     name = "masked"
     exact_likelihood = False
 
-    def __init__(
-        self,
-        config: MaskedConfig,
-        info: CodecInfo,
-        conditions: Mapping[str, ConditionInfo] | None = None,
-    ):
+    def __init__(self, config: MaskedConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
         c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
         self.masking = c.masking
@@ -182,10 +177,7 @@ class Masked(TokenModel):
     # ------------------------------------------------------------------------------------- losses
 
     def forward(
-        self,
-        batch: Batch,
-        label_smoothing: float = 0.0,
-        level_weights: Tensor | None = None,
+        self, batch: Batch, label_smoothing: float = 0.0, level_weights: Tensor | None = None
     ) -> LMOutput:
         """In training the loss of hidden codes; otherwise an estimate of a bound on that of all
         (see the module), without bias, and the same for an item whenever and in whatever batch.

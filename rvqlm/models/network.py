@@ -3,7 +3,6 @@ models are checked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import inf
 from typing import Annotated, Literal, get_args, get_origin, get_type_hints
@@ -12,7 +11,7 @@ import tyro
 from torch import nn
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import KINDS, ConditionInfo
+from rvqlm.condition_info import KINDS, Infos
 from rvqlm.errors import UserError
 from rvqlm.modules.conditioning import ConditionedTransformer
 from rvqlm.modules.embeddings import ATTENTION_HEADS
@@ -79,7 +78,7 @@ class NetworkConfig:
         return TransformerConfig(dim=dim, **{**shape, **changes})
 
     def build(
-        self, infos: Mapping[str, ConditionInfo], codes: nn.Module | None = None, **changes
+        self, infos: Infos, codes: nn.Module | None = None, **changes
     ) -> ConditionedTransformer:
         """The conditioned transformer that the flags describe; ``changes`` to its config.
 
@@ -126,7 +125,7 @@ class NetworkConfig:
         """What does not go with these codes; families say it."""
         return []
 
-    def check(self, info: CodecInfo, conditions: Mapping[str, ConditionInfo]) -> None:
+    def check(self, info: CodecInfo, conditions: Infos) -> None:
         """Raise one `UserError` with all problems; ``conditions`` are those at hand."""
         found = self.problems()
         if missing := [k for k in self.conditions if k not in conditions]:

@@ -20,7 +20,6 @@ real recordings, needs nobody's opinion. Trained like any model, with the text a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
 from typing import Annotated, Literal
@@ -32,7 +31,7 @@ from torch import Tensor, nn
 
 from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.metrics.recognition import edit_distances
 from rvqlm.models.base import LMOutput, TokenModel
@@ -115,12 +114,7 @@ class Recognizer(TokenModel):
     name = "recognizer"
     generates = False
 
-    def __init__(
-        self,
-        config: RecognizerConfig,
-        info: CodecInfo,
-        conditions: Mapping[str, ConditionInfo] | None = None,
-    ):
+    def __init__(self, config: RecognizerConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
         c, d, text = config, config.decoder_dim, self.conditions["text"]
         if text.num_fields != 1 or text.sizes[0] < 2:

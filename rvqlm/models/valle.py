@@ -15,7 +15,6 @@ trains on one random level per item and step; outside training every level is sc
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from rvqlm.batch import PAD, Batch
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.generation.decode import decode
 from rvqlm.generation.request import Generation, Request
@@ -122,12 +121,7 @@ class Valle(TokenModel):
     name = "valle"
     exact_likelihood = False
 
-    def __init__(
-        self,
-        config: ValleConfig,
-        info: CodecInfo,
-        conditions: Mapping[str, ConditionInfo] | None = None,
-    ):
+    def __init__(self, config: ValleConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
         self.ar = CoarseModel(config, info, self.conditions)
         self.nar = FineModel(config, info, self.conditions)
@@ -173,10 +167,7 @@ class Valle(TokenModel):
         return known & (frames < batch.lengths[:, None])
 
     def forward(
-        self,
-        batch: Batch,
-        label_smoothing: float = 0.0,
-        level_weights: Tensor | None = None,
+        self, batch: Batch, label_smoothing: float = 0.0, level_weights: Tensor | None = None
     ) -> LMOutput:
         """As of every model; levels that the stage does not train have count 0.
 
@@ -257,17 +248,14 @@ class Valle(TokenModel):
             codes = nn.functional.pad(codes, (0, 0, 0, len(frames)), value=PAD)
             codes = codes.scatter(1, at, r.suffix_codes)
             lengths = lengths + len(frames)
-        B, T, K = codes.shape
+        _, T, K = codes.shape
         frames = torch.arange(T, device=codes.device)
         known = (frames < r.prompt_lengths[:, None]) | (frames >= made.lengths[:, None])
         # the AR draws from columns 0 and K of the same uniforms
         noise = uniforms(r.seed, r.rows, T, K + 1)[:, :, 1:K].to(codes.device)
-        conditions, drop, heard = r.conditions, None, lengths
-        if r.guided:  # the second half hears no condition
-            conditions = {k: p.repeat(2) for k, p in conditions.items()}
-            drop = torch.arange(2 * B, device=codes.device) >= B
-            heard = lengths.repeat(2)
-        context = self.nar.encode_conditions(conditions, heard, drop)
+        conditions, drop = r.conditions_of_rows()
+        rows = lengths.repeat(2) if r.guided else lengths
+        context = self.nar.encode_conditions(conditions, rows, drop)
         codes = self.nar.fill(codes, lengths, known, context, noise, r.sampling, tick)
         ended = torch.tensor([s == "eos" for s in made.stop])
         return Generation.trimmed(codes, lengths, made.prompt_lengths, ended)

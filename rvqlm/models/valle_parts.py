@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import Infos
 from rvqlm.generation.request import Request
 from rvqlm.generation.sampling import SamplingConfig, guide, sample
 from rvqlm.modules.conditioning import Context, DecoderState
@@ -66,7 +66,7 @@ class CoarseModel(nn.Module):
               2  3  end                        2  3  end
     """
 
-    def __init__(self, config, info: CodecInfo, conditions: Mapping[str, ConditionInfo]):
+    def __init__(self, config, info: CodecInfo, conditions: Infos):
         super().__init__()
         c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
         self.num_codebooks, self.special = K, V
@@ -193,7 +193,7 @@ class FineModel(nn.Module):
     Frames that are ``known`` are given with all levels.
     """
 
-    def __init__(self, config, info: CodecInfo, conditions: Mapping[str, ConditionInfo]):
+    def __init__(self, config, info: CodecInfo, conditions: Infos):
         super().__init__()
         c, K, V, d = config, info.num_codebooks, info.codebook_size, config.nar_dim
         self.num_codebooks, self.special = K, V

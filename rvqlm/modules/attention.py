@@ -1,4 +1,5 @@
-"""Attention with rotary positions: over a sequence itself, or from one sequence to another.
+"""Attention with rotary positions: over a sequence itself, or from one sequence to another; and the
+cache of keys and values, allocated once for the longest sequence, with which decoding continues.
 
 Rotary embedding: Su et al., 2021 (arXiv:2104.09864). Positions may be fractions, so sequences of
 different rates can lie on one time axis.
@@ -11,8 +12,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from rvqlm.modules.cache import KVCache
 
 CPU_BLOCK = 256
 """Queries per call of causal attention with a mask on a CPU."""
@@ -142,6 +141,42 @@ def _attend_rows(q, k, v, shown, first: int, prefix: int, dropout: float) -> Ten
     if shown is not None:
         seen = seen & shown
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+
+
+class KVCache:
+    """Keys and values of all layers, written in place.
+
+    Memory: 2 * layers * batch * heads * max_steps * head_dim values. ``position`` is the number
+    of steps held; the transformer advances it once per call, after its last layer.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        batch_size: int,
+        num_heads: int,
+        max_steps: int,
+        head_dim: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        shape = (num_layers, batch_size, num_heads, max_steps, head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.position = 0
+
+    @property
+    def max_steps(self) -> int:
+        return self.keys.shape[3]
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, H, n, D) at the current position; return all keys and values so far."""
+        end = self.position + keys.shape[2]
+        if end > self.max_steps:
+            raise ValueError(f"KV cache holds {self.max_steps} steps, {end} asked for")
+        self.keys[layer, :, :, self.position : end] = keys
+        self.values[layer, :, :, self.position : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
 class Attention(nn.Module):

@@ -33,9 +33,9 @@ import torch
 from torch import Tensor, nn
 
 from rvqlm.batch import Padded
-from rvqlm.condition_info import ConditionInfo, room_of
+from rvqlm.condition_info import ConditionInfo, Infos, room_of
 from rvqlm.errors import UserError
-from rvqlm.modules.cache import KVCache
+from rvqlm.modules.attention import KVCache
 from rvqlm.modules.embeddings import FieldEmbedding
 from rvqlm.modules.transformer import Transformer, TransformerConfig
 
@@ -86,7 +86,7 @@ class Conditioner(nn.Module):
 
     def __init__(
         self,
-        infos: Mapping[str, ConditionInfo],
+        infos: Infos,
         dim: int,
         dropout: float = 0.0,
         codes: nn.Module | None = None,
@@ -225,7 +225,7 @@ class ConditionedTransformer(nn.Module):
     def __init__(
         self,
         config: TransformerConfig,
-        infos: Mapping[str, ConditionInfo] | None = None,
+        infos: Infos | None = None,
         fusion: str = "prefix",
         num_encoder_layers: int = 0,
         condition_dropout: float = 0.0,
@@ -284,16 +284,16 @@ class ConditionedTransformer(nn.Module):
             and items are padded.
         :param condition: (B, d) for adaptive norms.
         """
-        if context is None:
-            return self.transformer(x, positions=positions, key_mask=valid, condition=condition)
-        if self.cross:
-            memory = self.transformer.read(context.x, context.positions)
+        if context is None or self.cross:
+            memory = mask = None
+            if context is not None:
+                memory, mask = self.transformer.read(context.x, context.positions), context.mask
             return self.transformer(
                 x,
                 positions=positions,
                 key_mask=valid,
                 memory=memory,
-                memory_mask=context.mask,
+                memory_mask=mask,
                 condition=condition,
             )
         B, S, _ = x.shape

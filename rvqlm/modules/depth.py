@@ -75,7 +75,6 @@ class DepthHeads(TrunkHeads):
     Codes outside 0 ... V - 1 mean "no code here": cells that a pattern leaves empty.
     """
 
-    needs_frame_at_once = True
     exact_frame = True
 
     def __init__(

@@ -35,8 +35,6 @@ decide together about one sequence: rows n, n + N', n + 2 N' ... are then one se
 class Heads(nn.Module):
     """What all heads offer."""
 
-    needs_frame_at_once = False
-    """All levels of a frame come from one hidden state, one after the other."""
     exact_frame = False
     """`loss` is that of the joint distribution of a frame's levels, not of their margins."""
 
@@ -61,10 +59,6 @@ class Heads(nn.Module):
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         """(..., d) -> logits (..., K, V); ``targets`` (..., K) are needed by depth heads only."""
-        raise NotImplementedError
-
-    def logits_of_states(self, states: Tensor) -> Tensor:
-        """(..., K, d), a state per level -> logits (..., K, V)."""
         raise NotImplementedError
 
     def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
@@ -122,11 +116,6 @@ class LinearHeads(Heads):
         K, V, d = weight.shape
         return F.linear(hidden, weight.reshape(K * V, d)).unflatten(-1, (K, V))
 
-    def logits_of_states(self, states: Tensor) -> Tensor:
-        flat = states.reshape(-1, *states.shape[-2:]).transpose(0, 1)  # (K, N, d)
-        logits = torch.bmm(flat, self.classifiers.mT).transpose(0, 1)
-        return logits.unflatten(0, states.shape[:-2])
-
     def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
         return F.linear(hidden, self.classifiers[level])
 
@@ -171,10 +160,6 @@ class TrunkHeads(Heads):
             targets = targets.reshape(-1, self.num_codebooks)
         states = self.states(hidden.reshape(-1, hidden.shape[-1]), targets)
         return self._classify(states).unflatten(0, leading)
-
-    def logits_of_states(self, states: Tensor) -> Tensor:
-        flat = states.reshape(-1, *states.shape[-2:])
-        return self._classify(self.states(flat)).unflatten(0, states.shape[:-2])
 
     def _classify(self, states: Tensor) -> Tensor:
         """(n, K, w) -> (n, K, V)."""

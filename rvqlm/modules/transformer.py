@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rvqlm.modules.attention import Attention, CrossAttention, RotaryTable
-from rvqlm.modules.cache import KVCache
+from rvqlm.modules.attention import Attention, CrossAttention, KVCache, RotaryTable
 
 
 def swiglu(x: Tensor) -> Tensor:

@@ -72,7 +72,9 @@ def measure(args: Args, name: str, side: str) -> dict[str, float]:
         valid = F.one_hot(torch.randint(K, (N,)), K).bool()
 
     def plain():
-        logits = heads.logits_of_states(hidden) if states else heads(hidden, targets)
+        logits = heads(hidden, targets)
+        if states:  # of the state of each level its own
+            logits = torch.stack([logits[:, k, k] for k in range(K)], 1)
         nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
         nats = nats.view(N, K) * valid
         hits = (logits.detach().argmax(-1) == targets) & valid

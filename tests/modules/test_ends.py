@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rvqlm.modules.conditioning import Context
-from rvqlm.modules.length import LengthHead
+from rvqlm.modules.ends import LengthHead
 
 
 @pytest.mark.parametrize("centre,scale", [(1.5, 0.4), (3.0, 0.05), (0.0, 0.3), (4.0, 0.01)])
