@@ -105,6 +105,7 @@ class Recognizer(TokenModel):
     """CTC recogniser over codec tokens.
 
     >>> info = CodecInfo("demo", "", 16000, 320, num_codebooks=4, codebook_size=16)
+    >>> from rvqlm.condition_info import ConditionInfo
     >>> text = {"text": ConditionInfo("text", (30,), rate=4.0)}
     >>> model = Recognizer(RecognizerConfig(32, 2, 1), info, text).eval()
     >>> [len(ids) <= 9 for ids in model.recognize(torch.randint(16, (2, 9, 4)))]
