@@ -84,10 +84,12 @@ def print_result(result: dict) -> None:
         f"{result['split']}: {result['cuts']} cuts, {result['frames']} frames, "
         f"{result['checkpoint']} (step {result['step']})"
     )
-    print("level   nats  unigram  accuracy")
-    rows = zip(result["nats"], result["unigram_nats"], result["accuracy"])
-    for level, (nats, unigram, accuracy) in enumerate(rows):
-        print(f"{level:5d} {nats:6.3f}   {unigram:6.3f}    {accuracy:6.2%}")
+    columns = {"nats": "6.3f", "unigram_nats": "8.3f", "accuracy": "9.2%"}
+    columns |= {k: "8.4f" for k, v in result.items() if isinstance(v, list) and k not in columns}
+    print("level   nats  unigram  accuracy", *(f"{name:>8}" for name in list(columns)[3:]))
+    for level, row in enumerate(zip(*(result[name] for name in columns))):
+        cells = (f"{value:{form}}" for value, form in zip(row, columns.values()))
+        print(f"{level:5d}", *cells)
     print(
         f"loss {result['loss']:.4f} nats/code; {bound}{result['bits_per_second']:,.0f} bits/s, "
         f"unigram {result['unigram_bits_per_second']:,.0f}"
