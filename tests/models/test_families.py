@@ -82,7 +82,7 @@ def test_golden_losses(case):
     """A change of these numbers is a change of what trained weights mean. After a wanted one:
     ``PYTHONPATH=tests/helpers python tests/models/test_families.py`` writes them anew."""
     golden = json.loads(GOLDEN.read_text())
-    assert case in golden, f"{GOLDEN.name} has no {case}: write it with the command above"
+    assert case in golden, f"{GOLDEN.name} has no {case}: the command of this docstring writes it"
     torch.testing.assert_close(golden_loss(case), golden[case], rtol=2e-3, atol=1e-2)
 
 
