@@ -1,5 +1,6 @@
-"""The loop that fills in: known codes verbatim, company without effect, the schedule kept, and with
-a model that knows the true probabilities the samples come closer to the source with every pass."""
+"""The loop that fills in: known codes verbatim, batch composition without effect, the schedule kept,
+and with a model that knows the true probabilities the samples come closer to the source with every
+pass."""
 
 import itertools
 from dataclasses import replace
@@ -147,7 +148,7 @@ def test_any_number_of_passes_fills_everything(masking, steps):
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_known_sides_are_verbatim_and_heard(masking):
+def test_known_sides_are_verbatim_and_seen(masking):
     model = Oracle(masking)
     before, after = torch.randint(V, (3, 4, K)), torch.randint(V, (3, 2, K))
     made = fill(model, 3, frames=9, prompts=before, suffix=after, steps=3)
@@ -159,7 +160,7 @@ def test_known_sides_are_verbatim_and_heard(masking):
 
 @pytest.mark.parametrize("masking", MASKINGS)
 @pytest.mark.parametrize("remask", [None, True])
-def test_items_do_not_depend_on_their_company(masking, remask):
+def test_items_do_not_depend_on_the_batch(masking, remask):
     prompts, lengths = torch.randint(V, (3, 5, K)), torch.tensor([5, 0, 2])
     limits = torch.tensor([6, 12, 9])
     options = {"steps": 5, "seed": 7, "remask": remask}
@@ -209,20 +210,20 @@ def test_codes_that_the_model_is_surest_of_come_first():
 
 
 class Two(Oracle):
-    """Logits that differ between the rows that hear the conditions and those that don't."""
+    """Logits that differ between the rows that have the conditions and those that don't."""
 
     def encode_conditions(self, conditions, frames, drop):
         return drop
 
     def hidden(self, codes, frames, drop):
-        heard = torch.tensor([0.0, 1.0, 1.1]).repeat(K)
-        unheard = torch.tensor([0.0, 0.0, 1.0]).repeat(K)
-        rows = torch.where(drop[:, None], unheard, heard)
+        conditional = torch.tensor([0.0, 1.0, 1.1]).repeat(K)
+        unconditional = torch.tensor([0.0, 0.0, 1.0]).repeat(K)
+        rows = torch.where(drop[:, None], unconditional, conditional)
         return rows[:, None].expand(*codes.shape[:2], K * V)
 
 
 @pytest.mark.parametrize("scale,code", [(0.0, 2), (1.01, 2), (3.0, 1)])
-def test_guidance_goes_from_unheard_to_heard(scale, code):
+def test_guidance_goes_from_unconditional_to_conditional(scale, code):
     """u + 3 (c - u) is 0, 3, 1.3; u + 1.01 (c - u) is 0, 1.01, 1.101."""
     request = make_request(
         INFO,

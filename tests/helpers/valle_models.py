@@ -62,8 +62,8 @@ def fine_logits(model, codes, known, level):
     """(T, V) of a level of all frames, from a grid built by hand."""
     grid = torch.full((1, len(codes), K), V)
     for t in range(len(codes)):
-        heard = K if known[t] else level
-        grid[0, t, :heard] = codes[t, :heard]
+        visible = K if known[t] else level
+        grid[0, t, :visible] = codes[t, :visible]
     condition = model.nar.level.weight[level - 1 : level]
     hidden = model.nar.network(model.nar.inputs(grid), condition=condition)[0]
     return F.linear(hidden, model.nar.heads.classifiers[level - 1])

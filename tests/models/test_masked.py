@@ -56,7 +56,7 @@ def test_what_is_scored_is_hidden_real_and_no_prompt(kind):
         assert (model.held_out_mask(batch, 3).predicted.any(1).sum(1) > 1).any()
 
 
-def test_hidden_codes_are_not_heard_and_visible_ones_are():
+def test_hidden_codes_are_not_seen_and_visible_ones_are():
     """Neither the code of a hidden cell nor padding moves any hidden state."""
     model = make().eval()
     batch = Batch.from_codes(random_items([7, 4]))
@@ -157,7 +157,7 @@ def test_length_counts_for_whole_items_only():
 
 
 @pytest.mark.parametrize("fusion", ["prefix", "cross"])
-def test_length_hears_the_conditions_and_nothing_else(fusion):
+def test_length_sees_the_conditions_and_nothing_else(fusion):
     model = make(conditions=("text",), fusion=fusion).eval()
     conditions = Batch.from_codes(random_items([4, 9]), conditions=texts_for([4, 9])).conditions
     centre, scale = model.length(conditions, 2)
@@ -298,7 +298,7 @@ def test_fills_gaps_verbatim_on_both_sides(masking):
     assert made.codes.shape == (2, 9, K) and made.lengths.tolist() == [9, 9]
     assert torch.equal(made.codes[:, :4], before) and torch.equal(made.codes[:, 7:], after)
     assert ((made.codes >= 0) & (made.codes < V)).all()
-    # what comes after is heard
+    # what comes after is seen
     other = model.infill(before, (after + 1) % V, 3)
     assert not torch.equal(other.codes[:, 4:7], made.codes[:, 4:7])
 

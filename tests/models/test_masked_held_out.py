@@ -80,7 +80,7 @@ def test_held_out_nats_estimate_the_bound_without_bias(masking):
 
 @pytest.mark.parametrize("masking", MASKINGS)
 def test_without_context_the_bound_is_the_cross_entropy(masking, monkeypatch):
-    """Codes of an independent source, and a model that knows its distribution and hears nothing:
+    """Codes of an independent source, and a model that knows its distribution and sees nothing:
     every order of making them costs the same."""
     p = torch.rand(K, V, generator=torch.Generator().manual_seed(1)).softmax(-1)
     model = make(masking=masking, predict_length=False).eval()
@@ -112,7 +112,7 @@ def test_how_much_is_hidden_goes_evenly_over_all_amounts(masking):
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_held_out_nats_are_the_same_every_time_and_in_any_company(masking):
+def test_held_out_nats_are_the_same_every_time_and_in_any_batch(masking):
     model = make(masking=masking).eval()
     batch = Batch.from_codes(random_items([9, 3, 5]), prompt_lengths=[2, 0, 1])
     batch.index = torch.tensor([70_000, 3, 9])

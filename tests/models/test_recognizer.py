@@ -1,4 +1,4 @@
-"""recognizer: its loss by brute force, what may not change it, and that it learns to hear."""
+"""recognizer: its loss by brute force, what may not change it, and that it learns to recognise."""
 
 from itertools import groupby, product
 
@@ -57,7 +57,7 @@ def test_loss_is_that_of_all_alignments(text):
 
 
 @pytest.mark.parametrize("how", [(1, 1), (2, 2), (2, 3), (3, 1)])
-def test_padding_and_company_change_nothing(how):
+def test_padding_and_batch_composition_change_nothing(how):
     model = make(frames_per_step=how[0], decisions_per_step=how[1])
     items, texts = codes(13, 8, 21), [[1, 2, 2], [3], [5, 4, 3, 2]]
     together = model(batch_of(items, texts))
@@ -68,10 +68,10 @@ def test_padding_and_company_change_nothing(how):
     wrong = sum(o.sums["error_rate"][0] for o in alone)
     assert together.sums["error_rate"][0] == wrong > 0
     batch = batch_of(items, texts)
-    heard = model.recognize(batch.codes, batch.lengths)
-    assert heard == [model.recognize(i[None])[0] for i in items]
+    transcript = model.recognize(batch.codes, batch.lengths)
+    assert transcript == [model.recognize(i[None])[0] for i in items]
     batch.codes[1, 8:] = 7  # whatever stands there
-    assert model.recognize(batch.codes, batch.lengths) == heard
+    assert model.recognize(batch.codes, batch.lengths) == transcript
 
 
 def test_greedy_leaves_out_blanks_and_repetitions():
@@ -83,10 +83,10 @@ def test_greedy_leaves_out_blanks_and_repetitions():
 def test_errors_are_those_of_the_transcript():
     model = make()
     items, texts = codes(30, 18), [[1, 2, 3, 4], [5]]
-    heard = model.recognize(torch.stack([items[0]]))[0]
-    assert heard  # there is something to compare
-    right = model(batch_of(items[:1], [heard]))
-    assert right.sums["error_rate"][0] == 0 and right.correct[0] == len(heard)
+    transcript = model.recognize(torch.stack([items[0]]))[0]
+    assert transcript  # there is something to compare
+    right = model(batch_of(items[:1], [transcript]))
+    assert right.sums["error_rate"][0] == 0 and right.correct[0] == len(transcript)
     out = model(batch_of(items, texts))
     assert out.sums["error_rate"][1] == 5 and out.correct[0] <= 5
 

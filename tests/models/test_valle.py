@@ -1,4 +1,4 @@
-"""valle: what its two networks hear, what counts in the loss, which options change what."""
+"""valle: what its two networks are given, what counts in the loss, which options change what."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def test_untrained_loss_is_ln_v_and_whole_sequences_are_scored():
 
 
 @pytest.mark.parametrize("option", ["plain", "prepend_bos"])
-def test_coarse_hears_prompts_whole_and_of_the_rest_level_0_before(option):
+def test_coarse_sees_prompts_whole_and_of_the_rest_level_0_before(option):
     model = make(**OPTIONS[option])
     codes, P = random_items([7])[0], 3
     lengths, prompts = torch.tensor([7]), torch.tensor([P])
@@ -55,8 +55,8 @@ def test_coarse_hears_prompts_whole_and_of_the_rest_level_0_before(option):
             changed = codes.clone()
             changed[t, k] = (changed[t, k] + 1) % V
             differs = (hidden(changed) != before).any(-1)  # by frame
-            heard = k == 0 or t < P
-            assert differs[P:].tolist() == [heard and s > t for s in range(P, 8)]
+            visible = k == 0 or t < P
+            assert differs[P:].tolist() == [visible and s > t for s in range(P, 8)]
 
 
 def test_no_gradient_from_later_frames():
@@ -69,7 +69,7 @@ def test_no_gradient_from_later_frames():
         assert grad[s + 1 :].abs().max() == 0 and grad[: s + 1].abs().amax(-1).min() > 0
 
 
-def test_fine_hears_lower_levels_of_targets_and_all_of_what_is_known():
+def test_fine_sees_lower_levels_of_targets_and_all_of_what_is_known():
     model = make()
     codes, lengths = random_items([6])[0], torch.tensor([6])
     known = torch.tensor([[True, False, False, False, False, True]])
@@ -89,13 +89,13 @@ def test_fine_hears_lower_levels_of_targets_and_all_of_what_is_known():
 
 @pytest.mark.parametrize("option", ["plain", "prepend_bos"])
 @pytest.mark.parametrize("conditions", [(), ("text",)])
-def test_padding_and_company_change_nothing(option, conditions):
+def test_padding_and_batch_composition_change_nothing(option, conditions):
     model = make(conditions=conditions, **OPTIONS[option])
-    items, prompts, heard = random_items([9, 2, 5]), [4, 0, 1], texts(3)
+    items, prompts, given = random_items([9, 2, 5]), [4, 0, 1], texts(3)
 
     def batch(rows):
-        given = {"text": [heard[i] for i in rows]} if conditions else None
-        picked = [items[i] for i in rows], None, given, [prompts[i] for i in rows]
+        text = {"text": [given[i] for i in rows]} if conditions else None
+        picked = [items[i] for i in rows], None, text, [prompts[i] for i in rows]
         return Batch.from_codes(*picked)
 
     together = model(batch([0, 1, 2]))

@@ -25,7 +25,7 @@ from rvqlm.models.valle_parts import CoarseDecoder
 
 @pytest.mark.parametrize("option", ["plain", "prepend_bos", "share_embedding", "nar_scale_factor"])
 def test_greedy_equals_recomputing_everything(option):
-    """Prompts of unequal lengths in one batch: verbatim, then the likeliest codes of the naive
+    """Prompts of unequal lengths in one batch: verbatim, then the most likely codes of the naive
     networks."""
     model = make(**OPTIONS[option])
     prompts, lengths = torch.stack(random_items([5] * 3)), [5, 0, 2]
@@ -50,18 +50,18 @@ def test_greedy_equals_recomputing_everything(option):
 def test_cached_coarse_logits_equal_full(option):
     model = make(conditions=("text",), **OPTIONS[option])
     codes, P = torch.stack(random_items([7, 7])), torch.tensor([2, 4])
-    heard = {"text": Padded.of(texts(2), 1)}
-    request = make_request(INFO, codes.device, codes[:, :4], P, max_frames=7, conditions=heard)
+    given = {"text": Padded.of(texts(2), 1)}
+    request = make_request(INFO, codes.device, codes[:, :4], P, max_frames=7, conditions=given)
     decoder, shift = CoarseDecoder(model.ar, request), model.ar.shift
     with torch.no_grad():
-        context = model.ar.network.encode_conditions(heard, 2)
+        context = model.ar.network.encode_conditions(given, 2)
         columns = model.ar.columns(codes, torch.tensor([7, 7]), P)
         full = model.ar.hidden(columns, context)[:, shift:]  # by frame
         # what the loop feeds: a frame of specials, known frames whole, drawn ones with level 0
         fed = model.ar.columns(codes, torch.tensor([7, 7]), P)
         if shift:
             fed = torch.stack([torch.cat([c[: p + 1], c[p + 2 :]]) for c, p in zip(fed, P)])
-        state = decoder.begin(heard, 2, 7, None)
+        state = decoder.begin(given, 2, 7, None)
         for start, n in [(0, 3), *[(s, 1) for s in range(3, 7)]]:
             last, _ = decoder.step(fed[:, start : start + n], state)
             frame = start + n - 1
@@ -116,8 +116,8 @@ def test_levels_are_drawn_independently():
 
 def test_the_nar_spreads_texts_over_the_known_length():
     model = make(conditions=("text",))
-    heard = {"text": Padded.of([torch.ones(4), torch.ones(2)], 1)}
-    context = model.nar.encode_conditions(heard, torch.tensor([20, 30]))
+    given = {"text": Padded.of([torch.ones(4), torch.ones(2)], 1)}
+    context = model.nar.encode_conditions(given, torch.tensor([20, 30]))
     assert context.positions[0, 1:].tolist() == [2.5, 7.5, 12.5, 17.5]
     assert context.positions[1, 1:3].tolist() == [7.5, 22.5]
 
@@ -140,7 +140,7 @@ def test_bf16_autocast_is_near_float32():
 @pytest.mark.parametrize("option", ["plain", "prepend_bos"])
 def test_guidance(option):
     model = make(conditions=("text",), **OPTIONS[option])
-    heard = {"text": Padded.of(texts(3), 1)}
+    given = {"text": Padded.of(texts(3), 1)}
     prompts, lengths = torch.stack(random_items([3] * 3)), torch.tensor([1, 3, 2])
 
     def made(scale, conditions):
@@ -148,19 +148,19 @@ def test_guidance(option):
         options = {"max_frames": 8, "min_frames": 8, "sampling": sampling, "seed": 1}
         return model.generate(prompts, lengths, conditions=conditions, **options).codes
 
-    plain, unconditional = made(1.0, heard), made(1.0, {})
+    plain, unconditional = made(1.0, given), made(1.0, {})
     assert not torch.equal(plain, unconditional)
-    assert torch.equal(made(0.0, heard), unconditional)
-    assert torch.equal(made(1.0 + 1e-7, heard), plain)  # the doubled batch says the same
-    guided = made(8.0, heard)
+    assert torch.equal(made(0.0, given), unconditional)
+    assert torch.equal(made(1.0 + 1e-7, given), plain)  # the doubled batch says the same
+    guided = made(8.0, given)
     assert not torch.equal(guided[..., 0], plain[..., 0])
     # with the same level 0, the finer levels too are guided
     known = torch.arange(8) < lengths[:, None]
     full = torch.full((3,), 8)
     noise = torch.full((3, 8, K - 1), 0.5)
     drop = torch.tensor([False] * 3 + [True] * 3)
-    twice = model.nar.encode_conditions({"text": heard["text"].repeat(2)}, full.repeat(2), drop)
-    once = model.nar.encode_conditions(heard, full)
+    twice = model.nar.encode_conditions({"text": given["text"].repeat(2)}, full.repeat(2), drop)
+    once = model.nar.encode_conditions(given, full)
     fine = [
         model.nar.fill(plain, full, known, context, noise, SamplingConfig(cfg_scale=8.0), int)
         for context in (once, twice)
@@ -169,7 +169,7 @@ def test_guidance(option):
     assert not torch.equal(fine[0][..., 1:], fine[1][..., 1:])
 
 
-def test_infill_keeps_both_sides_and_the_nar_hears_them():
+def test_infill_keeps_both_sides_and_the_nar_sees_them():
     model = make()
     before, after = torch.stack(random_items([4, 4])), torch.stack(random_items([3, 3], seed=1))
     made = model.infill(before, after, 5, seed=2)
@@ -179,7 +179,7 @@ def test_infill_keeps_both_sides_and_the_nar_hears_them():
     assert made.stop == ["length"] * 2 and made.prompt_lengths.tolist() == [4, 4]
     other = model.infill(before, (after + 1) % V, 5, seed=2).codes[:, 4:9]
     gap = made.codes[:, 4:9]
-    assert torch.equal(gap[..., 0], other[..., 0])  # level 0 hears only what is before
+    assert torch.equal(gap[..., 0], other[..., 0])  # level 0 sees only what is before
     assert not torch.equal(gap[..., 1:], other[..., 1:])
     greedy = model.infill(before, after, 5, sampling=GREEDY).codes
     known = [t < 4 or t >= 9 for t in range(12)]
@@ -201,7 +201,7 @@ def test_progress_counts_every_step_of_both_networks():
 
 
 def train(model, batch, steps):
-    """Until both networks have learned the batch by heart; whether they have."""
+    """Until both networks have memorised the batch; whether they have."""
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=6e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, steps)
@@ -238,10 +238,10 @@ def test_overfits_prompted_items_and_regenerates_them(option):
 
 def test_overfits_texts_and_speaks_them():
     model = make(shake=False, conditions=("text",), condition_dropout=0.0, prompt_mode="none")
-    items, heard = random_items(LENGTHS, seed=1), texts(8)
-    for i, text in enumerate(heard):
+    items, given = random_items(LENGTHS, seed=1), texts(8)
+    for i, text in enumerate(given):
         text[0] = i
-    assert train(model, Batch.from_codes(items, conditions={"text": heard}), 400)
-    made = model.generate(max_frames=20, temperature=0, conditions={"text": Padded.of(heard, 1)})
+    assert train(model, Batch.from_codes(items, conditions={"text": given}), 400)
+    made = model.generate(max_frames=20, temperature=0, conditions={"text": Padded.of(given, 1)})
     assert made.lengths.tolist() == LENGTHS and made.stop == ["eos"] * 8
     assert all(torch.equal(got, want) for got, want in zip(made.items(), items))

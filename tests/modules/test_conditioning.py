@@ -86,7 +86,7 @@ def test_dropout_takes_all_or_single_conditions():
 
 @pytest.mark.parametrize("fusion", ["prefix", "cross", "spread"])
 @pytest.mark.parametrize("layers", [0, 1])
-def test_cached_equals_full_and_company_changes_nothing(fusion, layers):
+def test_cached_equals_full_and_batch_composition_changes_nothing(fusion, layers):
     torch.manual_seed(0)
     infos = {k: INFOS[k] for k in ("text", "prompt")}
     model = ConditionedTransformer(CONFIG, infos, fusion, layers)
@@ -133,7 +133,7 @@ def test_nearest_steps():
     )
 
 
-def test_codes_that_are_heard_share_the_input_side():
+def test_codes_as_conditions_share_the_input_side():
     torch.manual_seed(0)
     embedding = SumEmbedding(2, 6, 8)
     conditioner = Conditioner({"source": INFOS["source"]}, 8, codes=embedding)
