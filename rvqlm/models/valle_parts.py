@@ -101,10 +101,7 @@ class CoarseModel(nn.Module):
         return self.network(self.inputs(ids), context)
 
     def loss(
-        self,
-        batch: Batch,
-        level_weights: Tensor,
-        label_smoothing: float,
+        self, batch: Batch, level_weights: Tensor, label_smoothing: float
     ) -> tuple[HeadLoss, tuple[Tensor, Tensor] | None]:
         """Sums over the scored frames of level 0; nats of the ends and number of decisions.
 
@@ -213,12 +210,7 @@ class FineModel(nn.Module):
         return self.network.encode_conditions(conditions, len(lengths), frames=lengths, drop=drop)
 
     def hidden(
-        self,
-        codes: Tensor,
-        lengths: Tensor,
-        known: Tensor,
-        level: Tensor,
-        context: Context | None,
+        self, codes: Tensor, lengths: Tensor, known: Tensor, level: Tensor, context: Context | None
     ) -> Tensor:
         """(B, T, d), from which level (B,), 1 ... K - 1, of the item is predicted.
 

@@ -85,11 +85,7 @@ class Conditioner(nn.Module):
     """
 
     def __init__(
-        self,
-        infos: Infos,
-        dim: int,
-        dropout: float = 0.0,
-        codes: nn.Module | None = None,
+        self, infos: Infos, dim: int, dropout: float = 0.0, codes: nn.Module | None = None
     ):
         super().__init__()
         self.infos, self.dropout = dict(infos), dropout

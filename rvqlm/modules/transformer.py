@@ -141,9 +141,7 @@ class Block(nn.Module):
         )
         if self.cross is not None:
             x = branch(
-                x,
-                self.cross_norm,
-                lambda y: self.cross(y, a.cos, a.sin, a.memory, a.memory_mask),
+                x, self.cross_norm, lambda y: self.cross(y, a.cos, a.sin, a.memory, a.memory_mask)
             )
         return branch(x, self.feedforward_norm, self.feedforward)
 

@@ -1,4 +1,4 @@
-"""The loop that fills in: known codes verbatim, batch composition without effect, the schedule kept,
+"""The loop that fills in: known codes verbatim, items independent of the batch, the schedule kept,
 and with a model that knows the true probabilities the samples come closer to the source with every
 pass."""
 
