@@ -28,7 +28,7 @@ from rvqlm.condition_info import Infos
 from rvqlm.generation.decode import decode
 from rvqlm.generation.request import Generation, Request
 from rvqlm.models.base import LMOutput, TokenModel
-from rvqlm.models.network import NetworkConfig, input_side_problems
+from rvqlm.models.network import GridConfig
 from rvqlm.modules.conditioning import Context, DecoderState
 from rvqlm.modules.embeddings import make_embedding
 from rvqlm.modules.ends import EndHead
@@ -42,23 +42,18 @@ PATTERN_HELP = "Layout of the levels in steps. " + "; ".join(
 
 
 @dataclass
-class CodecLMConfig(NetworkConfig):
+class CodecLMConfig(GridConfig):
     """Shape of a codec-lm."""
 
     pattern: Annotated[PatternName, tyro.conf.arg(help=PATTERN_HELP)] = "delay"
     delays: tuple[int, ...] = ()
     """Steps that each level comes late with --pattern delay, such as 0 1 1 2; unset: 0 1 2 ..."""
-    input_side: Literal["sum", "weighted", "attention"] = "sum"
-    """How the K codes of a step become one vector: sum of embeddings; embeddings through a
-    feed-forward layer, summed with learned weights; or attention over the levels."""
     head: Literal["linear", "mlp", "depth"] = "linear"
     """Classifiers over the hidden state: linear; with a hidden layer; or depth, a small transformer
     over the levels of a frame, which gives the exact joint likelihood (needs --pattern
     parallel)."""
     head_expansion: float = 1.0
     """Inner width of mlp heads, in widths of the model."""
-    shared_head: bool = False
-    """One classifier for all levels instead of one each (linear and mlp)."""
     depth_dim: int = 0
     """Width of the depth transformer; 0: that of the model, at most 256."""
     depth_layers: int = 2
@@ -73,7 +68,6 @@ class CodecLMConfig(NetworkConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        found += input_side_problems(self.input_side, self.decoder_dim)
         found += self.outside("[0, 1]", "scheduled_sampling")
         if self.head == "mlp" and round(self.head_expansion * self.decoder_dim) < 1:
             found.append(f"--head-expansion {self.head_expansion} must be positive")

@@ -39,7 +39,7 @@ from rvqlm.generation.demask import LOGITS_AT_ONCE, demask
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import DemaskConfig, uniforms
 from rvqlm.models.base import LMOutput, TokenModel
-from rvqlm.models.network import NetworkConfig, input_side_problems
+from rvqlm.models.network import GridConfig
 from rvqlm.modules.conditioning import Context
 from rvqlm.modules.embeddings import make_embedding
 from rvqlm.modules.ends import LengthHead
@@ -58,7 +58,7 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass
-class MaskedConfig(NetworkConfig):
+class MaskedConfig(GridConfig):
     """Shape of a masked model."""
 
     masking: Literal[MASKINGS] = "level"
@@ -84,17 +84,9 @@ class MaskedConfig(NetworkConfig):
     eval_draws: int = 4
     """Random maskings of each held-out item that its nats are averaged over: more are less noisy
     and slower."""
-    input_side: Literal["sum", "weighted", "attention"] = "sum"
-    """How the K codes of a frame become one vector: sum of embeddings; embeddings through a
-    feed-forward layer, summed with learned weights; or attention over the levels."""
-    head: Literal["linear", "mlp"] = "linear"
-    """Classifiers over the hidden state: linear, or with a hidden layer."""
-    shared_head: bool = False
-    """One classifier for all levels instead of one each."""
 
     def problems(self) -> list[str]:
         found = super().problems()
-        found += input_side_problems(self.input_side, self.decoder_dim)
         found += self.outside("(0, 1]", "mask_ratio")
         found += self.outside("[0, 1)", "prompt_fraction")
         found += self.outside("[1, inf)", "eval_draws")

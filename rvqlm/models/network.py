@@ -169,18 +169,31 @@ class NetworkConfig:
         ]
 
 
+@dataclass
+class GridConfig(NetworkConfig):
+    """Flags of families whose steps take and give codes of several levels at once."""
+
+    input_side: Literal["sum", "weighted", "attention"] = "sum"
+    """How the K codes of a step become one vector: sum of embeddings; embeddings through a
+    feed-forward layer, summed with learned weights; or attention over the levels."""
+    head: Literal["linear", "mlp"] = "linear"
+    """Classifiers over the hidden state: linear, or with a hidden layer."""
+    shared_head: bool = False
+    """One classifier for all levels instead of one each (linear and mlp)."""
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if self.input_side == "attention" and self.decoder_dim % ATTENTION_HEADS:
+            found.append(
+                f"--input-side attention: --decoder-dim {self.decoder_dim} is not a multiple of "
+                f"{ATTENTION_HEADS}"
+            )
+        return found
+
+
 def flag(name: str) -> str:
     """
     >>> flag("decoder_dim")
     '--decoder-dim'
     """
     return "--" + name.replace("_", "-")
-
-
-def input_side_problems(kind: str, dim: int) -> list[str]:
-    """Of ``--input-side``, which some families have."""
-    if kind == "attention" and dim % ATTENTION_HEADS:
-        return [
-            f"--input-side attention: --decoder-dim {dim} is not a multiple of {ATTENTION_HEADS}"
-        ]
-    return []

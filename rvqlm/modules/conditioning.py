@@ -198,14 +198,14 @@ def in_order(
 
 @dataclass
 class DecoderState:
-    """What decoding carries from step to step."""
+    """What the steps of a batch are given, and in decoding what is carried from one to the next."""
 
-    cache: KVCache
-    context: Context | None
-    """What stands before the steps or is spread over them."""
-    prefix: int = 0
+    cache: KVCache | None = None
+    """None: all steps come at once."""
+    prefix: Context | None = None
+    """What stands before the steps, and may be spread over them."""
     key_mask: Tensor | None = None
-    """(B, prefix + steps) bool."""
+    """(B, M + S) bool: steps that may be seen, those of the prefix included."""
     memory: list | None = None
     memory_mask: Tensor | None = None
 
@@ -280,33 +280,8 @@ class ConditionedTransformer(nn.Module):
             and items are padded.
         :param condition: (B, d) for adaptive norms.
         """
-        if context is None or self.cross:
-            memory = mask = None
-            if context is not None:
-                memory, mask = self.transformer.read(context.x, context.positions), context.mask
-            return self.transformer(
-                x,
-                positions=positions,
-                key_mask=valid,
-                memory=memory,
-                memory_mask=mask,
-                condition=condition,
-            )
-        B, S, _ = x.shape
-        M = context.x.shape[1]
-        if positions is None:
-            positions = torch.arange(S, device=x.device).expand(B, S)
-        x = self._add_nearest(x, context, positions)
-        if valid is None:
-            valid = torch.ones(B, S, dtype=torch.bool, device=x.device)
-        y = self.transformer(
-            torch.cat([context.x.to(x.dtype), x], 1),
-            positions=torch.cat([context.positions, positions.float()], 1),
-            key_mask=torch.cat([context.mask, valid], 1),
-            prefix=M,
-            condition=condition,
-        )
-        return y[:, M:]
+        state = self._given(context, *x.shape[:2], valid)
+        return self.step(x, state, positions, condition)
 
     def _add_nearest(self, x: Tensor, context: Context, times: Tensor) -> Tensor:
         """Steps (B, S, d) at times (B, S), with what lies nearest to them added."""
@@ -316,40 +291,53 @@ class ConditionedTransformer(nn.Module):
 
     def start(self, context: Context | None, batch_size: int, max_steps: int) -> DecoderState:
         """State before the first step of at most ``max_steps``."""
-        if context is None:
-            return DecoderState(self.transformer.make_cache(batch_size, max_steps), None)
-        if self.cross:
-            cache = self.transformer.make_cache(batch_size, max_steps)
-            memory = self.transformer.read(context.x, context.positions)
-            return DecoderState(cache, None, memory=memory, memory_mask=context.mask)
-        M = context.x.shape[1]
-        cache = self.transformer.make_cache(batch_size, M + max_steps)
-        steps = context.mask.new_ones(batch_size, max_steps)
-        return DecoderState(cache, context, M, torch.cat([context.mask, steps], 1))
+        state = self._given(context, batch_size, max_steps)
+        prefix = 0 if state.prefix is None else state.prefix.x.shape[1]
+        state.cache = self.transformer.make_cache(batch_size, prefix + max_steps)
+        return state
 
-    def step(self, x: Tensor, state: DecoderState, positions: Tensor | None = None) -> Tensor:
-        """Continue by the n steps of x (B, n, d) at positions (B, n), one after the other by
-        default; the first call takes the prefix too."""
+    def _given(
+        self, context: Context | None, batch_size: int, steps: int, valid: Tensor | None = None
+    ) -> DecoderState:
+        if context is None:
+            return DecoderState(key_mask=valid)
+        if self.cross:
+            memory = self.transformer.read(context.x, context.positions)
+            return DecoderState(key_mask=valid, memory=memory, memory_mask=context.mask)
+        if valid is None:
+            valid = context.mask.new_ones(batch_size, steps)
+        return DecoderState(prefix=context, key_mask=torch.cat([context.mask, valid], 1))
+
+    def step(
+        self,
+        x: Tensor,
+        state: DecoderState,
+        positions: Tensor | None = None,
+        condition: Tensor | None = None,
+    ) -> Tensor:
+        """Continue by the n steps of x (B, n, d); see `forward`. Positions are by default those
+        after the steps that the cache holds."""
         B, n, _ = x.shape
-        cache, prefix = state.cache, state.prefix
-        new = max(0, cache.position - prefix)  # steps of codes held
-        key_mask = None
+        prefix = 0 if state.prefix is None else state.prefix.x.shape[1]
+        held = 0 if state.cache is None else state.cache.position
         if prefix:
+            begin = max(0, held - prefix)
             if positions is None:
-                positions = torch.arange(new, new + n, device=x.device).expand(B, n)
+                positions = torch.arange(begin, begin + n, device=x.device).expand(B, n)
             positions = positions.float()
-            x = self._add_nearest(x, state.context, positions)
-            if cache.position == 0:  # the prefix comes first
-                x = torch.cat([state.context.x.to(x.dtype), x], 1)
-                positions = torch.cat([state.context.positions, positions], 1)
-            key_mask = state.key_mask[:, : prefix + new + n]
+            x = self._add_nearest(x, state.prefix, positions)
+            if held == 0:  # the prefix goes first
+                x = torch.cat([state.prefix.x.to(x.dtype), x], 1)
+                positions = torch.cat([state.prefix.positions, positions], 1)
+        key_mask = state.key_mask
         y = self.transformer(
             x,
             positions=positions,
-            key_mask=key_mask,
+            key_mask=None if key_mask is None else key_mask[:, : held + x.shape[1]],
             prefix=prefix,
+            condition=condition,
             memory=state.memory,
             memory_mask=state.memory_mask,
-            cache=cache,
+            cache=state.cache,
         )
-        return y[:, -n:]
+        return y[:, y.shape[1] - n :]

@@ -123,20 +123,10 @@ class LinearHeads(Heads):
         return fused_loss(hidden, self.classifiers, targets, valid, level_weights, label_smoothing)
 
     def loss_of_level(
-        self,
-        hidden: Tensor,
-        level: Tensor,
-        targets: Tensor,
-        valid: Tensor,
-        level_weights: Tensor | None = None,
-        label_smoothing: float = 0.0,
+        self, hidden, level, targets, valid, level_weights=None, label_smoothing=0.0
     ) -> HeadLoss:
-        """`loss` where every row has one target, of its own level: (N,) integers each.
-
-        :param hidden: (N, d).
-        :param valid: (N,) bool.
-        :return: sums per level (K,), as of `loss`.
-        """
+        """`loss` where every row (N, d) has one target, of its own level: integers (N,) each, and
+        valid (N,); the sums are of all levels."""
         return fused_loss_of_level(
             hidden, self.classifiers, level, targets, valid, level_weights, label_smoothing
         )
