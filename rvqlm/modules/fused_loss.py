@@ -57,22 +57,26 @@ class HeadLoss(NamedTuple):
 
 
 class Scorer:
-    """Adds up loss, sums per level and the classifiers' gradient over calls.
+    """Adds up loss, sums per level and the classifiers' gradient over calls. Matmuls are in the
+    dtype of autocast or of ``hidden``, sums in float32 (float64 for float64).
 
     :param weight: (K, V, d) classifiers, or (1, V, d): one for all levels.
-    :param dtype: of the matmuls; sums are float32 (float64 for float64).
     """
 
-    def __init__(self, weight, level_weights, smoothing, dtype, with_grad):
-        device = weight.device
-        self.dtype, self.smoothing, self.with_grad = dtype, smoothing, with_grad
-        self.sum_dtype = torch.float64 if dtype == torch.float64 else torch.float32
-        self.weight = weight.detach().to(dtype).contiguous()
+    def __init__(self, hidden, weight, level_weights, num_levels, smoothing):
+        device, kind = weight.device, hidden.device.type
+        self.mixed = torch.is_autocast_enabled(kind)
+        self.dtype = torch.get_autocast_dtype(kind) if self.mixed else hidden.dtype
+        self.smoothing, self.with_grad = smoothing, torch.is_grad_enabled()
+        self.sum_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.weight = weight.detach().to(self.dtype).contiguous()
+        if level_weights is None:
+            level_weights = torch.ones(num_levels, device=device)
         self.level_weights = level_weights.to(self.sum_dtype)
         self.loss = torch.zeros((), device=device, dtype=self.sum_dtype)
         self.sums = {name: torch.zeros_like(self.level_weights) for name in CELL_METRICS}
         self.grad_weight = None
-        if with_grad:
+        if self.with_grad:
             self.grad_weight = torch.zeros(weight.shape, device=device, dtype=self.sum_dtype)
 
     def add(self, hidden: Tensor, targets: Tensor, valid: Tensor) -> Tensor | None:
@@ -220,9 +224,9 @@ class Scorer:
     def _block_elements(self) -> int:
         return BLOCK_ELEMENTS if self.weight.device.type == "cpu" else GPU_BLOCK_ELEMENTS
 
-    def loss_of(self, compute: Callable[[], list[Tensor]], *inputs: Tensor) -> HeadLoss:
-        """The loss, once ``compute`` has added all cells up and returned its gradients by
-        ``inputs`` (none without gradients)."""
+    def loss_of(self, compute: Callable[[], Sequence[Tensor]], *inputs: Tensor) -> HeadLoss:
+        """The loss, once ``compute``, outside of autocast, has added all cells up and returned its
+        gradients by ``inputs``."""
         loss, *sums = _GradientsInForward.apply(self, compute, *inputs)
         return HeadLoss(loss, dict(zip(self.sums, sums)))
 
@@ -242,7 +246,10 @@ class _GradientsInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scorer, compute, *inputs):
-        ctx.save_for_backward(*compute())
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            grads = compute()
+        if scorer.with_grad:
+            ctx.save_for_backward(*grads)
         ctx.dtypes = [i.dtype for i in inputs]
         ctx.mark_non_differentiable(*scorer.sums.values())
         return scorer.loss, *scorer.sums.values()
@@ -256,16 +263,6 @@ class _GradientsInForward(torch.autograd.Function):
         return None, None, *(g * grad_loss.to(g.dtype) for g in grads)
 
 
-def _setting(hidden, weight, level_weights, num_levels, smoothing) -> tuple[str, Scorer]:
-    device_type = hidden.device.type
-    autocast = torch.is_autocast_enabled(device_type)
-    dtype = torch.get_autocast_dtype(device_type) if autocast else hidden.dtype
-    if level_weights is None:
-        level_weights = torch.ones(num_levels, device=hidden.device)
-    scorer = Scorer(weight, level_weights, smoothing, dtype, torch.is_grad_enabled())
-    return device_type, scorer
-
-
 def fused_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -275,12 +272,10 @@ def fused_loss(
     smoothing: float = 0.0,
 ) -> HeadLoss:
     """Loss of classifiers (K or 1, V, d) on hidden states (N, d) or (N, K, d)."""
-    device_type, scorer = _setting(hidden, weight, level_weights, targets.shape[1], smoothing)
+    scorer = Scorer(hidden, weight, level_weights, targets.shape[1], smoothing)
 
     def compute():
-        with torch.autocast(device_type, enabled=False):
-            grad = scorer.add(hidden, targets.long(), valid)
-        return [grad, scorer.grad_weight] if scorer.with_grad else []
+        return scorer.add(hidden, targets.long(), valid), scorer.grad_weight
 
     return scorer.loss_of(compute, hidden, weight)
 
@@ -295,15 +290,14 @@ def fused_loss_of_level(
     smoothing: float = 0.0,
 ) -> HeadLoss:
     """The same where each row of hidden states (N, d) has one level and one target: (N,) each."""
-    device_type, scorer = _setting(hidden, weight, level_weights, len(weight), smoothing)
+    scorer = Scorer(hidden, weight, level_weights, len(weight), smoothing)
 
     def compute():
         rows = valid.nonzero().squeeze(1)
         rows = rows[level[rows].argsort(stable=True)]
         counts = level[rows].long().bincount(minlength=len(weight)).tolist()
-        with torch.autocast(device_type, enabled=False):
-            grad = scorer.add_by_level(hidden, targets[rows].long(), rows, counts)
-        return [grad, scorer.grad_weight] if scorer.with_grad else []
+        grad = scorer.add_by_level(hidden, targets[rows].long(), rows, counts)
+        return grad, scorer.grad_weight
 
     return scorer.loss_of(compute, hidden, weight)
 
@@ -325,8 +319,8 @@ def fused_trunk_loss(
     :param hidden: (N, d) or (N, K, d).
     :param weight: (K or 1, V, w).
     """
-    K = targets.shape[1]
-    device_type, scorer = _setting(hidden, weight, level_weights, K, smoothing)
+    K, device_type = targets.shape[1], hidden.device.type
+    scorer = Scorer(hidden, weight, level_weights, K, smoothing)
     parameters = [p for p in parameters if p.requires_grad]
 
     def compute():
@@ -336,16 +330,16 @@ def fused_trunk_loss(
         grads = [torch.zeros_like(p) for p in parameters] if scorer.with_grad else []
         for chunk in rows.split(max(1, states_at_once // K)):
             h, t = hidden.detach()[chunk].requires_grad_(), targets[chunk].long()
-            with torch.set_grad_enabled(scorer.with_grad):
+            autocast = torch.autocast(device_type, scorer.dtype, enabled=scorer.mixed)
+            with torch.set_grad_enabled(scorer.with_grad), autocast:
                 states = trunk(h, t)
-            with torch.autocast(device_type, enabled=False):
-                grad_states = scorer.add(states, t, valid[chunk])
+            grad_states = scorer.add(states, t, valid[chunk])
             if scorer.with_grad:
                 grad_h, *new = torch.autograd.grad(
                     states, [h, *parameters], grad_states.to(states.dtype)
                 )
                 grad_hidden.index_copy_(0, chunk, grad_h)
                 torch._foreach_add_(grads, new)
-        return [grad_hidden, scorer.grad_weight, *grads] if scorer.with_grad else []
+        return grad_hidden, scorer.grad_weight, *grads
 
     return scorer.loss_of(compute, hidden, weight, *parameters)
