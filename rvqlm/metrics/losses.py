@@ -95,16 +95,16 @@ class Totals:
         }
 
     def state_dict(self) -> dict:
-        sums = {name: value.cpu().clone() for name, value in self.sums.items()}
-        return {"sums": sums, "frames": self.frames, "cells": self.cells}
+        """Nats, hits and count in one tensor (3, K), the others by name, as checkpoints have it."""
+        (nats, count), (hits, _) = self.sums["nats"], self.sums["accuracy"]
+        others = {k: v.cpu().clone() for k, v in self.sums.items() if k not in ("nats", "accuracy")}
+        sums = torch.stack([nats, hits, count]).cpu()
+        return {"sums": sums, "extra": others, "frames": self.frames, "cells": self.cells}
 
     def load_state_dict(self, state: dict) -> None:
-        sums = state["sums"]
-        if isinstance(sums, Tensor):  # as checkpoints had it: (3, K), and the others apart
-            nats, correct, count = sums
-            sums = {"nats": torch.stack([nats, count]), "accuracy": torch.stack([correct, count])}
-            sums |= state["extra"]
-        self.sums = {name: value.to(self.sums["nats"]) for name, value in sums.items()}
+        nats, hits, count = state["sums"].to(self.sums["nats"])
+        self.sums = {"nats": torch.stack([nats, count]), "accuracy": torch.stack([hits, count])}
+        self.sums |= {name: value.to(self.sums["nats"]) for name, value in state["extra"].items()}
         self.frames, self.cells = state["frames"], state["cells"]
 
 

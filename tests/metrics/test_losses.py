@@ -81,7 +81,7 @@ def test_totals_merge_reduce_and_survive_saving():
     assert set(c.sums) == set(a.sums) and not any(v.any() for v in c.sums.values())
 
 
-def test_sums_of_older_checkpoints_load():
+def test_the_layout_of_sums_in_checkpoints():
     state = {
         "sums": torch.tensor([[6.0, 9.0], [1.0, 2.0], [3.0, 4.0]], dtype=torch.float64),
         "extra": {"end_nats": torch.tensor([5.0, 2.0], dtype=torch.float64)},
@@ -93,6 +93,9 @@ def test_sums_of_older_checkpoints_load():
     metrics = totals.metrics(Fraction(1))
     assert metrics["nats"] == [2.0, 2.25] and metrics["accuracy"] == [1 / 3, 0.5]
     assert metrics["end_nats"] == 2.5 and (totals.frames, totals.cells) == (3, 4)
+    again = totals.state_dict()
+    assert again.keys() == state.keys() and torch.equal(again["sums"], state["sums"])
+    assert again["extra"]["end_nats"].tolist() == [5.0, 2.0]
 
 
 def test_count_codes_leaves_padding_out():
