@@ -64,18 +64,12 @@ class NetworkConfig:
 
     def transformer(self, **changes) -> TransformerConfig:
         dim = changes.pop("dim", self.decoder_dim)
-        shape = {
-            "num_heads": self.nhead,
-            "num_layers": self.num_decoder_layers,
-            "dim_feedforward": self.feedforward(dim),
-            "dropout": self.dropout,
-            "norm": self.norm,
-            "norm_first": self.norm_first,
-            "activation": self.activation,
-            "rope_base": self.rope_base,
-            "activation_checkpointing": self.activation_checkpointing,
-        }
-        return TransformerConfig(dim=dim, **{**shape, **changes})
+        # what both call alike, and what they don't
+        names = [f.name for f in fields(TransformerConfig) if hasattr(self, f.name)]
+        shape = {name: getattr(self, name) for name in names}
+        shape |= {"dim": dim, "num_heads": self.nhead, "num_layers": self.num_decoder_layers}
+        shape |= {"dim_feedforward": self.feedforward(dim)}
+        return TransformerConfig(**shape | changes)
 
     def build(
         self, infos: Infos, codes: nn.Module | None = None, **changes
