@@ -91,17 +91,6 @@ def test_no_code_is_predicted_from_itself_or_later(pattern):
             assert not torch.equal(before[:, step + 1], after[:, step + 1])
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_padding_and_batch_composition_change_nothing(pattern):
-    model = make(pattern)
-    items = random_items([9, 2, 5])
-    together = model(Batch.from_codes(items))
-    alone = [model(Batch.from_codes([i])) for i in items]
-    torch.testing.assert_close(together.loss, sum(o.loss for o in alone))
-    torch.testing.assert_close(together.nats, sum(o.nats for o in alone))
-    assert torch.equal(together.correct, sum(o.correct for o in alone))
-
-
 def test_crops_do_not_teach_an_end():
     model = make()
     items = random_items([5, 5])
@@ -119,21 +108,6 @@ def test_level_weights_and_smoothing_change_the_loss_only():
     assert float(weighted.normalizer) == 12 * 3
     assert not torch.isclose(model(batch, label_smoothing=0.1).loss, plain.loss)
     torch.testing.assert_close(model(batch, label_smoothing=0.1).nats, plain.nats)
-
-
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_cached_logits_equal_full(pattern):
-    model = make(pattern).eval()
-    codes = torch.stack(random_items([7, 7]))
-    grid, _ = model.pattern.interleave(codes, torch.tensor([7, 7]), V)
-    inputs = model.shift(grid)
-    lengths = torch.tensor([7, 7])
-    full = model.heads(model.hidden(inputs, lengths))
-    state = model.begin({}, 2, inputs.shape[1])
-    for s in range(inputs.shape[1]):
-        positions = model.pattern.positions(torch.tensor([s]), lengths)
-        last, _ = model.step(inputs[:, s : s + 1], state, positions)
-        torch.testing.assert_close(model.heads(last), full[:, s], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("pattern", [*PATTERNS, "custom", "depth"])
