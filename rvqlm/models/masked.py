@@ -35,7 +35,7 @@ from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
-from rvqlm.generation.demask import LOGITS_AT_ONCE, demask
+from rvqlm.generation.demask import demask
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import DemaskConfig, uniforms
 from rvqlm.models.base import LMOutput, TokenModel
@@ -189,55 +189,35 @@ class Masked(TokenModel):
             out.sums["length_nats"] = (nats.detach(), whole.sum().float())
         return out
 
-    def _masked_input(self, batch: Batch, mask: Mask, context: Context | None) -> Tensor:
-        """Hidden states (B * T, d) of a batch with cells hidden."""
+    def _masked_hidden(self, batch: Batch, mask: Mask, context: Context | None) -> Tensor:
+        """Hidden states (B, T, d) of a batch with cells hidden."""
         unseen = mask.hidden | (batch.codes < 0)
         codes = batch.codes.long().masked_fill(unseen, self.special)
-        return self.hidden(codes, batch.lengths, context).flatten(0, 1)
+        return self.hidden(codes, batch.lengths, context)
+
+    def _score(self, batch, mask: Mask, weights: Tensor, context, *how) -> HeadLoss:
+        """Of the predicted cells, with weights (B, T, K) or all alike."""
+        hidden = self._masked_hidden(batch, mask, context)
+        targets = batch.codes.long().masked_fill(~mask.predicted, 0)
+        return self.heads.loss(*(x.flatten(0, 1) for x in (hidden, targets, weights)), *how)
 
     def _hidden_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
         mask = self.training_mask(batch)
-        hidden = self._masked_input(batch, mask, context)
-        targets, scored = batch.codes.flatten(0, 1).long(), mask.predicted.flatten(0, 1)
-        targets = targets.masked_fill(~scored, 0)
-        loss = self.heads.loss(hidden, targets, scored, level_weights, smoothing)
-        return LMOutput.of_levels(loss, scored.sum(0).float(), level_weights)
+        loss = self._score(batch, mask, mask.predicted, context, level_weights, smoothing)
+        return LMOutput.of_levels(loss, mask.predicted.sum((0, 1)).float(), level_weights)
 
     def _all_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
-        K = self.info.num_codebooks
-        count = batch.scored().sum().float().expand(K)
-        sums = torch.zeros(3, K, device=count.device)  # smoothed nats, nats, correct
-        for draw in range(self.config.eval_draws):
-            mask = self.held_out_mask(batch, draw)
-            predicted = mask.predicted.sum((1, 2))
+        K, draws = self.info.num_codebooks, range(self.config.eval_draws)
+        parts = []
+        for mask in (self.held_out_mask(batch, draw) for draw in draws):
             # each hidden cell stands for so many of all that the item has
-            share = K * batch.scored().sum(1) / predicted.clamp(min=1) / self.config.eval_draws
-            hidden = self._masked_input(batch, mask, context)
-            sums = sums + self._weighted_sums(hidden, batch.codes, mask.predicted, share, smoothing)
-        loss = sums[0] if level_weights is None else sums[0] * level_weights
-        nats, hits = sums[1:].detach()
-        metrics = {"nats": nats, "accuracy": hits}
-        return LMOutput.of_levels(HeadLoss(loss.sum(), metrics), count, level_weights)
-
-    def _weighted_sums(self, hidden, codes, predicted, share, smoothing) -> Tensor:
-        """(3, K) smoothed nats, nats and hits of the predicted cells (B, T, K), times their items'
-        ``share`` (B,)."""
-        T, K = codes.shape[1:]
-        share = share.float().repeat_interleave(T)  # (B * T,)
-        codes, predicted = codes.flatten(0, 1).long(), predicted.flatten(0, 1)
-        rows_at_once = max(1, LOGITS_AT_ONCE // self.info.codebook_size)
-        sums = []
-        for level in range(K):
-            total = torch.zeros(3, device=hidden.device)
-            for rows in predicted[:, level].nonzero().squeeze(1).split(rows_at_once):
-                log_p = self.logits(hidden[rows], level).float().log_softmax(-1)
-                at_target = log_p.gather(1, codes[rows, level, None])
-                others = log_p.scatter(1, codes[rows, level, None], -torch.inf).amax(1)
-                nats, hits = -at_target[:, 0], (at_target[:, 0] > others).float()
-                smoothed = (1 - smoothing) * nats - smoothing * log_p.mean(1)
-                total = total + (torch.stack([smoothed, nats, hits]) * share[rows]).sum(1)
-            sums.append(total)
-        return torch.stack(sums, 1)
+            share = K * batch.scored().sum(1) / mask.predicted.sum((1, 2)).clamp(min=1) / len(draws)
+            weights = mask.predicted * share[:, None, None]
+            parts.append(self._score(batch, mask, weights, context, level_weights, smoothing))
+        sums = {name: sum(part.sums[name] for part in parts) for name in parts[0].sums}
+        loss = HeadLoss(sum(part.loss for part in parts), sums)
+        count = batch.scored().sum().float().expand(K)
+        return LMOutput.of_levels(loss, count, level_weights)
 
     # -------------------------------------------------------------------------------------- masks
 

@@ -84,15 +84,16 @@ class Scorer:
 
         :param hidden: (N, d), or (N, K, d) with a state per level.
         :param targets: (N, K) int64; anything where not valid.
-        :param valid: (N, K) bool.
+        :param valid: (N, K) bool, or weights of the cells, 0 where they do not count.
         :return: gradient of the loss by ``hidden``, if asked for.
         """
         hidden = hidden.detach().to(self.dtype)
         some = valid.any(1)
-        kept, cells = torch.stack([some.sum(), valid.sum()]).tolist()
+        kept, cells = torch.stack([some.sum(), valid.count_nonzero()]).tolist()
         if cells < DENSE * kept * valid.shape[1]:
             level, rows = valid.T.nonzero(as_tuple=True)
-            return self.add_by_level(hidden, targets[rows, level], rows, valid.sum(0).tolist())
+            counts, weights = valid.count_nonzero(0).tolist(), valid[rows, level]
+            return self.add_by_level(hidden, targets[rows, level], rows, counts, weights)
         if kept == len(hidden):
             return self._add_dense(hidden, targets, valid)
         rows = some.nonzero().squeeze(1)
@@ -100,7 +101,12 @@ class Scorer:
         return torch.zeros_like(hidden).index_copy_(0, rows, grad) if self.with_grad else None
 
     def add_by_level(
-        self, hidden: Tensor, targets: Tensor, rows: Tensor, counts: Sequence[int]
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        rows: Tensor,
+        counts: Sequence[int],
+        weights: Tensor,
     ) -> Tensor | None:
         """Score single cells, level after level.
 
@@ -108,6 +114,7 @@ class Scorer:
         :param targets: (M,) int64 of the cells, in the order of their levels.
         :param rows: (M,) row of each cell; a level has no row twice.
         :param counts: K numbers of cells.
+        :param weights: (M,) of the cells; bool: all count alike.
         """
         hidden = hidden.detach().to(self.dtype)
         shared_state = hidden.ndim == 2  # then several levels add to the gradient of one row
@@ -123,7 +130,8 @@ class Scorer:
                 at = (rows[part],) if shared_state else (rows[part], level)
                 h = hidden[at]  # (n, d)
                 logits = (h @ weight.T).to(self.sum_dtype)
-                cells = self._score(logits, targets[part], None, self.level_weights[level])
+                use = None if weights.dtype == torch.bool else weights[part]
+                cells = self._score(logits, targets[part], use, self.level_weights[level])
                 for name, values in cells.items():
                     self.sums[name][level] += values.sum()
                 if self.with_grad:
@@ -188,11 +196,11 @@ class Scorer:
     def _score(self, logits, targets, use, factors) -> dict[str, Tensor]:
         """Softmax of a block in place: its logits (..., V) become the gradient of the loss.
 
-        :param use: (...) bool; None: all.
+        :param use: (...) bool or weights; None: all.
         :param factors: of the loss, broadcast to (...).
         :return: metrics of `CELL_METRICS` (...), zero where not used.
         """
-        t = targets.unsqueeze(-1) if use is None else (targets * use).unsqueeze(-1)
+        t = (targets if use is None else targets.masked_fill(use == 0, 0)).unsqueeze(-1)
         smoothing, V = self.smoothing, logits.shape[-1]
         at_target = logits.gather(-1, t)
         mean = logits.mean(-1) if smoothing else None
@@ -296,7 +304,7 @@ def fused_loss_of_level(
         rows = valid.nonzero().squeeze(1)
         rows = rows[level[rows].argsort(stable=True)]
         counts = level[rows].long().bincount(minlength=len(weight)).tolist()
-        grad = scorer.add_by_level(hidden, targets[rows].long(), rows, counts)
+        grad = scorer.add_by_level(hidden, targets[rows].long(), rows, counts, valid[rows])
         return grad, scorer.grad_weight
 
     return scorer.loss_of(compute, hidden, weight)

@@ -51,7 +51,7 @@ class Heads(nn.Module):
         :param hidden: (N, d), or (N, K, d) with a state per level.
         :param targets: (N, K) integer codes. Where not valid any number; depth heads take one
             outside 0 ... V - 1 for "no code here", and others for codes that finer levels see.
-        :param valid: (N, K) bool.
+        :param valid: (N, K) bool, or weights of the targets in all sums, 0 where not valid.
         :param level_weights: (K,) factors of the loss, 1 by default.
         :param label_smoothing: share of the target spread evenly over the V codes.
         """

@@ -61,16 +61,16 @@ def test_hidden_codes_are_not_seen_and_visible_ones_are():
     model = make().eval()
     batch = Batch.from_codes(random_items([7, 4]))
     mask = model.held_out_mask(batch, 1)
-    before = model._masked_input(batch, mask, None).view(2, 7, -1)
+    before = model._masked_hidden(batch, mask, None)
     changed = Batch.from_codes(random_items([7, 4], seed=1))
     changed.codes = torch.where(mask.hidden, changed.codes, batch.codes)
     changed.codes[1, 4:] = 5
     assert (changed.codes != batch.codes).any()
-    after = model._masked_input(changed, mask, None).view(2, 7, -1)
+    after = model._masked_hidden(changed, mask, None)
     assert torch.equal(before[0], after[0]) and torch.equal(before[1, :4], after[1, :4])
     t, k = (~mask.hidden[0]).nonzero()[0].tolist()
     changed.codes[0, t, k] = (changed.codes[0, t, k] + 1) % V
-    after = model._masked_input(changed, mask, None).view(2, 7, -1)
+    after = model._masked_hidden(changed, mask, None)
     assert (after[0] != before[0]).any(1).all()  # everywhere, on both sides
 
 

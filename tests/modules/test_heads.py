@@ -129,6 +129,26 @@ def test_targets_that_do_not_count_may_be_anything(name):
         )
 
 
+@pytest.mark.parametrize("mask", ["most", "few"])
+@pytest.mark.parametrize("name", KINDS)
+def test_targets_may_have_weights(small_blocks, name, mask):
+    heads, valid = make(name), masks()[mask]
+    hidden, targets = torch.randn(N, D).double().requires_grad_(), torch.randint(V, (N, K))
+    weights, levels = torch.rand(N, K) * valid, torch.tensor([1.0, 0.5, 2.0])
+    logits = heads(hidden, targets).flatten(0, 1)
+    each = F.cross_entropy(logits, targets.flatten(), reduction="none").view(N, K)
+    smooth = -logits.log_softmax(-1).mean(-1).view(N, K)
+    want = ((0.9 * each + 0.1 * smooth) * weights * levels).sum()
+    got = heads.loss(hidden, targets, weights, levels, 0.1)
+    torch.testing.assert_close(got.loss, want)
+    torch.testing.assert_close(got.sums["nats"], (each * weights).sum(0))
+    hits = logits.argmax(-1).view(N, K) == targets
+    torch.testing.assert_close(got.sums["accuracy"], (hits * weights).sum(0).double())
+    inputs = [hidden, *heads.parameters()]
+    for g, w in zip(torch.autograd.grad(got.loss, inputs), torch.autograd.grad(want, inputs)):
+        torch.testing.assert_close(g, w)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_one_level_a_row(small_blocks, smoothing):
     heads = make("linear")
