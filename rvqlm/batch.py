@@ -13,6 +13,15 @@ PAD = -1
 """Value of codes and conditions past an item's length; never a valid id."""
 
 
+def mask_of(lengths: Tensor, size: int) -> Tensor:
+    """(B,) lengths -> (B, size) bool: what lies before them.
+
+    >>> mask_of(torch.tensor([2, 0]), 3).tolist()
+    [[True, True, False], [False, False, False]]
+    """
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
 class Padded(NamedTuple):
     """Sequences of unequal lengths in one tensor."""
 
@@ -77,11 +86,9 @@ class Batch:
 
     def scored(self) -> Tensor:
         """(B, T) bool: frames that are neither padding nor prompt."""
-        frames = torch.arange(self.codes.shape[1], device=self.codes.device)[None, :]
-        real = frames < self.lengths[:, None]
-        return (
-            real if self.prompt_lengths is None else real & (frames >= self.prompt_lengths[:, None])
-        )
+        T = self.codes.shape[1]
+        real = mask_of(self.lengths, T)
+        return real if self.prompt_lengths is None else real & ~mask_of(self.prompt_lengths, T)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         moved = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rvqlm.batch import PAD, Padded
+from rvqlm.batch import PAD, Padded, mask_of
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
@@ -36,7 +36,7 @@ class Generation:
     ) -> Generation:
         """From codes (B, T, K) that are long enough and ``ended`` (B,) bool."""
         longest = int(lengths.max())
-        past = torch.arange(longest, device=codes.device)[None, :] >= lengths[:, None]
+        past = ~mask_of(lengths, longest)
         return cls(
             codes[:, :longest].masked_fill(past[:, :, None], PAD),
             lengths,
@@ -95,7 +95,7 @@ class Request:
         """(B, T, K) codes: the prompts, and ``special`` elsewhere."""
         prompts = self.prompt_codes[:, :num_frames]
         B, P, K = prompts.shape
-        known = torch.arange(P, device=prompts.device) < self.prompt_lengths[:, None]
+        known = mask_of(self.prompt_lengths, P)
         codes = prompts.new_full((B, num_frames, K), special)
         codes[:, :P] = prompts.masked_fill(~known[..., None], special)
         return codes
@@ -161,8 +161,7 @@ def make_request(
             f"a prompt of {int(prompt_lengths[worst])} frames leaves nothing to generate within "
             f"{int(limits[worst])} frames; shorten it or ask for more"
         )
-    real = torch.arange(P, device=device)[None, :] < prompt_lengths[:, None]
-    given = prompt_codes[real]
+    given = prompt_codes[mask_of(prompt_lengths, P)]
     if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < V):
         raise UserError(f"prompt codes must lie in 0 ... {V - 1}")
     return Request(

@@ -31,7 +31,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rvqlm.batch import Batch, Padded
+from rvqlm.batch import Batch, Padded, mask_of
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
@@ -125,7 +125,6 @@ class Masked(TokenModel):
     """
 
     name = "masked"
-    exact_likelihood = False
 
     def __init__(self, config: MaskedConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
@@ -153,7 +152,7 @@ class Masked(TokenModel):
         """:param codes: (B, T, K), `special` where hidden and past the items' ``frames`` (B,).
         :return: (B, T, d)
         """
-        valid = torch.arange(codes.shape[1], device=codes.device) < frames[:, None]
+        valid = mask_of(frames, codes.shape[1])
         return self.network(self.embedding(codes), context, valid)
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
@@ -248,8 +247,8 @@ class Masked(TokenModel):
         known = (share * self.config.prompt_fraction * lengths).floor()  # fewer than all
         known = known.masked_fill(prompted < UNPROMPTED, 0)
         suffix = (known * at_end).round().masked_fill(both >= SUFFIX, 0)
-        frames = torch.arange(batch.codes.shape[1], device=device)
-        return (frames >= (known - suffix)[:, None]) & (frames < (lengths - suffix)[:, None])
+        T = batch.codes.shape[1]
+        return mask_of(lengths - suffix, T) & ~mask_of(known - suffix, T)
 
     def held_out_mask(self, batch: Batch, draw: int) -> Mask:
         """The same for an item in any batch: how much is hidden goes evenly over 1 ... N from item

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from rvqlm.batch import Batch
+from rvqlm.batch import Batch, mask_of
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
@@ -144,7 +144,7 @@ class Recognizer(TokenModel):
         :return: (B, S, symbols) float32 log p, the blank first; (B,) decisions.
         """
         T, V = codes.shape[1], self.special
-        real = torch.arange(T, device=codes.device) < lengths[:, None]  # (B, T)
+        real = mask_of(lengths, T)
         grid = codes.long().masked_fill(~real[:, :, None], V)
         if self.training:
             grid = self._augment(grid, lengths)
@@ -153,7 +153,7 @@ class Recognizer(TokenModel):
         x = F.gelu(self.front[0]((x * real[..., None]).mT)).mT * real[..., None]
         x = self.front[1](x.mT).mT  # (B, steps, d)
         steps = (lengths + joined - 1) // joined
-        seen = torch.arange(x.shape[1], device=x.device) < steps[:, None]
+        seen = mask_of(steps, x.shape[1])
         seen[:, 0] = True  # attention has to see something, even of an item without frames
         logits = self.head(self.transformer(x, key_mask=seen))
         logits = logits.unflatten(2, (self.decisions, self.num_symbols)).flatten(1, 2)
@@ -188,7 +188,7 @@ class Recognizer(TokenModel):
             raise UserError("a recogniser learns from text; the batch has none")
         log_probs, decisions = self.log_probs(batch.codes, batch.lengths)
         S, symbols = text.values.shape[1], text.values[:, :, 0].long()
-        real = torch.arange(S, device=symbols.device) < text.lengths[:, None]
+        real = mask_of(text.lengths, S)
         # two equal symbols need a blank between them
         doubles = (symbols[:, 1:] == symbols[:, :-1]) & real[:, 1:]
         fits = text.lengths + doubles.sum(1) <= decisions
@@ -270,6 +270,6 @@ def greedy(log_probs: Tensor, decisions: Tensor) -> list[list[int]]:
     ids = log_probs.argmax(-1)  # (B, S)
     new = torch.ones_like(ids, dtype=torch.bool)
     new[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    real = torch.arange(ids.shape[1], device=ids.device) < decisions[:, None]
+    real = mask_of(decisions, ids.shape[1])
     kept = new & real & (ids != BLANK)
     return [row[k].tolist() for row, k in zip(ids.cpu(), kept.cpu())]

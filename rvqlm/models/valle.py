@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rvqlm.batch import PAD, Batch
+from rvqlm.batch import PAD, Batch, mask_of
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
@@ -119,7 +119,6 @@ class Valle(TokenModel):
     """
 
     name = "valle"
-    exact_likelihood = False
 
     def __init__(self, config: ValleConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
@@ -156,15 +155,14 @@ class Valle(TokenModel):
         """(B, T) bool: frames that the NAR is given with all levels; ``random`` draws which items
         are known at the end too."""
         B, T, _ = batch.codes.shape
-        frames = torch.arange(T, device=batch.codes.device)
-        known = frames < batch.prompt_lengths[:, None]
+        known = mask_of(batch.prompt_lengths, T)
         if random and self.config.prompt_mode != "none" and self.config.infill_share:
             chance, share = torch.rand(2, B, device=known.device)
             left = (batch.lengths - batch.prompt_lengths).clamp(min=1)
             tail = torch.minimum((left * share).long(), left - 1)
             tail = tail.masked_fill(chance >= self.config.infill_share, 0)
-            known = known | (frames >= (batch.lengths - tail)[:, None])
-        return known & (frames < batch.lengths[:, None])
+            known = known | ~mask_of(batch.lengths - tail, T)
+        return known & mask_of(batch.lengths, T)
 
     def forward(
         self, batch: Batch, label_smoothing: float = 0.0, level_weights: Tensor | None = None
@@ -249,8 +247,7 @@ class Valle(TokenModel):
             codes = codes.scatter(1, at, r.suffix_codes)
             lengths = lengths + len(frames)
         _, T, K = codes.shape
-        frames = torch.arange(T, device=codes.device)
-        known = (frames < r.prompt_lengths[:, None]) | (frames >= made.lengths[:, None])
+        known = mask_of(r.prompt_lengths, T) | ~mask_of(made.lengths, T)
         # the AR draws from columns 0 and K of the same uniforms
         noise = uniforms(r.seed, r.rows, T, K + 1)[:, :, 1:K].to(codes.device)
         conditions, drop = r.conditions_of_rows()

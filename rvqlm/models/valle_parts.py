@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from rvqlm.batch import Batch, Padded
+from rvqlm.batch import Batch, Padded, mask_of
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.generation.request import Request
@@ -82,10 +82,8 @@ class CoarseModel(nn.Module):
 
     def columns(self, codes: Tensor, lengths: Tensor, prompt_lengths: Tensor) -> Tensor:
         """(B, T, K) codes -> (B, T + 1 + shift, K) ids."""
-        frames = torch.arange(codes.shape[1], device=codes.device)
-        levels = torch.arange(self.num_codebooks, device=codes.device)
-        known = frames < prompt_lengths[:, None]  # (B, T)
-        real = frames < lengths[:, None]
+        T, levels = codes.shape[1], torch.arange(self.num_codebooks, device=codes.device)
+        known, real = mask_of(prompt_lengths, T), mask_of(lengths, T)
         ids = hide(codes, (known[..., None] | (levels == 0)) & real[..., None], self.special)
         ids = nn.functional.pad(ids, (0, 0, 1, 0), value=self.special)  # (B, T + 1, K)
         if not self.shift:
@@ -217,7 +215,7 @@ class FineModel(nn.Module):
         :param codes: (B, T, K); any values where they are hidden.
         :param known: (B, T) bool.
         """
-        valid = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
+        valid = mask_of(lengths, codes.shape[1])
         levels = torch.arange(self.num_codebooks, device=codes.device)
         visible = known[..., None] | (levels < level[:, None, None])  # (B, T, K)
         ids = hide(codes, visible & valid[..., None], self.special)
@@ -239,7 +237,7 @@ class FineModel(nn.Module):
         """
         B, T, _ = batch.codes.shape
         hidden = self.hidden(batch.codes, batch.lengths, known, level, context)
-        scored = ~known & (torch.arange(T, device=known.device) < batch.lengths[:, None])
+        scored = ~known & mask_of(batch.lengths, T)
         targets = batch.codes.long().gather(2, level[:, None, None].expand(B, T, 1)).squeeze(2)
         loss = self.heads.loss_of_level(
             hidden.flatten(0, 1),
@@ -269,8 +267,9 @@ class FineModel(nn.Module):
         """
         codes, B = codes.clone(), len(codes)
         guided = context is not None and len(context.x) == 2 * B
-        real = torch.arange(codes.shape[1], device=codes.device) < lengths[:, None]
-        item, frame = (~known & real).nonzero(as_tuple=True)  # (N,) each
+        item, frame = (~known & mask_of(lengths, codes.shape[1])).nonzero(
+            as_tuple=True
+        )  # (N,) each
         times = 2 if guided else 1
         for level in range(1, self.num_codebooks):
             hidden = self.hidden(
