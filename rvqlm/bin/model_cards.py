@@ -3,7 +3,7 @@
 
     rvqlm models                                  what each family is and can do
     rvqlm models valle                            one of them, with all its options
-    rvqlm models --config egs/custom/conf/base.yaml --codec-shape 9x1024
+    rvqlm models --size large --codec-shape 9x1024
     rvqlm models valle --codec-shape 4x2048 --decoder-dim 1024
 
 The last two count the parameters of what a file and flags of ``rvqlm trainer`` describe, part by
@@ -93,6 +93,7 @@ def counted(argv: list[str]) -> dict[str, Any]:
 
     from rvqlm.models.factory import build_model, model_entry
     from rvqlm.training.config import flags_class
+    from rvqlm.training.sizes import with_size
 
     config_class, _ = model_entry(peek(argv, "model-name", "codec-lm"))
     flags = dataclasses.make_dataclass(
@@ -102,7 +103,8 @@ def counted(argv: list[str]) -> dict[str, Any]:
         bases=(flags_class(config_class),),
         namespace={"__doc__": "Flags of `rvqlm trainer`, none of them needed, and of this command"},
     )
-    config = parse(flags, "rvqlm models", "Parameters of a configuration.", argv)
+    described = "Parameters of a configuration."
+    config = parse(flags, "rvqlm models", described, argv, beneath=with_size(argv))
     info, conditions, assumed = _codes_and_conditions(config)
     with torch.device("meta"):
         model = build_model(config.model_name, config.model, info, conditions)

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-import yaml
 from test_configs import load
 
+from rvqlm.cli import flatten
 from rvqlm.models.factory import build_model
 
 ROOT = Path(__file__).parents[2]
@@ -24,13 +24,9 @@ def test_equal_parameters_and_training():
         assert f"{counts[path.stem] / 1e6:.2f} M parameters" in " ".join(
             line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#")
         )
-        values = yaml.safe_load(path.read_text())
-        terms.append(
-            {
-                k: values[k]
-                for k in ("max-duration", "optimizer", "base-lr", "ema-decay", "activation")
-            }
-        )
+        flags = flatten(config)
+        names = ("max-duration", "optimizer", "base-lr", "ema-decay", "activation")
+        terms.append({k: flags[k] for k in names})
     assert max(counts.values()) < 1.05 * min(counts.values()), counts
     assert all(t == terms[0] for t in terms)
 

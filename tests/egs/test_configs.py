@@ -7,11 +7,11 @@ import torch
 import yaml
 
 from rvqlm.batch import Batch
-from rvqlm.cli import parse
+from rvqlm.bin.trainer import read_flags
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.models.factory import build_model, model_entry
-from rvqlm.training.config import check, flags_class
+from rvqlm.models.factory import build_model
+from rvqlm.training.config import check
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("egs/*/conf/**/*.yaml"))
@@ -35,11 +35,10 @@ STEPPED = 20_000_000
 
 def load(path: Path):
     values = yaml.safe_load(path.read_text())
-    config_class, _ = model_entry(values["model-name"])
     argv = ["--config", str(path), "--exp-dir", "exp", "--manifest-dir", "tokens"]
     if not {"num-epochs", "max-steps", "max-minutes"} & set(values):
         argv += ["--max-steps", "20000"]
-    config = parse(flags_class(config_class), "rvqlm trainer", "", argv)
+    config = read_flags(argv)
     check(config)
     info = next(i for name, i in CODECS.items() if path.stem.startswith(name))
     assert config.num_quantizers in (0, info.num_codebooks)
