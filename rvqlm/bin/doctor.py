@@ -5,7 +5,7 @@
     rvqlm doctor exp/delay/best.pt --compare exp/delay/archive/step-00010000-20261125-084500.pt
     rvqlm doctor exp/delay --replay exp/delay/bad_batches/step-004711-rank-0.pt
 
-Looks for weights, averages and optimizer moments that are no numbers, exploded, or far from each
+Looks for weights, averages and optimizer moments that are non-finite, exploded, or far from each
 other, for dead rows and levels, and in the log for spikes, skipped steps, and the epoch and step
 where the training began to diverge. Damaged files are examined as far as they can be read.
 
@@ -14,7 +14,6 @@ Exit status: 0 healthy, 1 something of concern, 2 unusable, or a mistake in the 
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ class Args:
     """A second one, older as a rule: how far each module went since, and which flags differ."""
     replay: str | None = None
     """A batch that the guards saved (EXP/bad_batches/*.pt), run through the model once more: where
-    the first value that is no number comes from."""
+    the first non-finite value comes from."""
     replay_precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Of --replay; auto: as the training had it."""
     json: Path | None = None
@@ -60,19 +59,18 @@ def _run(argv: Sequence[str] | None) -> int:
         raise UserError("; ".join(problems))
 
     from rvqlm.doctor.examine import examine
-    from rvqlm.doctor.text import as_text
-    from rvqlm.files import atomic_write
+    from rvqlm.doctor.printer import as_text
+    from rvqlm.files import write_json
 
     found = examine(args.path, args.which, args.compare, args.replay, args.replay_precision)
     if args.json is not None:
-        text = json.dumps(plain(found.to_dict()), indent=1, allow_nan=False) + "\n"
-        atomic_write(args.json, lambda p: p.write_text(text, encoding="utf-8"))
+        write_json(args.json, plain(found.to_dict()))
     print(as_text(found))
     return found.status
 
 
 def plain(value):
-    """Values that strict JSON can hold: what is no number becomes a string."""
+    """Values that strict JSON can hold: NaN and infinity become strings."""
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

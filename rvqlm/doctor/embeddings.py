@@ -1,36 +1,26 @@
 """Rows of embedding tables and classifiers, level by level: never updated, near zero, alike.
 
-A row without second moment belongs to a code that the training did not see, or so long ago that
-its moment underflowed (AdamW's 0.95 does in some 2,000 steps). Codecs leave codes unused, so that
-is of concern only for most of a level, and for a level without any living row. What was updated
-must not be zero.
+Codecs leave codes unused, so rows without update are of concern only for most of a level, and for
+a level without any living row. What was updated must not be zero.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from rvqlm.doctor.examine import Finding, some
-from rvqlm.doctor.open import Patient
-from rvqlm.doctor.optimizer import SECOND, parameter_names, parts_of
-from rvqlm.doctor.weights import START
+from rvqlm.doctor.finding import START, rule, some
 from rvqlm.modules.depth import DepthHeads
 from rvqlm.modules.embeddings import FieldEmbedding, SummedTables
 from rvqlm.modules.heads import LinearHeads, TrunkHeads
 
-MAX_UNUSED = 0.8
-"""Share of a level's codes that the data may lack: of 1024 codes of the embedded codec an hour of
-speech lacked up to 0.25, a single synthetic voice 0.52."""
 NEAR_ZERO = 1e-4
 """A row has vanished if its norm is below this share of its level's median. Weight decay alone
 takes 90,000 steps at 1e-3 x 0.1 to get there, and AdamW's next update brings a row back above."""
-FRAMES_PER_CODE = 20
-"""Unused rows are judged once the training has seen so many frames for each code: at 20 a code
-that is ten times rarer than the mean is met with 86 %, a usual one always."""
 
 
 @dataclass
@@ -42,65 +32,72 @@ class Table:
     rows: Tensor
     """(V, d)"""
     square: Tensor | None
-    """second moments of the same shape"""
-    classifier: bool = False
+    """second moments of the same shape, where they tell which rows were updated"""
+    classifier: bool
     """its rows start equal, at zero, and those of codes without data stay so"""
 
     @property
     def where(self) -> str:
         return f"{self.level} of {self.name}" if self.level else self.name
 
+    @cached_property
+    def norms(self) -> Tensor:
+        """(V,)"""
+        return torch.linalg.vector_norm(self.rows.float(), dim=1)
 
-def check_levels(patient: Patient) -> list[Finding]:
-    """Findings about the rows of every level."""
-    if patient.model is None:
-        return []
-    found, unused, left_out = [], {}, _left_out(patient)
-    for table in tables_of(patient):
-        if not table.rows.isfinite().all():
-            continue  # `doctor_weights` names it
-        if table.classifier and table.level in left_out:
-            continue
-        more, untouched = _check_table(patient, table)
-        found += more
-        if untouched:
-            unused.setdefault(table.name, []).append((table.level, untouched, len(table.rows)))
-    what = "rows without update: of codes that the training data does not have, or hardly ever"
-    for name, levels in unused.items():
-        counted = some((f"{level} {n} of {V}".strip() for level, n, V in levels), 16)
-        remedy = "rvqlm validate counts the codes of the data"
-        found.append(Finding("note", "embeddings", f"{name}: {counted}", what, remedy))
-    return found
+    @cached_property
+    def untouched(self) -> Tensor:
+        """(V,) bool: no update reached the row, or so long ago that its moment underflowed
+        (AdamW's 0.95 does in some 2,000 steps)."""
+        if self.square is None:
+            return torch.zeros(len(self.rows), dtype=torch.bool)
+        return ~self.square.any(1)
+
+    @property
+    def dead(self) -> bool:
+        return not self.norms.any() or bool(self.untouched.all())
+
+    @cached_property
+    def vanished(self) -> Tensor:
+        """(V,) bool: updated, and near zero."""
+        return (self.norms < NEAR_ZERO * self.norms.median()) & ~self.untouched
+
+    @property
+    def duplicates(self) -> Tensor:
+        """(V,) bool: an updated row equals another."""
+        _, inverse, counts = self.rows.unique(dim=0, return_inverse=True, return_counts=True)
+        return (counts[inverse] > 1) & ~(self.untouched | self.vanished)
 
 
-def _left_out(patient: Patient) -> set[str]:
-    """Levels that the training's own flags give no weight in the loss."""
-    weights = patient.config.get("level-weights") or []
-    return {f"level {k}" for k, w in enumerate(weights) if w.replace(".", "").strip("0") == ""}
+def read_tables(
+    model: nn.Module | None, weights: dict[str, Tensor], second: dict[str, Tensor]
+) -> list[Table]:
+    """Every level of every embedding and classifier, without rows of special ids.
 
-
-def tables_of(patient: Patient) -> list[Table]:
-    """Every level of every embedding and classifier, without rows of special ids."""
-    weights, second = patient.state["model"], _second_moments(patient)
+    :param second: second moments by name, where they tell which rows were updated.
+    """
     out = []
-    for prefix, module in patient.model.named_modules():
-        for name, cut in _layout(module, patient):
+    for prefix, module in model.named_modules() if model is not None else ():
+        for name, levels in _layout(module, model):
             full = f"{prefix}.{name}" if prefix else name
             tensor, square = weights.get(full), second.get(full)
             if tensor is None or tensor.shape != getattr(module, name).shape:
                 continue
-            for level, rows in cut:
-                flat = None if square is None else square.reshape(-1, square.shape[-1])[rows]
-                of_level = tensor.reshape(-1, tensor.shape[-1])[rows]
-                out.append(Table(full, level, of_level, flat, tensor.ndim == 3))
+            if square is not None and square.shape != tensor.shape:
+                square = None
+            for level, rows in levels:
+                of_level, of_square = (
+                    None if t is None else t.reshape(-1, t.shape[-1])[rows]
+                    for t in (tensor, square)
+                )
+                out.append(Table(full, level, of_level, of_square, tensor.ndim == 3))
     return out
 
 
-def _layout(module: nn.Module, patient: Patient):
+def _layout(module: nn.Module, model: nn.Module):
     """(parameter, [(level, rows)]) of the tables of a module."""
     if isinstance(module, FieldEmbedding):
-        edges = [*module.offsets.tolist(), len(module.weight)]
-        cuts = [slice(a, b) for a, b in pairwise(edges)]
+        cuts = [slice(a, b) for a, b in pairwise([*module.offsets.tolist(), len(module.weight)])]
         names = [f"field {n}" for n in range(len(cuts))] if len(cuts) > 1 else [""]
         yield "weight", list(zip(names, cuts))
     elif isinstance(module, SummedTables) and hasattr(module, "num_embeddings"):
@@ -117,7 +114,7 @@ def _layout(module: nn.Module, patient: Patient):
         if getattr(module, "shared", False):
             yield "weight", [("all levels", slice(0, size))]
         else:  # heads of some levels are those of the last ones, or of level 0
-            first = patient.model.info.num_codebooks - n if n > 1 else 0
+            first = model.info.num_codebooks - n if n > 1 else 0
             yield "weight", _levels(n, size, size, first)
 
 
@@ -125,69 +122,68 @@ def _levels(count: int, stride: int, codes: int, first: int = 0) -> list[tuple[s
     return [(f"level {first + k}", slice(k * stride, k * stride + codes)) for k in range(count)]
 
 
-def _second_moments(patient: Patient) -> dict[str, Tensor]:
-    parts = parts_of(patient.state.get("optimizer"))
-    names = parameter_names(patient, parts) if parts else None
-    found = {}
-    for (n, i), name in (names or {}).items():
-        of_param = parts[n]["state"].get(i, {})
-        square = next((of_param[k] for k in SECOND if k in of_param), None)
-        weights = patient.state["model"].get(name)
-        if square is not None and weights is not None and square.shape == weights.shape:
-            found[name] = square
-    if not any(square.any() for square in found.values()):
-        return {}  # `doctor_optimizer` says that all are zero
-    return found
+MAX_UNUSED = 0.8
+"""Share of a level's codes that the data may lack: of 1024 codes of the embedded codec an hour of
+speech lacked up to 0.25, a single synthetic voice 0.52."""
+FRAMES_PER_CODE = 20
+"""Unused rows are judged once the training has seen so many frames for each code: at 20 a code
+that is ten times rarer than the mean is met with 86 %, a usual one always."""
 
 
-def _check_table(patient: Patient, table: Table) -> tuple[list[Finding], int]:
-    """Findings of concern, and the number of rows without update where that is none."""
-    V = len(table.rows)
-    norms = torch.linalg.vector_norm(table.rows.float(), dim=1)
-    if not norms.any():
-        # heads start at zero: before the first updates that is as it should be
-        if patient.step <= START and not patient.weights_only:
-            return [], 0
-        what = "a dead level: all its rows are zero"
-        remedy = "check --num-quantizers and the weights of the levels; go back to a checkpoint "
-        remedy += "where it lives"
-        return [Finding("concern", "embeddings", table.where, what, remedy)], 0
-    untouched = torch.zeros(V, dtype=torch.bool)
-    if table.square is not None and patient.step > START:
-        untouched = ~table.square.any(1)
-    if untouched.all():
-        what = "a dead level: no gradient reaches its rows"
-        remedy = "a level that the training leaves out is so (a stage, a weight of 0); any other "
-        remedy += "is cut off from the loss"
-        return [Finding("concern", "embeddings", table.where, what, remedy)], 0
-    frames, count = patient.state.get("total_frames"), int(untouched.sum())
+@rule("concern", "embeddings", "a dead level: all its rows are zero",
+      "check --num-quantizers and the weights of the levels; go back to a checkpoint where it "
+      "lives")  # fmt: skip
+def dead_level(c):
+    # heads start at zero: before the first updates that is as it should be
+    if c.step > START or c.weights_only:
+        yield from ({"where": t.where} for t in c.embeddings if not t.norms.any())
+
+
+@rule("concern", "embeddings", "a dead level: no gradient reaches its rows",
+      "a level that the training leaves out is so (a stage, a weight of 0); any other is cut off "
+      "from the loss")  # fmt: skip
+def level_without_gradient(c):
+    yield from ({"where": t.where} for t in c.embeddings if t.norms.any() and t.untouched.all())
+
+
+@rule("concern", "embeddings", "{n} of {V} rows dead: no update",
+      "compare rvqlm validate: where the data has these codes, training does not")  # fmt: skip
+def level_mostly_without_update(c):
+    yield from (_rows(t, t.untouched) for t in c.embeddings if not t.dead and _mostly_unused(c, t))
+
+
+def _mostly_unused(c, table) -> bool:
+    V, frames = len(table.rows), c.state.get("total_frames")
     early = frames is not None and frames < FRAMES_PER_CODE * V
-    found = []
-    if count > MAX_UNUSED * V and not early:
-        where, what = f"{table.where}: {_rows(untouched)}", f"{count} of {V} rows dead: no update"
-        remedy = "compare rvqlm validate: where the data has these codes, training does not"
-        found.append(Finding("concern", "embeddings", where, what, remedy))
-        count = 0
-    vanished = (norms < NEAR_ZERO * norms.median()) & ~untouched
-    if vanished.any():
-        where = f"{table.where}: {_rows(vanished)}"
-        what = f"{int(vanished.sum())} of {V} rows dead: near zero"
-        remedy = "they were erased, or never came back from zero; an earlier checkpoint has them"
-        found.append(Finding("concern", "embeddings", where, what, remedy))
-    doubles = _duplicates(table.rows) & ~(untouched | vanished)
-    if doubles.any() and not table.classifier:
-        where = f"{table.where}: {_rows(doubles)}"
-        what = f"{int(doubles.sum())} rows equal others exactly: these codes are all one"
-        remedy = "the table was filled or copied wrongly; an earlier checkpoint shows since when"
-        found.append(Finding("concern", "embeddings", where, what, remedy))
-    return found, count
+    return not early and int(table.untouched.sum()) > MAX_UNUSED * V
 
 
-def _rows(mask: Tensor) -> str:
-    return f"rows {some(mask.nonzero().flatten().tolist())}"
+def _rows(table, mask: Tensor) -> dict:
+    rows = mask.nonzero().flatten().tolist()
+    where = f"{table.where}: rows {some(rows)}"
+    return {"where": where, "n": len(rows), "V": len(table.rows)}
 
 
-def _duplicates(rows: Tensor) -> Tensor:
-    """(V,) bool: a row equals an earlier or later one."""
-    _, inverse, counts = rows.unique(dim=0, return_inverse=True, return_counts=True)
-    return counts[inverse] > 1
+@rule("concern", "embeddings", "{n} of {V} rows dead: near zero",
+      "they were erased, or never came back from zero; an earlier checkpoint has them")  # fmt: skip
+def vanished_rows(c):
+    yield from (_rows(t, t.vanished) for t in c.embeddings if not t.dead and t.vanished.any())
+
+
+@rule("concern", "embeddings", "{n} rows equal others exactly: these codes are all one",
+      "the table was filled or copied wrongly; an earlier checkpoint shows since when")  # fmt: skip
+def duplicate_rows(c):
+    tables = [t for t in c.embeddings if not t.dead and not t.classifier]
+    yield from (_rows(t, t.duplicates) for t in tables if t.duplicates.any())
+
+
+@rule("note", "embeddings",
+      "rows without update: of codes that the training data does not have, or hardly ever",
+      "rvqlm validate counts the codes of the data")  # fmt: skip
+def rows_without_update(c):
+    levels: dict[str, list[str]] = {}
+    for t in c.embeddings:
+        n, V = int(t.untouched.sum()), len(t.rows)
+        if n and not t.dead and not _mostly_unused(c, t):
+            levels.setdefault(t.name, []).append(f"{t.level} {n} of {V}".strip())
+    yield from ({"where": f"{name}: {some(counted, 16)}"} for name, counted in levels.items())

@@ -6,294 +6,322 @@ mean since the line before, so a place is known to within --log-every-steps.
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass, field
+from functools import cached_property
 from math import exp, inf, isfinite, log, nan
 from pathlib import Path
+from typing import NamedTuple
 
-from rvqlm.doctor.examine import Finding, some
-from rvqlm.doctor.open import Patient
-from rvqlm.doctor.series import Excursion, judge
+from rvqlm.doctor.finding import rule, some
+from rvqlm.doctor.series import Excursion, Judged, judge
+from rvqlm.metrics.log import scan_log
 
 LEAST_LOSS = 0.05
 """Nats per code: losses closer than this to the usual ones are never called unusual."""
 GRAD_FACTOR = 10.0
 """Times the usual gradient norm; norms scatter like products, so their logarithms are judged."""
+
+
+class Line(NamedTuple):
+    """One line of the log."""
+
+    step: int
+    epoch: int
+    loss: float | None
+    """None: every step of the line was skipped"""
+    grad_norm: float
+    """NaN: there is none"""
+    nats: list
+    counts: dict[str, float]
+    """skipped_* and rollbacks, since the line before"""
+
+    @property
+    def place(self) -> str:
+        return f"step {self.step:,}, epoch {self.epoch}"
+
+
+def _line(record: dict) -> Line:
+    def number(value) -> float:
+        return float(value) if isinstance(value, (int, float)) else nan
+
+    counts = {k: number(n) for k, n in record.items() if k.startswith(("skipped_", "rollbacks"))}
+    loss = number(record.get("loss"))
+    if not isfinite(loss) and any(counts.values()):
+        loss = None
+    grad_norm, nats = number(record.get("grad_norm")), record.get("nats") or []
+    return Line(record["step"], record["epoch"], loss, grad_norm, nats, counts)
+
+
+class Log:
+    """Lines of the kinds ``train`` and ``valid``, and what became of their values."""
+
+    def __init__(self, path: Path):
+        self.path, self.damaged = path, 0
+        self.lines: dict[str, list[Line]] = {"train": [], "valid": []}
+        for _, record in scan_log(path):
+            if record is None or not isinstance(record.get("epoch"), int):
+                self.damaged += 1
+            elif record["kind"] in self.lines:
+                self.lines[record["kind"]].append(_line(record))
+        steps = [line.step for lines in self.lines.values() for line in lines]
+        self.first_step, self.last_step = min(steps, default=None), max(steps, default=None)
+
+    @cached_property
+    def losses(self) -> dict[str, Judged]:
+        """Of the kinds that have lines."""
+        given = {kind: lines for kind, lines in self.lines.items() if lines}
+        return {k: judge([x.loss for x in lines], LEAST_LOSS) for k, lines in given.items()}
+
+    @cached_property
+    def grad_norms(self) -> Judged:
+        """Of the logarithms of the gradient norm."""
+        # a line whose steps were all skipped has no gradient, and a NaN may stand there
+        logs = [None if x.loss is None else log(max(x.grad_norm, 1e-30)) if isfinite(x.grad_norm)
+                else nan for x in self.lines["train"]]  # fmt: skip
+        return judge(logs, least=log(GRAD_FACTOR), relative=0.0)
+
+    @cached_property
+    def summary(self) -> dict:
+        """JSON: first and last step, lowest losses, steps of spikes and of divergence."""
+        train, valid = self.lines["train"], self.lines["valid"]
+        out: dict = {"path": str(self.path), "train_lines": len(train), "valid_lines": len(valid)}
+        if self.last_step is None:
+            return out
+        out |= {"first_step": self.first_step, "last_step": self.last_step}
+        for kind, judged in self.losses.items():
+            # a rise of the validation loss alone is overfitting
+            alone = kind == "valid" and judged.creeping and "diverged" not in out.get("train", {})
+            name = "overfitted" if alone else "diverged"
+            out[kind] = _of_losses(self.lines[kind], judged, name)
+        if any(isfinite(line.grad_norm) for line in train):
+            norms, judged = [line.grad_norm for line in train], self.grad_norms
+            spikes = [_spike(train, norms, e) for e in judged.excursions]
+            spikes = [{**x, "usual": exp(x["usual"])} for x in spikes]
+            out["grad_norm"] = {"last": norms[-1], "spikes": spikes}
+        out["skipped"] = {
+            name: int(sum(self.counts(name)))
+            for name in sorted({k for x in train for k in x.counts})
+        }
+        return out
+
+    def counts(self, name: str) -> list[float]:
+        """``skipped_*`` or ``rollbacks`` of each train line, since the line before."""
+        counts = [line.counts.get(name, 0.0) for line in self.lines["train"]]
+        return [n if isfinite(n) else 0.0 for n in counts]
+
+
+def _of_losses(lines: list[Line], judged: Judged, name: str) -> dict:
+    """
+    :param name: of a divergence.
+    """
+    losses = [line.loss for line in lines]
+    last = next((v for v in reversed(losses) if v is not None), None)
+    out: dict = {"last": last, "last_step": lines[-1].step}
+    if finite := [v for v in losses if v is not None and isfinite(v)]:
+        low = lines[losses.index(min(finite))]
+        out |= {"lowest": low.loss, "lowest_step": low.step, "lowest_epoch": low.epoch}
+    out["spikes"] = [_spike(lines, losses, e) for e in judged.spikes]
+    if (e := judged.divergence) is not None:
+        begin, good = lines[e.first], lines[e.first - 1]
+        out[name] = {"step": begin.step, "epoch": begin.epoch, "last_good_step": good.step,
+                     "usual": e.level, "peak": e.peak, "last": last, "creeping": judged.creeping,
+                     "levels": _risen(good.nats, lines[-1].nats)}  # fmt: skip
+    return out
+
+
+def _spike(lines: list[Line], values: list, e: Excursion) -> dict:
+    """The highest value of an excursion."""
+
+    def height(i: int) -> float:
+        return -inf if values[i] is None else values[i] if isfinite(values[i]) else inf
+
+    i = max(range(e.first, e.last + 1), key=height)
+    return {"step": lines[i].step, "epoch": lines[i].epoch, "peak": values[i], "usual": e.level}
+
+
+def _risen(before: list, after: list) -> list[int]:
+    """Levels whose nats rose in a divergence, the most first."""
+    rise = {k: b - a if b is not None and isfinite(b) else inf
+            for k, (a, b) in enumerate(zip(before, after)) if a is not None}  # fmt: skip
+    return sorted((k for k, r in rise.items() if r > 0.2), key=lambda k: -rise[k])
+
+
 MANY_SPIKES = 5
 """More spikes of the loss than this are of concern, and any that doubles it; fewer came back."""
 MAX_SKIPPED = {"nonfinite": 0.0, "outlier": 0.01, "overflow": 0.05}
-"""Share of the steps that may be skipped for each reason. A gradient that is no number is a fault
+"""Share of the steps that may be skipped for each reason. A non-finite gradient is a fault
 whenever it comes; fp16's loss scale grows until it overflows and so skips a step now and then."""
 LEARNED, UNLEARNED, TIME_TO_LEARN = 0.9, 0.998, 500
 """A level learns nothing if its loss is above this share of ln V (a guess) after so many steps
 while the other levels are below the first share on the mean."""
+_NAMES = {"train": "training", "valid": "validation"}
 
 
-@dataclass
-class Series:
-    """Lines of one kind, as columns."""
-
-    step: list[int] = field(default_factory=list)
-    epoch: list[int] = field(default_factory=list)
-    loss: list[float | None] = field(default_factory=list)
-    grad_norm: list[float] = field(default_factory=list)
-    nats: list[list] = field(default_factory=list)
-    counts: list[dict] = field(default_factory=list)
-    """skipped_* and rollbacks"""
-
-    def place(self, i: int) -> str:
-        return f"step {self.step[i]:,}, epoch {self.epoch[i]}"
+@rule("note", "log", "{n} damaged lines, skipped", "a crash tears one")
+def damaged_lines(c):
+    if c.log.damaged:
+        yield {"where": c.log.path, "n": c.log.damaged}
 
 
-def read_log(path: Path) -> tuple[dict[str, Series], int]:
-    """Series of the kinds ``train`` and ``valid``, and the number of damaged lines."""
-    series = {"train": Series(), "valid": Series()}
-    damaged = 0
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-                kind, step, epoch = line["kind"], int(line["step"]), int(line["epoch"])
-            except (ValueError, KeyError, TypeError):
-                damaged += 1
-                continue
-            if kind not in series:
-                continue
-            s = series[kind]
-            names = [k for k in line if k.startswith("skipped_") or k == "rollbacks"]
-            counts = {k: _number(line[k]) for k in names}
-            loss = _number(line.get("loss"))
-            if not isfinite(loss) and any(counts.values()):
-                loss = None  # every step of the line was skipped: its loss is that of none
-            s.step.append(step)
-            s.epoch.append(epoch)
-            s.loss.append(loss)
-            s.grad_norm.append(_number(line.get("grad_norm")))
-            s.nats.append(line.get("nats") or [])
-            s.counts.append(counts)
-    return series, damaged
+@rule("note", "log", "no train or valid lines in it")
+def empty_log(c):
+    if c.log.last_step is None:
+        yield {"where": c.log.path}
 
 
-def _number(value) -> float:
-    return float(value) if isinstance(value, (int, float)) else nan
+@rule("note", "log", "the log ends at step {last:,}, the checkpoint is of {step:,}",
+      "lines were lost or the log was moved")  # fmt: skip
+def log_ends_early(c):
+    last = c.log.last_step
+    if last is not None and last + (c.config.get("log-every-steps") or 1) < c.step:
+        yield {"where": c.log.path, "last": last}
 
 
-def check_log(patient: Patient) -> tuple[dict, list[Finding]]:
-    """Summary of the log beside the checkpoint, and findings about it."""
-    series, damaged = read_log(patient.log_path)
-    train, valid = series["train"], series["valid"]
-    where, found = str(patient.log_path), []
-    if damaged:
-        found.append(
-            Finding("note", "log", where, f"{damaged} damaged lines, skipped", "a crash tears one")
-        )
-    steps = train.step + valid.step
-    out: dict = {"path": where, "train_lines": len(train.step), "valid_lines": len(valid.step)}
-    if not steps:
-        what = "no train or valid lines in it"
-        return out, [*found, Finding("note", "log", where, what, "")]
-    out |= {"first_step": min(steps), "last_step": max(steps)}
-    if max(steps) + (patient.config.get("log-every-steps") or 1) < patient.step:
-        what = f"the log ends at step {max(steps):,}, the checkpoint is of {patient.step:,}"
-        found.append(Finding("note", "log", where, what, "lines were lost or the log was moved"))
-    for kind, s in series.items():
-        if s.step:
-            out[kind], more = _check_loss(patient, kind, s, out.get("train", {}))
-            found += more
-    if any(isfinite(g) for g in train.grad_norm):
-        out["grad_norm"], more = _check_gradients(train, out["train"].get("diverged"))
-        found += more
-    out["skipped"], more = _check_skipped(train)
-    return out, found + more + _check_levels(patient, train)
-
-
-def _check_loss(patient: Patient, kind: str, s: Series, train: dict) -> tuple[dict, list[Finding]]:
-    name = {"train": "training", "valid": "validation"}[kind]
-    judged, found = judge(s.loss, LEAST_LOSS), []
-    finite = [v for v in s.loss if v is not None and isfinite(v)]
-    last = _last(s)
-    out: dict = {"last": last, "last_step": s.step[-1]}
-    if finite:
-        at = s.loss.index(min(finite))
-        out |= {"lowest": s.loss[at], "lowest_step": s.step[at], "lowest_epoch": s.epoch[at]}
-    spikes = [_spike(s, s.loss, e) for e in judged.spikes]
-    out["spikes"] = spikes
-    if spikes:
+@rule("note", "log", "{n} of the {loss} loss: {peaks}",
+      "--outlier-deviations skips such batches; EXP/bad_batches has those that were")  # fmt: skip
+def loss_spikes(c):
+    for kind, judged in c.log.losses.items():
+        lines, spikes = c.log.lines[kind], c.log.summary[kind]["spikes"]
+        if not spikes:
+            continue
         doubled = any(not x["peak"] < 2 * x["usual"] for x in spikes)
-        bad = len(spikes) > max(MANY_SPIKES, len(s.step) / 100) or doubled or judged.spikes[-1].open
-        what = (
-            f"{len(spikes)} spikes of the {name} loss: "
-            if len(spikes) > 1
-            else (f"a spike of the {name} loss: ")
-        )
-        what += some(f"{x['peak']:.4g} at step {x['step']:,} (usual {x['usual']:.4g})"
-                     for x in spikes)  # fmt: skip
-        remedy = "--outlier-deviations skips such batches; EXP/bad_batches has those that were"
+        many = len(spikes) > max(MANY_SPIKES, len(lines) / 100)
         worst = max(judged.spikes, key=lambda e: e.peak)
-        severity = "concern" if bad else "note"
-        found.append(Finding(severity, "log", s.place(worst.first), what, remedy))
-    for e in judged.shifts:
-        what = f"the {name} loss rose from {e.level:.4g} to a new level and stayed there"
-        remedy = "a change of the data or of a schedule does that"
-        found.append(Finding("note", "log", s.place(e.first), what, remedy))
-    if judged.divergence is not None:
-        e = judged.divergence
-        overfitted = kind == "valid" and judged.creeping and not train.get("diverged")
-        out["overfitted" if overfitted else "diverged"] = {
-            "step": s.step[e.first],
-            "epoch": s.epoch[e.first],
-            "last_good_step": s.step[e.first - 1],
-            "usual": e.level,
-            "peak": e.peak,
-            "last": last,
-            "creeping": judged.creeping,
-            "levels": _risen(s, e),
+        yield {
+            "severity": "concern" if many or doubled or judged.spikes[-1].open else "note",
+            "where": lines[worst.first].place,
+            "n": f"{len(spikes)} spikes" if len(spikes) > 1 else "a spike",
+            "loss": _NAMES[kind],
+            "peaks": some(
+                f"{x['peak']:.4g} at step {x['step']:,} (usual {x['usual']:.4g})" for x in spikes
+            ),
         }
-        finding = _overfitted if overfitted else _diverged
-        found.append(finding(patient, name, s, e))
-    elif kind == "valid" and finite:
-        found += _plateau(s, out)
-    return out, found
 
 
-def _last(s: Series) -> float | None:
-    return next((v for v in reversed(s.loss) if v is not None), None)
+@rule("note", "log", "the {loss} loss rose from {level:.4g} to a new level and stayed there",
+      "a change of the data or of a schedule does that")  # fmt: skip
+def new_level(c):
+    for kind, judged in c.log.losses.items():
+        for e in judged.shifts:
+            place = c.log.lines[kind][e.first].place
+            yield {"where": place, "loss": _NAMES[kind], "level": e.level}
 
 
-def _spike(s: Series, values: list, e: Excursion) -> dict:
-    def height(i: int) -> float:
-        return -inf if values[i] is None else values[i] if isfinite(values[i]) else inf
-
-    top = max(range(e.first, e.last + 1), key=height)
-    return {"step": s.step[top], "epoch": s.epoch[top], "peak": values[top], "usual": e.level}
-
-
-def _risen(s: Series, e: Excursion) -> list[int]:
-    """Levels whose loss rose in a divergence, the most first."""
-    before, after = s.nats[max(0, e.first - 1)], s.nats[-1]
-    rise = {
-        k: b - a if b is not None and isfinite(b) else float("inf")
-        for k, (a, b) in enumerate(zip(before, after))
-        if a is not None
-    }
-    return sorted((k for k, r in rise.items() if r > 0.2), key=lambda k: -rise[k])
+@rule("concern", "log", "the training diverged: the {loss} loss began to rise here, from "
+      "{usual:.4g} to {last:.4g} nats per code{most}",
+      "{advice}; keep --clip-grad-norm and --outlier-deviations above 0")  # fmt: skip
+def diverged(c):
+    for kind in c.log.losses:
+        if d := c.log.summary[kind].get("diverged"):
+            safe = _checkpoint_before(c, d["last_good_step"])
+            yield {
+                **d,
+                "where": _place(d),
+                "loss": _NAMES[kind],
+                "most": f"; most of all level {some(d['levels'], 3)}" if d["levels"] else "",
+                "advice": f"resume from {safe} with a lower --base-lr" if safe else
+                          "start anew with a lower --base-lr or a longer warm-up",
+            }  # fmt: skip
 
 
-def _diverged(patient: Patient, name: str, s: Series, e: Excursion) -> Finding:
-    levels, last = _risen(s, e), _last(s)
-    what = (
-        f"the training diverged: the {name} loss began to rise here, from {e.level:.4g} to "
-        f"{last:.4g} nats per code"
-    )
-    if levels:
-        what += f"; most of all level {some(levels, 3)}"
-    safe = _safe_checkpoint(patient, s.step[e.first - 1])
-    remedy = f"go on from {safe} with a lower --base-lr" if safe else "start anew with a lower "
-    remedy += "" if safe else "--base-lr or a longer warm-up"
-    remedy += "; keep --clip-grad-norm and --outlier-deviations above 0"
-    return Finding("concern", "log", s.place(e.first), what, remedy)
+def _place(x: dict) -> str:
+    return f"step {x['step']:,}, epoch {x['epoch']}"
 
 
-def _overfitted(patient: Patient, name: str, s: Series, e: Excursion) -> Finding:
-    what = f"overfitting: the validation loss has risen from {e.level:.4g} to {_last(s):.4g}"
-    remedy = "best.pt has the lowest loss; more data, --dropout or fewer epochs keep it low"
-    return Finding("note", "log", s.place(e.first), what, remedy)
-
-
-def _plateau(s: Series, out: dict) -> list[Finding]:
-    """The lowest validation loss is old: more than 10 validations and half of the run ago."""
-    at = s.step.index(out["lowest_step"])
-    since = len(s.step) - 1 - at
-    if since < 10 or since < len(s.step) / 2:
-        return []
-    what = f"no lower validation loss in the {since} validations since ({out['lowest']:.4f})"
-    remedy = "a smaller learning rate or more data may help; more of the same does not"
-    return [Finding("note", "log", s.place(at), what, remedy)]
-
-
-def _safe_checkpoint(patient: Patient, step: int) -> Path | None:
+def _checkpoint_before(c, step: int) -> Path | None:
     """The checkpoint of the experiment that is nearest before `step`."""
-    folder, there = patient.exp_dir, []
-    for path in folder.glob("archive/*.pt"):
+    there = []
+    for path in c.exp_dir.glob("archive/*.pt"):
         if match := re.match(r"(?:step|best)-(\d+)", path.name):
             there.append((int(match[1]), path))
-    best = ((patient.state or {}).get("best") or {}).get("step")
-    if best and (folder / "best.pt").exists():
-        there.append((best, folder / "best.pt"))
+    best = ((c.state or {}).get("best") or {}).get("step")
+    if best and (c.exp_dir / "best.pt").exists():
+        there.append((best, c.exp_dir / "best.pt"))
     return max((p for p in there if p[0] <= step), default=(0, None))[1]
 
 
-def _check_gradients(train: Series, diverged: dict | None) -> tuple[dict, list[Finding]]:
-    # a line whose steps were all skipped has no gradient, and one that is no number may stand there
-    logs = [None if loss is None else log(max(g, 1e-30)) if isfinite(g) else nan
-            for g, loss in zip(train.grad_norm, train.loss)]  # fmt: skip
-    judged = judge(logs, least=log(GRAD_FACTOR), relative=0.0)
-    high = [*judged.spikes, *([judged.divergence] if judged.divergence else [])]
-    spikes = [_spike(train, train.grad_norm, e) for e in high]
-    for x in spikes:
-        x["usual"] = exp(x["usual"])
-    out = {"last": train.grad_norm[-1], "spikes": spikes}
+@rule("note", "log",
+      "overfitting: the validation loss has risen from {usual:.4g} to {last:.4g}",
+      "best.pt has the lowest loss; more data, --dropout or fewer epochs keep it low")  # fmt: skip
+def overfitted(c):
+    if d := c.log.summary.get("valid", {}).get("overfitted"):
+        yield {**d, "where": _place(d)}
+
+
+@rule("note", "log", "no lower validation loss in the {since} validations since ({lowest:.4f})",
+      "a smaller learning rate or more data may help; more of the same does not")  # fmt: skip
+def plateau(c):
+    """The lowest validation loss is more than 10 validations and half of the run ago."""
+    lines, valid = c.log.lines["valid"], c.log.summary.get("valid", {})
+    if "lowest" not in valid or c.log.losses["valid"].divergence is not None:
+        return
+    at = [line.step for line in lines].index(valid["lowest_step"])
+    since = len(lines) - 1 - at
+    if since >= max(10, len(lines) / 2):
+        yield {"where": lines[at].place, "since": since, "lowest": valid["lowest"]}
+
+
+@rule("note", "log", "the gradient norm jumped: {peaks}{before}",
+      "--clip-grad-norm bounds what such a step does")  # fmt: skip
+def gradient_spikes(c):
+    spikes = c.log.summary.get("grad_norm", {}).get("spikes")
     if not spikes:
-        return out, []
-    what = "the gradient norm jumped: " + some(
-        f"{x['peak']:.3g} at step {x['step']:,} (usual {x['usual']:.2g})" for x in spikes
-    )
-    if diverged and any(x["step"] <= diverged["step"] for x in spikes):
-        what += "; before the loss diverged"
-    remedy = "--clip-grad-norm bounds what such a step does"
-    bad = judged.divergence is not None or any(not isfinite(x["peak"]) for x in spikes)
-    place = train.place(high[0].first)
-    return out, [Finding("concern" if bad else "note", "log", place, what, remedy)]
+        return
+    end = c.log.summary["train"].get("diverged", {}).get("step", -1)
+    judged, peaks = c.log.grad_norms, [x["peak"] for x in spikes]
+    yield {
+        "severity": "concern" if judged.divergence or not all(map(isfinite, peaks)) else "note",
+        "where": c.log.lines["train"][judged.excursions[0].first].place,
+        "peaks": some(f"{x['peak']:.3g} at step {x['step']:,} (usual {x['usual']:.2g})"
+                      for x in spikes),
+        "before": "; before the loss diverged" if any(x["step"] <= end for x in spikes) else "",
+    }  # fmt: skip
 
 
-def _check_skipped(train: Series) -> tuple[dict, list[Finding]]:
-    names = sorted({k for c in train.counts for k in c})
-    total, found = {}, []
-    for name in names:
-        new = [c.get(name, 0.0) for c in train.counts]  # since the line before
-        new = [v if isfinite(v) else 0.0 for v in new]
-        total[name] = int(sum(new))
-        if not total[name]:
-            continue
-        places = [i for i, v in enumerate(new) if v]
-        most = max(places, key=lambda i: new[i])
-        share = total[name] / max(1, train.step[-1])
-        where = f"from {train.place(places[0])}"
-        where += f" to {train.place(places[-1])}" if len(places) > 1 else ""
-        if name == "rollbacks":
-            what = f"{total[name]} times back to the last good checkpoint"
-            bad, remedy = True, "EXP/bad_batches has the batches: rvqlm doctor --replay"
-        else:
-            reason = name.removeprefix("skipped_")
-            what = f"{total[name]:,} steps skipped as {reason} ({share:.1%} of all)"
-            what += f", most at {train.place(most)}" if len(places) > 1 else ""
-            bad = share > MAX_SKIPPED.get(reason, 0.01)
-            remedy = "EXP/bad_batches has the batches: rvqlm doctor --replay; lower --base-lr if "
-            remedy += "they differ in nothing from others"
-        found.append(Finding("concern" if bad else "note", "log", where, what, remedy))
-    return total, found
+@rule("note", "log", "{total:,} steps skipped as {reason} ({share:.1%} of all){most}",
+      "EXP/bad_batches has the batches: rvqlm doctor --replay; lower --base-lr if they differ in "
+      "nothing from others")  # fmt: skip
+def skipped_steps(c):
+    for name, total in c.log.summary.get("skipped", {}).items():
+        if total and name != "rollbacks":
+            lines, counts = c.log.lines["train"], c.log.counts(name)
+            reason, share = name.removeprefix("skipped_"), total / max(1, lines[-1].step)
+            most = lines[counts.index(max(counts))].place
+            yield {
+                "severity": "concern" if share > MAX_SKIPPED.get(reason, 0.01) else "note",
+                "where": _from_to(c.log, counts),
+                "total": total,
+                "reason": reason,
+                "share": share,
+                "most": f", most at {most}" if sum(map(bool, counts)) > 1 else "",
+            }
 
 
-def _check_levels(patient: Patient, train: Series) -> list[Finding]:
-    """Levels that are still guessed while others are known."""
-    size = ((patient.state or {}).get("codec") or {}).get("codebook_size")
-    if not size or not train.step or train.step[-1] < TIME_TO_LEARN:
-        return []
-    lines = train.nats[-5:]
-    K = min(map(len, lines))
-    means = {}
-    for k in range(K):
-        values = sorted(x[k] for x in lines if x[k] is not None)
-        if values:
-            means[k] = values[len(values) // 2] / log(size)
-    found = []
-    for k, mean in means.items():
-        others = [m for j, m in means.items() if j != k and m < UNLEARNED]
-        if mean >= UNLEARNED and others and sum(others) / len(others) < LEARNED:
-            what = f"a dead level: its codes are guessed ({mean * log(size):.3f} nats, "
-            what += f"ln V = {log(size):.3f}) while others are learned"
-            remedy = "check the weights of the levels, and whether the codec uses it: "
-            remedy += "rvqlm validate prints its entropy"
-            found.append(Finding("concern", "log", f"level {k}", what, remedy))
-    return found
+@rule("concern", "log", "{total} rollbacks to the last good checkpoint",
+      "EXP/bad_batches has the batches: rvqlm doctor --replay")  # fmt: skip
+def rollbacks(c):
+    if total := c.log.summary.get("skipped", {}).get("rollbacks"):
+        yield {"where": _from_to(c.log, c.log.counts("rollbacks")), "total": total}
+
+
+def _from_to(log, counts: list[float]) -> str:
+    """Places of the first and of the last line that counts any."""
+    places = [line.place for line, n in zip(log.lines["train"], counts) if n]
+    return f"from {places[0]}" + (f" to {places[-1]}" if len(places) > 1 else "")
+
+
+@rule("concern", "log", "a dead level: its codes are guessed ({nats:.3f} nats, ln V = {guess:.3f}) "
+      "while others are learned",
+      "check the weights of the levels, and whether the codec uses it: rvqlm validate prints its "
+      "entropy")  # fmt: skip
+def level_not_learned(c):
+    size = ((c.state or {}).get("codec") or {}).get("codebook_size")
+    lines = [line.nats for line in c.log.lines["train"][-5:]]
+    if not size or not lines or c.log.lines["train"][-1].step < TIME_TO_LEARN:
+        return
+    levels = [sorted(v for v in nats if v is not None) for nats in zip(*lines)]
+    shares = {k: v[len(v) // 2] / log(size) for k, v in enumerate(levels) if v}
+    for k, share in shares.items():
+        others = [s for j, s in shares.items() if j != k and s < UNLEARNED]
+        if share >= UNLEARNED and others and sum(others) / len(others) < LEARNED:
+            yield {"where": f"level {k}", "nats": share * log(size), "guess": log(size)}

@@ -1,43 +1,248 @@
-"""A step that the guards skipped, run through the checkpoint's weights once more.
+"""A step that the guards skipped, run through a model once more.
 
-The work is `rvqlm.training.bad_batch.replay`'s, with the precision, smoothing and level weights of
-the training; here its result becomes findings.
+`replay` draws the same dropout and the same masks as training did, and hooks on every module and
+parameter tell where NaN and infinity come from.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import isfinite, nan
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from rvqlm.doctor.examine import Finding, some
-from rvqlm.doctor.open import Patient
+from rvqlm.batch import Padded
+from rvqlm.doctor.finding import rule, some
 from rvqlm.errors import UserError
+from rvqlm.runtime import pick_precision, step_seed
+from rvqlm.training.bad_batch import BadBatch, load_bad_batch
+from rvqlm.training.config import LossConfig
+from rvqlm.training.level_weights import LevelWeights
 
 
-def replay_batch(patient: Patient, path: str | Path, precision: str) -> tuple[dict, list[Finding]]:
-    """What the batch of `path` did and does, and findings about it.
+@dataclass
+class Replay:
+    """What a skipped step does to a model."""
+
+    losses: list[float] = field(default_factory=list)
+    """Mean over tokens of each micro-batch; fewer than there are if one raised an error."""
+    loss: float = nan
+    """Mean over the tokens of this rank's micro-batches."""
+    grad_norm: float = nan
+    """Of this rank's share, before clipping."""
+    first: str | None = None
+    """Where the first non-finite value comes from in the forward pass, or where `error` was raised;
+    None: all are finite."""
+    first_gradient: str | None = None
+    """The first parameter, in the order of the backward pass, whose gradient is non-finite."""
+    parameters: list[str] = field(default_factory=list)
+    """Parameters that hold non-finite values, whatever the batch."""
+    out_of_range: float = 0.0
+    """Share of codes and condition ids that the model has no entry for."""
+    examples: list[str] = field(default_factory=list)
+    """Where the first such value of each sequence is."""
+    error: str | None = None
+
+
+def replay(
+    model: nn.Module,
+    bad: BadBatch,
+    dtype: torch.dtype,
+    label_smoothing: float = 0.0,
+    draw_weights: Callable[[torch.device], Tensor | None] = lambda device: None,
+) -> Replay:
+    """Run a skipped step again, forward and backward, without taking it.
+
+    :param dtype: of autocast, as in training.
+    :param label_smoothing, draw_weights: as in training (``LevelWeights.draw``), or the losses are
+        not those that were judged.
+
+    The model must not be compiled or wrapped. Its weights and mode and torch's random state are as
+    before afterwards; gradients are empty. Raises `UserError` if the batch is of another codec or
+    lacks a condition.
+    """
+    device = next(model.parameters()).device
+    _check_fit(model, bad)
+    found = Replay()
+    found.out_of_range, found.examples = _out_of_range(model, bad)
+    found.parameters = [n for n, p in model.named_parameters() if not p.detach().isfinite().all()]
+    if found.out_of_range and device.type == "cuda":  # an assertion on the GPU ends the process
+        found.first, found.error = "the data", "not run on a GPU with ids out of range"
+        return found
+    training, progress = model.training, getattr(model, "progress", None)
+    loss = tokens = 0.0
+    trace = _Trace(model)
+    try:
+        model.train()
+        model.progress = bad.progress
+        model.zero_grad(set_to_none=True)
+        with trace, torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(step_seed(bad.seed, bad.rank, bad.step))
+            for batch in bad.batches:
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    out = model(
+                        batch.to(device),
+                        label_smoothing=label_smoothing,
+                        level_weights=draw_weights(device),
+                    )
+                nats, count = out.loss.item(), max(out.normalizer.item(), 1.0)
+                found.losses.append(nats / count)
+                loss, tokens = loss + nats, tokens + count
+                if not isfinite(nats):
+                    trace.begins("the loss")
+                out.loss.backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        found.loss = loss / tokens
+        found.grad_norm = torch.nn.utils.get_total_norm(grads).item() / tokens
+    except (IndexError, RuntimeError) as e:
+        found.error = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        trace.begins(trace.running)
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(training)
+        model.progress = progress
+    found.first, found.first_gradient = trace.first, trace.first_gradient
+    return found
+
+
+def _check_fit(model, bad: BadBatch) -> None:
+    for batch in bad.batches:
+        problem, levels = "", batch.codes.shape[2]
+        if levels != model.info.num_codebooks:
+            problem = f"codes of {levels} levels, the model has {model.info.num_codebooks}"
+        elif missing := [kind for kind in model.conditions if kind not in batch.conditions]:
+            problem = f"no {', '.join(missing)} in it, which the model is conditioned on"
+        if problem:
+            raise UserError(f"{bad.path}: {problem}; give the checkpoint of the same training")
+
+
+def _out_of_range(model, bad: BadBatch) -> tuple[float, list[str]]:
+    """Share of ids outside their tables, and the first of each sequence in words."""
+    wrong = total = 0
+    examples: list[str] = []
+    for number, batch in enumerate(bad.batches):
+        codes = (model.info.codebook_size,) * model.info.num_codebooks
+        sequences = {"codes": (Padded(batch.codes, batch.lengths), codes)}
+        for kind, info in model.conditions.items():
+            sequences[kind] = (batch.conditions[kind], info.sizes)
+        for name, (padded, sizes) in sequences.items():
+            values, lengths = padded.values.long(), padded.lengths
+            real = torch.arange(values.shape[1])[None, :] < lengths[:, None]  # (B, S)
+            bad_ids = ((values < 0) | (values >= torch.tensor(sizes))) & real[:, :, None]
+            total += int(real.sum()) * len(sizes)
+            wrong += int(bad_ids.sum())
+            if bad_ids.any():
+                item, at, level = bad_ids.nonzero()[0].tolist()
+                examples.append(
+                    f"{name} of micro-batch {number}: {values[item, at, level]} at item {item} "
+                    f"(row {batch.index[item]} of the index), position {at}, level {level}; "
+                    f"valid are 0 to {sizes[level] - 1}"
+                )
+    return wrong / max(1, total), examples
+
+
+class _Trace(contextlib.AbstractContextManager):
+    """Notes where the first non-finite value appears, in the order of execution.
+
+    A module inside another ends before it, so the innermost is named. What a module computes
+    without submodules (a fused loss, a sum) shows as what the next one is given.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self.first: str | None = None
+        self.first_gradient: str | None = None
+        self._inside: list[str] = []
+        self._handles: list = []
+
+    @property
+    def running(self) -> str:
+        """The module whose forward pass is running."""
+        return self._inside[-1] if self._inside else "the model itself"
+
+    def begins(self, where: str) -> None:
+        if self.first is None:
+            self.first = where
+
+    def __enter__(self) -> _Trace:
+        for name, module in self.model.named_modules():
+            name = f"{name or 'the model itself'} ({type(module).__name__})"
+
+            def enter(module, args, kwargs, name=name) -> None:
+                if module is self.model:  # a recomputation stops half-way, without leaving
+                    self._inside.clear()
+                # NaN only: masks of attention are -inf by right
+                if self.first is None and any(t.isnan().any() for t in _floats((args, kwargs))):
+                    self.begins(f"what {name} is given")
+                self._inside.append(name)
+
+            def leave(module, args, kwargs, out, name=name) -> None:
+                self._inside.pop()
+                if self.first is None and any(not t.isfinite().all() for t in _floats(out)):
+                    self.begins(name)
+
+            self._handles += [
+                module.register_forward_pre_hook(enter, with_kwargs=True),
+                module.register_forward_hook(leave, with_kwargs=True),
+            ]
+        for name, parameter in self.model.named_parameters():
+
+            def accumulated(p, name=name) -> None:
+                if self.first_gradient is None and not p.grad.isfinite().all():
+                    self.first_gradient = name
+
+            if parameter.requires_grad:
+                hook = parameter.register_post_accumulate_grad_hook(accumulated)
+                self._handles.append(hook)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _floats(value) -> list[Tensor]:
+    """Floating-point tensors in what a module takes or gives."""
+    if isinstance(value, Tensor):
+        return [value.detach()] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, (tuple, list)):
+        value = getattr(value, "__dict__", {}).values()  # dataclasses: context, output
+    return [t for v in value if isinstance(v, (Tensor, tuple, list, dict)) for t in _floats(v)]
+
+
+def replay_batch(c, path: str | Path, precision: str) -> dict:
+    """JSON: what the batch of `path` did and does, with the training's smoothing and weights of
+    the levels.
 
     :param precision: ``auto`` (the training's), ``bf16``, ``fp16`` or ``fp32``.
     :raises UserError: no such batch, one of another training, or no weights to run it through.
     """
-    from rvqlm.training.bad_batch import load_bad_batch, replay
-
     bad = load_bad_batch(path)
-    if patient.model is None:
-        raise UserError(f"{patient.path}: no weights to replay {path} with; see rvqlm doctor alone")
-    if not patient.weights_only:
-        try:
-            patient.model.load_state_dict(patient.state["model"])
-        except RuntimeError as e:
-            reason = " ".join(str(e).split())[:200]
-            raise UserError(f"{patient.path}: no weights to replay with: {reason}") from e
-    smoothing, draw = _loss(patient)
-    dtype = _dtype(patient, precision)
-    result = replay(patient.model, bad, dtype, smoothing, draw)
-    out = {
+    if c.model is None:
+        raise UserError(f"{c.path}: no weights to replay {path} with; see rvqlm doctor alone")
+    try:
+        c.model.load_state_dict(c.state["model"])
+    except RuntimeError as e:
+        reason = " ".join(str(e).split())[:200]
+        raise UserError(f"{c.path}: no weights to replay with: {reason}") from e
+    name = c.config.get("precision", "auto") if precision == "auto" else precision
+    try:
+        dtype = pick_precision(name, torch.device("cpu"))
+    except UserError as e:
+        raise UserError(f"--replay-precision {name}: {e}; fp32 runs everywhere") from None
+    config = c.flags(LossConfig)
+    weights = LevelWeights(config, c.model.info.num_codebooks)
+    if saved := (c.state.get("stepper") or {}).get("level_weights"):
+        weights.load_state_dict(saved)
+    result = replay(c.model, bad, dtype, config.label_smoothing, weights.draw)
+    return {
         "path": str(path),
         "step": bad.step,
         "rank": bad.rank,
@@ -49,64 +254,51 @@ def replay_batch(patient: Patient, path: str | Path, precision: str) -> tuple[di
         "frames": [n for batch in bad.batches for n in batch.lengths.tolist()],
         **dataclasses.asdict(result),
     }
-    return out, _findings(bad, result, out)
 
 
-def _loss(patient: Patient):
-    """Label smoothing and the function that draws level weights, as in training."""
-    from rvqlm.training.config import LossConfig
-    from rvqlm.training.level_weights import LevelWeights
-
-    values = {f.name: patient.config.get(f.name.replace("_", "-")) for f in fields(LossConfig)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if v is not None}
-    config = LossConfig(**values)
-    weights = LevelWeights(config, patient.model.info.num_codebooks)
-    if saved := (patient.state.get("stepper") or {}).get("level_weights"):
-        weights.load_state_dict(saved)
-    return config.label_smoothing, weights.draw
+def _place(c) -> str:
+    return f"step {c.replay['step']:,}, rank {c.replay['rank']}"
 
 
-def _dtype(patient: Patient, precision: str) -> torch.dtype:
-    from rvqlm.runtime import pick_precision
-
-    name = patient.config.get("precision", "auto") if precision == "auto" else precision
-    try:
-        return pick_precision(name, torch.device("cpu"))
-    except UserError as e:
-        raise UserError(
-            f"the replay in the training's precision: {e}; give --replay-precision fp32"
-            if precision == "auto"
-            else f"--replay-precision {precision}: {e}"
-        ) from None
+@rule("concern", "replay", "{share:.2%} of the ids are out of range: {examples}",
+      "the data is of another codec or damaged: rvqlm validate")  # fmt: skip
+def ids_out_of_range(c):
+    if share := c.replay["out_of_range"]:
+        yield {"where": _place(c), "share": share, "examples": some(c.replay["examples"], 2)}
 
 
-def _findings(bad, result, out: dict) -> list[Finding]:
-    where, found = f"step {bad.step:,}, rank {bad.rank}", []
+@rule("concern", "replay", "these weights are non-finite, whatever the batch",
+      "go back to an earlier checkpoint")  # fmt: skip
+def replay_of_non_finite_weights(c):
+    if c.replay["parameters"]:
+        yield {"where": some(c.replay["parameters"])}
 
-    def add(severity: str, place: str, what: str, remedy: str) -> None:
-        found.append(Finding(severity, "replay", place, what, remedy))
 
-    if result.out_of_range:
-        what = f"{result.out_of_range:.2%} of the ids are out of range: {some(result.examples, 2)}"
-        add("concern", where, what, "the data is of another codec or damaged: rvqlm validate")
-    if result.parameters:
-        what = "these weights are no numbers, whatever the batch"
-        add("concern", some(result.parameters), what, "go back to an earlier checkpoint")
-    if result.error:
-        what = f"an error in the forward or backward pass: {result.error}"
-        add("concern", result.first or where, what, "see what stands in the batch's rows")
-    elif result.first:
-        what = "the first value that is no number comes from here, in the forward pass"
-        add("concern", result.first, what, "the same with --replay-precision fp32 tells whether "
-            "the precision overflows")  # fmt: skip
-    if result.first_gradient:
-        what = "the first gradient that is no number is that of this parameter"
-        add("concern", result.first_gradient, what, "lower --base-lr, or go back to an earlier "
-            "checkpoint")  # fmt: skip
-    if not found:
-        rows = some(out["rows_of_the_index"])
-        what = f"all values are finite: loss {result.loss:.4g} (then {bad.loss:.4g}), gradient "
-        what += f"norm {result.grad_norm:.4g} (then {bad.grad_norm:.4g}); rows {rows} of the index"
-        remedy = "where the losses agree it is the data that is unusual, else it was the weights"
-        add("note", where, what, remedy)
-    return found
+@rule("concern", "replay", "an error in the forward or backward pass: {error}",
+      "see what stands in the batch's rows")  # fmt: skip
+def error_in_replay(c):
+    if c.replay["error"]:
+        yield {"where": c.replay["first"] or _place(c), "error": c.replay["error"]}
+
+
+@rule("concern", "replay", "the first non-finite value comes from here, in the forward pass",
+      "the same with --replay-precision fp32 tells whether the precision overflows")  # fmt: skip
+def first_non_finite_value(c):
+    if c.replay["first"] and not c.replay["error"]:
+        yield {"where": c.replay["first"]}
+
+
+@rule("concern", "replay", "the first non-finite gradient is that of this parameter",
+      "lower --base-lr, or go back to an earlier checkpoint")  # fmt: skip
+def first_non_finite_gradient(c):
+    if c.replay["first_gradient"]:
+        yield {"where": c.replay["first_gradient"]}
+
+
+@rule("note", "replay", "all values are finite: loss {loss:.4g} (then {loss_then:.4g}), gradient "
+      "norm {grad_norm:.4g} (then {grad_norm_then:.4g}); rows {rows} of the index",
+      "where the losses agree it is the data that is unusual, else it was the weights")  # fmt: skip
+def finite_replay(c):
+    wrong = ("out_of_range", "parameters", "error", "first", "first_gradient")
+    if not any(c.replay[name] for name in wrong):
+        yield {**c.replay, "where": _place(c), "rows": some(c.replay["rows_of_the_index"])}

@@ -1,14 +1,13 @@
 """Where a series of losses or gradient norms leaves its usual range, and whether it comes back.
 
 The usual range is the median of the last `WINDOW` usual values and their interquartile range, both
-deaf to outliers. Values above it form excursions: one that ends is a spike, one that lasts until
+robust to outliers. Values above it form excursions: one that ends is a spike, one that lasts until
 the end of the series is a divergence, and a small one that lasts long is a new level, as a change
 of the data makes it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,39 +45,21 @@ class Judged:
 
     spikes: list[Excursion]
     shifts: list[Excursion]
-    divergence: Excursion | None
+    divergence: Excursion | None = None
     creeping: bool = False
     """the divergence is a slow rise, not a jump"""
 
-
-class _Window:
-    """The last values, sorted as well, for quantiles without a sort for each."""
-
-    def __init__(self):
-        self.order: deque[float] = deque()
-        self.sorted: list[float] = []
-
-    def add(self, value: float) -> None:
-        self.order.append(value)
-        insort(self.sorted, value)
-        if len(self.order) > WINDOW:
-            del self.sorted[bisect_left(self.sorted, self.order.popleft())]
-
     @property
-    def median(self) -> float:
-        return self.sorted[len(self.sorted) // 2]
-
-    @property
-    def scale(self) -> float:
-        n = len(self.sorted)
-        return (self.sorted[(3 * n) // 4] - self.sorted[n // 4]) / 1.349
+    def excursions(self) -> list[Excursion]:
+        """Spikes, and the divergence."""
+        return self.spikes + ([self.divergence] if self.divergence else [])
 
 
 def judge(
     values: Sequence[float | None], least: float, relative: float = 0.05, explosion: float = 0.15
 ) -> Judged:
-    """Find the excursions of a series; values that are no numbers count as infinitely high, those
-    that are None are passed over.
+    """Find the excursions of a series; non-finite values count as infinitely high, those that are
+    None are passed over.
 
     :param least: width of the range at least, in the unit of the values.
     :param relative: the same as a share of the level.
@@ -91,56 +72,51 @@ def judge(
     ([40], 81)
     """
     values = [v if v is None or isfinite(v) else inf for v in values]
-    window, spikes, shifts, current = _Window(), [], [], None
+    window: deque[float] = deque(maxlen=WINDOW)
+    spikes, shifts, current = [], [], None
     lowest, lowest_at, lowest_scale = inf, 0, 0.0
-    inside: list[float] = []
+    inside: list[float] = []  # values of the current excursion
     for i, value in enumerate(values):
         if value is None:
             continue
-        if len(window.order) < ENOUGH:
+        if len(window) < ENOUGH:
             if value < inf:
-                window.add(value)
+                window.append(value)
             continue
-        level, scale = window.median, window.scale
-        if len(window.order) >= SETTLED and level < lowest:
+        level, scale = _level_and_scale(window)
+        if len(window) >= SETTLED and level < lowest:
             lowest, lowest_at, lowest_scale = level, i, scale
-        if value > level + max(DEVIATIONS * scale, relative * abs(level), least):
-            if current is None:
-                current, inside = Excursion(i, i, level, scale, value), []
-            current.last, current.peak = i, max(current.peak, value)
-            inside.append(value)
-            if len(inside) >= WINDOW:
-                late = sorted(inside[-WINDOW:])
-                if late[len(late) // 2] < level + max(explosion * abs(level), 10 * least):
-                    current.open = False
-                    shifts.append(current)
-                    current, window = None, _Window()
-                    for v in late:
-                        window.add(v)
-                    lowest = inf
+        if value <= level + max(DEVIATIONS * scale, relative * abs(level), least):
+            if current is not None:
+                current.open = False
+                spikes.append(current)
+                current = None
+            window.append(value)
             continue
-        if current is not None:
+        if current is None:
+            current, inside = Excursion(i, i, level, scale, value), []
+        current.last, current.peak = i, max(current.peak, value)
+        inside.append(value)
+        late = inside[-WINDOW:]
+        if len(late) == WINDOW and _median(late) < level + max(explosion * abs(level), 10 * least):
             current.open = False
-            spikes.append(current)
-            current = None
-        window.add(value)
+            shifts.append(current)
+            current, lowest = None, inf
+            window = deque(late, maxlen=WINDOW)
     # what the level had risen by already, in a range that grew with it
     margin = max(DEVIATIONS * lowest_scale, explosion * abs(lowest), 10 * least)
     divergence, creeping = None, False
-    if current is not None:
-        if len(inside) < LASTING and current.peak < inf:
-            spikes.append(current)
-        else:
-            divergence = current
-            creeping = current.level > lowest + margin
+    if current is not None and len(inside) < LASTING and current.peak < inf:
+        spikes.append(current)
+    elif current is not None:
+        divergence, creeping = current, current.level > lowest + margin
     else:
-        tail = sorted([v for v in values if v is not None][-WINDOW // 5 :])
-        if lowest < inf and tail and tail[len(tail) // 2] > lowest + margin:
+        tail = [v for v in values if v is not None][-WINDOW // 5 :]
+        if lowest < inf and tail and _median(tail) > lowest + margin:
             end = len(values)
-            divergence = Excursion(end, end - 1, lowest, lowest_scale, max(tail))
-            creeping = True
+            divergence, creeping = Excursion(end, end - 1, lowest, lowest_scale, max(tail)), True
     if divergence is None:
-        return Judged(spikes, shifts, None)
+        return Judged(spikes, shifts)
     if creeping:
         divergence.level, divergence.scale = lowest, lowest_scale
     divergence.first = max(lowest_at if creeping else 0, _onset(values, divergence))
@@ -148,11 +124,21 @@ def judge(
     return Judged(spikes, shifts, divergence, creeping)
 
 
-def _onset(values: Sequence[float], excursion: Excursion) -> int:
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _level_and_scale(window: Sequence[float]) -> tuple[float, float]:
+    """Median, and the standard deviation of a Gaussian with the same quartiles."""
+    ordered, n = sorted(window), len(window)
+    return ordered[n // 2], (ordered[3 * n // 4] - ordered[n // 4]) / 1.349
+
+
+def _onset(values: Sequence[float | None], excursion: Excursion) -> int:
     """First index after the last value that was still at the usual level: a divergence begins
     before it leaves the range."""
     limit = excursion.level + excursion.scale
     for i in range(excursion.first - 1, -1, -1):
         if values[i] is not None and values[i] <= limit:
-            return i + 1
+            return min(i + 1, len(values) - 1)
     return excursion.first

@@ -1,4 +1,4 @@
-"""What a checkpoint, an experiment, codec weights or an audio file is."""
+"""What a checkpoint, an experiment, an exported model, codec weights or an audio file is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import zipfile
 from pathlib import Path
 
+from rvqlm.checkpoints.exported import CONFIG, read_config, read_weights
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 
@@ -34,7 +35,11 @@ def _torch_file(path: Path) -> Found:
         state = None
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
     if isinstance(state, dict) and {"model_name", "model_config", "codec"} <= state.keys():
-        return _checkpoint(state)
+        # in shards they are in the directory beside; `rvqlm doctor` reads them
+        whole = "sharded" not in state
+        parameters = sum(t.numel() for t in state["model"].values()) if whole else None
+        facts = facts_of(state, parameters, model_config=_config(state))
+        return "checkpoint", facts, CodecInfo.from_dict(state["codec"])
     found = None if state is None else _codec(path)
     if found is not None:
         return found
@@ -44,33 +49,36 @@ def _torch_file(path: Path) -> Found:
     return "PyTorch file (no checkpoint of rvqlm trainer)", {"holds": str(keys)}, None
 
 
-def _checkpoint(state: dict) -> Found:
-    tensors = [t for t in state["model"].values() if hasattr(t, "numel")]
-    config = state["model_config"]
+def facts_of(state: dict, parameters: int | None, **more) -> dict:
+    """What a checkpoint or an exported model is and how far it was trained; what is not known is
+    left out.
+
+    :param state: its dictionary.
+    :param more: facts to show after the model's.
+    """
     facts = {
         "model": state["model_name"],
-        # in shards they are in the directory beside; `rvqlm doctor` reads them
-        "parameters": None if "sharded" in state else sum(t.numel() for t in tensors),
-        "model_config": ", ".join(f"{k} {v}" for k, v in config.items()),
+        "parameters": parameters,
+        **more,
         "step": state.get("step"),
         "epoch": state.get("epoch"),
         "frames_trained": state.get("total_frames"),
         "hours_of_training": state["elapsed"] / 3600 if state.get("elapsed") else None,
         "best": _plain(state.get("best")),
-        "averaged_weights": state.get("ema") is not None,
+        "averaged_weights": state.get("averaged_weights", state.get("ema") is not None),
         "rvqlm_version": state.get("rvqlm_version"),
     }
-    return "checkpoint", _known(facts), CodecInfo.from_dict(state["codec"])
+    return {k: v for k, v in facts.items() if v is not None and v != {}}
+
+
+def _config(state: dict) -> str:
+    return ", ".join(f"{k} {v}" for k, v in state["model_config"].items())
 
 
 def _plain(values):
     if isinstance(values, dict):
-        return {k: _plain(v) for k, v in values.items()}
+        return {k: _plain(v) for k, v in values.items() if v is not None}
     return values.item() if hasattr(values, "numel") and values.numel() == 1 else values
-
-
-def _known(facts: dict) -> dict:
-    return {k: v for k, v in facts.items() if v is not None and v != {}}
 
 
 def look_at_experiment(path: Path) -> Found:
@@ -90,6 +98,31 @@ def look_at_experiment(path: Path) -> Found:
         pass
     facts["samples"] = sum(1 for _ in (path / "samples").glob("*.wav"))
     return "experiment", facts, info
+
+
+def is_model(folder: Path) -> bool:
+    """Whether ``config.json`` is one of `rvqlm export-model`; transformers' codecs have one too."""
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("model_type") == "rvqlm"
+
+
+def look_at_pretrained(folder: Path) -> Found:
+    """Facts of an exported model; every byte of its weights is checked.
+
+    :raises UserError: it is damaged.
+    """
+    state = read_config(folder)
+    distinct = {t.data_ptr(): t.numel() for t in read_weights(folder, state).values()}
+    more = {
+        "model_config": _config(state),
+        "conditions": ", ".join(state["conditions"]) or None,
+        "mean_of_steps": state.get("mean_of_steps"),
+    }
+    facts = facts_of(state, sum(distinct.values()), **more)
+    return "exported model", facts, CodecInfo.from_dict(state["codec"])
 
 
 def _last_line(path: Path) -> dict | None:

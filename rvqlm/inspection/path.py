@@ -33,7 +33,6 @@ from rvqlm.exchange.source import open_tokens
 from rvqlm.inspection import model as inspect_model
 from rvqlm.inspection.codes import CodeCounts, count_codes
 from rvqlm.inspection.manifest import look_at_manifest
-from rvqlm.inspection.pretrained import is_model, look_at_pretrained
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yml", ".yaml.gz")
 _FRAMES_A_CUT = 1000  # a shard does not know its cuts
@@ -93,7 +92,7 @@ def _file(path: Path, start: bytes, max_cuts: int) -> Look:
         return Look("codec description", codec=read_codec(path)[0])
     if name == MANIFEST and (path.parent / "codec.json").is_file():
         return _folder(path.parent, max_cuts)
-    if name in ("config.json", "model.safetensors") and is_model(path.parent):
+    if name in ("config.json", "model.safetensors") and inspect_model.is_model(path.parent):
         return _folder(path.parent, max_cuts)
     if name.endswith(".rvq"):
         return _shard(path, max_cuts)
@@ -201,8 +200,8 @@ def _folder(path: Path, max_cuts: int) -> Look:
         return Look(kind, facts, info)
     if (path / "codec.json").is_file() or shar_files(path)[0]:
         return _export(path, max_cuts)
-    if is_model(path):
-        return Look(*look_at_pretrained(path))
+    if inspect_model.is_model(path):
+        return Look(*inspect_model.look_at_pretrained(path))
     if (path / "config.json").is_file():
         kind, facts, info = inspect_model.look_at_codec(path)
         return Look(kind, facts, info)

@@ -16,7 +16,7 @@ from rvqlm.checkpoints.exported import save_pretrained
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.checkpoints.loading import find_checkpoint, from_pretrained, load_model
 from rvqlm.errors import UserError
-from rvqlm.inspection.pretrained import is_model, look_at_pretrained
+from rvqlm.inspection.model import is_model, look_at_pretrained
 from rvqlm.models.factory import MODELS, build_model
 
 CASES = (

@@ -3,7 +3,9 @@
 import gzip
 import json
 import random
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +18,8 @@ from rvqlm.checkpoints.exported import save_pretrained
 from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.checkpoints.loading import load_model
 from rvqlm.data.index import build_index
-from rvqlm.doctor.examine import examine
-from rvqlm.doctor.open import open_patient
-from rvqlm.doctor.optimizer import check_optimizer
+from rvqlm.doctor.checkpoint import CheckpointUnderTest, open_checkpoint
+from rvqlm.doctor.examine import RULES, examine
 from rvqlm.training.bad_batch import save_bad_batch
 
 FAMILIES = {
@@ -96,9 +97,9 @@ def test_updates_are_those_of_the_last_step(trained, name, within):
     # moments tell the step that was made with them; muon's size is approximate
     exp = trained / name
     before = load_checkpoint(next(exp.glob("archive/step-00000019-*.pt")))["model"]
-    patient = open_patient(exp)
-    after, (_, updates) = patient.state["model"], check_optimizer(patient)
-    assert updates.keys() == after.keys() and patient.step == 20
+    checkpoint = open_checkpoint(exp)
+    after, updates = checkpoint.state["model"], checkpoint.updates
+    assert updates.keys() == after.keys() and checkpoint.step == 20
     for k, update in updates.items():
         moved = float((after[k] - before[k]).square().mean().sqrt())
         assert update == pytest.approx(moved, rel=within, abs=1e-7), k
@@ -111,12 +112,20 @@ def put(part, name, at, value):
     return damage
 
 
-def of_optimizer(state, number=0):
+def moments_of_one(state, number=0):
     return state["optimizer"][0]["state"][number]
 
 
 def explode(state):
     state["model"]["heads.blocks.1.up.weight"] *= 1e4
+
+
+def erase_matrix(state):
+    state["model"]["heads.blocks.0.up.weight"].zero_()
+
+
+def other_width(state):
+    state["model_config"]["decoder_dim"] = 17
 
 
 def stray_average(state):
@@ -136,12 +145,12 @@ def erase_level(state):
 
 
 def never_updated(state):
-    of_optimizer(state)["exp_avg_sq"][0:60] = 0
+    moments_of_one(state)["exp_avg_sq"][0:60] = 0
     state["total_frames"] = 10**6
 
 
 def cut_off_level(state):
-    of_optimizer(state)["exp_avg_sq"][130:194] = 0
+    moments_of_one(state)["exp_avg_sq"][130:194] = 0
 
 
 def moments_of(state):
@@ -155,20 +164,20 @@ def cold_optimizer(state):
 
 
 def cold_matrix(state):
-    of_optimizer(state, 1)["exp_avg"].zero_()
-    of_optimizer(state, 1)["exp_avg_sq"].zero_()
+    moments_of_one(state, 1)["exp_avg"].zero_()
+    moments_of_one(state, 1)["exp_avg_sq"].zero_()
 
 
 def stopped_gradient(state):
-    of_optimizer(state, 1)["exp_avg"].zero_()
+    moments_of_one(state, 1)["exp_avg"].zero_()
 
 
 def infinite_moment(state):
-    of_optimizer(state, 2)["exp_avg_sq"][0, 0] = float("inf")
+    moments_of_one(state, 2)["exp_avg_sq"][0, 0] = float("inf")
 
 
 def negative_moment(state):
-    of_optimizer(state, 2)["exp_avg_sq"][0, 0] = -1.0
+    moments_of_one(state, 2)["exp_avg_sq"][0, 0] = -1.0
 
 
 def lr(value, progress=0.5):
@@ -202,59 +211,118 @@ def no_optimizer(state):
     state["optimizer"] = None
 
 
+def other_optimizer(state):
+    state["config"]["optimizer"] = "muon"
+
+
 def lost_tensor(state):
     del state["model"]["heads.norm.weight"]
 
 
 NAN, INF = float("nan"), float("inf")
 QKV = "network.transformer.layers.0.attention.qkv.weight"
+UNUSABLE = {"non_finite_weights", "non_finite_average", "weights_do_not_fit", "model_not_built"}
 FAULTS = [
-    (put("model", QKV, 16 * 3 + 5, NAN), 2, f"weights | {QKV}[3, 5] | 1 NaN of 768 values"),
-    (put("model", "heads.norm.weight", 4, -INF), 2, "weights | heads.norm.weight[4] | 1 infinite"),
-    (put("ema", "end_head.linear.bias", 0, NAN), 2, "ema | end_head.linear.bias[0] | 1 NaN"),
-    (put("model", QKV, 9, 5e4), 1, f"weights | {QKV} | exploded: rms 1.8e+03, largest 5e+04"),
-    (explode, 1, "weights | heads.blocks.1.up.weight | exploded"),
-    (stray_average, 1, "ema | heads.tables (0.5) | further from the weights than"),
-    (erase_rows, 1, "embeddings | level 1 of embedding.weight: rows 7, 8, 9 | 3 of 64 rows dead"),
-    (copy_rows, 1, "embeddings | level 2 of embedding.weight: rows 3, 60 | 2 rows equal others"),
-    (erase_level, 1, "embeddings | level 2 of heads.weight | a dead level"),
-    (never_updated, 1, "level 0 of embedding.weight: rows 0, 1, 2, 3, 4 and 55 more | 60 of 64"),
-    (cut_off_level, 1, "embeddings | level 2 of embedding.weight | a dead level: no gradient"),
-    (cold_optimizer, 1, "optimizer | all tensors | all moments are zero"),
-    (cold_matrix, 1, f"optimizer | {QKV} | no gradient reached it in 20 steps"),
-    (stopped_gradient, 1, f"optimizer | {QKV} | its gradient has been exactly zero"),
-    (infinite_moment, 1, "layers.0.attention.out.weight | 1 of 256 values of exp_avg_sq are NaN"),
-    (negative_moment, 1, "layers.0.attention.out.weight | negative second moments"),
-    (lr(0.0), 1, "optimizer | step 20 | the learning rate is 0: nothing is learned"),
-    (lr(NAN), 1, "optimizer | step 20 | the learning rate is nan"),
-    (other_run, 1, "optimizer | step | it has made 50 steps, the training 20"),
-    (mostly_skipped, 1, "optimizer | step | only 5 of 20 steps were applied"),
-    (rewritten, 1, "a step changes it by more than 0.1 of its size"),
-    (no_optimizer, 1, "optimizer | optimizer | no optimizer state"),
-    (lost_tensor, 2, "weights do not fit model codec-lm: heads.norm.weight is missing"),
+    (
+        "non_finite_weights",
+        put("model", QKV, 16 * 3 + 5, NAN),
+        f"{QKV}[3, 5] | 1 NaN of 768 values",
+    ),
+    (
+        "non_finite_weights",
+        put("model", "heads.norm.weight", 4, -INF),
+        "heads.norm.weight[4] | 1 infinite",
+    ),
+    (
+        "non_finite_average",
+        put("ema", "end_head.linear.bias", 0, NAN),
+        "end_head.linear.bias[0] | 1 NaN",
+    ),
+    ("exploded", put("model", QKV, 9, 5e4), f"{QKV} | exploded: rms 1.8e+03, largest 5e+04"),
+    ("exploded", explode, "heads.blocks.1.up.weight | exploded"),
+    ("untrained", erase_matrix, "heads.blocks.0.up.weight | all zero after 20 steps"),
+    (
+        "average_far_from_weights",
+        stray_average,
+        "heads.tables (0.5) | further from the weights than",
+    ),
+    ("vanished_rows", erase_rows, "level 1 of embedding.weight: rows 7, 8, 9 | 3 of 64 rows dead"),
+    ("duplicate_rows", copy_rows, "level 2 of embedding.weight: rows 3, 60 | 2 rows equal others"),
+    ("dead_level", erase_level, "level 2 of heads.weight | a dead level"),
+    ("level_mostly_without_update", never_updated, "rows 0, 1, 2, 3, 4 and 55 more | 60 of 64"),
+    (
+        "level_without_gradient",
+        cut_off_level,
+        "level 2 of embedding.weight | a dead level: no gradient",
+    ),
+    ("cold_optimizer", cold_optimizer, "all tensors | all moments are zero"),
+    ("no_gradient", cold_matrix, f"{QKV} | no gradient reached it in 20 steps"),
+    ("gradient_stopped", stopped_gradient, f"{QKV} | its gradient has been exactly zero"),
+    (
+        "non_finite_moments",
+        infinite_moment,
+        "attention.out.weight | 1 of 256 values of exp_avg_sq are NaN",
+    ),
+    ("negative_moments", negative_moment, "attention.out.weight | negative second moments"),
+    ("learning_rate_is_zero", lr(0.0), "step 20 | the learning rate is 0: nothing is learned"),
+    ("learning_rate_is_no_rate", lr(NAN), "step 20 | the learning rate is nan"),
+    ("steps_of_another_run", other_run, "step | it has made 50 steps, the training 20"),
+    ("steps_not_applied", mostly_skipped, "step | only 5 of 20 steps were applied"),
+    ("large_update", rewritten, "a step changes it by more than 0.1 of its size"),
+    ("no_optimizer_state", no_optimizer, "optimizer | no optimizer state"),
+    ("no_optimizer_state", other_optimizer, "optimizer | no optimizer state"),
+    ("weights_do_not_fit", lost_tensor, "do not fit model codec-lm: heads.norm.weight is missing"),
+    ("model_not_built", other_width, "model_config | the model cannot be built"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("damage", "status", "finding"), FAULTS, ids=[f"{n}-{x[2][-24:]}" for n, x in enumerate(FAULTS)]
-)
-def test_faults_are_named_with_their_place(copy, damage, status, finding):
+@pytest.mark.parametrize(("rule", "damage", "finding"), FAULTS, ids=[x[0] for x in FAULTS])
+def test_faults_are_named_with_their_place(copy, rule, damage, finding):
     diagnosis = examine(copy(damage))
-    assert diagnosis.status == status
-    assert any(finding in line for line in bad(diagnosis)), bad(diagnosis)
-    assert len({f.where for f in diagnosis.findings if f.severity != "note"}) <= 2, bad(diagnosis)
+    assert diagnosis.status == (2 if rule in UNUSABLE else 1)
+    found = {f.rule: f"{f.where} | {f.what}" for f in diagnosis.findings if f.severity != "note"}
+    assert finding in found[rule]
+    # weights that were changed are far from their average, too
+    assert found.keys() <= {rule, "average_far_from_weights"}
 
 
 def test_a_schedule_at_its_end_and_codes_without_data_are_no_faults(copy):
     def damage(state):
         lr(0.0, progress=1.0)(state)
-        of_optimizer(state)["exp_avg_sq"][65:75] = 0
+        moments_of_one(state)["exp_avg_sq"][65:75] = 0
 
     diagnosis = examine(copy(damage))
     assert diagnosis.status == 0
-    said = [f"{f.where} | {f.what}" for f in diagnosis.findings]
-    assert any("the schedule is at its end" in x for x in said), said
-    assert any(x.startswith("embedding.weight: level 1 10 of 64") for x in said), said
+    said = {f.rule: f"{f.where} | {f.what}" for f in diagnosis.findings}
+    assert "the schedule is at its end" in said["learning_rate_is_zero"]
+    assert said["rows_without_update"].startswith("embedding.weight: level 1 10 of 64")
+
+
+def findings_of(checkpoint, rule):
+    (rule,) = [r for r in RULES if r.name == rule]
+    return list(rule.findings(checkpoint))
+
+
+def test_a_tensor_that_is_larger_than_its_siblings():
+    weights = {f"layers.{n}.up.weight": torch.full((2, 2), 0.1) for n in range(5)}
+    weights["layers.3.up.weight"] *= 40
+    checkpoint = CheckpointUnderTest("x.pt", {"step": 50, "model": weights})
+    (found,) = findings_of(checkpoint, "exploded")
+    assert found.where == "layers.3.up.weight"
+    assert found.what == "exploded: rms 4, that of the other layers 0.1"
+    for name in list(weights)[:4]:
+        weights[name].fill_(50.0)
+    (found,) = findings_of(checkpoint, "exploded")
+    assert found.what == "4 tensors exploded: rms up to 50"
+
+
+def test_an_average_that_is_unlike_the_weights():
+    # no learning rate tells how far it may be
+    weights, average = torch.ones(3, 2), -torch.ones(3, 2)
+    state = {"step": 500, "model": {"a": weights}, "ema": {"a": average}}
+    (found,) = findings_of(CheckpointUnderTest("x.pt", state), "average_far_from_weights")
+    assert (found.subject, found.where) == ("ema", "a (2.00)")
+    assert "the average is unlike the weights" in found.what
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
@@ -266,6 +334,7 @@ def test_cut_short(copy, share, capfd):
     diagnosis = examine(exp)
     assert diagnosis.status == 2
     (finding,) = [f for f in diagnosis.findings if f.severity != "note"]
+    assert finding.rule == "does_not_load"
     assert finding.where == str(path) and ("empty" if not share else "cut short") in finding.what
     # the newest that is whole, and the log, are there all the same
     assert "best.pt (step 20) is intact" in finding.remedy
@@ -306,6 +375,7 @@ def test_two_checkpoints_of_a_training(trained, copy, capfd):
     changed = copy(damage)
     diagnosis = examine(changed, compare=earlier)
     (found,) = bad(diagnosis)
+    assert [f.rule for f in diagnosis.findings if f.severity != "note"] == ["no_weight_changed"]
     assert found == "comparison | network.transformer.layers.0 | no weight changed in 2 steps"
     assert doctor.main([str(changed), "--compare", str(earlier)]) == 1
     assert "--base-lr: 0.001 -> 0.5" in capfd.readouterr().out
@@ -313,7 +383,20 @@ def test_two_checkpoints_of_a_training(trained, copy, capfd):
     assert diagnosis.path == str(earlier) and diagnosis.comparison["step"] == 21
     # of another family
     diagnosis = examine(exp, compare=trained / "masked")
-    assert any("are not in both alike" in f.what for f in diagnosis.findings)
+    assert "another_model" in {f.rule for f in diagnosis.findings}
+
+    def another_codec(state):
+        state["codec"]["fingerprint"] = "0" * 16
+
+    shutil.rmtree(changed)
+    diagnosis = examine(copy(another_codec), compare=earlier)
+    assert [f.rule for f in diagnosis.findings if f.severity != "note"] == ["another_codec"]
+    # a damaged one is named, and the other is examined
+    (changed / "latest.pt").unlink()
+    (changed / "latest.pt").write_bytes(b"")
+    diagnosis = examine(exp, compare=changed)
+    assert diagnosis.comparison == {"path": str(changed / "latest.pt"), "step": 0}
+    assert diagnosis.status == 2 and "damaged: an empty file" in bad(diagnosis)[0]
 
 
 def test_replay_of_a_skipped_step(copy):
@@ -325,19 +408,27 @@ def test_replay_of_a_skipped_step(copy):
     diagnosis = examine(exp, replay=path)
     assert diagnosis.status == 0 and 4.0 < diagnosis.replay["loss"] < 4.6
     assert diagnosis.replay["loss_then"] == 9.0 and diagnosis.replay["frames"] == [9, 5]
-    assert any(f.where == "step 7, rank 0" and "finite" in f.what for f in diagnosis.findings)
-    # wrong codes, and weights whose products overflow
+    (found,) = [f for f in diagnosis.findings if f.subject == "replay"]
+    assert (found.rule, found.where) == ("finite_replay", "step 7, rank 0")
+    # wrong codes, weights whose products overflow, and weights that hold NaN
     wrong = Batch.from_codes([torch.full((9, 3), 64)])
     path = save_bad_batch(exp, [wrong], **facts | {"step": 8}, progress=0.3, keep=3)
-    diagnosis = examine(exp, replay=path)
-    assert any("out of range" in x and "64 at item 0" in x for x in bad(diagnosis)), bad(diagnosis)
+    found = {f.rule: f for f in examine(exp, replay=path).findings if f.subject == "replay"}
+    assert found.keys() == {"ids_out_of_range", "error_in_replay"}
+    assert "64 at item 0" in found["ids_out_of_range"].what
 
-    state = load_checkpoint(exp / "latest.pt")
-    state["model"]["heads.blocks.0.up.weight"].fill_(1e38)
-    save_checkpoint(state, exp / "latest.pt")
-    path = save_bad_batch(exp, [batch], **facts, progress=0.3, keep=3)
-    places = [f.where for f in examine(exp, replay=path).findings if f.subject == "replay"]
-    assert any(x.startswith("heads.blocks.0") for x in places), places
+    def weight(value):
+        state = load_checkpoint(exp / "latest.pt")
+        state["model"]["heads.blocks.0.up.weight"].fill_(value)
+        save_checkpoint(state, exp / "latest.pt")
+        path = save_bad_batch(exp, [batch], **facts, progress=0.3, keep=3)
+        return {f.rule: f for f in examine(exp, replay=path).findings if f.subject == "replay"}
+
+    found = weight(1e38)
+    assert found["first_non_finite_value"].where.startswith("heads.blocks.0")
+    found = weight(NAN)
+    assert found["replay_of_non_finite_weights"].where == "heads.blocks.0.up.weight"
+    assert "first_non_finite_gradient" in found
 
 
 def test_exported_models_and_means_have_no_optimizer_to_miss(trained, tmp_path):
@@ -348,6 +439,15 @@ def test_exported_models_and_means_have_no_optimizer_to_miss(trained, tmp_path):
     assert diagnosis.status == 0 and len(diagnosis.modules) > 3
     average_checkpoints([exp / "latest.pt", *exp.glob("archive/*.pt")], tmp_path / "average.pt")
     assert examine(tmp_path / "average.pt").status == 0
+    # a replay runs on the mean, not on the weights that a new model begins with
+    batch = Batch.from_codes([torch.randint(64, (9, 3))])
+    facts = {"step": 7, "rank": 0, "seed": 0, "reason": "outlier", "loss": 9.0, "grad_norm": 3.0}
+    bad = save_bad_batch(tmp_path, [batch], **facts, progress=0.3, keep=3)
+    state = load_checkpoint(exp / "latest.pt")
+    state["model"] = load_checkpoint(tmp_path / "average.pt")["model"]
+    save_checkpoint(state, tmp_path / "same.pt")
+    losses = [examine(tmp_path / f, replay=bad).replay["loss"] for f in ("average.pt", "same.pt")]
+    assert losses[0] == losses[1]
     (tmp_path / "out/model.safetensors").write_bytes(b"nothing")
     assert examine(tmp_path / "out").status == 2
 
@@ -378,3 +478,9 @@ def test_json_and_mistakes(trained, copy, tmp_path, capfd):
 def test_a_text_file_is_no_checkpoint(tmp_path):
     (tmp_path / "a.pt").write_text("no checkpoint")
     assert "not a file of torch.save" in bad(examine(tmp_path / "a.pt"))[0]
+
+
+def test_every_rule_has_a_case():
+    cases = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    assert [rule.name for rule in RULES if not re.search(rf"\b{rule.name}\b", cases)] == []
+    assert len({rule.name for rule in RULES}) == len(RULES)

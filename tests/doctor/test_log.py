@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from rvqlm.doctor.log import check_log
-from rvqlm.doctor.open import Patient
+from rvqlm.doctor.checkpoint import CheckpointUnderTest
+from rvqlm.doctor.examine import RULES
+from rvqlm.doctor.log import Log
 from rvqlm.doctor.series import judge
 
 V, K = 1024, 9
@@ -42,8 +43,20 @@ def run(epochs, change=None, seed=0, noise=0.05):
 def check(folder, lines, step=0):
     path = folder / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return examined(path, step)
+
+
+def examined(path, step=0):
+    """Summary and findings of a log."""
     state = {"step": step, "codec": {"codebook_size": V}, "best": {"step": 40_000}}
-    return check_log(Patient(folder / "latest.pt", state, exp_dir=folder, log_path=path))
+    folder = path.parent
+    checkpoint = CheckpointUnderTest(folder / "latest.pt", state, exp_dir=folder, log=Log(path))
+    rules = [rule for rule in RULES if rule.subject == "log"]
+    return checkpoint.log.summary, [f for rule in rules for f in rule.findings(checkpoint)]
+
+
+def found_by(findings, rule):
+    return [f for f in findings if f.rule == rule]
 
 
 def of_concern(findings) -> list[str]:
@@ -88,11 +101,11 @@ def test_the_run_that_diverged_at_epoch_355(tmp_path):
     where = f"step {diverged['step']:,}, epoch 355 | the training diverged: the training loss began"
     assert any(x.startswith(where) and "level 8, 7, 6" in x for x in found), found
     # the last archive before it, not one after
-    remedy = next(f.remedy for f in findings if f.what.startswith("the training diverged"))
+    remedy = found_by(findings, "diverged")[0].remedy
     assert "archive/step-00140000" in remedy and "--base-lr" in remedy
     spikes = [(s["step"], s["epoch"]) for s in out["train"]["spikes"]]
     assert spikes == [((120 * LINES + 1) * EVERY, 120)]
-    jumped = [f for f in findings if f.what.startswith("the gradient norm jumped")]
+    jumped = found_by(findings, "gradient_spikes")
     assert len(jumped) == 1 and jumped[0].severity == "concern"
     assert "40 at step 48,050" in jumped[0].what
 
@@ -106,13 +119,14 @@ def test_a_spike_that_came_back_is_a_note_one_that_doubles_the_loss_is_not(tmp_p
 
     _, findings = check(tmp_path, run(60, change(2.0)))
     assert of_concern(findings) == []
-    notes = [f for f in findings if f.what.startswith("a spike of the training loss: 6.")]
-    assert [f.where for f in notes] == ["step 10,050, epoch 25"]
+    (note,) = found_by(findings, "loss_spikes")
+    assert note.where == "step 10,050, epoch 25"
+    assert note.what.startswith("a spike of the training loss: 6.")
     _, findings = check(tmp_path, run(60, change(8.0)))
     assert of_concern(findings)[0].startswith("step 10,050, epoch 25 | a spike")
 
 
-def test_a_loss_that_is_no_number(tmp_path):
+def test_a_loss_that_is_not_finite(tmp_path):
     def change(line, n):
         if n >= 300:
             line["loss"] = float("nan")
@@ -131,13 +145,29 @@ def test_a_slow_rise_is_found_at_its_beginning():
     assert 280 <= judged.divergence.first <= 310
 
 
-def test_a_new_level_is_no_divergence():
+def test_a_new_level_is_no_divergence(tmp_path):
     rng = random.Random(3)
     values = [4.0 + rng.gauss(0, 0.01) for _ in range(200)]
     values += [4.4 + rng.gauss(0, 0.01) for _ in range(200)]
     judged = judge(values, least=0.05)
     assert judged.divergence is None
     assert [(e.first, e.open) for e in judged.shifts] == [(200, False)]
+
+    def change(line, n):
+        if n > 200:
+            line["loss"] += 0.4
+
+    _, findings = check(tmp_path, run(60, change, noise=0.01))
+    (shift,) = found_by(findings, "new_level")
+    assert shift.severity == "note" and shift.where == "step 10,100, epoch 25"
+
+
+def test_a_slow_rise_whose_last_value_is_low():
+    # the last value was taken for the end of the usual level: a beginning past the end
+    values = [4.0 + 0.01 * (i % 5) for i in range(100)]
+    values += [4.0 + 0.02 * i for i in range(100)] + [3.9]
+    judged = judge(values, least=0.05)
+    assert judged.creeping and judged.divergence.first == len(values) - 1
 
 
 def test_heavy_tails_are_usual():
@@ -159,7 +189,7 @@ def test_overfitting_is_a_note(tmp_path):
             line["loss"] += max(0, line["epoch"] - 60) * 0.04
     out, findings = check(tmp_path, lines)
     assert of_concern(findings) == [] and 55 <= out["valid"]["overfitted"]["epoch"] <= 66
-    assert any(f.what.startswith("overfitting") for f in findings)
+    assert [f.severity for f in found_by(findings, "overfitted")] == ["note"]
 
 
 def test_no_better_validation_since(tmp_path):
@@ -168,8 +198,8 @@ def test_no_better_validation_since(tmp_path):
         if line["kind"] == "valid":
             line["loss"] = 4.2 if line["epoch"] == 12 else 4.21 + 0.001 * (line["epoch"] % 3)
     _, findings = check(tmp_path, lines)
-    found = [(f.where, f.what) for f in findings if "no lower validation loss" in f.what]
-    assert found[0][0] == "step 5,200, epoch 12" and "in the 47 validations" in found[0][1]
+    (found,) = found_by(findings, "plateau")
+    assert found.where == "step 5,200, epoch 12" and "in the 47 validations" in found.what
 
 
 @pytest.mark.parametrize(
@@ -179,7 +209,7 @@ def test_no_better_validation_since(tmp_path):
         ("skipped_outlier", 40, "80 steps skipped as outlier (1.2% of all)"),
         ("skipped_outlier", 5, None),
         ("skipped_overflow", 40, None),
-        ("rollbacks", 1, "2 times back to the last good checkpoint"),
+        ("rollbacks", 1, "2 rollbacks to the last good checkpoint"),
     ],
 )
 def test_skipped_steps(tmp_path, name, count, found):
@@ -197,6 +227,8 @@ def test_skipped_steps(tmp_path, name, count, found):
     else:
         where = "from step 2,850, epoch 7 to step 3,550, epoch 8 | "
         assert [x[: len(where) + len(found)] for x in of_concern(findings)] == [where + found]
+        (rule,) = {f.rule for f in findings if f.severity != "note"}
+        assert rule == ("rollbacks" if name == "rollbacks" else "skipped_steps")
 
 
 def test_a_level_that_is_guessed(tmp_path):
@@ -204,18 +236,19 @@ def test_a_level_that_is_guessed(tmp_path):
         line["nats"][6] = math.log(V) - 1e-3
 
     _, findings = check(tmp_path, run(20, change))
-    assert [x[:30] for x in of_concern(findings)] == ["level 6 | a dead level: its co"]
+    assert [f.where for f in found_by(findings, "level_not_learned")] == ["level 6"]
+    assert len(of_concern(findings)) == 1
 
 
 def test_damaged_lines_and_a_log_that_ends_early(tmp_path):
     lines = run(5)
     out, findings = check(tmp_path, lines, step=10_000)
-    assert [f.what for f in findings if "the log ends at step 2,000" in f.what]
+    (early,) = found_by(findings, "log_ends_early")
+    assert "the log ends at step 2,000, the checkpoint is of 10,000" in early.what
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "step": 3\n[1]\n\x00\x00\n')
-    patient = Patient(tmp_path / "latest.pt", log_path=tmp_path / "metrics.jsonl")
-    again, findings = check_log(patient)
+    again, findings = examined(tmp_path / "metrics.jsonl")
     assert again["train"] == out["train"]
-    assert [f.what for f in findings if "damaged" in f.what] == ["3 damaged lines, skipped"]
+    assert [f.what for f in found_by(findings, "damaged_lines")] == ["3 damaged lines, skipped"]
     (tmp_path / "metrics.jsonl").write_text("")
-    assert check_log(patient)[1][0].what == "no train or valid lines in it"
+    assert [f.rule for f in examined(tmp_path / "metrics.jsonl")[1]] == ["empty_log"]

@@ -1,0 +1,78 @@
+"""Sizes of tensors, alone and by module."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from math import inf, sqrt
+
+from torch import Tensor
+
+
+def floating(tensors: dict | None) -> dict[str, Tensor]:
+    """Tensors that have a size: of floating point, and not empty."""
+    return {k: t for k, t in (tensors or {}).items() if t.is_floating_point() and t.numel()}
+
+
+def rms(tensor: Tensor) -> float:
+    """Root mean square; float32 sums of squares overflow at 1e19, so the scale is taken out."""
+    top = float(tensor.abs().max())
+    if not 0 < top < inf:
+        return top
+    return top * sqrt(float((tensor.float() / top).square().mean()))
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """Root mean square of a difference."""
+    return rms(a.float() - b.float())
+
+
+def module_of(name: str) -> str:
+    """Row of the tables that a tensor belongs to: a layer, or what is outside of layers.
+
+    >>> module_of("network.transformer.layers.3.attention.qkv.weight"), module_of("heads.weight")
+    ('network.transformer.layers.3', 'heads')
+    """
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: at + 1])
+    return ".".join(parts[:-1][:3]) or name
+
+
+def by_module(names: Iterable[str]) -> dict[str, list[str]]:
+    """Names of tensors by `module_of`."""
+    modules = defaultdict(list)
+    for name in names:
+        modules[module_of(name)].append(name)
+    return modules
+
+
+def module_table(
+    weights: dict[str, Tensor], average: dict[str, Tensor], updates: dict[str, float]
+) -> list[dict]:
+    """A row for each module: tensors, parameters, rms, largest value, distance of the average over
+    the norm, and update over weights in one step (both rms over the module).
+
+    :param updates: rms of the next update of each tensor, where known.
+    """
+    sizes = {k: rms(t) for k, t in weights.items()}
+
+    def norm(sizes: dict[str, float], names: Iterable[str]) -> float:
+        return sqrt(sum(sizes[n] ** 2 * weights[n].numel() for n in names))
+
+    rows = []
+    for module, names in by_module(weights).items():
+        count, size = sum(weights[n].numel() for n in names), norm(sizes, names)
+        row = {"module": module, "tensors": len(names), "parameters": count}
+        row["rms"] = size / sqrt(count)
+        row["max"] = max(float(weights[n].abs().max()) for n in names)
+        shared = [n for n in names if n in average and average[n].shape == weights[n].shape]
+        if shared:
+            apart = {n: distance(average[n], weights[n]) for n in shared}
+            row["ema_distance"] = norm(apart, shared) / size if size else 0.0
+        if moved := [n for n in names if n in updates]:
+            of_moved = norm(sizes, moved)
+            row["update_ratio"] = norm(updates, moved) / of_moved if of_moved else 0.0
+        rows.append(row)
+    return rows

@@ -1,0 +1,79 @@
+"""A `Diagnosis` as text for the terminal."""
+
+from __future__ import annotations
+
+from rvqlm.doctor.examine import Diagnosis
+from rvqlm.doctor.finding import STATUS
+
+_VERDICTS = ("healthy", "findings of concern", "unusable")
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """Facts, a row for each module, the log, the comparison, the replay, the findings."""
+    d, replay = diagnosis, dict(diagnosis.replay)
+    lines = [d.path, *_entries(d.facts)]
+    lines += _table(d.modules, "module", "parameters", "rms", "max", "ema_distance", "update_ratio")
+    lines += _log(d.log) if d.log else []
+    lines += _comparison(d.comparison) if d.comparison else []
+    if replay:
+        lines += ["", f"replay of {replay.pop('path')}", *_entries(replay)]
+    lines.append("")
+    for f in d.findings:
+        lines.append(f"{f.severity.upper()} [{f.subject}] {f.where}: {f.what}")
+        lines += [f"    -> {f.remedy}"] if f.remedy else []
+    counts = [(s, sum(f.severity == s for f in d.findings)) for s in reversed(STATUS)]
+    counted = [f"{n} {s}{'s' * (n > 1 and s != 'unusable')}" for s, n in counts if n]
+    lines.append(": ".join([_VERDICTS[d.status], *filter(None, [", ".join(counted)])]))
+    return "\n".join(lines)
+
+
+def _entries(values: dict) -> list[str]:
+    return [f"  {k.replace('_', ' '):<18} {_value(v)}" for k, v in values.items()]
+
+
+def _value(value, digits: int = 5) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_value(v)}" for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_value, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:.{digits}g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _table(rows: list[dict], *columns: str) -> list[str]:
+    """A blank line, names of the columns that any row has, the rows; nothing of no rows."""
+    columns = [c for c in columns if any(c in row for row in rows)]
+    cells = [[c.replace("_", " ") for c in columns]]
+    cells += [[_value(row.get(c), 3) for c in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = [""] if rows else []
+    for first, *rest in cells if rows else ():
+        aligned = [first.ljust(widths[0]), *(x.rjust(w) for x, w in zip(rest, widths[1:]))]
+        lines.append("  " + "  ".join(aligned))
+    return lines
+
+
+def _log(log: dict) -> list[str]:
+    train, valid = log["train_lines"], log["valid_lines"]
+    lines = ["", f"{log['path']}: {train:,} train and {valid:,} valid lines"]
+    for kind in ("train", "valid"):
+        if "lowest" in (s := log.get(kind, {})):
+            lines.append(
+                f"  {kind:<6} lowest {s['lowest']:.4f} at step {s['lowest_step']:,}, epoch "
+                f"{s['lowest_epoch']}; last {_value(s['last'])} at step {s['last_step']:,}"
+            )
+    skipped = {k.replace("_", " "): n for k, n in log.get("skipped", {}).items() if n}
+    return lines + ([f"  {_value(skipped)}"] if skipped else [])
+
+
+def _comparison(c: dict) -> list[str]:
+    lines = ["", f"change from {c['path']} (step {c['step']:,})"]
+    for flag, (there, here) in {**c.get("flags", {}), **c.get("model_config", {})}.items():
+        lines.append(f"  --{flag.replace('_', '-')}: {there} -> {here}")
+    columns = ("module", "parameters", "change", "change_per_step")
+    return lines + _table(c.get("modules", []), *columns)
