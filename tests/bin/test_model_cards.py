@@ -257,25 +257,6 @@ def test_mistakes(tmp_path, capsys):
 PAGE = (ROOT / "docs/models.md").read_text(encoding="utf-8")
 
 
-def test_the_pages_python_runs(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    model = build_model("valle", SMALL, CodecInfo("toy", "", 16000, 320, 4, 16))
-    state = {
-        "format": FORMAT, "rvqlm_version": "", "config": {}, "model_name": "valle",
-        "model_config": config_dict(model), "codec": model.info.to_dict(), "conditions": {},
-        "model": model.state_dict(), "ema": None, "step": 1, "optimizer": [], "loader": {},
-    }  # fmt: skip
-    (tmp_path / "exp/piano").mkdir(parents=True)
-    save_checkpoint(state, tmp_path / "exp/piano/best.pt")
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
-    names: dict = {}
-    for block in blocks:
-        exec(compile(block, "docs/models.md", "exec"), names)
-    assert len(blocks) == 3 and names["made"].codes.shape[0] == 2
-    assert names["filled"].codes.shape == (1, 150, 4)
-
-
 TABLE = PAGE.split("which are refused before training:")[1].split("And later:")[0]
 REFUSED = re.findall(r"^\| `(--[^`]*)` \|", TABLE, re.M)
 
