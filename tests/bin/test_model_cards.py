@@ -1,5 +1,5 @@
 """`rvqlm models`: what it says of the families is what they do, and what it counts is there; and
-docs/models.md: its code runs, and what it calls refused is refused."""
+docs/models.md: what it calls refused is refused, and its pictures have shapes."""
 
 import json
 import re
@@ -15,14 +15,13 @@ from token_fixtures import make_tokens
 
 from rvqlm.bin.main import main as rvqlm
 from rvqlm.bin.model_cards import CARDS, card_of, count_parameters, options
-from rvqlm.checkpoints.file import FORMAT, save_checkpoint
 from rvqlm.cli import parse
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import KINDS, ConditionInfo
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.errors import UserError
-from rvqlm.models.factory import ALIASES, MODELS, build_model, config_dict
+from rvqlm.models.factory import ALIASES, MODELS, build_model
 from rvqlm.patterns import PATTERNS
 from rvqlm.training.config import flags_class
 
