@@ -278,7 +278,7 @@ def heading_anchors(page: Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)]+)\)", text):
+    for target in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text):
         if "://" not in target:
             name, _, anchor = target.partition("#")
             file = (ROOT / page).parent / name if name else ROOT / page
