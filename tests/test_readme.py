@@ -89,6 +89,9 @@ def words_of(command: str) -> list[str]:
 def run_all(found: list[str], small: dict[str, str]) -> None:
     for command in found:
         words = words_of(command)
+        if "--max-minutes" in words and "--config" not in words:  # steps, so that no speed decides
+            i = words.index("--max-minutes")
+            words[i : i + 2] = ["--max-steps", str(2 + int(words[i + 1]) // 1000)]
         for flag, value in small.items():
             if flag in words:
                 words[words.index(flag) + 1] = value
