@@ -95,7 +95,7 @@ def run_all(found: list[str], small: dict[str, str]) -> None:
         for flag, value in small.items():
             if flag in words:
                 words[words.index(flag) + 1] = value
-        if "--config" in words and words[0] in ("train", "trainer"):  # sizes are in the file
+        if "--config" in words and words[0] == "train":  # sizes are in the file
             for flag in ("--decoder-dim", "--num-decoder-layers", "--nhead", "--accum"):
                 words += [flag, small[flag]] if flag in small and flag not in words else []
         assert rvqlm(words) == 0, command  # pytest shows what it wrote
@@ -239,7 +239,7 @@ def test_what_is_not_run_is_accepted(command, monkeypatch):
         return
     words = shlex.split(command)
     if words[0] == "rvqlm":
-        if words[1] in ("train", "trainer") and "--manifest-dir" not in words:
+        if words[1] == "train" and "--manifest-dir" not in words:
             words += ["--manifest-dir", "that of the run which is resumed"]
         with pytest.raises(Read):
             read_only(words[1:], monkeypatch)
@@ -261,7 +261,7 @@ def test_what_is_not_run_is_accepted(command, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["rvqlm trainer --exp-dir x --manifest-dir y --no-such-flag 1", "rvqlm split --exp x"],
+    ["rvqlm train --exp-dir x --manifest-dir y --no-such-flag 1", "rvqlm split --exp x"],
 )
 def test_a_wrong_flag_would_be_noticed(command, monkeypatch):
     try:
