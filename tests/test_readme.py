@@ -1,9 +1,10 @@
-"""Every command of the README is run, or read by the program it names, as it is written.
+"""Every command and every line of Python in the documentation is executed as it is written.
 
-The workflow on one's own recordings runs in order on a few seconds of noise, with only budgets
-made small, and so do the equivalents of other projects' commands, on small random codecs of the
-published names. Shell scripts read their options and stop (`--help` at the end of the line); the
-two commands of the first block run in tests/egs/test_mini_run.py.
+The README's workflow runs on a few seconds of noise, with only budgets made small; each page of
+docs/ runs in the folder that it leaves, and so needs nothing of another page. The equivalents of
+other projects' commands run on small random codecs of the published names. What needs weights, a
+compiler or hours of audio is read by the program it names and not run. The two commands of the
+README's first block run in tests/egs/test_mini_run.py.
 """
 
 import glob
@@ -11,6 +12,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,12 +25,12 @@ import transformers
 from lhotse import CutSet
 from midi_files import write_midi
 
-from rvqlm.bin.main import COMMANDS, SECOND_NAMES
+from rvqlm.bin.main import COMMANDS
 from rvqlm.bin.main import main as rvqlm
 from rvqlm.cli import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-SHELL_ONLY = {"git clone REPOSITORY rvqlm && cd rvqlm", "source .venv/bin/activate"}
+SHELL_ONLY = {"git clone REPOSITORY rvqlm && cd rvqlm"}
 SMALL = {
     "--max-minutes": "0.02",
     "--seconds": "0.5",
@@ -36,9 +38,15 @@ SMALL = {
     "--sample-prompt-seconds": "0.2",
     "--archive-every": "1",
 }
+SENTENCES = ("Good morning to you, and good night.", "What the prompt says, and what is to follow.")
+NOT_RUN = {"--codec", "--compile", "--window-schedule", "--mix-dirs"}
+"""Flags that need other codecs' weights, a C++ compiler, hours of audio."""
+OTHER_PROJECTS = "docs/from-other-projects.md"
+DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+DOCS = [page for page in DOCS if page not in (OTHER_PROJECTS, "docs/LOG.md")]
 PAGES = (
     "README.md", "CONTRIBUTING.md", "egs/mini/README.md", "egs/custom/README.md",
-    "docs/from-other-projects.md", "docs/manifests.md", "docs/models.md", "docs/training.md",
+    OTHER_PROJECTS, *DOCS,
 )  # fmt: skip
 
 
@@ -50,13 +58,23 @@ def commands(page: str) -> list[str]:
     return [" ".join(line.split()) for line in lines if line.strip() and line[0] != "#"]
 
 
-def all_commands() -> list[str]:
-    return list(dict.fromkeys(c for page in PAGES for c in commands(page)))
+def python_blocks(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
-def workflow() -> list[str]:
-    """The README's rvqlm commands that need no other codec."""
-    return [c for c in commands("README.md") if c.startswith("rvqlm ") and "--codec" not in c]
+def runs(page: str) -> list[str]:
+    """The commands of a page that a test runs."""
+    if page != "README.md" and page not in DOCS:
+        return []
+    found = [c for c in commands(page) if c.startswith("rvqlm ")]
+    return [c for c in found if not NOT_RUN & set(c.split())]
+
+
+def only_read() -> list[str]:
+    """The other commands of all pages but that of other projects, each once."""
+    pages = [page for page in PAGES if page != OTHER_PROJECTS]
+    return list(dict.fromkeys(c for p in pages for c in commands(p) if c not in runs(p)))
 
 
 def words_of(command: str) -> list[str]:
@@ -68,16 +86,19 @@ def words_of(command: str) -> list[str]:
     return found
 
 
-def run_all(page: list[str], small: dict[str, str], capsys) -> None:
-    for command in page:
+def run_all(found: list[str], small: dict[str, str]) -> None:
+    for command in found:
         words = words_of(command)
+        if "--max-minutes" in words and "--config" not in words:  # steps, so that no speed decides
+            i = words.index("--max-minutes")
+            words[i : i + 2] = ["--max-steps", str(2 + int(words[i + 1]) // 1000)]
         for flag, value in small.items():
             if flag in words:
                 words[words.index(flag) + 1] = value
-        if "--config" in words and words[0] == "trainer":  # sizes are in the file
+        if "--config" in words and words[0] == "train":  # sizes are in the file
             for flag in ("--decoder-dim", "--num-decoder-layers", "--nhead", "--accum"):
                 words += [flag, small[flag]] if flag in small and flag not in words else []
-        assert rvqlm(words) == 0, f"{command}\n{capsys.readouterr().err}"
+        assert rvqlm(words) == 0, command  # pytest shows what it wrote
 
 
 def noise(path: Path, seconds: float, rate: int, seed: int) -> None:
@@ -91,26 +112,52 @@ def notes(path: Path, seed: int) -> None:
     write_midi(path, [(0.1 * i, 0.2, 60 + (i * seed) % 12, 80) for i in range(12)])
 
 
-def test_the_workflow_runs_as_written(tmp_path, monkeypatch, capsys):
+def run_python(page: str) -> None:
+    names: dict = {}
+    for block in python_blocks(page):
+        exec(compile(block, page, "exec"), names)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with recordings of all kinds, in which the README was followed."""
+    folder = tmp_path_factory.mktemp("workplace")
     for i, name in enumerate("abcdef"):
-        for folder in ("my-audio", "piano", "backing", "solo"):
-            noise(tmp_path / folder / f"{name}.wav", 3, 16000, i)
-        notes(tmp_path / "scores" / f"{name}.mid", i)
+        for kind in ("my-audio", "piano", "backing", "solo"):
+            noise(folder / kind / f"{name}.wav", 3, 16000, i)
+        notes(folder / "scores" / f"{name}.mid", i)
         for speaker in ("ann", "bob", "cat"):
-            path = tmp_path / "speech" / speaker / f"{name}.wav"
+            path = folder / "speech" / speaker / f"{name}.wav"
             noise(path, 2, 16000, i)
-            path.with_suffix(".txt").write_text("Good morning to you, and good night.")
-    (tmp_path / "egs").symlink_to(ROOT / "egs")
-    monkeypatch.chdir(tmp_path)
-    shown = {c.split()[1] for c in commands("README.md") if c.startswith("rvqlm ")}
-    # the README shows every command
-    assert {SECOND_NAMES.get(c, c) for c in shown} == set(COMMANDS)
-    run_all(workflow(), SMALL, capsys)
-    page = (tmp_path / "exp" / "mine" / "report.html").read_text(encoding="utf-8")
-    assert page.count("<audio") >= 5  # recordings, a continuation, four from nothing
+            path.with_suffix(".txt").write_text(SENTENCES[i % 2])
+    (folder / "egs").symlink_to(ROOT / "egs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run_all(runs("README.md"), SMALL)
+        run_python("README.md")
+    shutil.copytree(folder / "exp/mine", folder / "exp/other")  # to compare with
+    return folder
 
 
-def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch, capsys):
+def test_the_readme_runs_as_written(workplace):
+    page = (workplace / "exp/mine/report.html").read_text(encoding="utf-8")
+    assert page.count("<audio") == 3  # a recording, after the codec, continued
+    assert soundfile.info(workplace / "new.wav").samplerate == 16000
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_a_page_runs_as_written(page, workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    run_all(runs(page), SMALL)
+    run_python(page)
+
+
+def test_all_commands_are_documented():
+    shown = {c.split()[1] for page in PAGES for c in commands(page) if c.startswith("rvqlm ")}
+    assert shown == set(COMMANDS)
+
+
+def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch):
     """With codecs of the published shapes, in rates and levels, and hardly any weights."""
     torch.manual_seed(0)
     codecs = {
@@ -150,9 +197,9 @@ def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch, capsys
         "--num-epochs": "1", "--accum": "1", "--decoder-dim": "32", "--num-decoder-layers": "1",
         "--nhead": "2", "--codebooks": "9", "--seconds": "0.5",
     }  # fmt: skip
-    page = commands("docs/from-other-projects.md")
+    page = commands(OTHER_PROJECTS)
     assert all(c.startswith("rvqlm ") for c in page)
-    run_all(page, small, capsys)
+    run_all(page, small)
     assert soundfile.info("reconstructed.wav").samplerate == 44100
     npq = sorted(p.name for p in (tmp_path / "npq_out").rglob("*.npq"))
     assert npq == [f"track_{i:02d}.npq" for i in range(1, 7)]
@@ -186,14 +233,14 @@ def read_only(words: list[str], monkeypatch) -> int:
     return rvqlm(words)
 
 
-@pytest.mark.parametrize("command", all_commands())
-def test_every_command_is_accepted(command, monkeypatch):
+@pytest.mark.parametrize("command", only_read())
+def test_what_is_not_run_is_accepted(command, monkeypatch):
     if command in SHELL_ONLY:
         return
     words = shlex.split(command)
     if words[0] == "rvqlm":
-        if words[1] in ("train", "trainer") and "--manifest-dir" not in words:
-            words += ["--manifest-dir", "that of the run which goes on"]
+        if words[1] == "train" and "--manifest-dir" not in words:
+            words += ["--manifest-dir", "that of the run which is resumed"]
         with pytest.raises(Read):
             read_only(words[1:], monkeypatch)
     elif words[0] == "tensorboard":
@@ -214,7 +261,7 @@ def test_every_command_is_accepted(command, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["rvqlm trainer --exp-dir x --manifest-dir y --no-such-flag 1", "rvqlm split --exp x"],
+    ["rvqlm train --exp-dir x --manifest-dir y --no-such-flag 1", "rvqlm split --exp x"],
 )
 def test_a_wrong_flag_would_be_noticed(command, monkeypatch):
     try:
@@ -224,9 +271,25 @@ def test_a_wrong_flag_would_be_noticed(command, monkeypatch):
     assert status == 2
 
 
-def test_linked_files_exist():
-    for page in PAGES:
-        text = (ROOT / page).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#]+)\)", text):
-            if "://" not in target:
-                assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+def heading_anchors(page: Path) -> set[str]:
+    """The anchors that GitHub makes of headings."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = re.findall(r"^#+ (.*)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in found}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            file = (ROOT / page).parent / name if name else ROOT / page
+            assert file.exists(), target
+            assert not anchor or anchor in heading_anchors(file), target
+
+
+def test_the_readme_leads_to_every_page():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = [f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")]
+    assert [page for page in pages if f"({page})" not in text] == []
