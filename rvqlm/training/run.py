@@ -32,9 +32,8 @@ from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
 from rvqlm.training.config import TrainerConfig, differing_flags
 from rvqlm.training.distributed import World
-from rvqlm.training.flops import forward_flops, peak_flops
 from rvqlm.training.memory import Memory, optimizer_bytes
-from rvqlm.training.meter import Speed
+from rvqlm.training.meter import Speed, forward_flops, peak_flops
 from rvqlm.training.prescan import (
     batch_maker,
     describe_plan,
