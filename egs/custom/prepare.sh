@@ -12,7 +12,7 @@
 #                          between training and test, such as the takes of one session
 # Preparation of the audio (each is a stage, left out unless asked for)
 #   --loudness LUFS        bring each recording to this loudness, -23 for example
-#   --activity             keep only the stretches in which something is to be heard
+#   --activity             keep only the stretches that are not silent
 #   --rms-threshold X      level that counts as something, 1 is full scale (default 0.05)
 #   --min-window-seconds S shortest stretch to keep (default 30)
 #   --rms-frame-seconds S  time over which the level is taken (default 10)
@@ -44,7 +44,7 @@
 #   6 split into train, valid and test; index
 #   7 validate, print statistics
 #
-# Each stage goes on where it was interrupted.
+# Each stage resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 

@@ -10,7 +10,7 @@
 #                          GPU of 12 GB)
 #   --window-frames N      train on windows of so many frames of the codec (default 0: recordings
 #   --hop-frames N         whole), which begin every so many frames (default: half a window)
-#   --prompt-seconds S     how much of a recording the model hears before it goes on (default 2)
+#   --prompt-seconds S     how much of a recording is the prompt of a continuation (default 2)
 #   --seconds S            longest new audio of a sample (default 6)
 #   --num-samples N        samples of each kind (default 4)
 #   --prepare "OPTIONS"    options handed on to prepare.sh: codec, loudness, activity, copies,
@@ -24,7 +24,7 @@
 #   --stop-stage M         last stage to run (default 5)
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), 2 train, 3 evaluate, 4 generate, 5 report.
-# The same command goes on where it was interrupted.
+# The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every family of models on the same speech, with as many parameters and as many minutes of training,
-# in one table: bits per second of unheard voices, speed and samples. Forty minutes on two CPU cores.
+# in one table: bits per second of held-out voices, speed and samples. Forty minutes on two CPU cores.
 #
 #   --quick            tiny models on a little speech, some three minutes: to see that all works
 #   --families "A B"   which, by the names of conf/compare/*.yaml (default: all seven)
@@ -16,7 +16,7 @@
 #   --stop-stage M     last stage to run (default 5)
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), 2 train, 3 evaluate, 4 generate, 5 table.
-# The same command goes on where it was interrupted.
+# The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
@@ -65,7 +65,7 @@ if begin_stage 2 "Train"; then
   for family in $families; do
     log "   $family"
     # validation at the end alone: what it costs differs and would be taken from the training
-    rvqlm trainer --config "conf/compare/$family.yaml" --manifest-dir "$tokens" \
+    rvqlm train --config "conf/compare/$family.yaml" --manifest-dir "$tokens" \
       --exp-dir "$exp_dir/$family" --max-minutes "$train_minutes" --seed "$seed" \
       --valid-every-minutes "$train_minutes" "${tiny[@]}"
   done

@@ -17,7 +17,7 @@
 #   4 validate, print statistics
 #   5 the phonemes of each sentence as symbols beside its codes, for text to speech
 #
-# Each stage goes on where it was interrupted.
+# Each stage resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
@@ -59,7 +59,7 @@ if begin_stage 2 "Tokenize"; then
 fi
 
 if begin_stage 3 "Split and index"; then
-  # the test voices are those that the codec has not heard in its training either
+  # the test voices were not in the codec's training set either
   how=(--valid 0.02 --test-speakers f3 steph m3 Hugo travis sandro)
   if [[ -n $voices ]]; then how=(--by recording --valid 0.02 --test 0.05); fi
   rvqlm split --manifest-dir "$data_dir/tokens" --seed "$seed" "${how[@]}"

@@ -12,7 +12,7 @@
 #   --stop-stage M     last stage to run (default 5)
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), 2 train, 3 evaluate, 4 generate, 5 report.
-# The same command goes on where it was interrupted.
+# The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 

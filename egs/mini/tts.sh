@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Text to speech on the embedded corpus, and how well it says its words: trains a model that hears
-# phonemes, a recogniser that writes them, lets the one speak and the other listen. Offline.
+# Text to speech on the embedded corpus, and how well it says its words: trains a model
+# conditioned on phonemes and a recogniser, synthesises held-out sentences and measures their phoneme
+# error rate. Offline.
 #
 #   --quick              small models on a little speech, about two minutes: to see that all works
 #   --hours H            hours of speech to make (default 2; quick: 0.3)
@@ -9,7 +10,7 @@
 #   --train-minutes M    minutes of training of the speaking model (default 24; quick: 0.5)
 #   --listen-minutes M   minutes of training of the recogniser (default 4; quick: 0.3)
 #   --config FILE        the model (default conf/tts.yaml; quick: conf/tts_quick.yaml)
-#   --sentences N        unheard sentences to say (default 32; quick: 4)
+#   --sentences N        held-out sentences to say (default 32; quick: 4)
 #   --seed N             of corpus, split, training and samples (default 0)
 #   --exp-dir DIR        the experiment (default exp/tts-Mmin-seedN, or exp/tts-quick-seedN)
 #   --data-dir DIR       corpus and tokens (default data/Hh-VOICES-seedN)
@@ -18,7 +19,7 @@
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), 2 train the recogniser, 3 train the speaking model,
 # 4 say the sentences of the test split, and one that you would not find there, 5 recognize, real
-# recordings first, 6 report. The same command goes on where it was interrupted.
+# recordings first, 6 report. The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
@@ -57,7 +58,7 @@ set_up 0
 prepare_data 1 --hours "$hours" --voices "$voices"
 
 if begin_stage 2 "Train the recogniser"; then
-  rvqlm trainer --config conf/recognizer.yaml --manifest-dir "$tokens" --exp-dir "$recognizer" \
+  rvqlm train --config conf/recognizer.yaml --manifest-dir "$tokens" --exp-dir "$recognizer" \
     --max-minutes "$listen_minutes" --seed "$seed"
 fi
 
@@ -66,7 +67,7 @@ train_model 3
 if begin_stage 4 "Speak"; then
   rm -rf "$exp_dir/samples" # of an earlier training
   rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
-  # the phonemes of unheard sentences, nothing of their recordings
+  # the phonemes of held-out sentences, nothing of their recordings
   rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
     --num-prompts "$sentences" --prompt-seconds 0 --seconds 12 --seed "$seed" "${how[@]}"
   rvqlm generate --exp-dir "$exp_dir" --text "The old captain carried seven green lanterns home." \

@@ -50,7 +50,7 @@ prepare_data() {
 # train_model STAGE [FLAG...]: $config on the tokens for $train_minutes.
 train_model() {
   if begin_stage "$1" "Train"; then
-    rvqlm trainer --config "$config" --manifest-dir "$tokens" --exp-dir "$exp_dir" \
+    rvqlm train --config "$config" --manifest-dir "$tokens" --exp-dir "$exp_dir" \
       --max-minutes "$train_minutes" --seed "$seed" "${@:2}"
   fi
 }

@@ -2,7 +2,7 @@
 
 Writes OUT_DIR/SPEAKER/ID.wav (16 kHz, mono, 16 bit) and OUT_DIR/transcripts.jsonl, one object a
 line. The plan (who says what, how fast, how loud) follows from the seed alone: any number of
-jobs gives the same bytes, and more hours only add utterances. An interrupted run goes on where
+jobs gives the same bytes, and more hours only add utterances. An interrupted run resumes where
 it stopped.
 
     python egs/mini/local/synthesize.py --hours 6 --seed 0 --jobs 2 --out-dir data/audio
