@@ -1,7 +1,7 @@
 # Numbered stages with headings and times; to be sourced after parse_options.sh.
 #
 #   if begin_stage 2 "Train"; then
-#     rvqlm trainer ...
+#     rvqlm train ...
 #   fi
 #
 # Runs the stages from $stage to $stop_stage. With `stage_log` set to a file, each finished stage
