@@ -16,7 +16,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -294,6 +294,22 @@ def command_line(name: str, argv: Sequence[str] | None = None) -> str:
     if argv is None and words[:1] == [name]:  # the console command carries the name already
         words = words[1:]
     return shlex.join(["rvqlm", name, *words])
+
+
+Progress = Callable[..., Iterable]
+"""Wraps an iterable that takes a while, given its name and perhaps its length: `bar`, `quiet`."""
+
+
+def quiet(items: Iterable, name: str, total: int | None = None, unit: str = "cuts") -> Iterable:
+    """No progress bar: the default of functions that a command passes `bar` to."""
+    return items
+
+
+def bar(items: Iterable, name: str, total: int | None = None, unit: str = "cuts") -> Iterable:
+    """A progress bar on a terminal's stderr, nothing elsewhere."""
+    from tqdm import tqdm
+
+    return tqdm(items, name, total, unit=f" {unit}", leave=False, disable=None)
 
 
 def dispatch(

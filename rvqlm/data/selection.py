@@ -17,8 +17,7 @@ from math import ceil, floor
 
 import numpy as np
 
-from rvqlm.data.curriculum import Schedule, value_at
-from rvqlm.data.plan_config import PlanConfig, exact
+from rvqlm.data.plan_config import PlanConfig, Schedule, exact, value_at
 from rvqlm.errors import UserError
 
 

@@ -10,18 +10,16 @@ where their originals go, and are dropped where that is not training. Two stream
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
 import os
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rvqlm.cli import Progress, quiet
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import (
     file_stamp,
@@ -31,7 +29,9 @@ from rvqlm.data.index import (
     read_manifest,
     read_sidecar,
 )
+from rvqlm.data.store import hash64
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_open, write_json
 
 SPLITS = ("train", "valid", "test")
 
@@ -54,7 +54,7 @@ class SplitResult:
 
 
 def _hash(kind: str, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{kind}:{name}".encode(), digest_size=8).digest(), "big")
+    return hash64(f"{kind}:{name}")
 
 
 def speakers(cut: dict) -> set[str]:
@@ -241,7 +241,7 @@ def split_manifest(
     test: float,
     key: str = "auto",
     seed: int = 0,
-    progress: Callable = lambda iterable, desc: iterable,
+    progress: Progress = quiet,
     test_speakers: Sequence[str] = (),
     augmented: str = "train",
 ) -> SplitResult:
@@ -258,7 +258,7 @@ def split_manifest(
     cuts = progress(read_manifest(source), "grouping")
     result = split_by_group(cuts, valid, test, key, seed, test_speakers, augmented)
     targets = {name: manifest_path(directory, name) for name in SPLITS}
-    temporary = {name: path.with_name(path.name + ".tmp") for name, path in targets.items()}
+    temporary = {name: path.with_name(f".new_{path.name}") for name, path in targets.items()}
     try:
         lines = progress(manifest_lines(source), "writing")
         _write_lines(lines, result.split, list(temporary.values()))
@@ -267,7 +267,7 @@ def split_manifest(
         for path in temporary.values():
             path.unlink(missing_ok=True)
         raise
-    _write_json(record, {"source": None})
+    write_json(record, {"source": None})
     for name, path in targets.items():
         index_path(directory, name).unlink(missing_ok=True)
         if result.groups[name]:
@@ -276,7 +276,7 @@ def split_manifest(
             temporary[name].unlink()
             path.unlink(missing_ok=True)
     counts = [int((result.split == n).sum()) for n in range(len(SPLITS))]
-    _write_json(
+    write_json(
         record,
         {
             "source": stamp,
@@ -302,12 +302,7 @@ def split_manifest(
 def _write_lines(lines: Iterable[bytes], number: np.ndarray, paths: list[Path]) -> None:
     """Copy the n-th line to the file ``paths[number[n]]``, gzipped; to none where that is -1."""
     with ExitStack() as stack:
-        files = []
-        for path in paths:
-            raw = stack.enter_context(open(path, "wb"))
-            # the same cuts give the same bytes: no time, no name in the header
-            file = gzip.GzipFile("", "wb", compresslevel=5, fileobj=raw, mtime=0)
-            files.append(stack.enter_context(file))
+        files = [stack.enter_context(atomic_open(path)) for path in paths]
         for line, n in zip(lines, number.tolist()):
             if n < 0:
                 continue
@@ -336,9 +331,3 @@ def require_disjoint(manifests: dict[str, Path], by: str) -> None:
                     f"{manifests[other]} and {path}; run rvqlm split again"
                 )
         seen[name] = mine
-
-
-def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)

@@ -52,6 +52,12 @@ def code_dtype(codebook_size: int) -> str:
     return "uint16" if codebook_size <= 65536 else "uint32"
 
 
+def hash64(name: str) -> int:
+    """64 bits of a name, for sets and tables of names of millions of cuts."""
+    name = name.encode(errors="surrogateescape")  # file names that are no UTF-8
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+
+
 class Key(NamedTuple):
     """Where an array lies in its shard and what it looks like."""
 
