@@ -34,7 +34,7 @@ from rvqlm.data.plan import Items, PlanConfig
 from rvqlm.data.ragged import Ragged
 from rvqlm.data.speakers import Speakers, uniform
 from rvqlm.errors import UserError
-from rvqlm.files import read_json
+from rvqlm.files import read_json, write_json
 
 WHOLE = ("text", "midi")
 """Kinds that belong to a whole recording and not to a part of it."""
@@ -48,6 +48,18 @@ def load_info(directory: Path, kind: str, remedy: str) -> ConditionInfo:
     if info.kind != kind:
         raise UserError(f"{path} describes {info.kind}, not {kind}; {remedy}")
     return info
+
+
+def save_info(directory: Path, info: ConditionInfo) -> None:
+    """Write ``KIND.json``; after the columns, so that an interruption leaves no mixture."""
+    write_json(directory / f"{info.kind}.json", info.to_dict())
+
+
+def discard(directory: Path, kind: str) -> None:
+    """Remove ``KIND.json`` and all columns of the kind, before others are made in another way."""
+    (directory / f"{kind}.json").unlink(missing_ok=True)
+    for column in directory.glob(f"{kind}_*.bin"):
+        column.unlink()
 
 
 class _Tokens:

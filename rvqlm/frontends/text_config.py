@@ -25,7 +25,7 @@ class TextConfig:
     characters, for languages written as they are spoken; bpe: pieces of words (sentencepiece)."""
     like: Path | None = None
     """Instead of --type: the token directory whose table and settings to use, for data that one
-    model shall hear together or be judged on."""
+    model is trained on together or evaluated on."""
     field: str = "text"
     """Where the text lies: "text" or "custom.NAME" of the cuts' supervisions."""
     phonemes_field: str | None = None
@@ -42,7 +42,7 @@ class TextConfig:
     punctuation: bool = True
     """phonemes: keep the punctuation at which the voice pauses."""
     lowercase: bool = False
-    """chars, bpe: make capitals small letters."""
+    """chars, bpe: lower-case all letters."""
     vocab_size: int | None = None
     """bpe: number of pieces; 500 unless given."""
     unknown: Literal["error", "drop"] = "error"
