@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 
@@ -12,6 +12,7 @@ from lhotse.serialization import deserialize_item, load_json, load_yaml
 
 from rvqlm.audio.source import Item, Listing, Source
 from rvqlm.errors import UserError
+from rvqlm.files import read_lines
 
 
 class ManifestSource(Source):
@@ -34,20 +35,10 @@ class ManifestSource(Source):
     def _lines(self, first: int = 0) -> Iterator[tuple[int, bytes]]:
         """(number, text) of the items from `first` on, unparsed."""
         if self._documents is not None:
-            for i, document in enumerate(self._documents[first:], first):
-                yield i, json.dumps(document).encode()
-            return
-        number = 0
-        try:
-            opener = gzip.open if self.path.lower().endswith(".gz") else open
-            with opener(self.path, "rb") as file:
-                for line in file:
-                    if line.strip():
-                        if number >= first:
-                            yield number, line
-                        number += 1
-        except (OSError, EOFError) as e:
-            raise UserError(f"--input {self.path}: cannot read item {number + 1}: {e}") from None
+            lines = (json.dumps(document).encode() for document in self._documents)
+        else:
+            lines = read_lines(self.path, f"--input {self.path}", "give a manifest that exists")
+        yield from itertools.islice(enumerate(lines), first, None)
 
     def _parse(self, number: int, line: bytes) -> dict:
         try:

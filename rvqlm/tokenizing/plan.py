@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvqlm.audio.load import AudioConfig
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.source import Listing
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError

@@ -15,8 +15,10 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from rvqlm.audio.load import AudioConfig, AudioStream, BadAudio
+from rvqlm.audio.load import AudioStream
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.read import close_parked
+from rvqlm.audio.reader import BadAudio
 from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
 

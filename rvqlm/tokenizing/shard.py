@@ -20,7 +20,7 @@ from pathlib import Path
 from lhotse import Recording
 from lhotse.utils import fastcopy
 
-from rvqlm.audio.load import AudioConfig
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, shard_checksum, token_cut

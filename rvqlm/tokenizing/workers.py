@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection, wait
 
 import torch
 
-from rvqlm.audio.load import AudioConfig
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.source import Source
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.registry import load_codec

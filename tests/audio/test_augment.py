@@ -13,10 +13,12 @@ import soundfile
 from lhotse import CutSet, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
-from rvqlm.audio.augment import AugmentConfig, changes, copy_path
+from rvqlm.audio.augment import changes, copy_path
 from rvqlm.audio.augment_signal import change, stretch
+from rvqlm.audio.config import AugmentConfig
 from rvqlm.audio.cuts import read_cuts
-from rvqlm.audio.load import load_cut, recording_cut
+from rvqlm.audio.load import load_cut
+from rvqlm.audio.parts import recording_cut
 from rvqlm.bin.audio import main
 from rvqlm.data.splits import group, is_augmented, split_by_group
 
