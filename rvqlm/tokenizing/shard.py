@@ -2,8 +2,8 @@
 
 Codes go to ``codes/shard-NNNNN.rvq``; after each item one line goes to ``parts/shard-NNNNN.jsonl``
 with all that the final manifests need. An item is done when its line is there and the codes it
-names are in the shard. A new start truncates both files to the last done item and goes on with the
-next, so that the result does not depend on how often, or where, work was interrupted.
+names are in the shard. A new start truncates both files to the last done item and continues with
+the next, so that the result does not depend on how often, or where, work was interrupted.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, shard_checksum, token_cut
 from rvqlm.errors import UserError
+from rvqlm.files import write_json
 from rvqlm.tokenizing.encode import Done, Encoder
 from rvqlm.tokenizing.reading import QUEUED_BLOCKS, ReadAhead
 
@@ -69,20 +70,6 @@ def log_path(out_dir: str | os.PathLike, shard: int) -> Path:
 def done_path(out_dir: str | os.PathLike, shard: int) -> Path:
     """Written when all items of the shard are done: {"items", "bytes", "sha256"}."""
     return log_path(out_dir, shard).with_suffix(".done")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that it is there completely or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def disk_error(error: OSError, path: str | os.PathLike) -> UserError | OSError:
@@ -224,7 +211,7 @@ def encode_shard(
                     "changed while it was read: remove the output folder and run again"
                 )
             done = {"items": num_items, "bytes": size, "sha256": shard_checksum(path)}
-            write_atomic(done_path(out_dir, shard), json.dumps(done))
+            write_json(done_path(out_dir, shard), done)
     except OSError as e:
         raise disk_error(e, path) from None
     return progress
@@ -240,7 +227,7 @@ def _encoded(
     """The items after those in the log, with their codes.
 
     A group of items that are encoded together is made again from its beginning, if only some of
-    it is in the log: other company could round a code in another way.
+    it is in the log: in another batch a code could be rounded in another way.
     """
     begin, size = log.unfinished_group or (log.items, None)
     known = log.items - begin

@@ -8,19 +8,16 @@ not, leave the same bytes.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import code_dtype
 from rvqlm.errors import UserError
-from rvqlm.tokenizing.shard import disk_error, done_path, log_path, shard_path, write_atomic
+from rvqlm.files import atomic_open, json_line, write_json
+from rvqlm.tokenizing.shard import disk_error, done_path, log_path, shard_path
 from rvqlm.version import __version__
 
 
@@ -54,24 +51,26 @@ def finish(
     out = Path(out_dir)
     frames = samples = cuts = skipped = pcm = 0
     first = None
+    for torn in out.glob(".*.tmp"):  # of a run that was killed here
+        torn.unlink()
     try:
         with (
-            _atomic(out / "cuts.jsonl.gz") as token_cuts,
-            _atomic(out / "audio_cuts.jsonl.gz") as audio_cuts,
-            _atomic(out / "skipped.jsonl") as skips,
+            atomic_open(out / "cuts.jsonl.gz", level=4) as token_cuts,
+            atomic_open(out / "audio_cuts.jsonl.gz", level=4) as audio_cuts,
+            atomic_open(out / "skipped.jsonl") as skips,
         ):
             for shard in range(num_shards):
                 path = str(shard_path(out_dir, shard))
                 with open(log_path(out, shard), "rb") as lines:
                     for line in map(json.loads, lines):
                         if "skip" in line:
-                            skips.write(_line(line["skip"]))
+                            skips.write(json_line(line["skip"]))
                             skipped, first = skipped + 1, first or line["skip"]
                             continue
                         cut = line["cut"]
                         cut["features"]["storage_path"] = path  # the folder may have been renamed
-                        token_cuts.write(_line(cut))
-                        audio_cuts.write(_line(line["audio"]))
+                        token_cuts.write(json_line(cut))
+                        audio_cuts.write(json_line(line["audio"]))
                         cuts += 1
                         frames += cut["features"]["num_frames"]
                         samples += cut["custom"]["num_samples"]
@@ -97,7 +96,7 @@ def finish(
             **identity,
             "rvqlm_version": __version__,
         }
-        write_atomic(out / "tokens.json", json.dumps(sidecar, indent=2) + "\n")
+        write_json(out / "tokens.json", sidecar, indent=2)
     except _NothingUsable:
         _list_skipped(out, num_shards)
         clean_up(out_dir, num_shards)
@@ -137,31 +136,7 @@ class _NothingUsable(Exception):
 
 
 def _list_skipped(out: Path, num_shards: int) -> None:
-    with _atomic(out / "skipped.jsonl") as skips:
+    with atomic_open(out / "skipped.jsonl") as skips:
         for shard in range(num_shards):
             for line in log_path(out, shard).read_bytes().splitlines():
-                skips.write(_line(json.loads(line)["skip"]))
-
-
-def _line(fields: dict) -> bytes:
-    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-
-
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file, gzipped if its name says so, that appears when the block ends without an error."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as raw:
-            if path.suffix == ".gz":
-                # no name and time in the header: equal content, equal bytes
-                with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as packed:
-                    yield packed
-            else:
-                yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+                skips.write(json_line(json.loads(line)["skip"]))

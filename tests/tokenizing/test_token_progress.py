@@ -8,9 +8,8 @@ import pytest
 from tokenize_fixtures import config, spoil
 
 from rvqlm.tokenizing import tokenize
-from rvqlm.tokenizing.progress import ProgressLine, clock
+from rvqlm.tokenizing.reporting import ProgressLine, clock, size
 from rvqlm.tokenizing.shard import Progress
-from rvqlm.tokenizing.summary import size
 
 
 def test_progress_line(capsys, monkeypatch):
@@ -62,7 +61,7 @@ def test_a_line_for_every_file_and_a_total(peaks, corpus, tmp_path, capsys, jobs
 
 def test_who_gets_a_line(peaks, corpus, tmp_path, capsys, monkeypatch):
     for setting, few, shown in (("auto", 24, 24), ("auto", 23, 0), ("yes", 5, 24), ("no", 99, 0)):
-        monkeypatch.setattr("rvqlm.tokenizing.summary.FEW_FILES", few)
+        monkeypatch.setattr("rvqlm.tokenizing.reporting.FEW_FILES", few)
         tokenize.tokenize(config(corpus, tmp_path / f"{setting}{few}", per_file=setting))
         assert len(table(capsys.readouterr().out)) == shown
 
