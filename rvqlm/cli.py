@@ -1,9 +1,11 @@
-"""Flags for every command: a typed dataclass in, an instance out.
+"""Flags for every command: a typed dataclass in, an instance out; progress bars; exit statuses.
 
 `parse` shows the fields of a dataclass as flat kebab-case flags through tyro. Nested dataclasses
-become groups of the help, the docstring under a field is its help, and ``--config file.yaml``
-gives values that flags on the command line override. `run_main` turns a `UserError` into one line
-and an exit status. Importing this module costs nothing: tyro and yaml load when they are needed.
+become groups of the help, the docstring under a field is its help. A flag has the value given on
+the command line, else that of the ``--config`` YAML file, else that of the caller (`parse`'s
+`beneath`: a preset, the flags of a run that resumes), else its default. `run_main` turns a
+`UserError` into one line and an exit status. Importing this module costs nothing: tyro, yaml and
+tqdm load when they are needed.
 """
 
 from __future__ import annotations
@@ -131,24 +133,26 @@ def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def read_config(path: str | Path, cls: type) -> dict[str, Any]:
-    """Values of a YAML file by kebab-case flag name; `UserError` for a key that is no flag."""
+def _read_yaml(path: str | Path) -> dict:
+    """The keys and values of a ``--config`` file; `UserError` where there are none to read."""
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"--config {path}: {e.strerror or e}") from None
     except UnicodeDecodeError:
         raise UserError(f"--config {path}: not a text file") from None
-    try:
-        values = yaml.safe_load(text)
     except yaml.YAMLError as e:
         raise UserError(f"--config {path}: not YAML: {' '.join(str(e).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise UserError(f"--config {path}: expected lines of the form `flag: value`")
+    return values or {}
+
+
+def read_config(path: str | Path, cls: type) -> dict[str, Any]:
+    """Values of a YAML file by kebab-case flag name; `UserError` for a key that is no flag."""
+    values = _read_yaml(path)
     leaves, aliases, out, problems = _leaves(cls), _aliases(cls), {}, []
     for raw, value in values.items():
         key = kebab(str(raw))
@@ -195,47 +199,28 @@ def peek(argv: Sequence[str] | None, flag: str, default: str) -> str:
         name, equals, value = word.partition("=")
         if kebab(name) == f"--{flag}":
             return value if equals else (following or default)
-    if path is not None:
-        import yaml
-
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return default
-        if isinstance(values, dict):
-            return str(next((v for k, v in values.items() if kebab(str(k)) == flag), default))
-    return default
+    try:
+        values = {} if path is None else _read_yaml(path)
+    except UserError:
+        return default
+    return str(next((v for k, v in values.items() if kebab(str(k)) == flag), default))
 
 
-def _under(values: dict[str, Any], leaves: dict[str, Any], argv: list[str]) -> list[str]:
-    """Words for the YAML values whose flag isn't on the command line."""
+def _not_given(values: dict[str, Any], leaves: dict[str, Any], argv: list[str]) -> list[str]:
+    """Words for those values whose flag isn't on the command line; others than flags left out."""
     given = {kebab(w.split("=", 1)[0][2:]) for w in argv if w.startswith("--")}
     words: list[str] = []
     for key, value in values.items():
-        if key in given or (leaves[key] is bool and f"no-{key}" in given):
+        hint = leaves.get(key)
+        if hint is None or key in given or (hint is bool and f"no-{key}" in given):
             continue
-        if leaves[key] is bool:
+        if hint is bool:
             words.append(f"--{key}" if value else f"--no-{key}")
         else:
-            tokens = _tokens(value, leaves[key])
+            tokens = _tokens(value, hint)
             # one word where possible: a value that begins with a dash stays a value
             words += [f"--{key}={tokens[0]}"] if len(tokens) == 1 else [f"--{key}", *tokens]
     return words
-
-
-def given_flags(argv: Sequence[str] | None) -> set[str]:
-    """Kebab-case names of the flags on the command line and in its ``--config`` file."""
-    path, rest = _split_config(list(sys.argv[1:] if argv is None else argv))
-    names = {kebab(w.split("=", 1)[0][2:]) for w in rest if w.startswith("--")}
-    if path is not None:
-        import yaml
-
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return names  # `parse` reports it
-        names |= {kebab(str(k)) for k in values} if isinstance(values, dict) else set()
-    return names
 
 
 def parse(
@@ -250,8 +235,8 @@ def parse(
     cls: dataclass; fields may be dataclasses themselves (groups), `tyro.conf` markers work.
     prog: what the help calls the program, e.g. ``rvqlm trainer``.
     argv: arguments without the program's name; None: those of the process.
-    beneath: values by kebab-case name for flags that are neither given here nor in the file; names
-        that are no flags are left out.
+    beneath: values by kebab-case name for flags that are given neither on the command line nor in
+        the ``--config`` file; names that are no flags are left out.
 
     Raises `UserError` for a bad ``--config`` file and SystemExit (0 after ``--help``, 2 for bad
     flags, after a message on stderr).
@@ -264,8 +249,8 @@ def parse(
         rest = [f"--{name}{w[len(given[0]) :]}" if w.split("=", 1)[0] in given else w for w in rest]
     leaves = _leaves(cls)
     if path is not None:
-        rest += _under(read_config(path, cls), leaves, rest)
-    rest += _under({k: v for k, v in (beneath or {}).items() if k in leaves}, leaves, rest)
+        rest += _not_given(read_config(path, cls), leaves, rest)
+    rest += _not_given(beneath or {}, leaves, rest)
 
     shown = tyro.conf.arg(help="YAML file of flag values; flags given here override it.")
     params = cls.__dataclass_params__  # type: ignore[attr-defined]

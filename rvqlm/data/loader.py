@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from rvqlm.batch import PAD, Batch
+from rvqlm.data.channel import Channel
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.plan import EpochPlan, PlanConfig, check_epochs, plan_epoch
@@ -69,7 +69,7 @@ class TokenLoader:
         self._epoch = 0
         self._history = [[world_size, 0]]  # of this epoch, its last part not at its end
         self._plan: EpochPlan | None = None
-        self._channel: _Channel | None = None
+        self._channel: Channel | None = None
         self._finalizer: weakref.finalize | None = None
 
     # ------------------------------------------------------------------------------- position
@@ -179,7 +179,7 @@ class TokenLoader:
         """
         made_of = self.dataset, self.config, self.seed
         plan = _make_plan(*made_of, epoch, self.world_size, shuffle=False)
-        channel = _Channel(self.prefetch)
+        channel = Channel(self.prefetch)
         thread = self._run(channel, _one_epoch(plan, epoch))
         try:
             for _ in range(plan.num_steps):
@@ -229,11 +229,11 @@ class TokenLoader:
             for later in range(epoch + 1, 1 << 55):
                 yield from _one_epoch(_make_plan(*made_of, later, world), later)
 
-        self._channel = _Channel(self.prefetch)
+        self._channel = Channel(self.prefetch)
         thread = self._run(self._channel, positions())
         self._finalizer = weakref.finalize(self, _stop, self._channel, thread)
 
-    def _run(self, channel: _Channel, positions: Iterator) -> threading.Thread:
+    def _run(self, channel: Channel, positions: Iterator) -> threading.Thread:
         thread = threading.Thread(
             target=_produce,
             args=(channel, positions, self.dataset, self.rank, self.pin, self.conditions),
@@ -307,7 +307,7 @@ def _one_epoch(plan: EpochPlan, epoch: int) -> Iterator[tuple[EpochPlan, int, in
 
 
 def _produce(
-    channel: _Channel, positions: Iterator, dataset, rank: int, pin: bool, conditions
+    channel: Channel, positions: Iterator, dataset, rank: int, pin: bool, conditions
 ) -> None:
     try:
         for plan, epoch, step, number in positions:
@@ -318,42 +318,9 @@ def _produce(
         channel.put((e, None))
 
 
-def _stop(channel: _Channel, thread: threading.Thread) -> None:
+def _stop(channel: Channel, thread: threading.Thread) -> None:
     """Close and wait: a thread that frees a batch while the interpreter shuts down ends the process
     with SIGABRT (the memory of a tensor made of an array is given back under the GIL)."""
     channel.close()
     if thread is not threading.current_thread():
         thread.join()
-
-
-class _Channel:
-    """A bounded queue that both sides can leave: `close` wakes everyone who waits."""
-
-    def __init__(self, size: int):
-        self._items: deque = deque()
-        self._size, self._closed = size, False
-        self._changed = threading.Condition()
-
-    def put(self, item) -> bool:
-        """Wait for room; False when the other side has closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)
-            if not self._closed:
-                self._items.append(item)
-                self._changed.notify_all()
-            return not self._closed
-
-    def get(self):
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._items)
-            if self._closed:
-                raise RuntimeError("the loader was closed while a batch was awaited")
-            item = self._items.popleft()
-            self._changed.notify_all()
-            return item
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()

@@ -13,13 +13,12 @@ import sys
 from array import array
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from rvqlm.cli import Progress, quiet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import Ragged, write_ragged
+from rvqlm.data.splits import components
 from rvqlm.data.splits import speakers as speakers_of
 from rvqlm.data.store import hash64
 from rvqlm.errors import UserError
@@ -135,8 +134,5 @@ def _read_speakers(dataset: TokenDataset, progress) -> np.ndarray:
     apart = begin[order][1:] >= np.maximum.accumulate(end[order])[:-1]
     chain = np.empty(len(order), np.int64)
     chain[order] = np.concatenate(([0], np.cumsum(apart)))
-    by_name = np.unique(np.array(name), return_inverse=True)[1].reshape(-1)
-    nodes = int(chain.max()) + int(by_name.max()) + 2
-    edges = (np.ones(len(chain), bool), (chain, chain.max() + 1 + by_name))
-    part = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)[1]
+    part = components(chain, np.array(name), int(chain.max()) + 1)
     return np.stack([np.array(speaker), part[chain]], axis=1).astype(np.int32)
