@@ -18,14 +18,14 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from lhotse import AudioSource, Recording, SupervisionSegment
+from lhotse import SupervisionSegment
 from lhotse.augmentation import Volume
 from lhotse.cut import Cut
 from lhotse.utils import TimeSpan, fastcopy, overspans
@@ -42,10 +42,11 @@ from rvqlm.audio.cuts import (
     read_cuts,
     with_custom,
 )
-from rvqlm.audio.parts import cut_blocks, recording_cut, source_path
+from rvqlm.audio.parts import cut_blocks, file_recording, recording_cut, source_path
 from rvqlm.audio.reader import BadAudio
 from rvqlm.cli import bar
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_write
 
 VERSION = 1  # of the samples that a change gives: another one makes all files anew
 
@@ -152,14 +153,9 @@ def _copy(cut: Cut, one: Change, config: AugmentConfig) -> Cut:
                        "not fit in a FLAC file")  # fmt: skip
     path = copy_path(config.audio_dir, id)
     samples, scale = _render(cut, one, config, path)
-    recording = Recording(
-        id=id,
-        sources=[AudioSource("file", list(range(cut.num_channels)), str(path))],
-        sampling_rate=rate,
-        num_samples=samples,
-        duration=samples / rate,
-        transforms=[Volume(1 / scale)] if scale != 1 else None,
-    )
+    recording = file_recording(id, str(path), rate, cut.num_channels, samples)
+    if scale != 1:
+        recording.transforms = [Volume(1 / scale)]
     whole = recording_cut(recording)
     custom = {**(cut.custom or {}), "group": group_of(cut), "augmented_from": cut.id}
     supervisions = [_scaled(s, one, cut, whole) for s in cut.supervisions]
@@ -203,49 +199,37 @@ def _render(cut: Cut, one: Change, config: AugmentConfig, path: Path) -> tuple[i
     key = _key(cut, one, config)
     if (there := _complete(path, key, cut)) is not None:
         return there
-    rate, channels, scale = cut.recording.sampling_rate, cut.num_channels, 1.0
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    samples, scale = 0, 1.0
 
-    def blocks() -> Iterator[np.ndarray]:
-        return change(
-            cut_blocks(cut), rate, one.speed, one.tempo, one.semitones,
-            config.n_fft, config.hop_length,
-        )  # fmt: skip
-
-    try:
-        samples, peak = _write(temporary, blocks, rate, channels, f"{key} {scale}", scale)
+    def write(to: Path) -> None:
+        nonlocal samples, scale
+        samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale)
         if not samples:
             raise BadAudio(source_path(cut.recording), "too short for a copy")
         if peak > 1:  # rare: quieter on disk, and again with room for the largest sample
             scale = 2.0 ** -math.ceil(math.log2(peak) + 1e-6)
-            samples, peak = _write(temporary, blocks, rate, channels, f"{key} {scale}", scale)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale)
+
+    atomic_write(path, write)
     return samples, scale
 
 
 def _write(
-    path: Path,
-    blocks: Callable[[], Iterator[np.ndarray]],
-    rate: int,
-    channels: int,
-    comment: str,
-    scale: float,
+    path: Path, cut: Cut, one: Change, config: AugmentConfig, comment: str, scale: float
 ) -> tuple[int, float]:
     """Samples and their peak before they are scaled."""
-    samples, peak = 0, 0.0
+    rate, channels, samples, peak = cut.recording.sampling_rate, cut.num_channels, 0, 0.0
     try:
         file = soundfile.SoundFile(path, "w", rate, channels, subtype="PCM_24", format="FLAC")
     except RuntimeError as e:
         raise UserError(
             f"{path}: no FLAC file of {channels} x {rate} Hz can be written: {e}"
         ) from None
+    changed = (one.speed, one.tempo, one.semitones, config.n_fft, config.hop_length)
     with file:
         file.comment = comment
-        for block in blocks():
+        for block in change(cut_blocks(cut), rate, *changed):
             if not block.shape[1]:
                 continue
             peak = max(peak, float(np.abs(block).max()))

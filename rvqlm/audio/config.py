@@ -78,8 +78,6 @@ class LoudnessConfig:
             problems.append(f"--target-lufs {self.target_lufs:g}: give a level between -70 and 0")
         if not -70 < self.peak_dbfs <= 0:
             problems.append(f"--peak-dbfs {self.peak_dbfs:g}: give a level between -70 and 0")
-        if self.jobs < 0:
-            problems.append(f"--jobs {self.jobs} must be 0 (automatic) or more")
         if problems:
             raise UserError("; ".join(problems))
 

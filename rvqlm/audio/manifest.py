@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from lhotse import AudioSource, Recording, SupervisionSegment
+from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from rvqlm.audio.config import ManifestConfig
 from rvqlm.audio.cuts import CutWriter, clock, in_order, make_folder, pick_jobs
-from rvqlm.audio.parts import recording_cut
+from rvqlm.audio.parts import file_recording, recording_cut
 from rvqlm.audio.read import open_audio
 from rvqlm.audio.reader import BLOCK_SAMPLES, BadAudio
 from rvqlm.audio.source import Item
@@ -110,13 +110,7 @@ def _recording(item: Item) -> Recording:
                 samples += num
     if samples == 0:
         raise BadAudio(item.audio, "zero-length audio")
-    return Recording(
-        id=item.id,
-        sources=[AudioSource(type="file", channels=list(range(channels)), source=item.audio)],
-        sampling_rate=rate,
-        num_samples=samples,
-        duration=samples / rate,
-    )
+    return file_recording(item.id, item.audio, rate, channels, samples)
 
 
 def _cut(

@@ -38,6 +38,19 @@ def recording_cut(recording: Recording) -> Cut:
     )
 
 
+def file_recording(
+    id: str, path: str, sampling_rate: int, channels: int, num_samples: int
+) -> Recording:
+    """The recording that an audio file is."""
+    return Recording(
+        id=id,
+        sources=[AudioSource("file", [*range(channels)], path)],
+        sampling_rate=sampling_rate,
+        num_samples=num_samples,
+        duration=num_samples / sampling_rate,
+    )
+
+
 def source_path(recording: Recording) -> str:
     """For messages: the file of a recording where there is one."""
     return str(recording.sources[0].source) if recording.sources else recording.id
@@ -181,13 +194,7 @@ class FilePart(Part):
 
     def recording(self, id: str, num_samples: int) -> Recording:
         """The manifest of the whole file, now that its length is known."""
-        return Recording(
-            id=id,
-            sources=[AudioSource("file", channels=[*range(self.num_channels)], source=self.path)],
-            sampling_rate=self.sampling_rate,
-            num_samples=num_samples,
-            duration=num_samples / self.sampling_rate,
-        )
+        return file_recording(id, self.path, self.sampling_rate, self.num_channels, num_samples)
 
 
 class LhotsePart(Part):

@@ -100,21 +100,6 @@ class _Tokens:
         return [self.column.read(row) for row in items.rows.tolist()]
 
 
-class _Source:
-    """Codes of the paired directory."""
-
-    def __init__(self, dataset: TokenDataset):
-        self.pairs = Pairs.open(dataset)
-        self.info = self.pairs.info
-
-    def missing(self) -> int:
-        return int((self.pairs.column.lengths == 0).sum())
-
-    def read(self, items: Items, epoch: int) -> list[np.ndarray | None]:
-        wanted = zip(*(column.tolist() for column in items))
-        return [self.pairs.read(*item) for item in wanted]
-
-
 class _Prompt:
     """Codes of another cut of the same speaker."""
 
@@ -157,7 +142,7 @@ class ConditionSet:
     infos: what a model has to know about each, by kind, in the order asked for.
     """
 
-    def __init__(self, readers: dict[str, _Tokens | _Source | _Prompt]):
+    def __init__(self, readers: dict[str, _Tokens | Pairs | _Prompt]):
         self._readers = readers
         self.infos: dict[str, ConditionInfo] = {kind: r.info for kind, r in readers.items()}
 
@@ -187,7 +172,7 @@ class ConditionSet:
             if kind in WHOLE:
                 readers[kind] = _Tokens(dataset, kind)
             elif kind == "source":
-                readers[kind] = _Source(dataset)
+                readers[kind] = Pairs.open(dataset)
             else:
                 readers[kind] = _Prompt(dataset, prompt_frames, seed)
         return cls(readers)

@@ -23,6 +23,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.index import TokenDataset, read_sidecar
 from rvqlm.data.mapped import column_path
+from rvqlm.data.plan import Items
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.data.store import hash64
 from rvqlm.errors import UserError
@@ -212,9 +213,16 @@ class Pairs:
         info = ConditionInfo.of_codes("source", dataset.info)
         return cls(info, [s.first_levels(levels) for s in sources], column)
 
-    def read(self, row: int, start: int, length: int) -> np.ndarray | None:
-        """Frames [start, start + length) of the source, (S, K); S is below `length` where the
-        source is shorter than the target. None for a row without source."""
+    def missing(self) -> int:
+        """Rows without source."""
+        return int((self.column.lengths == 0).sum())
+
+    def read(self, items: Items, epoch: int) -> list[np.ndarray | None]:
+        """The same frames of the sources, (S, K) each; S is below an item's length where its source
+        is shorter, None where it has none."""
+        return [self._read(*item) for item in zip(*(column.tolist() for column in items))]
+
+    def _read(self, row: int, start: int, length: int) -> np.ndarray | None:
         place = self.column.read(row)
         if not len(place):
             return None

@@ -27,9 +27,9 @@ from rvqlm.tokenizing.reporting import (
     print_summary,
     wants_per_file,
 )
-from rvqlm.tokenizing.shard import done_path
+from rvqlm.tokenizing.shard import ShardJob, done_path
 from rvqlm.tokenizing.sidecar import Summary, finish, remove_parts
-from rvqlm.tokenizing.workers import ShardJob, run_shards
+from rvqlm.tokenizing.workers import run_shards
 
 
 def tokenize(config: TokenizeConfig) -> Summary | None:

@@ -4,11 +4,11 @@ import soundfile
 import soxr
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import MultiCut
+from loudness_of import measure
 
 from rvqlm.audio import parts as audio_module
 from rvqlm.audio import reader as audio_reader
 from rvqlm.audio.load import load_cut, load_file, open_cut, open_file
-from rvqlm.audio.loudness import measure
 from rvqlm.audio.parts import recording_cut
 from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.reader import BadAudio

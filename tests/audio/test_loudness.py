@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pyloudnorm
 import pytest
+from loudness_of import measure
 
-from rvqlm.audio.loudness import Meter, gain_to, measure
+from rvqlm.audio.loudness import Meter, gain_to
 
 
 def signal(rng, channels, samples):
