@@ -31,39 +31,32 @@ def kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _is_positional(hint: Any) -> bool:
-    return any(type(m).__name__ == "_PositionalMarker" or str(m) == "Positional"
-               for m in getattr(hint, "__metadata__", ()))  # fmt: skip
+def _is_positional(marks: tuple) -> bool:
+    known = ("_PositionalMarker", "Positional")  # of one tyro and of another
+    return any(type(mark).__name__ in known or str(mark) in known for mark in marks)
 
 
-def _leaves(cls: type) -> dict[str, Any]:
-    """Every flag of `cls` by kebab-case name, with its type; groups are flattened."""
-    found: dict[str, Any] = {}
+def _flags(cls: type) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every flag of `cls` by kebab-case name, with its type, groups flattened; and second names of
+    flags (`tyro.conf.arg(aliases=...)`) with the flags that they stand for."""
+    leaves: dict[str, Any] = {}
+    aliases: dict[str, str] = {}
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
-        bare = hint.__origin__ if hasattr(hint, "__metadata__") else hint
-        if not field.init or _is_positional(hint):
+        marks = getattr(hint, "__metadata__", ())
+        bare = hint.__origin__ if marks else hint
+        for mark in marks:
+            for alias in getattr(mark, "aliases", None) or ():
+                aliases[alias.removeprefix("--")] = kebab(field.name)
+        if not field.init or _is_positional(marks):
             continue
         if dataclasses.is_dataclass(bare):
-            found.update(_leaves(bare))
+            for found, of_group in zip((leaves, aliases), _flags(bare)):
+                found.update(of_group)
         else:
-            found[kebab(field.name)] = bare
-    return found
-
-
-def _aliases(cls: type) -> dict[str, str]:
-    """Second names of flags (`tyro.conf.arg(aliases=...)`) and the flags that they stand for."""
-    found: dict[str, str] = {}
-    hints = typing.get_type_hints(cls, include_extras=True)
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            found.update(_aliases(hint))
-        for mark in getattr(hint, "__metadata__", ()):
-            for alias in getattr(mark, "aliases", None) or ():
-                found[alias.removeprefix("--")] = kebab(field.name)
-    return found
+            leaves[kebab(field.name)] = bare
+    return leaves, aliases
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -153,7 +146,7 @@ def _read_yaml(path: str | Path) -> dict:
 def read_config(path: str | Path, cls: type) -> dict[str, Any]:
     """Values of a YAML file by kebab-case flag name; `UserError` for a key that is no flag."""
     values = _read_yaml(path)
-    leaves, aliases, out, problems = _leaves(cls), _aliases(cls), {}, []
+    (leaves, aliases), out, problems = _flags(cls), {}, []
     for raw, value in values.items():
         key = kebab(str(raw))
         key = aliases.get(key, key)
@@ -244,10 +237,10 @@ def parse(
     import tyro
 
     path, rest = _split_config(list(sys.argv[1:] if argv is None else argv))
-    for alias, name in _aliases(cls).items():  # one name each, so that flags override the file
+    leaves, aliases = _flags(cls)
+    for alias, name in aliases.items():  # one name each, so that flags override the file
         given = (f"--{alias}", f"--{kebab(alias)}")
         rest = [f"--{name}{w[len(given[0]) :]}" if w.split("=", 1)[0] in given else w for w in rest]
-    leaves = _leaves(cls)
     if path is not None:
         rest += _not_given(read_config(path, cls), leaves, rest)
     rest += _not_given(beneath or {}, leaves, rest)

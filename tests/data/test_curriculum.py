@@ -14,7 +14,7 @@ from rvqlm.data.loader import TokenLoader
 from rvqlm.data.mixed import open_mixed
 from rvqlm.data.plan import Items, PlanConfig, plan_epoch
 from rvqlm.data.plan_config import parse_schedule, value_at
-from rvqlm.data.selection import draw, pools, take
+from rvqlm.data.selection import Pool, draw, pools, take
 from rvqlm.errors import UserError
 
 RATE = Fraction(50)
@@ -91,9 +91,8 @@ def test_epochs_are_slices_of_a_line_of_passes(hours):
         drawn = [rows[(rows >= low) & (rows < high)] for rows in epochs]
         total, line, wanted, got = int(frames[rows].sum()), [], 0.0, 0
         for number in range(1 + sum(map(len, drawn)) // len(rows)):
-            a_pass = take(
-                rows, frames[rows], number * total, (number + 1) * total, 7, streams[part]
-            )
+            pool = Pool(rows, number * total, (number + 1) * total, streams[part])
+            a_pass = take(pool, frames[rows], 7)
             assert sorted(a_pass) == rows.tolist()
             line += a_pass.tolist()
         joined = np.concatenate(drawn).tolist()
