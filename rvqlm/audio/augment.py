@@ -67,21 +67,20 @@ class Change:
     @property
     def name(self) -> str:
         """``-speed0.9-tempo1.1-pitch+2``, without what is as it was."""
-        tempo = f"-tempo{self.tempo:g}" if self.tempo != 1 else ""
-        return self._speed + tempo + self._pitch
+        return self._named("speed", "tempo", "pitch")
 
     @property
     def voice(self) -> str:
         """What changes a voice: the name without the tempo."""
-        return self._speed + self._pitch
+        return self._named("speed", "pitch")
 
-    @property
-    def _speed(self) -> str:
-        return f"-speed{self.speed:g}" if self.speed != 1 else ""
-
-    @property
-    def _pitch(self) -> str:
-        return f"-pitch{self.semitones:+g}" if self.semitones else ""
+    def _named(self, *kinds: str) -> str:
+        said = {
+            "speed": f"-speed{self.speed:g}" * (self.speed != 1),
+            "tempo": f"-tempo{self.tempo:g}" * (self.tempo != 1),
+            "pitch": f"-pitch{self.semitones:+g}" * (self.semitones != 0),
+        }
+        return "".join(said[kind] for kind in kinds)
 
 
 def changes(config: AugmentConfig) -> list[Change]:

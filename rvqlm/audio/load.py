@@ -12,11 +12,12 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
+from lhotse.augmentation import Volume
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from rvqlm.audio.loudness import Meter, gain_to
-from rvqlm.audio.parts import FilePart, Part, part_of, recording_cut, shortened
+from rvqlm.audio.parts import FilePart, Part, file_recording, part_of, recording_cut, shortened
 from rvqlm.audio.prepare import (
     PEAK_DBFS,
     AudioConfig,
@@ -154,7 +155,8 @@ class AudioStream:
     def _finish(self, first: int, kept: int, total: int, gain: float) -> None:
         part, cut = self._part, self._cut
         if cut is None:
-            cut = recording_cut(part.recording(self._id, total))
+            shape = part.sampling_rate, part.num_channels, total
+            cut = recording_cut(file_recording(self._id, part.path, *shape))
         # half a sample: seconds of a manifest are rounded
         margin = 0.5 / cut.recording.sampling_rate
         custom = dict(cut.custom or {})
@@ -166,7 +168,9 @@ class AudioStream:
             if ends != (cut.end > cut.recording.duration - margin):
                 custom["ends_recording"] = ends
         if gain != part.gain:
-            cut = fastcopy(cut, recording=part.amplified(cut.recording, gain))
+            others = (cut.recording.transforms or [])[len(part.gains) :]
+            recording = fastcopy(cut.recording, transforms=[*others, Volume(gain)])
+            cut = fastcopy(cut, recording=recording)
         self.cut: Cut = fastcopy(cut, custom=custom or None)
 
 

@@ -116,10 +116,6 @@ class Part(ABC):
     def close(self) -> None:
         """Free what `open` and `blocks` hold."""
 
-    @abstractmethod
-    def amplified(self, recording: Recording, gain: float) -> Recording:
-        """The manifest of the same recording with another gain."""
-
 
 class FilePart(Part):
     """Samples [start, start + num) of a file.
@@ -189,13 +185,6 @@ class FilePart(Part):
         elif reader is not None:
             reader.close()
 
-    def amplified(self, recording: Recording, gain: float) -> Recording:
-        return fastcopy(recording, transforms=[Volume(gain)])
-
-    def recording(self, id: str, num_samples: int) -> Recording:
-        """The manifest of the whole file, now that its length is known."""
-        return file_recording(id, self.path, self.sampling_rate, self.num_channels, num_samples)
-
 
 class LhotsePart(Part):
     """A cut that lhotse reads, whole."""
@@ -208,9 +197,6 @@ class LhotsePart(Part):
 
     def close(self) -> None:
         pass
-
-    def amplified(self, recording: Recording, gain: float) -> Recording:
-        return fastcopy(recording, transforms=[*(recording.transforms or []), Volume(gain)])
 
     def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
         cut = self.cut if end is None else shortened(self.cut, first, end - first)

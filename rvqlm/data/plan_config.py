@@ -12,6 +12,7 @@ from fractions import Fraction
 from math import floor
 from typing import TypeVar
 
+from rvqlm.cli import kebab
 from rvqlm.errors import UserError
 
 V = TypeVar("V")
@@ -120,8 +121,9 @@ class PlanConfig:
         )
         for name in names:
             if not 0 <= getattr(self, name) < float("inf"):
-                flag = name.replace("_", "-")
-                problems.append(f"--{flag} {getattr(self, name)} is negative or not a number")
+                problems.append(
+                    f"--{kebab(name)} {getattr(self, name)} is negative or not a number"
+                )
         if 0 < self.filter_max_duration < self.filter_min_duration:
             problems.append(
                 f"--filter-min-duration {self.filter_min_duration} is above "
@@ -146,26 +148,24 @@ class PlanConfig:
     def schedules(self) -> dict[str, Schedule]:
         """The schedules by the name of the field that they set; `UserError` for a bad one."""
         return {
-            name: parse_schedule(getattr(self, of), f"--{of.replace('_', '-')}", convert)
+            name: parse_schedule(getattr(self, of), f"--{kebab(of)}", convert)
             for name, of, convert in _SCHEDULES
             if getattr(self, of)
         }
 
     def _schedule_problems(self) -> list[str]:
         problems = []
-        for _, of, _ in _SCHEDULES:
-            alone = {other: () for _, other, _ in _SCHEDULES if other != of}
+        for _, of, convert in _SCHEDULES:
             try:
-                replace(self, **alone).schedules()
+                parse_schedule(getattr(self, of), f"--{kebab(of)}", convert)
             except UserError as e:
                 problems.append(str(e))
         if problems:
             return problems
         schedules = self.schedules()
         for name, of, _ in _SCHEDULES:
-            fixed, by_epoch = f"--{name.replace('_', '-')}", f"--{of.replace('_', '-')}"
             if name in schedules and getattr(self, name, 0):
-                problems.append(f"{fixed} and {by_epoch} exclude each other")
+                problems.append(f"--{kebab(name)} and --{kebab(of)} exclude each other")
         limits = [v for _, v in schedules.get("filter_max_duration", []) if v]
         if limits and min(limits) < self.filter_min_duration:
             problems.append(
@@ -178,9 +178,8 @@ class PlanConfig:
                 f"--hop-frames {self.hop_frames} above --window-schedule's {min(windows)} would "
                 "skip audio"
             )
-        if windows and (self.crop_frames or self.crop_schedule):
-            problems.append("windows and crops exclude each other")
-        if self.window_frames and self.crop_schedule:
+        crops = self.crop_frames or self.crop_schedule
+        if (windows and crops) or (self.window_frames and self.crop_schedule):
             problems.append("windows and crops exclude each other")
         return problems
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,28 +56,31 @@ def finish(
         torn.unlink()
     try:
         with (
+            atomic_open(out / "skipped.jsonl") as skips,
+            contextlib.suppress(_NothingUsable),
             atomic_open(out / "cuts.jsonl.gz", level=4) as token_cuts,
             atomic_open(out / "audio_cuts.jsonl.gz", level=4) as audio_cuts,
-            atomic_open(out / "skipped.jsonl") as skips,
         ):
-            for shard in range(num_shards):
-                path = str(shard_path(out_dir, shard))
-                with open(log_path(out, shard), "rb") as lines:
-                    for line in map(json.loads, lines):
-                        if "skip" in line:
-                            skips.write(json_line(line["skip"]))
-                            skipped, first = skipped + 1, first or line["skip"]
-                            continue
-                        cut = line["cut"]
-                        cut["features"]["storage_path"] = path  # the folder may have been renamed
-                        token_cuts.write(json_line(cut))
-                        audio_cuts.write(json_line(line["audio"]))
-                        cuts += 1
-                        frames += cut["features"]["num_frames"]
-                        samples += cut["custom"]["num_samples"]
-                        pcm += pcm_bytes(line["audio"])
-            if not cuts:
+            for line in _logged(out_dir, num_shards):
+                if "skip" in line:
+                    skips.write(json_line(line["skip"]))
+                    skipped, first = skipped + 1, first or line["skip"]
+                    continue
+                cut = line["cut"]
+                token_cuts.write(json_line(cut))
+                audio_cuts.write(json_line(line["audio"]))
+                cuts += 1
+                frames += cut["features"]["num_frames"]
+                samples += cut["custom"]["num_samples"]
+                pcm += pcm_bytes(line["audio"])
+            if not cuts:  # the list of what was skipped stays
                 raise _NothingUsable
+        if not cuts:
+            clean_up(out_dir, num_shards)
+            raise UserError(
+                f"{out_dir}: not one of {skipped} items could be tokenized; the first, "
+                f"{first['path']}: {first['reason']} (all of them in {out / 'skipped.jsonl'})"
+            )
         shards = []
         for shard in range(num_shards):
             done = json.loads(done_path(out, shard).read_text())
@@ -97,13 +101,6 @@ def finish(
             "rvqlm_version": __version__,
         }
         write_json(out / "tokens.json", sidecar, indent=2)
-    except _NothingUsable:
-        _list_skipped(out, num_shards)
-        clean_up(out_dir, num_shards)
-        raise UserError(
-            f"{out_dir}: not one of {skipped} items could be tokenized; the first, "
-            f"{first['path']}: {first['reason']} (all of them in {out / 'skipped.jsonl'})"
-        ) from None
     except OSError as e:
         raise disk_error(e, out) from None
     remove_parts(out_dir)
@@ -135,8 +132,12 @@ class _NothingUsable(Exception):
     pass
 
 
-def _list_skipped(out: Path, num_shards: int) -> None:
-    with atomic_open(out / "skipped.jsonl") as skips:
-        for shard in range(num_shards):
-            for line in log_path(out, shard).read_bytes().splitlines():
-                skips.write(json_line(json.loads(line)["skip"]))
+def _logged(out_dir: str, num_shards: int) -> Iterator[dict]:
+    """The lines of the shards' logs."""
+    for shard in range(num_shards):
+        path = str(shard_path(out_dir, shard))
+        with open(log_path(out_dir, shard), "rb") as lines:
+            for line in map(json.loads, lines):
+                if "cut" in line:  # the folder may have been renamed
+                    line["cut"]["features"]["storage_path"] = path
+                yield line
