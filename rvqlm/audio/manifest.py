@@ -44,8 +44,9 @@ def make_manifest(config: ManifestConfig) -> str:
         if config.texts
         else texts_beside(files, config.text_suffix)
     )
-    speaker_of = _speaker_rule(config.speaker_from)
-    group_of = _group_rule(config.group_by)
+    # files that lie in the input itself have no speaker
+    speaker_of = _rule(config.speaker_from, "none", lambda folder: folder.name)
+    group_of = _rule(config.group_by, "file", str)
     out, said = Path(config.out_dir), Counter()
     make_folder(out, "--out-dir")
     speakers, groups = set(), set()
@@ -66,7 +67,9 @@ def make_manifest(config: ManifestConfig) -> str:
                 continue
             transcript = texts.found.get(number, Transcript(None))
             speaker = transcript.speaker or speaker_of(item.id)
-            cut = _cut(recording, transcript.text, speaker, config.language, group_of(item.id))
+            cut = _cut(
+                recording, transcript.text, speaker, config.language, group_of(item.id) or item.id
+            )
             writer.write(cut)
             recordings.write(json_line(recording.to_dict()))
             for supervision in cut.supervisions:
@@ -133,32 +136,20 @@ def _cut(
     return cut
 
 
-def _matched(pattern: str) -> Callable[[str], str | None]:
-    """What the first group (else the whole) of a regular expression finds in a path."""
-    expression = re.compile(pattern)
+def _rule(rule: str, unset: str, folder: Callable[[PurePosixPath], str]) -> Callable:
+    """What "folder", or the first group (else the whole) of a regular expression, finds in an id;
+    None where that is nothing, and where the rule is `unset`."""
+    expression = re.compile(rule)
 
     def of(id: str) -> str | None:
+        if rule == unset:
+            return None
+        if rule == "folder":
+            return folder(PurePosixPath(id).parent) or None
         found = expression.search(id)
         return (found[1] if expression.groups else found[0]) or None if found else None
 
     return of
-
-
-def _speaker_rule(rule: str) -> Callable[[str], str | None]:
-    if rule == "none":
-        return lambda id: None
-    if rule == "folder":  # files that lie in the input itself have none
-        return lambda id: PurePosixPath(id).parent.name or None
-    return _matched(rule)
-
-
-def _group_rule(rule: str) -> Callable[[str], str]:
-    if rule == "file":
-        return lambda id: id
-    if rule == "folder":
-        return lambda id: str(PurePosixPath(id).parent)
-    matched = _matched(rule)
-    return lambda id: matched(id) or id
 
 
 def _report_texts(texts: Texts, said: Counter, out: Path) -> None:

@@ -332,42 +332,6 @@ def frames_to_seconds(frames: int, info: CodecInfo) -> float:
     return frames * info.hop / info.sampling_rate
 
 
-def token_features(
-    storage_path: str | os.PathLike,
-    storage_key: str,
-    info: CodecInfo,
-    recording_id: str | None = None,
-    channel: int | list[int] = 0,
-) -> Features:
-    """The lhotse `Features` manifest of a stored array, on the exact token clock.
-
-    `storage_key` is what `RvqMmapWriter.write` returned. Raises `UserError` for an array without
-    frames (lhotse has no empty cuts) or with another number of codebooks than `info`.
-    """
-    where = Key.parse(storage_key)
-    if where.frames == 0:
-        raise UserError(f"no frames to make a cut of: recording {recording_id}, key {storage_key}")
-    if where.codebooks != info.num_codebooks:
-        raise UserError(
-            f"{storage_path} [{storage_key}] has {where.codebooks} codebooks, "
-            f"codec {info.name} {info.num_codebooks}"
-        )
-    return Features(
-        type=info.name,
-        num_frames=where.frames,
-        num_features=where.codebooks,
-        frame_shift=info.hop / info.sampling_rate,
-        sampling_rate=info.sampling_rate,
-        start=0.0,
-        duration=frames_to_seconds(where.frames, info),
-        storage_type=STORAGE_TYPE,
-        storage_path=str(storage_path),
-        storage_key=storage_key,
-        recording_id=recording_id,
-        channels=channel,
-    )
-
-
 def token_cut(
     id: str,
     storage_path: str | os.PathLike,
@@ -382,17 +346,42 @@ def token_cut(
 ) -> MonoCut:
     """The lhotse cut over a stored array: starts at 0, T * hop / sampling_rate seconds long.
 
+    Raises `UserError` for an array without frames (lhotse has no empty cuts) or with another number
+    of codebooks than `info`.
+
     Parameters
     ----------
+    storage_key: what `RvqMmapWriter.write` returned.
     supervisions: relative to the start of the audio cut, as lhotse keeps them; a segment
         that reaches behind the last frame is left as it is.
     num_samples: true samples of the audio at the codec's rate, kept in ``custom`` so that decoded
         audio can be trimmed to it.
     ends_recording: False where the audio cut stops before its recording does; kept in ``custom``
-        (only then), and the end of sequence is not learnt from such a cut.
+        (only then), and the end of sequence is not learned from such a cut.
     custom: more fields to keep.
     """
-    features = token_features(storage_path, storage_key, info, recording_id, channel)
+    where = Key.parse(storage_key)
+    if where.frames == 0:
+        raise UserError(f"no frames to make a cut of: recording {recording_id}, key {storage_key}")
+    if where.codebooks != info.num_codebooks:
+        raise UserError(
+            f"{storage_path} [{storage_key}] has {where.codebooks} codebooks, "
+            f"codec {info.name} {info.num_codebooks}"
+        )
+    features = Features(
+        type=info.name,
+        num_frames=where.frames,
+        num_features=where.codebooks,
+        frame_shift=info.hop / info.sampling_rate,
+        sampling_rate=info.sampling_rate,
+        start=0.0,
+        duration=frames_to_seconds(where.frames, info),
+        storage_type=STORAGE_TYPE,
+        storage_path=str(storage_path),
+        storage_key=storage_key,
+        recording_id=recording_id,
+        channels=channel,
+    )
     fields = dict(custom or {})
     if num_samples is not None:
         fields["num_samples"] = int(num_samples)

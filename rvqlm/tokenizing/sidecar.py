@@ -35,6 +35,14 @@ class Summary:
     pcm_bytes: int
     """of the audio that was encoded, as it came: its rate and channels, 16 bit"""
 
+    @classmethod
+    def of(cls, sidecar: dict, first_skipped: dict | None = None) -> Summary:
+        """Of a ``tokens.json``."""
+        names = ("num_cuts", "num_frames", "hours", "skipped")
+        stored = sum(shard["bytes"] for shard in sidecar["shards"])
+        pcm = sidecar.get("pcm_bytes", 0)
+        return cls(*(sidecar[name] for name in names), first_skipped, stored, pcm)
+
 
 def finish(
     out_dir: str, num_shards: int, info: CodecInfo, identity: dict[str, dict | str]
@@ -86,13 +94,12 @@ def finish(
             done = json.loads(done_path(out, shard).read_text())
             name = shard_path("", shard).as_posix()
             shards.append({"path": name, "bytes": done["bytes"], "sha256": done["sha256"]})
-        hours = samples / info.sampling_rate / 3600
         sidecar = {
             "codec": info.to_dict(),
             "dtype": code_dtype(info.codebook_size),
             "num_cuts": cuts,
             "num_frames": frames,
-            "hours": hours,
+            "hours": samples / info.sampling_rate / 3600,
             "shards": shards,
             "audio_manifest": "audio_cuts.jsonl.gz",
             "skipped": skipped,
@@ -104,7 +111,7 @@ def finish(
     except OSError as e:
         raise disk_error(e, out) from None
     remove_parts(out_dir)
-    return Summary(cuts, frames, hours, skipped, first, sum(s["bytes"] for s in shards), pcm)
+    return Summary.of(sidecar, first)
 
 
 def pcm_bytes(audio_cut: dict) -> int:

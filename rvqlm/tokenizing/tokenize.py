@@ -135,12 +135,4 @@ def _already_done(config: TokenizeConfig, identity: Identity, ranks: Ranks) -> S
     if not config.work.dry_run:
         remove_parts(out_dir)  # a kill between the sidecar and this leaves them behind
     print(f"{out_dir}: complete, {sidecar['num_cuts']} cuts; nothing to do")
-    return Summary(
-        sidecar["num_cuts"],
-        sidecar["num_frames"],
-        sidecar["hours"],
-        sidecar["skipped"],
-        None,
-        sum(shard["bytes"] for shard in sidecar["shards"]),
-        sidecar.get("pcm_bytes", 0),
-    )
+    return Summary.of(sidecar)

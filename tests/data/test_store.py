@@ -25,7 +25,6 @@ from rvqlm.data.store import (
     frames_to_seconds,
     shard_checksum,
     token_cut,
-    token_features,
 )
 from rvqlm.errors import UserError
 
@@ -267,9 +266,9 @@ def test_cuts_without_frames_or_of_another_width_are_refused(tmp_path):
         empty = writer.write("", np.zeros((0, 2), np.int16))
         wide = writer.write("", np.zeros((4, 3), np.int16))
     with pytest.raises(UserError, match="no frames"):
-        token_features(writer.storage_path, empty, codec(16000, 320))
+        token_cut("a", writer.storage_path, empty, codec(16000, 320), "r")
     with pytest.raises(UserError, match="3 codebooks"):
-        token_features(writer.storage_path, wide, codec(16000, 320))
+        token_cut("a", writer.storage_path, wide, codec(16000, 320), "r")
 
 
 def test_copy_feats_goes_through_the_writer(tmp_path):
