@@ -5,7 +5,7 @@ active if the RMS of the frame (10 s) around its middle reaches the threshold:
 
     frame      |<------------- 10 s ------------->|
     samples  0 0 0 x x x x x x x x x x x x x x x x x x ...    zeros beyond both ends
-    stride                    |0.2|                           is judged by that frame
+    stride                    |0.2|                           is decided by that frame
 
 Stride k is the samples [k s, (k+1) s), its frame the samples [k s - p, k s - p + f) with
 p = (f - s) // 2, where s and f are stride and frame in whole samples; a last stride that is not
@@ -151,7 +151,7 @@ Spans = list[tuple[float, float]]
 
 
 def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Spans, Spans]:
-    """The windows to keep, from the beginning of a cut and judged by its reference, and all runs of
+    """The windows to keep, from the beginning of a cut and decided by its reference, and all runs of
     active strides, those included that are too short."""
     cut, reference = pair
     if reference is None:

@@ -87,7 +87,7 @@ _parked = threading.local()
 def open_at(path: str | os.PathLike, sample: int) -> Reader:
     """`open_audio` at a sample.
 
-    Cuts of a long file that follow each other go on where the one before stopped, if that was
+    Cuts of a long file that follow each other continue where the one before stopped, if that was
     handed to `park`: where seeking is not exact each would be decoded from the start otherwise.
     """
     path = os.fspath(path)

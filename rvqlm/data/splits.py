@@ -1,8 +1,8 @@
 """Training, validation and test sets that share no speaker, no recording and no group.
 
 Cuts that share a recording, the custom field ``group`` (the name of another recording, or any
-other name) or, dividing by speaker, a speaker hang together, and are dealt as one, in an order that
-depends only on the seed and their names. Augmented copies (custom field ``augmented_from``) go
+other name) or, dividing by speaker, a speaker form a group (a connected component). Groups are
+assigned to splits as wholes, in an order that depends only on the seed and their names. Augmented copies (custom field ``augmented_from``) go
 where their originals go, and are dropped where that is not training. Two streaming passes over
 ``cuts.jsonl.gz``: one for the groups (some 100 bytes a cut in memory), one that writes
 ``cuts_SPLIT.jsonl.gz``; what was written is then read again and checked to be disjoint.
@@ -86,7 +86,7 @@ def split_by_group(
     test_speakers: Sequence[str] = (),
     augmented: str = "train",
 ) -> SplitResult:
-    """Deal cuts (dictionaries of a manifest) to train, valid and test.
+    """Assign cuts (dictionaries of a manifest) to train, valid and test.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def _count(labels: np.ndarray) -> int:
 def components(items: np.ndarray, names: np.ndarray, count: int) -> np.ndarray:
     """(count,) numbers of the components that items 0 ... count - 1 form.
 
-    items, names: (E,); each item has some names, and items with a name in common hang together.
+    items, names: (E,); each item has some names, and items with a name in common are connected.
     """
     from scipy.sparse import coo_array  # takes a second to import
     from scipy.sparse.csgraph import connected_components

@@ -7,7 +7,7 @@ from the lengths of recordings and their first codebook, without any alignment.
   of level 0 at their time (mutual information), on a coarse grid
 
 It is a prior: models place texts by it on the time axis (`rvqlm.modules.conditioning`) and learn
-the rest by themselves. A learnt aligner would be more exact, and slower to have.
+the rest by themselves. A trained aligner would be more exact, and slower to have.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def estimate(
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
     """Frames of each symbol 0 ... size - 1, and of the silence before and after a text.
 
-    :param dataset: the split that is to be learnt from.
+    :param dataset: the split to estimate from.
     :param column: symbols (S, 1) of its rows; rows without any are left out.
     """
     rows = np.flatnonzero(np.asarray(column.lengths) > 0)
