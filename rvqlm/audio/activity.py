@@ -151,8 +151,8 @@ Spans = list[tuple[float, float]]
 
 
 def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Spans, Spans]:
-    """The windows to keep, from the beginning of a cut and decided by its reference, and all runs of
-    active strides, those included that are too short."""
+    """The windows to keep, from the beginning of a cut and decided by its reference, and all runs
+    of active strides, those included that are too short."""
     cut, reference = pair
     if reference is None:
         raise BadAudio(source_path(cut.recording), f"--reference has no cut {cut.id!r}")

@@ -2,10 +2,11 @@
 
 Cuts that share a recording, the custom field ``group`` (the name of another recording, or any
 other name) or, dividing by speaker, a speaker form a group (a connected component). Groups are
-assigned to splits as wholes, in an order that depends only on the seed and their names. Augmented copies (custom field ``augmented_from``) go
-where their originals go, and are dropped where that is not training. Two streaming passes over
-``cuts.jsonl.gz``: one for the groups (some 100 bytes a cut in memory), one that writes
-``cuts_SPLIT.jsonl.gz``; what was written is then read again and checked to be disjoint.
+assigned to splits as wholes, in an order that depends only on the seed and their names. Augmented
+copies (custom field ``augmented_from``) go where their originals go, and are dropped where that is
+not training. Two streaming passes over ``cuts.jsonl.gz``: one for the groups (some 100 bytes a cut
+in memory), one that writes ``cuts_SPLIT.jsonl.gz``; what was written is then read again and checked
+to be disjoint.
 """
 
 from __future__ import annotations

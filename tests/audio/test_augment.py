@@ -32,8 +32,13 @@ def joined(blocks):
 
 
 @pytest.mark.filterwarnings("ignore:n_fft=")
-@pytest.mark.parametrize("samples", [1, 700, 4000, 50000])
-@pytest.mark.parametrize("rate", [0.5, 0.9, 1.1, 2 ** (-1 / 6), 2.0])
+@pytest.mark.parametrize(
+    "samples, rate",
+    [
+        *((1, 0.5), (1, 2.0), (700, 0.9), (700, 1.1), (4000, 0.5), (4000, 2 ** (-1 / 6))),
+        *((50000, 0.9), (50000, 1.1), (50000, 2.0)),
+    ],
+)
 def test_stretching_equals_librosa(samples, rate):
     rng = np.random.default_rng(samples)
     audio = rng.uniform(-0.5, 0.5, (2, samples))

@@ -36,8 +36,7 @@ def codec(sampling_rate: int, hop: int, k: int = 2, v: int = 1024) -> CodecInfo:
     return CodecInfo("c", "0" * 16, sampling_rate, hop, k, v)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("frames", [0, 1, 7, 70000])
+@pytest.mark.parametrize("frames, dtype", zip([0, 1, 7, 70000], DTYPES))
 def test_round_trip_is_bit_exact(tmp_path, dtype, frames):
     limits = np.iinfo(dtype)
     rng = np.random.default_rng(frames)
