@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rvqlm.batch import PAD, Padded
+from rvqlm.batch import Padded
 from rvqlm.cli import bar
 from rvqlm.condition_info import KINDS, MIDI_FIELDS, ConditionInfo
 from rvqlm.data.index import TokenDataset
@@ -206,8 +206,13 @@ class ConditionSet:
         :param epoch: prompts are others in every epoch.
         :param pin: page-locked tensors.
         """
-        found = self._read(Items(*(np.asarray(column).astype(np.int64) for column in items)), epoch)
-        return {kind: _pad(v, self.infos[kind].num_fields, pin) for kind, v in found.items()}
+        items = Items(*(np.asarray(column).astype(np.int64) for column in items))
+        padded = {}
+        for kind, found in self._read(items, epoch).items():
+            steps = [None if v is None else torch.from_numpy(v.astype(np.int32)) for v in found]
+            values, lengths = Padded.of(steps, self.infos[kind].num_fields)
+            padded[kind] = Padded(values.pin_memory() if pin else values, lengths)
+        return padded
 
     def _read(self, items: Items, epoch: int) -> dict[str, list[np.ndarray | None]]:
         return {kind: reader.read(items, epoch) for kind, reader in self._readers.items()}
@@ -247,15 +252,3 @@ class MixedConditions(ConditionSet):
                 for n, value in zip(of.tolist(), values):
                     found[kind][n] = value
         return found
-
-
-def _pad(items: list[np.ndarray | None], num_fields: int, pin: bool) -> Padded:
-    sizes = [0 if item is None else len(item) for item in items]
-    shape = (len(items), max(sizes, default=0), num_fields)
-    values = torch.empty(shape, dtype=torch.int32, pin_memory=pin)
-    out = values.numpy()
-    for n, (item, size) in enumerate(zip(items, sizes)):
-        if size:
-            out[n, :size] = item
-        out[n, size:] = PAD
-    return Padded(values, torch.tensor(sizes, dtype=torch.int64))

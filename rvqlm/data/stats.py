@@ -30,37 +30,23 @@ def code_counts(dataset: TokenDataset, progress: Progress = quiet) -> np.ndarray
     Raises `UserError` naming the first cut with a code outside 0..V-1.
     """
     k, v = dataset.info.num_codebooks, dataset.info.codebook_size
-    counts = np.zeros(k * v, np.int64)
-    levels = np.arange(k) * v
+    counts, levels = np.zeros(k * v, np.int64), np.arange(k) * v
     pending: list[np.ndarray] = []
-    rows: list[int] = []
     size = 0
-
-    def count() -> None:
-        codes = np.concatenate(pending) if pending else np.empty((0, k), np.int64)
-        if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= v):
-            for row, part in zip(rows, pending):
-                bad = part[(part < 0) | (part >= v)]
-                if bad.size:
-                    raise UserError(
-                        f"cut {dataset.id_of(row)!r} of {dataset.directory} ({dataset.split}) has "
-                        f"code {int(bad[0])}, codec {dataset.info.name} has {v}: the shard is "
-                        "corrupted; tokenize again, or restore it from a copy"
-                    )
-        flat = (codes.astype(np.int64) + levels).reshape(-1)
-        counts.__iadd__(np.bincount(flat, minlength=k * v))
-        pending.clear()
-        rows.clear()
-
     for row in progress(range(len(dataset)), dataset.split):
         view = dataset.view(row)
+        if view.size and (int(view.min()) < 0 or int(view.max()) >= v):
+            raise UserError(
+                f"cut {dataset.id_of(row)!r} of {dataset.directory} ({dataset.split}) has code "
+                f"{int(view[(view < 0) | (view >= v)][0])}, codec {dataset.info.name} has {v}: the "
+                "shard is corrupted; tokenize again, or restore it from a copy"
+            )
         pending.append(view)
-        rows.append(row)
         size += view.size
-        if size >= _BLOCK:
-            count()
-            size = 0
-    count()
+        if size >= _BLOCK or row == len(dataset) - 1:
+            flat = (np.concatenate(pending).astype(np.int64) + levels).reshape(-1)
+            counts += np.bincount(flat, minlength=k * v)
+            pending, size = [], 0
     return counts.reshape(k, v)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rvqlm.cli import kebab
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.frontends.text import TextSettings
@@ -79,17 +80,13 @@ class TextConfig:
 
     @staticmethod
     def _flags(names: Iterable[str]) -> str:
-        return ", ".join("--" + name.replace("_", "-") for name in names)
+        return ", ".join(f"--{kebab(name)}" for name in names)
 
     def misfits(self, type: str) -> list[str]:
         """Complaints about flags that another type than `type` has."""
         owners = {
-            "phonemes_field": ("phonemes",),
-            "language": ("phonemes",),
-            "language_field": ("phonemes",),
-            "stress": ("phonemes",),
-            "punctuation": ("phonemes",),
-            "workers": ("phonemes",),
+            **dict.fromkeys(("phonemes_field", "language", "language_field"), ("phonemes",)),
+            **dict.fromkeys(("stress", "punctuation", "workers"), ("phonemes",)),
             "lowercase": ("chars", "bpe"),
             "vocab_size": ("bpe",),
             "unknown": ("phonemes", "chars"),
