@@ -126,7 +126,6 @@ def find_activity(config: ActivityConfig) -> str:
                 writer.skip(cut.id, source_path(cut.recording), reason)
             for start, end in windows:
                 writer.write(window(cut, start, end, runs))
-    writer.report_skipped()
     share = writer.seconds / seconds if seconds else 0.0
     return writer.summary(
         f"{share:.0%} of {clock(seconds)} active"

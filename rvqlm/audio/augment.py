@@ -122,7 +122,6 @@ def augment(config: AugmentConfig) -> str:
                 writer.write(copy)
                 made += 1
                 lowered += bool(copy.recording.transforms)
-    writer.report_skipped()
     return writer.summary(
         f"{made} copies in {config.audio_dir}"
         + ("" if config.keep_original else ", originals left out")

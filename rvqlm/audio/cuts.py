@@ -94,13 +94,15 @@ def make_folder(path: Path, flag: str) -> None:
 
 
 class CutWriter:
-    """Writes a manifest of cuts, and ``skipped.jsonl`` beside it, when its block ends.
+    """Writes a manifest of cuts, and ``skipped.jsonl`` beside it, when its block ends, and says on
+    stderr what was skipped.
 
     Raises `UserError`, leaving the list of what was skipped but no manifest, if no cut came.
     """
 
     def __init__(self, out: str, source: str | None = None):
         self.out = Path(out)
+        self._list = self.out.with_name("skipped.jsonl")
         if not out.lower().endswith((".jsonl", ".jsonl.gz")):
             raise UserError(f"--out {out}: the name must end in .jsonl.gz")
         if source is not None and self.out.exists() and os.path.samefile(source, out):
@@ -112,7 +114,7 @@ class CutWriter:
 
     def __enter__(self) -> CutWriter:
         make_folder(self.out.parent, "--out")
-        self._skips = self._stack.enter_context(atomic_open(self.out.with_name("skipped.jsonl")))
+        self._skips = self._stack.enter_context(atomic_open(self._list))
         self._inner = contextlib.ExitStack()
         self._file = self._inner.enter_context(atomic_open(self.out))
         return self
@@ -125,13 +127,19 @@ class CutWriter:
             raise nothing
         self._inner.__exit__(*error)
         self._stack.__exit__(*error)
+        if error[0] is None and self.skipped:
+            print(
+                f"{self.skipped} items skipped, listed in {self._list}; the first: "
+                f"{self._first['path']}: {self._first['reason']}",
+                file=sys.stderr,
+            )
 
     def _reasons(self) -> str:
         if self._first is None:
             return "; there was nothing to keep"
         return (
             f", {self.skipped} were skipped; the first, {self._first['id']}: "
-            f"{self._first['reason']} (all of them in {self.out.with_name('skipped.jsonl')})"
+            f"{self._first['reason']} (all of them in {self._list})"
         )
 
     def write(self, cut: Cut) -> None:
@@ -149,14 +157,6 @@ class CutWriter:
     def summary(self, what: str = "") -> str:
         """``OUT: 12 cuts, 1.50 h`` and what else there is to say."""
         return f"{self.out}: {self.cuts} cuts, {clock(self.seconds)}" + (f"; {what}" * bool(what))
-
-    def report_skipped(self) -> None:
-        if self.skipped:
-            print(
-                f"{self.skipped} items skipped, listed in {self.out.with_name('skipped.jsonl')}; "
-                f"the first: {self._first['path']}: {self._first['reason']}",
-                file=sys.stderr,
-            )
 
 
 def clock(seconds: float) -> str:

@@ -71,7 +71,6 @@ def normalize_loudness(config: LoudnessConfig) -> str:
             gain = gains[_key(cut.recording)]
             if gain is not None:
                 writer.write(_louder(cut, gain.decibels))
-    writer.report_skipped()
     return writer.summary(_describe([g for g in gains.values() if g is not None], config))
 
 

@@ -81,7 +81,6 @@ def make_manifest(config: ManifestConfig) -> str:
             if texts.found and not transcript.text:
                 path = os.fspath(item.audio)
                 unmatched.write(json_line({"audio": path, "reason": "no transcript"}))
-    writer.report_skipped()
     _report_texts(texts, said, out)
     parts = [f"{said['text']} with transcript"] if said["text"] else ["no transcripts"]
     if named := speakers - {None}:

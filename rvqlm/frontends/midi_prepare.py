@@ -7,6 +7,7 @@ written last, and goes away first when the bins change, so that an interruption 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -162,7 +163,9 @@ def prepare_midi(
             cuts = progress(dataset.cuts(), split, len(dataset))
             rows = _rows(cuts, dataset, files, front_end, skip_bad, reports[split])
             write_ragged(fresh[split], rows, len(MIDI_FIELDS), dataset.fingerprint)
-        old = _old(directory)
+        old = None
+        with contextlib.suppress(UserError):  # none, or damaged: about to be made again
+            old = load_info(directory, "midi", "")
         info = front_end.info(_rate(reports, old, files))
         if old is None or old.settings != info.settings:  # other bins must not stand beside these
             discard(directory, "midi")
@@ -189,13 +192,6 @@ def _rate(reports: dict[str, MidiReport], old: ConditionInfo | None, files: Midi
     train = reports.get(TRAIN)
     counted = [train] if train is not None and train.notes else list(reports.values())
     return sum(r.frames for r in counted) / sum(r.notes for r in counted)
-
-
-def _old(directory: Path) -> ConditionInfo | None:
-    try:
-        return load_info(directory, "midi", "")
-    except UserError:  # none, or damaged: about to be made again
-        return None
 
 
 def _rows(
