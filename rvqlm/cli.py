@@ -290,6 +290,17 @@ def bar(items: Iterable, name: str, total: int | None = None, unit: str = "cuts"
     return tqdm(items, name, total, unit=f" {unit}", leave=False, disable=None)
 
 
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``.
+
+    >>> clock(3723), clock(123)
+    ('1:02:03', '2:03')
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
+
+
 def dispatch(
     prog: str,
     description: str,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -114,6 +115,14 @@ def blocks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while block := file.read(size):
             yield block
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 (hex) of a file."""
+    digest = hashlib.sha256()
+    for block in blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -26,9 +26,9 @@ import numpy as np
 from rvqlm.cli import Progress, quiet
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.mapped import map_columns, write_columns
-from rvqlm.data.store import DTYPES, STORAGE_TYPE, Key, Shard, shard_checksum, truncated_shard
+from rvqlm.data.store import DTYPES, STORAGE_TYPE, Key, Shard, truncated_shard
 from rvqlm.errors import UserError
-from rvqlm.files import read_json, read_lines
+from rvqlm.files import read_json, read_lines, sha256_of
 
 MAGIC = b"RVQIDX01"
 OFFSET_BITS, SHARD_BITS = 48, 15
@@ -224,7 +224,7 @@ def file_stamp(path: Path) -> dict:
         "name": path.name,
         "size": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
-        "sha256": shard_checksum(path),
+        "sha256": sha256_of(path),
     }
 
 
@@ -236,7 +236,7 @@ def same_file(path: Path, stamp: dict) -> bool:
     if stat.st_size != stamp["size"]:
         return False
     # a copied directory has new times but the same bytes
-    return stat.st_mtime_ns == stamp["mtime_ns"] or shard_checksum(path) == stamp["sha256"]
+    return stat.st_mtime_ns == stamp["mtime_ns"] or sha256_of(path) == stamp["sha256"]
 
 
 def require_current_split(directory: Path) -> None:

@@ -100,13 +100,17 @@ def describe_split(dataset: TokenDataset, config: PlanConfig, progress: Progress
 
 
 def check_tokens(
-    manifest_dir: str | os.PathLike, shards: list[dict], progress: Progress = quiet
+    manifest_dir: str | os.PathLike,
+    sidecar: dict,
+    checksums: bool = True,
+    progress: Progress = quiet,
 ) -> list[str]:
     """Compare every shard with its entry in the sidecar; one message per problem."""
     problems = []
-    for entry in progress(shards, "shards", unit="shards"):
+    for entry in progress(sidecar.get("shards", []), "shards", unit="shards"):
+        checksum = entry.get("sha256") if checksums else None
         try:
-            check_shard(Path(manifest_dir) / entry["path"], entry["bytes"], entry.get("sha256"))
+            check_shard(Path(manifest_dir) / entry["path"], entry["bytes"], checksum)
         except UserError as e:
             problems.append(str(e))
     return problems
@@ -123,9 +127,7 @@ def inspect(
     :param checksums: read every shard to compare its checksum, not only its size.
     """
     sidecar = read_sidecar(directory)
-    shards = sidecar.get("shards", [])
-    known = shards if checksums else [{**shard, "sha256": None} for shard in shards]
-    problems = check_tokens(directory, known, progress)
+    problems = check_tokens(directory, sidecar, checksums, progress)
     splits = find_splits(directory)
     stats: dict[str, dict] = {}
     for split in splits:
@@ -144,7 +146,7 @@ def inspect(
         "codec": sidecar["codec"],
         "by": by,
         "skipped": sidecar.get("skipped", 0),
-        "shards": len(shards),
+        "shards": len(sidecar.get("shards", [])),
         "checksums": checksums,
         "splits": stats,
         "problems": list(dict.fromkeys(problems)),  # two splits may share a broken shard

@@ -40,6 +40,7 @@ from lhotse.features.io import (
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.files import sha256_of
 
 STORAGE_TYPE = "rvq_mmap"
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int16", "uint16", "uint32")}
@@ -289,19 +290,6 @@ class RvqMmapReader(FeaturesReader):
 # ----------------------------------------------------------------------------------- integrity
 
 
-def shard_checksum(path: str | os.PathLike, num_bytes: int | None = None) -> str:
-    """SHA-256 (hex) of a shard, or of its first `num_bytes`."""
-    digest, left = hashlib.sha256(), num_bytes
-    with open(path, "rb", buffering=0) as file:
-        while left is None or left > 0:
-            block = file.read(1 << 20 if left is None else min(left, 1 << 20))
-            if not block:
-                break
-            digest.update(block)
-            left = None if left is None else left - len(block)
-    return digest.hexdigest()
-
-
 def check_shard(path: str | os.PathLike, num_bytes: int, sha256: str | None = None) -> None:
     """Raise `UserError` unless the shard has this size and, where given, this checksum."""
     size = len(Shard(path))
@@ -312,7 +300,7 @@ def check_shard(path: str | os.PathLike, num_bytes: int, sha256: str | None = No
             f"token shard {path} has {size} bytes, its sidecar says {num_bytes}; "
             "run tokenize again to finish or repair it"
         )
-    if sha256 is not None and (found := shard_checksum(path)) != sha256:
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise UserError(
             f"token shard {path} is corrupted: checksum {found[:12]}, recorded {sha256[:12]}; "
             "delete it with its manifest and tokenize again, or restore it from a copy"

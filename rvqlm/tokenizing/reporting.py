@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from rvqlm.audio.source import Listing
+from rvqlm.cli import clock
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
 from rvqlm.data.index import read_manifest
@@ -21,13 +22,6 @@ from rvqlm.tokenizing.sidecar import Summary, pcm_bytes
 
 FEW_FILES = 50
 """Up to so many, each has a line of its own."""
-
-
-def clock(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class ProgressLine:

@@ -24,9 +24,9 @@ from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.source import Source
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
-from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, shard_checksum, token_cut
+from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, token_cut
 from rvqlm.errors import UserError
-from rvqlm.files import write_json
+from rvqlm.files import sha256_of, write_json
 from rvqlm.tokenizing.encode import Done, Encoder
 from rvqlm.tokenizing.reading import QUEUED_BLOCKS, ReadAhead
 
@@ -212,7 +212,7 @@ class ShardJob:
                         f"{log.path}: {log.items} items where {last - first} were listed; the "
                         "input changed while it was read: remove the output folder and run again"
                     )
-                done = {"items": log.items, "bytes": size, "sha256": shard_checksum(path)}
+                done = {"items": log.items, "bytes": size, "sha256": sha256_of(path)}
                 write_json(done_path(self.out_dir, shard), done)
         except OSError as e:
             raise disk_error(e, path) from None
