@@ -36,7 +36,7 @@ def _is_positional(marks: tuple) -> bool:
     return any(type(mark).__name__ in known or str(mark) in known for mark in marks)
 
 
-def _flags(cls: type) -> tuple[dict[str, Any], dict[str, str]]:
+def class_flags(cls: type) -> tuple[dict[str, Any], dict[str, str]]:
     """Every flag of `cls` by kebab-case name, with its type, groups flattened; and second names of
     flags (`tyro.conf.arg(aliases=...)`) with the flags that they stand for."""
     leaves: dict[str, Any] = {}
@@ -52,7 +52,7 @@ def _flags(cls: type) -> tuple[dict[str, Any], dict[str, str]]:
         if not field.init or _is_positional(marks):
             continue
         if dataclasses.is_dataclass(bare):
-            for found, of_group in zip((leaves, aliases), _flags(bare)):
+            for found, of_group in zip((leaves, aliases), class_flags(bare)):
                 found.update(of_group)
         else:
             leaves[kebab(field.name)] = bare
@@ -146,7 +146,7 @@ def _read_yaml(path: str | Path) -> dict:
 def read_config(path: str | Path, cls: type) -> dict[str, Any]:
     """Values of a YAML file by kebab-case flag name; `UserError` for a key that is no flag."""
     values = _read_yaml(path)
-    (leaves, aliases), out, problems = _flags(cls), {}, []
+    (leaves, aliases), out, problems = class_flags(cls), {}, []
     for raw, value in values.items():
         key = kebab(str(raw))
         key = aliases.get(key, key)
@@ -237,7 +237,7 @@ def parse(
     import tyro
 
     path, rest = _split_config(list(sys.argv[1:] if argv is None else argv))
-    leaves, aliases = _flags(cls)
+    leaves, aliases = class_flags(cls)
     for alias, name in aliases.items():  # one name each, so that flags override the file
         given = (f"--{alias}", f"--{kebab(alias)}")
         rest = [f"--{name}{w[len(given[0]) :]}" if w.split("=", 1)[0] in given else w for w in rest]
