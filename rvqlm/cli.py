@@ -1,9 +1,11 @@
-"""Flags for every command: a typed dataclass in, an instance out.
+"""Flags for every command: a typed dataclass in, an instance out; progress bars; exit statuses.
 
 `parse` shows the fields of a dataclass as flat kebab-case flags through tyro. Nested dataclasses
-become groups of the help, the docstring under a field is its help, and ``--config file.yaml``
-gives values that flags on the command line override. `run_main` turns a `UserError` into one line
-and an exit status. Importing this module costs nothing: tyro and yaml load when they are needed.
+become groups of the help, the docstring under a field is its help. A flag has the value given on
+the command line, else that of the ``--config`` YAML file, else that of the caller (`parse`'s
+`beneath`: a preset, the flags of a run that resumes), else its default. `run_main` turns a
+`UserError` into one line and an exit status. Importing this module costs nothing: tyro, yaml and
+tqdm load when they are needed.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,39 +31,32 @@ def kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _is_positional(hint: Any) -> bool:
-    return any(type(m).__name__ == "_PositionalMarker" or str(m) == "Positional"
-               for m in getattr(hint, "__metadata__", ()))  # fmt: skip
+def _is_positional(marks: tuple) -> bool:
+    known = ("_PositionalMarker", "Positional")  # of one tyro and of another
+    return any(type(mark).__name__ in known or str(mark) in known for mark in marks)
 
 
-def _leaves(cls: type) -> dict[str, Any]:
-    """Every flag of `cls` by kebab-case name, with its type; groups are flattened."""
-    found: dict[str, Any] = {}
+def class_flags(cls: type) -> tuple[dict[str, Any], dict[str, str]]:
+    """Every flag of `cls` by kebab-case name, with its type, groups flattened; and second names of
+    flags (`tyro.conf.arg(aliases=...)`) with the flags that they stand for."""
+    leaves: dict[str, Any] = {}
+    aliases: dict[str, str] = {}
     hints = typing.get_type_hints(cls, include_extras=True)
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
-        bare = hint.__origin__ if hasattr(hint, "__metadata__") else hint
-        if not field.init or _is_positional(hint):
+        marks = getattr(hint, "__metadata__", ())
+        bare = hint.__origin__ if marks else hint
+        for mark in marks:
+            for alias in getattr(mark, "aliases", None) or ():
+                aliases[alias.removeprefix("--")] = kebab(field.name)
+        if not field.init or _is_positional(marks):
             continue
         if dataclasses.is_dataclass(bare):
-            found.update(_leaves(bare))
+            for found, of_group in zip((leaves, aliases), class_flags(bare)):
+                found.update(of_group)
         else:
-            found[kebab(field.name)] = bare
-    return found
-
-
-def _aliases(cls: type) -> dict[str, str]:
-    """Second names of flags (`tyro.conf.arg(aliases=...)`) and the flags that they stand for."""
-    found: dict[str, str] = {}
-    hints = typing.get_type_hints(cls, include_extras=True)
-    for field in dataclasses.fields(cls):
-        hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            found.update(_aliases(hint))
-        for mark in getattr(hint, "__metadata__", ()):
-            for alias in getattr(mark, "aliases", None) or ():
-                found[alias.removeprefix("--")] = kebab(field.name)
-    return found
+            leaves[kebab(field.name)] = bare
+    return leaves, aliases
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -131,25 +126,27 @@ def _type_name(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 
-def read_config(path: str | Path, cls: type) -> dict[str, Any]:
-    """Values of a YAML file by kebab-case flag name; `UserError` for a key that is no flag."""
+def _read_yaml(path: str | Path) -> dict:
+    """The keys and values of a ``--config`` file; `UserError` where there are none to read."""
     import yaml
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"--config {path}: {e.strerror or e}") from None
     except UnicodeDecodeError:
         raise UserError(f"--config {path}: not a text file") from None
-    try:
-        values = yaml.safe_load(text)
     except yaml.YAMLError as e:
         raise UserError(f"--config {path}: not YAML: {' '.join(str(e).split())}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
+    if not isinstance(values, dict | None):
         raise UserError(f"--config {path}: expected lines of the form `flag: value`")
-    leaves, aliases, out, problems = _leaves(cls), _aliases(cls), {}, []
+    return values or {}
+
+
+def read_config(path: str | Path, cls: type) -> dict[str, Any]:
+    """Values of a YAML file by kebab-case flag name; `UserError` for a key that is no flag."""
+    values = _read_yaml(path)
+    (leaves, aliases), out, problems = class_flags(cls), {}, []
     for raw, value in values.items():
         key = kebab(str(raw))
         key = aliases.get(key, key)
@@ -195,47 +192,28 @@ def peek(argv: Sequence[str] | None, flag: str, default: str) -> str:
         name, equals, value = word.partition("=")
         if kebab(name) == f"--{flag}":
             return value if equals else (following or default)
-    if path is not None:
-        import yaml
-
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return default
-        if isinstance(values, dict):
-            return str(next((v for k, v in values.items() if kebab(str(k)) == flag), default))
-    return default
+    try:
+        values = {} if path is None else _read_yaml(path)
+    except UserError:
+        return default
+    return str(next((v for k, v in values.items() if kebab(str(k)) == flag), default))
 
 
-def _under(values: dict[str, Any], leaves: dict[str, Any], argv: list[str]) -> list[str]:
-    """Words for the YAML values whose flag isn't on the command line."""
+def _not_given(values: dict[str, Any], leaves: dict[str, Any], argv: list[str]) -> list[str]:
+    """Words for those values whose flag isn't on the command line; others than flags left out."""
     given = {kebab(w.split("=", 1)[0][2:]) for w in argv if w.startswith("--")}
     words: list[str] = []
     for key, value in values.items():
-        if key in given or (leaves[key] is bool and f"no-{key}" in given):
+        hint = leaves.get(key)
+        if hint is None or key in given or (hint is bool and f"no-{key}" in given):
             continue
-        if leaves[key] is bool:
+        if hint is bool:
             words.append(f"--{key}" if value else f"--no-{key}")
         else:
-            tokens = _tokens(value, leaves[key])
+            tokens = _tokens(value, hint)
             # one word where possible: a value that begins with a dash stays a value
             words += [f"--{key}={tokens[0]}"] if len(tokens) == 1 else [f"--{key}", *tokens]
     return words
-
-
-def given_flags(argv: Sequence[str] | None) -> set[str]:
-    """Kebab-case names of the flags on the command line and in its ``--config`` file."""
-    path, rest = _split_config(list(sys.argv[1:] if argv is None else argv))
-    names = {kebab(w.split("=", 1)[0][2:]) for w in rest if w.startswith("--")}
-    if path is not None:
-        import yaml
-
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return names  # `parse` reports it
-        names |= {kebab(str(k)) for k in values} if isinstance(values, dict) else set()
-    return names
 
 
 def parse(
@@ -250,8 +228,8 @@ def parse(
     cls: dataclass; fields may be dataclasses themselves (groups), `tyro.conf` markers work.
     prog: what the help calls the program, e.g. ``rvqlm trainer``.
     argv: arguments without the program's name; None: those of the process.
-    beneath: values by kebab-case name for flags that are neither given here nor in the file; names
-        that are no flags are left out.
+    beneath: values by kebab-case name for flags that are given neither on the command line nor in
+        the ``--config`` file; names that are no flags are left out.
 
     Raises `UserError` for a bad ``--config`` file and SystemExit (0 after ``--help``, 2 for bad
     flags, after a message on stderr).
@@ -259,13 +237,13 @@ def parse(
     import tyro
 
     path, rest = _split_config(list(sys.argv[1:] if argv is None else argv))
-    for alias, name in _aliases(cls).items():  # one name each, so that flags override the file
+    leaves, aliases = class_flags(cls)
+    for alias, name in aliases.items():  # one name each, so that flags override the file
         given = (f"--{alias}", f"--{kebab(alias)}")
         rest = [f"--{name}{w[len(given[0]) :]}" if w.split("=", 1)[0] in given else w for w in rest]
-    leaves = _leaves(cls)
     if path is not None:
-        rest += _under(read_config(path, cls), leaves, rest)
-    rest += _under({k: v for k, v in (beneath or {}).items() if k in leaves}, leaves, rest)
+        rest += _not_given(read_config(path, cls), leaves, rest)
+    rest += _not_given(beneath or {}, leaves, rest)
 
     shown = tyro.conf.arg(help="YAML file of flag values; flags given here override it.")
     params = cls.__dataclass_params__  # type: ignore[attr-defined]
@@ -294,6 +272,33 @@ def command_line(name: str, argv: Sequence[str] | None = None) -> str:
     if argv is None and words[:1] == [name]:  # the console command carries the name already
         words = words[1:]
     return shlex.join(["rvqlm", name, *words])
+
+
+Progress = Callable[..., Iterable]
+"""Wraps an iterable that takes a while, given its name and perhaps its length: `bar`, `quiet`."""
+
+
+def quiet(items: Iterable, name: str, total: int | None = None, unit: str = "cuts") -> Iterable:
+    """No progress bar: the default of functions that a command passes `bar` to."""
+    return items
+
+
+def bar(items: Iterable, name: str, total: int | None = None, unit: str = "cuts") -> Iterable:
+    """A progress bar on a terminal's stderr, nothing elsewhere."""
+    from tqdm import tqdm
+
+    return tqdm(items, name, total, unit=f" {unit}", leave=False, disable=None)
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``.
+
+    >>> clock(3723), clock(123)
+    ('1:02:03', '2:03')
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
 def dispatch(

@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all.
+"""Reading and writing files: whole or not at all, and what is wrong with one in one line.
 
 Everything that is written goes through `atomic_write`, `atomic_open` or `atomic_folder`, so that a
 crash at any moment leaves either the old content or the new.
@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from rvqlm.errors import UserError
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -57,6 +61,47 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
+def json_line(fields: dict) -> bytes:
+    """A line of a JSONL file, newline included."""
+    try:
+        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a file name that is no UTF-8
+        return json.dumps(fields).encode() + b"\n"
+
+
+def read_json(
+    path: str | Path, remedy: str, missing: str = "", convert: Callable[[Any], Any] = lambda v: v
+) -> Any:
+    """The values of a JSON file, passed through `convert`.
+
+    Raises `UserError`, ending in `remedy`, where the file is missing (`missing`: what that means)
+    or damaged, which is also what the usual errors of `convert` say.
+    """
+    try:
+        return convert(json.loads(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        what = f": {missing}" if missing else ""
+        raise UserError(f"{path} not found{what}; {remedy}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, UserError) as e:
+        raise UserError(f"{path} is damaged ({e}); {remedy}") from None
+
+
+def read_lines(path: str | Path, what: str, remedy: str) -> Iterator[bytes]:
+    """The lines of a file, gzipped or plain, that are not blank, one at a time.
+
+    Raises `UserError` that begins with `what`, ending in `remedy` where the file is missing.
+    """
+    try:
+        with gzip.open(path, "rb") if str(path).lower().endswith(".gz") else open(path, "rb") as f:
+            yield from (line for line in f if line.strip())
+    except FileNotFoundError:
+        raise UserError(f"{what} not found; {remedy}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise UserError(f"{what} is cut short or damaged ({e}); make it again") from None
+    except OSError as e:
+        raise UserError(f"{what}: {e.strerror or e}") from None
+
+
 def link_or_copy(source: str | Path, to: str | Path) -> None:
     """Make `to` a second name of `source`, or a copy of it where no such name can be."""
     try:
@@ -70,6 +115,14 @@ def blocks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while block := file.read(size):
             yield block
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 (hex) of a file."""
+    digest = hashlib.sha256()
+    for block in blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""The machine under the program: allocator, device, precision, seeds, and a description of it all.
+"""The machine under the program: allocator, device, precision, seeds, processes, and a description
+of it all.
 
 Entry points call `tune_malloc` before anything allocates; results and samples carry
 `describe_machine` so that every number says where it was measured.
@@ -6,13 +7,21 @@ Entry points call `tune_malloc` before anything allocates; results and samples c
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
+import itertools
+import multiprocessing
 import os
 import platform
 import random
+import signal
 import subprocess
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from rvqlm.errors import UserError
 
@@ -126,6 +135,55 @@ def step_seed(seed: int, rank: int, step: int) -> int:
     return x >> 1
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(
+    work: Callable[[Any], Any],
+    items: Iterable[Any],
+    jobs: int,
+    method: str | None = None,
+    flag: str = "--jobs",
+) -> Iterator[tuple[Any, Any]]:
+    """(item, work(item)) for each item in their order, made by `jobs` processes; 0: by this one.
+
+    Only some items at a time are taken and held. The processes end with the iteration.
+
+    :param method: "fork" or "spawn"; None: fork where that is safe.
+    :param flag: what to lower if memory is short.
+    """
+    if jobs == 0:
+        for item in items:
+            yield item, work(item)
+        return
+    method = method or ("fork" if sys.platform == "linux" else "spawn")
+    before = set(multiprocessing.active_children())
+    # Ctrl-C is the parent's business
+    pool = concurrent.futures.ProcessPoolExecutor(
+        jobs, multiprocessing.get_context(method), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    )
+    complete = False
+    try:
+        submitted = ((item, pool.submit(work, item)) for item in items)
+        waiting = deque(itertools.islice(submitted, 4 * jobs))
+        while waiting:
+            item, future = waiting.popleft()
+            value = future.result()
+            waiting.extend(itertools.islice(submitted, 1))
+            yield item, value
+        complete = True
+    except BrokenProcessPool:
+        raise UserError(
+            f"a worker process was killed (out of memory?); run it again with fewer {flag}"
+        ) from None
+    finally:
+        pool.shutdown(wait=complete, cancel_futures=True)
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
+
+
 def git_commit() -> str | None:
     """Commit of the checkout this package lies in, ``+dirty`` when changed; None outside git."""
     here = Path(__file__).resolve().parent
@@ -158,10 +216,9 @@ def describe_machine() -> dict:
 
     from rvqlm.version import __version__
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": _cpu_name(),
-        "cores": cores,
+        "cores": num_cores(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "system": platform.platform(),

@@ -2,7 +2,6 @@ import dataclasses
 import errno
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -80,6 +79,17 @@ def test_config_lies_under_the_flags(tmp_path):
     assert config == Config("-dash", ["a", "b"], kind="large", group=Group(1e-4, average=False))
     config = run("--config", path, "--base_lr", "2", "--average", "--names", "c", "--seed", "3")
     assert config == Config("-dash", ["c"], seed=3, kind="large", group=Group(2.0))
+
+
+def test_command_line_before_file_before_the_callers_values(tmp_path):
+    """`beneath` gives what neither says; what is no flag there is left out."""
+    path = config_file(tmp_path, "seed: 2\nbase-lr: 0.2\n")
+    preset = {"exp-dir": "p", "seed": 1, "base-lr": 0.1, "average": False, "no-flag": 9}
+    argv = ["--config", path, "--seed", "3"]
+    config = parse(Config, "rvqlm test", "A test.", argv, beneath=preset)
+    assert config == Config("p", seed=3, group=Group(0.2, average=False))
+    config = parse(Config, "rvqlm test", "A test.", [*argv, "--average"], beneath=preset)
+    assert config.group.average
 
 
 def test_what_is_saved_can_be_read_back(tmp_path):
@@ -242,10 +252,8 @@ def test_help_imports_nothing_heavy():
         "import sys; from rvqlm.bin.main import main; main(['--help']); "
         "print([m for m in ('torch', 'numpy', 'tyro', 'yaml', 'lhotse') if m in sys.modules])"
     )
-    start = time.monotonic()
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert out.stdout.splitlines()[-1] == "[]"
-    assert time.monotonic() - start < 3  # 0.05 s on an idle machine
 
 
 def test_second_names_of_flags(tmp_path):

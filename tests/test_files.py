@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files appear whole or not at all, and what is wrong with one is said in one line."""
 
 import errno
 import gzip
@@ -7,7 +7,17 @@ import os
 
 import pytest
 
-from rvqlm.files import atomic_folder, atomic_open, atomic_write, link_or_copy, write_json
+from rvqlm.errors import UserError
+from rvqlm.files import (
+    atomic_folder,
+    atomic_open,
+    atomic_write,
+    json_line,
+    link_or_copy,
+    read_json,
+    read_lines,
+    write_json,
+)
 
 
 def test_failed_write_leaves_the_one_before(tmp_path):
@@ -41,6 +51,19 @@ def test_a_file_is_replaced_at_the_end_of_the_block(tmp_path):
         file.flush()
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.jsonl.gz"])
+def test_an_error_leaves_the_old_file_and_no_scraps(tmp_path, name):
+    path = tmp_path / name
+    with atomic_open(path) as file:
+        file.write(b"old")
+    old = path.read_bytes()
+    with pytest.raises(ZeroDivisionError), atomic_open(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == old
+        file.write(1 // 0)
+    assert path.read_bytes() == old and [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_equal_content_is_packed_to_equal_bytes(tmp_path):
@@ -93,3 +116,40 @@ def test_a_copy_where_there_are_no_links(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     link_or_copy(source, to)
     assert not to.samefile(source) and to.read_text() == "a"
+
+
+def test_a_name_that_is_no_utf_8_makes_a_line():
+    assert json_line({"a": "é"}) == '{"a": "é"}\n'.encode()
+    assert json_line({"a": "\udcff"}) == b'{"a": "\\udcff"}\n'
+
+
+def test_json(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(UserError, match=r"a\.json not found: no notes; run x"):
+        read_json(path, "run x", "no notes")
+    write_json(path, {"a": [1, "é"]})
+    assert read_json(path, "run x") == {"a": [1, "é"]}
+    assert read_json(path, "run x", convert=lambda v: v["a"][0]) == 1
+    for convert in (lambda v: v["b"], lambda v: v.b, lambda v: int(v["a"][1])):
+        with pytest.raises(UserError, match=r"a\.json is damaged .*; run x"):
+            read_json(path, "run x", convert=convert)
+    for text in (b'{"a": [1', b"\xff"):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match=r"a\.json is damaged .*; run x"):
+            read_json(path, "run x")
+
+
+def test_lines_of_manifests(tmp_path):
+    for path in (tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz"):
+        with pytest.raises(UserError, match="manifest m not found; run x"):
+            list(read_lines(path, "manifest m", "run x"))
+        with atomic_open(path) as file:
+            file.write(b"one\n\n  \ntwo")
+        assert list(read_lines(path, "m", "run x")) == [b"one\n", b"two"]
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole[:12], b"no gzip", whole[:14] + b"\0" + whole[15:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="m is cut short or damaged"):
+            list(read_lines(path, "m", "run x"))
+    with pytest.raises(UserError, match="m: Is a directory"):
+        list(read_lines(tmp_path, "m", "run x"))

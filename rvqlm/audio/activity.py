@@ -5,7 +5,7 @@ active if the RMS of the frame (10 s) around its middle reaches the threshold:
 
     frame      |<------------- 10 s ------------->|
     samples  0 0 0 x x x x x x x x x x x x x x x x x x ...    zeros beyond both ends
-    stride                    |0.2|                           is judged by that frame
+    stride                    |0.2|                           is decided by that frame
 
 Stride k is the samples [k s, (k+1) s), its frame the samples [k s - p, k s - p + f) with
 p = (f - s) // 2, where s and f are stride and frame in whole samples; a last stride that is not
@@ -17,59 +17,30 @@ with the first and ends with the last of them, and is kept if it is long enough.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
+from lhotse import SupervisionSegment
+from lhotse.cut import Cut
+from lhotse.utils import TimeSpan, fastcopy, overspans
 
-from rvqlm.errors import UserError
-
-if TYPE_CHECKING:
-    from lhotse import SupervisionSegment
-    from lhotse.cut import Cut
+from rvqlm.audio.config import ActivityConfig
+from rvqlm.audio.cuts import (
+    CutWriter,
+    clock,
+    count_cuts,
+    group_of,
+    in_order,
+    pick_jobs,
+    read_cuts,
+    with_custom,
+)
+from rvqlm.audio.parts import cut_blocks, source_path
+from rvqlm.audio.reader import BadAudio
+from rvqlm.cli import bar
 
 SAME_LENGTH = 0.1  # seconds by which a track and its reference may differ
-
-
-@dataclass(frozen=True)
-class ActivityConfig:
-    input: str
-    """Manifest of cuts (.jsonl.gz), as rvqlm audio manifest writes it."""
-    out: str
-    """Manifest to write (.jsonl.gz): one cut for each active stretch."""
-    rms_threshold: float = 0.05
-    """Level from which a moment counts as active; 1 is full scale (0.05 is -26 dBFS)."""
-    min_window_seconds: float = 30.0
-    """Shorter stretches are dropped."""
-    rms_frame_seconds: float = 10.0
-    """Time over which the level is taken, around each moment: rests that are shorter than this
-    do not end a stretch."""
-    rms_stride_seconds: float = 0.2
-    """Resolution of the beginnings and ends of stretches."""
-    max_window_seconds: float | None = None
-    """Longer stretches are cut into equal pieces that are not longer than this."""
-    reference: str | None = None
-    """Another manifest, whose cuts of the same ids decide instead: a backing track is cut where
-    the lead track plays."""
-    jobs: int = 0
-    """Processes; 0 is one per core."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not 0 < self.rms_threshold < 1:
-            problems.append(f"--rms-threshold {self.rms_threshold:g}: give a level between 0 and 1")
-        if self.rms_stride_seconds < 0.001:
-            problems.append(f"--rms-stride-seconds {self.rms_stride_seconds:g} is below 0.001")
-        if self.rms_frame_seconds < self.rms_stride_seconds:
-            problems.append("--rms-frame-seconds is shorter than --rms-stride-seconds")
-        if self.min_window_seconds < self.rms_stride_seconds:
-            problems.append("--min-window-seconds is shorter than --rms-stride-seconds")
-        if (self.max_window_seconds or self.min_window_seconds) < self.min_window_seconds:
-            problems.append("--max-window-seconds is shorter than --min-window-seconds")
-        if problems:
-            raise UserError("; ".join(problems))
 
 
 def frame_rms(blocks: Iterable[np.ndarray], frame: int, stride: int) -> np.ndarray:
@@ -133,18 +104,6 @@ def find_activity(config: ActivityConfig) -> str:
     ``group`` is kept, or becomes the recording's id. Cuts that cannot be read are listed in
     ``skipped.jsonl``, as are those without an active stretch.
     """
-    from rvqlm.audio.cuts import (
-        BadAudio,
-        CutWriter,
-        bar,
-        clock,
-        count_cuts,
-        in_order,
-        pick_jobs,
-        read_cuts,
-        source_path,
-    )
-
     jobs, total = pick_jobs(config.jobs), count_cuts(config.input)
     cuts = bar(read_cuts(config.input), "activity", total)
     if config.reference is None:
@@ -152,7 +111,7 @@ def find_activity(config: ActivityConfig) -> str:
     else:
         count_cuts(config.reference, "--reference")
         pairs = _same_ids(cuts, read_cuts(config.reference, "--reference"))
-    heard, quiet = 0.0, 0
+    seconds, quiet = 0.0, 0
     with CutWriter(config.out, config.input) as writer:
         work = partial(_windows, config=config)
         for (cut, _), found in in_order(work, pairs, jobs):
@@ -160,17 +119,16 @@ def find_activity(config: ActivityConfig) -> str:
                 writer.skip(cut.id, found.path, found.reason)
                 continue
             windows, runs = found
-            heard += cut.duration
+            seconds += cut.duration
             quiet += not windows
             if not windows:
                 reason = f"never active for {config.min_window_seconds:g} s"
                 writer.skip(cut.id, source_path(cut.recording), reason)
             for start, end in windows:
                 writer.write(window(cut, start, end, runs))
-    writer.report_skipped()
-    share = writer.seconds / heard if heard else 0.0
+    share = writer.seconds / seconds if seconds else 0.0
     return writer.summary(
-        f"{share:.0%} of {clock(heard)} active"
+        f"{share:.0%} of {clock(seconds)} active"
         + (f", {quiet} recordings without an active stretch" if quiet else "")
     )
 
@@ -192,10 +150,8 @@ Spans = list[tuple[float, float]]
 
 
 def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Spans, Spans]:
-    """The windows to keep, from the beginning of a cut and judged by its reference, and all runs of
-    active strides, those included that are too short."""
-    from rvqlm.audio.cuts import BadAudio, cut_blocks, source_path
-
+    """The windows to keep, from the beginning of a cut and decided by its reference, and all runs
+    of active strides, those included that are too short."""
     cut, reference = pair
     if reference is None:
         raise BadAudio(source_path(cut.recording), f"--reference has no cut {cut.id!r}")
@@ -231,20 +187,15 @@ def window(cut: Cut, start: float, end: float, runs: Spans) -> Cut:
     text is kept if only silence of them is lost, nothing of the active `runs`; otherwise nobody
     knows how much of it is left.
     """
-    from rvqlm.audio.cuts import with_custom
-
     part = cut.truncate(offset=start, duration=end - start).with_id(f"{cut.id}-{start:.3f}")
     outside = [(a - start, b - start) for a, b in runs if not start <= a < b <= end]
     part.supervisions = [_within(s, part, outside) for s in part.supervisions]
-    group = (cut.custom or {}).get("group", cut.recording.id)
-    return with_custom(part, group=group)
+    return with_custom(part, group=group_of(cut))
 
 
 def _within(supervision: SupervisionSegment, cut: Cut, outside: Spans) -> SupervisionSegment:
     """A supervision that overlaps a cut, as far as the cut reaches; `outside` are the active runs
     that the cut has not in full."""
-    from lhotse.utils import TimeSpan, fastcopy, overspans
-
     trimmed = supervision.trim(cut.duration)
     if overspans(TimeSpan(0, cut.duration), supervision):
         return trimmed

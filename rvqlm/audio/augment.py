@@ -18,70 +18,37 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import soundfile
+from lhotse import SupervisionSegment
+from lhotse.augmentation import Volume
+from lhotse.cut import Cut
+from lhotse.utils import TimeSpan, fastcopy, overspans
 
 from rvqlm.audio.augment_signal import change
+from rvqlm.audio.config import AugmentConfig
+from rvqlm.audio.cuts import (
+    CutWriter,
+    count_cuts,
+    group_of,
+    in_order,
+    make_folder,
+    pick_jobs,
+    read_cuts,
+    with_custom,
+)
+from rvqlm.audio.parts import cut_blocks, file_recording, recording_cut, source_path
+from rvqlm.audio.reader import BadAudio
+from rvqlm.cli import bar
 from rvqlm.errors import UserError
-
-if TYPE_CHECKING:
-    from lhotse import SupervisionSegment
-    from lhotse.cut import Cut
+from rvqlm.files import atomic_write
 
 VERSION = 1  # of the samples that a change gives: another one makes all files anew
-
-
-@dataclass(frozen=True)
-class AugmentConfig:
-    input: str
-    """Manifest of cuts (.jsonl.gz), as rvqlm audio manifest writes it."""
-    out: str
-    """Manifest to write (.jsonl.gz): the originals, and after each its copies."""
-    audio_dir: str
-    """Folder for the copies, as FLAC files."""
-    speeds: tuple[float, ...] = ()
-    """Copies played so many times faster: 0.9 1.1. The pitch changes with it."""
-    tempos: tuple[float, ...] = ()
-    """Copies so many times faster at the same pitch: 0.9 1.1."""
-    semitones: tuple[float, ...] = ()
-    """Copies so many semitones higher at the same tempo: -2 2."""
-    combine: Literal["single", "product"] = "single"
-    """single: one copy for each value. product: one for each combination of a speed, a tempo and a
-    pitch, none of them included: 2 tempos and 2 pitches make 8 copies instead of 4."""
-    keep_original: bool = True
-    """Whether the originals are in the new manifest too."""
-    n_fft: int = 4096
-    """Samples of the window in which tempo and pitch are changed; shorter ones blur attacks less
-    and low tones more."""
-    hop_length: int = 512
-    """Samples from one such window to the next."""
-    jobs: int = 0
-    """Processes; 0 is one per core."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        for flag in ("speeds", "tempos", "semitones"):
-            values, plain = getattr(self, flag), 0 if flag == "semitones" else 1
-            low, high = (-24, 24) if flag == "semitones" else (0.25, 4)
-            for value in values:
-                if not low <= value <= high or value == plain:
-                    but = f" but {plain}, which changes nothing"
-                    problems.append(f"--{flag} {value:g}: give values from {low} to {high}{but}")
-            if len({f"{v:g}" for v in values}) < len(values):
-                problems.append(f"--{flag}: a value is given twice")
-        if not (self.speeds or self.tempos or self.semitones):
-            problems.append("give --speeds, --tempos or --semitones")
-        if self.n_fft < 64 or self.n_fft % 2:
-            problems.append(f"--n-fft {self.n_fft}: give an even number from 64 on")
-        if not 1 <= self.hop_length <= self.n_fft // 4:
-            problems.append(f"--hop-length {self.hop_length}: give 1 to a quarter of --n-fft")
-        if problems:
-            raise UserError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -100,21 +67,20 @@ class Change:
     @property
     def name(self) -> str:
         """``-speed0.9-tempo1.1-pitch+2``, without what is as it was."""
-        tempo = f"-tempo{self.tempo:g}" if self.tempo != 1 else ""
-        return self._speed + tempo + self._pitch
+        return self._named("speed", "tempo", "pitch")
 
     @property
     def voice(self) -> str:
         """What changes a voice: the name without the tempo."""
-        return self._speed + self._pitch
+        return self._named("speed", "pitch")
 
-    @property
-    def _speed(self) -> str:
-        return f"-speed{self.speed:g}" if self.speed != 1 else ""
-
-    @property
-    def _pitch(self) -> str:
-        return f"-pitch{self.semitones:+g}" if self.semitones else ""
+    def _named(self, *kinds: str) -> str:
+        said = {
+            "speed": f"-speed{self.speed:g}" * (self.speed != 1),
+            "tempo": f"-tempo{self.tempo:g}" * (self.tempo != 1),
+            "pitch": f"-pitch{self.semitones:+g}" * (self.semitones != 0),
+        }
+        return "".join(said[kind] for kind in kinds)
 
 
 def changes(config: AugmentConfig) -> list[Change]:
@@ -141,18 +107,6 @@ def augment(config: AugmentConfig) -> str:
     Cuts that cannot be read are listed in ``skipped.jsonl``; memory grows by 100 bytes a cut, to
     find ids that occur twice.
     """
-    from rvqlm.audio.cuts import (
-        BadAudio,
-        CutWriter,
-        bar,
-        count_cuts,
-        in_order,
-        make_folder,
-        pick_jobs,
-        read_cuts,
-        with_custom,
-    )
-
     jobs, total = pick_jobs(config.jobs), count_cuts(config.input)
     todo, made, lowered = changes(config), 0, 0
     make_folder(Path(config.audio_dir), "--audio-dir")
@@ -163,21 +117,16 @@ def augment(config: AugmentConfig) -> str:
                 writer.skip(cut.id, copies.path, copies.reason)
                 continue
             if config.keep_original:
-                writer.write(with_custom(cut, group=_group(cut)))
+                writer.write(with_custom(cut, group=group_of(cut)))
             for copy in copies:
                 writer.write(copy)
                 made += 1
                 lowered += bool(copy.recording.transforms)
-    writer.report_skipped()
     return writer.summary(
         f"{made} copies in {config.audio_dir}"
         + ("" if config.keep_original else ", originals left out")
         + (f"; {lowered} stored at a lower level, with a gain, to avoid clipping" * bool(lowered))
     )
-
-
-def _group(cut: Cut) -> str:
-    return str((cut.custom or {}).get("group", cut.recording.id))
 
 
 def _unique(cuts: Iterator[Cut], path: str) -> Iterator[Cut]:
@@ -196,36 +145,23 @@ def _copies(cut: Cut, config: AugmentConfig, todo: list[Change]) -> list[Cut]:
 
 def _copy(cut: Cut, one: Change, config: AugmentConfig) -> Cut:
     """Render one copy unless it is there already; the cut over it."""
-    from lhotse import AudioSource, Recording
-    from lhotse.augmentation import Volume
-    from lhotse.utils import fastcopy
-
-    from rvqlm.audio.cuts import BadAudio, recording_cut, source_path
-
     id, rate = cut.id + one.name, cut.recording.sampling_rate
     if cut.num_channels > 8 or rate > 655350:
         raise BadAudio(source_path(cut.recording), f"{cut.num_channels} channels of {rate} Hz do "
                        "not fit in a FLAC file")  # fmt: skip
     path = copy_path(config.audio_dir, id)
     samples, scale = _render(cut, one, config, path)
-    recording = Recording(
-        id=id,
-        sources=[AudioSource("file", list(range(cut.num_channels)), str(path))],
-        sampling_rate=rate,
-        num_samples=samples,
-        duration=samples / rate,
-        transforms=[Volume(1 / scale)] if scale != 1 else None,
-    )
+    recording = file_recording(id, str(path), rate, cut.num_channels, samples)
+    if scale != 1:
+        recording.transforms = [Volume(1 / scale)]
     whole = recording_cut(recording)
-    custom = {**(cut.custom or {}), "group": _group(cut), "augmented_from": cut.id}
+    custom = {**(cut.custom or {}), "group": group_of(cut), "augmented_from": cut.id}
     supervisions = [_scaled(s, one, cut, whole) for s in cut.supervisions]
     return fastcopy(whole, supervisions=supervisions, custom=custom)
 
 
 def _scaled(supervision: SupervisionSegment, one: Change, cut: Cut, copy: Cut):
     """A supervision of `cut` in the time, the channels and the voice of its copy."""
-    from lhotse.utils import TimeSpan, fastcopy, overspans
-
     moved = supervision.perturb_speed(one.factor, copy.sampling_rate, affix_id=False)
     if overspans(TimeSpan(0, cut.duration), supervision):
         moved = moved.trim(copy.duration)  # rounding may have moved its end by a sample
@@ -258,56 +194,40 @@ def copy_path(folder: str, id: str) -> Path:
 
 def _render(cut: Cut, one: Change, config: AugmentConfig, path: Path) -> tuple[int, float]:
     """Make the file unless it is there; (samples, the power of two that it is scaled by)."""
-    from rvqlm.audio.cuts import BadAudio, cut_blocks, source_path
-
     key = _key(cut, one, config)
     if (there := _complete(path, key, cut)) is not None:
         return there
-    rate, channels, scale = cut.recording.sampling_rate, cut.num_channels, 1.0
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    samples, scale = 0, 1.0
 
-    def blocks() -> Iterator[np.ndarray]:
-        return change(
-            cut_blocks(cut), rate, one.speed, one.tempo, one.semitones,
-            config.n_fft, config.hop_length,
-        )  # fmt: skip
-
-    try:
-        samples, peak = _write(temporary, blocks, rate, channels, f"{key} {scale}", scale)
+    def write(to: Path) -> None:
+        nonlocal samples, scale
+        samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale)
         if not samples:
             raise BadAudio(source_path(cut.recording), "too short for a copy")
         if peak > 1:  # rare: quieter on disk, and again with room for the largest sample
             scale = 2.0 ** -math.ceil(math.log2(peak) + 1e-6)
-            samples, peak = _write(temporary, blocks, rate, channels, f"{key} {scale}", scale)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale)
+
+    atomic_write(path, write)
     return samples, scale
 
 
 def _write(
-    path: Path,
-    blocks: Callable[[], Iterator[np.ndarray]],
-    rate: int,
-    channels: int,
-    comment: str,
-    scale: float,
+    path: Path, cut: Cut, one: Change, config: AugmentConfig, comment: str, scale: float
 ) -> tuple[int, float]:
     """Samples and their peak before they are scaled."""
-    import soundfile
-
-    samples, peak = 0, 0.0
+    rate, channels, samples, peak = cut.recording.sampling_rate, cut.num_channels, 0, 0.0
     try:
         file = soundfile.SoundFile(path, "w", rate, channels, subtype="PCM_24", format="FLAC")
     except RuntimeError as e:
         raise UserError(
             f"{path}: no FLAC file of {channels} x {rate} Hz can be written: {e}"
         ) from None
+    changed = (one.speed, one.tempo, one.semitones, config.n_fft, config.hop_length)
     with file:
         file.comment = comment
-        for block in blocks():
+        for block in change(cut_blocks(cut), rate, *changed):
             if not block.shape[1]:
                 continue
             peak = max(peak, float(np.abs(block).max()))
@@ -334,8 +254,6 @@ def _key(cut: Cut, one: Change, config: AugmentConfig) -> str:
 
 def _complete(path: Path, key: str, cut: Cut) -> tuple[int, float] | None:
     """(samples, scale) of a file that an earlier run made of the same, and no older than that."""
-    import soundfile
-
     source = cut.recording.sources[0]
     try:
         if source.type == "file" and os.stat(source.source).st_mtime > path.stat().st_mtime:

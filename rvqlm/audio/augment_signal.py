@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from rvqlm.audio import prepare
+
 FRAMES_AT_ONCE = 64
 
 
@@ -75,18 +77,8 @@ def resample(
     blocks: Iterable[np.ndarray], sampling_rate: int, factor: float
 ) -> Iterator[np.ndarray]:
     """Samples at the same rate of the same signal played `factor` times as fast."""
-    import soxr
-
-    stream, rest = None, None
-    for block in blocks:
-        if stream is None:
-            rest = np.zeros((0, len(block)), np.float32)
-            stream = soxr.ResampleStream(
-                sampling_rate * factor, sampling_rate, len(block), dtype="float32", quality="HQ"
-            )
-        yield stream.resample_chunk(np.ascontiguousarray(block.T, np.float32)).T
-    if stream is not None:
-        yield stream.resample_chunk(rest, last=True).T
+    frames = (block.T for block in blocks)
+    return (made.T for made in prepare.resample(frames, sampling_rate * factor, sampling_rate))
 
 
 def stretch(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import math
 from array import array
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -48,7 +47,8 @@ class Meter:
         return int(WINDOW * (number * (1.0 - OVERLAP)) * self.sampling_rate)
 
     def add(self, block: np.ndarray) -> None:
-        """Listen to the next (C, n) samples, floats with full scale 1."""
+        """The next (C, n) samples, floats with full scale 1. Up to five channels are left, right,
+        centre, left and right surround; more than five are equals."""
         from scipy.signal import sosfilt
 
         block = np.asarray(block, dtype=np.float64)
@@ -58,9 +58,9 @@ class Meter:
         sections = _k_weighting(self.sampling_rate)
         if self._state is None:
             self._state = np.zeros((len(sections), len(block), 2))
-        heard, self._state = sosfilt(sections, block, axis=1, zi=self._state)
+        weighted, self._state = sosfilt(sections, block, axis=1, zi=self._state)
         weights = WEIGHTS[: len(block)] if len(block) <= len(WEIGHTS) else np.ones(len(block))
-        energy = np.asarray(weights) @ np.square(heard)  # (n,)
+        energy = np.asarray(weights) @ np.square(weighted)  # (n,)
         first, last = self._samples, self._samples + len(energy)
         edges, number = [0], len(self._energy) + 1
         while self._edge(number) < last:
@@ -95,7 +95,8 @@ class Meter:
         return sum(energy[i : i + count] for i in range(per_block)) / (WINDOW * rate)
 
     def loudness(self) -> float:
-        """LUFS of all that was heard; -inf for silence and for less than 400 ms."""
+        """Integrated loudness in LUFS of all that was added; -inf for silence (every 400 ms below
+        -70 LUFS) and for less than 400 ms."""
         power = np.concatenate([*self._finished, self._blocks()])
         power = power[_lufs(power) >= ABSOLUTE_GATE]
         if not len(power):
@@ -104,20 +105,6 @@ class Meter:
         level = _lufs(power)
         power = power[(level > gate) & (level > ABSOLUTE_GATE)]
         return float(_lufs(power.mean())) if len(power) else -math.inf
-
-
-def measure(blocks: Iterable[np.ndarray], sampling_rate: int) -> float:
-    """Integrated loudness in LUFS (BS.1770-4) of a signal given in consecutive blocks.
-
-    blocks: (C, n) floats with full scale 1, of any lengths. Up to five channels are taken as left,
-        right, centre, left and right surround; more than five as equals.
-
-    -inf for silence (every 400 ms below -70 LUFS) and for signals shorter than 400 ms.
-    """
-    meter = Meter(sampling_rate)
-    for block in blocks:
-        meter.add(block)
-    return meter.loudness()
 
 
 def gain_to(loudness: float, peak: float, target: float, peak_dbfs: float) -> tuple[float, bool]:

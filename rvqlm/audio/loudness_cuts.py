@@ -16,46 +16,19 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from lhotse import Recording
+from lhotse.augmentation import Volume
+from lhotse.cut import Cut
+from lhotse.utils import fastcopy
 
+from rvqlm.audio.config import LoudnessConfig
+from rvqlm.audio.cuts import CutWriter, count_cuts, in_order, pick_jobs, read_cuts
 from rvqlm.audio.loudness import Meter, gain_to
-from rvqlm.errors import UserError
-
-if TYPE_CHECKING:
-    from lhotse import Recording
-    from lhotse.cut import Cut
-
-
-@dataclass(frozen=True)
-class LoudnessConfig:
-    input: str
-    """Manifest of cuts (.jsonl.gz), as rvqlm audio manifest writes it."""
-    out: str
-    """Manifest to write (.jsonl.gz): the same cuts, each recording with its gain."""
-    target_lufs: float
-    """Loudness to bring every recording to, in LUFS (ITU-R BS.1770): -23 is that of European
-    broadcasting, -16 to -14 that of music streaming."""
-    peak_dbfs: float = -1.0
-    """No sample may become larger than this; 0 is full scale. The gain of such a recording is
-    reduced, nothing is limited or clipped, and it stays quieter than the target."""
-    over: Literal["recording", "cuts"] = "recording"
-    """What the loudness is measured on: the whole recording, or only those stretches of it that
-    the cuts of the manifest cover (after rvqlm audio activity). One gain a recording either way."""
-    jobs: int = 0
-    """Processes; 0 is one per core."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        if not -70 < self.target_lufs <= 0:
-            problems.append(f"--target-lufs {self.target_lufs:g}: give a level between -70 and 0")
-        if not -70 < self.peak_dbfs <= 0:
-            problems.append(f"--peak-dbfs {self.peak_dbfs:g}: give a level between -70 and 0")
-        if self.jobs < 0:
-            problems.append(f"--jobs {self.jobs} must be 0 (automatic) or more")
-        if problems:
-            raise UserError("; ".join(problems))
+from rvqlm.audio.parts import cut_blocks, recording_cut, source_path, transforms_of
+from rvqlm.audio.reader import BadAudio
+from rvqlm.cli import bar
 
 
 @dataclass(frozen=True)
@@ -76,17 +49,6 @@ def normalize_loudness(config: LoudnessConfig) -> str:
     with nothing to measure (silence, less than 400 ms) keep their level. Memory grows with the
     number of recordings (about 200 bytes each, with ``--over cuts`` 24 more for each cut).
     """
-    from rvqlm.audio.cuts import (
-        BadAudio,
-        CutWriter,
-        bar,
-        count_cuts,
-        in_order,
-        pick_jobs,
-        read_cuts,
-        source_path,
-    )
-
     jobs, total = pick_jobs(config.jobs), count_cuts(config.input)
     stretches = _stretches(read_cuts(config.input)) if config.over == "cuts" else None
     gains: dict[int, Gain | None] = {}
@@ -109,7 +71,6 @@ def normalize_loudness(config: LoudnessConfig) -> str:
             gain = gains[_key(cut.recording)]
             if gain is not None:
                 writer.write(_louder(cut, gain.decibels))
-    writer.report_skipped()
     return writer.summary(_describe([g for g in gains.values() if g is not None], config))
 
 
@@ -146,10 +107,6 @@ def _stretches(cuts: Iterator[Cut]) -> Callable[[int], np.ndarray]:
 def _measure(
     item: tuple[int, Recording, np.ndarray | None], target: float, peak_dbfs: float
 ) -> Gain:
-    from lhotse.utils import fastcopy
-
-    from rvqlm.audio.cuts import cut_blocks, recording_cut
-
     _, recording, stretches = item
     whole, meter = recording_cut(recording), Meter(recording.sampling_rate)
     for start, end in stretches if stretches is not None else [(0.0, recording.duration)]:
@@ -162,15 +119,9 @@ def _measure(
 
 def _louder(cut: Cut, decibels: float) -> Cut:
     """The cut with a gain on its recording; ids stay, gains that were there are multiplied."""
-    from lhotse.augmentation import AudioTransform, Volume
-    from lhotse.utils import fastcopy
-
     if decibels == 0:
         return cut
-    transforms = [
-        t if isinstance(t, AudioTransform) else AudioTransform.from_dict(t)
-        for t in cut.recording.transforms or ()
-    ]
+    transforms = transforms_of(cut.recording)
     factor = 10 ** (decibels / 20)
     if transforms and isinstance(transforms[-1], Volume):
         factor *= transforms.pop().factor

@@ -31,7 +31,7 @@ TRIM_DBFS = -50.0
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """What is done to the audio before the codec hears it."""
+    """What is done to the audio before the codec encodes it."""
 
     mono: Mono = "average"
     """Several channels where the codec takes one: average them, take the left (first) or the right
@@ -75,14 +75,16 @@ class AudioConfig:
         }
 
 
-def checked(blocks: Iterable[np.ndarray], path: str) -> Iterator[np.ndarray]:
-    """Pass (n, C) blocks on; `BadAudio` for samples that are no audio."""
+def checked(
+    blocks: Iterable[np.ndarray], path: str, loudest: float = LOUDEST
+) -> Iterator[np.ndarray]:
+    """Pass (n, C) blocks on; `BadAudio` for samples that are not finite, or above `loudest`."""
     for block in blocks:
         # NaN survives max and abs, so that the peak answers all of this in one pass
         peak = float(np.abs(block).max(initial=0.0))
         if not math.isfinite(peak):
             raise BadAudio(path, "NaN or infinite samples")
-        if peak > LOUDEST:
+        if peak > loudest:
             raise BadAudio(
                 path, f"samples reach {peak:g} where full scale is 1 (integers stored as floats?)"
             )
@@ -110,21 +112,26 @@ def amplify(block: np.ndarray, factor: float) -> np.ndarray:
 
 
 def resample(
-    blocks: Iterable[np.ndarray], rate: int, sampling_rate: int, channels: int
+    blocks: Iterable[np.ndarray], rate: float, sampling_rate: float
 ) -> Iterator[np.ndarray]:
-    """(n, channels) blocks at another rate: round(S * sampling_rate / rate) samples in all.
+    """(n, C) blocks at another rate: round(S * sampling_rate / rate) samples in all.
 
     soxr's HQ setting; a stream of blocks gives the very samples of `soxr.resample` on the whole.
     """
     if rate == sampling_rate:
         yield from blocks
         return
-    stream = soxr.ResampleStream(rate, sampling_rate, channels, dtype="float32", quality="HQ")
+    stream = None
     for block in blocks:
+        if stream is None:
+            channels = block.shape[1]
+            stream = soxr.ResampleStream(rate, sampling_rate, channels, "float32", "HQ")
         if len(made := stream.resample_chunk(np.ascontiguousarray(block, np.float32))):
             yield made
-    if len(made := stream.resample_chunk(np.empty((0, channels), np.float32), last=True)):
-        yield made
+    if stream is not None:
+        rest = np.empty((0, channels), np.float32)
+        if len(made := stream.resample_chunk(rest, last=True)):
+            yield made
 
 
 def sound_range(blocks: Iterable[np.ndarray], frame: int, level: float) -> tuple[int, int, int]:

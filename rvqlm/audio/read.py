@@ -12,20 +12,8 @@ import threading
 from typing import NamedTuple
 
 from rvqlm.audio.ffmpeg import FfmpegReader, find_ffmpeg
-from rvqlm.audio.reader import (
-    BLOCK_SAMPLES,
-    MISSING_SECONDS,
-    BadAudio,
-    Reader,
-    first_line,
-    printable,
-)
+from rvqlm.audio.reader import BadAudio, Reader, first_line
 from rvqlm.audio.sndfile import open_sndfile
-
-__all__ = [
-    "AUDIO_SUFFIXES", "BLOCK_SAMPLES", "MISSING_SECONDS", "BadAudio", "Probe", "Reader",
-    "close_parked", "open_at", "open_audio", "park", "printable", "probe",
-]  # fmt: skip
 
 SNDFILE_SUFFIXES = (
     ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64", ".caf",
@@ -99,7 +87,7 @@ _parked = threading.local()
 def open_at(path: str | os.PathLike, sample: int) -> Reader:
     """`open_audio` at a sample.
 
-    Cuts of a long file that follow each other go on where the one before stopped, if that was
+    Cuts of a long file that follow each other continue where the one before stopped, if that was
     handed to `park`: where seeking is not exact each would be decoded from the start otherwise.
     """
     path = os.fspath(path)

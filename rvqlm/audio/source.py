@@ -15,15 +15,10 @@ import numpy as np
 from lhotse import Recording
 from lhotse.cut import Cut
 
-from rvqlm.audio.load import (
-    AudioConfig,
-    AudioStream,
-    BadAudio,
-    open_cut,
-    open_file,
-    recording_cut,
-)
-from rvqlm.audio.reader import printable
+from rvqlm.audio.load import AudioStream, open_cut, open_file
+from rvqlm.audio.parts import recording_cut, source_path
+from rvqlm.audio.prepare import AudioConfig
+from rvqlm.audio.reader import BadAudio, printable
 from rvqlm.codec_info import CodecInfo
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yaml.gz")
@@ -44,8 +39,7 @@ class Item:
         """For messages: the file where there is one."""
         if isinstance(self.audio, str):
             return printable(self.audio)
-        recording = self.audio if isinstance(self.audio, Recording) else self.audio.recording
-        return str(recording.sources[0].source) if recording.sources else recording.id
+        return source_path(getattr(self.audio, "recording", self.audio))
 
     def open(self, info: CodecInfo, config: AudioConfig) -> AudioStream:
         """Its audio on the way to the codec; `BadAudio` where that is impossible."""

@@ -1,17 +1,21 @@
-"""`open_source`: what a user's ``--input`` means."""
+"""`open_source`: what a user's ``--input`` means; manifests, and several sources as one."""
 
 from __future__ import annotations
 
 import glob
+import hashlib
+import itertools
+import json
 import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from lhotse.serialization import deserialize_item, load_json, load_yaml
 
 from rvqlm.audio.file_source import FileSource, matching
-from rvqlm.audio.manifest_source import ManifestSource
 from rvqlm.audio.source import MANIFEST_SUFFIXES, Item, Listing, Source
 from rvqlm.errors import UserError
+from rvqlm.files import read_lines
 
 
 def open_source(paths: str | Sequence[str]) -> Source:
@@ -41,6 +45,90 @@ def _manifests_matching(pattern: str) -> list[str]:
 
 def _is_manifest(path: str) -> bool:
     return path.lower().endswith(MANIFEST_SUFFIXES) and os.path.isfile(path)
+
+
+class ManifestSource(Source):
+    """A lhotse manifest of recordings or of cuts with recordings.
+
+    JSONL is streamed and never held in memory; the formats that are one document are.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        lower = path.lower()
+        self._documents: list[dict] | None = None
+        if not lower.endswith((".jsonl", ".jsonl.gz")):
+            try:
+                self._documents = list((load_yaml if ".yaml" in lower else load_json)(path))
+            except Exception as e:
+                reason = " ".join(str(e).split())  # YAML's are drawn over several lines
+                raise UserError(f"--input {path}: not a lhotse manifest: {reason}") from None
+
+    def _lines(self, first: int = 0) -> Iterator[tuple[int, bytes]]:
+        """(number, text) of the items from `first` on, unparsed."""
+        if self._documents is not None:
+            lines = (json.dumps(document).encode() for document in self._documents)
+        else:
+            lines = read_lines(self.path, f"--input {self.path}", "give a manifest that exists")
+        yield from itertools.islice(enumerate(lines), first, None)
+
+    def _parse(self, number: int, line: bytes) -> dict:
+        try:
+            fields = json.loads(line)
+            fields["id"], fields["duration"]
+            return fields
+        except (ValueError, KeyError, TypeError) as e:
+            raise UserError(
+                f"--input {self.path}: item {number + 1} is no lhotse recording or cut: {e}"
+            ) from None
+
+    def ids(self) -> Iterator[str]:
+        for number, line in self._lines():
+            yield self._parse(number, line)["id"]
+
+    def scan(self) -> Listing:
+        digest, costs, seen = hashlib.sha256(), [], set()
+        for number, line in self._lines():
+            fields = self._parse(number, line)
+            self._require_audio(number, fields)
+            if fields["id"] in seen:
+                raise UserError(f"--input {self.path}: two items have the id {fields['id']!r}")
+            seen.add(fields["id"])
+            digest.update(line)
+            costs.append(float(fields["duration"]))
+        if not costs:
+            raise UserError(f"--input {self.path}: the manifest is empty")
+        return Listing(np.array(costs) + 1e-3, digest.hexdigest()[:16], sum(costs) / 3600)
+
+    def _require_audio(self, number: int, fields: dict) -> None:
+        kind = fields.get("type")
+        if "sources" in fields or (
+            kind in ("MonoCut", "MultiCut", "Cut") and "recording" in fields
+        ):
+            return
+        found = "supervisions" if kind is None else f"{kind} items"
+        if kind in ("MonoCut", "MultiCut", "Cut"):
+            found = "cuts without recordings (of features?)"
+        elif "num_features" in fields:
+            found = "features"
+        raise UserError(
+            f"--input {self.path}: item {number + 1}: a manifest of {found}; tokenize needs "
+            "recordings, or cuts that each lie in one recording"
+        )
+
+    def items(self, first: int, last: int) -> Iterator[Item]:
+        for number, line in self._lines(first):
+            if number >= last:
+                return
+            fields = self._parse(number, line)
+            try:
+                item = deserialize_item(fields)
+            except Exception as e:
+                raise UserError(
+                    f"--input {self.path}: item {number + 1} is not what lhotse understands: "
+                    f"{type(e).__name__} {e}"
+                ) from None
+            yield Item(item.id, item)
 
 
 class JoinedSource(Source):

@@ -72,13 +72,9 @@ def texts_of_table(table: str, files: Sequence[str], ids: Sequence[str]) -> Text
         if not 2 <= len(columns) <= 3:
             texts.problems.append((place, f"{len(columns)} columns where 2 or 3 are wanted"))
             continue
-        file = where.get(name.removeprefix("./"))
-        if file is None:
-            file = where.get(os.path.realpath(os.path.join(os.path.dirname(table), name)))
-        if file is None:
-            file = where.get(os.path.realpath(name))
-        if file is None:
-            file = alone.get(name)
+        beside = os.path.realpath(os.path.join(os.path.dirname(table), name))
+        spelled = (name.removeprefix("./"), beside, os.path.realpath(name))
+        file = next((where[s] for s in spelled if s in where), alone.get(name))
         if file is None or file < 0:
             why = "no audio of this name" if file is None else "several files have this name"
             texts.problems.append((place, f"{why}: {name}"))

@@ -15,12 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from rvqlm.bin.index import find_splits
-from rvqlm.cli import parse, run_main
-from rvqlm.data.index import read_sidecar
-from rvqlm.errors import UserError
+from rvqlm.cli import bar, parse, run_main
+from rvqlm.data.index import find_splits, read_sidecar
 from rvqlm.frontends.midi import MidiSettings
 from rvqlm.frontends.midi_prepare import MidiReport, prepare_midi
 
@@ -56,19 +52,16 @@ def _run(argv: Sequence[str] | None) -> int:
     description = "Make tokens of the notes of a token directory, for MIDI to audio."
     args = parse(Args, "rvqlm midi", description, argv)
     read_sidecar(args.manifest_dir)
-    splits = list(dict.fromkeys(args.splits)) or find_splits(args.manifest_dir)
-    if not splits:
-        raise UserError(f"no cuts_SPLIT.jsonl.gz in {args.manifest_dir}; run rvqlm split first")
     info, reports = prepare_midi(
         args.manifest_dir,
-        splits,
+        find_splits(args.manifest_dir, args.splits),
         args.midi_dir,
         args.field,
         MidiSettings(
             position_step=args.position_step, positions=args.positions, max_notes=args.max_notes
         ),
         args.skip_bad,
-        lambda cuts, name, total: tqdm(cuts, name, total, unit=" cuts", leave=False, disable=None),
+        bar,
     )
     fields = ", ".join(f"{n} {s}" for n, s in zip(info.settings["fields"], info.sizes))
     print(f"{info.rate:.2f} frames a note; {fields}  {args.manifest_dir / 'midi.json'}")

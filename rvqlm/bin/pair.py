@@ -5,7 +5,7 @@
     rvqlm pair --manifest-dir data/solo --source-dir data/backing --suffixes /vocals /no_vocals
 
 Matches cuts by id and writes ``source.json`` and a ``source_SPLIT.bin`` for every indexed split of
---manifest-dir; a model trained with the condition "source" hears the source frame by frame. Both
+--manifest-dir; a model trained with the condition "source" is given the source frame by frame. Both
 directories must be tokens of the same codec, split and indexed; the splits of --source-dir do not
 matter. Run it again after either is indexed anew.
 """
@@ -17,9 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import bar, parse, run_main
 from rvqlm.data.pairs import make_pairs
 from rvqlm.errors import UserError
 
@@ -29,7 +27,7 @@ class Args:
     manifest_dir: Path
     """Token directory of the targets: what a model is to play."""
     source_dir: Path
-    """Token directory of the sources: what it is to hear."""
+    """Token directory of the sources: what it is given."""
     suffixes: tuple[str, ...] = ()
     """Endings of ids that name the part and not the piece (_solo _backing): taken off on both
     sides before ids are compared. None given: ids must be equal."""
@@ -51,7 +49,7 @@ def _run(argv: Sequence[str] | None) -> int:
         args.suffixes,
         args.tolerance_frames,
         args.allow_missing,
-        lambda ids, name: tqdm(ids, name, unit=" cuts", leave=False, disable=None),
+        bar,
     )
     for split, matched in found.items():
         without = matched.cuts - matched.paired

@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import bar, parse, run_main
 from rvqlm.data.splits import SPLITS, split_manifest
 
 
@@ -45,17 +43,13 @@ class Args:
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm split", "Divide cuts into train, valid and test.", argv)
-
-    def progress(iterable, desc):
-        return tqdm(iterable, desc, unit=" cuts", leave=False, disable=None)
-
     result = split_manifest(
         args.manifest_dir,
         args.valid,
         args.test,
         args.by,
         args.seed,
-        progress,
+        bar,
         args.test_speakers,
         args.augmented,
     )

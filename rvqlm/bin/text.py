@@ -13,8 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rvqlm.cli import parse, run_main
-from rvqlm.errors import UserError
+from rvqlm.cli import bar, parse, run_main
 
 if TYPE_CHECKING:  # the processes that run espeak import this file again: torch would be a burden
     from rvqlm.frontends.text_config import TextConfig
@@ -22,27 +21,18 @@ if TYPE_CHECKING:  # the processes that run espeak import this file again: torch
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from tqdm import tqdm
-
-    from rvqlm.bin.index import find_splits
-    from rvqlm.data.index import read_sidecar
+    from rvqlm.data.index import find_splits, read_sidecar
     from rvqlm.frontends.text_config import TextConfig
     from rvqlm.frontends.text_prepare import prepare_text, preview
 
     description = "Make symbols of the texts of a token directory, for text to speech."
     config = parse(TextConfig, "rvqlm text", description, argv)
     read_sidecar(config.manifest_dir)
-    splits = list(dict.fromkeys(config.splits)) or find_splits(config.manifest_dir)
-    if not splits:
-        raise UserError(f"no cuts_SPLIT.jsonl.gz in {config.manifest_dir}; run rvqlm split first")
+    splits = find_splits(config.manifest_dir, config.splits)
     if config.dry_run:
         print("\n".join(preview(config, splits)))
         return 0
-
-    def progress(cuts, name, total):
-        return tqdm(cuts, name, total, unit=" cuts", leave=False, disable=None)
-
-    print(_describe(config, prepare_text(config, splits, progress)))
+    print(_describe(config, prepare_text(config, splits, bar)))
     return 0
 
 

@@ -21,7 +21,7 @@ def run(argv: Sequence[str] | None) -> int:
     from rvqlm.tokenizing.config import TokenizeConfig
 
     description = (
-        "Encode audio into tokens. Stopped at any moment and started again, it goes on where it "
+        "Encode audio into tokens. Stopped at any moment and started again, it resumes where it "
         "was; bad files are skipped and listed. Under torchrun each rank encodes its share."
     )
     config = parse(TokenizeConfig, "rvqlm tokenize", description, argv)

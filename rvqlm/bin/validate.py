@@ -11,23 +11,17 @@ for the report. Exit status 2 when something is wrong.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from rvqlm.bin.index import find_splits
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import bar, parse, run_main
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.index import TokenDataset, manifest_path, read_sidecar
 from rvqlm.data.plan import PlanConfig
-from rvqlm.data.splits import require_disjoint
-from rvqlm.data.stats import check_tokens, describe_split
+from rvqlm.data.stats import inspect
 from rvqlm.errors import UserError
+from rvqlm.files import write_json
 
 
 @dataclass
@@ -37,45 +31,6 @@ class Args:
     plan: PlanConfig
     checksums: bool = True
     """Read every shard to compare its checksum; without, only sizes are compared."""
-
-
-def _bar(desc: str, unit: str):
-    return lambda items: tqdm(items, desc, unit=f" {unit}", leave=False, disable=None)
-
-
-def inspect(directory: Path, plan: PlanConfig, checksums: bool) -> dict:
-    """Everything that can be said of a token directory: codec, per-split statistics, problems."""
-    sidecar = read_sidecar(directory)
-    if not checksums:
-        sidecar["shards"] = [
-            {k: v for k, v in s.items() if k != "sha256"} for s in sidecar.get("shards", [])
-        ]
-    problems = check_tokens(directory, sidecar, _bar("shards", "shards"))
-    splits = find_splits(directory)
-    if not splits:
-        raise UserError(f"no cuts_SPLIT.jsonl.gz in {directory}; run rvqlm split and rvqlm index")
-    stats: dict[str, dict] = {}
-    for split in splits:
-        try:
-            ds = TokenDataset.open(directory, split)
-            stats[split] = describe_split(ds, plan, _bar(split, "cuts"))
-        except UserError as e:
-            problems.append(str(e))
-    record = directory / "splits.json"
-    by = json.loads(record.read_text()).get("by") if record.exists() else None
-    try:
-        require_disjoint({s: manifest_path(directory, s) for s in splits}, by or "recording")
-    except UserError as e:
-        problems.append(str(e))
-    return {
-        "codec": sidecar["codec"],
-        "by": by,
-        "skipped": sidecar.get("skipped", 0),
-        "shards": len(sidecar.get("shards", [])),
-        "checksums": checksums,
-        "splits": stats,
-        "problems": list(dict.fromkeys(problems)),  # two splits may share a broken shard
-    }
 
 
 def table(report: dict) -> str:
@@ -117,11 +72,9 @@ def table(report: dict) -> str:
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm validate", "Check a token directory and describe it.", argv)
-    report = inspect(args.manifest_dir, args.plan, args.checksums)
+    report = inspect(args.manifest_dir, args.plan, args.checksums, bar)
     path = args.manifest_dir / "stats.json"
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(temporary, path)
+    write_json(path, report)
     print(table(report))
     problems = report["problems"]
     for problem in problems:

@@ -1,4 +1,4 @@
-"""`ConditionSet`: what a model hears beside the codes of a split, read from the token directory.
+"""`ConditionSet`: what a model is conditioned on, for the cuts of a split of a token directory.
 
 ======== ==================================================== ==================================
 kind     what lies beside ``index_SPLIT.bin``                 written by
@@ -11,29 +11,30 @@ prompt   ``speakers_SPLIT.bin``                               first use (`rvqlm.
 
 Text and notes belong to whole recordings. A source is read for the same frames as the target, so
 it goes with windows and crops. A prompt is a random crop of another cut of the same speaker, never
-of the item's own audio; it is drawn from (seed, epoch, row) alone, so neither the company in a
-batch nor an interruption changes it.
+of the item's own audio; it is drawn from (seed, epoch, row) alone, so neither the composition of
+batches nor an interruption changes it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from rvqlm.batch import PAD, Padded
+from rvqlm.batch import Padded
+from rvqlm.cli import bar
 from rvqlm.condition_info import KINDS, MIDI_FIELDS, ConditionInfo
 from rvqlm.data.index import TokenDataset
+from rvqlm.data.mapped import column_path
 from rvqlm.data.pairs import Pairs
-from rvqlm.data.plan import PlanConfig
+from rvqlm.data.plan import Items, PlanConfig
 from rvqlm.data.ragged import Ragged
 from rvqlm.data.speakers import Speakers, uniform
 from rvqlm.errors import UserError
+from rvqlm.files import read_json, write_json
 
 WHOLE = ("text", "midi")
 """Kinds that belong to a whole recording and not to a part of it."""
@@ -43,15 +44,22 @@ _CUT, _START = 0, 1  # streams of random numbers of a prompt
 def load_info(directory: Path, kind: str, remedy: str) -> ConditionInfo:
     """``KIND.json`` of a token directory; `UserError` ending in `remedy` if it cannot be used."""
     path = directory / f"{kind}.json"
-    try:
-        info = ConditionInfo.from_dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        raise UserError(f"{path} not found: no {kind}; {remedy}") from None
-    except (ValueError, TypeError, UserError) as e:
-        raise UserError(f"{path} is damaged ({e}); {remedy}") from None
+    info = read_json(path, remedy, f"no {kind}", ConditionInfo.from_dict)
     if info.kind != kind:
         raise UserError(f"{path} describes {info.kind}, not {kind}; {remedy}")
     return info
+
+
+def save_info(directory: Path, info: ConditionInfo) -> None:
+    """Write ``KIND.json``; after the columns, so that an interruption leaves no mixture."""
+    write_json(directory / f"{info.kind}.json", info.to_dict())
+
+
+def discard(directory: Path, kind: str) -> None:
+    """Remove ``KIND.json`` and all columns of the kind, before others are made in another way."""
+    (directory / f"{kind}.json").unlink(missing_ok=True)
+    for column in directory.glob(f"{kind}_*.bin"):
+        column.unlink()
 
 
 class _Tokens:
@@ -59,13 +67,13 @@ class _Tokens:
 
     def __init__(self, dataset: TokenDataset, kind: str):
         self.dataset, self.kind = dataset, kind
-        directory, split = dataset.directory, dataset.split
+        directory = dataset.directory
         remedy = f"run rvqlm {kind} --manifest-dir {directory}"
         self.info = load_info(directory, kind, remedy)
         if seconds := self.info.settings.get("position_step"):  # notes say when they begin
             step = seconds * float(dataset.info.frame_rate)
             self.info = replace(self.info, clock=(MIDI_FIELDS.index("position"), step))
-        path = directory / f"{kind}_{split}.bin"
+        path = column_path(directory, kind, dataset.split)
         self.column = column = Ragged.open(path, dataset.fingerprint, remedy)
         if len(column) != len(dataset) or column.num_fields != self.info.num_fields:
             raise UserError(
@@ -81,30 +89,15 @@ class _Tokens:
     def missing(self) -> int:
         return int((self.column.lengths == 0).sum())
 
-    def read(self, rows, starts, lengths, epoch) -> list[np.ndarray | None]:
-        part = (starts > 0) | (lengths < self.dataset.frames[rows])
+    def read(self, items: Items, epoch: int) -> list[np.ndarray | None]:
+        part = (items.starts > 0) | (items.lengths < self.dataset.frames[items.rows])
         if part.any():
-            name = self.dataset.id_of(int(rows[part][0]))
+            name = self.dataset.id_of(int(items.rows[part][0]))
             raise UserError(
                 f"a part of cut {name!r} was asked for, and its {self.kind} belongs to the whole: "
                 "use fewer ranks or more data, so that no cut need be divided"
             )
-        return [self.column.read(row) for row in rows.tolist()]
-
-
-class _Source:
-    """Codes of the paired directory."""
-
-    def __init__(self, dataset: TokenDataset):
-        self.pairs = Pairs.open(dataset)
-        self.info = self.pairs.info
-
-    def missing(self) -> int:
-        return int((self.pairs.column.lengths == 0).sum())
-
-    def read(self, rows, starts, lengths, epoch) -> list[np.ndarray | None]:
-        wanted = zip(rows.tolist(), starts.tolist(), lengths.tolist())
-        return [self.pairs.read(*item) for item in wanted]
+        return [self.column.read(row) for row in items.rows.tolist()]
 
 
 class _Prompt:
@@ -115,9 +108,7 @@ class _Prompt:
             raise ValueError(f"prompts of {frames} frames")
         self.dataset, self.frames, self.seed = dataset, frames, seed
         self.info = ConditionInfo.of_codes("prompt", dataset.info)
-        self.speakers = Speakers.open(
-            dataset, lambda cuts: tqdm(cuts, "speakers", unit=" cuts", leave=False, disable=None)
-        )
+        self.speakers = Speakers.open(dataset, bar)
         if self.missing() == len(dataset):
             named = self.speakers.table[:, 0].any()
             why = "every speaker has only one cut" if named else "no cut has a speaker"
@@ -129,8 +120,8 @@ class _Prompt:
     def missing(self) -> int:
         return int((self.speakers.num_others(slice(None)) == 0).sum())
 
-    def read(self, rows, starts, lengths, epoch) -> list[np.ndarray | None]:
-        rows = rows.astype(np.int64)
+    def read(self, items: Items, epoch: int) -> list[np.ndarray | None]:
+        rows = items.rows
         other = self.speakers.draw(rows, uniform(self.seed, epoch, rows, _CUT))
         frames = self.dataset.frames[other].astype(np.int64)
         size = np.minimum(frames, self.frames)
@@ -151,7 +142,7 @@ class ConditionSet:
     infos: what a model has to know about each, by kind, in the order asked for.
     """
 
-    def __init__(self, readers: dict[str, _Tokens | _Source | _Prompt]):
+    def __init__(self, readers: dict[str, _Tokens | Pairs | _Prompt]):
         self._readers = readers
         self.infos: dict[str, ConditionInfo] = {kind: r.info for kind, r in readers.items()}
 
@@ -181,7 +172,7 @@ class ConditionSet:
             if kind in WHOLE:
                 readers[kind] = _Tokens(dataset, kind)
             elif kind == "source":
-                readers[kind] = _Source(dataset)
+                readers[kind] = Pairs.open(dataset)
             else:
                 readers[kind] = _Prompt(dataset, prompt_frames, seed)
         return cls(readers)
@@ -203,35 +194,32 @@ class ConditionSet:
             )
 
     def state(self) -> dict:
-        """What has to be the same for a run to go on; plain values, by the names of flags."""
+        """What has to be the same for a run to resume; plain values, by the names of flags."""
         state: dict = {"conditions": list(self.infos)}
         if (prompt := self._readers.get("prompt")) is not None:
             state |= {"prompt_frames": prompt.frames, "prompt_seed": prompt.seed}
         return state
 
-    def read(
-        self,
-        rows: np.ndarray,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        epoch: int = 0,
-        pin: bool = False,
-    ) -> dict[str, Padded]:
-        """The conditions of items of a batch, by kind: (B, S, F) int32, `PAD` past lengths.
+    def read(self, items: Items, epoch: int = 0, pin: bool = False) -> dict[str, Padded]:
+        """The conditions of the items of a batch, by kind: (B, S, F) int32, `PAD` past lengths.
 
-        :param rows: (B,) rows of the index; items are frames [start, start + length) of them.
         :param epoch: prompts are others in every epoch.
         :param pin: page-locked tensors.
         """
-        rows, starts, lengths = (np.asarray(a).astype(np.int64) for a in (rows, starts, lengths))
-        return {
-            kind: _pad(reader.read(rows, starts, lengths, epoch), reader.info.num_fields, pin)
-            for kind, reader in self._readers.items()
-        }
+        items = Items(*(np.asarray(column).astype(np.int64) for column in items))
+        padded = {}
+        for kind, found in self._read(items, epoch).items():
+            steps = [None if v is None else torch.from_numpy(v.astype(np.int32)) for v in found]
+            values, lengths = Padded.of(steps, self.infos[kind].num_fields)
+            padded[kind] = Padded(values.pin_memory() if pin else values, lengths)
+        return padded
+
+    def _read(self, items: Items, epoch: int) -> dict[str, list[np.ndarray | None]]:
+        return {kind: reader.read(items, epoch) for kind, reader in self._readers.items()}
 
 
 def open_conditions(dataset, kinds, prompt_seconds: float, seed: int):
-    """The conditions of a split that a model hears, or None."""
+    """The conditions of a split that a model is trained with, or None without `kinds`."""
     if not kinds:
         return None
     frames = max(1, round(prompt_seconds * float(dataset.info.frame_rate)))
@@ -239,7 +227,7 @@ def open_conditions(dataset, kinds, prompt_seconds: float, seed: int):
 
 
 class MixedConditions(ConditionSet):
-    """The conditions of a `MixedDataset`: each item hears what its own data set has."""
+    """The conditions of a `MixedDataset`: each item has those of its own data set."""
 
     def __init__(self, dataset, sets: list[ConditionSet]):
         self.dataset, self.sets, self.infos = dataset, sets, sets[0].infos
@@ -253,27 +241,14 @@ class MixedConditions(ConditionSet):
     def state(self) -> dict:
         return self.sets[0].state()
 
-    def read(self, rows, starts, lengths, epoch=0, pin=False) -> dict[str, Padded]:
-        rows, starts, lengths = (np.asarray(a).astype(np.int64) for a in (rows, starts, lengths))
-        parts = self.dataset.part_of(rows)
-        items: dict[str, list] = {kind: [None] * len(rows) for kind in self.infos}
+    def _read(self, items: Items, epoch: int) -> dict[str, list[np.ndarray | None]]:
+        parts = self.dataset.part_of(items.rows)
+        found: dict[str, list] = {kind: [None] * len(parts) for kind in self.infos}
         for part in np.unique(parts):
             of = np.flatnonzero(parts == part)
-            inside = rows[of] - self.dataset.parts[part]
-            for kind, reader in self.sets[part]._readers.items():
-                found = reader.read(inside, starts[of], lengths[of], epoch)
-                for n, item in zip(of.tolist(), found):
-                    items[kind][n] = item
-        return {k: _pad(v, self.infos[k].num_fields, pin) for k, v in items.items()}
-
-
-def _pad(items: list[np.ndarray | None], num_fields: int, pin: bool) -> Padded:
-    sizes = [0 if item is None else len(item) for item in items]
-    shape = (len(items), max(sizes, default=0), num_fields)
-    values = torch.empty(shape, dtype=torch.int32, pin_memory=pin)
-    out = values.numpy()
-    for n, (item, size) in enumerate(zip(items, sizes)):
-        if size:
-            out[n, :size] = item
-        out[n, size:] = PAD
-    return Padded(values, torch.tensor(sizes, dtype=torch.int64))
+            own = items.take(of)
+            own = own._replace(rows=own.rows - self.dataset.parts[part])
+            for kind, values in self.sets[part]._read(own, epoch).items():
+                for n, value in zip(of.tolist(), values):
+                    found[kind][n] = value
+        return found

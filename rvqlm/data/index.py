@@ -12,35 +12,29 @@ Shards are found through the directory (``DIR/codes/NAME``), so a token director
 from __future__ import annotations
 
 import copy
-import gzip
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from rvqlm.cli import Progress, quiet
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.store import (
-    DTYPES,
-    STORAGE_TYPE,
-    Key,
-    Shard,
-    shard_checksum,
-    truncated_shard,
-)
+from rvqlm.data.mapped import map_columns, write_columns
+from rvqlm.data.store import DTYPES, STORAGE_TYPE, Key, Shard, truncated_shard
 from rvqlm.errors import UserError
+from rvqlm.files import read_json, read_lines, sha256_of
 
 MAGIC = b"RVQIDX01"
 OFFSET_BITS, SHARD_BITS = 48, 15
 ENDS = 1 << (OFFSET_BITS + SHARD_BITS)
 _SPOOL = 65536  # cuts held in memory while building
+_BLOCK = 1 << 20  # bytes copied at a time
 
 
 def manifest_path(manifest_dir: str | os.PathLike, split: str) -> Path:
@@ -51,29 +45,34 @@ def index_path(manifest_dir: str | os.PathLike, split: str) -> Path:
     return Path(manifest_dir) / f"index_{split}.bin"
 
 
+def find_splits(manifest_dir: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """Names of the splits of a directory, train, valid and test first; or `wanted`, each once.
+
+    Raises `UserError` where there is none.
+    """
+    if wanted:
+        return list(dict.fromkeys(wanted))
+    names = {p.name[len("cuts_") : -len(".jsonl.gz")] for p in manifest_dir.glob("cuts_*.jsonl.gz")}
+    if not names:
+        raise UserError(f"no cuts_SPLIT.jsonl.gz in {manifest_dir}; run rvqlm split first")
+    usual = [name for name in ("train", "valid", "test") if name in names]
+    return usual + sorted(names - set(usual))
+
+
 def read_sidecar(manifest_dir: str | os.PathLike) -> dict:
     """``tokens.json`` of a token directory; its "codec" entry is a valid `CodecInfo` dict."""
-    path = Path(manifest_dir) / "tokens.json"
-    try:
-        sidecar = json.loads(path.read_text())
+
+    def checked(sidecar: dict) -> dict:
         CodecInfo.from_dict(sidecar["codec"])
-    except FileNotFoundError:
-        raise UserError(f"{path} not found: not a token directory; run rvqlm tokenize") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is damaged ({e}); run rvqlm tokenize again") from None
-    return sidecar
+        return sidecar
+
+    path = Path(manifest_dir) / "tokens.json"
+    return read_json(path, "run rvqlm tokenize", "not a token directory", checked)
 
 
 def manifest_lines(path: str | os.PathLike) -> Iterator[bytes]:
     """The lines of a JSONL manifest (.gz or plain) that are not empty, one at a time."""
-    path = Path(path)
-    try:
-        with gzip.open(path, "rb") if ".gz" in path.suffixes else open(path, "rb") as file:
-            yield from (line for line in file if line.strip())
-    except FileNotFoundError:
-        raise UserError(f"manifest {path} not found; run rvqlm tokenize and rvqlm split") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
-        raise UserError(f"manifest {path} is cut short or damaged ({e}); make it again") from None
+    return read_lines(path, f"manifest {path}", "run rvqlm tokenize and rvqlm split")
 
 
 def read_manifest(path: str | os.PathLike) -> Iterator[dict]:
@@ -134,10 +133,10 @@ def locate(cut: dict, info: CodecInfo, where: str = "manifest") -> tuple[str, Ke
     )
 
 
-def build_index(manifest_dir: str | os.PathLike, split: str, progress=None) -> Path:
+def build_index(manifest_dir: str | os.PathLike, split: str, progress: Progress = quiet) -> Path:
     """Write ``index_SPLIT.bin`` for ``cuts_SPLIT.jsonl.gz``; returns its path.
 
-    Memory does not grow with the manifest. `progress` wraps the iterator of cuts (tqdm, say).
+    Memory does not grow with the manifest. `progress` wraps the iterator of cuts.
     Raises `UserError` for a missing or damaged manifest, for cuts of another codec or off the
     token clock or outside their shard, and for a split of an older ``cuts.jsonl.gz``.
     """
@@ -165,7 +164,7 @@ def build_index(manifest_dir: str | os.PathLike, split: str, progress=None) -> P
                 spool.write(data)
                 del column[:]
 
-        for cut in progress(cuts) if progress else cuts:
+        for cut in progress(cuts, split):
             try:
                 path, key, ends = locate(cut, info, str(manifest))
             except (KeyError, TypeError, AttributeError) as e:
@@ -206,20 +205,15 @@ def build_index(manifest_dir: str | os.PathLike, split: str, progress=None) -> P
             "shards": listed,
             "fingerprint": digest.hexdigest()[:16],
         }
-        text = json.dumps(header).encode()
-        text += b" " * (-(len(MAGIC) + 8 + len(text)) % 64)  # columns start aligned
-        temporary = target.with_suffix(".bin.tmp")
-        try:
-            with open(temporary, "wb") as out:
-                out.write(MAGIC + len(text).to_bytes(8, "little") + text)
-                spool_frames.seek(0)
-                shutil.copyfileobj(spool_frames, out)
-                out.write(bytes(-4 * count % 8))
-                spool_places.seek(0)
-                shutil.copyfileobj(spool_places, out)
-            os.replace(temporary, target)
-        finally:  # a full disk leaves the old index and no scraps
-            temporary.unlink(missing_ok=True)
+
+        def columns() -> Iterator[bytes]:
+            spool_frames.seek(0)
+            yield from iter(lambda: spool_frames.read(_BLOCK), b"")
+            yield bytes(-4 * count % 8)  # places are aligned
+            spool_places.seek(0)
+            yield from iter(lambda: spool_places.read(_BLOCK), b"")
+
+        write_columns(target, MAGIC, header, columns())
     return target
 
 
@@ -230,7 +224,7 @@ def file_stamp(path: Path) -> dict:
         "name": path.name,
         "size": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
-        "sha256": shard_checksum(path),
+        "sha256": sha256_of(path),
     }
 
 
@@ -242,23 +236,21 @@ def same_file(path: Path, stamp: dict) -> bool:
     if stat.st_size != stamp["size"]:
         return False
     # a copied directory has new times but the same bytes
-    return stat.st_mtime_ns == stamp["mtime_ns"] or shard_checksum(path) == stamp["sha256"]
+    return stat.st_mtime_ns == stamp["mtime_ns"] or sha256_of(path) == stamp["sha256"]
 
 
 def require_current_split(directory: Path) -> None:
     """Cuts of an older tokenization would point at other codes, silently: refuse them."""
     record = directory / "splits.json"
     if record.exists():
-        stamp = json.loads(record.read_text())["source"]
+        again = f"run rvqlm split --manifest-dir {directory} again"
+        stamp = read_json(record, again, convert=lambda splits: splits["source"])
         if stamp is None:
             raise UserError(
                 f"splitting {directory} was interrupted; run rvqlm split --manifest-dir {directory}"
             )
         if not same_file(directory / stamp["name"], stamp):
-            raise UserError(
-                f"{directory / stamp['name']} has changed since it was split; "
-                f"run rvqlm split --manifest-dir {directory} again"
-            )
+            raise UserError(f"{directory / stamp['name']} has changed since it was split; {again}")
 
 
 def _open_shard(directory: Path, entry: dict) -> Shard:
@@ -310,18 +302,13 @@ class TokenDataset:
         """
         directory, path = Path(manifest_dir), index_path(manifest_dir, split)
         again = f"run rvqlm index --manifest-dir {directory}"
-        if not path.exists():
-            raise UserError(f"index {path} not found; {again}")
         try:
-            data = np.asarray(np.memmap(path, np.uint8, "r"))
-            size = int.from_bytes(data[8:16].tobytes(), "little")
-            if data[:8].tobytes() != MAGIC:
-                raise ValueError("not an index")
-            header = json.loads(data[16 : 16 + size].tobytes())
-            columns = data[16 + size :]
+            header, columns = map_columns(path, MAGIC)
             count = header["num_cuts"]
             if len(columns) != 4 * count + (-4 * count % 8) + 8 * count:
                 raise ValueError("wrong size")
+        except FileNotFoundError:
+            raise UserError(f"index {path} not found; {again}") from None
         except (ValueError, KeyError) as e:
             raise UserError(f"index {path} is damaged ({e}); {again}") from None
         manifest = directory / header["manifest"]["name"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 
 from rvqlm.batch import PAD, Batch
+from rvqlm.data.channel import Channel
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.plan import EpochPlan, PlanConfig, check_epochs, plan_epoch
@@ -64,12 +64,12 @@ class TokenLoader:
         self.dataset, self.config, self.seed = dataset, config, seed
         self.rank, self.world_size, self.prefetch, self.pin = rank, world_size, prefetch, pin
         if len(config.change_epochs()) > 1:
-            name = lambda row: repr(dataset.id_of(row))  # noqa: E731
-            check_epochs(dataset.frames, config, dataset.info.frame_rate, name, dataset.parts)
+            rate, parts = dataset.info.frame_rate, dataset.parts
+            check_epochs(dataset.frames, config, rate, lambda row: repr(dataset.id_of(row)), parts)
         self._epoch = 0
-        self._history = [[world_size, 0]]  # of this epoch; the last is still going on
+        self._history = [[world_size, 0]]  # of this epoch, its last part not at its end
         self._plan: EpochPlan | None = None
-        self._channel: _Channel | None = None
+        self._channel: Channel | None = None
         self._finalizer: weakref.finalize | None = None
 
     # ------------------------------------------------------------------------------- position
@@ -92,26 +92,12 @@ class TokenLoader:
     def _current_plan(self) -> EpochPlan:
         if self._plan is None:
             (world, done), *later = self._history
-            plan = self._make_plan(self._epoch, world)
+            plan = _make_plan(self.dataset, self.config, self.seed, self._epoch, world)
             for next_world, steps in later:
                 plan = plan.rest(done, next_world)
                 world, done = next_world, steps
             self._plan = plan
         return self._plan
-
-    def _make_plan(self, epoch: int, world_size: int, shuffle: bool = True) -> EpochPlan:
-        ds = self.dataset
-        return plan_epoch(
-            ds.frames,
-            self.config,
-            ds.info.frame_rate,
-            self.seed,
-            epoch,
-            world_size,
-            shuffle=shuffle,
-            describe=lambda row: repr(ds.id_of(row)),
-            parts=ds.parts,
-        )
 
     def state_dict(self) -> dict:
         """Where the loader stands after the batches handed out; plain numbers and strings."""
@@ -125,7 +111,7 @@ class TokenLoader:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue after the last batch that `state` counts.
+        """Resume after the last batch that `state` counts.
 
         Raises `UserError` when data, seed, plan flags or conditions differ: they fix what comes.
         """
@@ -191,8 +177,9 @@ class TokenLoader:
 
         Does not move the loader. With ``--crop-frames`` the crops are those of `epoch`.
         """
-        plan = self._make_plan(epoch, self.world_size, shuffle=False)
-        channel = _Channel(self.prefetch)
+        made_of = self.dataset, self.config, self.seed
+        plan = _make_plan(*made_of, epoch, self.world_size, shuffle=False)
+        channel = Channel(self.prefetch)
         thread = self._run(channel, _one_epoch(plan, epoch))
         try:
             for _ in range(plan.num_steps):
@@ -208,7 +195,9 @@ class TokenLoader:
         come in which a schedule changes something."""
         later = [e for e in self.config.change_epochs() if e > self._epoch]
         epochs = [self._epoch, *later]
-        plans = [self._current_plan(), *(self._make_plan(e, self.world_size) for e in later)]
+        made_of = self.dataset, self.config, self.seed
+        plans = [_make_plan(*made_of, e, self.world_size) for e in later]
+        plans.insert(0, self._current_plan())
         grids = [np.prod(plan.shapes(), axis=0, dtype=np.int64) for plan in plans]
         which = int(np.argmax([grid.max() for grid in grids]))
         plan, number = plans[which], int(grids[which].argmax())
@@ -222,7 +211,7 @@ class TokenLoader:
         return set(zip(count.tolist(), longest.tolist()))
 
     def close(self) -> None:
-        """Stop the thread; the next batch starts it again, where it should."""
+        """Stop the thread; the next batch starts it again at the right place."""
         if self._finalizer is not None:
             self._finalizer()
         self._channel = self._finalizer = None
@@ -230,7 +219,7 @@ class TokenLoader:
     def _start(self) -> None:
         # The thread must not hold the loader, or a dropped loader would never be collected.
         self._normalise()
-        ds, config, seed, world = self.dataset, self.config, self.seed, self.world_size
+        made_of, world = (self.dataset, self.config, self.seed), self.world_size
         epoch, plan = self._epoch, self._current_plan()
         first, before = self._history[-1][1], sum(s for _, s in self._history[:-1])
 
@@ -238,16 +227,13 @@ class TokenLoader:
             for step in range(first, plan.num_steps):
                 yield plan, epoch, step, before + step
             for later in range(epoch + 1, 1 << 55):
-                whole = plan_epoch(
-                    ds.frames, config, ds.info.frame_rate, seed, later, world, parts=ds.parts
-                )
-                yield from _one_epoch(whole, later)
+                yield from _one_epoch(_make_plan(*made_of, later, world), later)
 
-        self._channel = _Channel(self.prefetch)
+        self._channel = Channel(self.prefetch)
         thread = self._run(self._channel, positions())
         self._finalizer = weakref.finalize(self, _stop, self._channel, thread)
 
-    def _run(self, channel: _Channel, positions: Iterator) -> threading.Thread:
+    def _run(self, channel: Channel, positions: Iterator) -> threading.Thread:
         thread = threading.Thread(
             target=_produce,
             args=(channel, positions, self.dataset, self.rank, self.pin, self.conditions),
@@ -256,6 +242,27 @@ class TokenLoader:
         )
         thread.start()
         return thread
+
+
+def _make_plan(
+    dataset: TokenDataset,
+    config: PlanConfig,
+    seed: int,
+    epoch: int,
+    world_size: int,
+    shuffle: bool = True,
+) -> EpochPlan:
+    return plan_epoch(
+        dataset.frames,
+        config,
+        dataset.info.frame_rate,
+        seed,
+        epoch,
+        world_size,
+        shuffle=shuffle,
+        describe=lambda row: repr(dataset.id_of(row)),
+        parts=dataset.parts,
+    )
 
 
 def read_batch(
@@ -270,18 +277,17 @@ def read_batch(
 ) -> Batch:
     """The batch of `rank` at `step` of a plan, read from the shards. `number` is its `Batch.step`,
     `step` unless given."""
-    rows, starts, lengths = plan.batch(rank, step)
+    items = plan.batch(rank, step)
+    rows, starts, lengths = items
     multiple = plan.length_multiple
     longest = -(-int(lengths[0]) // multiple) * multiple
     dtype = torch.int32 if dataset.dtype.name in ("uint16", "uint32") else torch.int16
     shape = (len(rows), longest, dataset.info.num_codebooks)
     codes = torch.empty(shape, dtype=dtype, pin_memory=pin)
     out = codes.numpy()
-    for item, (row, start, length) in enumerate(
-        zip(rows.tolist(), starts.tolist(), lengths.tolist())
-    ):
-        out[item, :length] = dataset.view(row, start, length)
-        out[item, length:] = PAD
+    for n, (row, start, length) in enumerate(zip(*(column.tolist() for column in items))):
+        out[n, :length] = dataset.view(row, start, length)
+        out[n, length:] = PAD
     at_end = starts.astype(np.int64) + lengths == dataset.frames[rows]
     return Batch(
         codes=codes,
@@ -291,7 +297,7 @@ def read_batch(
         epoch=epoch,
         step=step if number is None else number,
         begins=torch.from_numpy(starts == 0),
-        conditions=conditions.read(rows, starts, lengths, epoch, pin) if conditions else {},
+        conditions=conditions.read(items, epoch, pin) if conditions else {},
     )
 
 
@@ -301,7 +307,7 @@ def _one_epoch(plan: EpochPlan, epoch: int) -> Iterator[tuple[EpochPlan, int, in
 
 
 def _produce(
-    channel: _Channel, positions: Iterator, dataset, rank: int, pin: bool, conditions
+    channel: Channel, positions: Iterator, dataset, rank: int, pin: bool, conditions
 ) -> None:
     try:
         for plan, epoch, step, number in positions:
@@ -312,42 +318,9 @@ def _produce(
         channel.put((e, None))
 
 
-def _stop(channel: _Channel, thread: threading.Thread) -> None:
+def _stop(channel: Channel, thread: threading.Thread) -> None:
     """Close and wait: a thread that frees a batch while the interpreter shuts down ends the process
     with SIGABRT (the memory of a tensor made of an array is given back under the GIL)."""
     channel.close()
     if thread is not threading.current_thread():
         thread.join()
-
-
-class _Channel:
-    """A bounded queue that both sides can leave: `close` wakes everyone who waits."""
-
-    def __init__(self, size: int):
-        self._items: deque = deque()
-        self._size, self._closed = size, False
-        self._changed = threading.Condition()
-
-    def put(self, item) -> bool:
-        """Wait for room; False when the other side has closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._size)
-            if not self._closed:
-                self._items.append(item)
-                self._changed.notify_all()
-            return not self._closed
-
-    def get(self):
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._items)
-            if self._closed:
-                raise RuntimeError("the loader was closed while a batch was awaited")
-            item = self._items.popleft()
-            self._changed.notify_all()
-            return item
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()

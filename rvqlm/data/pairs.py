@@ -10,21 +10,24 @@ directories may be split in different ways; the split of the target decides.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rvqlm.cli import Progress, quiet
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.index import TokenDataset, read_sidecar
+from rvqlm.data.mapped import column_path
+from rvqlm.data.plan import Items
 from rvqlm.data.ragged import Ragged, write_ragged
+from rvqlm.data.store import hash64
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.files import read_json, write_json
 
 _SHOWN = 5  # problems named in a message
 _ROW = (1 << 32) - 1  # a place is index number << 32 | row
@@ -40,10 +43,6 @@ class Matched:
     """Pairs whose source ends before the target does."""
     unmatched: list[str]
     """The first ids without a source."""
-
-
-def source_path(directory: Path, split: str) -> Path:
-    return directory / f"source_{split}.bin"
 
 
 def _open_all(directory: Path) -> list[TokenDataset]:
@@ -67,17 +66,13 @@ def strip_suffix(name: str, suffixes: Sequence[str]) -> str:
     return name[: -len(max(fitting, key=len))] if fitting else name
 
 
-def _hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
-
-
 def make_pairs(
     target_dir: str | os.PathLike,
     source_dir: str | os.PathLike,
     suffixes: Sequence[str] = (),
     tolerance: int = 2,
     allow_missing: bool = False,
-    progress: Callable[[Iterable[str], str], Iterable[str]] = lambda ids, name: ids,
+    progress: Progress = quiet,
 ) -> dict[str, Matched]:
     """Pair every indexed split of `target_dir` with the cuts of `source_dir`; see the module.
 
@@ -87,7 +82,7 @@ def make_pairs(
     tolerance: frames that the two may differ in length. The target's length counts: a source that
         is longer is cut, one that is shorter leaves its last frames without source.
     allow_missing: cuts without a match have no source; otherwise they are an error.
-    progress: wraps the ids of a split while they are read; gets its name too.
+    progress: wraps the ids of a split while they are read.
 
     Raises `UserError` for other codecs, ambiguous ids, cuts without match or of other lengths.
     """
@@ -102,7 +97,7 @@ def make_pairs(
 
     def hashes(dataset: TokenDataset) -> np.ndarray:
         ids = progress(dataset.ids(), f"{dataset.directory.name}/{dataset.split}")
-        return np.array(array("Q", (_hash(strip_suffix(name, suffixes)) for name in ids)))
+        return np.array(array("Q", (hash64(strip_suffix(name, suffixes)) for name in ids)))
 
     keys = np.concatenate([hashes(s) for s in sources])
     frames = np.concatenate([s.frames for s in sources]).astype(np.int64)
@@ -139,14 +134,14 @@ def make_pairs(
             np.array([[p >> 32, p & _ROW]] if p >= 0 else np.empty((0, 2)), np.int32)
             for p in columns[target.split].tolist()
         )
-        write_ragged(source_path(target_dir, target.split), rows, 2, _mark(target, prints))
+        path = column_path(target_dir, "source", target.split)
+        write_ragged(path, rows, 2, _mark(target, prints))
     record = {
         "condition": ConditionInfo.of_codes("source", codec).to_dict(),
         "directory": os.path.relpath(source_dir.resolve(), target_dir.resolve()),
         "indexes": {s.split: s.fingerprint for s in sources},
     }
-    text = json.dumps(record, indent=1) + "\n"
-    atomic_write(target_dir / "source.json", lambda to: to.write_text(text))
+    write_json(target_dir / "source.json", record)
     return found
 
 
@@ -194,13 +189,10 @@ class Pairs:
         """
         path = dataset.directory / "source.json"
         again = f"run rvqlm pair --manifest-dir {dataset.directory} --source-dir OTHER"
-        try:
-            record = json.loads(path.read_text())
-            other, prints = dataset.directory / record["directory"], dict(record["indexes"])
-        except FileNotFoundError:
-            raise UserError(f"{path} not found: no sources; {again}") from None
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{path} is damaged ({e}); {again}") from None
+        other, prints = read_json(
+            path, again, "no sources", lambda record: (record["directory"], dict(record["indexes"]))
+        )
+        other = dataset.directory / other
         again = again.replace("OTHER", os.path.normpath(other))
         if not other.is_dir():
             raise UserError(
@@ -216,15 +208,21 @@ class Pairs:
         whole = CodecInfo.from_dict(dataset.header["codec"])
         for source in sources:
             whole.require_same(source.info, str(dataset.directory), str(source.directory))
-        column = Ragged.open(
-            source_path(dataset.directory, dataset.split), _mark(dataset, prints.values()), again
-        )
+        path = column_path(dataset.directory, "source", dataset.split)
+        column = Ragged.open(path, _mark(dataset, prints.values()), again)
         info = ConditionInfo.of_codes("source", dataset.info)
         return cls(info, [s.first_levels(levels) for s in sources], column)
 
-    def read(self, row: int, start: int, length: int) -> np.ndarray | None:
-        """Frames [start, start + length) of the source, (S, K); S is below `length` where the
-        source is shorter than the target. None for a row without source."""
+    def missing(self) -> int:
+        """Rows without source."""
+        return int((self.column.lengths == 0).sum())
+
+    def read(self, items: Items, epoch: int) -> list[np.ndarray | None]:
+        """The same frames of the sources, (S, K) each; S is below an item's length where its source
+        is shorter, None where it has none."""
+        return [self._read(*item) for item in zip(*(column.tolist() for column in items))]
+
+    def _read(self, row: int, start: int, length: int) -> np.ndarray | None:
         place = self.column.read(row)
         if not len(place):
             return None

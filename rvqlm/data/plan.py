@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,16 +28,36 @@ from rvqlm.errors import UserError
 _CROPS, _ITEMS, _STEPS = 0, 1, 2  # streams of random numbers
 
 
+class Items(NamedTuple):
+    """What an epoch or a batch is made of: each item is frames [start, start + length) of a cut."""
+
+    rows: np.ndarray
+    """(n,) rows of the index: which cut."""
+    starts: np.ndarray
+    """(n,) first frames within the cuts."""
+    lengths: np.ndarray
+    """(n,) numbers of frames."""
+
+    @classmethod
+    def whole(cls, rows: np.ndarray, frames: np.ndarray) -> Items:
+        """Whole cuts, of an index of `frames` (N,)."""
+        zeros = np.broadcast_to(np.uint32(0), len(rows))  # without memory
+        return cls(rows, zeros, np.asarray(frames)[rows].astype(np.uint32))
+
+    def take(self, which: np.ndarray | slice) -> Items:
+        """Some of the items, in another order maybe."""
+        return Items(*(column[which] for column in self))
+
+
 class EpochPlan:
     """An epoch (or what is left of one), dealt to `world_size` ranks in `num_steps` steps.
 
-    Items are rows of three columns in memory; a batch is a run of consecutive items. 12 bytes an
-    item and 8 bytes a batch.
+    A batch is a run of consecutive items: 12 bytes an item and 8 bytes a batch in memory.
     """
 
     def __init__(
         self,
-        items: tuple[np.ndarray, np.ndarray, np.ndarray],
+        items: Items,
         first: np.ndarray,
         count: np.ndarray,
         world_size: int,
@@ -54,29 +75,26 @@ class EpochPlan:
     def num_items(self) -> int:
         return int(self.count.sum(dtype=np.int64))
 
-    def batch(self, rank: int, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows of the index, first frames and numbers of frames of a batch: three (B,) arrays,
-        longest item first."""
+    def batch(self, rank: int, step: int) -> Items:
+        """The items of a batch, longest first."""
         if not (0 <= rank < self.world_size and 0 <= step < self.num_steps):
             raise IndexError(f"rank {rank} of {self.world_size}, step {step} of {self.num_steps}")
         # turn the ranks from step to step, or the first would always have the longest items
         number = step * self.world_size + (rank + step) % self.world_size
-        run = slice(self.first[number], self.first[number] + self.count[number])
-        rows, starts, lengths = (column[run] for column in self.items)
-        return rows, starts, lengths
+        return self.items.take(slice(self.first[number], self.first[number] + self.count[number]))
 
     def shapes(self) -> tuple[np.ndarray, np.ndarray]:
         """(M,) items and (M,) padded frames T of every batch, in the order of steps."""
-        longest = self.items[2][self.first]  # items of a batch are sorted, longest first
+        longest = self.items.lengths[self.first]  # items of a batch are sorted, longest first
         return self.count, _round_up(longest, self.length_multiple)
 
     @property
     def padding(self) -> float:
-        """Share of all (B, T) grids that is padding."""
+        """Padding ratio: share of all (B, T) grids that is padding."""
         count, longest = self.shapes()
         grid = int((count.astype(np.int64) * longest).sum())
         ends = self.first + self.count
-        total = np.concatenate(([0], np.cumsum(self.items[2], dtype=np.int64)))
+        total = np.concatenate(([0], np.cumsum(self.items.lengths, dtype=np.int64)))
         return 1.0 - int((total[ends] - total[self.first]).sum()) / grid
 
     def rest(self, step: int, world_size: int) -> EpochPlan:
@@ -119,25 +137,21 @@ def plan_epoch(
     chosen = pools(frames, config, frame_rate, epoch, parts)
     config = config.at(epoch)
     _check_longest(frames, chosen, config, frame_rate, describe)
-    rows, starts, lengths = _items(frames, draw(frames, chosen, seed), config, seed, epoch)
+    items = _items(frames, draw(frames, chosen, seed), config, seed, epoch)
     cost, limit = _cost(config, frame_rate)
+    order, windows = np.arange(len(items.rows), dtype=np.uint32), 1
     if shuffle:
-        order = np.arange(len(rows), dtype=np.uint32)
         generator(seed, epoch, _ITEMS).shuffle(order)
         windows = max(1, round(len(order) / config.shuffle_window))
-    else:
-        order, windows = np.arange(len(rows), dtype=np.uint32), 1
-    first, count = _slice(order, lengths, cost, limit, config, windows)
-    # one column at a time: this is where memory peaks
-    lengths = lengths[order]
-    rows = rows[order]
-    starts = starts if starts.strides == (0,) else starts[order]
-    items = rows, starts, lengths
+    first, count = _slice(order, items.lengths, cost, limit, config, windows)
+    for column in items:  # one at a time: this is where memory peaks
+        if column.strides != (0,):  # the zeros of whole cuts
+            column[:] = column[order]
     items, first, count = _split(items, first, count, -len(first) % world_size)
 
     # Neighbours share a step, so sort: by share of the budget in eighths (nearly all batches are
     # full; the rest go together), then by length.
-    longest = items[2][first].astype(np.int64)
+    longest = items.lengths[first].astype(np.int64)
     grid = cost(longest) * count
     deal = np.lexsort((-longest, -(grid * 8 // limit)))
     if shuffle:
@@ -174,8 +188,10 @@ def _cost(config: PlanConfig, frame_rate: Fraction):
 
 def _items(
     frames: np.ndarray, rows: np.ndarray, config: PlanConfig, seed: int, epoch: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, starts and lengths (uint32) of everything that the epoch contains."""
+) -> Items:
+    """Everything that the epoch contains; uint32."""
+    if not (config.window_frames or config.crop_frames):
+        return Items.whole(rows, frames)
     lengths = frames[rows].astype(np.uint32)
     if window := config.window_frames:
         hop = config.hop_frames or window
@@ -184,12 +200,12 @@ def _items(
         which = np.repeat(np.arange(len(rows)), number)
         begin = np.cumsum(number) - number
         starts = ((np.arange(len(which)) - begin[which]) * hop).astype(np.uint32)
-        return rows[which], starts, np.minimum(lengths[which] - starts, window).astype(np.uint32)
-    if crop := config.crop_frames:
-        spare = np.maximum(lengths.astype(np.int64) - crop, 0)
-        starts = generator(seed, epoch, _CROPS).integers(0, spare, endpoint=True)
-        return rows, starts.astype(np.uint32), np.minimum(lengths, crop).astype(np.uint32)
-    return rows, np.broadcast_to(np.uint32(0), len(rows)), lengths  # zeros without memory
+        lengths = np.minimum(lengths[which] - starts, window).astype(np.uint32)
+        return Items(rows[which], starts, lengths)
+    crop = config.crop_frames
+    spare = np.maximum(lengths.astype(np.int64) - crop, 0)
+    starts = generator(seed, epoch, _CROPS).integers(0, spare, endpoint=True)
+    return Items(rows, starts.astype(np.uint32), np.minimum(lengths, crop).astype(np.uint32))
 
 
 def _check_longest(
@@ -244,7 +260,7 @@ def _slice(order, lengths, cost, limit: int, config: PlanConfig, windows: int):
     return positions, np.diff(positions, append=np.uint32(len(order))).astype(np.uint32)
 
 
-def _split(items, first: np.ndarray, count: np.ndarray, more: int):
+def _split(items: Items, first: np.ndarray, count: np.ndarray, more: int):
     """Halve batches until there are `more` of them; halves stay neighbours.
 
     Batches of most items go first. Where every batch has one item, the longest is halved in time
@@ -267,17 +283,17 @@ def _split(items, first: np.ndarray, count: np.ndarray, more: int):
     return items, first, count
 
 
-def _split_in_time(items, first: np.ndarray, count: np.ndarray):
-    rows, starts, lengths = items
-    batch = int(lengths[first].argmax())
+def _split_in_time(items: Items, first: np.ndarray, count: np.ndarray):
+    """Halve the longest item, which is a batch of its own; its second half is the last item."""
+    batch = int(items.lengths[first].argmax())
     item = first[batch]
-    head = (lengths[item] + 1) // 2
-    if lengths[item] < 2:
+    head = (items.lengths[item] + 1) // 2
+    if items.lengths[item] < 2:
         raise UserError("fewer frames than ranks: use fewer ranks, or more data")
-    rows = np.append(rows, rows[item])
-    starts = np.append(starts, starts[item] + head)
-    lengths = np.append(lengths, lengths[item] - head)
-    lengths[item] = head
-    first = np.insert(first, batch + 1, np.uint32(len(rows) - 1))
+    items = items.take(np.append(np.arange(len(items.rows)), item))
+    items.starts[-1] += head
+    items.lengths[-1] -= head
+    items.lengths[item] = head
+    first = np.insert(first, batch + 1, np.uint32(len(items.rows) - 1))
     count = np.insert(count, batch + 1, np.uint32(1))
-    return (rows, starts, lengths), first, count
+    return items, first, count

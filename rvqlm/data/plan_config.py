@@ -1,20 +1,70 @@
-"""`PlanConfig`: the flags of the epoch plan (`rvqlm.data.plan`) and what holds in which epoch."""
+"""`PlanConfig`: the flags of the epoch plan (`rvqlm.data.plan`) and what holds in which epoch.
+
+A schedule is a list of ``EPOCH:VALUE``, each from its epoch on, the first from 0. Everything is a
+function of the epoch, so a run resumes in the middle of a curriculum like anywhere.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import floor
+from typing import TypeVar
 
-from rvqlm.data.curriculum import (
-    Schedule,
-    parse_schedule,
-    to_frames,
-    to_seconds,
-    to_weights,
-    value_at,
-)
+from rvqlm.cli import kebab
 from rvqlm.errors import UserError
+
+V = TypeVar("V")
+Schedule = list[tuple[int, V]]
+
+
+def parse_schedule(words: Sequence[str], flag: str, convert: Callable[[str], V]) -> Schedule:
+    """``("0:512", "10:1024")`` -> ``[(0, 512), (10, 1024)]``; `UserError` names what is wrong.
+
+    >>> parse_schedule(("0:512", "10:1024"), "--window-schedule", int)
+    [(0, 512), (10, 1024)]
+    """
+    found: Schedule = []
+    for word in words:
+        epoch, colon, value = word.partition(":")
+        try:
+            if not colon:
+                raise ValueError
+            found.append((int(epoch), convert(value)))
+        except ValueError:
+            raise UserError(f"{flag} {word}: expected EPOCH:VALUE, such as {words[0]!r}") from None
+    epochs = [epoch for epoch, _ in found]
+    if epochs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
+        raise UserError(f"{flag} {' '.join(words)}: epochs begin with 0 and rise")
+    return found
+
+
+def value_at(schedule: Schedule, epoch: int) -> V:
+    """The value that holds in an epoch."""
+    return [value for first, value in schedule if first <= epoch][-1]
+
+
+def to_frames(text: str) -> int:
+    frames = int(text)
+    if frames < 1:
+        raise ValueError
+    return frames
+
+
+def to_seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError
+    return seconds
+
+
+def to_weights(text: str) -> tuple[float, ...]:
+    """``1,2.5`` -> shares that add up to 1."""
+    weights = tuple(map(float, text.split(",")))
+    if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise ValueError
+    return tuple(w / sum(weights) for w in weights)
 
 
 @dataclass(frozen=True)
@@ -40,7 +90,7 @@ class PlanConfig:
     0: whole cuts."""
     shuffle_window: int = 20000
     """Items that are sorted by length together. Larger: less padding, batches of more uniform
-    length; smaller: more random company in a batch."""
+    length; smaller: more random batch composition."""
     quadratic_frames: int = 0
     """Count T + T^2/q frames for an item of T frames, with q this number, where attention makes
     long items dearer; 0: count T."""
@@ -71,8 +121,9 @@ class PlanConfig:
         )
         for name in names:
             if not 0 <= getattr(self, name) < float("inf"):
-                flag = name.replace("_", "-")
-                problems.append(f"--{flag} {getattr(self, name)} is negative or not a number")
+                problems.append(
+                    f"--{kebab(name)} {getattr(self, name)} is negative or not a number"
+                )
         if 0 < self.filter_max_duration < self.filter_min_duration:
             problems.append(
                 f"--filter-min-duration {self.filter_min_duration} is above "
@@ -97,26 +148,24 @@ class PlanConfig:
     def schedules(self) -> dict[str, Schedule]:
         """The schedules by the name of the field that they set; `UserError` for a bad one."""
         return {
-            name: parse_schedule(getattr(self, of), f"--{of.replace('_', '-')}", convert)
+            name: parse_schedule(getattr(self, of), f"--{kebab(of)}", convert)
             for name, of, convert in _SCHEDULES
             if getattr(self, of)
         }
 
     def _schedule_problems(self) -> list[str]:
         problems = []
-        for _, of, _ in _SCHEDULES:
-            alone = {other: () for _, other, _ in _SCHEDULES if other != of}
+        for _, of, convert in _SCHEDULES:
             try:
-                replace(self, **alone).schedules()
+                parse_schedule(getattr(self, of), f"--{kebab(of)}", convert)
             except UserError as e:
                 problems.append(str(e))
         if problems:
             return problems
         schedules = self.schedules()
         for name, of, _ in _SCHEDULES:
-            fixed, by_epoch = f"--{name.replace('_', '-')}", f"--{of.replace('_', '-')}"
             if name in schedules and getattr(self, name, 0):
-                problems.append(f"{fixed} and {by_epoch} exclude each other")
+                problems.append(f"--{kebab(name)} and --{kebab(of)} exclude each other")
         limits = [v for _, v in schedules.get("filter_max_duration", []) if v]
         if limits and min(limits) < self.filter_min_duration:
             problems.append(
@@ -129,9 +178,8 @@ class PlanConfig:
                 f"--hop-frames {self.hop_frames} above --window-schedule's {min(windows)} would "
                 "skip audio"
             )
-        if windows and (self.crop_frames or self.crop_schedule):
-            problems.append("windows and crops exclude each other")
-        if self.window_frames and self.crop_schedule:
+        crops = self.crop_frames or self.crop_schedule
+        if (windows and crops) or (self.window_frames and self.crop_schedule):
             problems.append("windows and crops exclude each other")
         return problems
 

@@ -16,16 +16,15 @@ reading maps, so memory does not grow with the number of rows.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from rvqlm.data.mapped import map_columns, write_columns
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
 
 MAGIC = b"RVQRAG01"
 _LIMITS = {"uint8": 1 << 8, "uint16": 1 << 16, "int32": 1 << 31}  # in order of size
@@ -76,22 +75,16 @@ def write_ragged(
             "dtype": dtype,
             "max_ids": highest.tolist(),
         }
-        text = json.dumps(header).encode()
-        text += b" " * (-(len(MAGIC) + 8 + len(text)) % 64)  # columns start aligned
-
         stored = np.dtype(dtype).newbyteorder("<")
 
-        def write(to: Path) -> None:
-            with open(to, "wb") as out:
-                out.write(MAGIC + len(text).to_bytes(8, "little") + text)
-                starts.seek(0)
-                while block := starts.read(_BLOCK):
-                    out.write(block)
-                data.seek(0)
-                while block := data.read(4 * _BLOCK):
-                    out.write(np.frombuffer(block, "<i4").astype(stored))
+        def columns() -> Iterator[bytes]:
+            starts.seek(0)
+            yield from iter(lambda: starts.read(_BLOCK), b"")
+            data.seek(0)
+            for block in iter(lambda: data.read(4 * _BLOCK), b""):
+                yield np.frombuffer(block, "<i4").astype(stored).tobytes()
 
-        atomic_write(path, write)
+        write_columns(path, MAGIC, header, columns())
     return count
 
 
@@ -106,8 +99,7 @@ class Ragged:
     """
 
     def __init__(self, path: Path, header: dict, starts: np.ndarray, steps: np.ndarray):
-        self.path, self._header = path, header
-        self.starts, self.steps = starts, steps
+        self.path, self.starts, self.steps = path, starts, steps
         self.num_fields: int = header["fields"]
         self.fingerprint: str = header["fingerprint"]
         self.max_ids: tuple[int, ...] = tuple(header["max_ids"])
@@ -127,18 +119,11 @@ class Ragged:
         """
         path = Path(path)
         try:
-            if path.stat().st_size == 0:  # cannot be mapped
-                raise ValueError("empty")
-            data = np.asarray(np.memmap(path, np.uint8, "r"))
-            size = int.from_bytes(data[8:16].tobytes(), "little")
-            if data[:8].tobytes() != MAGIC:
-                raise ValueError("not a ragged column")
-            header = json.loads(data[16 : 16 + size].tobytes())
+            header, columns = map_columns(path, MAGIC)
             count, steps, fields = header["rows"], header["steps"], header["fields"]
             if header["dtype"] not in _LIMITS or len(header["max_ids"]) != fields:
                 raise ValueError("wrong header")
             dtype = np.dtype(header["dtype"]).newbyteorder("<")
-            columns = data[16 + size :]
             if len(columns) != 8 * (count + 1) + steps * fields * dtype.itemsize:
                 raise ValueError("wrong size")
             starts = columns[: 8 * (count + 1)].view("<u8")
@@ -171,7 +156,3 @@ class Ragged:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)} in {self.path}")
         return self.steps[int(self.starts[row]) : int(self.starts[row + 1])].astype(np.int32)
-
-    def max_id(self) -> int:
-        """Largest id of all fields; -1 where there are no steps."""
-        return max(self.max_ids, default=-1)

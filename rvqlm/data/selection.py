@@ -17,8 +17,7 @@ from math import ceil, floor
 
 import numpy as np
 
-from rvqlm.data.curriculum import Schedule, value_at
-from rvqlm.data.plan_config import PlanConfig, exact
+from rvqlm.data.plan_config import PlanConfig, Schedule, exact, value_at
 from rvqlm.errors import UserError
 
 
@@ -105,30 +104,25 @@ def draw(frames: np.ndarray, chosen: Sequence[Pool], seed: int) -> np.ndarray:
     begins another within the epoch."""
     if len(chosen) == 1 and chosen[0].begin is None:
         return chosen[0].rows
-    return np.concatenate(
-        [take(p.rows, frames[p.rows], p.begin, p.end, seed, p.stream) for p in chosen]
-    )
+    return np.concatenate([take(pool, frames[pool.rows], seed) for pool in chosen])
 
 
-def take(
-    rows: np.ndarray, frames: np.ndarray, begin: float, end: float, seed: int, stream: int
-) -> np.ndarray:
-    """The rows whose cuts begin in frames [begin, end) of the endless line of passes over them.
+def take(pool: Pool, frames: np.ndarray, seed: int) -> np.ndarray:
+    """The rows whose cuts begin in frames [begin, end) of the endless line of passes over a pool.
 
-    :param rows: (n,) eligible rows, `frames` (n,) their lengths.
-    :param stream: of random numbers, one for each data set and change of what is eligible.
+    :param frames: (n,) lengths of its rows.
     :return: rows, in the order of the line.
     """
     total = int(frames.sum(dtype=np.int64))
-    found = [rows[:0]]
-    for number in range(int(begin // total), int(-(-end // total))):
-        order = np.arange(len(rows), dtype=np.uint32)
+    found = [pool.rows[:0]]
+    for number in range(int(pool.begin // total), int(-(-pool.end // total))):
+        order = np.arange(len(pool.rows), dtype=np.uint32)
         # streams from 64 on: those below are the plan's
-        generator(seed, number, 64 + stream % 192).shuffle(order)
+        generator(seed, number, 64 + pool.stream % 192).shuffle(order)
         lengths = frames[order].astype(np.int64)
         at = number * total + np.cumsum(lengths) - lengths
-        low, high = np.searchsorted(at, (begin, end))
-        found.append(rows[order[low:high]])
+        low, high = np.searchsorted(at, (pool.begin, pool.end))
+        found.append(pool.rows[order[low:high]])
     return np.concatenate(found)
 
 

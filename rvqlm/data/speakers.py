@@ -11,23 +11,19 @@ from __future__ import annotations
 import hashlib
 import sys
 from array import array
-from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from rvqlm.cli import Progress, quiet
 from rvqlm.data.index import TokenDataset
+from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import Ragged, write_ragged
+from rvqlm.data.splits import components
 from rvqlm.data.splits import speakers as speakers_of
+from rvqlm.data.store import hash64
 from rvqlm.errors import UserError
 
 _LOW = np.uint64(0xFFFFFFFF)
-
-
-def speakers_path(dataset: TokenDataset) -> Path:
-    return dataset.directory / f"speakers_{dataset.split}.bin"
 
 
 class Speakers:
@@ -45,18 +41,15 @@ class Speakers:
         self._sorted = keys[self._order]
 
     @classmethod
-    def open(
-        cls,
-        dataset: TokenDataset,
-        progress: Callable[[Iterable], Iterable] = lambda cuts: cuts,
-    ) -> Speakers:
+    def open(cls, dataset: TokenDataset, progress: Progress = quiet) -> Speakers:
         """Map ``speakers_SPLIT.bin``, made first where it is missing or out of date.
 
         Where the directory cannot be written, a line on stderr says so and the table stays in
         memory. `progress` wraps the iterator of cuts while the manifest is read. Raises `UserError`
         for a damaged manifest.
         """
-        path, mark = speakers_path(dataset), _fingerprint(dataset)
+        path = column_path(dataset.directory, "speakers", dataset.split)
+        mark = _fingerprint(dataset)
         try:
             return cls(Ragged.open(path, mark).steps)
         except UserError:  # missing or of an older index; all of it can be made again
@@ -105,7 +98,7 @@ class Speakers:
 
 
 def uniform(seed: int, epoch: int, rows: np.ndarray, stream: int) -> np.ndarray:
-    """(n,) float64 in [0, 1), a function of the arguments alone: of each row, whatever its company.
+    """(n,) float64 in [0, 1), a function of the arguments alone, whatever the other rows are.
 
     The finaliser of SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number
     generators") over one word after another; numpy's counter-based generators cannot be asked for
@@ -129,22 +122,17 @@ def _fingerprint(dataset: TokenDataset) -> str:
 def _read_speakers(dataset: TokenDataset, progress) -> np.ndarray:
     """(N, 2) int32 of speakers and origins, from the manifest."""
     numbers: dict[tuple[str, ...], int] = {}
-    speaker, name = array("i"), array("q")
-    for cut in progress(dataset.cuts()):
+    speaker, name = array("i"), array("Q")
+    for cut in progress(dataset.cuts(), "speakers"):
         found = tuple(sorted(speakers_of(cut)))
         speaker.append(numbers.setdefault(found, len(numbers) + 1) if found else 0)
         origin = (cut.get("custom") or {}).get("augmented_from")
-        origin = cut["id"] if origin is None else origin
-        digest = hashlib.blake2b(str(origin).encode(), digest_size=8).digest()
-        name.append(int.from_bytes(digest, "big", signed=True))
+        name.append(hash64(str(cut["id"] if origin is None else origin)))
     # cuts that share bytes of a shard, directly or through others, are a chain
     begin, end = dataset.extents()
     order = np.argsort(begin, kind="stable")
     apart = begin[order][1:] >= np.maximum.accumulate(end[order])[:-1]
     chain = np.empty(len(order), np.int64)
     chain[order] = np.concatenate(([0], np.cumsum(apart)))
-    by_name = np.unique(np.array(name), return_inverse=True)[1].reshape(-1)
-    nodes = int(chain.max()) + int(by_name.max()) + 2
-    edges = (np.ones(len(chain), bool), (chain, chain.max() + 1 + by_name))
-    part = connected_components(coo_array(edges, shape=(nodes, nodes)), directed=False)[1]
+    part = components(chain, np.array(name), int(chain.max()) + 1)
     return np.stack([np.array(speaker), part[chain]], axis=1).astype(np.int32)

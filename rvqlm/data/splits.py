@@ -1,27 +1,26 @@
 """Training, validation and test sets that share no speaker, no recording and no group.
 
 Cuts that share a recording, the custom field ``group`` (the name of another recording, or any
-other name) or, dividing by speaker, a speaker hang together, and are dealt as one, in an order that
-depends only on the seed and their names. Augmented copies (custom field ``augmented_from``) go
-where their originals go, and are dropped where that is not training. Two streaming passes over
-``cuts.jsonl.gz``: one for the groups (17 to 50 bytes a cut in memory), one that writes
-``cuts_SPLIT.jsonl.gz``; what was written is then read again and checked to be disjoint.
+other name) or, dividing by speaker, a speaker form a group (a connected component). Groups are
+assigned to splits as wholes, in an order that depends only on the seed and their names. Augmented
+copies (custom field ``augmented_from``) go where their originals go, and are dropped where that is
+not training. Two streaming passes over ``cuts.jsonl.gz``: one for the groups (some 100 bytes a cut
+in memory), one that writes ``cuts_SPLIT.jsonl.gz``; what was written is then read again and checked
+to be disjoint.
 """
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import json
 import os
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from rvqlm.cli import Progress, quiet
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import (
     file_stamp,
@@ -31,7 +30,9 @@ from rvqlm.data.index import (
     read_manifest,
     read_sidecar,
 )
+from rvqlm.data.store import hash64
 from rvqlm.errors import UserError
+from rvqlm.files import atomic_open, write_json
 
 SPLITS = ("train", "valid", "test")
 
@@ -54,7 +55,7 @@ class SplitResult:
 
 
 def _hash(kind: str, name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{kind}:{name}".encode(), digest_size=8).digest(), "big")
+    return hash64(f"{kind}:{name}")
 
 
 def speakers(cut: dict) -> set[str]:
@@ -86,7 +87,7 @@ def split_by_group(
     test_speakers: Sequence[str] = (),
     augmented: str = "train",
 ) -> SplitResult:
-    """Deal cuts (dictionaries of a manifest) to train, valid and test.
+    """Assign cuts (dictionaries of a manifest) to train, valid and test.
 
     Parameters
     ----------
@@ -176,33 +177,33 @@ def _count(labels: np.ndarray) -> int:
     return len(np.unique(labels))
 
 
+def components(items: np.ndarray, names: np.ndarray, count: int) -> np.ndarray:
+    """(count,) numbers of the components that items 0 ... count - 1 form.
+
+    items, names: (E,); each item has some names, and items with a name in common are connected.
+    """
+    from scipy.sparse import coo_array  # takes a second to import
+    from scipy.sparse.csgraph import connected_components
+
+    names = np.unique(names, return_inverse=True)[1].reshape(-1)
+    size = count + int(names.max(initial=-1)) + 1
+    edges = coo_array((np.ones(len(items), bool), (items, count + names)), shape=(size, size))
+    return connected_components(edges, directed=False)[1][:count]
+
+
 def _groups(records: np.ndarray, owner: np.ndarray, voices: np.ndarray) -> np.ndarray:
     """(N,) uint64: the least name among all cuts that recordings and `voices` connect to a cut.
 
     voices: hashes of speakers and of groups, of the cuts `owner`; a group that has the name of a
         recording ties its cuts to those of the recording.
     """
-    label = records.copy()
     if not len(voices):
-        return label
-    owner = np.concatenate([owner, np.arange(len(records))])
-    voices = np.concatenate([voices, records])
-    by_record = np.unique(records, return_inverse=True)[1]
-    by_voice = np.unique(voices, return_inverse=True)[1]
-    while True:  # as many rounds as the longest chain "shares a speaker, shares a recording, ..."
-        before = label
-        label = label.copy()
-        np.minimum.at(label, owner, _least(label[owner], by_voice)[by_voice])
-        label = _least(label, by_record)[by_record]
-        if (label == before).all():
-            return label
-
-
-def _least(values: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """The smallest of `values` for each number in `index`."""
-    out = np.full(index.max() + 1, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(out, index, values)
-    return out
+        return records
+    cuts = np.concatenate([owner, np.arange(len(records))])
+    part = components(cuts, np.concatenate([voices, records]), len(records))
+    least = np.full(part.max() + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(least, part, records)
+    return least[part]
 
 
 def _deal(labels, duration, wanted: dict[str, float], seed: int, fixed: np.ndarray):
@@ -241,7 +242,7 @@ def split_manifest(
     test: float,
     key: str = "auto",
     seed: int = 0,
-    progress: Callable = lambda iterable, desc: iterable,
+    progress: Progress = quiet,
     test_speakers: Sequence[str] = (),
     augmented: str = "train",
 ) -> SplitResult:
@@ -258,7 +259,7 @@ def split_manifest(
     cuts = progress(read_manifest(source), "grouping")
     result = split_by_group(cuts, valid, test, key, seed, test_speakers, augmented)
     targets = {name: manifest_path(directory, name) for name in SPLITS}
-    temporary = {name: path.with_name(path.name + ".tmp") for name, path in targets.items()}
+    temporary = {name: path.with_name(f".new_{path.name}") for name, path in targets.items()}
     try:
         lines = progress(manifest_lines(source), "writing")
         _write_lines(lines, result.split, list(temporary.values()))
@@ -267,7 +268,7 @@ def split_manifest(
         for path in temporary.values():
             path.unlink(missing_ok=True)
         raise
-    _write_json(record, {"source": None})
+    write_json(record, {"source": None})
     for name, path in targets.items():
         index_path(directory, name).unlink(missing_ok=True)
         if result.groups[name]:
@@ -276,7 +277,7 @@ def split_manifest(
             temporary[name].unlink()
             path.unlink(missing_ok=True)
     counts = [int((result.split == n).sum()) for n in range(len(SPLITS))]
-    _write_json(
+    write_json(
         record,
         {
             "source": stamp,
@@ -302,12 +303,7 @@ def split_manifest(
 def _write_lines(lines: Iterable[bytes], number: np.ndarray, paths: list[Path]) -> None:
     """Copy the n-th line to the file ``paths[number[n]]``, gzipped; to none where that is -1."""
     with ExitStack() as stack:
-        files = []
-        for path in paths:
-            raw = stack.enter_context(open(path, "wb"))
-            # the same cuts give the same bytes: no time, no name in the header
-            file = gzip.GzipFile("", "wb", compresslevel=5, fileobj=raw, mtime=0)
-            files.append(stack.enter_context(file))
+        files = [stack.enter_context(atomic_open(path)) for path in paths]
         for line, n in zip(lines, number.tolist()):
             if n < 0:
                 continue
@@ -336,9 +332,3 @@ def require_disjoint(manifests: dict[str, Path], by: str) -> None:
                     f"{manifests[other]} and {path}; run rvqlm split again"
                 )
         seen[name] = mine
-
-
-def _write_json(path: Path, value: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)

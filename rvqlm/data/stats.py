@@ -1,4 +1,4 @@
-"""What is in a token directory, and whether it is sound.
+"""What is in a token directory, and whether it is sound: `inspect`.
 
 `describe_split` streams every code of a split once: hours, durations, codes used and unigram
 entropy per level, padding of the epoch plan. `check_tokens` compares shards with the sizes and
@@ -8,59 +8,45 @@ checksums in ``tokens.json``. Memory does not grow with the data.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from rvqlm.data.index import TokenDataset
+from rvqlm.cli import Progress, quiet
+from rvqlm.data.index import TokenDataset, find_splits, manifest_path, read_sidecar
 from rvqlm.data.plan import PlanConfig, plan_epoch
+from rvqlm.data.splits import require_disjoint
 from rvqlm.data.store import check_shard
 from rvqlm.errors import UserError
+from rvqlm.files import read_json
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _BLOCK = 1 << 20  # codes counted at once
 
 
-def code_counts(
-    dataset: TokenDataset, progress: Callable[[Iterable], Iterable] = lambda rows: rows
-) -> np.ndarray:
+def code_counts(dataset: TokenDataset, progress: Progress = quiet) -> np.ndarray:
     """How often each code occurs in each level: (K, V) int64.
 
     Raises `UserError` naming the first cut with a code outside 0..V-1.
     """
     k, v = dataset.info.num_codebooks, dataset.info.codebook_size
-    counts = np.zeros(k * v, np.int64)
-    levels = np.arange(k) * v
+    counts, levels = np.zeros(k * v, np.int64), np.arange(k) * v
     pending: list[np.ndarray] = []
-    rows: list[int] = []
     size = 0
-
-    def count() -> None:
-        codes = np.concatenate(pending) if pending else np.empty((0, k), np.int64)
-        if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= v):
-            for row, part in zip(rows, pending):
-                bad = part[(part < 0) | (part >= v)]
-                if bad.size:
-                    raise UserError(
-                        f"cut {dataset.id_of(row)!r} of {dataset.directory} ({dataset.split}) has "
-                        f"code {int(bad[0])}, codec {dataset.info.name} has {v}: the shard is "
-                        "corrupted; tokenize again, or restore it from a copy"
-                    )
-        flat = (codes.astype(np.int64) + levels).reshape(-1)
-        counts.__iadd__(np.bincount(flat, minlength=k * v))
-        pending.clear()
-        rows.clear()
-
-    for row in progress(range(len(dataset))):
+    for row in progress(range(len(dataset)), dataset.split):
         view = dataset.view(row)
+        if view.size and (int(view.min()) < 0 or int(view.max()) >= v):
+            raise UserError(
+                f"cut {dataset.id_of(row)!r} of {dataset.directory} ({dataset.split}) has code "
+                f"{int(view[(view < 0) | (view >= v)][0])}, codec {dataset.info.name} has {v}: the "
+                "shard is corrupted; tokenize again, or restore it from a copy"
+            )
         pending.append(view)
-        rows.append(row)
         size += view.size
-        if size >= _BLOCK:
-            count()
-            size = 0
-    count()
+        if size >= _BLOCK or row == len(dataset) - 1:
+            flat = (np.concatenate(pending).astype(np.int64) + levels).reshape(-1)
+            counts += np.bincount(flat, minlength=k * v)
+            pending, size = [], 0
     return counts.reshape(k, v)
 
 
@@ -87,11 +73,7 @@ def plan_statistics(dataset: TokenDataset, config: PlanConfig) -> dict:
     }
 
 
-def describe_split(
-    dataset: TokenDataset,
-    config: PlanConfig,
-    progress: Callable[[Iterable], Iterable] = lambda rows: rows,
-) -> dict:
+def describe_split(dataset: TokenDataset, config: PlanConfig, progress: Progress = quiet) -> dict:
     """Statistics of a split, ready for JSON.
 
     Keys: cuts, frames, hours, duration (seconds at `PERCENTILES`, and the mean), codes_used (K),
@@ -120,13 +102,52 @@ def describe_split(
 def check_tokens(
     manifest_dir: str | os.PathLike,
     sidecar: dict,
-    progress: Callable[[Iterable], Iterable] = lambda shards: shards,
+    checksums: bool = True,
+    progress: Progress = quiet,
 ) -> list[str]:
     """Compare every shard with its entry in the sidecar; one message per problem."""
     problems = []
-    for entry in progress(sidecar.get("shards", [])):
+    for entry in progress(sidecar.get("shards", []), "shards", unit="shards"):
+        checksum = entry.get("sha256") if checksums else None
         try:
-            check_shard(Path(manifest_dir) / entry["path"], entry["bytes"], entry.get("sha256"))
+            check_shard(Path(manifest_dir) / entry["path"], entry["bytes"], checksum)
         except UserError as e:
             problems.append(str(e))
     return problems
+
+
+def inspect(
+    directory: Path, plan: PlanConfig, checksums: bool = True, progress: Progress = quiet
+) -> dict:
+    """Everything that can be said of a token directory, ready for JSON.
+
+    Keys: codec, by (what splits do not share), skipped (items), shards, checksums, splits
+    (`describe_split` of each), problems (a message each).
+
+    :param checksums: read every shard to compare its checksum, not only its size.
+    """
+    sidecar = read_sidecar(directory)
+    problems = check_tokens(directory, sidecar, checksums, progress)
+    splits = find_splits(directory)
+    stats: dict[str, dict] = {}
+    for split in splits:
+        try:
+            dataset = TokenDataset.open(directory, split)
+            stats[split] = describe_split(dataset, plan, progress)
+        except UserError as e:
+            problems.append(str(e))
+    record = directory / "splits.json"
+    by = read_json(record, "run rvqlm split again").get("by") if record.exists() else None
+    try:
+        require_disjoint({s: manifest_path(directory, s) for s in splits}, by or "recording")
+    except UserError as e:
+        problems.append(str(e))
+    return {
+        "codec": sidecar["codec"],
+        "by": by,
+        "skipped": sidecar.get("skipped", 0),
+        "shards": len(sidecar.get("shards", [])),
+        "checksums": checksums,
+        "splits": stats,
+        "problems": list(dict.fromkeys(problems)),  # two splits may share a broken shard
+    }

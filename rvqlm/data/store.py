@@ -40,6 +40,7 @@ from lhotse.features.io import (
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.files import sha256_of
 
 STORAGE_TYPE = "rvq_mmap"
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int16", "uint16", "uint32")}
@@ -50,6 +51,12 @@ def code_dtype(codebook_size: int) -> str:
     if codebook_size <= 32767:  # codes and the pad value -1 fit: batches need no wider type
         return "int16"
     return "uint16" if codebook_size <= 65536 else "uint32"
+
+
+def hash64(name: str) -> int:
+    """64 bits of a name, for sets and tables of names of millions of cuts."""
+    name = name.encode(errors="surrogateescape")  # file names that are no UTF-8
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
 
 
 class Key(NamedTuple):
@@ -283,19 +290,6 @@ class RvqMmapReader(FeaturesReader):
 # ----------------------------------------------------------------------------------- integrity
 
 
-def shard_checksum(path: str | os.PathLike, num_bytes: int | None = None) -> str:
-    """SHA-256 (hex) of a shard, or of its first `num_bytes`."""
-    digest, left = hashlib.sha256(), num_bytes
-    with open(path, "rb", buffering=0) as file:
-        while left is None or left > 0:
-            block = file.read(1 << 20 if left is None else min(left, 1 << 20))
-            if not block:
-                break
-            digest.update(block)
-            left = None if left is None else left - len(block)
-    return digest.hexdigest()
-
-
 def check_shard(path: str | os.PathLike, num_bytes: int, sha256: str | None = None) -> None:
     """Raise `UserError` unless the shard has this size and, where given, this checksum."""
     size = len(Shard(path))
@@ -306,7 +300,7 @@ def check_shard(path: str | os.PathLike, num_bytes: int, sha256: str | None = No
             f"token shard {path} has {size} bytes, its sidecar says {num_bytes}; "
             "run tokenize again to finish or repair it"
         )
-    if sha256 is not None and (found := shard_checksum(path)) != sha256:
+    if sha256 is not None and (found := sha256_of(path)) != sha256:
         raise UserError(
             f"token shard {path} is corrupted: checksum {found[:12]}, recorded {sha256[:12]}; "
             "delete it with its manifest and tokenize again, or restore it from a copy"
@@ -326,42 +320,6 @@ def frames_to_seconds(frames: int, info: CodecInfo) -> float:
     return frames * info.hop / info.sampling_rate
 
 
-def token_features(
-    storage_path: str | os.PathLike,
-    storage_key: str,
-    info: CodecInfo,
-    recording_id: str | None = None,
-    channel: int | list[int] = 0,
-) -> Features:
-    """The lhotse `Features` manifest of a stored array, on the exact token clock.
-
-    `storage_key` is what `RvqMmapWriter.write` returned. Raises `UserError` for an array without
-    frames (lhotse has no empty cuts) or with another number of codebooks than `info`.
-    """
-    where = Key.parse(storage_key)
-    if where.frames == 0:
-        raise UserError(f"no frames to make a cut of: recording {recording_id}, key {storage_key}")
-    if where.codebooks != info.num_codebooks:
-        raise UserError(
-            f"{storage_path} [{storage_key}] has {where.codebooks} codebooks, "
-            f"codec {info.name} {info.num_codebooks}"
-        )
-    return Features(
-        type=info.name,
-        num_frames=where.frames,
-        num_features=where.codebooks,
-        frame_shift=info.hop / info.sampling_rate,
-        sampling_rate=info.sampling_rate,
-        start=0.0,
-        duration=frames_to_seconds(where.frames, info),
-        storage_type=STORAGE_TYPE,
-        storage_path=str(storage_path),
-        storage_key=storage_key,
-        recording_id=recording_id,
-        channels=channel,
-    )
-
-
 def token_cut(
     id: str,
     storage_path: str | os.PathLike,
@@ -376,17 +334,42 @@ def token_cut(
 ) -> MonoCut:
     """The lhotse cut over a stored array: starts at 0, T * hop / sampling_rate seconds long.
 
+    Raises `UserError` for an array without frames (lhotse has no empty cuts) or with another number
+    of codebooks than `info`.
+
     Parameters
     ----------
+    storage_key: what `RvqMmapWriter.write` returned.
     supervisions: relative to the start of the audio cut, as lhotse keeps them; a segment
         that reaches behind the last frame is left as it is.
     num_samples: true samples of the audio at the codec's rate, kept in ``custom`` so that decoded
         audio can be trimmed to it.
     ends_recording: False where the audio cut stops before its recording does; kept in ``custom``
-        (only then), and the end of sequence is not learnt from such a cut.
+        (only then), and the end of sequence is not learned from such a cut.
     custom: more fields to keep.
     """
-    features = token_features(storage_path, storage_key, info, recording_id, channel)
+    where = Key.parse(storage_key)
+    if where.frames == 0:
+        raise UserError(f"no frames to make a cut of: recording {recording_id}, key {storage_key}")
+    if where.codebooks != info.num_codebooks:
+        raise UserError(
+            f"{storage_path} [{storage_key}] has {where.codebooks} codebooks, "
+            f"codec {info.name} {info.num_codebooks}"
+        )
+    features = Features(
+        type=info.name,
+        num_frames=where.frames,
+        num_features=where.codebooks,
+        frame_shift=info.hop / info.sampling_rate,
+        sampling_rate=info.sampling_rate,
+        start=0.0,
+        duration=frames_to_seconds(where.frames, info),
+        storage_type=STORAGE_TYPE,
+        storage_path=str(storage_path),
+        storage_key=storage_key,
+        recording_id=recording_id,
+        channels=channel,
+    )
     fields = dict(custom or {})
     if num_samples is not None:
         fields["num_samples"] = int(num_samples)

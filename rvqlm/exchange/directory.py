@@ -22,9 +22,10 @@ from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import locate, read_manifest, read_sidecar, require_current_split
-from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype, shard_checksum
+from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype
 from rvqlm.errors import UserError
 from rvqlm.exchange.items import Skipped, TokenItem
+from rvqlm.files import sha256_of
 from rvqlm.version import __version__
 
 CUTS_PER_SHARD = 20_000
@@ -256,7 +257,7 @@ def _finish_shard(writer: RvqMmapWriter | None, shards: list[dict]) -> None:
         {
             "path": f"codes/{writer.path.name}",
             "bytes": writer.num_bytes,
-            "sha256": shard_checksum(writer.path),
+            "sha256": sha256_of(writer.path),
         }
     )
 

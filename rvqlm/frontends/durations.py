@@ -7,7 +7,7 @@ from the lengths of recordings and their first codebook, without any alignment.
   of level 0 at their time (mutual information), on a coarse grid
 
 It is a prior: models place texts by it on the time axis (`rvqlm.modules.conditioning`) and learn
-the rest by themselves. A learnt aligner would be more exact, and slower to have.
+the rest by themselves. A trained aligner would be more exact, and slower to have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rvqlm.condition_info import room_of
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.ragged import Ragged
 
-FITTED, LISTENED = 20000, 600
+FITTED, ALIGNED = 20000, 600
 """Recordings for the durations and for the silence, at most."""
 GRID = (0.0, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1.0)
 """Lead and tail that are tried, as shares of the silence that least squares finds."""
@@ -32,7 +32,7 @@ def estimate(
 ) -> tuple[tuple[float, ...], tuple[float, float]]:
     """Frames of each symbol 0 ... size - 1, and of the silence before and after a text.
 
-    :param dataset: the split that is to be learnt from.
+    :param dataset: the split to estimate from.
     :param column: symbols (S, 1) of its rows; rows without any are left out.
     """
     rows = np.flatnonzero(np.asarray(column.lengths) > 0)
@@ -47,21 +47,21 @@ def estimate(
     goal = np.concatenate([frames, np.full(size, 10**0.5 * mean)])
     fitted, _ = nnls(np.concatenate([weights, prior]), goal)
     durations, silence = np.maximum(fitted[:-1], SHORTEST), fitted[-1]
-    some = rows[np.linspace(0, len(rows) - 1, min(LISTENED, len(rows))).astype(np.int64)]
-    heard = [(column.read(row)[:, 0], dataset.read(row)[:, 0]) for row in np.unique(some)]
+    some = rows[np.linspace(0, len(rows) - 1, min(ALIGNED, len(rows))).astype(np.int64)]
+    examples = [(column.read(row)[:, 0], dataset.read(row)[:, 0]) for row in np.unique(some)]
     codes = dataset.info.codebook_size
     best = max(
         ((lead * silence, tail * silence) for lead in GRID for tail in GRID),
-        key=lambda margins: _information(heard, durations, margins, size, codes),
+        key=lambda margins: _information(examples, durations, margins, size, codes),
     )
     return tuple(round(float(d), 3) for d in durations), tuple(round(float(m), 2) for m in best)
 
 
-def _information(heard, durations: np.ndarray, margins, size: int, codes: int) -> float:
+def _information(examples, durations: np.ndarray, margins, size: int, codes: int) -> float:
     """Nats that the symbol at a frame says about its code; with silence as one more symbol, so that
     every frame counts whatever the margins are."""
     joint = np.zeros((size + 1, codes))
-    for symbols, row in heard:
+    for symbols, row in examples:
         lead, room = room_of(len(row), margins)
         edges = np.cumsum(durations[symbols])
         edges = lead + np.concatenate([[0.0], edges * (room / edges[-1])])

@@ -121,15 +121,20 @@ def phonemes(text: str, voice: str = "en-us", stress: bool = True) -> str:
     `stress` keeps the marks of primary and secondary stress. Marks of a change of language
     ("(en)") are removed.
     """
-    with _lock:
-        voice_name = _voice_name(voice, None)
-        library = _fresh_library()  # a quotation before changes stresses now
-        library.set_voice(voice_name)
-        ipa = library.phonemes(text)
+    ipa = " ".join(ipa for _, ipa in clauses(text, voice))
     ipa = re.sub(r"\([a-z-]+\)", "", ipa)
     if not stress:
         ipa = re.sub("[ˈˌ]", "", ipa)
     return " ".join(ipa.split())
+
+
+def clauses(text: str, voice: str = "en-us") -> list[tuple[str, str]]:
+    """(what espeak read, its IPA as espeak gives it) for every clause of `text`."""
+    with _lock:
+        voice_name = _voice_name(voice, None)
+        library = _fresh_library()  # a quotation before changes stresses now
+        library.set_voice(voice_name)
+        return library.clauses(text)
 
 
 class _Library:
@@ -147,20 +152,11 @@ class _Library:
         lib.espeak_Initialize.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_int]
         lib.espeak_SetVoiceByName.argtypes = [ctypes.c_char_p]
         lib.espeak_Synth.argtypes = [
-            ctypes.c_char_p,
-            ctypes.c_size_t,
-            ctypes.c_uint,
-            ctypes.c_int,
-            ctypes.c_uint,
-            ctypes.c_uint,
-            ctypes.c_void_p,
-            ctypes.c_void_p,
+            *(ctypes.c_char_p, ctypes.c_size_t, ctypes.c_uint, ctypes.c_int),
+            *(ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p),
         ]
-        lib.espeak_TextToPhonemes.argtypes = [
-            ctypes.POINTER(ctypes.c_char_p),
-            ctypes.c_int,
-            ctypes.c_int,
-        ]
+        pointer = ctypes.POINTER(ctypes.c_char_p)
+        lib.espeak_TextToPhonemes.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
         lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
         lib.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceStruct))
         self.sampling_rate = lib.espeak_Initialize(
@@ -204,17 +200,23 @@ class _Library:
         lib.espeak_Synchronize()
         return np.frombuffer(b"".join(self._chunks), dtype=np.int16)
 
-    def phonemes(self, text: str) -> str:
-        pointer = ctypes.c_char_p(text.encode())
-        clauses = []
+    def clauses(self, text: str) -> list[tuple[str, str]]:
+        data = text.encode()
+        pointer = ctypes.c_char_p(data)
+        start, read, ahead = _address(pointer), 0, ""
+        found = []
         # the call moves the pointer past one clause, to NULL at the end; it reads a character
         # ahead, so the rest may be empty while one clause is still to come
-        while ctypes.cast(pointer, ctypes.c_void_p).value:
-            clause = self._lib.espeak_TextToPhonemes(
-                ctypes.byref(pointer), _CHARS_UTF8, _PHONEMES_IPA
-            )
-            clauses.append((clause or b"").decode())
-        return " ".join(clauses)
+        while _address(pointer) is not None:
+            ipa = self._lib.espeak_TextToPhonemes(ctypes.byref(pointer), _CHARS_UTF8, _PHONEMES_IPA)
+            at = _address(pointer)
+            end = len(data) if at is None else at - start
+            piece = ahead + data[read:end].decode(errors="ignore")
+            # the character ahead is the first of the next clause
+            piece, ahead = (piece, "") if at is None else (piece[:-1], piece[-1:])
+            found.append((piece, (ipa or b"").decode()))
+            read = end
+        return found
 
     def voices(self) -> list[Voice]:
         array = self._lib.espeak_ListVoices(None)
@@ -230,6 +232,10 @@ class _Library:
     def close(self) -> None:
         self._lib.espeak_Terminate()
         _ctypes.dlclose(self._lib._handle)
+
+
+def _address(pointer: ctypes.c_char_p) -> int | None:
+    return ctypes.cast(pointer, ctypes.c_void_p).value
 
 
 def _fresh_library() -> _Library:

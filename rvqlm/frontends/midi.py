@@ -100,7 +100,7 @@ class Notes(NamedTuple):
 
     def between(self, start: float, end: float) -> Notes:
         """The notes that begin in [start, end), with `start` as the beginning of time. Those that
-        still sound from before are left out: their attack is not heard."""
+        still sound from before are left out: their attack lies before it."""
         first, last = np.searchsorted(self.time, [start, end])
         part = Notes(*(column[first:last] for column in self))
         return part._replace(time=part.time - start)

@@ -7,24 +7,26 @@ written last, and goes away first when the bins change, so that an interruption 
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from rvqlm.cli import Progress, quiet
 from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
-from rvqlm.data.conditions import load_info
+from rvqlm.data.conditions import discard, load_info, save_info
 from rvqlm.data.index import TokenDataset, read_manifest
+from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import write_ragged
 from rvqlm.data.splits import recording
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
 from rvqlm.frontends.midi import MidiFrontEnd, MidiSettings, Notes, read_notes
+from rvqlm.frontends.transcripts import field_value
 
 SUFFIXES = (".mid", ".midi")
 TRAIN = "train"  # the split that the rate is of
@@ -77,23 +79,17 @@ class MidiFiles:
             return self.folder / own, offset, offset + cut["duration"]
         if (cut.get("custom") or {}).get("augmented_from") is not None and own is None:
             return None
-        path = _value(cut, self.name) if self.name else self._by_id.get(recording(cut))
+        path = self._by_id.get(recording(cut))
+        if self.name:
+            holders = (cut, *(cut.get("supervisions") or []))
+            values = (field_value(holder, self.name) for holder in holders)
+            path = next((value for value in values if value is not None), None)
         if path is None:
             return None
         if not isinstance(path, (str, Path)):
             raise UserError(f"cut {cut['id']!r}: {self.name} is {str(path)[:40]!r}, not a path")
         start = offset + self._starts.of(cut["id"])
         return (self.folder or Path()) / path, start, start + cut["duration"]
-
-
-def _value(cut: dict, name: str):
-    """The field `name` ("custom.midi_path") of a cut or else of its supervisions."""
-    for holder in (cut, *(cut.get("supervisions") or [])):
-        for part in name.split("."):
-            holder = holder.get(part) if isinstance(holder, dict) else None
-        if holder is not None:
-            return holder
-    return None
 
 
 def _named_files(folder: Path) -> dict[str, Path]:
@@ -145,7 +141,7 @@ def prepare_midi(
     name: str | None,
     settings: MidiSettings,
     skip_bad: bool = False,
-    progress: Callable[[Iterable, str, int], Iterable] = lambda items, name, total: items,
+    progress: Progress = quiet,
 ) -> tuple[ConditionInfo, dict[str, MidiReport]]:
     """Write the notes of `splits`.
 
@@ -153,7 +149,7 @@ def prepare_midi(
     ----------
     folder, name: where the files are; see `MidiFiles`.
     skip_bad: cuts whose file cannot be used have no notes, instead of an error.
-    progress: wraps the iterator of a split's cuts, given a name and their number.
+    progress: wraps the iterator of a split's cuts.
 
     Raises `UserError` for files that cannot be used and when no cut has notes.
     """
@@ -167,19 +163,18 @@ def prepare_midi(
             cuts = progress(dataset.cuts(), split, len(dataset))
             rows = _rows(cuts, dataset, files, front_end, skip_bad, reports[split])
             write_ragged(fresh[split], rows, len(MIDI_FIELDS), dataset.fingerprint)
-        old = _old(directory)
+        old = None
+        with contextlib.suppress(UserError):  # none, or damaged: about to be made again
+            old = load_info(directory, "midi", "")
         info = front_end.info(_rate(reports, old, files))
         if old is None or old.settings != info.settings:  # other bins must not stand beside these
-            (directory / "midi.json").unlink(missing_ok=True)
-            for column in directory.glob("midi_*.bin"):
-                column.unlink()
+            discard(directory, "midi")
         for split, path in fresh.items():
-            os.replace(path, directory / f"midi_{split}.bin")
+            os.replace(path, column_path(directory, "midi", split))
     finally:
         for path in fresh.values():
             path.unlink(missing_ok=True)
-    text = json.dumps(info.to_dict(), indent=1) + "\n"
-    atomic_write(directory / "midi.json", lambda to: to.write_text(text, encoding="utf-8"))
+    save_info(directory, info)
     return info, reports
 
 
@@ -197,13 +192,6 @@ def _rate(reports: dict[str, MidiReport], old: ConditionInfo | None, files: Midi
     train = reports.get(TRAIN)
     counted = [train] if train is not None and train.notes else list(reports.values())
     return sum(r.frames for r in counted) / sum(r.notes for r in counted)
-
-
-def _old(directory: Path) -> ConditionInfo | None:
-    try:
-        return load_info(directory, "midi", "")
-    except UserError:  # none, or damaged: about to be made again
-        return None
 
 
 def _rows(

@@ -14,20 +14,15 @@ the space between words (``<space>``). A phoneme written with two letters is two
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import re
-import signal
 import unicodedata
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 
 from rvqlm.errors import UserError
 from rvqlm.frontends import espeak
+from rvqlm.runtime import in_order
 
 STRESS = "ˈˌ"
 PUNCTUATION = ".,;:!?…—"
@@ -49,7 +44,7 @@ def speak(text: str, language: str = "en-us", stress: bool = True, punctuation: 
     if not text:
         return ""
     words: list[str] = []
-    for written, ipa in _clauses(text, language):
+    for written, ipa in espeak.clauses(text, language):
         ipa = re.sub(r"\([a-z-]+\)", "", ipa).strip()  # "(en)": a word of another language
         marks = _marks(written) if punctuation else ""
         if ipa:
@@ -66,38 +61,6 @@ def _marks(written: str) -> str:
     """Punctuation at the end of a clause, "?!" as it is, "!!!" as "!", "..." as "…"."""
     tail = _TAIL.search(written)[0].translate(_SAME).replace("...", "…")
     return re.sub(r"(.)\1+", r"\1", "".join(c for c in tail if c in PUNCTUATION))
-
-
-def _clauses(text: str, language: str) -> Iterator[tuple[str, str]]:
-    """(what was read, its IPA) of every clause."""
-    data = text.encode()
-    found = []
-    with espeak._lock:
-        voice = espeak._voice_name(language, None)
-        library = espeak._fresh_library()
-        library.set_voice(voice)
-        pointer = ctypes.c_char_p(data)
-        start, read = _address(pointer), 0
-        # NULL when all is spoken; at the end of the text a letter may still be waiting
-        while (at := _address(pointer)) is not None:
-            ipa = library._lib.espeak_TextToPhonemes(
-                ctypes.byref(pointer), espeak._CHARS_UTF8, espeak._PHONEMES_IPA
-            )
-            at = _address(pointer)
-            end = len(data) if at is None else at - start
-            found.append(
-                (data[read:end].decode(errors="ignore"), at is None, (ipa or b"").decode())
-            )
-            read = end
-    ahead = ""  # espeak reads one character ahead, the first of the next clause
-    for piece, last, ipa in found:
-        piece = ahead + piece
-        piece, ahead = (piece, "") if last else (piece[:-1], piece[-1:])
-        yield piece, ipa
-
-
-def _address(pointer: ctypes.c_char_p) -> int | None:
-    return ctypes.cast(pointer, ctypes.c_void_p).value
 
 
 @lru_cache(maxsize=1024)
@@ -147,38 +110,8 @@ def speak_all(
     """
     texts = iter(texts)
     chunks = iter(lambda: list(islice(texts, _CHUNK)), [])
-    if workers == 0:
-        for chunk in chunks:
-            yield from _speak_all(chunk, stress, punctuation)
+    work = partial(_speak_all, stress=stress, punctuation=punctuation)
     for chunk in chunks:
-        share = chain([chunk], islice(chunks, workers * _CHUNKS - 1))
-        yield from _speak_in_pool(share, stress, punctuation, workers)
-
-
-def _speak_in_pool(
-    chunks: Iterator[list[tuple[str, str]]], stress: bool, punctuation: bool, workers: int
-) -> Iterator[str]:
-    # Ctrl-C is the parent's business; a process that dies raises here instead of hanging
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
-    try:
-        waiting = deque(
-            pool.submit(_speak_all, chunk, stress, punctuation)
-            for chunk in islice(chunks, 3 * workers)
-        )
-        while waiting:
-            spoken = waiting.popleft().result()
-            for chunk in islice(chunks, 1):
-                waiting.append(pool.submit(_speak_all, chunk, stress, punctuation))
+        share = chain([chunk], islice(chunks, max(1, workers) * _CHUNKS - 1))
+        for _, spoken in in_order(work, share, workers, "spawn", "--workers"):
             yield from spoken
-    except BrokenProcessPool:
-        raise UserError(
-            "a process that runs espeak was killed (out of memory?); run the same command again, "
-            "perhaps with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -19,7 +19,7 @@ from numbers import Integral
 from pathlib import Path
 
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.files import write_text
 
 EPS = "<eps>"
 """Symbol 0, which no text contains: the blank of a recogniser trained with CTC."""
@@ -132,8 +132,7 @@ class SymbolTable:
 
     def to_file(self, path: str | os.PathLike) -> None:
         """Write the file, in UTF-8; it appears when it is complete."""
-        text = self.to_str()
-        atomic_write(path, lambda to: to.write_text(text, encoding="utf-8", newline="\n"))
+        write_text(path, self.to_str())
 
     @property
     def ids(self) -> list[int]:

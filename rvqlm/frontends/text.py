@@ -1,12 +1,12 @@
 """`TextFrontEnd`: text to symbol ids and back, the same in preparation and in generation.
 
-======== ================================================= ====================================
-type     a text becomes                                    unknown ones
-======== ================================================= ====================================
-chars    its characters                                    an error that names them
-phonemes IPA symbols by espeak (`rvqlm.frontends.phonemes`)     an error that names them
-bpe      pieces of words (`rvqlm.frontends.pieces`)             ``<unk>``
-======== ================================================= ====================================
+======== ==================================================== =========================
+type     a text becomes                                       unknown ones
+======== ==================================================== =========================
+chars    its characters                                       an error that names them
+phonemes IPA symbols by espeak (`rvqlm.frontends.phonemes`)   an error that names them
+bpe      pieces of words (`rvqlm.frontends.pieces`)           ``<unk>``
+======== ==================================================== =========================
 
 Id 0 is ``<eps>`` and occurs in no text, so that a recogniser trained with CTC on the same table has
 its blank. There are no symbols for begin and end: a condition comes with its length. A space is the

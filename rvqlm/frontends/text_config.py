@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rvqlm.cli import kebab
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.frontends.text import TextSettings
@@ -25,7 +26,7 @@ class TextConfig:
     characters, for languages written as they are spoken; bpe: pieces of words (sentencepiece)."""
     like: Path | None = None
     """Instead of --type: the token directory whose table and settings to use, for data that one
-    model shall hear together or be judged on."""
+    model is trained on together or evaluated on."""
     field: str = "text"
     """Where the text lies: "text" or "custom.NAME" of the cuts' supervisions."""
     phonemes_field: str | None = None
@@ -42,7 +43,7 @@ class TextConfig:
     punctuation: bool = True
     """phonemes: keep the punctuation at which the voice pauses."""
     lowercase: bool = False
-    """chars, bpe: make capitals small letters."""
+    """chars, bpe: lower-case all letters."""
     vocab_size: int | None = None
     """bpe: number of pieces; 500 unless given."""
     unknown: Literal["error", "drop"] = "error"
@@ -79,17 +80,13 @@ class TextConfig:
 
     @staticmethod
     def _flags(names: Iterable[str]) -> str:
-        return ", ".join("--" + name.replace("_", "-") for name in names)
+        return ", ".join(f"--{kebab(name)}" for name in names)
 
     def misfits(self, type: str) -> list[str]:
         """Complaints about flags that another type than `type` has."""
         owners = {
-            "phonemes_field": ("phonemes",),
-            "language": ("phonemes",),
-            "language_field": ("phonemes",),
-            "stress": ("phonemes",),
-            "punctuation": ("phonemes",),
-            "workers": ("phonemes",),
+            **dict.fromkeys(("phonemes_field", "language", "language_field"), ("phonemes",)),
+            **dict.fromkeys(("stress", "punctuation", "workers"), ("phonemes",)),
             "lowercase": ("chars", "bpe"),
             "vocab_size": ("bpe",),
             "unknown": ("phonemes", "chars"),

@@ -14,24 +14,24 @@ files that others read, and goes away first, so that an interruption leaves no m
 
 from __future__ import annotations
 
-import json
-import os
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, tee
 from pathlib import Path
 
 import numpy as np
 
+from rvqlm.cli import Progress, quiet
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.conditions import load_info
+from rvqlm.data.conditions import discard, load_info, save_info
 from rvqlm.data.index import TokenDataset, manifest_path, read_manifest
+from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.files import read_json, write_json
 from rvqlm.frontends import phonemes
 from rvqlm.frontends.durations import estimate
 from rvqlm.frontends.pieces import UNKNOWN, train_pieces
@@ -39,6 +39,7 @@ from rvqlm.frontends.symbols import SPACE, SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings, describe, lookup, require_unicode
 from rvqlm.frontends.text_config import TextConfig, digest
 from rvqlm.frontends.transcripts import Transcript, text_fields, transcripts
+from rvqlm.runtime import num_cores
 
 TRAIN = "train"  # the split that the table comes from
 _PIECES_TEXTS = 1_000_000  # texts that sentencepiece is trained on, at most
@@ -98,15 +99,14 @@ class _Column:
 class _Preparation:
     """The steps of `prepare_text`."""
 
-    def __init__(self, config: TextConfig, like: ConditionInfo | None, progress: Callable):
+    def __init__(self, config: TextConfig, like: ConditionInfo | None, progress: Progress):
         self.config, self.progress = config, progress
         self.front_end = None if like is None else TextFrontEnd.from_info(like)
         self.settings = config.settings() if like is None else self.front_end.settings
         self.unknown: Counter[str] = Counter()
         self.first: dict[str, str] = {}  # where each unknown symbol was met first
         self.languages: Counter[str] = Counter()  # of the training split
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        self.workers = config.workers or cores or 1
+        self.workers = config.workers or num_cores()
 
     def texts(self, dataset: TokenDataset, note: str = "") -> Iterator[Transcript]:
         """The texts of a split, with a language each where it needs one."""
@@ -239,14 +239,10 @@ class _Preparation:
         )
 
 
-def prepare_text(
-    config: TextConfig,
-    splits: list[str],
-    progress: Callable[[Iterable, str, int], Iterable] = lambda items, name, total: items,
-) -> TextReport:
+def prepare_text(config: TextConfig, splits: list[str], progress: Progress = quiet) -> TextReport:
     """Write the text columns of `splits`; does nothing where they are as `config` wants them.
 
-    progress: wraps the iterator of a split's cuts, given a name and their number.
+    progress: wraps the iterator of a split's cuts.
 
     Raises `UserError` for missing or old indexes, splits without any text, symbols that the table
     lacks, and whatever else a user can mend, before anything is changed.
@@ -273,29 +269,27 @@ def prepare_text(
 
     record = _discard_old(directory, splits, info)
     for split, (column, renumber) in columns.items():
-        fingerprint = column.dataset.fingerprint
-        write_ragged(_column_path(directory, split), column.rows(renumber), 1, fingerprint)
+        path = column_path(directory, "text", split)
+        write_ragged(path, column.rows(renumber), 1, column.dataset.fingerprint)
         record[split] = {
             **_identity(column.dataset),
             "made_of": made_of,
             "report": vars(column.report),
         }
     if like is None:
-        train = Ragged.open(_column_path(directory, TRAIN), datasets[TRAIN].fingerprint)
+        train = Ragged.open(column_path(directory, "text", TRAIN), datasets[TRAIN].fingerprint)
         durations, margins = estimate(datasets[TRAIN], train, info.sizes[0])
         info = replace(info, durations=durations, margins=margins)
     work.front_end.table.to_file(directory / "tokens.txt")
-    _write_json(directory / "text.json", info.to_dict())
-    _write_json(
-        directory / "text_prepared.json", {"text": digest(info.to_dict()), "splits": record}
-    )
+    save_info(directory, info)
+    write_json(directory / "text_prepared.json", {"text": digest(info.to_dict()), "splits": record})
     return TextReport(info, {split: column.report for split, (column, _) in columns.items()})
 
 
 def preview(config: TextConfig, splits: list[str]) -> list[str]:
     """Lines that say what `prepare_text` would do, with the first text of each split."""
     _, datasets, like, current = _open(config, splits)
-    work = _Preparation(config, like, lambda items, name, total: items)
+    work = _Preparation(config, like, quiet)
     work.workers = 0
     state = "all is up to date" if current is not None else "these would be written"
     lines = [f"dry run, nothing is written; {state}:"]
@@ -328,10 +322,6 @@ def _open(config: TextConfig, splits: list[str]):
     return directory, datasets, like, _current(directory, datasets, config.made_of(like))
 
 
-def _column_path(directory: Path, split: str) -> Path:
-    return directory / f"text_{split}.bin"
-
-
 def _identity(dataset: TokenDataset) -> dict:
     """Of the data that a column is made from; the index does not know texts, the manifest does."""
     manifest = dataset.header["manifest"]["sha256"]
@@ -343,7 +333,7 @@ def _current(directory: Path, datasets: dict[str, TokenDataset], made_of: dict):
     try:
         info = load_info(directory, "text", "")
         table = SymbolTable.from_file(directory / "tokens.txt")
-        record = json.loads((directory / "text_prepared.json").read_text())
+        record = read_json(directory / "text_prepared.json", "")
         symbols = [table[id] for id in table.ids]
         if record["text"] != digest(info.to_dict()) or symbols != info.settings["symbols"]:
             return None
@@ -352,7 +342,7 @@ def _current(directory: Path, datasets: dict[str, TokenDataset], made_of: dict):
             entry = record["splits"][split]
             if entry["made_of"] != made_of or not _identity(dataset).items() <= entry.items():
                 return None
-            Ragged.open(_column_path(directory, split), dataset.fingerprint)
+            Ragged.open(column_path(directory, "text", split), dataset.fingerprint)
             reports[split] = SplitReport(**entry["report"])
     except (UserError, OSError, ValueError, KeyError, TypeError):
         return None  # missing or damaged: made again
@@ -363,20 +353,12 @@ def _discard_old(directory: Path, splits: list[str], info: ConditionInfo) -> dic
     """Remove what does not go with the new table; returns the record of what does."""
     path = directory / "text_prepared.json"
     try:
-        old = load_info(directory, "text", "")
-        record = json.loads(path.read_text())["splits"]
-        same = old.settings == info.settings
-    except (UserError, OSError, ValueError, KeyError, TypeError):
+        same = load_info(directory, "text", "").settings == info.settings
+        record = read_json(path, "", convert=lambda prepared: dict(prepared["splits"]))
+    except UserError:  # missing or damaged
         same, record = False, {}
     path.unlink(missing_ok=True)
     if same:
         return {split: entry for split, entry in record.items() if split not in splits}
-    (directory / "text.json").unlink(missing_ok=True)
-    for column in directory.glob("text_*.bin"):
-        column.unlink()
+    discard(directory, "text")
     return {}
-
-
-def _write_json(path: Path, value: dict) -> None:
-    text = json.dumps(value, indent=1) + "\n"
-    atomic_write(path, lambda to: to.write_text(text, encoding="utf-8"))

@@ -50,8 +50,8 @@ def _values(cut: dict, field: str, place: str) -> list[str]:
     segments = cut.get("supervisions") or []
     if len(segments) > 1:
         segments = sorted(segments, key=lambda s: s.get("start", 0.0))
-    found = [v for s in segments if (v := _value(s, field)) is not None]
-    if not found and (own := _value(cut, field)) is not None:
+    found = [v for s in segments if (v := field_value(s, field)) is not None]
+    if not found and (own := field_value(cut, field)) is not None:
         found = [own]
     for value in found:
         if not isinstance(value, str):
@@ -61,7 +61,8 @@ def _values(cut: dict, field: str, place: str) -> list[str]:
     return [value for value in (v.strip() for v in found) if value]
 
 
-def _value(holder: dict, field: str):
+def field_value(holder: dict, field: str):
+    """The field, such as "custom.NAME", of a cut or of a supervision; None where it is not."""
     for name in field.split("."):
         holder = holder.get(name) if isinstance(holder, dict) else None
     return holder

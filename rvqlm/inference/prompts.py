@@ -329,6 +329,7 @@ def conditions_of(dataset, rows: list[int], model, seed: int, voice_seconds: flo
     :raises UserError: conditions that were made otherwise than those of the model's training.
     """
     from rvqlm.data.conditions import ConditionSet
+    from rvqlm.data.plan import Items
 
     if not model.conditions:
         return [Given() for _ in rows]
@@ -338,8 +339,7 @@ def conditions_of(dataset, rows: list[int], model, seed: int, voice_seconds: flo
     )
     for kind, info in model.conditions.items():
         info.require_same(conditions.infos[kind], "the checkpoint", str(dataset.directory))
-    index = np.asarray(rows)
-    padded = conditions.read(index, np.zeros_like(index), np.asarray(dataset.frames)[index], 0)
+    padded = conditions.read(Items.whole(np.asarray(rows), dataset.frames))
     found = []
     for i in range(len(rows)):
         values = {k: p.values[i, : int(p.lengths[i])].long() for k, p in padded.items()}

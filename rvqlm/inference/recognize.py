@@ -16,6 +16,7 @@ from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
+from rvqlm.data.plan import Items
 from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
 from rvqlm.frontends.text import TextFrontEnd
@@ -167,7 +168,7 @@ def recognize_cuts(
     names = dict(zip(range(count), dataset.ids()))
     frames = np.asarray(dataset.frames[:count]).astype(np.int64)
     order = np.argsort(frames, kind="stable")  # by length, for batches with little padding
-    said = texts.read(order, np.zeros(count, np.int64), frames[order])["text"]
+    said = texts.read(Items.whole(order, frames))["text"]
     references = {
         row: values[:n, 0].tolist()
         for row, values, n in zip(order.tolist(), said.values, said.lengths.tolist())

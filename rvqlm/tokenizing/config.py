@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,6 +9,7 @@ import tyro
 
 from rvqlm.audio.prepare import AudioConfig
 from rvqlm.errors import UserError
+from rvqlm.runtime import num_cores
 
 if TYPE_CHECKING:
     from rvqlm.codecs.base import Codec
@@ -49,7 +49,7 @@ class CodecConfig:
 
 @dataclass
 class WorkConfig:
-    """How to go about it. None of this changes the tokens."""
+    """How to do it. None of this changes the tokens."""
 
     jobs: int = 0
     """Processes that encode, on one thread each. 0: one per core on a CPU, one on a GPU; 1: no
@@ -81,10 +81,8 @@ class WorkConfig:
     def for_codec(self, codec: Codec, world_size: int) -> tuple[int, float, int]:
         """(jobs, chunk_seconds, batch_size) with the automatic ones filled in."""
         cpu = codec.device.type == "cpu"
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        jobs = self.jobs or (cores if cpu and world_size == 1 else 1)
         return (
-            jobs,
+            self.jobs or (num_cores() if cpu and world_size == 1 else 1),
             self.chunk_seconds or (4.0 if cpu else 10.0),
             self.batch_size or (1 if cpu else 32),
         )

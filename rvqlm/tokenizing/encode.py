@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqlm.audio.load import AudioStream, BadAudio
+from rvqlm.audio.load import AudioStream
+from rvqlm.audio.reader import BadAudio
 from rvqlm.audio.source import Item
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import Encoded, encode_many, encode_stream

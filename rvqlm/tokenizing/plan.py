@@ -1,6 +1,6 @@
 """Which item goes to which shard, decided before anything is encoded and kept in
-``parts/plan.json``; and what a token directory must have in common with the command that goes on
-with it.
+``parts/plan.json``; and what a token directory must have in common with the command that continues
+it.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvqlm.audio.load import AudioConfig
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.source import Listing
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
-from rvqlm.tokenizing.shard import disk_error, write_atomic
+from rvqlm.files import write_json
+from rvqlm.tokenizing.shard import disk_error
 
 ITEMS_PER_SHARD = 20_000
 """More shards than processes from here on: files of a size that can be copied and checked."""
@@ -105,7 +106,7 @@ def make_plan(out: Path, identity: Identity, listing: Listing, workers: int) -> 
     ranges = [r for r in listing.split(min(shards, len(listing))) if r[1] > r[0]]
     plan = {"codec": identity.codec.to_dict(), **identity.recorded(), "ranges": ranges}
     try:
-        write_atomic(plan_path(out), json.dumps(plan))
+        write_json(plan_path(out), plan, indent=None)
     except OSError as e:
         raise _cannot_write(e, out) from None
     return ranges

@@ -7,7 +7,6 @@ items are. Items arrive in their order, one after another.
 from __future__ import annotations
 
 import contextlib
-import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -15,10 +14,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from rvqlm.audio.load import AudioConfig, AudioStream, BadAudio
+from rvqlm.audio.load import AudioStream
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.read import close_parked
+from rvqlm.audio.reader import BadAudio
 from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
+from rvqlm.data.channel import Channel
 
 QUEUED_BLOCKS = 16
 
@@ -71,8 +73,7 @@ class ReadAhead:
         blocks: int = QUEUED_BLOCKS,
     ):
         self._items, self._info, self._config = items, info, config
-        self._queue: queue.Queue = queue.Queue(blocks)
-        self._stopped = threading.Event()
+        self._channel = Channel(blocks)
         self._thread = threading.Thread(target=self._read, name="rvqlm-reading", daemon=True)
         self._thread.start()
 
@@ -89,18 +90,15 @@ class ReadAhead:
 
     def take(self) -> tuple[str, object]:
         """The next message of the thread; raises what the thread met, if it was no bad audio."""
-        kind, content = self._queue.get()
+        kind, content = self._channel.get()
         if kind == "error":
             raise content
         return kind, content
 
     def close(self) -> None:
-        """Stop reading, whatever is going on."""
-        self._stopped.set()
-        while self._thread.is_alive():
-            with contextlib.suppress(queue.Empty):
-                self._queue.get_nowait()  # it may be waiting for room
-            self._thread.join(0.01)
+        """Stop reading, at the next block at the latest."""
+        self._channel.close()
+        self._thread.join()
 
     def __enter__(self) -> ReadAhead:
         return self
@@ -126,17 +124,13 @@ class ReadAhead:
         except _Stopped:
             pass
         except BaseException as e:  # handed over to where it can be dealt with
-            with contextlib.suppress(_Stopped):
-                self._put("error", e)
+            self._channel.put(("error", e))
         finally:
             close_parked()
 
     def _put(self, kind: str, content: object) -> None:
-        while True:
-            if self._stopped.is_set():
-                raise _Stopped
-            with contextlib.suppress(queue.Full):
-                return self._queue.put((kind, content), timeout=0.1)
+        if not self._channel.put((kind, content)):
+            raise _Stopped
 
 
 class _Stopped(Exception):

@@ -2,8 +2,8 @@
 
 Codes go to ``codes/shard-NNNNN.rvq``; after each item one line goes to ``parts/shard-NNNNN.jsonl``
 with all that the final manifests need. An item is done when its line is there and the codes it
-names are in the shard. A new start truncates both files to the last done item and goes on with the
-next, so that the result does not depend on how often, or where, work was interrupted.
+names are in the shard. A new start truncates both files to the last done item and continues with
+the next, so that the result does not depend on how often, or where, work was interrupted.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from pathlib import Path
 from lhotse import Recording
 from lhotse.utils import fastcopy
 
-from rvqlm.audio.load import AudioConfig
-from rvqlm.audio.source import Item
+from rvqlm.audio.prepare import AudioConfig
+from rvqlm.audio.source import Source
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, shard_checksum, token_cut
+from rvqlm.codecs.base import Codec
+from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, token_cut
 from rvqlm.errors import UserError
+from rvqlm.files import sha256_of, write_json
 from rvqlm.tokenizing.encode import Done, Encoder
 from rvqlm.tokenizing.reading import QUEUED_BLOCKS, ReadAhead
 
@@ -69,20 +71,6 @@ def log_path(out_dir: str | os.PathLike, shard: int) -> Path:
 def done_path(out_dir: str | os.PathLike, shard: int) -> Path:
     """Written when all items of the shard are done: {"items", "bytes", "sha256"}."""
     return log_path(out_dir, shard).with_suffix(".done")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a small file so that it is there completely or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def disk_error(error: OSError, path: str | os.PathLike) -> UserError | OSError:
@@ -180,85 +168,80 @@ def codes_end(line: dict) -> int | None:
     return Key.parse(line["cut"]["features"]["storage_key"]).end
 
 
-def encode_shard(
-    encoder: Encoder,
-    items: Callable[[int], Iterable[Item]],
-    num_items: int,
-    out_dir: str | os.PathLike,
-    shard: int,
-    config: AudioConfig = AudioConfig(),  # noqa: B008 - frozen
-    report: Callable[[Progress], None] = lambda progress: None,
-    speeds: bool = False,
-) -> Progress:
-    """Encode the items of one shard that are not done yet and mark it done.
+@dataclass(frozen=True)
+class ShardJob:
+    """How the shards of a run are made; what is the same for each of them."""
 
-    Args:
-        encoder: the codec and how it is used.
-        items: called with n, yields the shard's items from the n-th on.
-        num_items: how many there are in all.
-        out_dir: the token directory, with folders ``codes`` and ``parts``.
-        shard: number of the shard.
-        config: what is done to the audio.
-        report: called with the running totals of this call after every item.
-        speeds: whether these tell the speed of every item.
+    source: Source
+    ranges: list[tuple[int, int]]
+    """items of each shard"""
+    out_dir: str
+    """the token directory, with folders ``codes`` and ``parts``"""
+    audio: AudioConfig
+    chunk_seconds: float
+    batch_size: int
+    speeds: bool = False
+    """whether reports tell the speed of every item"""
 
-    Raises `UserError` for a full disk and for audio too long for the memory; items that are
-    merely bad are skipped and logged with the reason.
-    """
-    info, progress = encoder.codec.info, Progress(speeds={} if speeds else None)
-    dtype, path = code_dtype(info.codebook_size), shard_path(out_dir, shard)
-    try:
-        with ShardLog(out_dir, shard) as log:
-            progress.resumed = log.items
-            with RvqMmapWriter(path, "a", dtype, valid_bytes=log.codes_end) as writer:
-                for done in _encoded(encoder, items, num_items, log, config):
-                    log.append(_line(done, writer, info, dtype))
-                    progress.add(done)
-                    report(progress)
-                writer.sync()
-                size = writer.num_bytes
-            log.sync()
-            if log.items != num_items:
-                raise UserError(
-                    f"{log.path}: {log.items} items where {num_items} were listed; the input "
-                    "changed while it was read: remove the output folder and run again"
-                )
-            done = {"items": num_items, "bytes": size, "sha256": shard_checksum(path)}
-            write_atomic(done_path(out_dir, shard), json.dumps(done))
-    except OSError as e:
-        raise disk_error(e, path) from None
-    return progress
+    def encode(self, shard: int, codec: Codec, report: Callable[[int, Progress], None]) -> None:
+        """Encode the items of a shard that are not done yet and mark it done.
 
+        report: called with the shard and the running totals of this call after every item.
 
-def _encoded(
-    encoder: Encoder,
-    items: Callable[[int], Iterable[Item]],
-    num_items: int,
-    log: ShardLog,
-    config: AudioConfig,
-) -> Iterator[Done]:
-    """The items after those in the log, with their codes.
+        Raises `UserError` for a full disk and for audio too long for the memory; items that are
+        merely bad are skipped and logged with the reason.
+        """
+        first, last = self.ranges[shard]
+        info, progress = codec.info, Progress(speeds={} if self.speeds else None)
+        dtype, path = code_dtype(info.codebook_size), shard_path(self.out_dir, shard)
+        began = time.perf_counter()
+        try:
+            with ShardLog(self.out_dir, shard) as log:
+                progress.resumed = log.items
+                with RvqMmapWriter(path, "a", dtype, valid_bytes=log.codes_end) as writer:
+                    for done in self._encoded(codec, first, last, log):
+                        log.append(_line(done, writer, info, dtype))
+                        progress.add(done)
+                        progress.wall_seconds = time.perf_counter() - began
+                        report(shard, progress)
+                    writer.sync()
+                    size = writer.num_bytes
+                log.sync()
+                if log.items != last - first:
+                    raise UserError(
+                        f"{log.path}: {log.items} items where {last - first} were listed; the "
+                        "input changed while it was read: remove the output folder and run again"
+                    )
+                done = {"items": log.items, "bytes": size, "sha256": sha256_of(path)}
+                write_json(done_path(self.out_dir, shard), done)
+        except OSError as e:
+            raise disk_error(e, path) from None
 
-    A group of items that are encoded together is made again from its beginning, if only some of
-    it is in the log: other company could round a code in another way.
-    """
-    begin, size = log.unfinished_group or (log.items, None)
-    known = log.items - begin
-    if begin == num_items:
-        return
-    blocks = max(QUEUED_BLOCKS, 4 * encoder.batch_size)
-    began = time.perf_counter()
-    with ReadAhead(items(begin), encoder.codec.info, config, blocks) as reading:
-        pieces = iter(reading)
-        while group := encoder.group(pieces, size):
-            wall = (time.perf_counter() - began) / len(group)
-            for i, done in enumerate(group):
-                done.wall_seconds = wall
-                done.group = None if len(group) == 1 else (begin, len(group))
-                if i >= known:
-                    yield done
-            begin, size, known = begin + len(group), None, 0
-            began = time.perf_counter()
+    def _encoded(self, codec: Codec, first: int, last: int, log: ShardLog) -> Iterator[Done]:
+        """The items of [first, last) after those in the log, with their codes.
+
+        A group of items that are encoded together is made again from its beginning, if only some
+        of it is in the log: in another batch a code could be rounded in another way.
+        """
+        begin, size = log.unfinished_group or (log.items, None)
+        known = log.items - begin
+        if first + begin == last:
+            return
+        encoder = Encoder(codec, self.chunk_seconds, self.batch_size)
+        items = self.source.items(first + begin, last)
+        blocks = max(QUEUED_BLOCKS, 4 * self.batch_size)
+        began = time.perf_counter()
+        with ReadAhead(items, codec.info, self.audio, blocks) as reading:
+            pieces = iter(reading)
+            while group := encoder.group(pieces, size):
+                wall = (time.perf_counter() - began) / len(group)
+                for i, done in enumerate(group):
+                    done.wall_seconds = wall
+                    done.group = None if len(group) == 1 else (begin, len(group))
+                    if i >= known:
+                        yield done
+                begin, size, known = begin + len(group), None, 0
+                began = time.perf_counter()
 
 
 def _line(done: Done, writer: RvqMmapWriter, info: CodecInfo, dtype: str) -> dict:

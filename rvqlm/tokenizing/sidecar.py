@@ -8,19 +8,17 @@ not, leave the same bytes.
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import code_dtype
 from rvqlm.errors import UserError
-from rvqlm.tokenizing.shard import disk_error, done_path, log_path, shard_path, write_atomic
+from rvqlm.files import atomic_open, json_line, write_json
+from rvqlm.tokenizing.shard import disk_error, done_path, log_path, shard_path
 from rvqlm.version import __version__
 
 
@@ -36,6 +34,14 @@ class Summary:
     token_bytes: int
     pcm_bytes: int
     """of the audio that was encoded, as it came: its rate and channels, 16 bit"""
+
+    @classmethod
+    def of(cls, sidecar: dict, first_skipped: dict | None = None) -> Summary:
+        """Of a ``tokens.json``."""
+        names = ("num_cuts", "num_frames", "hours", "skipped")
+        stored = sum(shard["bytes"] for shard in sidecar["shards"])
+        pcm = sidecar.get("pcm_bytes", 0)
+        return cls(*(sidecar[name] for name in names), first_skipped, stored, pcm)
 
 
 def finish(
@@ -54,42 +60,46 @@ def finish(
     out = Path(out_dir)
     frames = samples = cuts = skipped = pcm = 0
     first = None
+    for torn in out.glob(".*.tmp"):  # of a run that was killed here
+        torn.unlink()
     try:
         with (
-            _atomic(out / "cuts.jsonl.gz") as token_cuts,
-            _atomic(out / "audio_cuts.jsonl.gz") as audio_cuts,
-            _atomic(out / "skipped.jsonl") as skips,
+            atomic_open(out / "skipped.jsonl") as skips,
+            contextlib.suppress(_NothingUsable),
+            atomic_open(out / "cuts.jsonl.gz", level=4) as token_cuts,
+            atomic_open(out / "audio_cuts.jsonl.gz", level=4) as audio_cuts,
         ):
-            for shard in range(num_shards):
-                path = str(shard_path(out_dir, shard))
-                with open(log_path(out, shard), "rb") as lines:
-                    for line in map(json.loads, lines):
-                        if "skip" in line:
-                            skips.write(_line(line["skip"]))
-                            skipped, first = skipped + 1, first or line["skip"]
-                            continue
-                        cut = line["cut"]
-                        cut["features"]["storage_path"] = path  # the folder may have been renamed
-                        token_cuts.write(_line(cut))
-                        audio_cuts.write(_line(line["audio"]))
-                        cuts += 1
-                        frames += cut["features"]["num_frames"]
-                        samples += cut["custom"]["num_samples"]
-                        pcm += pcm_bytes(line["audio"])
-            if not cuts:
+            for line in _logged(out_dir, num_shards):
+                if "skip" in line:
+                    skips.write(json_line(line["skip"]))
+                    skipped, first = skipped + 1, first or line["skip"]
+                    continue
+                cut = line["cut"]
+                token_cuts.write(json_line(cut))
+                audio_cuts.write(json_line(line["audio"]))
+                cuts += 1
+                frames += cut["features"]["num_frames"]
+                samples += cut["custom"]["num_samples"]
+                pcm += pcm_bytes(line["audio"])
+            if not cuts:  # the list of what was skipped stays
                 raise _NothingUsable
+        if not cuts:
+            clean_up(out_dir, num_shards)
+            raise UserError(
+                f"{out_dir}: not one of {skipped} items could be tokenized; the first, "
+                f"{first['path']}: {first['reason']} (all of them in {out / 'skipped.jsonl'})"
+            )
         shards = []
         for shard in range(num_shards):
             done = json.loads(done_path(out, shard).read_text())
             name = shard_path("", shard).as_posix()
             shards.append({"path": name, "bytes": done["bytes"], "sha256": done["sha256"]})
-        hours = samples / info.sampling_rate / 3600
         sidecar = {
             "codec": info.to_dict(),
             "dtype": code_dtype(info.codebook_size),
             "num_cuts": cuts,
             "num_frames": frames,
-            "hours": hours,
+            "hours": samples / info.sampling_rate / 3600,
             "shards": shards,
             "audio_manifest": "audio_cuts.jsonl.gz",
             "skipped": skipped,
@@ -97,18 +107,11 @@ def finish(
             **identity,
             "rvqlm_version": __version__,
         }
-        write_atomic(out / "tokens.json", json.dumps(sidecar, indent=2) + "\n")
-    except _NothingUsable:
-        _list_skipped(out, num_shards)
-        clean_up(out_dir, num_shards)
-        raise UserError(
-            f"{out_dir}: not one of {skipped} items could be tokenized; the first, "
-            f"{first['path']}: {first['reason']} (all of them in {out / 'skipped.jsonl'})"
-        ) from None
+        write_json(out / "tokens.json", sidecar, indent=2)
     except OSError as e:
         raise disk_error(e, out) from None
     remove_parts(out_dir)
-    return Summary(cuts, frames, hours, skipped, first, sum(s["bytes"] for s in shards), pcm)
+    return Summary.of(sidecar, first)
 
 
 def pcm_bytes(audio_cut: dict) -> int:
@@ -136,32 +139,12 @@ class _NothingUsable(Exception):
     pass
 
 
-def _list_skipped(out: Path, num_shards: int) -> None:
-    with _atomic(out / "skipped.jsonl") as skips:
-        for shard in range(num_shards):
-            for line in log_path(out, shard).read_bytes().splitlines():
-                skips.write(_line(json.loads(line)["skip"]))
-
-
-def _line(fields: dict) -> bytes:
-    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-
-
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file, gzipped if its name says so, that appears when the block ends without an error."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as raw:
-            if path.suffix == ".gz":
-                # no name and time in the header: equal content, equal bytes
-                with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as packed:
-                    yield packed
-            else:
-                yield raw
-            raw.flush()
-            os.fsync(raw.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def _logged(out_dir: str, num_shards: int) -> Iterator[dict]:
+    """The lines of the shards' logs."""
+    for shard in range(num_shards):
+        path = str(shard_path(out_dir, shard))
+        with open(log_path(out_dir, shard), "rb") as lines:
+            for line in map(json.loads, lines):
+                if "cut" in line:  # the folder may have been renamed
+                    line["cut"]["features"]["storage_path"] = path
+                yield line

@@ -20,12 +20,16 @@ from rvqlm.errors import UserError
 from rvqlm.runtime import pick_device
 from rvqlm.tokenizing.config import TokenizeConfig
 from rvqlm.tokenizing.plan import Identity, make_folders, make_plan, plan_path, read_plan
-from rvqlm.tokenizing.progress import ProgressLine
 from rvqlm.tokenizing.ranks import Ranks
-from rvqlm.tokenizing.shard import done_path
+from rvqlm.tokenizing.reporting import (
+    ProgressLine,
+    describe_plan,
+    print_summary,
+    wants_per_file,
+)
+from rvqlm.tokenizing.shard import ShardJob, done_path
 from rvqlm.tokenizing.sidecar import Summary, finish, remove_parts
-from rvqlm.tokenizing.summary import describe_plan, print_summary, wants_per_file
-from rvqlm.tokenizing.workers import ShardJob, run_shards
+from rvqlm.tokenizing.workers import run_shards
 
 
 def tokenize(config: TokenizeConfig) -> Summary | None:
@@ -68,15 +72,8 @@ def tokenize(config: TokenizeConfig) -> Summary | None:
         if config.audio.loudness is not None:
             importlib.import_module("pyloudnorm")  # a second, once instead of in every process
         per_file = wants_per_file(config.work.per_file, len(listing))
-        job = ShardJob(
-            source,
-            [tuple(r) for r in plan],
-            out_dir,
-            config.audio,
-            chunk_seconds,
-            batch_size,
-            per_file,
-        )
+        ranges = [tuple(r) for r in plan]
+        job = ShardJob(source, ranges, out_dir, config.audio, chunk_seconds, batch_size, per_file)
         with ProgressLine(listing.costs, plan, shown=ranks.rank == 0) as line:
             for shard in range(len(plan)):
                 if done_path(out, shard).exists():
@@ -138,12 +135,4 @@ def _already_done(config: TokenizeConfig, identity: Identity, ranks: Ranks) -> S
     if not config.work.dry_run:
         remove_parts(out_dir)  # a kill between the sidecar and this leaves them behind
     print(f"{out_dir}: complete, {sidecar['num_cuts']} cuts; nothing to do")
-    return Summary(
-        sidecar["num_cuts"],
-        sidecar["num_frames"],
-        sidecar["hours"],
-        sidecar["skipped"],
-        None,
-        sum(shard["bytes"] for shard in sidecar["shards"]),
-        sidecar.get("pcm_bytes", 0),
-    )
+    return Summary.of(sidecar)

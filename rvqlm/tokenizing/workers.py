@@ -14,56 +14,18 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 
 import torch
 
-from rvqlm.audio.load import AudioConfig
-from rvqlm.audio.source import Source
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.registry import load_codec
 from rvqlm.errors import UserError
-from rvqlm.tokenizing.encode import Encoder
-from rvqlm.tokenizing.shard import Progress, encode_shard
+from rvqlm.tokenizing.shard import Progress, ShardJob
 
 REPORT_SECONDS = 0.2
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-@dataclass(frozen=True)
-class ShardJob:
-    """All that is the same for every shard of a run."""
-
-    source: Source
-    ranges: list[tuple[int, int]]
-    """items of each shard"""
-    out_dir: str
-    audio: AudioConfig
-    chunk_seconds: float
-    batch_size: int
-    speeds: bool = False
-    """whether reports tell the speed of every item"""
-
-    def encode(self, shard: int, codec: Codec, report: Callable[[int, Progress], None]) -> None:
-        """Encode what is left of a shard; `report(shard, totals)` after every item."""
-        first, last = self.ranges[shard]
-        began = time.perf_counter()
-
-        def timed(progress: Progress) -> None:
-            progress.wall_seconds = time.perf_counter() - began
-            report(shard, progress)
-
-        encode_shard(
-            Encoder(codec, self.chunk_seconds, self.batch_size),
-            lambda done: self.source.items(first + done, last),
-            last - first,
-            self.out_dir,
-            shard,
-            self.audio,
-            timed,
-            self.speeds,
-        )
 
 
 def run_shards(

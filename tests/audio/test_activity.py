@@ -11,7 +11,7 @@ from lhotse import CutSet, Recording, SupervisionSegment
 
 from rvqlm.audio.activity import active_windows, frame_rms
 from rvqlm.audio.cuts import read_cuts
-from rvqlm.audio.load import recording_cut
+from rvqlm.audio.parts import recording_cut
 from rvqlm.bin.audio import main
 
 
@@ -200,7 +200,7 @@ def test_the_reference_decides(tmp_path, capsys):
         (["--min-window-seconds", "0"], "--min-window-seconds is shorter"),
         (["--max-window-seconds", "0.5"], "--max-window-seconds is shorter"),
         (["--rms-stride-seconds", "0"], "--rms-stride-seconds 0 is below"),
-        (["--reference", "x.jsonl"], "--reference x.jsonl: no such file"),
+        (["--reference", "x.jsonl"], "--reference x.jsonl not found"),
     ],
 )
 def test_mistakes(tmp_path, capsys, flags, message):

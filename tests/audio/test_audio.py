@@ -4,19 +4,14 @@ import soundfile
 import soxr
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 from lhotse.cut import MultiCut
+from loudness_of import measure
 
-from rvqlm.audio import load as audio_module
+from rvqlm.audio import parts as audio_module
 from rvqlm.audio import reader as audio_reader
-from rvqlm.audio.load import (
-    AudioConfig,
-    BadAudio,
-    load_cut,
-    load_file,
-    open_cut,
-    open_file,
-    recording_cut,
-)
-from rvqlm.audio.loudness import measure
+from rvqlm.audio.load import load_cut, load_file, open_cut, open_file
+from rvqlm.audio.parts import recording_cut
+from rvqlm.audio.prepare import AudioConfig
+from rvqlm.audio.reader import BadAudio
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 

@@ -11,8 +11,11 @@ import soundfile
 from rvqlm.audio import ffmpeg as audio_ffmpeg
 from rvqlm.audio import read as audio_read
 from rvqlm.audio.ffmpeg import FfmpegReader, find_ffmpeg
-from rvqlm.audio.load import AudioConfig, load_cut, load_file, open_file, recording_cut
-from rvqlm.audio.read import BadAudio, close_parked, open_at, open_audio, park, probe
+from rvqlm.audio.load import load_cut, load_file, open_file
+from rvqlm.audio.parts import recording_cut
+from rvqlm.audio.prepare import AudioConfig
+from rvqlm.audio.read import close_parked, open_at, open_audio, park, probe
+from rvqlm.audio.reader import BadAudio
 from rvqlm.errors import UserError
 
 RATE, NUM = 44100, 30 * 4410 + 17  # more than two blocks

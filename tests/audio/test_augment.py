@@ -13,10 +13,12 @@ import soundfile
 from lhotse import CutSet, Recording, SupervisionSegment
 from lhotse.supervision import AlignmentItem
 
-from rvqlm.audio.augment import AugmentConfig, changes, copy_path
+from rvqlm.audio.augment import changes, copy_path
 from rvqlm.audio.augment_signal import change, stretch
+from rvqlm.audio.config import AugmentConfig
 from rvqlm.audio.cuts import read_cuts
-from rvqlm.audio.load import load_cut, recording_cut
+from rvqlm.audio.load import load_cut
+from rvqlm.audio.parts import recording_cut
 from rvqlm.bin.audio import main
 from rvqlm.data.splits import group, is_augmented, split_by_group
 
@@ -30,8 +32,13 @@ def joined(blocks):
 
 
 @pytest.mark.filterwarnings("ignore:n_fft=")
-@pytest.mark.parametrize("samples", [1, 700, 4000, 50000])
-@pytest.mark.parametrize("rate", [0.5, 0.9, 1.1, 2 ** (-1 / 6), 2.0])
+@pytest.mark.parametrize(
+    "samples, rate",
+    [
+        *((1, 0.5), (1, 2.0), (700, 0.9), (700, 1.1), (4000, 0.5), (4000, 2 ** (-1 / 6))),
+        *((50000, 0.9), (50000, 1.1), (50000, 2.0)),
+    ],
+)
 def test_stretching_equals_librosa(samples, rate):
     rng = np.random.default_rng(samples)
     audio = rng.uniform(-0.5, 0.5, (2, samples))

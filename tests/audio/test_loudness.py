@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pyloudnorm
 import pytest
+from loudness_of import measure
 
-from rvqlm.audio.loudness import Meter, gain_to, measure
+from rvqlm.audio.loudness import Meter, gain_to
 
 
 def signal(rng, channels, samples):
@@ -17,8 +18,9 @@ def signal(rng, channels, samples):
     return rng.uniform(-1, 1, (channels, samples)) * steps
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 96000])
-@pytest.mark.parametrize("channels", [1, 2, 5])
+@pytest.mark.parametrize(
+    "rate, channels", [(8000, 1), (11025, 2), (16000, 5), (22050, 1), (44100, 2), (96000, 1)]
+)
 def test_equals_pyloudnorm(rate, channels):
     rng = np.random.default_rng(rate + channels)
     for samples in (math.ceil(0.4 * rate), rate // 2 + 1, rng.integers(rate, 5 * rate)):

@@ -11,8 +11,9 @@ import soundfile
 from lhotse import CutSet, Recording
 from lhotse.cut import MonoCut
 
-from rvqlm.audio.cuts import cut_blocks, in_order, read_cuts
-from rvqlm.audio.load import load_cut, recording_cut
+from rvqlm.audio.cuts import in_order, read_cuts
+from rvqlm.audio.load import load_cut
+from rvqlm.audio.parts import cut_blocks, recording_cut
 from rvqlm.bin.audio import main
 
 
@@ -138,7 +139,7 @@ def test_other_transforms_and_sources_go_through_lhotse(corpus):
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--input", "nowhere.jsonl.gz"], "--input nowhere.jsonl.gz: no such file"),
+        (["--input", "nowhere.jsonl.gz"], "--input nowhere.jsonl.gz not found"),
         (["--input", "README.md"], "give a manifest of cuts"),
         (["--target-lufs", "23"], "--target-lufs 23: give a level between -70 and 0"),
         (["--jobs", "-1"], "--jobs -1 must be 0"),

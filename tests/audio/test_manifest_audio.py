@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from lhotse import CutSet, RecordingSet, SupervisionSet
 
-from rvqlm.audio.cuts import cut_blocks
+from rvqlm.audio.parts import cut_blocks
 from rvqlm.audio.sources import open_source
 from rvqlm.bin.audio import main
 

@@ -14,6 +14,7 @@ from token_fixtures import INFO, make_tokens
 from rvqlm.bin.midi import main
 from rvqlm.data.conditions import ConditionSet, load_info
 from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.data.plan import Items
 from rvqlm.data.ragged import Ragged
 from rvqlm.frontends.midi import MidiFrontEnd, read_notes
 
@@ -57,8 +58,9 @@ def test_notes_of_files_named_as_ids(data, capsys):
     info = load_info(tokens, "midi", "")
     assert info.rate == pytest.approx(1200 / count) and f"{info.rate:.2f} frames a note" in out
     assert "pitch 128, velocity 64, duration 128, onset 128, position 1024, pedal 128" in out
-    conditions = ConditionSet.open(TokenDataset.open(tokens, "train"), ["midi"])
-    values, lengths = conditions.read([0, 3], [0, 0], [500, 200])["midi"]
+    dataset = TokenDataset.open(tokens, "train")
+    conditions = ConditionSet.open(dataset, ["midi"])
+    values, lengths = conditions.read(Items.whole(np.array([0, 3]), dataset.frames))["midi"]
     assert values[0].tolist() == expected[0] and lengths.tolist() == [len(expected[0]), 0]
     again = MidiFrontEnd.from_info(conditions.infos["midi"])
     assert again.encode(folder / "cut-0000.mid").tolist() == expected[0]

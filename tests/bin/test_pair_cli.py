@@ -15,6 +15,7 @@ from token_fixtures import INFO, make_tokens
 from rvqlm.bin.pair import main
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.data.plan import Items
 from rvqlm.data.ragged import Ragged
 from rvqlm.errors import UserError
 
@@ -63,10 +64,11 @@ def read(solo, rows, start=0, length=None):
     ds = TokenDataset.open(solo, "train")
     rows = np.array(rows)
     length = ds.frames[rows] if length is None else np.full(len(rows), length)
-    return ConditionSet.open(ds, ["source"]).read(rows, np.full(len(rows), start), length)["source"]
+    items = Items(rows, np.full(len(rows), start), length)
+    return ConditionSet.open(ds, ["source"]).read(items)["source"]
 
 
-def test_each_cut_hears_its_own_source(tokens, capsys, tmp_path):
+def test_each_cut_has_its_own_source(tokens, capsys, tmp_path):
     solo, backing, _, heard = tokens
     assert pair(solo, backing) == 0
     assert "train          5 of 5 cuts have a source\n" in capsys.readouterr().out
@@ -79,7 +81,7 @@ def test_each_cut_hears_its_own_source(tokens, capsys, tmp_path):
     record = json.loads((solo / "source.json").read_text())
     assert record["directory"] == "../backing" and record["condition"]["sizes"] == [64] * 3
     two = TokenDataset.open(solo, "train", 2)
-    fewer = ConditionSet.open(two, ["source"]).read([0], [0], [20])["source"].values
+    fewer = ConditionSet.open(two, ["source"]).read(Items([0], [0], [20]))["source"].values
     np.testing.assert_array_equal(fewer[0], heard["a"][:, :2])
     # both directories moved together
     (tmp_path / "else").mkdir()

@@ -10,6 +10,7 @@ from text_fixtures import FRAMES, make_texts
 from rvqlm.bin.text import main
 from rvqlm.data.conditions import ConditionSet, load_info
 from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.data.plan import Items
 from rvqlm.data.ragged import Ragged
 from rvqlm.frontends import text_prepare
 from rvqlm.frontends.phonemes import speak
@@ -76,7 +77,7 @@ def test_what_training_gets(tokens, capsys):
     run(capsys, tokens, "--type", "chars")
     conditions = ConditionSet.open(TokenDataset.open(tokens, "train"), ["text"])
     rows = np.array([4, 3])
-    values, lengths = conditions.read(rows, np.zeros(2, int), np.full(2, FRAMES), 0)["text"]
+    values, lengths = conditions.read(Items.whole(rows, np.full(9, FRAMES)))["text"]
     assert lengths.tolist() == [6, 0] and values.shape == (2, 6, 1)
     assert TextFrontEnd.from_info(conditions.infos["text"]).decode(values[0]) == "Ab. cd"
 

@@ -17,9 +17,10 @@ from rvqlm.batch import PAD
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
-from rvqlm.data.plan import PlanConfig
+from rvqlm.data.mapped import column_path
+from rvqlm.data.plan import Items, PlanConfig
 from rvqlm.data.ragged import Ragged, write_ragged
-from rvqlm.data.speakers import Speakers, speakers_path, uniform
+from rvqlm.data.speakers import Speakers, uniform
 from rvqlm.errors import UserError
 
 FRAMES = np.random.default_rng(3).integers(1, 90, 60).tolist()
@@ -36,7 +37,7 @@ def data(tmp_path_factory):
 
 
 def whole(ds, rows=ROWS):
-    return rows, np.zeros_like(rows), ds.frames[rows]
+    return Items.whole(rows, ds.frames)
 
 
 def test_text_and_notes_of_whole_cuts(data):
@@ -45,7 +46,7 @@ def test_text_and_notes_of_whole_cuts(data):
     assert list(conditions.infos) == ["midi", "text"]
     assert conditions.infos["midi"].sizes == SIZES["midi"] and conditions.infos["text"].rate == 4
     assert conditions.missing() == {"midi": 8, "text": 8}
-    read = conditions.read(*whole(ds))
+    read = conditions.read(whole(ds))
     for kind, sizes in SIZES.items():
         values, lengths = read[kind]
         expected = [steps[kind][row] for row in ROWS]
@@ -55,7 +56,7 @@ def test_text_and_notes_of_whole_cuts(data):
         for item, e in zip(values, expected):
             np.testing.assert_array_equal(item[: len(e)].numpy(), e)
             assert (item[len(e) :] == PAD).all()
-    none = conditions.read(*whole(ds, np.array([6, 13])))["text"]
+    none = conditions.read(whole(ds, np.array([6, 13])))["text"]
     assert none.values.shape == (2, 0, 1) and none.lengths.tolist() == [0, 0]
 
 
@@ -70,7 +71,7 @@ def test_prompts_are_crops_of_another_cut_of_the_speaker(data):
     rows = np.arange(len(ds))
     drawn, starts = Counter(), Counter()
     for epoch in range(30):
-        values, lengths = conditions.read(*whole(ds, rows), epoch)["prompt"]
+        values, lengths = conditions.read(whole(ds, rows), epoch)["prompt"]
         for row, item, n in zip(rows.tolist(), values.numpy(), lengths.tolist()):
             ((other, t),) = [
                 (o, t)
@@ -93,18 +94,18 @@ def test_prompts_depend_on_seed_epoch_and_row_alone(data):
     ds = data[0]
     one = ConditionSet.open(ds, ["prompt"], prompt_frames=20, seed=5)
     all_rows = np.arange(len(ds))
-    together = one.read(*whole(ds, all_rows), 4)["prompt"]
+    together = one.read(whole(ds, all_rows), 4)["prompt"]
     again = ConditionSet.open(ds, ["prompt"], prompt_frames=20, seed=5)
     for rows in (ROWS, all_rows[::-1], ROWS[:1]):
-        part = again.read(*whole(ds, rows), 4)["prompt"]
+        part = again.read(whole(ds, rows), 4)["prompt"]
         for item, n, row in zip(*part, rows.tolist()):
             assert n == together.lengths[row]
             assert torch.equal(item[:n], together.values[row, :n])
     # parts of a recording have the prompt of the whole
-    window = again.read(ROWS, NO, NO + 1, 4)["prompt"]
-    assert torch.equal(window.values, again.read(*whole(ds), 4)["prompt"].values)
+    window = again.read(Items(ROWS, NO, NO + 1), 4)["prompt"]
+    assert torch.equal(window.values, again.read(whole(ds), 4)["prompt"].values)
     for other, epoch in ((again, 5), (ConditionSet.open(ds, ["prompt"], seed=6), 4)):
-        changed = other.read(*whole(ds, all_rows), epoch)["prompt"].values[:, :1]
+        changed = other.read(whole(ds, all_rows), epoch)["prompt"].values[:, :1]
         assert (changed != together.values[:, :1]).any(dim=2).float().mean() > 0.6
 
 
@@ -150,7 +151,7 @@ def test_no_prompt_from_the_same_audio(tmp_path):
     assert all(seen[r] == {0, 1, 2} for r in (3, 4, 5)) and seen[6] == {-1}
     conditions = ConditionSet.open(ds, ["prompt"])
     assert conditions.missing() == {"prompt": 1}
-    assert conditions.read(*whole(ds, np.arange(7)))["prompt"].lengths[6] == 0
+    assert conditions.read(whole(ds, np.arange(7)))["prompt"].lengths[6] == 0
 
 
 def test_windows_side_by_side_may_prompt_each_other(tmp_path):
@@ -185,7 +186,7 @@ def test_speakers_are_read_once_and_again_when_the_manifest_changes(tmp_path, mo
     changed = TokenDataset.open(tmp_path, "train")
     assert changed.fingerprint == ds.fingerprint  # of ids and codes: names are not in it
     assert [s for s, _ in Speakers.open(changed).table.tolist()] == [1] * 4 + [2] * 4
-    path = speakers_path(changed)
+    path = column_path(changed.directory, "speakers", changed.split)
     path.write_bytes(path.read_bytes()[:-3])
     assert len(Speakers.open(changed).table) == 8 and len(Ragged.open(path)) == 8
 
@@ -267,7 +268,7 @@ def test_parts_of_recordings_have_no_text_of_their_own(data):
     with pytest.raises(
         UserError, match=r"a part of cut 'cut-0017' .* its text belongs to the whole"
     ):
-        conditions.read(ROWS[2:3], NO[:1], ds.frames[ROWS[2:3]] - 1)
+        conditions.read(Items(ROWS[2:3], NO[:1], ds.frames[ROWS[2:3]] - 1))
 
 
 def test_fewer_levels(data):
@@ -275,5 +276,5 @@ def test_fewer_levels(data):
     conditions = ConditionSet.open(ds.first_levels(2), ["prompt"], prompt_frames=20)
     whole_levels = ConditionSet.open(ds, ["prompt"], prompt_frames=20)
     assert conditions.infos["prompt"].sizes == (64, 64)
-    a, b = (c.read(*whole(ds))["prompt"] for c in (conditions, whole_levels))
+    a, b = (c.read(whole(ds))["prompt"] for c in (conditions, whole_levels))
     assert torch.equal(a.values, b.values[:, :, :2]) and torch.equal(a.lengths, b.lengths)

@@ -9,12 +9,12 @@ from condition_fixtures import edit_cuts, make_steps
 from token_fixtures import INFO, make_tokens
 
 from rvqlm.data.conditions import ConditionSet
-from rvqlm.data.curriculum import parse_schedule, value_at
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.data.mixed import open_mixed
-from rvqlm.data.plan import PlanConfig, plan_epoch
-from rvqlm.data.selection import draw, pools, take
+from rvqlm.data.plan import Items, PlanConfig, plan_epoch
+from rvqlm.data.plan_config import parse_schedule, value_at
+from rvqlm.data.selection import Pool, draw, pools, take
 from rvqlm.errors import UserError
 
 RATE = Fraction(50)
@@ -91,9 +91,8 @@ def test_epochs_are_slices_of_a_line_of_passes(hours):
         drawn = [rows[(rows >= low) & (rows < high)] for rows in epochs]
         total, line, wanted, got = int(frames[rows].sum()), [], 0.0, 0
         for number in range(1 + sum(map(len, drawn)) // len(rows)):
-            a_pass = take(
-                rows, frames[rows], number * total, (number + 1) * total, 7, streams[part]
-            )
+            pool = Pool(rows, number * total, (number + 1) * total, streams[part])
+            a_pass = take(pool, frames[rows], 7)
             assert sorted(a_pass) == rows.tolist()
             line += a_pass.tolist()
         joined = np.concatenate(drawn).tolist()
@@ -195,10 +194,10 @@ def test_conditions_of_several_directories(folders):
     conditions = ConditionSet.open(mixed, ["prompt"], prompt_frames=10, seed=3)
     alone = [ConditionSet.open(d, ["prompt"], prompt_frames=10, seed=3) for d in mixed.datasets]
     rows = np.array([13, 2, 17])
-    lengths = mixed.frames[rows]
-    got = conditions.read(rows, np.zeros(3), lengths, epoch=4)["prompt"]
+    got = conditions.read(Items.whole(rows, mixed.frames), epoch=4)["prompt"]
     for n, (part, inside) in enumerate(((1, 1), (0, 2), (1, 5))):
-        want = alone[part].read([inside], [0], [lengths[n]], epoch=4)["prompt"]
+        own = Items.whole(np.array([inside]), mixed.datasets[part].frames)
+        want = alone[part].read(own, epoch=4)["prompt"]
         assert torch.equal(got.values[n, : got.lengths[n]], want.values[0])
 
 
@@ -207,7 +206,7 @@ def test_conditions_must_agree(folders):
     mixed = open_mixed(folders, "train")
     conditions = ConditionSet.open(mixed, ["text"])
     rows = np.array([14, 3])
-    got = conditions.read(rows, np.zeros(2), mixed.frames[rows])["text"]
+    got = conditions.read(Items.whole(rows, mixed.frames))["text"]
     for n, want in enumerate((made[1][2], made[0][3])):
         assert np.array_equal(got.values[n, : got.lengths[n]], want)
     assert conditions.missing() == {"text": 1}

@@ -136,10 +136,10 @@ def test_full_disk_leaves_the_old_index(tmp_path, monkeypatch):
     make_tokens(tmp_path, FRAMES)
     before, files = index_path(tmp_path, "train").read_bytes(), sorted(tmp_path.iterdir())
 
-    def full(source, out):
+    def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rvqlm.data.index.shutil.copyfileobj", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         build_index(tmp_path, "train")
     assert index_path(tmp_path, "train").read_bytes() == before

@@ -13,7 +13,6 @@ from rvqlm.data.plan import EpochPlan, PlanConfig, plan_epoch
 from rvqlm.errors import UserError
 
 RATE = Fraction(50)
-FIVE_RATES = [Fraction(44100, 512), Fraction(75), Fraction(50), Fraction(25, 2), Fraction(150)]
 
 
 def lengths(kind: str, n: int, top: int, rng: np.random.Generator) -> np.ndarray:
@@ -54,11 +53,10 @@ def items(plan: EpochPlan) -> list[tuple[int, int, int]]:
     return sorted(tuple(map(int, i)) for b in batches(plan) for i in zip(*b))
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_cut_once_equal_steps_hard_budget(kind, world):
-    rng = np.random.default_rng(world)
-    for trial in range(6):
+def test_every_cut_once_equal_steps_hard_budget(kind):
+    rng = np.random.default_rng(KINDS.index(kind))
+    for trial, world in enumerate([1, 2, 3, 8] * 3):
         n = int(rng.integers(40, 3000))
         frames = lengths(kind, n, 500, rng)
         config = PlanConfig(
@@ -138,7 +136,7 @@ def test_same_arguments_same_plan_and_epochs_differ():
 
 
 def test_more_ranks_get_the_same_batches():
-    """World size changes dealing, not company: all but a few halved batches are the same."""
+    """World size changes who gets a batch, not what is in it: all but a few halved ones agree."""
     frames = np.random.default_rng(0).integers(1, 500, 5000)
     one, eight = (
         {tuple(r.tolist()) for r, _, _ in batches(plan_epoch(frames, PlanConfig(), RATE, 0, 0, w))}
@@ -154,7 +152,7 @@ def test_ranks_get_like_cost_at_each_step():
     cost = (count.astype(int) * longest).reshape(-1, 8)
     slow = (cost.max(1) - cost.mean(1)) / cost.max(1)
     assert slow.mean() < 0.01
-    firsts = [int(np.argmax([plan.batch(r, s)[2][0] for r in range(8)])) for s in range(64)]
+    firsts = [int(np.argmax([plan.batch(r, s).lengths[0] for r in range(8)])) for s in range(64)]
     assert len(set(firsts)) > 4  # not always the same rank that has the longest
 
 
@@ -166,7 +164,7 @@ def test_padding_is_small_on_realistic_lengths():
         assert plan_epoch(frames, PlanConfig(), rate, 0, 0, 1).padding <= 0.002
 
 
-@pytest.mark.parametrize("rate", FIVE_RATES)
+@pytest.mark.parametrize("rate", [Fraction(44100, 512), Fraction(25, 2)])
 def test_windows_tile_without_gap_or_overlap(rate):
     rng = np.random.default_rng(rate.numerator)
     frames = rng.integers(1, 400, 60).astype(np.uint32)
@@ -253,13 +251,13 @@ def test_rest_continues_in_order_on_other_world_sizes():
     for step in (0, 1, 17, plan.num_steps - 1, plan.num_steps):
         for world in (1, 2, 3, 8):
             rest = plan.rest(step, world)
-            done = [i for s in range(step) for r in range(3) for i in plan.batch(r, s)[0]]
+            done = [i for s in range(step) for r in range(3) for i in plan.batch(r, s).rows]
             left = [i for b in batches(rest) for i in b[0]]
             assert sorted(done + left) == list(range(4000))
             # the same global order: first batches are those of the next steps, whole or halved
             if rest.num_steps:
-                upcoming = set(plan.items[0][plan.first[step * 3] :][: plan.count[step * 3]])
-                assert set(rest.items[0][rest.first[0] :][: rest.count[0]]) <= upcoming
+                upcoming = set(plan.items.rows[plan.first[step * 3] :][: plan.count[step * 3]])
+                assert set(rest.items.rows[rest.first[0] :][: rest.count[0]]) <= upcoming
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_manifests_are_complete_and_reproducible(tmp_path):
     assert before == {name: manifest_path(tmp_path, name).read_bytes() for name in SPLITS}
     split_directory(tmp_path, 2, 0)  # the test set goes away with its index
     assert not manifest_path(tmp_path, "test").exists()
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*"))
     assert json.loads((tmp_path / "splits.json").read_text())["splits"]["valid"]["groups"] == 2
 
 

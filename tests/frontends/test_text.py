@@ -263,7 +263,7 @@ def test_speaking_takes_texts_only_a_little_ahead(monkeypatch):
         taken, stream = 0, speak_all(texts(), True, True, workers)
         assert next(stream) == "ˈeɪ"
         stream.close()
-        assert 0 < taken <= 8 * (3 * workers + 1)
+        assert 0 < taken <= 8 * (4 * workers + 1)
 
 
 def test_errors_of_other_processes_come_through():

@@ -12,7 +12,8 @@ from lhotse import SupervisionSegment
 import rvqlm
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import build_index
-from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, shard_checksum, token_cut
+from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, token_cut
+from rvqlm.files import sha256_of
 
 INFO = CodecInfo("test", "0123456789abcdef", 16000, 320, 3, 64)
 
@@ -60,7 +61,7 @@ def make_tokens(
         "num_frames": sum(frames),
         "hours": sum(frames) * info.hop / info.sampling_rate / 3600,
         "shards": [
-            {"path": f"codes/{p.name}", "bytes": p.stat().st_size, "sha256": shard_checksum(p)}
+            {"path": f"codes/{p.name}", "bytes": p.stat().st_size, "sha256": sha256_of(p)}
             for p in paths
         ],
         "audio_manifest": "",

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 import torch
 
-from rvqlm.audio.load import AudioConfig
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
 from rvqlm.tokenizing import encode as token_encode

@@ -17,6 +17,7 @@ from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.codecs import registry
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.data.plan import Items
 from rvqlm.inference.training_samples import SampleWriter
 from rvqlm.models.factory import build_model, config_dict
 from rvqlm.training.config import LogConfig
@@ -214,7 +215,7 @@ def test_conditions_of_the_recordings_are_given(tokens, tmp_path, capfd):
     assert [a["prompt_seconds"] > 0 for a in about] == [True, True, False, False]
     assert len(given) == 2 and all(set(h) == {"midi", "prompt"} for h in given)
     rows = np.random.default_rng(1).permutation(len(dataset))[:2]
-    expected = read.read(rows, np.zeros_like(rows), np.asarray(dataset.frames)[rows], 0)
+    expected = read.read(Items.whole(rows, dataset.frames))
     for kind in ("midi", "prompt"):
         for n, length in enumerate(expected[kind].lengths.tolist()):
             assert given[1][kind].lengths[n] == length

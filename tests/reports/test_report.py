@@ -19,8 +19,9 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs import registry
 from rvqlm.codecs.base import Codec
 from rvqlm.data.index import build_index
-from rvqlm.data.store import RvqMmapWriter, shard_checksum, token_cut
+from rvqlm.data.store import RvqMmapWriter, token_cut
 from rvqlm.errors import UserError
+from rvqlm.files import sha256_of
 from rvqlm.inference.held_out import choose_cuts
 from rvqlm.reports import figures
 from rvqlm.reports.clips import encode_flac
@@ -85,7 +86,7 @@ def tokens(tmp_path: Path) -> Path:
         "codec": INFO.to_dict(), "dtype": "int16", "num_cuts": 3, "num_frames": 1450,
         "hours": 29 / 3600, "skipped": 0, "audio_manifest": "audio_cuts.jsonl.gz",
         "shards": [{"path": "codes/shard-00000.rvq", "bytes": size,
-                    "sha256": shard_checksum(shard)}],
+                    "sha256": sha256_of(shard)}],
     }  # fmt: skip
     (directory / "tokens.json").write_text(json.dumps(sidecar))
     CutSet.from_cuts(audio_cuts).to_file(directory / "audio_cuts.jsonl.gz")

@@ -8,9 +8,8 @@ import pytest
 from tokenize_fixtures import config, spoil
 
 from rvqlm.tokenizing import tokenize
-from rvqlm.tokenizing.progress import ProgressLine, clock
+from rvqlm.tokenizing.reporting import ProgressLine, size
 from rvqlm.tokenizing.shard import Progress
-from rvqlm.tokenizing.summary import size
 
 
 def test_progress_line(capsys, monkeypatch):
@@ -28,7 +27,6 @@ def test_progress_line(capsys, monkeypatch):
     assert "0:20 gone, 2:00 left" in first and "1 skipped" in first
     assert "50%" in second and "5x real time" in second and "0:40 gone, 0:53 left" in second
     assert line.seconds == 200 and line.encode_share == 0.25 and line.elapsed == 40
-    assert clock(3723) == "1:02:03"
 
 
 def table(text):
@@ -39,10 +37,9 @@ def table(text):
     return {id: [float(n) for n in (*numbers[:5],)] for *numbers, id in found}
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_a_line_for_every_file_and_a_total(peaks, corpus, tmp_path, capsys, jobs):
+def test_a_line_for_every_file_and_a_total(peaks, corpus, tmp_path, capsys):
     spoil(corpus)
-    summary = tokenize.tokenize(config(corpus, tmp_path / "out", jobs=jobs))
+    summary = tokenize.tokenize(config(corpus, tmp_path / "out", jobs=2))
     shown = capsys.readouterr().out
     assert "codec peaks [llllllllllllllll]: 8000 Hz, 2 x 256, 200.00 frames/s, 3.20 kbps" in shown
     rows = table(shown)
@@ -62,7 +59,7 @@ def test_a_line_for_every_file_and_a_total(peaks, corpus, tmp_path, capsys, jobs
 
 def test_who_gets_a_line(peaks, corpus, tmp_path, capsys, monkeypatch):
     for setting, few, shown in (("auto", 24, 24), ("auto", 23, 0), ("yes", 5, 24), ("no", 99, 0)):
-        monkeypatch.setattr("rvqlm.tokenizing.summary.FEW_FILES", few)
+        monkeypatch.setattr("rvqlm.tokenizing.reporting.FEW_FILES", few)
         tokenize.tokenize(config(corpus, tmp_path / f"{setting}{few}", per_file=setting))
         assert len(table(capsys.readouterr().out)) == shown
 

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from rvqlm.audio.load import AudioConfig, BadAudio, load_file
+from rvqlm.audio.load import load_file
+from rvqlm.audio.prepare import AudioConfig
+from rvqlm.audio.reader import BadAudio
 from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError

@@ -119,18 +119,18 @@ def test_disk_full_in_the_log(tmp_path, monkeypatch):
 
 def test_disk_full_while_merging(corpus, tmp_path, monkeypatch):
     tokenize.tokenize(config(corpus, tmp_path / "whole"))
-    out, original = tmp_path / "out", sidecar._line
+    out, original = tmp_path / "out", sidecar.json_line
 
     def line(fields):
         if fields.get("id") == "speaker1/010" and "recording" in fields:
             full()
         return original(fields)
 
-    monkeypatch.setattr(sidecar, "_line", line)
+    monkeypatch.setattr(sidecar, "json_line", line)
     with pytest.raises(UserError, match="No space left on device"):
         tokenize.tokenize(config(corpus, out))
     assert sorted(p.name for p in out.iterdir()) == ["codes", "parts"]  # no half-written manifest
-    monkeypatch.setattr(sidecar, "_line", original)
+    monkeypatch.setattr(sidecar, "json_line", original)
     tokenize.tokenize(config(corpus, out))
     assert contents(out) == contents(tmp_path / "whole")
 

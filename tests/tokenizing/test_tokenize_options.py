@@ -10,7 +10,8 @@ from lhotse import CutSet
 from tiny_codecs import encodec_segments, fill_codebooks
 from tokenize_fixtures import RATE, Peaks, config, contents, lines
 
-from rvqlm.audio.load import AudioConfig, load_cut, load_file
+from rvqlm.audio.load import load_cut, load_file
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.reader import BLOCK_SAMPLES
 from rvqlm.codecs.chunking import encode_whole
 from rvqlm.codecs.registry import load_codec

@@ -60,19 +60,20 @@ def test_dry_run_writes_nothing(corpus, tmp_path, capsys):
     assert "24 items" in shown and "200.00 frames/s" in shown and "nothing written" in shown
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_another_codec_cannot_continue(corpus, tmp_path, monkeypatch, jobs):
+def test_another_codec_cannot_continue(corpus, tmp_path, monkeypatch):
     out = tmp_path / "out"
     interrupt_after(monkeypatch, 5)
     with pytest.raises(Stop):
         tokenize.tokenize(config(corpus, out, jobs=1))
     assert not (out / "tokens.json").exists()
     with pytest.raises(UserError, match="codec mismatch"):
-        tokenize.tokenize(config(corpus, out, codec="other", jobs=jobs))
+        tokenize.tokenize(config(corpus, out, codec="other", jobs=2))
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("damage", ["none", "torn line", "torn codes", "lost codes", "no codes"])
+@pytest.mark.parametrize(
+    "damage, jobs",
+    [("none", 2), ("torn line", 1), ("torn codes", 2), ("lost codes", 1), ("no codes", 1)],
+)
 def test_whatever_the_tail_looks_like_the_result_is_the_same(
     corpus, tmp_path, monkeypatch, damage, jobs
 ):
@@ -160,6 +161,7 @@ def test_killed_during_the_merge(corpus, tmp_path, monkeypatch):
         except Stop:
             monkeypatch.setattr(os, "replace", original)
             assert not (out / "tokens.json").exists()
+            (out / ".cuts.jsonl.gz.1.tmp").touch()  # a kill leaves such files
             tokenize.tokenize(config(corpus, out))
             assert contents(out) == contents(tmp_path / "whole")
     assert stop >= 6  # plan, done, three manifests, sidecar
@@ -175,7 +177,7 @@ class Sociable(Peaks):
 
 
 @pytest.mark.parametrize("later", [4, 1, 7])
-def test_a_group_that_was_interrupted_is_encoded_in_the_same_company(
+def test_a_group_that_was_interrupted_is_encoded_in_the_same_batches(
     corpus, tmp_path, monkeypatch, later
 ):
     """Wherever the log ends, and whatever the batch size of the next start."""

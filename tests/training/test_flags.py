@@ -13,7 +13,7 @@ from token_fixtures import make_tokens
 
 from rvqlm.bin import trainer
 from rvqlm.checkpoints.file import load_checkpoint
-from rvqlm.cli import _leaves
+from rvqlm.cli import class_flags
 from rvqlm.data.index import build_index
 from rvqlm.models.factory import model_entry
 from rvqlm.training.config import flags_class
@@ -197,11 +197,11 @@ def runs(place, capfd):
 
 
 def flags_of(model: str) -> set[str]:
-    return set(_leaves(flags_class(model_entry(model)[0])))
+    return set(class_flags(flags_class(model_entry(model)[0]))[0])
 
 
 def model_flags(model: str) -> set[str]:
-    return set(_leaves(model_entry(model)[0]))
+    return set(class_flags(model_entry(model)[0])[0])
 
 
 def test_every_flag_is_here():

@@ -1,22 +1,113 @@
-"""What `rvqlm tokenize` says: before a dry run, and at the end per file and in all."""
+"""What `rvqlm tokenize` says: the progress line, what a dry run would do, and the summary per file
+and in all.
+"""
 
 from __future__ import annotations
 
-import gzip
-import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from rvqlm.audio.source import Listing
+from rvqlm.cli import clock
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
+from rvqlm.data.index import read_manifest
 from rvqlm.data.store import DTYPES, code_dtype
-from rvqlm.tokenizing.progress import ProgressLine, clock
+from rvqlm.tokenizing.shard import Progress
 from rvqlm.tokenizing.sidecar import Summary, pcm_bytes
 
 FEW_FILES = 50
 """Up to so many, each has a line of its own."""
+
+
+class ProgressLine:
+    """Collects the progress of all shards of this process and shows it on stderr.
+
+    On a terminal one line is rewritten; elsewhere a line is printed now and then. The time left
+    follows from the cost of what is done and what is not, so that a few long files at the end do
+    not surprise.
+    """
+
+    def __init__(self, costs: np.ndarray, ranges: list, shown: bool = True):
+        self._before = np.concatenate([[0.0], np.cumsum(costs)])
+        self._ranges, self._shown = ranges, shown
+        self._latest: dict[int, Progress] = {}
+        self._finished_before: set[int] = set()
+        self.speeds: dict[str, float] = {}
+        """times real time, of the items that were encoded in this run, by id"""
+        self._terminal = sys.stderr.isatty()
+        self._interval = 0.2 if self._terminal else 10.0
+        self._began = self._drawn = time.monotonic()
+        self._ended: float | None = None
+
+    def already_done(self, shard: int) -> None:
+        """An earlier run, or another rank, has this shard."""
+        self._finished_before.add(shard)
+
+    def update(self, shard: int, progress: Progress) -> None:
+        """New totals of a shard that is being worked on."""
+        self._latest[shard] = progress
+        self.speeds.update(progress.speeds or {})
+        if time.monotonic() - self._drawn >= self._interval:
+            self._draw()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start, until the end of the work."""
+        return max(1e-9, (self._ended or time.monotonic()) - self._began)
+
+    @property
+    def seconds(self) -> float:
+        """Audio encoded in this run."""
+        return sum(p.seconds for p in self._latest.values())
+
+    @property
+    def encode_share(self) -> float:
+        """Share of the workers' time that was spent in the codec."""
+        spent = sum(p.encode_seconds for p in self._latest.values())
+        return spent / max(1e-9, sum(p.wall_seconds for p in self._latest.values()))
+
+    def _draw(self) -> None:
+        self._drawn = time.monotonic()
+        if not self._shown:
+            return
+        new = old = items = skipped = 0.0
+        for shard in self._finished_before:
+            first, last = self._ranges[shard]
+            old += self._before[last] - self._before[first]
+            items += last - first
+        for shard, p in self._latest.items():
+            first = self._ranges[shard][0]
+            middle = first + p.resumed
+            old += self._before[middle] - self._before[first]
+            new += self._before[middle + p.items] - self._before[middle]
+            items += p.resumed + p.items
+            skipped += p.skipped
+        total = self._before[-1]
+        left = (total - old - new) / new * self.elapsed if new else float("nan")
+        text = (
+            f"tokenize {(old + new) / total:4.0%}  {items:.0f}/{len(self._before) - 1} items  "
+            f"{self.seconds / self.elapsed:.0f}x real time  "
+            f"{clock(self.elapsed)} gone, {clock(left) if new else '?'} left"
+            + (f"  {skipped:.0f} skipped" if skipped else "")
+        )
+        if self._terminal:
+            print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> ProgressLine:
+        return self
+
+    def __exit__(self, kind, *args) -> None:
+        self._ended = time.monotonic()
+        if self._terminal and self._shown:
+            self._draw()
+            print(file=sys.stderr)
 
 
 def wants_per_file(setting: str, items: int) -> bool:
@@ -100,7 +191,9 @@ def per_file_lines(out: Path, info: CodecInfo, speeds: dict[str, float]) -> Iter
         f"{'frames':>8} {'seconds':>9} {'bytes':>10} {'16-bit PCM':>11} {'ratio':>6} "
         f"{'x real time':>11}  id"
     )
-    cuts, audio_cuts = _lines(out / "cuts.jsonl.gz"), _lines(out / "audio_cuts.jsonl.gz")
+    cuts, audio_cuts = (
+        read_manifest(out / name) for name in ("cuts.jsonl.gz", "audio_cuts.jsonl.gz")
+    )
     for cut, audio in zip(cuts, audio_cuts, strict=True):
         frames, samples = cut["features"]["num_frames"], cut["custom"]["num_samples"]
         stored, pcm, id = frames * info.num_codebooks * itemsize, pcm_bytes(audio), cut["id"]
@@ -117,8 +210,3 @@ def size(num_bytes: int) -> str:
     power = min(len(units) - 1, max(0, len(str(num_bytes)) - 1) // 3)
     number = num_bytes / 1000**power
     return f"{number:.3g} {units[power]}" if number < 999.5 else f"{number:.0f} {units[power]}"
-
-
-def _lines(path: Path) -> Iterator[dict]:
-    with gzip.open(path, "rb") as file:
-        yield from map(json.loads, file)

@@ -91,7 +91,7 @@ def test_input_that_nothing_can_be_made_of(tmp_path, corpus):
     (tmp_path / "bad.jsonl").write_text(json.dumps(recording) + "\n{oops\n")
     assert "item 2 is no lhotse recording or cut" in error(tmp_path / "bad.jsonl")
     (tmp_path / "bad.jsonl.gz").write_bytes(b"not gzip")
-    assert "cannot read item 1" in error(tmp_path / "bad.jsonl.gz")
+    assert "is cut short or damaged" in error(tmp_path / "bad.jsonl.gz")
     (tmp_path / "bad.yaml").write_text("{")
     assert "not a lhotse manifest" in error(tmp_path / "bad.yaml")
 

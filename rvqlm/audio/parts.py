@@ -1,0 +1,232 @@
+"""Where the samples of a cut come from: its file, block by block, or lhotse.
+
+A cut of a plain file, with nothing but gains attached, is read here in blocks; one whose recording
+has several sources, comes from a URL or a command, or has other transforms goes through lhotse and
+is in memory whole. Whatever makes a recording unusable is a `BadAudio` with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from lhotse import AudioSource, MonoCut, MultiCut, Recording
+from lhotse.augmentation import AudioTransform, Volume
+from lhotse.cut import Cut
+from lhotse.utils import compute_num_samples, fastcopy
+
+from rvqlm.audio.prepare import checked
+from rvqlm.audio.read import open_at, park
+from rvqlm.audio.reader import BLOCK_SAMPLES, MISSING_SECONDS, BadAudio, Reader
+
+
+def recording_cut(recording: Recording) -> Cut:
+    """The cut over a whole recording, with the recording's id (lhotse would add a suffix)."""
+    kind, channel = MonoCut, 0
+    if recording.num_channels == 1:
+        channel = recording.channel_ids[0]
+    else:
+        kind, channel = MultiCut, list(recording.channel_ids)
+    return kind(
+        id=recording.id,
+        start=0.0,
+        duration=recording.duration,
+        channel=channel,
+        recording=recording,
+    )
+
+
+def file_recording(
+    id: str, path: str, sampling_rate: int, channels: int, num_samples: int
+) -> Recording:
+    """The recording that an audio file is."""
+    return Recording(
+        id=id,
+        sources=[AudioSource("file", [*range(channels)], path)],
+        sampling_rate=sampling_rate,
+        num_samples=num_samples,
+        duration=num_samples / sampling_rate,
+    )
+
+
+def source_path(recording: Recording) -> str:
+    """For messages: the file of a recording where there is one."""
+    return str(recording.sources[0].source) if recording.sources else recording.id
+
+
+def transforms_of(recording: Recording) -> list[AudioTransform]:
+    """The transforms that are attached to a recording, as objects."""
+    return [
+        t if isinstance(t, AudioTransform) else AudioTransform.from_dict(t)
+        for t in recording.transforms or ()
+    ]
+
+
+def shortened(cut: Cut, first: int, num: int) -> Cut:
+    """Samples [first, first + num) of a cut, on exactly these samples; the id stays."""
+    rate = cut.sampling_rate
+    start = compute_num_samples(cut.start, rate) + first
+    shorter = cut.truncate(offset=first / rate, duration=num / rate, preserve_id=True)
+    # lhotse rounds to eight digits
+    return fastcopy(shorter, start=start / rate, duration=num / rate)
+
+
+def cut_blocks(cut: Cut) -> Iterator[np.ndarray]:
+    """The audio of a cut in blocks (C, n) float32: the samples of ``cut.load_audio()``.
+
+    Raises `BadAudio`, for samples that are not finite too.
+    """
+    part, empty = part_of(cut), True
+    try:
+        part.open()
+        for block in checked(part.blocks(0, None), part.path, loudest=math.inf):
+            for factor in part.gains:  # as lhotse does it, which rounds after each
+                block = block * factor
+            empty = False
+            yield block.T
+    finally:
+        part.close()
+    if empty:
+        raise BadAudio(part.path, "zero-length audio")
+
+
+class Part(ABC):
+    """A range of some recording, of which any subrange can be read any number of times."""
+
+    path: str
+    sampling_rate: int
+    gains: Sequence[float] = ()
+    """factors that samples of `blocks` are still to be multiplied by, one after another"""
+
+    @property
+    def gain(self) -> float:
+        return math.prod(self.gains)
+
+    @abstractmethod
+    def open(self) -> None:
+        """Find out `sampling_rate`."""
+
+    @abstractmethod
+    def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
+        """Samples [first, end) of the part (None: to its end), (n, C) float32."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what `open` and `blocks` hold."""
+
+
+class FilePart(Part):
+    """Samples [start, start + num) of a file.
+
+    num: None for all; fewer in the file, some milliseconds aside, are an error.
+    rate, channels: what a manifest says of the file: its sampling rate, and the positions of the
+    wanted channels. gains: factors that a manifest asks for.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        start: int = 0,
+        num: int | None = None,
+        rate: int | None = None,
+        channels: list[int] | None = None,
+        gains: Sequence[float] = (),
+    ):
+        self.path, self.start, self.num, self.gains = path, start, num, gains
+        self._said_rate, self._channels = rate, channels
+        self._reader: Reader | None = None
+
+    def open(self) -> None:
+        if self._reader is None:
+            self._reader = open_at(self.path, self.start)
+        reader = self._reader
+        self.sampling_rate, self.num_channels = reader.sampling_rate, reader.num_channels
+        if self._said_rate not in (None, self.sampling_rate):
+            raise BadAudio(
+                self.path,
+                f"{self.sampling_rate} Hz, its manifest says {self._said_rate}; make the manifest "
+                "anew",
+            )
+        if self._channels is not None and max(self._channels) >= self.num_channels:
+            why = f"the cut is on channel {max(self._channels)}, the file has fewer"
+            raise BadAudio(self.path, why)
+
+    def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
+        if self._reader is None or self._reader.position != self.start + first:
+            self.close()
+            self._reader = open_at(self.path, self.start + first)
+        limits = [limit for limit in (end, self.num) if limit is not None]
+        wanted = left = min(limits) - first if limits else None
+        while left is None or left > 0:
+            try:
+                block = self._reader.read(min(BLOCK_SAMPLES, left or BLOCK_SAMPLES))
+            except BadAudio:
+                self._reader.close()  # nobody else wants it
+                self._reader = None
+                raise
+            if not len(block):
+                break
+            left = None if left is None else left - len(block)
+            if self._channels is not None and self._channels != [*range(self.num_channels)]:
+                block = block[:, self._channels]
+            yield block
+        # where nothing at all was read the file is too short for another reason: zero length
+        if left and left < wanted and left > MISSING_SECONDS * self.sampling_rate:
+            raise BadAudio(
+                self.path, f"{left} samples fewer than its manifest says; make the manifest anew"
+            )
+
+    def close(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None and self.num is not None:
+            park(reader)  # other cuts may lie behind this one
+        elif reader is not None:
+            reader.close()
+
+
+class LhotsePart(Part):
+    """A cut that lhotse reads, whole."""
+
+    def __init__(self, cut: Cut, path: str):
+        self.cut, self.path = cut, path
+
+    def open(self) -> None:
+        self.sampling_rate = self.cut.sampling_rate
+
+    def close(self) -> None:
+        pass
+
+    def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
+        cut = self.cut if end is None else shortened(self.cut, first, end - first)
+        try:
+            audio = cut.load_audio().T
+        except Exception as e:  # lhotse has many backends, and errors of all kinds
+            first_line = (str(e).strip().splitlines() or [""])[0]
+            raise BadAudio(self.path, f"unreadable: {type(e).__name__}: {first_line}") from None
+        for i in range(0, len(audio), BLOCK_SAMPLES):
+            yield audio[i : i + BLOCK_SAMPLES]
+
+
+def part_of(cut: Cut) -> Part:
+    """The part of its recording that a cut is; `BadAudio` where that does not exist."""
+    recording = getattr(cut, "recording", None)
+    if recording is None:
+        raise BadAudio(cut.id, f"{type(cut).__name__} without a recording of its own")
+    path, transforms = source_path(recording), transforms_of(recording)
+    plain = len(recording.sources) == 1 and recording.sources[0].type == "file"
+    if not plain or not all(isinstance(t, Volume) for t in transforms):
+        return LhotsePart(cut, path)
+    rate, there = recording.sampling_rate, recording.sources[0].channels
+    wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
+    if not set(wanted) <= set(there):
+        raise BadAudio(path, f"the cut is on channel {max(wanted)}, its recording has {there}")
+    return FilePart(
+        path,
+        compute_num_samples(cut.start, rate),
+        compute_num_samples(cut.duration, rate),
+        rate,
+        [there.index(c) for c in wanted],
+        [t.factor for t in transforms],
+    )
