@@ -6,7 +6,7 @@
 #   --audio PATH           a folder (searched at any depth), a quoted glob such as "music/**/*.mp3",
 #                          or a text file with one path a line
 #   --train-minutes M      minutes of training (default 10)
-#   --config FILE          flags of the training (default conf/small.yaml; conf/base.yaml is for a
+#   --config FILE          flags of the training (default conf/small.yaml; conf/large.yaml is for a
 #                          GPU of 12 GB)
 #   --window-frames N      train on windows of so many frames of the codec (default 0: recordings
 #   --hop-frames N         whole), which begin every so many frames (default: half a window)

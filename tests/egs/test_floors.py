@@ -88,7 +88,7 @@ LEAST = {
     "mini/compare/depth": SMALL | {"num_decoder_layers": 4, "head": "depth"},
     "mini/compare/valle": SMALL | {"decoder_dim": 160, "num_decoder_layers": 4},
     "custom/small": SMALL | {"max_duration": 60.0},
-    "custom/base": {"decoder_dim": 768, "num_decoder_layers": 16, "ema_decay": 0.999, "accum": 6},
+    "custom/large": {"decoder_dim": 768, "num_decoder_layers": 16, "ema_decay": 0.999, "accum": 6},
 }
 AS_DOCUMENTED = {
     "custom/rvq_small": RVQ | {"decoder_dim": 512, "num_decoder_layers": 12, "nhead": 8},
