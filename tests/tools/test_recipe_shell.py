@@ -1,5 +1,6 @@
 """Options and stages of the recipes' scripts, through a small script that uses them."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -133,3 +134,42 @@ def test_names_of_inputs(given, name, tmp_path):
         ["bash", "-c", code], cwd=tmp_path / "here", capture_output=True, text=True, timeout=30
     )
     assert done.stdout == name + "\n"
+
+
+def test_the_recipe_in_the_comment_runs(tmp_path):
+    """What egs/shared/recipe.sh says is a whole recipe: its stages, with the user's folders."""
+    lines = (SHARED / "recipe.sh").read_text().splitlines()
+    body = [line.removeprefix("#   ") for line in lines if line.startswith("#   ")]
+    body = body[: body.index("end_stage") + 1]
+    assert len(body) < 15
+    recipe, log = tmp_path / "egs" / "mine", tmp_path / "log"
+    recipe.mkdir(parents=True)
+    (tmp_path / "egs" / "shared").symlink_to(SHARED)
+    defaults = "stage=0 stop_stage=5 seed=0 train_minutes=60 exp_dir= data_dir="
+    header = "# Mine.\n#\n#   --seed N --exp-dir DIR --data-dir DIR --stage N --stop-stage N\n"
+    here = 'set -euo pipefail\nhere=$(dirname "${BASH_SOURCE[0]}")\n'
+    fakes = {
+        recipe / "run.sh": f"{header}{here}{defaults}\n" + "\n".join(body),
+        recipe / "prepare.sh": f'echo "prepare $PWD $*" >> {log}',
+        tmp_path / "tools" / "setup.sh": f"echo setup >> {log}",
+        tmp_path / "programs" / "rvqlm": f'echo "rvqlm $*" >> {log}',
+    }
+    for path, text in fakes.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+    environment = {"PATH": f"{tmp_path / 'programs'}:{os.environ['PATH']}", "VIRTUAL_ENV": "active"}
+    done = subprocess.run(
+        ["bash", "egs/mine/run.sh", "--seed", "7", "--data-dir", "given"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    called = log.read_text().splitlines()
+    data = f"{tmp_path}/given"
+    assert called[:2] == ["setup", f"prepare {recipe} --data-dir {data} --seed 7"]
+    commands = [line.split()[1] for line in called[2:]]
+    assert commands == ["train", "evaluate", "generate", "generate", "report"]
+    assert "--config conf/mine.yaml" in called[2] and "--exp-dir exp/mine" in called[2]
+    assert all(f"{data}/tokens" in line for line in called[2:] if "--manifest-dir" in line)
+    stages = (recipe / "exp" / "mine" / "stages.tsv").read_text().splitlines()
+    assert [line.split("\t")[0] for line in stages] == list("012345")
