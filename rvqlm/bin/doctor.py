@@ -14,7 +14,7 @@ Exit status: 0 healthy, 1 something of concern, 2 unusable, or a mistake in the 
 
 from __future__ import annotations
 
-import math
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,20 +64,11 @@ def _run(argv: Sequence[str] | None) -> int:
 
     found = examine(args.path, args.which, args.compare, args.replay, args.replay_precision)
     if args.json is not None:
-        write_json(args.json, plain(found.to_dict()))
+        # strict JSON holds no NaN and no infinity: strings
+        text = json.dumps(found.to_dict(), default=str)
+        write_json(args.json, json.loads(text, parse_constant=lambda c: str(float(c))))
     print(as_text(found))
     return found.status
-
-
-def plain(value):
-    """Values that strict JSON can hold: NaN and infinity become strings."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Rows of embedding tables and classifiers, level by level: never updated, near zero, alike.
+"""Rows of embedding tables and classifiers, level by level: never updated, near zero.
 
 Codecs leave codes unused, so rows without update are of concern only for most of a level, and for
 a level without any living row. What was updated must not be zero.
@@ -57,27 +57,16 @@ class Table:
     def dead(self) -> bool:
         return not self.norms.any() or bool(self.untouched.all())
 
-    @cached_property
-    def vanished(self) -> Tensor:
-        """(V,) bool: updated, and near zero."""
-        return (self.norms < NEAR_ZERO * self.norms.median()) & ~self.untouched
-
-    @property
-    def duplicates(self) -> Tensor:
-        """(V,) bool: an updated row equals another."""
-        _, inverse, counts = self.rows.unique(dim=0, return_inverse=True, return_counts=True)
-        return (counts[inverse] > 1) & ~(self.untouched | self.vanished)
-
 
 def read_tables(
-    model: nn.Module | None, weights: dict[str, Tensor], second: dict[str, Tensor]
+    model: nn.Module, weights: dict[str, Tensor], second: dict[str, Tensor]
 ) -> list[Table]:
     """Every level of every embedding and classifier, without rows of special ids.
 
     :param second: second moments by name, where they tell which rows were updated.
     """
     out = []
-    for prefix, module in model.named_modules() if model is not None else ():
+    for prefix, module in model.named_modules():
         for name, levels in _layout(module, model):
             full = f"{prefix}.{name}" if prefix else name
             tensor, square = weights.get(full), second.get(full)
@@ -130,60 +119,32 @@ FRAMES_PER_CODE = 20
 that is ten times rarer than the mean is met with 86 %, a usual one always."""
 
 
-@rule("concern", "embeddings", "a dead level: all its rows are zero",
-      "check --num-quantizers and the weights of the levels; go back to a checkpoint where it "
-      "lives")  # fmt: skip
-def dead_level(c):
-    # heads start at zero: before the first updates that is as it should be
-    if c.step > START or c.weights_only:
-        yield from ({"where": t.where} for t in c.embeddings if not t.norms.any())
-
-
-@rule("concern", "embeddings", "a dead level: no gradient reaches its rows",
+@rule("concern", "embeddings", "a dead level: {what}",
       "a level that the training leaves out is so (a stage, a weight of 0); any other is cut off "
-      "from the loss")  # fmt: skip
-def level_without_gradient(c):
-    yield from ({"where": t.where} for t in c.embeddings if t.norms.any() and t.untouched.all())
-
-
-@rule("concern", "embeddings", "{n} of {V} rows dead: no update",
-      "compare rvqlm validate: where the data has these codes, training does not")  # fmt: skip
-def level_mostly_without_update(c):
-    yield from (_rows(t, t.untouched) for t in c.embeddings if not t.dead and _mostly_unused(c, t))
-
-
-def _mostly_unused(c, table) -> bool:
-    V, frames = len(table.rows), c.state.get("total_frames")
-    early = frames is not None and frames < FRAMES_PER_CODE * V
-    return not early and int(table.untouched.sum()) > MAX_UNUSED * V
-
-
-def _rows(table, mask: Tensor) -> dict:
-    rows = mask.nonzero().flatten().tolist()
-    where = f"{table.where}: rows {some(rows)}"
-    return {"where": where, "n": len(rows), "V": len(table.rows)}
-
-
-@rule("concern", "embeddings", "{n} of {V} rows dead: near zero",
-      "they were erased, or never came back from zero; an earlier checkpoint has them")  # fmt: skip
-def vanished_rows(c):
-    yield from (_rows(t, t.vanished) for t in c.embeddings if not t.dead and t.vanished.any())
-
-
-@rule("concern", "embeddings", "{n} rows equal others exactly: these codes are all one",
-      "the table was filled or copied wrongly; an earlier checkpoint shows since when")  # fmt: skip
-def duplicate_rows(c):
-    tables = [t for t in c.embeddings if not t.dead and not t.classifier]
-    yield from (_rows(t, t.duplicates) for t in tables if t.duplicates.any())
-
-
-@rule("note", "embeddings",
-      "rows without update: of codes that the training data does not have, or hardly ever",
-      "rvqlm validate counts the codes of the data")  # fmt: skip
-def rows_without_update(c):
-    levels: dict[str, list[str]] = {}
+      "from the loss: check --num-quantizers and --level-weights")  # fmt: skip
+def dead_level(c):
     for t in c.embeddings:
-        n, V = int(t.untouched.sum()), len(t.rows)
-        if n and not t.dead and not _mostly_unused(c, t):
-            levels.setdefault(t.name, []).append(f"{t.level} {n} of {V}".strip())
-    yield from ({"where": f"{name}: {some(counted, 16)}"} for name, counted in levels.items())
+        if t.norms.any() and t.untouched.all():
+            yield {"where": t.where, "what": "no gradient reaches its rows"}
+        # heads start at zero: before the first updates that is as it should be
+        elif not t.norms.any() and c.step > START and not c.weights_only:
+            yield {"where": t.where, "what": "all its rows are zero"}
+
+
+@rule("concern", "embeddings", "{n} of {V} rows dead: {what}",
+      "compare rvqlm validate, which counts the codes of the data; an earlier checkpoint has rows "
+      "that were erased")  # fmt: skip
+def dead_rows(c):
+    for t in c.embeddings:
+        if t.dead:
+            continue
+        V = len(t.rows)
+        vanished = (t.norms < NEAR_ZERO * t.norms.median()) & ~t.untouched
+        found = [(vanished, "near zero")]
+        seen_often = c.state.get("total_frames", 0) >= FRAMES_PER_CODE * V
+        if seen_often and int(t.untouched.sum()) > MAX_UNUSED * V:
+            found.append((t.untouched, "no update"))
+        for mask, what in found:
+            if rows := mask.nonzero().flatten().tolist():
+                where = f"{t.where}: rows {some(rows)}"
+                yield {"where": where, "n": len(rows), "V": V, "what": what}

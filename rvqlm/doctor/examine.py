@@ -16,6 +16,7 @@ from rvqlm.doctor.comparison import compare_checkpoints
 from rvqlm.doctor.finding import STATUS, Finding, Rule
 from rvqlm.doctor.measure import module_table
 from rvqlm.doctor.replay import replay_batch
+from rvqlm.errors import UserError
 
 RULES: list[Rule] = [
     found
@@ -28,15 +29,15 @@ RULES: list[Rule] = [
 
 @dataclass
 class Diagnosis:
-    """Everything that was found and measured."""
+    """Everything that was found and measured; empty dictionaries where there was nothing to."""
 
     path: str
     facts: dict
     """model, parameters, step, epoch, hours ... in the order to show them"""
     modules: list[dict]
-    """a row for each module: tensors, parameters, rms, max, ema_distance, update_ratio"""
+    """a row for each module: tensors, parameters, rms, max, ema_distance"""
     log: dict
-    """first and last step, lowest losses, steps of spikes and of divergence"""
+    """lowest losses, steps of spikes and of divergence, skipped steps"""
     comparison: dict
     """the other checkpoint, change of each module, differing flags"""
     replay: dict
@@ -50,11 +51,8 @@ class Diagnosis:
         return max((STATUS[f.severity] for f in self.findings), default=0)
 
     def to_dict(self) -> dict:
-        """Ready for JSON."""
-        out = {**dataclasses.asdict(self), "status": self.status}
-        for finding in out["findings"]:
-            del finding["rule"]
-        return out
+        """JSON."""
+        return {**dataclasses.asdict(self), "status": self.status}
 
 
 def examine(
@@ -72,26 +70,26 @@ def examine(
     :param replay: a batch that the trainer's guards saved, to be run through the model again.
     :param precision: of the replay: ``auto``, ``bf16``, ``fp16`` or ``fp32``; auto: as the
         training had it.
-    :raises UserError: nothing there to examine. What is there but damaged is a finding.
+    :raises UserError: nothing there to examine, or to compare or replay with. What is at `path`
+        but damaged is a finding.
     """
-    c, changes, of_other = open_checkpoint(path, which), {}, []
+    c = open_checkpoint(path, which)
     if compare is not None:
         # a path is that of the first
         c.other = open_checkpoint(compare, which if which in NAMES else "latest")
-        changes = compare_checkpoints(c, c.other)
         if c.other.state is None:
-            of_other = [f for r in RULES if r.subject == "file" for f in r.findings(c.other)]
-        elif c.state is not None:
-            c.comparison = changes
+            raise UserError(c.other.load_error)
+        if c.state is not None:
+            c.comparison = compare_checkpoints(c, c.other)
     if replay is not None:
         c.replay = replay_batch(c, replay, precision)
-    found = [f for r in RULES for f in r.findings(c)] + of_other
+    found = [f for r in RULES for f in r.findings(c)]
     return Diagnosis(
         str(c.path),
         c.facts,
-        [] if c.weights is None else module_table(c.weights, c.ema or {}, c.updates),
+        module_table(c.weights or {}, c.ema or {}),
         c.log.summary if c.log else {},
-        changes,
+        c.comparison or {},
         c.replay or {},
         sorted(found, key=lambda f: -STATUS[f.severity]),
     )

@@ -6,20 +6,18 @@ mean since the line before, so a place is known to within --log-every-steps.
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
-from math import exp, inf, isfinite, log, nan
+from math import inf, isfinite, log, nan
 from pathlib import Path
 from typing import NamedTuple
 
+from rvqlm.checkpoints.archives import archives
 from rvqlm.doctor.finding import rule, some
-from rvqlm.doctor.series import Excursion, Judged, judge
+from rvqlm.doctor.series import Judged, judge
 from rvqlm.metrics.log import scan_log
 
 LEAST_LOSS = 0.05
 """Nats per code: losses closer than this to the usual ones are never called unusual."""
-GRAD_FACTOR = 10.0
-"""Times the usual gradient norm; norms scatter like products, so their logarithms are judged."""
 
 
 class Line(NamedTuple):
@@ -29,8 +27,6 @@ class Line(NamedTuple):
     epoch: int
     loss: float | None
     """None: every step of the line was skipped"""
-    grad_norm: float
-    """NaN: there is none"""
     nats: list
     counts: dict[str, float]
     """skipped_* and rollbacks, since the line before"""
@@ -45,15 +41,15 @@ def _line(record: dict) -> Line:
         return float(value) if isinstance(value, (int, float)) else nan
 
     counts = {k: number(n) for k, n in record.items() if k.startswith(("skipped_", "rollbacks"))}
+    counts = {k: n if isfinite(n) else 0.0 for k, n in counts.items()}
     loss = number(record.get("loss"))
     if not isfinite(loss) and any(counts.values()):
         loss = None
-    grad_norm, nats = number(record.get("grad_norm")), record.get("nats") or []
-    return Line(record["step"], record["epoch"], loss, grad_norm, nats, counts)
+    return Line(record["step"], record["epoch"], loss, record.get("nats") or [], counts)
 
 
 class Log:
-    """Lines of the kinds ``train`` and ``valid``, and what became of their values."""
+    """Lines of the kinds ``train`` and ``valid``, and what became of their losses."""
 
     def __init__(self, path: Path):
         self.path, self.damaged = path, 0
@@ -63,8 +59,6 @@ class Log:
                 self.damaged += 1
             elif record["kind"] in self.lines:
                 self.lines[record["kind"]].append(_line(record))
-        steps = [line.step for lines in self.lines.values() for line in lines]
-        self.first_step, self.last_step = min(steps, default=None), max(steps, default=None)
 
     @cached_property
     def losses(self) -> dict[str, Judged]:
@@ -73,70 +67,40 @@ class Log:
         return {k: judge([x.loss for x in lines], LEAST_LOSS) for k, lines in given.items()}
 
     @cached_property
-    def grad_norms(self) -> Judged:
-        """Of the logarithms of the gradient norm."""
-        # a line whose steps were all skipped has no gradient, and a NaN may stand there
-        logs = [None if x.loss is None else log(max(x.grad_norm, 1e-30)) if isfinite(x.grad_norm)
-                else nan for x in self.lines["train"]]  # fmt: skip
-        return judge(logs, least=log(GRAD_FACTOR), relative=0.0)
-
-    @cached_property
     def summary(self) -> dict:
-        """JSON: first and last step, lowest losses, steps of spikes and of divergence."""
-        train, valid = self.lines["train"], self.lines["valid"]
-        out: dict = {"path": str(self.path), "train_lines": len(train), "valid_lines": len(valid)}
-        if self.last_step is None:
-            return out
-        out |= {"first_step": self.first_step, "last_step": self.last_step}
+        """JSON: numbers of lines, lowest losses, steps of spikes and of divergence, skipped."""
+        train = self.lines["train"]
+        out: dict = {"path": str(self.path), "damaged_lines": self.damaged}
+        for kind, lines in self.lines.items():
+            out[f"{kind}_lines"] = len(lines)
         for kind, judged in self.losses.items():
             # a rise of the validation loss alone is overfitting
             alone = kind == "valid" and judged.creeping and "diverged" not in out.get("train", {})
-            name = "overfitted" if alone else "diverged"
-            out[kind] = _of_losses(self.lines[kind], judged, name)
-        if any(isfinite(line.grad_norm) for line in train):
-            norms, judged = [line.grad_norm for line in train], self.grad_norms
-            spikes = [_spike(train, norms, e) for e in judged.excursions]
-            spikes = [{**x, "usual": exp(x["usual"])} for x in spikes]
-            out["grad_norm"] = {"last": norms[-1], "spikes": spikes}
-        out["skipped"] = {
-            name: int(sum(self.counts(name)))
-            for name in sorted({k for x in train for k in x.counts})
-        }
+            out[kind] = _of_losses(self.lines[kind], judged, "overfitted" if alone else "diverged")
+        names = sorted({k for line in train for k in line.counts})
+        out["skipped"] = {k: int(sum(line.counts.get(k, 0) for line in train)) for k in names}
         return out
 
-    def counts(self, name: str) -> list[float]:
-        """``skipped_*`` or ``rollbacks`` of each train line, since the line before."""
-        counts = [line.counts.get(name, 0.0) for line in self.lines["train"]]
-        return [n if isfinite(n) else 0.0 for n in counts]
 
-
-def _of_losses(lines: list[Line], judged: Judged, name: str) -> dict:
-    """
-    :param name: of a divergence.
-    """
-    losses = [line.loss for line in lines]
-    last = next((v for v in reversed(losses) if v is not None), None)
+def _of_losses(lines: list[Line], judged: Judged, rise: str) -> dict:
+    """JSON of one kind of lines; `rise` is the key of a lasting rise."""
+    given = [line for line in lines if line.loss is not None]
+    last = given[-1].loss if given else None
     out: dict = {"last": last, "last_step": lines[-1].step}
-    if finite := [v for v in losses if v is not None and isfinite(v)]:
-        low = lines[losses.index(min(finite))]
+    if finite := [line for line in given if isfinite(line.loss)]:
+        low = min(finite, key=lambda line: line.loss)
         out |= {"lowest": low.loss, "lowest_step": low.step, "lowest_epoch": low.epoch}
-    out["spikes"] = [_spike(lines, losses, e) for e in judged.spikes]
+    out["spikes"] = [
+        {"step": lines[e.highest].step, "epoch": lines[e.highest].epoch,
+         "peak": lines[e.highest].loss, "usual": e.level}
+        for e in judged.spikes
+    ]  # fmt: skip
     if (e := judged.divergence) is not None:
         begin, good = lines[e.first], lines[e.first - 1]
-        out[name] = {"step": begin.step, "epoch": begin.epoch, "last_good_step": good.step,
-                     "usual": e.level, "peak": e.peak, "last": last, "creeping": judged.creeping,
+        out[rise] = {"step": begin.step, "epoch": begin.epoch, "last_good_step": good.step,
+                     "usual": e.level, "last": last,
                      "levels": _risen(good.nats, lines[-1].nats)}  # fmt: skip
     return out
-
-
-def _spike(lines: list[Line], values: list, e: Excursion) -> dict:
-    """The highest value of an excursion."""
-
-    def height(i: int) -> float:
-        return -inf if values[i] is None else values[i] if isfinite(values[i]) else inf
-
-    i = max(range(e.first, e.last + 1), key=height)
-    return {"step": lines[i].step, "epoch": lines[i].epoch, "peak": values[i], "usual": e.level}
 
 
 def _risen(before: list, after: list) -> list[int]:
@@ -157,54 +121,26 @@ while the other levels are below the first share on the mean."""
 _NAMES = {"train": "training", "valid": "validation"}
 
 
-@rule("note", "log", "{n} damaged lines, skipped", "a crash tears one")
-def damaged_lines(c):
-    if c.log.damaged:
-        yield {"where": c.log.path, "n": c.log.damaged}
-
-
-@rule("note", "log", "no train or valid lines in it")
-def empty_log(c):
-    if c.log.last_step is None:
-        yield {"where": c.log.path}
-
-
-@rule("note", "log", "the log ends at step {last:,}, the checkpoint is of {step:,}",
-      "lines were lost or the log was moved")  # fmt: skip
-def log_ends_early(c):
-    last = c.log.last_step
-    if last is not None and last + (c.config.get("log-every-steps") or 1) < c.step:
-        yield {"where": c.log.path, "last": last}
-
-
-@rule("note", "log", "{n} of the {loss} loss: {peaks}",
+@rule("note", "log", "spikes of the {loss} loss: {peaks}",
       "--outlier-deviations skips such batches; EXP/bad_batches has those that were")  # fmt: skip
 def loss_spikes(c):
     for kind, judged in c.log.losses.items():
-        lines, spikes = c.log.lines[kind], c.log.summary[kind]["spikes"]
+        spikes = c.log.summary[kind]["spikes"]
         if not spikes:
             continue
         doubled = any(not x["peak"] < 2 * x["usual"] for x in spikes)
-        many = len(spikes) > max(MANY_SPIKES, len(lines) / 100)
-        worst = max(judged.spikes, key=lambda e: e.peak)
+        many = len(spikes) > max(MANY_SPIKES, len(c.log.lines[kind]) / 100)
+        peaks = (f"{x['peak']:.4g} at step {x['step']:,} (usual {x['usual']:.4g})" for x in spikes)
         yield {
             "severity": "concern" if many or doubled or judged.spikes[-1].open else "note",
-            "where": lines[worst.first].place,
-            "n": f"{len(spikes)} spikes" if len(spikes) > 1 else "a spike",
+            "where": _place(spikes[0]),
             "loss": _NAMES[kind],
-            "peaks": some(
-                f"{x['peak']:.4g} at step {x['step']:,} (usual {x['usual']:.4g})" for x in spikes
-            ),
+            "peaks": some(peaks),
         }
 
 
-@rule("note", "log", "the {loss} loss rose from {level:.4g} to a new level and stayed there",
-      "a change of the data or of a schedule does that")  # fmt: skip
-def new_level(c):
-    for kind, judged in c.log.losses.items():
-        for e in judged.shifts:
-            place = c.log.lines[kind][e.first].place
-            yield {"where": place, "loss": _NAMES[kind], "level": e.level}
+def _place(x: dict) -> str:
+    return f"step {x['step']:,}, epoch {x['epoch']}"
 
 
 @rule("concern", "log", "the training diverged: the {loss} loss began to rise here, from "
@@ -224,19 +160,14 @@ def diverged(c):
             }  # fmt: skip
 
 
-def _place(x: dict) -> str:
-    return f"step {x['step']:,}, epoch {x['epoch']}"
-
-
 def _checkpoint_before(c, step: int) -> Path | None:
     """The checkpoint of the experiment that is nearest before `step`."""
-    there = []
-    for path in c.exp_dir.glob("archive/*.pt"):
-        if match := re.match(r"(?:step|best)-(\d+)", path.name):
-            there.append((int(match[1]), path))
+    folder = c.log.path.parent
+    kept = [*archives(folder, "step"), *archives(folder, "best")]
+    there = [(int(path.name.split("-")[1]), path) for path in kept]
     best = ((c.state or {}).get("best") or {}).get("step")
-    if best and (c.exp_dir / "best.pt").exists():
-        there.append((best, c.exp_dir / "best.pt"))
+    if best and (folder / "best.pt").exists():
+        there.append((best, folder / "best.pt"))
     return max((p for p in there if p[0] <= step), default=(0, None))[1]
 
 
@@ -261,52 +192,33 @@ def plateau(c):
         yield {"where": lines[at].place, "since": since, "lowest": valid["lowest"]}
 
 
-@rule("note", "log", "the gradient norm jumped: {peaks}{before}",
-      "--clip-grad-norm bounds what such a step does")  # fmt: skip
-def gradient_spikes(c):
-    spikes = c.log.summary.get("grad_norm", {}).get("spikes")
-    if not spikes:
-        return
-    end = c.log.summary["train"].get("diverged", {}).get("step", -1)
-    judged, peaks = c.log.grad_norms, [x["peak"] for x in spikes]
-    yield {
-        "severity": "concern" if judged.divergence or not all(map(isfinite, peaks)) else "note",
-        "where": c.log.lines["train"][judged.excursions[0].first].place,
-        "peaks": some(f"{x['peak']:.3g} at step {x['step']:,} (usual {x['usual']:.2g})"
-                      for x in spikes),
-        "before": "; before the loss diverged" if any(x["step"] <= end for x in spikes) else "",
-    }  # fmt: skip
-
-
-@rule("note", "log", "{total:,} steps skipped as {reason} ({share:.1%} of all){most}",
+@rule("note", "log", "{total:,} steps skipped as {reason} ({share:.1%} of all)",
       "EXP/bad_batches has the batches: rvqlm doctor --replay; lower --base-lr if they differ in "
       "nothing from others")  # fmt: skip
 def skipped_steps(c):
-    for name, total in c.log.summary.get("skipped", {}).items():
+    for name, total in c.log.summary["skipped"].items():
         if total and name != "rollbacks":
-            lines, counts = c.log.lines["train"], c.log.counts(name)
-            reason, share = name.removeprefix("skipped_"), total / max(1, lines[-1].step)
-            most = lines[counts.index(max(counts))].place
+            reason = name.removeprefix("skipped_")
+            share = total / max(1, c.log.lines["train"][-1].step)
+            severe = share > MAX_SKIPPED.get(reason, 0.01)
+            facts = {"total": total, "reason": reason, "share": share}
             yield {
-                "severity": "concern" if share > MAX_SKIPPED.get(reason, 0.01) else "note",
-                "where": _from_to(c.log, counts),
-                "total": total,
-                "reason": reason,
-                "share": share,
-                "most": f", most at {most}" if sum(map(bool, counts)) > 1 else "",
+                **facts,
+                "severity": "concern" if severe else "note",
+                "where": _from_to(c.log, name),
             }
 
 
 @rule("concern", "log", "{total} rollbacks to the last good checkpoint",
       "EXP/bad_batches has the batches: rvqlm doctor --replay")  # fmt: skip
 def rollbacks(c):
-    if total := c.log.summary.get("skipped", {}).get("rollbacks"):
-        yield {"where": _from_to(c.log, c.log.counts("rollbacks")), "total": total}
+    if total := c.log.summary["skipped"].get("rollbacks"):
+        yield {"where": _from_to(c.log, "rollbacks"), "total": total}
 
 
-def _from_to(log, counts: list[float]) -> str:
-    """Places of the first and of the last line that counts any."""
-    places = [line.place for line, n in zip(log.lines["train"], counts) if n]
+def _from_to(log: Log, name: str) -> str:
+    """Places of the first and of the last train line that counts any."""
+    places = [line.place for line in log.lines["train"] if line.counts.get(name)]
     return f"from {places[0]}" + (f" to {places[-1]}" if len(places) > 1 else "")
 
 

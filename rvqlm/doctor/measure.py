@@ -48,31 +48,19 @@ def by_module(names: Iterable[str]) -> dict[str, list[str]]:
     return modules
 
 
-def module_table(
-    weights: dict[str, Tensor], average: dict[str, Tensor], updates: dict[str, float]
-) -> list[dict]:
-    """A row for each module: tensors, parameters, rms, largest value, distance of the average over
-    the norm, and update over weights in one step (both rms over the module).
-
-    :param updates: rms of the next update of each tensor, where known.
-    """
-    sizes = {k: rms(t) for k, t in weights.items()}
-
-    def norm(sizes: dict[str, float], names: Iterable[str]) -> float:
-        return sqrt(sum(sizes[n] ** 2 * weights[n].numel() for n in names))
-
+def module_table(weights: dict[str, Tensor], average: dict[str, Tensor]) -> list[dict]:
+    """A row for each module: tensors, parameters, rms, largest value, and distance of the average
+    as a share of the norm."""
     rows = []
     for module, names in by_module(weights).items():
-        count, size = sum(weights[n].numel() for n in names), norm(sizes, names)
+        count = sum(weights[n].numel() for n in names)
+        squares = sum(rms(weights[n]) ** 2 * weights[n].numel() for n in names)
         row = {"module": module, "tensors": len(names), "parameters": count}
-        row["rms"] = size / sqrt(count)
+        row["rms"] = sqrt(squares / count)
         row["max"] = max(float(weights[n].abs().max()) for n in names)
         shared = [n for n in names if n in average and average[n].shape == weights[n].shape]
         if shared:
-            apart = {n: distance(average[n], weights[n]) for n in shared}
-            row["ema_distance"] = norm(apart, shared) / size if size else 0.0
-        if moved := [n for n in names if n in updates]:
-            of_moved = norm(sizes, moved)
-            row["update_ratio"] = norm(updates, moved) / of_moved if of_moved else 0.0
+            apart = sum(distance(average[n], weights[n]) ** 2 * weights[n].numel() for n in shared)
+            row["ema_distance"] = sqrt(apart / squares) if squares else 0.0
         rows.append(row)
     return rows

@@ -18,19 +18,19 @@ from torch import Tensor, nn
 
 from rvqlm.batch import Padded
 from rvqlm.doctor.finding import rule, some
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.runtime import pick_precision, step_seed
 from rvqlm.training.bad_batch import BadBatch, load_bad_batch
 from rvqlm.training.config import LossConfig
 from rvqlm.training.level_weights import LevelWeights
+
+CPU = torch.device("cpu")
 
 
 @dataclass
 class Replay:
     """What a skipped step does to a model."""
 
-    losses: list[float] = field(default_factory=list)
-    """Mean over tokens of each micro-batch; fewer than there are if one raised an error."""
     loss: float = nan
     """Mean over the tokens of this rank's micro-batches."""
     grad_norm: float = nan
@@ -40,12 +40,8 @@ class Replay:
     None: all are finite."""
     first_gradient: str | None = None
     """The first parameter, in the order of the backward pass, whose gradient is non-finite."""
-    parameters: list[str] = field(default_factory=list)
-    """Parameters that hold non-finite values, whatever the batch."""
-    out_of_range: float = 0.0
-    """Share of codes and condition ids that the model has no entry for."""
-    examples: list[str] = field(default_factory=list)
-    """Where the first such value of each sequence is."""
+    out_of_range: list[str] = field(default_factory=list)
+    """Where the first code or condition id of each sequence is that the model has no entry for."""
     error: str | None = None
 
 
@@ -58,54 +54,40 @@ def replay(
 ) -> Replay:
     """Run a skipped step again, forward and backward, without taking it.
 
+    :param model: on the CPU, neither compiled nor wrapped. Its weights are as before afterwards,
+        gradients are empty, and it is in training mode.
     :param dtype: of autocast, as in training.
     :param label_smoothing, draw_weights: as in training (``LevelWeights.draw``), or the losses are
         not those that were judged.
-
-    The model must not be compiled or wrapped. Its weights and mode and torch's random state are as
-    before afterwards; gradients are empty. Raises `UserError` if the batch is of another codec or
-    lacks a condition.
+    :raises UserError: the batch is of another codec or lacks a condition.
     """
-    device = next(model.parameters()).device
     _check_fit(model, bad)
-    found = Replay()
-    found.out_of_range, found.examples = _out_of_range(model, bad)
-    found.parameters = [n for n, p in model.named_parameters() if not p.detach().isfinite().all()]
-    if found.out_of_range and device.type == "cuda":  # an assertion on the GPU ends the process
-        found.first, found.error = "the data", "not run on a GPU with ids out of range"
-        return found
-    training, progress = model.training, getattr(model, "progress", None)
+    found = Replay(out_of_range=_out_of_range(model, bad))
+    model.train()
+    model.progress = bad.progress
+    model.zero_grad(set_to_none=True)
     loss = tokens = 0.0
     trace = _Trace(model)
     try:
-        model.train()
-        model.progress = bad.progress
-        model.zero_grad(set_to_none=True)
-        with trace, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with trace, torch.random.fork_rng([]):
             torch.manual_seed(step_seed(bad.seed, bad.rank, bad.step))
             for batch in bad.batches:
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    out = model(
-                        batch.to(device),
-                        label_smoothing=label_smoothing,
-                        level_weights=draw_weights(device),
-                    )
-                nats, count = out.loss.item(), max(out.normalizer.item(), 1.0)
-                found.losses.append(nats / count)
-                loss, tokens = loss + nats, tokens + count
-                if not isfinite(nats):
+                with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                    weights = draw_weights(CPU)
+                    out = model(batch, label_smoothing=label_smoothing, level_weights=weights)
+                loss += out.loss.item()
+                tokens += max(out.normalizer.item(), 1.0)
+                if not isfinite(loss):
                     trace.begins("the loss")
                 out.loss.backward()
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         found.loss = loss / tokens
         found.grad_norm = torch.nn.utils.get_total_norm(grads).item() / tokens
     except (IndexError, RuntimeError) as e:
-        found.error = (str(e).strip().splitlines() or [type(e).__name__])[0][:200]
+        found.error = reason_of(e)
         trace.begins(trace.running)
     finally:
         model.zero_grad(set_to_none=True)
-        model.train(training)
-        model.progress = progress
     found.first, found.first_gradient = trace.first, trace.first_gradient
     return found
 
@@ -121,29 +103,26 @@ def _check_fit(model, bad: BadBatch) -> None:
             raise UserError(f"{bad.path}: {problem}; give the checkpoint of the same training")
 
 
-def _out_of_range(model, bad: BadBatch) -> tuple[float, list[str]]:
-    """Share of ids outside their tables, and the first of each sequence in words."""
-    wrong = total = 0
-    examples: list[str] = []
+def _out_of_range(model, bad: BadBatch) -> list[str]:
+    """The first id outside its table in each sequence, in words."""
+    found: list[str] = []
     for number, batch in enumerate(bad.batches):
         codes = (model.info.codebook_size,) * model.info.num_codebooks
         sequences = {"codes": (Padded(batch.codes, batch.lengths), codes)}
         for kind, info in model.conditions.items():
             sequences[kind] = (batch.conditions[kind], info.sizes)
         for name, (padded, sizes) in sequences.items():
-            values, lengths = padded.values.long(), padded.lengths
-            real = torch.arange(values.shape[1])[None, :] < lengths[:, None]  # (B, S)
-            bad_ids = ((values < 0) | (values >= torch.tensor(sizes))) & real[:, :, None]
-            total += int(real.sum()) * len(sizes)
-            wrong += int(bad_ids.sum())
-            if bad_ids.any():
-                item, at, level = bad_ids.nonzero()[0].tolist()
-                examples.append(
+            values = padded.values.long()
+            real = torch.arange(values.shape[1]) < padded.lengths[:, None]  # (B, S)
+            wrong = ((values < 0) | (values >= torch.tensor(sizes))) & real[:, :, None]
+            if wrong.any():
+                item, at, level = wrong.nonzero()[0].tolist()
+                found.append(
                     f"{name} of micro-batch {number}: {values[item, at, level]} at item {item} "
                     f"(row {batch.index[item]} of the index), position {at}, level {level}; "
                     f"valid are 0 to {sizes[level] - 1}"
                 )
-    return wrong / max(1, total), examples
+    return found
 
 
 class _Trace(contextlib.AbstractContextManager):
@@ -230,16 +209,15 @@ def replay_batch(c, path: str | Path, precision: str) -> dict:
     try:
         c.model.load_state_dict(c.state["model"])
     except RuntimeError as e:
-        reason = " ".join(str(e).split())[:200]
-        raise UserError(f"{c.path}: no weights to replay with: {reason}") from e
+        raise UserError(f"{c.path}: weights do not fit, no replay: {reason_of(e)}") from e
     name = c.config.get("precision", "auto") if precision == "auto" else precision
     try:
-        dtype = pick_precision(name, torch.device("cpu"))
+        dtype = pick_precision(name, CPU)
     except UserError as e:
         raise UserError(f"--replay-precision {name}: {e}; fp32 runs everywhere") from None
     config = c.flags(LossConfig)
     weights = LevelWeights(config, c.model.info.num_codebooks)
-    if saved := (c.state.get("stepper") or {}).get("level_weights"):
+    if saved := c.state.get("stepper", {}).get("level_weights"):
         weights.load_state_dict(saved)
     result = replay(c.model, bad, dtype, config.label_smoothing, weights.draw)
     return {
@@ -251,38 +229,31 @@ def replay_batch(c, path: str | Path, precision: str) -> dict:
         "grad_norm_then": bad.grad_norm,
         "precision": str(dtype).removeprefix("torch."),
         "rows_of_the_index": [i for batch in bad.batches for i in batch.index.tolist()],
-        "frames": [n for batch in bad.batches for n in batch.lengths.tolist()],
         **dataclasses.asdict(result),
     }
+
+
+@rule("concern", "replay", "ids out of range: {examples}",
+      "the data is of another codec or damaged: rvqlm validate")  # fmt: skip
+def ids_out_of_range(c):
+    if examples := c.replay["out_of_range"]:
+        yield {"where": _place(c), "examples": some(examples, 2)}
 
 
 def _place(c) -> str:
     return f"step {c.replay['step']:,}, rank {c.replay['rank']}"
 
 
-@rule("concern", "replay", "{share:.2%} of the ids are out of range: {examples}",
-      "the data is of another codec or damaged: rvqlm validate")  # fmt: skip
-def ids_out_of_range(c):
-    if share := c.replay["out_of_range"]:
-        yield {"where": _place(c), "share": share, "examples": some(c.replay["examples"], 2)}
-
-
-@rule("concern", "replay", "these weights are non-finite, whatever the batch",
-      "go back to an earlier checkpoint")  # fmt: skip
-def replay_of_non_finite_weights(c):
-    if c.replay["parameters"]:
-        yield {"where": some(c.replay["parameters"])}
-
-
 @rule("concern", "replay", "an error in the forward or backward pass: {error}",
       "see what stands in the batch's rows")  # fmt: skip
 def error_in_replay(c):
     if c.replay["error"]:
-        yield {"where": c.replay["first"] or _place(c), "error": c.replay["error"]}
+        yield {"where": c.replay["first"], "error": c.replay["error"]}
 
 
 @rule("concern", "replay", "the first non-finite value comes from here, in the forward pass",
-      "the same with --replay-precision fp32 tells whether the precision overflows")  # fmt: skip
+      "if weights are finite --replay-precision fp32 tells whether the precision overflows; else "
+      "go back to an earlier checkpoint")  # fmt: skip
 def first_non_finite_value(c):
     if c.replay["first"] and not c.replay["error"]:
         yield {"where": c.replay["first"]}
@@ -299,6 +270,5 @@ def first_non_finite_gradient(c):
       "norm {grad_norm:.4g} (then {grad_norm_then:.4g}); rows {rows} of the index",
       "where the losses agree it is the data that is unusual, else it was the weights")  # fmt: skip
 def finite_replay(c):
-    wrong = ("out_of_range", "parameters", "error", "first", "first_gradient")
-    if not any(c.replay[name] for name in wrong):
+    if not any(c.replay[name] for name in ("out_of_range", "first", "first_gradient")):
         yield {**c.replay, "where": _place(c), "rows": some(c.replay["rows_of_the_index"])}

@@ -1,4 +1,4 @@
-"""Where a series of losses or gradient norms leaves its usual range, and whether it comes back.
+"""Where a series of losses leaves its usual range, and whether it comes back.
 
 The usual range is the median of the last `WINDOW` usual values and their interquartile range, both
 robust to outliers. Values above it form excursions: one that ends is a spike, one that lasts until
@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
+from statistics import median_high
 
 WINDOW = 50
 """Usual values that tell what is usual."""
@@ -22,19 +23,23 @@ SETTLED = 20
 DEVIATIONS = 8.0
 """Width of the range in standard deviations of the window (its quartiles' distance / 1.349).
 Batches of unequal recordings scatter with heavier tails than a Gaussian, so this is wide."""
+RELATIVE = 0.05
+"""The least width of the range as a share of the level."""
+EXPLOSION = 0.15
+"""Share of the level by which a lasting rise is a divergence rather than a new level."""
 LASTING = 3
 """Values until the end of the series that make a divergence of an excursion."""
 
 
 @dataclass
 class Excursion:
-    """Values `first` ... `last` (indices) above the range, from `level` up to `peak`."""
+    """Values from the index `first` above the range around `level`."""
 
     first: int
-    last: int
     level: float
     scale: float
-    peak: float
+    highest: int
+    """index of the highest value"""
     open: bool = True
     """it lasts until the end"""
 
@@ -44,27 +49,16 @@ class Judged:
     """What became of a series."""
 
     spikes: list[Excursion]
-    shifts: list[Excursion]
     divergence: Excursion | None = None
     creeping: bool = False
     """the divergence is a slow rise, not a jump"""
 
-    @property
-    def excursions(self) -> list[Excursion]:
-        """Spikes, and the divergence."""
-        return self.spikes + ([self.divergence] if self.divergence else [])
 
-
-def judge(
-    values: Sequence[float | None], least: float, relative: float = 0.05, explosion: float = 0.15
-) -> Judged:
+def judge(values: Sequence[float | None], least: float) -> Judged:
     """Find the excursions of a series; non-finite values count as infinitely high, those that are
     None are passed over.
 
     :param least: width of the range at least, in the unit of the values.
-    :param relative: the same as a share of the level.
-    :param explosion: share of the level (and 10 `least`) by which a lasting rise is a divergence
-        rather than a new level.
 
     >>> calm = [4.0, 4.1] * 20
     >>> judged = judge([*calm, 9.0, *calm, 5.0, 7.0, 11.0], least=0.05)
@@ -73,7 +67,7 @@ def judge(
     """
     values = [v if v is None or isfinite(v) else inf for v in values]
     window: deque[float] = deque(maxlen=WINDOW)
-    spikes, shifts, current = [], [], None
+    spikes, current = [], None
     lowest, lowest_at, lowest_scale = inf, 0, 0.0
     inside: list[float] = []  # values of the current excursion
     for i, value in enumerate(values):
@@ -86,7 +80,7 @@ def judge(
         level, scale = _level_and_scale(window)
         if len(window) >= SETTLED and level < lowest:
             lowest, lowest_at, lowest_scale = level, i, scale
-        if value <= level + max(DEVIATIONS * scale, relative * abs(level), least):
+        if value <= level + max(DEVIATIONS * scale, RELATIVE * level, least):
             if current is not None:
                 current.open = False
                 spikes.append(current)
@@ -94,38 +88,33 @@ def judge(
             window.append(value)
             continue
         if current is None:
-            current, inside = Excursion(i, i, level, scale, value), []
-        current.last, current.peak = i, max(current.peak, value)
+            current, inside = Excursion(i, level, scale, highest=i), []
+        elif value > values[current.highest]:
+            current.highest = i
         inside.append(value)
         late = inside[-WINDOW:]
-        if len(late) == WINDOW and _median(late) < level + max(explosion * abs(level), 10 * least):
-            current.open = False
-            shifts.append(current)
-            current, lowest = None, inf
+        if len(late) == WINDOW and median_high(late) < level + max(EXPLOSION * level, 10 * least):
+            current, lowest = None, inf  # a new level
             window = deque(late, maxlen=WINDOW)
     # what the level had risen by already, in a range that grew with it
-    margin = max(DEVIATIONS * lowest_scale, explosion * abs(lowest), 10 * least)
+    margin = max(DEVIATIONS * lowest_scale, EXPLOSION * lowest, 10 * least)
     divergence, creeping = None, False
-    if current is not None and len(inside) < LASTING and current.peak < inf:
+    if current is not None and len(inside) < LASTING and values[current.highest] < inf:
         spikes.append(current)
     elif current is not None:
         divergence, creeping = current, current.level > lowest + margin
     else:
         tail = [v for v in values if v is not None][-WINDOW // 5 :]
-        if lowest < inf and tail and _median(tail) > lowest + margin:
+        if lowest < inf and tail and median_high(tail) > lowest + margin:
             end = len(values)
-            divergence, creeping = Excursion(end, end - 1, lowest, lowest_scale, max(tail)), True
+            divergence, creeping = Excursion(end, lowest, lowest_scale, highest=end - 1), True
     if divergence is None:
-        return Judged(spikes, shifts)
+        return Judged(spikes)
     if creeping:
         divergence.level, divergence.scale = lowest, lowest_scale
     divergence.first = max(lowest_at if creeping else 0, _onset(values, divergence))
     spikes = [s for s in spikes if s.first < divergence.first]
-    return Judged(spikes, shifts, divergence, creeping)
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]
+    return Judged(spikes, divergence, creeping)
 
 
 def _level_and_scale(window: Sequence[float]) -> tuple[float, float]:

@@ -18,8 +18,8 @@ from rvqlm.checkpoints.exported import save_pretrained
 from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.checkpoints.loading import load_model
 from rvqlm.data.index import build_index
-from rvqlm.doctor.checkpoint import CheckpointUnderTest, open_checkpoint
 from rvqlm.doctor.examine import RULES, examine
+from rvqlm.errors import UserError
 from rvqlm.training.bad_batch import save_bad_batch
 
 FAMILIES = {
@@ -76,7 +76,7 @@ def bad(diagnosis) -> list[str]:
 def test_a_healthy_training_is_healthy(trained, name, capfd):
     assert doctor.main([str(trained / name)]) == 0
     out = capfd.readouterr().out
-    assert out.splitlines()[-1].startswith("healthy") and "update ratio" in out
+    assert out.splitlines()[-1].startswith("healthy") and "ema distance" in out
     diagnosis = examine(trained / name)
     assert bad(diagnosis) == [] and diagnosis.log["train_lines"] == 20
     model, _, state = load_model(trained / name, "latest", use_ema=False)
@@ -90,19 +90,6 @@ def test_a_healthy_training_is_healthy(trained, name, capfd):
     assert row["max"] == float(weight.abs().max())
     distance = float((average - weight).norm() / weight.norm())
     assert row["ema_distance"] == pytest.approx(distance, rel=1e-4)
-
-
-@pytest.mark.parametrize(("name", "within"), [("codec-lm", 1e-3), ("masked", 0.3), ("valle", 0.06)])
-def test_updates_are_those_of_the_last_step(trained, name, within):
-    # moments tell the step that was made with them; muon's size is approximate
-    exp = trained / name
-    before = load_checkpoint(next(exp.glob("archive/step-00000019-*.pt")))["model"]
-    checkpoint = open_checkpoint(exp)
-    after, updates = checkpoint.state["model"], checkpoint.updates
-    assert updates.keys() == after.keys() and checkpoint.step == 20
-    for k, update in updates.items():
-        moved = float((after[k] - before[k]).square().mean().sqrt())
-        assert update == pytest.approx(moved, rel=within, abs=1e-7), k
 
 
 def put(part, name, at, value):
@@ -129,15 +116,14 @@ def other_width(state):
 
 
 def stray_average(state):
-    state["ema"]["heads.tables"] += 0.5
+    state["step"], state["validated"] = 101, {}
+    for moments in moments_of(state):
+        moments["step"].fill_(101)
+    state["ema"]["heads.tables"].neg_()
 
 
 def erase_rows(state):
     state["model"]["embedding.weight"][65 + 7 : 65 + 10] = 0  # level 1, 64 codes and a special
-
-
-def copy_rows(state):
-    state["model"]["embedding.weight"][130 + 3] = state["model"]["embedding.weight"][130 + 60]
 
 
 def erase_level(state):
@@ -168,10 +154,6 @@ def cold_matrix(state):
     moments_of_one(state, 1)["exp_avg_sq"].zero_()
 
 
-def stopped_gradient(state):
-    moments_of_one(state, 1)["exp_avg"].zero_()
-
-
 def infinite_moment(state):
     moments_of_one(state, 2)["exp_avg_sq"][0, 0] = float("inf")
 
@@ -199,14 +181,6 @@ def mostly_skipped(state):
         moments["step"].fill_(5)
 
 
-def rewritten(state):
-    state["step"], state["validated"] = 1000, {}
-    for moments in moments_of(state):
-        moments["step"].fill_(1000)
-    for group in state["optimizer"][0]["param_groups"]:
-        group["lr"] = 0.5
-
-
 def no_optimizer(state):
     state["optimizer"] = None
 
@@ -221,54 +195,43 @@ def lost_tensor(state):
 
 NAN, INF = float("nan"), float("inf")
 QKV = "network.transformer.layers.0.attention.qkv.weight"
-UNUSABLE = {"non_finite_weights", "non_finite_average", "weights_do_not_fit", "model_not_built"}
+UNUSABLE = {"non_finite", "weights_do_not_fit", "model_not_built"}
 FAULTS = [
     (
-        "non_finite_weights",
+        "non_finite",
         put("model", QKV, 16 * 3 + 5, NAN),
-        f"{QKV}[3, 5] | 1 NaN of 768 values",
+        f"{QKV}[3, 5] | 1 of 768 values are NaN",
     ),
     (
-        "non_finite_weights",
+        "non_finite",
         put("model", "heads.norm.weight", 4, -INF),
-        "heads.norm.weight[4] | 1 infinite",
+        "heads.norm.weight[4] | 1 of 16 values are NaN or infinite",
     ),
     (
-        "non_finite_average",
+        "non_finite",
         put("ema", "end_head.linear.bias", 0, NAN),
-        "end_head.linear.bias[0] | 1 NaN",
+        "end_head.linear.bias[0] | 1 of 1 values are NaN",
     ),
-    ("exploded", put("model", QKV, 9, 5e4), f"{QKV} | exploded: rms 1.8e+03, largest 5e+04"),
+    ("exploded", put("model", QKV, 9, 5e4), f"{QKV} | exploded: rms 1.8e+03, largest value 5e+04"),
     ("exploded", explode, "heads.blocks.1.up.weight | exploded"),
     ("untrained", erase_matrix, "heads.blocks.0.up.weight | all zero after 20 steps"),
     (
         "average_far_from_weights",
         stray_average,
-        "heads.tables (0.5) | further from the weights than",
+        "heads.tables (2.00) | the average is far from the weights",
     ),
-    ("vanished_rows", erase_rows, "level 1 of embedding.weight: rows 7, 8, 9 | 3 of 64 rows dead"),
-    ("duplicate_rows", copy_rows, "level 2 of embedding.weight: rows 3, 60 | 2 rows equal others"),
+    ("dead_rows", erase_rows, "level 1 of embedding.weight: rows 7, 8, 9 | 3 of 64 rows dead"),
     ("dead_level", erase_level, "level 2 of heads.weight | a dead level"),
-    ("level_mostly_without_update", never_updated, "rows 0, 1, 2, 3, 4 and 55 more | 60 of 64"),
-    (
-        "level_without_gradient",
-        cut_off_level,
-        "level 2 of embedding.weight | a dead level: no gradient",
-    ),
-    ("cold_optimizer", cold_optimizer, "all tensors | all moments are zero"),
+    ("dead_rows", never_updated, "rows 0, 1, 2, 3, 4 and 55 more | 60 of 64"),
+    ("dead_level", cut_off_level, "level 2 of embedding.weight | a dead level: no gradient"),
+    ("no_gradient", cold_optimizer, "all tensors | no gradient reached it in 20 steps"),
     ("no_gradient", cold_matrix, f"{QKV} | no gradient reached it in 20 steps"),
-    ("gradient_stopped", stopped_gradient, f"{QKV} | its gradient has been exactly zero"),
-    (
-        "non_finite_moments",
-        infinite_moment,
-        "attention.out.weight | 1 of 256 values of exp_avg_sq are NaN",
-    ),
-    ("negative_moments", negative_moment, "attention.out.weight | negative second moments"),
-    ("learning_rate_is_zero", lr(0.0), "step 20 | the learning rate is 0: nothing is learned"),
-    ("learning_rate_is_no_rate", lr(NAN), "step 20 | the learning rate is nan"),
-    ("steps_of_another_run", other_run, "step | it has made 50 steps, the training 20"),
-    ("steps_not_applied", mostly_skipped, "step | only 5 of 20 steps were applied"),
-    ("large_update", rewritten, "a step changes it by more than 0.1 of its size"),
+    ("damaged_moments", infinite_moment, "attention.out.weight | 1 of 256 values of exp_avg_sq"),
+    ("damaged_moments", negative_moment, "attention.out.weight | 1 of 256 values of exp_avg_sq"),
+    ("learning_rate", lr(0.0), "step 20 | the learning rate is 0.0"),
+    ("learning_rate", lr(NAN), "step 20 | the learning rate is nan"),
+    ("steps_made", other_run, "step | it has made 50 steps, the training 20"),
+    ("steps_made", mostly_skipped, "step | it has made 5 steps, the training 20"),
     ("no_optimizer_state", no_optimizer, "optimizer | no optimizer state"),
     ("no_optimizer_state", other_optimizer, "optimizer | no optimizer state"),
     ("weights_do_not_fit", lost_tensor, "do not fit model codec-lm: heads.norm.weight is missing"),
@@ -282,8 +245,7 @@ def test_faults_are_named_with_their_place(copy, rule, damage, finding):
     assert diagnosis.status == (2 if rule in UNUSABLE else 1)
     found = {f.rule: f"{f.where} | {f.what}" for f in diagnosis.findings if f.severity != "note"}
     assert finding in found[rule]
-    # weights that were changed are far from their average, too
-    assert found.keys() <= {rule, "average_far_from_weights"}
+    assert found.keys() == {rule}
 
 
 def test_a_schedule_at_its_end_and_codes_without_data_are_no_faults(copy):
@@ -294,35 +256,7 @@ def test_a_schedule_at_its_end_and_codes_without_data_are_no_faults(copy):
     diagnosis = examine(copy(damage))
     assert diagnosis.status == 0
     said = {f.rule: f"{f.where} | {f.what}" for f in diagnosis.findings}
-    assert "the schedule is at its end" in said["learning_rate_is_zero"]
-    assert said["rows_without_update"].startswith("embedding.weight: level 1 10 of 64")
-
-
-def findings_of(checkpoint, rule):
-    (rule,) = [r for r in RULES if r.name == rule]
-    return list(rule.findings(checkpoint))
-
-
-def test_a_tensor_that_is_larger_than_its_siblings():
-    weights = {f"layers.{n}.up.weight": torch.full((2, 2), 0.1) for n in range(5)}
-    weights["layers.3.up.weight"] *= 40
-    checkpoint = CheckpointUnderTest("x.pt", {"step": 50, "model": weights})
-    (found,) = findings_of(checkpoint, "exploded")
-    assert found.where == "layers.3.up.weight"
-    assert found.what == "exploded: rms 4, that of the other layers 0.1"
-    for name in list(weights)[:4]:
-        weights[name].fill_(50.0)
-    (found,) = findings_of(checkpoint, "exploded")
-    assert found.what == "4 tensors exploded: rms up to 50"
-
-
-def test_an_average_that_is_unlike_the_weights():
-    # no learning rate tells how far it may be
-    weights, average = torch.ones(3, 2), -torch.ones(3, 2)
-    state = {"step": 500, "model": {"a": weights}, "ema": {"a": average}}
-    (found,) = findings_of(CheckpointUnderTest("x.pt", state), "average_far_from_weights")
-    assert (found.subject, found.where) == ("ema", "a (2.00)")
-    assert "the average is unlike the weights" in found.what
+    assert "the schedule is at its end" in said["learning_rate"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
@@ -337,8 +271,8 @@ def test_cut_short(copy, share, capfd):
     assert finding.rule == "does_not_load"
     assert finding.where == str(path) and ("empty" if not share else "cut short") in finding.what
     # the newest that is whole, and the log, are there all the same
-    assert "best.pt (step 20) is intact" in finding.remedy
-    assert diagnosis.log["last_step"] == 20
+    assert "best.pt is intact" in finding.remedy
+    assert diagnosis.log["train"]["last_step"] == 20
     assert doctor.main([str(exp)]) == 2 and "UNUSABLE [file]" in capfd.readouterr().out
 
 
@@ -351,7 +285,7 @@ def test_a_flipped_byte_and_a_checkpoint_that_is_gone(copy):
     assert any("| damaged: its part" in x or "damaged" in x for x in bad(examine(exp)))
     (exp / "latest.pt").unlink()
     diagnosis = examine(exp)
-    assert diagnosis.status == 2 and "only the log is left" in bad(diagnosis)[0]
+    assert diagnosis.status == 2 and "latest.pt: no such checkpoint" in bad(diagnosis)[0]
     assert diagnosis.log["train_lines"] == 20
 
 
@@ -391,12 +325,10 @@ def test_two_checkpoints_of_a_training(trained, copy, capfd):
     shutil.rmtree(changed)
     diagnosis = examine(copy(another_codec), compare=earlier)
     assert [f.rule for f in diagnosis.findings if f.severity != "note"] == ["another_codec"]
-    # a damaged one is named, and the other is examined
     (changed / "latest.pt").unlink()
     (changed / "latest.pt").write_bytes(b"")
-    diagnosis = examine(exp, compare=changed)
-    assert diagnosis.comparison == {"path": str(changed / "latest.pt"), "step": 0}
-    assert diagnosis.status == 2 and "damaged: an empty file" in bad(diagnosis)[0]
+    with pytest.raises(UserError, match=r"latest.pt: damaged.*an empty file"):
+        examine(exp, compare=changed)
 
 
 def test_replay_of_a_skipped_step(copy):
@@ -407,7 +339,7 @@ def test_replay_of_a_skipped_step(copy):
     path = save_bad_batch(exp, [batch], **facts, progress=0.3, keep=3)
     diagnosis = examine(exp, replay=path)
     assert diagnosis.status == 0 and 4.0 < diagnosis.replay["loss"] < 4.6
-    assert diagnosis.replay["loss_then"] == 9.0 and diagnosis.replay["frames"] == [9, 5]
+    assert diagnosis.replay["loss_then"] == 9.0
     (found,) = [f for f in diagnosis.findings if f.subject == "replay"]
     assert (found.rule, found.where) == ("finite_replay", "step 7, rank 0")
     # wrong codes, weights whose products overflow, and weights that hold NaN
@@ -427,7 +359,7 @@ def test_replay_of_a_skipped_step(copy):
     found = weight(1e38)
     assert found["first_non_finite_value"].where.startswith("heads.blocks.0")
     found = weight(NAN)
-    assert found["replay_of_non_finite_weights"].where == "heads.blocks.0.up.weight"
+    assert found["first_non_finite_value"].where.startswith("heads.blocks.0.up")
     assert "first_non_finite_gradient" in found
 
 
@@ -459,7 +391,7 @@ def test_json_and_mistakes(trained, copy, tmp_path, capfd):
     found = json.loads(out.read_text(), parse_constant=lambda c: pytest.fail(c))
     assert found["status"] == 2 and found["facts"]["step"] == 20
     assert found["findings"][0]["where"] == f"{QKV}[0, 0]"
-    assert {"severity", "subject", "where", "what", "remedy"} == found["findings"][0].keys()
+    assert {"severity", "subject", "where", "what", "remedy"} < found["findings"][0].keys()
     assert found["findings"][0]["remedy"] in capfd.readouterr().out
     for argv, message in (
         (["nowhere"], "nowhere"),
@@ -477,7 +409,7 @@ def test_json_and_mistakes(trained, copy, tmp_path, capfd):
 
 def test_a_text_file_is_no_checkpoint(tmp_path):
     (tmp_path / "a.pt").write_text("no checkpoint")
-    assert "not a file of torch.save" in bad(examine(tmp_path / "a.pt"))[0]
+    assert "damaged, or not a checkpoint" in bad(examine(tmp_path / "a.pt"))[0]
 
 
 def test_every_rule_has_a_case():

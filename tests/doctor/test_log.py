@@ -27,7 +27,6 @@ def run(epochs, change=None, seed=0, noise=0.05):
         loss = 4.5 + 2.4 * math.exp(-12 * share) + rng.gauss(0, noise)
         line = {"kind": "train", "step": (n + 1) * EVERY, "epoch": n // LINES, "loss": loss}
         line["nats"] = [loss - 0.8 + 0.2 * k for k in range(K)]
-        line["grad_norm"] = math.exp(rng.gauss(-0.7, 0.4))
         line |= dict.fromkeys(("skipped_nonfinite", "skipped_outlier", "skipped_overflow"), 0)
         line["rollbacks"] = 0
         if change is not None:
@@ -40,17 +39,17 @@ def run(epochs, change=None, seed=0, noise=0.05):
     return lines
 
 
-def check(folder, lines, step=0):
+def check(folder, lines):
     path = folder / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return examined(path, step)
+    return examined(path)
 
 
-def examined(path, step=0):
+def examined(path):
     """Summary and findings of a log."""
-    state = {"step": step, "codec": {"codebook_size": V}, "best": {"step": 40_000}}
+    state = {"step": 0, "codec": {"codebook_size": V}, "best": {"step": 40_000}}
     folder = path.parent
-    checkpoint = CheckpointUnderTest(folder / "latest.pt", state, exp_dir=folder, log=Log(path))
+    checkpoint = CheckpointUnderTest(folder / "latest.pt", state, log=Log(path))
     rules = [rule for rule in RULES if rule.subject == "log"]
     return checkpoint.log.summary, [f for rule in rules for f in rule.findings(checkpoint)]
 
@@ -67,7 +66,8 @@ def of_concern(findings) -> list[str]:
 def test_a_training_that_goes_well(tmp_path, epochs):
     out, findings = check(tmp_path, run(epochs, noise=0.1))
     assert of_concern(findings) == []
-    assert out["last_step"] == epochs * LINES * EVERY and out["train_lines"] == epochs * LINES
+    assert out["train"]["last_step"] == epochs * LINES * EVERY
+    assert out["train_lines"] == epochs * LINES
     assert "diverged" not in out["train"] and "diverged" not in out["valid"]
 
 
@@ -78,13 +78,11 @@ def test_the_run_that_diverged_at_epoch_355(tmp_path):
     def change(line, n):
         if n == 120 * LINES:
             line["loss"] += 3
-            line["grad_norm"] = 40.0
         if n >= begin:
             rise = min(0.1 * math.exp(0.4 * (n - begin)), 1e5)
             rise = [rise * (k - 3) for k in range(4, K)]
             line["nats"][4:] = [a + b for a, b in zip(line["nats"][4:], rise)]
             line["loss"] = sum(line["nats"]) / K
-            line["grad_norm"] *= math.exp(0.5 * (n - begin))
 
     for step in (100_000, 140_000, 150_000):
         path = tmp_path / f"archive/step-{step:08d}-20261125-084500.pt"
@@ -105,9 +103,6 @@ def test_the_run_that_diverged_at_epoch_355(tmp_path):
     assert "archive/step-00140000" in remedy and "--base-lr" in remedy
     spikes = [(s["step"], s["epoch"]) for s in out["train"]["spikes"]]
     assert spikes == [((120 * LINES + 1) * EVERY, 120)]
-    jumped = found_by(findings, "gradient_spikes")
-    assert len(jumped) == 1 and jumped[0].severity == "concern"
-    assert "40 at step 48,050" in jumped[0].what
 
 
 def test_a_spike_that_came_back_is_a_note_one_that_doubles_the_loss_is_not(tmp_path):
@@ -121,9 +116,9 @@ def test_a_spike_that_came_back_is_a_note_one_that_doubles_the_loss_is_not(tmp_p
     assert of_concern(findings) == []
     (note,) = found_by(findings, "loss_spikes")
     assert note.where == "step 10,050, epoch 25"
-    assert note.what.startswith("a spike of the training loss: 6.")
+    assert note.what.startswith("spikes of the training loss: 6.")
     _, findings = check(tmp_path, run(60, change(8.0)))
-    assert of_concern(findings)[0].startswith("step 10,050, epoch 25 | a spike")
+    assert of_concern(findings)[0].startswith("step 10,050, epoch 25 | spikes")
 
 
 def test_a_loss_that_is_not_finite(tmp_path):
@@ -133,7 +128,7 @@ def test_a_loss_that_is_not_finite(tmp_path):
 
     out, findings = check(tmp_path, run(40, change))
     assert abs(out["train"]["diverged"]["step"] - 301 * EVERY) <= 3 * EVERY
-    assert re.search(r"began to rise here, from 4\.5\d* to nan", of_concern(findings)[0])
+    assert re.search(r"began to rise here, from 4\.\d+ to nan", of_concern(findings)[0])
 
 
 def test_a_slow_rise_is_found_at_its_beginning():
@@ -150,16 +145,14 @@ def test_a_new_level_is_no_divergence(tmp_path):
     values = [4.0 + rng.gauss(0, 0.01) for _ in range(200)]
     values += [4.4 + rng.gauss(0, 0.01) for _ in range(200)]
     judged = judge(values, least=0.05)
-    assert judged.divergence is None
-    assert [(e.first, e.open) for e in judged.shifts] == [(200, False)]
+    assert judged.divergence is None and not judged.spikes
 
     def change(line, n):
         if n > 200:
             line["loss"] += 0.4
 
     _, findings = check(tmp_path, run(60, change, noise=0.01))
-    (shift,) = found_by(findings, "new_level")
-    assert shift.severity == "note" and shift.where == "step 10,100, epoch 25"
+    assert of_concern(findings) == []
 
 
 def test_a_slow_rise_whose_last_value_is_low():
@@ -217,7 +210,7 @@ def test_skipped_steps(tmp_path, name, count, found):
         if n in (56, 70):
             line[name] = count
             if name != "rollbacks" and count == 40:  # none was taken: a line without a loss
-                line["loss"], line["grad_norm"] = float("nan"), None
+                line["loss"] = float("nan")
 
     out, findings = check(tmp_path, run(16, change))
     assert out["skipped"][name] == 2 * count and "diverged" not in out["train"]
@@ -240,15 +233,12 @@ def test_a_level_that_is_guessed(tmp_path):
     assert len(of_concern(findings)) == 1
 
 
-def test_damaged_lines_and_a_log_that_ends_early(tmp_path):
-    lines = run(5)
-    out, findings = check(tmp_path, lines, step=10_000)
-    (early,) = found_by(findings, "log_ends_early")
-    assert "the log ends at step 2,000, the checkpoint is of 10,000" in early.what
+def test_damaged_lines_and_an_empty_log(tmp_path):
+    out, _ = check(tmp_path, run(5))
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "step": 3\n[1]\n\x00\x00\n')
-    again, findings = examined(tmp_path / "metrics.jsonl")
-    assert again["train"] == out["train"]
-    assert [f.what for f in found_by(findings, "damaged_lines")] == ["3 damaged lines, skipped"]
+    again, _ = examined(tmp_path / "metrics.jsonl")
+    assert again["train"] == out["train"] and again["damaged_lines"] == 3
     (tmp_path / "metrics.jsonl").write_text("")
-    assert [f.rule for f in examined(tmp_path / "metrics.jsonl")[1]] == ["empty_log"]
+    out, findings = examined(tmp_path / "metrics.jsonl")
+    assert out["train_lines"] == 0 and findings == []

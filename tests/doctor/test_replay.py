@@ -25,7 +25,7 @@ def two_batches(model):
 
 
 def healthy(found) -> bool:
-    return not (found.first or found.first_gradient or found.parameters or found.error)
+    return not (found.first or found.first_gradient or found.error)
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,12 @@ def test_a_replay_is_the_step_that_was_skipped(tmp_path, case, changes):
         out.loss.backward()
         loss, tokens = loss + out.loss.item(), tokens + out.normalizer.item()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    model.progress = 0.9
-    model.eval()
     state, weights = torch.get_rng_state(), [p.clone() for p in model.parameters()]
     found = replay(model, bad, torch.float32, label_smoothing=0.1)
     assert found.loss == loss / tokens and found.grad_norm == norm.item() / tokens
-    assert len(found.losses) == 2 and found.losses[0] != found.losses[1]
     assert healthy(found)
-    assert torch.equal(state, torch.get_rng_state()) and not model.training
-    assert model.progress == 0.9 and all(p.grad is None for p in model.parameters())
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), weights))
 
 
@@ -71,11 +68,9 @@ def test_levels_are_drawn_where_training_drew_them(tmp_path):
     bad = saved(tmp_path, two_batches(model))
     found = replay(model, bad, torch.float32, draw_weights=draw)
     torch.manual_seed(step_seed(bad.seed, bad.rank, bad.step))
-    expected = []
-    for batch in bad.batches:
-        out = model(batch, level_weights=torch.rand(K))
-        expected.append(out.loss.item() / out.normalizer.item())
-    assert found.losses == expected and len(drawn) == 2
+    outs = [model(batch, level_weights=torch.rand(K)) for batch in bad.batches]
+    tokens = sum(out.normalizer.item() for out in outs)
+    assert found.loss == sum(out.loss.item() for out in outs) / tokens and len(drawn) == 2
 
 
 def module_of(model, name):
@@ -90,8 +85,7 @@ def test_a_poisoned_weight_is_found(tmp_path, case):
         model.get_submodule(names[1]).weight[3] = float("nan")
     found = replay(model, saved(tmp_path, two_batches(model)), torch.float32)
     assert found.first == module_of(model, names[1])
-    assert found.parameters == [f"{names[1]}.weight"]
-    assert found.first_gradient and found.out_of_range == 0
+    assert found.first_gradient and not found.out_of_range
 
 
 def test_a_gradient_that_is_not_finite_while_the_loss_is(tmp_path):
@@ -105,7 +99,7 @@ def test_a_gradient_that_is_not_finite_while_the_loss_is(tmp_path):
     model.hidden = torch.nn.Sequential(torch.nn.Linear(12, 12), Root())
     model.muon_parameters = list
     found = replay(model, saved(tmp_path, [ToyLoader().make(0, 0)]), torch.float32)
-    assert found.first is None and found.parameters == [] and found.error is None
+    assert found.first is None and found.error is None
     # backward comes from the head through the norm to what lies before the root
     assert found.first_gradient in ("hidden.0.weight", "hidden.0.bias")
     assert torch.isfinite(torch.tensor(found.loss))
@@ -119,12 +113,11 @@ def test_ids_out_of_range_are_counted_and_named(tmp_path):
     conditions = batches[0].conditions["text"]
     conditions.values[0, 0, 0] = -3
     found = replay(model, saved(tmp_path, batches), torch.float32)
-    ids = (14 + 14) * K + sum(int(b.conditions["text"].lengths.sum()) for b in batches)
-    assert found.out_of_range == pytest.approx(2 / ids)
-    said = " ".join(found.examples)
+    assert len(found.out_of_range) == 2
+    said = " ".join(found.out_of_range)
     assert f"codes of micro-batch 1: {V + 4} at item 1 (row 1 of the index), position 2" in said
     assert "text of micro-batch 0: -3 at item 0" in said
-    assert len(found.losses) == 1 and found.error  # the second raises
+    assert found.error  # of the second micro-batch
     assert "embedding" in found.first
     assert all(p.grad is None for p in model.parameters())
 
