@@ -79,7 +79,7 @@ def count_codes(
     max_items: int = 1000,
     total: int | None = None,
 ) -> CodeCounts | None:
-    """Count the codes of at most `max_items` items; None where there are none to count.
+    """Count the codes of at most `max_items` items; None where that is 0 or there are no codes.
 
     Args:
         items: all with the same number of levels.
@@ -90,6 +90,8 @@ def count_codes(
     Memory is that of the counters and of one block. Raises `UserError` naming an item with codes
     outside 0..V-1.
     """
+    if not max_items:
+        return None
     stride = max(1, (total or 0) // max_items)
     counts: np.ndarray | None = None
     seen = frames = 0

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
-from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_manifest
 from rvqlm.data.store import STORAGE_TYPE
 from rvqlm.errors import UserError
 
 
-def look_at_manifest(path: Path) -> tuple[str, dict, CodecInfo | None]:
-    """(kind, facts, codec) of a manifest of recordings, cuts, supervisions or features.
+def look_at_manifest(path: Path) -> tuple[str, dict]:
+    """(kind, facts) of a manifest of recordings, cuts, supervisions or features.
 
     Raises `UserError` for a file of another sort and for one that is damaged.
     """
@@ -47,9 +45,7 @@ def look_at_manifest(path: Path) -> tuple[str, dict, CodecInfo | None]:
             codecs[str(held.get("type"))] += 1
         segments = entry.get("supervisions") or ([entry] if kind == "supervisions" else [])
         texts += any(s.get("text") for s in segments)
-        for speaker in (s.get("speaker") for s in segments):
-            if speaker:
-                named.add(hash(speaker))
+        named.update(hash(s["speaker"]) for s in segments if s.get("speaker"))
     if not kinds:
         raise UserError(f"{path}: an empty manifest")
     (kind, count), *others = kinds.most_common()
@@ -62,7 +58,7 @@ def look_at_manifest(path: Path) -> tuple[str, dict, CodecInfo | None]:
     if codecs:
         facts["codecs"] = ", ".join(codecs)
     facts["with_text"], facts["speakers"] = texts, len(named)
-    return f"manifest of {kind}", facts, None
+    return f"manifest of {kind}", facts
 
 
 def _entries(path: Path) -> Iterator[dict]:
@@ -77,14 +73,9 @@ def _entries(path: Path) -> Iterator[dict]:
     except Exception as e:  # of json, yaml and gzip
         raise UserError(f"{path}: damaged: {' '.join(str(e).split())[:200]}") from None
     if not isinstance(document, list) or not all(isinstance(d, dict) for d in document):
-        raise UserError(f"{path}: {_shape(document)}, no manifest: nothing that rvqlm knows")
+        held = f"a document with {[*document][:6]}" if isinstance(document, dict) else "a document"
+        raise UserError(f"{path}: {held}, no manifest: nothing that rvqlm knows")
     yield from document
-
-
-def _shape(document) -> str:
-    if isinstance(document, dict):
-        return "a document with " + json.dumps([str(k) for k in document][:6], ensure_ascii=False)
-    return f"a {type(document).__name__}"
 
 
 def _kind(entry: dict) -> str | None:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from rvqlm.checkpoints.exported import CONFIG, read_config, read_weights
 from rvqlm.codec_info import CodecInfo
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
+from rvqlm.metrics.log import scan_log
 
 Found = tuple[str, dict, CodecInfo | None]
 
 
-def look_at_weights(path: Path, start: bytes) -> Found | None:
+def look_at_weights(path: Path) -> Found | None:
     """A checkpoint, or a file of codec weights; None for what is neither."""
     name = path.name.lower()
     if zipfile.is_zipfile(path) or name.endswith((".pt", ".pth", ".th", ".ckpt", ".bin")):
@@ -32,47 +33,38 @@ def _torch_file(path: Path) -> Found:
     except (PermissionError, MemoryError):
         raise
     except Exception as e:  # torch raises half a dozen types for damaged files, OSError among them
-        state = None
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0][:150]
+        state, reason = None, reason_of(e)
     if isinstance(state, dict) and {"model_name", "model_config", "codec"} <= state.keys():
         # in shards they are in the directory beside; `rvqlm doctor` reads them
         whole = "sharded" not in state
         parameters = sum(t.numel() for t in state["model"].values()) if whole else None
-        facts = facts_of(state, parameters, model_config=_config(state))
-        return "checkpoint", facts, CodecInfo.from_dict(state["codec"])
-    found = None if state is None else _codec(path)
-    if found is not None:
-        return found
+        return "checkpoint", facts_of(state, parameters), CodecInfo.from_dict(state["codec"])
     if state is None:
         raise UserError(f"{path}: no checkpoint or codec weights that torch reads ({reason})")
+    if found := _codec(path):
+        return found
     keys = list(state)[:8] if isinstance(state, dict) else type(state).__name__
     return "PyTorch file (no checkpoint of rvqlm trainer)", {"holds": str(keys)}, None
 
 
-def facts_of(state: dict, parameters: int | None, **more) -> dict:
-    """What a checkpoint or an exported model is and how far it was trained; what is not known is
-    left out.
-
-    :param state: its dictionary.
-    :param more: facts to show after the model's.
-    """
+def facts_of(state: dict, parameters: int | None) -> dict:
+    """What a checkpoint or an exported model is and how far it was trained, from its dictionary;
+    what is not known is left out."""
     facts = {
         "model": state["model_name"],
         "parameters": parameters,
-        **more,
+        "model_config": ", ".join(f"{k} {v}" for k, v in state["model_config"].items()),
+        "conditions": ", ".join(state.get("conditions", {})) or None,
         "step": state.get("step"),
         "epoch": state.get("epoch"),
         "frames_trained": state.get("total_frames"),
         "hours_of_training": state["elapsed"] / 3600 if state.get("elapsed") else None,
         "best": _plain(state.get("best")),
+        "mean_of_steps": state.get("mean_of_steps"),
         "averaged_weights": state.get("averaged_weights", state.get("ema") is not None),
         "rvqlm_version": state.get("rvqlm_version"),
     }
     return {k: v for k, v in facts.items() if v is not None and v != {}}
-
-
-def _config(state: dict) -> str:
-    return ", ".join(f"{k} {v}" for k, v in state["model_config"].items())
 
 
 def _plain(values):
@@ -86,11 +78,12 @@ def look_at_experiment(path: Path) -> Found:
     which = "best" if (path / "best.pt").is_file() else "latest"
     _, of_model, info = _torch_file(path / f"{which}.pt")
     facts = {"checkpoint": f"{which}.pt", **of_model}
-    last = _last_line(path / "metrics.jsonl")
-    if last is not None:
-        facts["last_metrics"] = {
-            k: v for k, v in last.items() if isinstance(v, (int, float, str)) and len(str(v)) < 40
-        }
+    if (path / "metrics.jsonl").is_file():
+        last: dict = {}
+        for _, record in scan_log(path):
+            last = record or last
+        short = {k: v for k, v in last.items() if isinstance(v, (int, float, str))}
+        facts["last_metrics"] = {k: v for k, v in short.items() if len(str(v)) < 40}
     try:
         commands = json.loads((path / "run.json").read_text())["commands"]
         facts["starts"], facts["command"] = len(commands), commands[-1]
@@ -116,35 +109,15 @@ def look_at_pretrained(folder: Path) -> Found:
     """
     state = read_config(folder)
     distinct = {t.data_ptr(): t.numel() for t in read_weights(folder, state).values()}
-    more = {
-        "model_config": _config(state),
-        "conditions": ", ".join(state["conditions"]) or None,
-        "mean_of_steps": state.get("mean_of_steps"),
-    }
-    facts = facts_of(state, sum(distinct.values()), **more)
-    return "exported model", facts, CodecInfo.from_dict(state["codec"])
-
-
-def _last_line(path: Path) -> dict | None:
-    """The last whole line of a JSONL log, read from its end."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, path.stat().st_size - 65536))
-            for line in reversed(file.read().splitlines()):
-                try:
-                    found = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(found, dict):
-                    return found
-    except OSError:
-        pass
-    return None
+    return (
+        "exported model",
+        facts_of(state, sum(distinct.values())),
+        CodecInfo.from_dict(state["codec"]),
+    )
 
 
 def _safetensors(path: Path) -> Found:
-    found = _codec(path)
-    if found is not None:
+    if found := _codec(path):
         return found
     if (path.parent / "config.json").is_file():
         return look_at_codec(path.parent)
@@ -159,7 +132,7 @@ def _safetensors(path: Path) -> Found:
                 None,
             )
     except SafetensorError as e:
-        raise UserError(f"{path}: a damaged safetensors file ({str(e)[:150]})") from None
+        raise UserError(f"{path}: a damaged safetensors file ({reason_of(e)})") from None
 
 
 def look_at_codec(folder: Path) -> Found:
@@ -187,38 +160,20 @@ def _codec(path: Path) -> Found | None:
         return None
 
 
-def look_at_audio(path: Path, start: bytes) -> Found | None:
-    """An audio file; None for what libsndfile and, going by its name, ffmpeg do not read."""
+def look_at_audio(path: Path) -> Found | None:
+    """An audio file; None for what libsndfile does not know and whose name is no audio's."""
     import soundfile
+
+    from rvqlm.audio.read import AUDIO_SUFFIXES, probe
 
     try:
         about = soundfile.info(str(path))
+        form = f"{about.format} {about.subtype}"
     except soundfile.LibsndfileError:
-        return _media(path)
-    facts = {
-        "seconds": about.duration,
-        "sampling_rate": about.samplerate,
-        "channels": about.channels,
-        "samples": about.frames,
-        "format": f"{about.format} {about.subtype}",
-    }
-    return "audio", facts, None
-
-
-def _media(path: Path) -> Found | None:
-    """Audio in a format that ffmpeg decodes; its length only decoding would tell."""
-    from rvqlm.audio.read import AUDIO_SUFFIXES, BadAudio, probe
-
-    if path.suffix.lower() not in AUDIO_SUFFIXES:
-        return None
-    try:
-        about = probe(path)
-    except BadAudio as e:
-        raise UserError(str(e)) from None
-    facts = {
-        "seconds": about.num_samples / about.sampling_rate if about.num_samples else None,
-        "sampling_rate": about.sampling_rate,
-        "channels": about.num_channels,
-        "format": f"{path.suffix[1:]}, read by ffmpeg",
-    }
-    return "audio", facts, None
+        if path.suffix.lower() not in AUDIO_SUFFIXES:
+            return None
+        form = f"{path.suffix[1:]}, read by ffmpeg"
+    rate, channels, samples = probe(path)
+    seconds = samples / rate if samples else None  # None: only decoding would tell
+    facts = {"seconds": seconds, "sampling_rate": rate, "channels": channels, "samples": samples}
+    return "audio", {**facts, "format": form}, None

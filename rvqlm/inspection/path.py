@@ -12,6 +12,7 @@ import os
 import stat
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import MAGIC as INDEX_MAGIC
 from rvqlm.data.index import index_path, read_sidecar, same_file
 from rvqlm.data.store import DTYPES, Shard
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.codec import codec_beside, read_codec
 from rvqlm.exchange.directory import splits_of
-from rvqlm.exchange.items import TokenItem
+from rvqlm.exchange.items import TokenItem, TokenSource
 from rvqlm.exchange.npq import MAGIC as NPQ_MAGIC
 from rvqlm.exchange.npq import read_npq
 from rvqlm.exchange.npy import MANIFEST, read_npy
@@ -70,7 +71,7 @@ def look(path: str | os.PathLike, max_cuts: int = 1000) -> Look:
         with open(path, "rb") as file:
             start = file.read(16)
     except (OSError, ValueError) as e:
-        raise UserError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+        raise UserError(f"{path}: {reason_of(e)}") from None
     found = _file(path, start, max_cuts)
     found.facts = {"bytes": path.stat().st_size, **found.facts}
     return found
@@ -86,28 +87,27 @@ def _file(path: Path, start: bytes, max_cuts: int) -> Look:
         return _index(path)
     if start.startswith(b"\x93NUMPY"):
         return _npy(path, max_cuts)
-    if name == "tokens.json":
-        return _folder(path.parent, max_cuts)
     if name == "codec.json":
         return Look("codec description", codec=read_codec(path)[0])
-    if name == MANIFEST and (path.parent / "codec.json").is_file():
-        return _folder(path.parent, max_cuts)
-    if name in ("config.json", "model.safetensors") and inspect_model.is_model(path.parent):
+    if (
+        name == "tokens.json"
+        or (name == MANIFEST and (path.parent / "codec.json").is_file())
+        or (name in ("config.json", "model.safetensors") and inspect_model.is_model(path.parent))
+    ):
         return _folder(path.parent, max_cuts)
     if name.endswith(".rvq"):
         return _shard(path, max_cuts)
     if name.endswith(".npq"):
         read_npq(path)  # says what is wrong with it
     if name.endswith(MANIFEST_SUFFIXES):
-        kind, facts, info = look_at_manifest(path)
-        codes = None
-        if kind == "manifest of token cuts" and max_cuts:
+        found = Look(*look_at_manifest(path))
+        if found.kind == "manifest of token cuts" and max_cuts:
             source = open_tokens([path])
-            info = source.info
-            codes = count_codes(source.items, info.codebook_size, max_cuts, facts["cuts"])
-        return Look(kind, facts, info, codes)
+            source.count, found.codec = found.facts["cuts"], source.info
+            found.codes = _count(source, source.info, max_cuts)
+        return found
     for reader in (inspect_model.look_at_weights, inspect_model.look_at_audio):
-        if found := reader(path, start):
+        if found := reader(path):
             return Look(*found)
     raise UserError(
         f"{path}: nothing that rvqlm knows; known are token directories, lhotse manifests, .rvq "
@@ -118,10 +118,14 @@ def _file(path: Path, start: bytes, max_cuts: int) -> Look:
 # ---------------------------------------------------------------------------------- tokens
 
 
+def _count(source: TokenSource, info: CodecInfo | None, max_cuts: int) -> CodeCounts | None:
+    size = info.codebook_size if info else None
+    return count_codes(source.items, size, max_cuts, source.count)
+
+
 def _npq(path: Path, max_cuts: int) -> Look:
     header, codes = read_npq(path)
-    size = max(header.vocab_sizes)
-    counts = count_codes([TokenItem(path.name, codes)], size) if max_cuts else None
+    counts = count_codes([TokenItem(path.name, codes)], max(header.vocab_sizes), max_cuts)
     return Look("NPQ file", header.to_dict(), codec_beside(path), counts)
 
 
@@ -129,16 +133,15 @@ def _npy(path: Path, max_cuts: int) -> Look:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as e:
-        raise UserError(f"{path}: a damaged .npy file ({' '.join(str(e).split())[:200]})") from None
+        raise UserError(f"{path}: a damaged .npy file ({reason_of(e)})") from None
     facts = {"shape": list(array.shape), "dtype": array.dtype.name}
     if array.ndim != 2 or array.dtype.kind not in "iu":
         return Look("numpy array (no tokens: those are two-dimensional integers)", facts)
-    info = codec_beside(path)
-    size = info.codebook_size if info else None
-    counts = None
-    if max_cuts and array.size and int(array.min()) >= 0 and array.shape[1] <= 1024:
-        counts = count_codes([TokenItem(path.name, read_npy(path))], size)
-    return Look("numpy array of codes, read as (T, K)", facts, info, counts)
+    found = Look("numpy array of codes, read as (T, K)", facts, codec_beside(path))
+    if array.size and int(array.min()) >= 0 and array.shape[1] <= 1024:
+        size = found.codec.codebook_size if found.codec else None
+        found.codes = count_codes([TokenItem(path.name, read_npy(path))], size, max_cuts)
+    return found
 
 
 def _shard(path: Path, max_cuts: int) -> Look:
@@ -159,10 +162,8 @@ def _shard(path: Path, max_cuts: int) -> Look:
     K = info.num_codebooks
     frames = size // (K * dtype.itemsize)
     facts = {"token_directory": str(folder), "dtype": dtype.name, "num_frames": frames}
-    counts = None
-    if max_cuts:
-        codes = Shard(path).view(0, min(frames, max_cuts * _FRAMES_A_CUT), K, dtype)
-        counts = count_codes([TokenItem(path.name, codes)], info.codebook_size)
+    codes = Shard(path).view(0, min(frames, max_cuts * _FRAMES_A_CUT), K, dtype)
+    counts = count_codes([TokenItem(path.name, codes)], info.codebook_size, max_cuts)
     return Look(kind, facts, info, counts, problems)
 
 
@@ -203,8 +204,7 @@ def _folder(path: Path, max_cuts: int) -> Look:
     if inspect_model.is_model(path):
         return Look(*inspect_model.look_at_pretrained(path))
     if (path / "config.json").is_file():
-        kind, facts, info = inspect_model.look_at_codec(path)
-        return Look(kind, facts, info)
+        return Look(*inspect_model.look_at_codec(path))
     return _plain_folder(path)
 
 
@@ -240,52 +240,36 @@ def _token_dir(path: Path, max_cuts: int) -> Look:
         "input": (sidecar.get("input") or {}).get("path"),
         "rvqlm_version": sidecar.get("rvqlm_version"),
     }
-    counts = None
-    if max_cuts and not problems:
-        source = open_tokens([path])
-        counts = count_codes(source.items, info.codebook_size, max_cuts, source.count)
+    counts = None if problems else _count(open_tokens([path]), info, max_cuts)
     return Look("token directory", facts, info, counts, problems)
 
 
 def _export(path: Path, max_cuts: int) -> Look:
-    info, fields = None, {}
+    source, facts = open_tokens([path]), {}
     if (path / "codec.json").is_file():
-        info, fields = read_codec(path / "codec.json")
-    source = open_tokens([path])
-    facts = {"splits": ", ".join(fields.get("splits") or []) or "none"} if fields else {}
+        splits = read_codec(path / "codec.json")[1].get("splits") or []
+        facts["splits"] = ", ".join(splits) or "none"
     if source.count:
         facts["files"] = source.count
     kind = {"shar": "lhotse Shar of tokens", "npy": "export of tokens as .npy files"}
-    counts = None
-    if max_cuts:
-        size = (source.info or info).codebook_size if source.info or info else None
-        counts = count_codes(source.items, size, max_cuts, source.count)
-    return Look(kind.get(source.kind, f"folder of {source.kind}"), facts, source.info, counts)
+    kind = kind.get(source.kind, f"folder of {source.kind}")
+    return Look(kind, facts, source.info, _count(source, source.info, max_cuts))
 
 
 def _plain_folder(path: Path) -> Look:
-    """A folder that means nothing by itself: what is in it."""
+    """A folder that means nothing by itself: what its first files are."""
     from rvqlm.audio.read import AUDIO_SUFFIXES
 
-    kinds: Counter[str] = Counter()
-    seen = 0
-    for _, folders, names in os.walk(path):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        for name in names:
-            suffix = os.path.splitext(name)[1].lower()
-            kinds["audio" if suffix in AUDIO_SUFFIXES else suffix or "no suffix"] += 1
-        seen += len(names)
-        if seen > _MOST_FILES:
-            break
+    names = (name for _, _, names in os.walk(path) for name in names)
+    suffixes = [Path(name).suffix.lower() for name in islice(names, _MOST_FILES)]
+    kinds = Counter("audio" if s in AUDIO_SUFFIXES else s or "no suffix" for s in suffixes)
+    held = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(6)) or "nothing"
     known = {
         "audio": "folder of audio: rvqlm tokenize reads it",
         ".npq": "folder of NPQ files: rvqlm npq info and rvqlm npq import read it",
         ".npy": "folder of .npy files: rvqlm import reads it",
     }
-    for suffix, words in known.items():
-        if kinds[suffix]:
-            most = f"more than {_MOST_FILES}: " if seen > _MOST_FILES else ""
-            files = most + ", ".join(f"{n} {s}" for s, n in kinds.most_common(6))
-            return Look(words, {"files": files})
-    held = ", ".join(f"{n} {s}" for s, n in kinds.most_common(6)) or "nothing"
+    for kind, words in known.items():
+        if kind in kinds:
+            return Look(words, {"files": held})
     raise UserError(f"{path}: a folder of nothing that rvqlm knows ({held})")
