@@ -45,16 +45,12 @@ def as_json(path: str, found) -> dict:
 
 
 def as_text(path: str, found) -> str:
-    rows = list(found.facts.items())
-    if found.codec is not None:
-        rows.insert(0, ("codec", codec_line(found.codec)))
+    from rvqlm.inspection.text import entries
+
     lines = [f"{path}: {found.kind}"]
-    for name, value in rows:
-        if value is None:
-            continue
-        lines.append(f"  {name.replace('_', ' '):<16} {_text(name, value)}")
-    if found.codes is not None:
-        lines += ["", *found.codes.lines()]
+    lines += entries({"codec": codec_line(found.codec)}) if found.codec else []
+    lines += entries(found.facts)
+    lines += ["", *found.codes.lines()] if found.codes else []
     return "\n".join(lines)
 
 
@@ -65,19 +61,6 @@ def codec_line(info) -> str:
         f"{info.num_codebooks} x {info.codebook_size}, {float(info.frame_rate):.2f} frames/s, "
         f"{info.bitrate / 1000:.2f} kbps{channels}"
     )
-
-
-def _text(name: str, value) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{k}: {_text('', v)}" for k, v in value.items())
-    if isinstance(value, list):
-        same = len(set(map(str, value))) == 1 and len(value) > 1
-        return f"{value[0]} x {len(value)}" if same else " x ".join(map(str, value))
-    if isinstance(value, int) and "rate" not in name:
-        return f"{value:,}"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -6,10 +6,10 @@ and which never did.
 
 from __future__ import annotations
 
-from math import inf, sqrt
+from math import inf
 
 from rvqlm.doctor.finding import rule, some
-from rvqlm.doctor.measure import by_module, distance, module_of, rms
+from rvqlm.doctor.measure import by_module, differences, module_of, norm
 
 _OF_A_START = ("exp-dir", "resume", "dry-run")
 
@@ -22,9 +22,8 @@ def compare_checkpoints(checkpoint, other) -> dict:
     configs = [x.state["model_config"] for x in (other, checkpoint)]
     modules = []
     for module, names in by_module(alike).items():
-        apart = sum(distance(mine[k], theirs[k]) ** 2 * mine[k].numel() for k in names)
-        size = sum(rms(theirs[k]) ** 2 * mine[k].numel() for k in names)
-        change = sqrt(apart / size) if size else inf if apart else 0.0
+        apart, size = norm(differences(mine, theirs, names)), norm(theirs[k] for k in names)
+        change = apart / size if size else inf if apart else 0.0
         count = sum(mine[k].numel() for k in names)
         row = {"module": module, "parameters": count, "change": change}
         modules.append(row | ({"change_per_step": change / steps} if steps else {}))

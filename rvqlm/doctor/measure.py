@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from math import inf, sqrt
+from math import hypot, inf, sqrt
 
 from torch import Tensor
 
@@ -22,9 +22,13 @@ def rms(tensor: Tensor) -> float:
     return top * sqrt(float((tensor.float() / top).square().mean()))
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    """Root mean square of a difference."""
-    return rms(a.float() - b.float())
+def norm(tensors: Iterable[Tensor]) -> float:
+    """Euclidean norm of all values together."""
+    return hypot(*(rms(t) * sqrt(t.numel()) for t in tensors))
+
+
+def differences(a: dict[str, Tensor], b: dict[str, Tensor], names: Iterable[str]) -> list[Tensor]:
+    return [a[n].float() - b[n].float() for n in names]
 
 
 def module_of(name: str) -> str:
@@ -53,14 +57,13 @@ def module_table(weights: dict[str, Tensor], average: dict[str, Tensor]) -> list
     as a share of the norm."""
     rows = []
     for module, names in by_module(weights).items():
-        count = sum(weights[n].numel() for n in names)
-        squares = sum(rms(weights[n]) ** 2 * weights[n].numel() for n in names)
+        tensors = [weights[n] for n in names]
+        count, size = sum(t.numel() for t in tensors), norm(tensors)
         row = {"module": module, "tensors": len(names), "parameters": count}
-        row["rms"] = sqrt(squares / count)
-        row["max"] = max(float(weights[n].abs().max()) for n in names)
+        row["rms"] = size / sqrt(count)
+        row["max"] = max(float(t.abs().max()) for t in tensors)
         shared = [n for n in names if n in average and average[n].shape == weights[n].shape]
         if shared:
-            apart = sum(distance(average[n], weights[n]) ** 2 * weights[n].numel() for n in shared)
-            row["ema_distance"] = sqrt(apart / squares) if squares else 0.0
+            row["ema_distance"] = norm(differences(average, weights, shared)) / (size or 1.0)
         rows.append(row)
     return rows

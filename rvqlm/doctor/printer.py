@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rvqlm.doctor.examine import Diagnosis
 from rvqlm.doctor.finding import STATUS
+from rvqlm.inspection.text import entries, in_words
 
 _VERDICTS = ("healthy", "findings of concern", "unusable")
 
@@ -11,12 +12,12 @@ _VERDICTS = ("healthy", "findings of concern", "unusable")
 def as_text(diagnosis: Diagnosis) -> str:
     """Facts, a row for each module, the log, the comparison, the replay, the findings."""
     d, replay = diagnosis, dict(diagnosis.replay)
-    lines = [d.path, *_entries(d.facts)]
+    lines = [d.path, *entries(d.facts)]
     lines += _table(d.modules, "module", "parameters", "rms", "max", "ema_distance")
     lines += _log(d.log) if d.log else []
     lines += _comparison(d.comparison) if d.comparison else []
     if replay:
-        lines += ["", f"replay of {replay.pop('path')}", *_entries(replay)]
+        lines += ["", f"replay of {replay.pop('path')}", *entries(replay)]
     lines.append("")
     for f in d.findings:
         lines.append(f"{f.severity.upper()} [{f.subject}] {f.where}: {f.what}")
@@ -27,31 +28,13 @@ def as_text(diagnosis: Diagnosis) -> str:
     return "\n".join(lines)
 
 
-def _entries(values: dict) -> list[str]:
-    return [f"  {k.replace('_', ' '):<18} {_value(v)}" for k, v in values.items()]
-
-
-def _value(value, digits: int = 5) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, dict):
-        return ", ".join(f"{k}: {_value(v)}" for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_value, value)) or "none"
-    if isinstance(value, float):
-        return f"{value:.{digits}g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def _table(rows: list[dict], *columns: str) -> list[str]:
     """A blank line, names of the columns that any row has, the rows; nothing of no rows."""
     if not rows:
         return []
     columns = [c for c in columns if any(c in row for row in rows)]
     cells = [[c.replace("_", " ") for c in columns]]
-    cells += [[_value(row.get(c), 3) for c in columns] for row in rows]
+    cells += [[in_words(row.get(c), 3) for c in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = [""]
     for first, *rest in cells:
@@ -68,10 +51,10 @@ def _log(log: dict) -> list[str]:
         if "lowest" in (s := log.get(kind, {})):
             lines.append(
                 f"  {kind:<6} lowest {s['lowest']:.4f} at step {s['lowest_step']:,}, epoch "
-                f"{s['lowest_epoch']}; last {_value(s['last'])} at step {s['last_step']:,}"
+                f"{s['lowest_epoch']}; last {in_words(s['last'])} at step {s['last_step']:,}"
             )
     skipped = {k.replace("_", " "): n for k, n in log["skipped"].items() if n}
-    return lines + ([f"  {_value(skipped)}"] if skipped else [])
+    return lines + ([f"  {in_words(skipped)}"] if skipped else [])
 
 
 def _comparison(c: dict) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import isfinite
 
 from rvqlm.doctor.finding import START, rule, some
-from rvqlm.doctor.measure import distance, rms
+from rvqlm.doctor.measure import rms
 
 MAX_RMS = 20.0
 """Root mean square of a tensor above which it has exploded. Layers start between 0.02 and 1 and
@@ -65,7 +65,7 @@ def average_far_from_weights(c):
         # vectors and the first steps of what starts at zero move by their own size
         if weights is None or weights.shape != average.shape or weights.ndim < 2 or c.step <= 100:
             continue
-        apart, size = distance(average, weights), max(rms(average), rms(weights))
+        apart, size = rms(average.float() - weights.float()), max(rms(average), rms(weights))
         if isfinite(apart) and apart > MAX_EMA_DISTANCE * size:
             far.append(f"{name} ({apart / size:.2f})")
     if far:
