@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,7 +65,7 @@ def _run(argv: Sequence[str] | None) -> int:
     found = examine(args.path, args.which, args.compare, args.replay, args.replay_precision)
     if args.json is not None:
         # strict JSON holds no NaN and no infinity: strings
-        text = json.dumps(found.to_dict(), default=str)
+        text = json.dumps({**asdict(found), "status": found.status}, default=str)
         write_json(args.json, json.loads(text, parse_constant=lambda c: str(float(c))))
     print(as_text(found))
     return found.status

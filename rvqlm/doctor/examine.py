@@ -5,7 +5,6 @@ A new check is a function with `@rule` in the file of what it reads, and a test.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +48,6 @@ class Diagnosis:
     def status(self) -> int:
         """0 healthy, 1 something of concern, 2 unusable."""
         return max((STATUS[f.severity] for f in self.findings), default=0)
-
-    def to_dict(self) -> dict:
-        """JSON."""
-        return {**dataclasses.asdict(self), "status": self.status}
 
 
 def examine(

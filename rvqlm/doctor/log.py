@@ -112,9 +112,10 @@ def _risen(before: list, after: list) -> list[int]:
 
 MANY_SPIKES = 5
 """More spikes of the loss than this are of concern, and any that doubles it; fewer came back."""
-MAX_SKIPPED = {"nonfinite": 0.0, "outlier": 0.01, "overflow": 0.05}
-"""Share of the steps that may be skipped for each reason. A non-finite gradient is a fault
-whenever it comes; fp16's loss scale grows until it overflows and so skips a step now and then."""
+MAX_SKIPPED = {"skipped_nonfinite": 0.0, "skipped_overflow": 0.05, "rollbacks": 0.0}
+"""Share of the steps that may be skipped for each reason, else 0.01. A non-finite gradient is a
+fault whenever it comes; fp16's loss scale grows until it overflows and so skips a step now and
+then."""
 LEARNED, UNLEARNED, TIME_TO_LEARN = 0.9, 0.998, 500
 """A level learns nothing if its loss is above this share of ln V (a guess) after so many steps
 while the other levels are below the first share on the mean."""
@@ -192,34 +193,22 @@ def plateau(c):
         yield {"where": lines[at].place, "since": since, "lowest": valid["lowest"]}
 
 
-@rule("note", "log", "{total:,} steps skipped as {reason} ({share:.1%} of all)",
+@rule("note", "log", "{total:,} {what} ({share:.1%} of all steps)",
       "EXP/bad_batches has the batches: rvqlm doctor --replay; lower --base-lr if they differ in "
       "nothing from others")  # fmt: skip
 def skipped_steps(c):
+    train = c.log.lines["train"]
     for name, total in c.log.summary["skipped"].items():
-        if total and name != "rollbacks":
-            reason = name.removeprefix("skipped_")
-            share = total / max(1, c.log.lines["train"][-1].step)
-            severe = share > MAX_SKIPPED.get(reason, 0.01)
-            facts = {"total": total, "reason": reason, "share": share}
+        if total:
+            share = total / max(1, train[-1].step)
+            places = [line.place for line in train if line.counts.get(name)]
             yield {
-                **facts,
-                "severity": "concern" if severe else "note",
-                "where": _from_to(c.log, name),
+                "severity": "concern" if share > MAX_SKIPPED.get(name, 0.01) else "note",
+                "where": f"from {places[0]} to {places[-1]}",
+                "what": name.replace("skipped_", "steps skipped as "),
+                "total": total,
+                "share": share,
             }
-
-
-@rule("concern", "log", "{total} rollbacks to the last good checkpoint",
-      "EXP/bad_batches has the batches: rvqlm doctor --replay")  # fmt: skip
-def rollbacks(c):
-    if total := c.log.summary["skipped"].get("rollbacks"):
-        yield {"where": _from_to(c.log, "rollbacks"), "total": total}
-
-
-def _from_to(log: Log, name: str) -> str:
-    """Places of the first and of the last train line that counts any."""
-    places = [line.place for line in log.lines["train"] if line.counts.get(name)]
-    return f"from {places[0]}" + (f" to {places[-1]}" if len(places) > 1 else "")
 
 
 @rule("concern", "log", "a dead level: its codes are guessed ({nats:.3f} nats, ln V = {guess:.3f}) "

@@ -36,13 +36,13 @@ class Replay:
     grad_norm: float = nan
     """Of this rank's share, before clipping."""
     first: str | None = None
-    """Where the first non-finite value comes from in the forward pass, or where `error` was raised;
-    None: all are finite."""
+    """Where the first non-finite value comes from in the forward pass; None: all are finite."""
     first_gradient: str | None = None
     """The first parameter, in the order of the backward pass, whose gradient is non-finite."""
     out_of_range: list[str] = field(default_factory=list)
     """Where the first code or condition id of each sequence is that the model has no entry for."""
     error: str | None = None
+    """What the forward or backward pass raised."""
 
 
 def replay(
@@ -85,7 +85,6 @@ def replay(
         found.grad_norm = torch.nn.utils.get_total_norm(grads).item() / tokens
     except (IndexError, RuntimeError) as e:
         found.error = reason_of(e)
-        trace.begins(trace.running)
     finally:
         model.zero_grad(set_to_none=True)
     found.first, found.first_gradient = trace.first, trace.first_gradient
@@ -136,13 +135,7 @@ class _Trace(contextlib.AbstractContextManager):
         self.model = model
         self.first: str | None = None
         self.first_gradient: str | None = None
-        self._inside: list[str] = []
         self._handles: list = []
-
-    @property
-    def running(self) -> str:
-        """The module whose forward pass is running."""
-        return self._inside[-1] if self._inside else "the model itself"
 
     def begins(self, where: str) -> None:
         if self.first is None:
@@ -153,15 +146,11 @@ class _Trace(contextlib.AbstractContextManager):
             name = f"{name or 'the model itself'} ({type(module).__name__})"
 
             def enter(module, args, kwargs, name=name) -> None:
-                if module is self.model:  # a recomputation stops half-way, without leaving
-                    self._inside.clear()
                 # NaN only: masks of attention are -inf by right
                 if self.first is None and any(t.isnan().any() for t in _floats((args, kwargs))):
                     self.begins(f"what {name} is given")
-                self._inside.append(name)
 
             def leave(module, args, kwargs, out, name=name) -> None:
-                self._inside.pop()
                 if self.first is None and any(not t.isfinite().all() for t in _floats(out)):
                     self.begins(name)
 
@@ -248,14 +237,14 @@ def _place(c) -> str:
       "see what stands in the batch's rows")  # fmt: skip
 def error_in_replay(c):
     if c.replay["error"]:
-        yield {"where": c.replay["first"], "error": c.replay["error"]}
+        yield {"where": _place(c), "error": c.replay["error"]}
 
 
 @rule("concern", "replay", "the first non-finite value comes from here, in the forward pass",
       "if weights are finite --replay-precision fp32 tells whether the precision overflows; else "
       "go back to an earlier checkpoint")  # fmt: skip
 def first_non_finite_value(c):
-    if c.replay["first"] and not c.replay["error"]:
+    if c.replay["first"]:
         yield {"where": c.replay["first"]}
 
 
@@ -270,5 +259,5 @@ def first_non_finite_gradient(c):
       "norm {grad_norm:.4g} (then {grad_norm_then:.4g}); rows {rows} of the index",
       "where the losses agree it is the data that is unusual, else it was the weights")  # fmt: skip
 def finite_replay(c):
-    if not any(c.replay[name] for name in ("out_of_range", "first", "first_gradient")):
+    if not any(c.replay[name] for name in ("out_of_range", "error", "first", "first_gradient")):
         yield {**c.replay, "where": _place(c), "rows": some(c.replay["rows_of_the_index"])}

@@ -66,7 +66,8 @@ class CodeCounts:
             most = f"{row['most_frequent']} ({row['most_frequent_share']:.1%})"
             # square roots: one code of silence would flatten all others
             top = max(row["histogram"]) or 1.0
-            bars = "".join(_bar((x / top) ** 0.5) for x in row["histogram"])
+            heights = [(x / top) ** 0.5 for x in row["histogram"]]  # a dot: no code at all
+            bars = "".join(_BARS[min(7, int(8 * h))] if h else "·" for h in heights)
             lines.append(
                 f"{level:>5}  {used:>16}  {row['entropy_bits']:>13.2f}  {most:>15}  {bars}"
             )
@@ -130,8 +131,3 @@ def _binned(share: np.ndarray) -> np.ndarray:
     """(V,) -> sums over at most `BINS` ranges of codes."""
     edges = np.linspace(0, len(share), min(BINS, len(share)) + 1).astype(int)[:-1]
     return np.add.reduceat(share, edges)
-
-
-def _bar(height: float) -> str:
-    """One character for 0..1; a dot only for nothing at all."""
-    return "·" if height <= 0 else _BARS[min(len(_BARS) - 1, int(height * len(_BARS)))]
