@@ -69,17 +69,11 @@ def read_tables(
     for prefix, module in model.named_modules():
         for name, levels in _layout(module, model):
             full = f"{prefix}.{name}" if prefix else name
-            tensor, square = weights.get(full), second.get(full)
-            if tensor is None or tensor.shape != getattr(module, name).shape:
-                continue
-            if square is not None and square.shape != tensor.shape:
-                square = None
+            width, square = weights[full].shape[-1], second.get(full)
             for level, rows in levels:
-                of_level, of_square = (
-                    None if t is None else t.reshape(-1, t.shape[-1])[rows]
-                    for t in (tensor, square)
-                )
-                out.append(Table(full, level, of_level, of_square, tensor.ndim == 3))
+                of_level = weights[full].reshape(-1, width)[rows]
+                of_square = None if square is None else square.reshape(-1, width)[rows]
+                out.append(Table(full, level, of_level, of_square, weights[full].ndim == 3))
     return out
 
 

@@ -195,10 +195,6 @@ def replay_batch(c, path: str | Path, precision: str) -> dict:
     bad = load_bad_batch(path)
     if c.model is None:
         raise UserError(f"{c.path}: no weights to replay {path} with; see rvqlm doctor alone")
-    try:
-        c.model.load_state_dict(c.state["model"])
-    except RuntimeError as e:
-        raise UserError(f"{c.path}: weights do not fit, no replay: {reason_of(e)}") from e
     name = c.config.get("precision", "auto") if precision == "auto" else precision
     try:
         dtype = pick_precision(name, CPU)

@@ -195,7 +195,7 @@ def lost_tensor(state):
 
 NAN, INF = float("nan"), float("inf")
 QKV = "network.transformer.layers.0.attention.qkv.weight"
-UNUSABLE = {"non_finite", "weights_do_not_fit", "model_not_built"}
+UNUSABLE = {"non_finite", "model_not_built"}
 FAULTS = [
     (
         "non_finite",
@@ -234,8 +234,8 @@ FAULTS = [
     ("steps_made", mostly_skipped, "step | it has made 5 steps, the training 20"),
     ("no_optimizer_state", no_optimizer, "optimizer | no optimizer state"),
     ("no_optimizer_state", other_optimizer, "optimizer | no optimizer state"),
-    ("weights_do_not_fit", lost_tensor, "do not fit model codec-lm: heads.norm.weight is missing"),
-    ("model_not_built", other_width, "model_config | the model cannot be built"),
+    ("model_not_built", lost_tensor, 'Missing key(s) in state_dict: "heads.norm.weight"'),
+    ("model_not_built", other_width, "no model can be built of its config and weights"),
 ]
 
 
