@@ -103,8 +103,8 @@ def damaged_moments(c):
 
 @rule("concern", "optimizer",
       "no gradient reached it in {step:,} steps (its moments are zero or missing)",
-      "of all tensors: the state is lost; of others: parts that the training never uses, such as a "
-      "condition that no cut has, are so, any other is cut off from the loss")  # fmt: skip
+      "if it is all tensors, the state is lost; parts that the training never uses, such as a "
+      "condition that no cut has, are so; any other is cut off from the loss")  # fmt: skip
 def no_gradient(c):
     """Matrices are of concern, vectors may serve a case that this training does not have (masked's
     `reach` without conditions)."""
@@ -120,8 +120,8 @@ def no_gradient(c):
 
 
 @rule("concern", "optimizer", "it has made {made:,} steps, the training {step:,}",
-      "more: its state is of another run, see --init-from {path}; fewer: the others were skipped "
-      "or rolled back, see the findings about the log")  # fmt: skip
+      "if more, its state is of another run: --init-from {path} takes the weights alone; if fewer, "
+      "steps were skipped or rolled back: see the findings about the log")  # fmt: skip
 def steps_made(c):
     """Of the parameter that has made most; Muon does not count them."""
     made = max((int(m.state["step"]) for m in c.optimizer if "step" in m.state), default=None)

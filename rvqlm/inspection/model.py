@@ -20,7 +20,9 @@ def look_at_weights(path: Path) -> Found | None:
     if zipfile.is_zipfile(path) or name.endswith((".pt", ".pth", ".th", ".ckpt", ".bin")):
         return _torch_file(path)
     if name.endswith(".safetensors"):
-        return _safetensors(path)
+        if (found := _codec(path)) is None and (path.parent / "config.json").is_file():
+            return look_at_codec(path.parent)
+        return found
     return None
 
 
@@ -59,18 +61,12 @@ def facts_of(state: dict, parameters: int | None) -> dict:
         "epoch": state.get("epoch"),
         "frames_trained": state.get("total_frames"),
         "hours_of_training": state["elapsed"] / 3600 if state.get("elapsed") else None,
-        "best": _plain(state.get("best")),
+        "best": state.get("best"),
         "mean_of_steps": state.get("mean_of_steps"),
         "averaged_weights": state.get("averaged_weights", state.get("ema") is not None),
         "rvqlm_version": state.get("rvqlm_version"),
     }
     return {k: v for k, v in facts.items() if v is not None and v != {}}
-
-
-def _plain(values):
-    if isinstance(values, dict):
-        return {k: _plain(v) for k, v in values.items() if v is not None}
-    return values.item() if hasattr(values, "numel") and values.numel() == 1 else values
 
 
 def look_at_experiment(path: Path) -> Found:
@@ -109,30 +105,8 @@ def look_at_pretrained(folder: Path) -> Found:
     """
     state = read_config(folder)
     distinct = {t.data_ptr(): t.numel() for t in read_weights(folder, state).values()}
-    return (
-        "exported model",
-        facts_of(state, sum(distinct.values())),
-        CodecInfo.from_dict(state["codec"]),
-    )
-
-
-def _safetensors(path: Path) -> Found:
-    if found := _codec(path):
-        return found
-    if (path.parent / "config.json").is_file():
-        return look_at_codec(path.parent)
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys = list(file.keys())
-            return (
-                "safetensors file (no codec that rvqlm knows)",
-                {"tensors": len(keys), "first": ", ".join(keys[:4]), **(file.metadata() or {})},
-                None,
-            )
-    except SafetensorError as e:
-        raise UserError(f"{path}: a damaged safetensors file ({reason_of(e)})") from None
+    facts = facts_of(state, sum(distinct.values()))
+    return "exported model", facts, CodecInfo.from_dict(state["codec"])
 
 
 def look_at_codec(folder: Path) -> Found:

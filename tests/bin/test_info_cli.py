@@ -64,7 +64,7 @@ def things(tmp_path_factory):
     state = {
         "format": 1, "model": model.state_dict(), "ema": None, "model_name": model.name,
         "model_config": config_dict(model), "codec": INFO.to_dict(), "step": 7, "epoch": 2,
-        "optimizer": [], "loader": {}, "best": {"loss": torch.tensor(4.5)},
+        "optimizer": [], "loader": {}, "best": {"loss": 4.5},
     }  # fmt: skip
     (root / "exp").mkdir()
     save_checkpoint(state, root / "exp/best.pt")
