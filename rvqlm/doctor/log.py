@@ -7,7 +7,7 @@ mean since the line before, so a place is known to within --log-every-steps.
 from __future__ import annotations
 
 from functools import cached_property
-from math import inf, isfinite, log, nan
+from math import exp, inf, isfinite, log, nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,8 @@ from rvqlm.metrics.log import scan_log
 
 LEAST_LOSS = 0.05
 """Nats per code: losses closer than this to the usual ones are never called unusual."""
+GRAD_FACTOR = 10.0
+"""Times the usual gradient norm; norms scatter like products, so their logarithms are judged."""
 
 
 class Line(NamedTuple):
@@ -27,6 +29,8 @@ class Line(NamedTuple):
     epoch: int
     loss: float | None
     """None: every step of the line was skipped"""
+    grad_norm: float
+    """NaN: there is none"""
     nats: list
     counts: dict[str, float]
     """skipped_* and rollbacks, since the line before"""
@@ -45,7 +49,8 @@ def _line(record: dict) -> Line:
     loss = number(record.get("loss"))
     if not isfinite(loss) and any(counts.values()):
         loss = None
-    return Line(record["step"], record["epoch"], loss, record.get("nats") or [], counts)
+    grad_norm, nats = number(record.get("grad_norm")), record.get("nats") or []
+    return Line(record["step"], record["epoch"], loss, grad_norm, nats, counts)
 
 
 class Log:
@@ -142,6 +147,26 @@ def loss_spikes(c):
 
 def _place(x: dict) -> str:
     return f"step {x['step']:,}, epoch {x['epoch']}"
+
+
+@rule("note", "log", "the gradient norm jumped: {peaks}",
+      "--clip-grad-norm bounds what such a step does")  # fmt: skip
+def gradient_spikes(c):
+    lines = [line for line in c.log.lines["train"] if isfinite(line.grad_norm)]
+    logs = [log(max(line.grad_norm, 1e-30)) for line in lines]
+    judged = judge(logs, least=log(GRAD_FACTOR))
+    found = judged.spikes + ([judged.divergence] if judged.divergence else [])
+    peaks = [
+        f"{lines[e.highest].grad_norm:.3g} at step {lines[e.highest].step:,} (usual "
+        f"{exp(e.level):.2g})"
+        for e in found
+    ]
+    if peaks:
+        yield {
+            "severity": "concern" if judged.divergence else "note",
+            "where": lines[found[0].first].place,
+            "peaks": some(peaks),
+        }
 
 
 @rule("concern", "log", "the training diverged: the {loss} loss began to rise here, from "

@@ -241,3 +241,21 @@ def test_damaged_lines_and_an_empty_log(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     out, findings = examined(tmp_path / "metrics.jsonl")
     assert out["train_lines"] == 0 and findings == []
+
+
+def test_jumps_of_the_gradient_norm(tmp_path):
+    rng = random.Random(3)
+
+    def norms(line, n):  # 0.3 as usual, once forty times that
+        line["grad_norm"] = 0.3 * math.exp(rng.gauss(0, 0.3)) * (40 if n == 90 else 1)
+
+    _, findings = check(tmp_path, run(30, norms))
+    (jump,) = found_by(findings, "gradient_spikes")
+    assert jump.severity == "note" and jump.where == f"step {91 * EVERY:,}, epoch {90 // LINES}"
+
+    def growing(line, n):  # explodes and stays
+        norms(line, n)
+        line["grad_norm"] *= 100 if n > 200 else 1
+
+    (_, findings) = check(tmp_path, run(30, growing))
+    assert [f.severity for f in found_by(findings, "gradient_spikes")] == ["concern"]
