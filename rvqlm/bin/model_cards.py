@@ -16,7 +16,6 @@ import dataclasses
 import json
 import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
@@ -25,7 +24,7 @@ import tyro
 
 from rvqlm.cli import kebab, parse, peek, run_main
 from rvqlm.errors import UserError
-from rvqlm.models.cards import CARDS, ModelCard, card_of, count_parameters, options
+from rvqlm.models.cards import CARDS, ModelCard, card_of, count_parameters
 
 COUNTING = ("--config", "--codec-shape", "--manifest-dir", "--model-name")
 """Flags that ask for numbers of parameters."""
@@ -33,7 +32,6 @@ LEVELS, CODES = 8, 1024
 """Assumed where nothing says what the codes are."""
 SYMBOLS, FRAMES_PER_STEP = 100, 5.0
 """Assumed of text, and frames a symbol or note, where there is no data."""
-WIDTH = 100
 
 
 @dataclass
@@ -53,7 +51,7 @@ def _card_text(card: ModelCard) -> str:
         *[("also", f"--model-name {a}") for a in card.aliases],
         ("order", card.order),
         ("likelihood", card.likelihood),
-        ("conditions" if card.name != "recognizer" else "writes", ", ".join(card.hears)),
+        ("conditions" if card.name != "recognizer" else "writes", ", ".join(card.conditions)),
         ("fills gaps", card.gaps),
         ("ends", card.ends),
         ("passes", card.passes),
@@ -63,26 +61,10 @@ def _card_text(card: ModelCard) -> str:
     return "\n".join([f"{card.name}: {card.what}", *lines])
 
 
-def _options_text(found: list[dict[str, Any]], name: str) -> str:
-    groups = {"family": f"options of {name}", "transformer": "options of all families"}
-    lines = []
-    for group, title in groups.items():
-        lines += ["", title]
-        for o in (o for o in found if o["group"] == group):
-            values = "" if o["values"] == "yes|no" else f" {o['values']}"
-            default = o["default"]
-            if isinstance(default, bool):
-                default = "yes" if default else "no"
-                if o["default"]:  # the flag that changes something
-                    values = f", --no-{o['flag'][2:]}"
-            elif isinstance(default, list):
-                default = " ".join(map(str, default)) or "none"
-            also = f", also {', '.join(o['aliases'])}" if o["aliases"] else ""
-            lines.append(f"  {o['flag']}{values}  (default {default}{also})")
-            lines += textwrap.wrap(
-                o["help"], WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6
-            )
-    return "\n".join(lines)
+def _card_json(card: ModelCard) -> dict[str, Any]:
+    values = asdict(card)
+    values["hears"] = values.pop("conditions")
+    return values
 
 
 def counted(argv: list[str]) -> dict[str, Any]:
@@ -109,7 +91,6 @@ def counted(argv: list[str]) -> dict[str, Any]:
     with torch.device("meta"):
         model = build_model(config.model_name, config.model, info, conditions)
     parts = count_parameters(model)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "model": model.name,
         "codes": [info.num_codebooks, info.codebook_size],
@@ -117,9 +98,7 @@ def counted(argv: list[str]) -> dict[str, Any]:
         "assumed": assumed,
         "parameters": parts,
         "total": sum(parts.values()),
-        "trained": trained,
-        # what a recogniser scores is text
-        "exact_likelihood": model.exact_likelihood if model.name != "recognizer" else None,
+        "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
 
 
@@ -139,7 +118,12 @@ def _codes_and_conditions(config) -> tuple[Any, dict[str, Any], list[str]]:
         return data.info, ConditionSet.open(data, kinds).infos, []
     K, V = levels or LEVELS, CODES
     if config.codec_shape:
-        K, V = _shape(config.codec_shape)
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", config.codec_shape)
+        if not match:
+            raise UserError(
+                f"--codec-shape {config.codec_shape!r}: levels x codes a level, such as 9x1024"
+            )
+        K, V = map(int, match.groups())
         if levels > K:
             raise UserError(
                 f"--num-quantizers {levels} of the {K} levels of --codec-shape {config.codec_shape}"
@@ -160,17 +144,6 @@ def _codes_and_conditions(config) -> tuple[Any, dict[str, Any], list[str]]:
     return info, conditions, assumed
 
 
-def _shape(text: str) -> tuple[int, int]:
-    """
-    >>> _shape("9x1024")
-    (9, 1024)
-    """
-    match = re.fullmatch(r"\s*([1-9]\d*)\s*x\s*([1-9]\d*)\s*", text)
-    if not match:
-        raise UserError(f"--codec-shape {text!r}: levels x codes a level, such as 9x1024")
-    return int(match[1]), int(match[2])
-
-
 def _count_text(c: dict[str, Any]) -> str:
     rows = [*c["parameters"].items(), ("total", c["total"])]
     if c["trained"] != c["total"]:
@@ -180,9 +153,7 @@ def _count_text(c: dict[str, Any]) -> str:
     levels, size = c["codes"]
     lines = [", ".join([f"{c['model']} on codes {levels}x{size}", *c["conditions"]])]
     lines += [f"  {part:<{name}}  {n:>{number},}" for part, n in rows]
-    likelihood = {True: "; exact likelihood", False: "; likelihood: a bound", None: ""}
-    size = f"{4 * c['total'] / 1e6:,.1f} MB in float32"
-    lines.append(f"  {size}{likelihood[c['exact_likelihood']]}")
+    lines.append(f"  {4 * c['total'] / 1e6:,.1f} MB in float32")
     return "\n".join(lines + [f"  assumed: {a}" for a in c["assumed"]])
 
 
@@ -202,16 +173,17 @@ def _run(argv: Sequence[str] | None) -> int:
     if not args.name:
         more = "rvqlm models NAME lists the options of one; docs/models.md explains them all"
         text = "\n\n".join([*map(_card_text, CARDS), more])
-        print(json.dumps([asdict(c) for c in CARDS], indent=2) if args.json else text)
+        print(json.dumps([_card_json(c) for c in CARDS], indent=2) if args.json else text)
         return 0
     card = card_of(args.name)
+    if args.json:
+        print(json.dumps(_card_json(card), indent=2))
+        return 0
     from rvqlm.models.factory import model_entry
 
-    found = options(model_entry(card.name)[0])
-    if args.json:
-        print(json.dumps({**asdict(card), "options": found}, indent=2))
-    else:
-        print(_card_text(card) + "\n" + _options_text(found, card.name))
+    print(_card_text(card) + "\n", flush=True)
+    prog = f"rvqlm train --model-name {card.name}"
+    parse(model_entry(card.name)[0], prog, "Options of this family.", ["--help"])
     return 0
 
 

@@ -1,16 +1,12 @@
-"""What each family of models is and can do, with its options and the sizes of its parts: what
-``rvqlm models`` tells. The cards are readable without torch."""
+"""What each family of models is and can do, and the sizes of its parts, for ``rvqlm models``. The
+cards are readable without torch."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import typing
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
-from rvqlm.cli import flatten, kebab
 from rvqlm.errors import UserError
 from rvqlm.patterns import PATTERNS
 
@@ -24,8 +20,8 @@ class ModelCard:
     order: str
     """In which the codes are made."""
     likelihood: str
-    hears: tuple[str, ...]
-    """Conditions that it can be given (the name is that of the JSON key)."""
+    conditions: tuple[str, ...]
+    """Those that it can be given."""
     fills_gaps: bool
     gaps: str
     ends: str
@@ -47,7 +43,7 @@ CARDS = (
         what="one causal transformer over all levels; an encoder-decoder with --fusion cross",
         order=f"--pattern {', '.join(PATTERNS)}",
         likelihood=f"exact with {', '.join(EXACT)}, or 1 level; else a bound",
-        hears=("text", "midi", "source", "prompt"),
+        conditions=("text", "midi", "source", "prompt"),
         fills_gaps=False,
         gaps="no: it sees only what came before",
         ends="by itself: one decision a frame (--no-model-end: at the limit)",
@@ -63,7 +59,7 @@ CARDS = (
         what="level 0 frame by frame (AR), each finer level for all frames at once (NAR)",
         order="level 0, then level 1, 2, ... (no --pattern); at least 2 levels",
         likelihood="a bound",
-        hears=("text", "midi", "source", "prompt"),
+        conditions=("text", "midi", "source", "prompt"),
         fills_gaps=True,
         gaps="yes: level 0 from what is before it, finer levels from both sides",
         ends="by itself: one decision a frame (--no-model-end: at the limit)",
@@ -79,7 +75,7 @@ CARDS = (
         what="a transformer that sees both sides and fills in hidden codes, many at a time",
         order="any; with --masking coarse_first level by level (no --pattern)",
         likelihood="a bound, estimated with --eval-draws maskings",
-        hears=("text", "midi", "source", "prompt"),
+        conditions=("text", "midi", "source", "prompt"),
         fills_gaps=True,
         gaps="yes",
         ends="by itself: a length, before any code (--no-predict-length: at the limit)",
@@ -94,7 +90,7 @@ CARDS = (
         what="transcribes codes into text, to measure what the others say (rvqlm recognize)",
         order="none: it makes no codes",
         likelihood="of the text: exact over all alignments (CTC)",
-        hears=("text",),
+        conditions=("text",),
         fills_gaps=False,
         gaps="no: it makes no codes",
         ends="does not apply",
@@ -111,65 +107,7 @@ def card_of(name: str) -> ModelCard:
         return names[name]
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
-    raise UserError(f"no family of models {name!r}; {hint}")
-
-
-# -------------------------------------------------------------------------------------- options
-
-
-def options(config_class: type) -> list[dict[str, Any]]:
-    """Every option of a family's config: its flag, group, values, default and help."""
-    from rvqlm.models.network import NetworkConfig
-
-    shared = {f.name for f in dataclasses.fields(NetworkConfig)}
-    hints = typing.get_type_hints(config_class, include_extras=True)
-    defaults, helps = flatten(config_class()), _field_docs(config_class)
-    found = []
-    for field in dataclasses.fields(config_class):
-        hint = hints[field.name]
-        marks = getattr(hint, "__metadata__", ())
-        found.append(
-            {
-                "flag": f"--{kebab(field.name)}",
-                "aliases": [a for m in marks for a in getattr(m, "aliases", None) or ()],
-                "group": "transformer" if field.name in shared else "family",
-                "values": _values(hint.__origin__ if marks else hint),
-                "default": defaults[kebab(field.name)],
-                "help": next(
-                    (m.help for m in marks if getattr(m, "help", None)), helps.get(field.name)
-                ),
-            }
-        )
-    return found
-
-
-def _field_docs(cls: type) -> dict[str, str]:
-    """Docstrings under the fields of a dataclass and of those it derives from."""
-    import docstring_parser
-
-    found = {}
-    for base in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(base):
-            params = docstring_parser.parse_from_object(base).params
-            found |= {p.arg_name: " ".join((p.description or "").split()) for p in params}
-    return found
-
-
-def _values(hint: Any) -> str:
-    """What may follow the flag.
-
-    >>> _values(tuple[int, ...]), _values(bool)
-    ('INT ...', 'yes|no')
-    """
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "|".join(map(str, inner))
-    if origin is tuple:
-        return f"{_values(inner[0])} ..."
-    return "yes|no" if hint is bool else hint.__name__.upper()
-
-
-# ----------------------------------------------------------------------------------- parameters
+    raise UserError(f"unknown model {name!r} (--model-name): {hint}")
 
 
 def count_parameters(model) -> dict[str, int]:

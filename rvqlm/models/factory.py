@@ -8,7 +8,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.models.base import TokenModel
-from rvqlm.models.cards import CARDS
+from rvqlm.models.cards import card_of
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.masked import Masked, MaskedConfig
 from rvqlm.models.recognizer import Recognizer, RecognizerConfig
@@ -22,18 +22,10 @@ MODELS: dict[str, tuple[type, type[TokenModel]]] = {
 }
 """Name -> (config dataclass, model class)."""
 
-ALIASES: dict[str, str] = {alias: card.name for card in CARDS for alias in card.aliases}
-"""Other names that users of other projects know a model by."""
-
 
 def model_entry(name: str) -> tuple[type, type[TokenModel]]:
-    """(config dataclass, model class); `UserError` lists the names when there is none such."""
-    name = ALIASES.get(name, name)
-    if name not in MODELS:
-        raise UserError(
-            f"unknown model {name!r} (--model-name): choose one of {', '.join([*MODELS, *ALIASES])}"
-        )
-    return MODELS[name]
+    """(config dataclass, model class) of a name or alias; `UserError` where there is none such."""
+    return MODELS[card_of(name).name]
 
 
 def build_model(name: str, config, info: CodecInfo, conditions: Infos | None = None) -> TokenModel:
