@@ -101,9 +101,10 @@ class TokenModel(nn.Module):
         raise NotImplementedError
 
     def muon_parameters(self) -> list[nn.Parameter]:
-        """Matrices between hidden layers, for optimizers that treat them apart: not embeddings,
-        heads, norms."""
-        return []
+        """Matrices between hidden layers, for optimizers that treat them apart: not tables,
+        classifiers, norms. Of the `network`, `embedding` and `heads` that most families have."""
+        matrices = [*self.embedding.muon_matrices(), *self.heads.muon_matrices()]
+        return self.network.matrices() + matrices
 
     def generate(
         self,

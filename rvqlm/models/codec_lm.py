@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor
 
 from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
@@ -30,9 +30,9 @@ from rvqlm.generation.request import Generation, Request
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import GridConfig
 from rvqlm.modules.conditioning import Context, DecoderState
-from rvqlm.modules.embeddings import make_embedding
+from rvqlm.modules.depth import DepthHeads
 from rvqlm.modules.ends import EndHead
-from rvqlm.modules.make_heads import depth_width, make_heads
+from rvqlm.modules.heads import Heads, MLPHeads
 from rvqlm.patterns import PATTERNS, ParallelPattern, make_pattern
 
 PatternName = Literal[tuple(PATTERNS)]
@@ -66,6 +66,10 @@ class CodecLMConfig(GridConfig):
     """Share of the input frames that come from the model's own predictions instead of the data by
     the end of training, growing linearly from 0; costs one more forward pass."""
 
+    @property
+    def depth_width(self) -> int:
+        return self.depth_dim or min(self.decoder_dim, 256)
+
     def problems(self) -> list[str]:
         found = super().problems()
         found += self.outside("[0, 1]", "scheduled_sampling")
@@ -83,7 +87,7 @@ class CodecLMConfig(GridConfig):
             )
         if self.shared_head:
             found.append("--shared-head has no meaning with --head depth")
-        dim = depth_width(self.depth_dim, self.decoder_dim)
+        dim = self.depth_width
         if dim < 1 or self.depth_nhead < 1 or dim % self.depth_nhead:
             found.append(f"--depth-dim {dim} is not a multiple of --depth-nhead {self.depth_nhead}")
         return found + self.outside("[1, inf)", "depth_layers")
@@ -92,6 +96,14 @@ class CodecLMConfig(GridConfig):
         if self.head == "depth" and info.num_codebooks < 2:
             return ["--head depth needs at least 2 codebooks: use linear"]
         return []
+
+    def make_heads(self, info: CodecInfo) -> Heads:
+        shape = info.num_codebooks, info.codebook_size, self.decoder_dim
+        if self.head == "depth":
+            return DepthHeads(*shape, self.depth_width, self.depth_layers, self.depth_nhead)
+        if self.head == "mlp":
+            return MLPHeads(*shape, self.head_expansion, self.shared_head)
+        return super().make_heads(info)
 
 
 class CodecLM(TokenModel):
@@ -109,27 +121,13 @@ class CodecLM(TokenModel):
 
     def __init__(self, config: CodecLMConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
-        c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
-        self.pattern = make_pattern(c.pattern, K, c.delays)
-        self.embedding = make_embedding(c.input_side, K, V + 1, d)
+        c = config
+        self.pattern = make_pattern(c.pattern, info.num_codebooks, c.delays)
+        self.embedding = c.make_embedding(info)
         self.network = c.build(self.conditions, codes=self.embedding)
-        self.heads = make_heads(
-            c.head,
-            K,
-            V,
-            d,
-            shared=c.shared_head,
-            expansion=c.head_expansion,
-            depth_dim=c.depth_dim,
-            depth_layers=c.depth_layers,
-            depth_heads=c.depth_nhead,
-        )
-        self.end_head = EndHead(d) if c.model_end else None
+        self.heads = c.make_heads(info)
+        self.end_head = EndHead(c.decoder_dim) if c.model_end else None
         self.exact_likelihood = self.pattern.exact or self.heads.exact_frame
-
-    def muon_parameters(self) -> list[nn.Parameter]:
-        matrices = [*self.embedding.muon_matrices(), *self.heads.muon_matrices()]
-        return self.network.matrices() + matrices
 
     def hidden(self, inputs: Tensor, lengths: Tensor, context: Context | None = None) -> Tensor:
         """:param inputs: (B, S, K) ids; column s is the grid at step s - 1.

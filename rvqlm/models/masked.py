@@ -29,7 +29,7 @@ from math import pi
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rvqlm.batch import Batch, Padded, mask_of
 from rvqlm.codec_info import CodecInfo
@@ -41,10 +41,8 @@ from rvqlm.generation.sampling import DemaskConfig, uniforms
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import GridConfig
 from rvqlm.modules.conditioning import Context
-from rvqlm.modules.embeddings import make_embedding
 from rvqlm.modules.ends import LengthHead
 from rvqlm.modules.fused_loss import HeadLoss
-from rvqlm.modules.make_heads import make_heads
 from rvqlm.modules.masking import MASKINGS, Mask, draw_mask
 
 UNPROMPTED = 0.3
@@ -92,10 +90,9 @@ class MaskedConfig(GridConfig):
         found += self.outside("[1, inf)", "eval_draws")
         if self.mask_schedule != "fixed":
             found += self.without_effect("--mask-schedule fixed", "mask_ratio")
-        one_level = self.masking == "coarse_first" or self.level_training == "random"
         if self.masking == "coarse_first" and self.level_training == "random":
             found.append("--level-training random: --masking coarse_first scores one level anyway")
-        if not one_level:
+        if self.masking != "coarse_first" and self.level_training != "random":
             needed = "--level-training random or --masking coarse_first"
             found += self.without_effect(needed, "level_distribution")
         return found
@@ -128,17 +125,13 @@ class Masked(TokenModel):
 
     def __init__(self, config: MaskedConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
-        c, K, V, d = config, info.num_codebooks, info.codebook_size, config.decoder_dim
+        c = config
         self.masking = c.masking
         self.network = c.build(self.conditions, causal=False)
-        self.embedding = make_embedding(c.input_side, K, V + 1, d)
-        self.heads = make_heads(c.head, K, V, d, shared=c.shared_head)
+        self.embedding = c.make_embedding(info)
+        self.heads = c.make_heads(info)
         typical = TYPICAL_SECONDS * float(info.frame_rate)
-        self.length_head = LengthHead(d, typical) if c.predict_length else None
-
-    def muon_parameters(self) -> list[nn.Parameter]:
-        matrices = [*self.embedding.muon_matrices(), *self.heads.muon_matrices()]
-        return self.network.matrices() + matrices
+        self.length_head = LengthHead(c.decoder_dim, typical) if c.predict_length else None
 
     # ------------------------------------------------------------------- what generation uses too
 

@@ -10,11 +10,13 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import tyro
 from torch import nn
 
+from rvqlm.cli import kebab
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import KINDS, Infos
 from rvqlm.errors import UserError
 from rvqlm.modules.conditioning import ConditionedTransformer
-from rvqlm.modules.embeddings import ATTENTION_HEADS
+from rvqlm.modules.embeddings import ATTENTION_HEADS, INPUT_SIDES, SumEmbedding
+from rvqlm.modules.heads import Heads, LinearHeads, MLPHeads, SharedLinearHeads
 from rvqlm.modules.transformer import TransformerConfig
 
 
@@ -132,7 +134,7 @@ class NetworkConfig:
     def not_a_choice(self) -> list[str]:
         """Options that are none of the values of their `Literal`."""
         return [
-            f"{flag(name)} {getattr(self, name)!r}: choose one of {', '.join(map(str, choices))}"
+            f"--{kebab(name)} {getattr(self, name)!r}: choose one of {', '.join(map(str, choices))}"
             for name, hint in get_type_hints(type(self)).items()
             if get_origin(hint) is Literal
             and getattr(self, name) not in (choices := get_args(hint))
@@ -146,7 +148,7 @@ class NetworkConfig:
         if high == inf:
             words = f"at least {low:g}" if at_low else f"more than {low:g}"
         return [
-            f"{flag(name)} {value}: {words}"
+            f"--{kebab(name)} {value}: {words}"
             for name in names
             if not (low < (value := getattr(self, name)) < high)
             and not (at_low and value == low)
@@ -157,7 +159,7 @@ class NetworkConfig:
         """Options that were changed and mean nothing without another."""
         default = {f.name: f.default for f in fields(self)}
         return [
-            f"{flag(name)} {getattr(self, name)} means nothing without {needed}"
+            f"--{kebab(name)} {getattr(self, name)} means nothing without {needed}"
             for name in names
             if getattr(self, name) != default[name]
         ]
@@ -184,10 +186,12 @@ class GridConfig(NetworkConfig):
             )
         return found
 
+    def make_embedding(self, info: CodecInfo) -> SumEmbedding:
+        ids = info.codebook_size + 1  # the last is the special one
+        return INPUT_SIDES[self.input_side](info.num_codebooks, ids, self.decoder_dim)
 
-def flag(name: str) -> str:
-    """
-    >>> flag("decoder_dim")
-    '--decoder-dim'
-    """
-    return "--" + name.replace("_", "-")
+    def make_heads(self, info: CodecInfo) -> Heads:
+        shape = info.num_codebooks, info.codebook_size, self.decoder_dim
+        if self.head == "mlp":
+            return MLPHeads(*shape, shared=self.shared_head)
+        return SharedLinearHeads(*shape) if self.shared_head else LinearHeads(*shape)

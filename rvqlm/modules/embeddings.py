@@ -74,12 +74,11 @@ class FieldEmbedding(SummedTables):
         return super().forward(ids.clamp(min=0))
 
 
-class _LayeredEmbedding(SummedTables):
+class _LayeredEmbedding(SumEmbedding):
     """Embedding of a code plus that of its level, norm, and layers that see one code at a time."""
 
     def __init__(self, num_codebooks: int, num_embeddings: int, dim: int):
-        super().__init__((num_embeddings,) * num_codebooks, dim)
-        self.num_codebooks, self.num_embeddings = num_codebooks, num_embeddings
+        super().__init__(num_codebooks, num_embeddings, dim)
         self.level = nn.Parameter(torch.randn(num_codebooks, dim) * 0.5**0.5)
         nn.init.normal_(self.weight, std=0.5**0.5)  # with the level's, unit variance
         self.norm = nn.LayerNorm(dim, bias=False)
@@ -186,15 +185,8 @@ class AttentionEmbedding(_LayeredEmbedding):
         return [self.key.weight, self.value.weight]
 
 
-def make_embedding(
-    kind: str, num_codebooks: int, num_embeddings: int, dim: int
-) -> SumEmbedding | _LayeredEmbedding:
-    """Embedding of a kind: (B, S, K) ids -> (B, S, d).
-
-    :param num_embeddings: ids per level, the special one ("no code here", the last) included.
-    :raises ValueError: an unknown kind.
-    """
-    kinds = {"sum": SumEmbedding, "weighted": WeightedEmbedding, "attention": AttentionEmbedding}
-    if kind not in kinds:
-        raise ValueError(f"no embedding of kind {kind!r}, only {', '.join(kinds)}")
-    return kinds[kind](num_codebooks, num_embeddings, dim)
+INPUT_SIDES: dict[str, type[SumEmbedding]] = {
+    "sum": SumEmbedding,
+    "weighted": WeightedEmbedding,
+    "attention": AttentionEmbedding,
+}

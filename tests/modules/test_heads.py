@@ -1,6 +1,7 @@
 """Blockwise losses equal plain cross-entropy of naively computed logits, values and gradients."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -8,25 +9,25 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rvqlm.modules import fused_loss
+from rvqlm.modules.depth import DepthHeads
 from rvqlm.modules.embeddings import SumEmbedding
-from rvqlm.modules.heads import LinearHeads
-from rvqlm.modules.make_heads import make_heads
+from rvqlm.modules.heads import LinearHeads, MLPHeads, SharedLinearHeads
 
 N, K, V, D = 37, 3, 11, 8
 KINDS = {
-    "linear": {"kind": "linear"},
-    "linear shared": {"kind": "linear", "shared": True},
-    "mlp": {"kind": "mlp", "expansion": 1.5},
-    "mlp shared": {"kind": "mlp", "shared": True},
-    "depth": {"kind": "depth", "depth_dim": 8, "depth_heads": 2},
+    "linear": LinearHeads,
+    "linear shared": SharedLinearHeads,
+    "mlp": partial(MLPHeads, expansion=1.5),
+    "mlp shared": partial(MLPHeads, shared=True),
+    "depth": partial(DepthHeads, depth_dim=8, num_heads=2),
 }
 FLAT = [name for name in KINDS if name != "depth"]
 
 
 def make(name, shaken=True, **changes):
     torch.manual_seed(0)
-    options = {"num_codebooks": K, "codebook_size": V, "dim": D, **KINDS[name], **changes}
-    heads = make_heads(**options).double()
+    shape = {"num_codebooks": K, "codebook_size": V, "dim": D, **changes}
+    heads = KINDS[name](**shape).double()
     if shaken:  # classifiers start at zero
         for p in heads.parameters():
             torch.nn.init.normal_(p)
@@ -327,7 +328,7 @@ def test_rows_without_a_target_cost_nothing(name):
 
 
 def test_fewer_levels_than_the_input():
-    one = make_heads("linear", 1, V, D)
+    one = LinearHeads(1, V, D)
     assert one(torch.randn(4, D)).shape == (4, 1, V)
 
 
@@ -338,9 +339,3 @@ def test_matrices_for_muon_are_hidden_ones(name):
     own = {id(p) for p in heads.parameters()}
     assert all(id(m) in own and m.ndim >= 2 and V not in m.shape[-2:] for m in matrices)
     assert bool(matrices) == ("linear" not in name)
-
-
-@pytest.mark.parametrize("options", [{"kind": "conv"}, {"kind": "depth", "shared": True}])
-def test_bad_options(options):
-    with pytest.raises(ValueError, match=f"no heads of kind '{options['kind']}'"):
-        make_heads(**{"num_codebooks": K, "codebook_size": V, "dim": D, **options})

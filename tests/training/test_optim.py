@@ -9,7 +9,7 @@ from toy import ToyModel
 
 from rvqlm.errors import UserError
 from rvqlm.modules.depth import DepthHeads
-from rvqlm.modules.embeddings import make_embedding
+from rvqlm.modules.embeddings import WeightedEmbedding
 from rvqlm.modules.heads import SharedLinearHeads
 from rvqlm.training import muon
 from rvqlm.training.config import OptimConfig
@@ -112,7 +112,7 @@ def test_embeddings_have_their_own_rate():
 def test_embedding_tables_of_every_family():
     """By name, so that a table added later is not forgotten; heads and the rest are none."""
     models = {
-        "weighted": make_embedding("weighted", 2, 5, 8),
+        "weighted": WeightedEmbedding(2, 5, 8),
         "depth": DepthHeads(3, 5, 8, 8, 1, 2),
         "plain": nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4)),
         "shared": SharedLinearHeads(2, 5, 8),

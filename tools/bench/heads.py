@@ -57,13 +57,16 @@ def measure(args: Args, name: str, side: str) -> dict[str, float]:
     import torch
     import torch.nn.functional as F
 
-    from rvqlm.modules.make_heads import make_heads
+    from rvqlm.codec_info import CodecInfo
+    from rvqlm.models.codec_lm import CodecLMConfig
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     N, K, V, d = args.rows, args.codebooks, args.codebook_size, args.dim
     case = CASES[name]
-    heads = make_heads(case["kind"], K, V, d, shared=case.get("shared", False))
+    shared = case.get("shared", False)
+    config = CodecLMConfig(decoder_dim=d, head=case["kind"], shared_head=shared)
+    heads = config.make_heads(CodecInfo("bench", "", 16000, 320, K, V))
     states = case.get("states", False)
     hidden = torch.randn((N, K, d) if states else (N, d), requires_grad=True)
     targets = torch.randint(V, (N, K))
