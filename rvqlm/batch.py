@@ -79,11 +79,6 @@ class Batch:
         """Real (unpadded) frames."""
         return int(self.lengths.sum())
 
-    @property
-    def padding(self) -> float:
-        """Share of the (B, T) grid that is padding."""
-        return 1.0 - self.num_frames / max(1, self.codes.shape[0] * self.codes.shape[1])
-
     def scored(self) -> Tensor:
         """(B, T) bool: frames that are neither padding nor prompt."""
         T = self.codes.shape[1]

@@ -116,9 +116,6 @@ class Pattern(ABC):
         mask = real.new_zeros(B, S + 1, K).scatter_(1, steps, real)
         return grid[:, :S].masked_fill(~mask[:, :S], empty), mask[:, :S]
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_codebooks={self.num_codebooks})"
-
 
 def _numbers(count: int, device=None) -> Tensor:
     """0 ... count - 1."""

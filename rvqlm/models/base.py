@@ -48,11 +48,6 @@ class LMOutput:
         return self.sums["nats"][0]
 
     @property
-    def correct(self) -> Tensor:
-        """(K,)"""
-        return self.sums["accuracy"][0]
-
-    @property
     def count(self) -> Tensor:
         """(K,) codes scored."""
         return self.sums["nats"][1]
@@ -147,7 +142,6 @@ class TokenModel(nn.Module):
         """
         if before.ndim != 3 or after.ndim != 3 or len(before) != len(after) or frames < 1:
             raise UserError("infill wants (B, P, K) before, (B, A, K) after and at least one frame")
-        options.setdefault("sampling", SamplingConfig())
         device = next(self.parameters()).device
         total = before.shape[1] + frames
         request = make_request(
@@ -171,16 +165,12 @@ class TokenModel(nn.Module):
         """Raise `UserError` for what this family cannot do or what would have no effect."""
         if flags := request.demask.given():
             raise UserError(f"{', '.join(flags)}: only masked models fill in; this is {self.name}")
-        if request.sampling.cfg_scale != 1.0 and not self.conditions:
-            raise UserError(
-                f"--cfg-scale {request.sampling.cfg_scale:g}: guidance needs a model that was "
-                "trained with conditions; this one has none"
-            )
-        if request.sampling.cfg_scale != 1.0 and self.conditions and not request.conditions:
-            raise UserError(
-                f"--cfg-scale {request.sampling.cfg_scale:g}: there is nothing to be guided by; "
-                f"give the model {' or '.join(self.conditions)}"
-            )
+        if request.sampling.cfg_scale != 1.0 and not request.conditions:
+            why = "guidance needs a model that was trained with conditions; this one has none"
+            if self.conditions:
+                kinds = " or ".join(self.conditions)
+                why = f"there is nothing to be guided by; give the model {kinds}"
+            raise UserError(f"--cfg-scale {request.sampling.cfg_scale:g}: {why}")
         if request.suffix_codes is not None:
             raise UserError(
                 f"{self.name} sees only what came before and cannot fill a gap; use the masked "

@@ -15,7 +15,7 @@ real recordings, needs nobody's opinion. Trained like any model, with the text a
 - Augmentation: spans of frames are blanked (SpecAugment, Park et al., 2019, arXiv:1904.08779) and
   fine levels left out, so that it also understands codes that no recording has.
 - It has no level of its own to predict: all sums of `LMOutput` are at level 0, where `count` counts
-  symbols, `nats` is the loss and `correct` what the greedy transcript leaves after its errors.
+  symbols, `nats` is the loss and `accuracy` what the greedy transcript leaves after its errors.
 """
 
 from __future__ import annotations
@@ -193,20 +193,15 @@ class Recognizer(TokenModel):
         doubles = (symbols[:, 1:] == symbols[:, :-1]) & real[:, 1:]
         fits = text.lengths + doubles.sum(1) <= decisions
         scored = fits & (text.lengths > 0)
-        likely = log_probs
-        if self.training and (strength := self._prior_strength()):
-            likely = log_probs - strength * self._far_off(
-                batch.lengths, symbols, real, log_probs.shape[1]
-            )
+        likely, until = log_probs, self.config.alignment_prior
+        if self.training and self.progress < until:
+            far = self._far_off(batch.lengths, symbols, real, log_probs.shape[1])
+            likely = log_probs - (1 - self.progress / until) * far
         # an item that is not scored takes part as an empty one: its loss is finite, its weight 0
         counts = text.lengths * scored
+        targets = symbols.masked_fill(~real, BLANK)
         nats = F.ctc_loss(
-            likely.transpose(0, 1),
-            symbols.masked_fill(~real, BLANK),
-            decisions,
-            counts,
-            blank=BLANK,
-            reduction="none",
+            likely.transpose(0, 1), targets, decisions, counts, blank=BLANK, reduction="none"
         )
         loss, count = (nats * scored).sum(), counts.sum().float()
         transcripts = greedy(log_probs.detach(), decisions)
@@ -221,10 +216,6 @@ class Recognizer(TokenModel):
             "left_out": ((~scored).sum().float(), torch.full_like(count, len(scored))),
         }
         return LMOutput(loss, count, sums)
-
-    def _prior_strength(self) -> float:
-        until = self.config.alignment_prior
-        return max(0.0, 1 - self.progress / until) if until else 0.0
 
     def _far_off(self, lengths: Tensor, symbols: Tensor, real: Tensor, decisions: int) -> Tensor:
         """(B, decisions, symbols of the table) how unlikely it is by time alone that a decision is

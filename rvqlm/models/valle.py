@@ -71,11 +71,6 @@ class ValleConfig(NetworkConfig):
     def nar_dim(self) -> int:
         return round(self.decoder_dim * self.nar_scale_factor)
 
-    def nar_changes(self) -> dict:
-        """What the NAR network has different from the AR; for `build` and `transformer`."""
-        layers = self.num_nar_layers or self.num_decoder_layers
-        return {"dim": self.nar_dim, "num_layers": layers, "causal": False, "adaptive": True}
-
     def problems(self) -> list[str]:
         found = super().problems()
         found += self.outside("(0, 1)", "prompt_fraction")

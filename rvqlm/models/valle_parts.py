@@ -94,10 +94,6 @@ class CoarseModel(nn.Module):
         ids = ids.gather(1, source)
         return ids.masked_fill((step == boundary)[..., None], self.special + 1)
 
-    def hidden(self, ids: Tensor, context: Context | None) -> Tensor:
-        """(B, S, K) columns -> (B, S, d)."""
-        return self.network(self.inputs(ids), context)
-
     def loss(
         self, batch: Batch, level_weights: Tensor, label_smoothing: float
     ) -> tuple[HeadLoss, tuple[Tensor, Tensor] | None]:
@@ -111,7 +107,7 @@ class CoarseModel(nn.Module):
         ids = self.columns(batch.codes, batch.lengths, batch.prompt_lengths)
         if self.end_head is None:
             ids = ids[:, :-1]  # from the last column nothing but the end is predicted
-        hidden = self.hidden(ids, context)
+        hidden = self.network(self.inputs(ids), context)
         scored = batch.scored()
         loss = self.heads.loss(
             hidden[:, self.shift : self.shift + T].flatten(0, 1),
@@ -194,7 +190,8 @@ class FineModel(nn.Module):
         self.num_codebooks, self.special = K, V
         self.inputs = CodeInputs(K, V + 1, d, c.add_prenet, c.dropout)
         self.level = nn.Embedding(K - 1, d)
-        self.network = c.build(conditions, **c.nar_changes())
+        layers = c.num_nar_layers or c.num_decoder_layers
+        self.network = c.build(conditions, dim=d, num_layers=layers, causal=False, adaptive=True)
         tied = self.inputs.embedding if c.share_embedding else None
         self.heads = LinearHeads(K - 1, V, d, tied, first_level=1)
 
@@ -267,10 +264,9 @@ class FineModel(nn.Module):
         """
         codes, B = codes.clone(), len(codes)
         guided = context is not None and len(context.x) == 2 * B
-        item, frame = (~known & mask_of(lengths, codes.shape[1])).nonzero(
-            as_tuple=True
-        )  # (N,) each
         times = 2 if guided else 1
+        hidden_frames = ~known & mask_of(lengths, codes.shape[1])
+        item, frame = hidden_frames.nonzero(as_tuple=True)  # (N,) each
         for level in range(1, self.num_codebooks):
             hidden = self.hidden(
                 codes.repeat(times, 1, 1),

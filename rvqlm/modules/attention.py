@@ -146,34 +146,23 @@ def _attend_rows(q, k, v, shown, first: int, prefix: int, dropout: float) -> Ten
 class KVCache:
     """Keys and values of all layers, written in place.
 
-    Memory: 2 * layers * batch * heads * max_steps * head_dim values. ``position`` is the number
-    of steps held; the transformer advances it once per call, after its last layer.
+    ``position`` is the number of steps held; the transformer advances it once per call, after its
+    last layer.
+
+    :param shape: layers, batch, heads, longest sequence in steps, width of a head.
+    :param like: a tensor on the same device and of the same dtype.
     """
 
-    def __init__(
-        self,
-        num_layers: int,
-        batch_size: int,
-        num_heads: int,
-        max_steps: int,
-        head_dim: int,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
-        shape = (num_layers, batch_size, num_heads, max_steps, head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+    def __init__(self, shape: tuple[int, int, int, int, int], like: Tensor):
+        self.keys = torch.empty(shape, device=like.device, dtype=like.dtype)
+        self.values = torch.empty_like(self.keys)
         self.position = 0
-
-    @property
-    def max_steps(self) -> int:
-        return self.keys.shape[3]
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, H, n, D) at the current position; return all keys and values so far."""
-        end = self.position + keys.shape[2]
-        if end > self.max_steps:
-            raise ValueError(f"KV cache holds {self.max_steps} steps, {end} asked for")
+        end, longest = self.position + keys.shape[2], self.keys.shape[3]
+        if end > longest:
+            raise ValueError(f"KV cache holds {longest} steps, {end} asked for")
         self.keys[layer, :, :, self.position : end] = keys
         self.values[layer, :, :, self.position : end] = values
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]

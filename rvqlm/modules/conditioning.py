@@ -1,16 +1,9 @@
 """Conditions become vectors on the time axis of the frames, which a transformer is given.
 
-A condition of any kind is steps of integer fields (`rvqlm.condition_info`): one sum of embeddings
-a step, and a position in frames, so that attention finds what belongs to a moment by distance:
-
-    text         one after the other   by the average durations of the symbols, after the average
-                                       silence; scaled to the item's frames where these are known
-    midi         when the note begins
-    source       j                     frame by frame
-    prompt       j - S                 before the beginning
-
-Each kind leads with one step of its own, which says "given" or "not given"; dropping a condition
-in training is "not given", and that is what classifier-free guidance compares with (Ho & Salimans,
+Each step of a condition is one sum of embeddings and a position in frames, so that attention finds
+what belongs to a moment by distance (docs/conditions.md: where the steps of each kind lie). Each
+kind leads with one step of its own, which says "given" or "not given"; dropping a condition in
+training is "not given", and that is what classifier-free guidance compares with (Ho & Salimans,
 2022, arXiv:2207.12598).
 
     fusion prefix                           fusion cross
@@ -280,14 +273,7 @@ class ConditionedTransformer(nn.Module):
             and items are padded.
         :param condition: (B, d) for adaptive norms.
         """
-        state = self._given(context, *x.shape[:2], valid)
-        return self.step(x, state, positions, condition)
-
-    def _add_nearest(self, x: Tensor, context: Context, times: Tensor) -> Tensor:
-        """Steps (B, S, d) at times (B, S), with what lies nearest to them added."""
-        for kind, project in self.spread.items():
-            x = x + project(context.nearest(kind, times))
-        return x
+        return self.step(x, self._given(context, *x.shape[:2], valid), positions, condition)
 
     def start(self, context: Context | None, batch_size: int, max_steps: int) -> DecoderState:
         """State before the first step of at most ``max_steps``."""
@@ -325,15 +311,16 @@ class ConditionedTransformer(nn.Module):
             if positions is None:
                 positions = torch.arange(begin, begin + n, device=x.device).expand(B, n)
             positions = positions.float()
-            x = self._add_nearest(x, state.prefix, positions)
+            for kind, project in self.spread.items():
+                x = x + project(state.prefix.nearest(kind, positions))
             if held == 0:  # the prefix goes first
                 x = torch.cat([state.prefix.x.to(x.dtype), x], 1)
                 positions = torch.cat([state.prefix.positions, positions], 1)
-        key_mask = state.key_mask
+        seen = None if state.key_mask is None else state.key_mask[:, : held + x.shape[1]]
         y = self.transformer(
             x,
             positions=positions,
-            key_mask=None if key_mask is None else key_mask[:, : held + x.shape[1]],
+            key_mask=seen,
             prefix=prefix,
             condition=condition,
             memory=state.memory,

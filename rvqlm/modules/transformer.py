@@ -126,23 +126,21 @@ class Block(nn.Module):
         self.feedforward = FeedForward(c)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, given: BlockInputs, cache: KVCache | None = None) -> Tensor:
-        a = given
-
+    def forward(self, x: Tensor, a: BlockInputs, cache: KVCache | None = None) -> Tensor:
         def branch(x, norm, function):
             if self.norm_first:
                 return x + self.dropout(function(norm(x, a.condition)))
             return norm(x + self.dropout(function(x)), a.condition)
 
-        x = branch(
-            x,
-            self.attention_norm,
-            lambda y: self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache),
-        )
+        def attention(y):
+            return self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache)
+
+        def cross(y):
+            return self.cross(y, a.cos, a.sin, a.memory, a.memory_mask)
+
+        x = branch(x, self.attention_norm, attention)
         if self.cross is not None:
-            x = branch(
-                x, self.cross_norm, lambda y: self.cross(y, a.cos, a.sin, a.memory, a.memory_mask)
-            )
+            x = branch(x, self.cross_norm, cross)
         return branch(x, self.feedforward_norm, self.feedforward)
 
 
@@ -168,8 +166,8 @@ class Transformer(nn.Module):
         block begins as the identity and depth costs no stability."""
         bound = 3**0.5 * self.config.dim**-0.5
         for block in self.layers:
-            into, back = [block.attention.qkv, block.feedforward.up], []
-            back += [block.attention.out, block.feedforward.down]
+            into = [block.attention.qkv, block.feedforward.up]
+            back = [block.attention.out, block.feedforward.down]
             if block.cross is not None:
                 into += [block.cross.query, block.cross.key_value]
                 back.append(block.cross.out)
@@ -222,13 +220,6 @@ class Transformer(nn.Module):
         return x if self.norm is None else self.norm(x, condition)
 
     def make_cache(self, batch_size: int, max_steps: int) -> KVCache:
-        c, weight = self.config, self.layers[0].attention.qkv.weight
-        return KVCache(
-            c.num_layers,
-            batch_size,
-            c.num_heads,
-            max_steps,
-            c.dim // c.num_heads,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
+        c = self.config
+        shape = (c.num_layers, batch_size, c.num_heads, max_steps, c.dim // c.num_heads)
+        return KVCache(shape, like=self.layers[0].attention.qkv.weight)

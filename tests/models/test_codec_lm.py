@@ -38,7 +38,7 @@ def test_untrained_loss_is_ln_v_and_each_code_counts_once(pattern):
     out = make(pattern, shake=False)(Batch.from_codes(random_items([7, 3, 5])))
     assert out.count.tolist() == [15.0] * K
     assert float(out.normalizer) == 15 * K
-    assert out.correct.tolist() == [0.0] * K  # all logits are equal: nothing is preferred
+    assert out.sums["accuracy"][0].tolist() == [0.0] * K  # all logits are equal
     torch.testing.assert_close(out.nats / out.count, torch.full((K,), float(V)).log())
 
 

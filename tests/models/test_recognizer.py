@@ -63,8 +63,9 @@ def test_padding_and_batch_composition_change_nothing(how):
     together = model(batch_of(items, texts))
     alone = [model(batch_of([i], [t])) for i, t in zip(items, texts)]
     torch.testing.assert_close(together.loss, sum(o.loss for o in alone))
-    for name in ("nats", "count", "correct"):
-        torch.testing.assert_close(getattr(together, name), sum(getattr(o, name) for o in alone))
+    torch.testing.assert_close(together.count, sum(o.count for o in alone))
+    for name, (value, _) in together.sums.items():
+        torch.testing.assert_close(value, sum(o.sums[name][0] for o in alone))
     wrong = sum(o.sums["error_rate"][0] for o in alone)
     assert together.sums["error_rate"][0] == wrong > 0
     batch = batch_of(items, texts)
@@ -86,9 +87,9 @@ def test_errors_are_those_of_the_transcript():
     transcript = model.recognize(torch.stack([items[0]]))[0]
     assert transcript  # there is something to compare
     right = model(batch_of(items[:1], [transcript]))
-    assert right.sums["error_rate"][0] == 0 and right.correct[0] == len(transcript)
+    assert right.sums["error_rate"][0] == 0 and right.sums["accuracy"][0][0] == len(transcript)
     out = model(batch_of(items, texts))
-    assert out.sums["error_rate"][1] == 5 and out.correct[0] <= 5
+    assert out.sums["error_rate"][1] == 5 and out.sums["accuracy"][0][0] <= 5
 
 
 def test_items_that_cannot_be_written_are_left_out():
@@ -183,7 +184,7 @@ def test_learns_to_hear():
     out = model.eval()(batch_of(spoken(fresh, seed=5), fresh))
     errors, symbols = out.sums["error_rate"]
     assert symbols == sum(map(len, fresh)) and errors / symbols < 0.05
-    assert out.correct[0] == symbols - errors  # none has more errors than symbols
+    assert out.sums["accuracy"][0][0] == symbols - errors  # none has more errors than symbols
 
 
 def test_it_makes_no_codes_and_takes_no_other_task():

@@ -34,7 +34,7 @@ def test_loss_equals_a_naive_one(option):
 
 def test_untrained_loss_is_ln_v_and_whole_sequences_are_scored():
     out = make(shake=False)(Batch.from_codes(random_items([7, 3])))
-    assert out.count.tolist() == [10.0] * K and out.correct.tolist() == [0.0] * K
+    assert out.count.tolist() == [10.0] * K and out.sums["accuracy"][0].tolist() == [0.0] * K
     torch.testing.assert_close(out.nats / out.count, torch.full((K,), float(V)).log())
 
 
@@ -47,7 +47,8 @@ def test_coarse_sees_prompts_whole_and_of_the_rest_level_0_before(option):
 
     def hidden(c):
         """(7, d): row t predicts frame t."""
-        return model.ar.hidden(model.ar.columns(c[None], lengths, prompts), None)[0, shift:]
+        columns = model.ar.columns(c[None], lengths, prompts)
+        return model.ar.network(model.ar.inputs(columns))[0, shift:]
 
     before = hidden(codes)
     for t in range(7):
@@ -102,7 +103,7 @@ def test_padding_and_batch_composition_change_nothing(option, conditions):
     alone = [model(batch([i])) for i in range(3)]
     torch.testing.assert_close(together.loss, sum(o.loss for o in alone))
     torch.testing.assert_close(together.nats, sum(o.nats for o in alone))
-    assert torch.equal(together.correct, sum(o.correct for o in alone))
+    assert torch.equal(together.sums["accuracy"][0], sum(o.sums["accuracy"][0] for o in alone))
 
 
 def test_crops_do_not_teach_an_end():

@@ -56,7 +56,7 @@ def test_cached_coarse_logits_equal_full(option):
     with torch.no_grad():
         context = model.ar.network.encode_conditions(given, 2)
         columns = model.ar.columns(codes, torch.tensor([7, 7]), P)
-        full = model.ar.hidden(columns, context)[:, shift:]  # by frame
+        full = model.ar.network(model.ar.inputs(columns), context)[:, shift:]  # by frame
         # what the loop feeds: a frame of specials, known frames whole, drawn ones with level 0
         fed = model.ar.columns(codes, torch.tensor([7, 7]), P)
         if shift:
