@@ -1,17 +1,9 @@
 """What a model knows about a condition: its kind, the sizes of its vocabularies, where it lies in
 time, and how its tokens are made from what a user gives.
 
-A condition is whatever a model is given beside the codes it predicts. Every kind is the same thing
-to a model: steps of F integer fields, `(S, F)`.
-
-======== ============ ===========================================================================
-kind     F            what it is
-======== ============ ===========================================================================
-text     1            symbols of a table: characters, phonemes or pieces (`rvqlm.frontends.text`)
-midi     6            compound tokens of notes (`rvqlm.frontends.midi`)
-source   K            codes of another stream that the target accompanies, frame by frame
-prompt   K            codes of another recording of the same speaker or instrument
-======== ============ ===========================================================================
+A condition is whatever a model is given beside the codes it predicts (docs/conditions.md). Every
+kind is the same thing to a model: steps of F integer fields, `(S, F)`; 1 of text, those of a note
+of midi, and K, codes of another recording, of source and prompt.
 
 Token directories and checkpoints carry a `ConditionInfo` for each, so that generation makes the
 tokens of a new text exactly as training did.

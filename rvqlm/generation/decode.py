@@ -44,15 +44,16 @@ def decode(model: Autoregressive, request: Request) -> Generation:
     lengths, stopped = r.limits.clone(), torch.zeros(B, dtype=torch.bool, device=device)
     codes = r.canvas(T, special)
 
-    def column(steps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of steps (n,): frames (B, n, K), whether a prompt has them, the grid (B, n, K)."""
+    def column(steps: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of steps (n,), each (B, n, K): frames, whether they are in the sequence, and in a prompt,
+        the grid."""
         frames = pattern.cells(steps, lengths).expand(B, len(steps), K)
         inside = (frames >= 0) & (frames < lengths[:, None, None])
         known = (frames >= 0) & (frames < r.prompt_lengths[:, None, None])
         grid = codes.gather(1, frames.clamp(0, T - 1)).masked_fill(~inside, special)
-        return frames, known, grid
+        return frames, inside, known, grid
 
-    frames, known, grid = column(torch.arange(S, device=device))
+    frames, _, known, grid = column(torch.arange(S, device=device))
     complete = (known | (frames < 0)).all(2).all(0)  # (S,)
     begin = int(complete.int().cumprod(0).sum())
     endless = torch.full((1,), torch.iinfo(torch.int64).max, device=device)
@@ -87,8 +88,7 @@ def decode(model: Autoregressive, request: Request) -> Generation:
             return sample(logits, noise[:, s, level : level + logits.shape[1]], r.sampling)
 
         drawn = model.draw(hidden, choose)
-        frames, known, grid = column(torch.tensor([s], device=device))  # (B, 1, K)
-        inside = (frames >= 0) & (frames < lengths[:, None, None])
+        frames, inside, known, grid = column(torch.tensor([s], device=device))  # (B, 1, K)
         grid = torch.where(known & inside, grid, drawn[:, None]).masked_fill(~inside, special)
         # cells outside the sequence are written back as they were
         index = frames.clamp(0, T - 1)

@@ -9,16 +9,10 @@ from the conditions alone, before any code exists (`rvqlm.modules.ends`).
 What the numbers mean:
 
 - in training, loss and nats are means over the hidden codes, and depend on how many are hidden
-- outside training, nats bound -log p of *all* codes from above. To make the units (frames, or
-  cells) one by one in a random order costs in expectation
-
-      sum_n E[nats of one hidden unit | n of N hidden] = E over n = 1 ... N of N / n * (nats of all
-      n hidden units)
-
-  (Uria et al., 2014, arXiv:1310.1757; Hoogeboom et al., 2022, arXiv:2110.02037), and the model that
-  draws an order and then decodes in it has at least the geometric mean of its likelihoods (Jensen).
-  Where a unit is a frame, its levels are drawn independently given the rest: one more family of
-  distributions that decodes, so its nats are a bound too, if a higher one.
+- outside training, nats bound -log p of *all* codes from above: the mean over n = 1 ... N of N / n
+  times the nats of n hidden units (frames, or cells) of N is what making them one by one in a
+  random order costs (Uria et al., 2014, arXiv:1310.1757; Hoogeboom et al., 2022, arXiv:2110.02037;
+  docs/metrics.md)
 """
 
 from __future__ import annotations

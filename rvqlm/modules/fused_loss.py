@@ -43,8 +43,7 @@ DENSE = 0.7
 
 
 CELL_METRICS = ("nats", "accuracy")
-"""What `Scorer._score` says of every scored code; summed per level, and divided by the number of
-codes by whoever reads them."""
+"""What `Scorer._score` adds up per level, of every scored code."""
 
 
 class HeadLoss(NamedTuple):
@@ -53,7 +52,7 @@ class HeadLoss(NamedTuple):
     sums: dict[str, Tensor]
     """Per level (K,), float32, detached, by the name of the mean they make: ``nats``, -log p of the
     targets, neither weighted nor smoothed; ``accuracy``, targets whose logit is larger than all
-    others. What else `Scorer._score` returns by name comes along."""
+    others; and what else `CELL_METRICS` names."""
 
 
 class Scorer:
@@ -70,6 +69,7 @@ class Scorer:
         self.smoothing, self.with_grad = smoothing, torch.is_grad_enabled()
         self.sum_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.weight = weight.detach().to(self.dtype).contiguous()
+        self.block_elements = BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
         if level_weights is None:
             level_weights = torch.ones(num_levels, device=device)
         self.level_weights = level_weights.to(self.sum_dtype)
@@ -121,7 +121,7 @@ class Scorer:
         grad = None
         if self.with_grad:
             grad = hidden.new_zeros(hidden.shape, dtype=self.sum_dtype if shared_state else None)
-        start, block = 0, max(1, self._block_elements() // self.weight.shape[1])
+        start, block = 0, max(1, self.block_elements // self.weight.shape[1])
         for level, count in enumerate(counts):
             k = level if len(self.weight) > 1 else 0
             weight, end = self.weight[k], start + count  # (V, d)
@@ -131,9 +131,7 @@ class Scorer:
                 h = hidden[at]  # (n, d)
                 logits = (h @ weight.T).to(self.sum_dtype)
                 use = None if weights.dtype == torch.bool else weights[part]
-                cells = self._score(logits, targets[part], use, self.level_weights[level])
-                for name, values in cells.items():
-                    self.sums[name][level] += values.sum()
+                self._score(logits, targets[part], use, level=level)
                 if self.with_grad:
                     g = logits.to(self.dtype)
                     _add_product(self.grad_weight[k], g.T, h)
@@ -152,7 +150,7 @@ class Scorer:
         K, (W, V, d) = targets.shape[1], self.weight.shape
         flat = self.weight.view(W * V, d)
         grad = torch.empty_like(hidden) if self.with_grad else None
-        block = max(1, self._block_elements() // (K * V))
+        block = max(1, self.block_elements // (K * V))
         half = self.with_grad and self.dtype != self.sum_dtype
         together = block * max(1, GRADIENT_ELEMENTS // (block * K * V)) if half else block
         for first in range(0, len(hidden), together):
@@ -162,7 +160,7 @@ class Scorer:
             for start in range(first, rows.stop, block):
                 part = slice(start, min(start + block, rows.stop))
                 logits = (hidden[part].reshape(-1, d) @ flat.T).view(-1, K, V).to(self.sum_dtype)
-                self._add_scores(logits, targets[part], valid[part], self.level_weights, 0)
+                self._score(logits, targets[part], valid[part])
                 if half:
                     g[start - first : part.stop - first] = logits
             if self.with_grad:
@@ -175,31 +173,26 @@ class Scorer:
         """`_add_dense` of hidden (N, K, d) and a classifier a level: a matmul a level."""
         K, V = self.weight.shape[:2]
         grad = torch.empty_like(hidden) if self.with_grad else None
-        block = max(1, self._block_elements() // (K * V))
+        block = max(1, self.block_elements // (K * V))
         for start in range(0, len(hidden), block):
             part = slice(start, start + block)
             h = hidden[part].transpose(0, 1)  # (K, n, d)
             logits = torch.bmm(h, self.weight.mT).to(self.sum_dtype)
-            factors = self.level_weights[:, None]
-            self._add_scores(logits, targets[part].T, valid[part].T, factors, 1)
+            self._score(logits, targets[part].T, valid[part].T, rows=1)
             if self.with_grad:
                 g = logits.to(self.dtype)
                 grad[part] = torch.bmm(g, self.weight).transpose(0, 1)
                 _add_product(self.grad_weight, g.mT, h)
         return grad
 
-    def _add_scores(self, logits, targets, use, factors, rows: int) -> None:
-        """`_score` of a block added up over dimension ``rows``."""
-        for name, values in self._score(logits, targets, use, factors).items():
-            self.sums[name] += values.sum(rows)
+    def _score(self, logits, targets, use, rows: int = 0, level: int | None = None) -> None:
+        """Add up loss and `CELL_METRICS` of a block; its logits (n, K, V), (K, n, V) with ``rows``
+        1, or (n, V) of one ``level``, become the gradient of the loss, in place.
 
-    def _score(self, logits, targets, use, factors) -> dict[str, Tensor]:
-        """Softmax of a block in place: its logits (..., V) become the gradient of the loss.
-
-        :param use: (...) bool or weights; None: all.
-        :param factors: of the loss, broadcast to (...).
-        :return: metrics of `CELL_METRICS` (...), zero where not used.
+        :param use: bool or weights of the cells; None: all.
         """
+        levels = ... if level is None else level
+        factors = self.level_weights[levels].unsqueeze(-1) if rows else self.level_weights[levels]
         t = (targets if use is None else targets.masked_fill(use == 0, 0)).unsqueeze(-1)
         smoothing, V = self.smoothing, logits.shape[-1]
         at_target = logits.gather(-1, t)
@@ -219,6 +212,8 @@ class Scorer:
         if use is not None:
             use = use.to(logits.dtype)
             cells, factors = {name: v * use for name, v in cells.items()}, factors * use
+        for name, values in cells.items():
+            self.sums[name][levels].add_(values.sum(rows))
         self.loss += (nll * factors).sum()
         if self.with_grad:
             # d nll / d logits = softmax - (1 - smoothing) onehot - smoothing / V
@@ -227,10 +222,6 @@ class Scorer:
             p.scatter_add_(-1, t, -(1 - smoothing) * scale)
             if smoothing:
                 p.sub_(scale * (smoothing / V))
-        return cells
-
-    def _block_elements(self) -> int:
-        return BLOCK_ELEMENTS if self.weight.device.type == "cpu" else GPU_BLOCK_ELEMENTS
 
     def loss_of(self, compute: Callable[[], Sequence[Tensor]], *inputs: Tensor) -> HeadLoss:
         """The loss, once ``compute``, outside of autocast, has added all cells up and returned its

@@ -94,11 +94,7 @@ class LinearHeads(Heads):
         self._tied = (tied, slice(first_level, first_level + num_codebooks))  # no submodule
         if tied is None:
             self.weight = nn.Parameter(torch.zeros(num_codebooks, codebook_size, dim))
-        elif (len(self.classifiers), *self.classifiers.shape[1:]) != (
-            num_codebooks,
-            codebook_size,
-            dim,
-        ):
+        elif self.classifiers.shape != (num_codebooks, codebook_size, dim):
             raise ValueError("the embedding has other levels, codes or width than the heads")
 
     @property
@@ -149,26 +145,16 @@ class TrunkHeads(Heads):
         if targets is not None:
             targets = targets.reshape(-1, self.num_codebooks)
         states = self.states(hidden.reshape(-1, hidden.shape[-1]), targets)
-        return self._classify(states).unflatten(0, leading)
-
-    def _classify(self, states: Tensor) -> Tensor:
-        """(n, K, w) -> (n, K, V)."""
         if self.shared:
-            return F.linear(states, self.weight[0])
-        return torch.bmm(states.transpose(0, 1), self.weight.mT).transpose(0, 1)
+            logits = F.linear(states, self.weight[0])
+        else:
+            logits = torch.bmm(states.transpose(0, 1), self.weight.mT).transpose(0, 1)
+        return logits.unflatten(0, leading)
 
     def loss(self, hidden, targets, valid, level_weights=None, label_smoothing=0.0) -> HeadLoss:
-        trunk_parameters = [p for p in self.parameters() if p is not self.weight]
-        return fused_trunk_loss(
-            self.states,
-            trunk_parameters,
-            hidden,
-            self.weight,
-            targets,
-            valid,
-            level_weights,
-            label_smoothing,
-        )
+        trunk = [p for p in self.parameters() if p is not self.weight]
+        how = level_weights, label_smoothing
+        return fused_trunk_loss(self.states, trunk, hidden, self.weight, targets, valid, *how)
 
 
 class SharedLinearHeads(TrunkHeads):
