@@ -104,16 +104,12 @@ class _LayeredEmbedding(SumEmbedding):
 
 
 class WeightedEmbedding(_LayeredEmbedding):
-    """Sum over levels of x + feed-forward(norm(x)), with learned softmax weights.
+    """Sum over levels of x + feed-forward(norm(x)), with learned softmax weights."""
 
-    :param expansion: inner width of the feed-forward layer, in widths of the model.
-    """
-
-    def __init__(self, num_codebooks: int, num_embeddings: int, dim: int, expansion: float = 2.0):
+    def __init__(self, num_codebooks: int, num_embeddings: int, dim: int):
         super().__init__(num_codebooks, num_embeddings, dim)
-        inner = round(expansion * dim)
-        self.up = nn.Linear(dim, inner, bias=False)
-        self.down = nn.Linear(inner, dim, bias=False)
+        self.up = nn.Linear(dim, 2 * dim, bias=False)
+        self.down = nn.Linear(2 * dim, dim, bias=False)
         self.level_logits = nn.Parameter(torch.zeros(num_codebooks))
         nn.init.uniform_(self.up.weight, -((3 / dim) ** 0.5), (3 / dim) ** 0.5)
         nn.init.zeros_(self.down.weight)  # begins as the identity
@@ -139,19 +135,17 @@ class WeightedEmbedding(_LayeredEmbedding):
 class AttentionEmbedding(_LayeredEmbedding):
     """Cross-attention of one learned query over the levels of a step.
 
-    Values weighted by softmax(query . key) over the levels, in ``num_heads`` parts; starts with
+    Values weighted by softmax(query . key) over the levels, in `ATTENTION_HEADS` parts; starts with
     equal weights.
     """
 
-    def __init__(
-        self, num_codebooks: int, num_embeddings: int, dim: int, num_heads: int = ATTENTION_HEADS
-    ):
+    def __init__(self, num_codebooks: int, num_embeddings: int, dim: int):
         super().__init__(num_codebooks, num_embeddings, dim)
-        if dim % num_heads:
-            raise ValueError(f"width {dim} is not a multiple of {num_heads} heads")
+        if dim % ATTENTION_HEADS:
+            raise ValueError(f"width {dim} is not a multiple of {ATTENTION_HEADS} heads")
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
-        self.query = nn.Parameter(torch.zeros(num_heads, dim // num_heads))
+        self.query = nn.Parameter(torch.zeros(ATTENTION_HEADS, dim // ATTENTION_HEADS))
         for matrix in (self.key.weight, self.value.weight):
             nn.init.uniform_(matrix, -((3 / dim) ** 0.5), (3 / dim) ** 0.5)
 
