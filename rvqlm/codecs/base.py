@@ -15,7 +15,7 @@ import importlib.metadata
 import importlib.util
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -26,14 +26,7 @@ from torch import Tensor
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.cards import Card
-from rvqlm.codecs.streaming import (
-    WHOLE,
-    StagedDecoder,
-    StagedEncoder,
-    StreamDecoder,
-    StreamEncoder,
-    Windows,
-)
+from rvqlm.codecs.streaming import WHOLE, Encoded, Windows, decode_staged, encode_staged
 from rvqlm.errors import UserError
 
 
@@ -42,7 +35,7 @@ class Codec(torch.nn.Module, ABC):
 
     Subclasses call ``super().__init__(info)``, implement `encode` and `decode`, and set
     `context_frames` and `decode_context_frames` where these are finite, or else override
-    `stream_encoder` and `stream_decoder` if they can carry a state. Inference only: all methods
+    `encode_blocks` and `decode_blocks` if they can carry a state. Inference only: all methods
     run without gradients and independently of ``train()``/``eval()``.
     """
 
@@ -56,7 +49,7 @@ class Codec(torch.nn.Module, ABC):
     context_frames: int | None = None
     """Frames on each side of a chunk that `encode` must see for the chunk's codes to equal those of
     the whole file. None: no finite number (a recurrent or global encoder); files go in whole unless
-    `stream_encoder` is overridden."""
+    `encode_blocks` is overridden."""
 
     decode_context_frames: int | None = None
     """The same for `decode`, in frames of codes. None: no finite number."""
@@ -98,11 +91,14 @@ class Codec(torch.nn.Module, ABC):
         levels alone give a rougher reconstruction.
         """
 
-    def stream_encoder(self, chunk_seconds: float = 5.0) -> StreamEncoder:
-        """Takes one recording in pieces and gives the codes of `encode` on the whole.
+    def encode_blocks(
+        self, blocks: Iterable[Tensor], chunk_seconds: float = 5.0
+    ) -> Iterator[Encoded]:
+        """One recording in blocks (C, n) float32 of any length, to the codes of `encode` on the
+        whole; see `rvqlm.codecs.chunking.encode_stream`.
 
         With a finite `context_frames` that needs memory for about `chunk_seconds` and the context;
-        without, the encoder collects the recording, unless a subclass knows better.
+        without, the recording goes in whole, unless a subclass knows better.
         """
         context, hop = self.context_frames, self.info.hop
         step = self.frames_in(chunk_seconds) if context is not None else WHOLE
@@ -110,30 +106,29 @@ class Codec(torch.nn.Module, ABC):
         def run(audio: Tensor) -> Tensor:
             return self.encode(audio.to(self.device))[0].transpose(1, 2)
 
-        return StagedEncoder(self, Windows(run, context or 0, context or 0, step, per_in=hop))
+        window = Windows(run, context or 0, context or 0, step, per_in=hop)
+        return encode_staged(self, blocks, window)
 
-    def stream_decoder(
-        self, chunk_seconds: float = 5.0, scales: Tensor | None = None
-    ) -> StreamDecoder:
-        """Takes codes of one recording in pieces and gives the audio of `decode` on the whole.
-
-        Args:
-            chunk_seconds: audio per call of the network, about.
-            scales: (n,) of the recording's segments, for codecs that have segments.
-        """
+    def decode_blocks(
+        self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Codes (T, K) of one recording to the audio of `decode`, piece by piece; see
+        `rvqlm.codecs.chunking.decode_stream`. Only codecs with segments are given `scales`."""
         context, hop = self.decode_context_frames, self.info.hop
-        step = self.frames_in(chunk_seconds) if context is not None else WHOLE
+        size = self.frames_in(chunk_seconds)
 
         def run(codes: Tensor) -> Tensor:
             return self.decode(codes.transpose(1, 2))
 
-        return StagedDecoder(self, Windows(run, context or 0, context or 0, step, per_out=hop))
+        step = size if context is not None else WHOLE
+        window = Windows(run, context or 0, context or 0, step, per_out=hop)
+        return decode_staged(self, codes.split(size), window)
 
     @property
     def bounded_memory(self) -> bool:
         """Whether an hour of audio is encoded in the memory that a minute needs."""
         return self.context_frames is not None or (
-            type(self).stream_encoder is not Codec.stream_encoder
+            type(self).encode_blocks is not Codec.encode_blocks
         )
 
     def encode_pieces(self, audio: Tensor) -> tuple[Tensor, Tensor | None]:

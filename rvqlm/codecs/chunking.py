@@ -1,6 +1,6 @@
 """Encoding and decoding of recordings of any length in chunks that change nothing.
 
-What a chunk is depends on the codec (`rvqlm.codecs.base.Codec.stream_encoder`): windows with
+What a chunk is depends on the codec (`rvqlm.codecs.base.Codec.encode_blocks`): windows with
 context for encoders of finite reach, pieces with carried state for an LSTM or a transformer with a
 sliding window, segments where the codec itself cuts the audio. Memory then depends on the chunk,
 not on the file; only a codec of which nothing is known gets the file whole.
@@ -35,14 +35,7 @@ def encode_stream(
     length of its input, and otherwise up to float rounding (a latent halfway between two codebook
     entries may fall either way).
     """
-    encoder = codec.stream_encoder(chunk_seconds)
-    for block in blocks:
-        encoded = encoder.push(block)
-        if encoded is not None:
-            yield encoded
-    encoded = encoder.finish()
-    if encoded is not None:
-        yield encoded
+    yield from codec.encode_blocks(blocks, chunk_seconds)
 
 
 def encode_whole(codec: Codec, audio: Tensor, chunk_seconds: float = 5.0) -> Encoded:
@@ -126,15 +119,7 @@ def decode_stream(
     """
     if scales is not None and codec.info.segment is None:
         raise ValueError(f"{codec.info.name} has no scales")
-    decoder = codec.stream_decoder(chunk_seconds, scales)
-    size = codec.frames_in(chunk_seconds)
-    for first in range(0, len(codes), size):
-        audio = decoder.push(codes[first : first + size])
-        if audio is not None:
-            yield audio
-    audio = decoder.finish()
-    if audio is not None:
-        yield audio
+    yield from codec.decode_blocks(codes, chunk_seconds, scales)
 
 
 def decode_long(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,14 +18,12 @@ from rvqlm.codecs.cards import Card
 from rvqlm.codecs.native_checkpoint import NativeCheckpoint, build
 from rvqlm.codecs.receptive_field import layers_of, reach
 from rvqlm.codecs.streaming import (
+    Encoded,
     Pointwise,
     Recurrent,
-    Stage,
-    StagedDecoder,
-    StagedEncoder,
-    StreamDecoder,
-    StreamEncoder,
     Windows,
+    decode_staged,
+    encode_staged,
 )
 from rvqlm.codecs.transformers_codec import TransformersCodec, quicken_padding
 from rvqlm.codecs.weights import HUB
@@ -113,11 +112,14 @@ class EncodecCodec(TransformersCodec):
         """(B, K, T) -> (B, D, T)"""
         return self.model.quantizer.decode(codes.transpose(0, 1))
 
-    def stream_encoder(self, chunk_seconds: float = 5.0) -> StreamEncoder:
+    def encode_blocks(
+        self, blocks: Iterable[Tensor], chunk_seconds: float = 5.0
+    ) -> Iterator[Encoded]:
         head, lstm, tail = _parts(self.model.encoder.layers)
         step, hop = self.frames_in(chunk_seconds), self.info.hop
-        return StagedEncoder(
+        return encode_staged(
             self,
+            blocks,
             Pointwise(self.to_model),
             _windows(head, step, per_in=hop),
             Recurrent(lstm),
@@ -125,13 +127,14 @@ class EncodecCodec(TransformersCodec):
             Pointwise(self._quantize),
         )
 
-    def stream_decoder(
-        self, chunk_seconds: float = 5.0, scales: Tensor | None = None
-    ) -> StreamDecoder:
+    def decode_blocks(
+        self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
+    ) -> Iterator[Tensor]:
         head, lstm, tail = _parts(self.model.decoder.layers)
         step, hop = self.frames_in(chunk_seconds), self.info.hop
-        return StagedDecoder(
+        return decode_staged(
             self,
+            codes.split(step),
             Pointwise(self._dequantize),
             _windows(head, step),
             Recurrent(lstm),
@@ -145,7 +148,7 @@ def _parts(layers: nn.ModuleList) -> tuple[nn.Sequential, nn.LSTM, nn.Sequential
     return nn.Sequential(*layers[:at]), layers[at].lstm, nn.Sequential(*layers[at + 1 :])
 
 
-def _windows(network: nn.Sequential, step: int, per_in: int = 1, per_out: int = 1) -> Stage:
+def _windows(network: nn.Sequential, step: int, per_in: int = 1, per_out: int = 1) -> Windows:
     before, after = reach(layers_of(network), per_in, per_out)
     return Windows(network, before, after, step, per_in, per_out)
 

@@ -7,13 +7,15 @@ weights. What it needs besides codes is one float32 per segment.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from rvqlm.codecs.chunking import encode_whole
 from rvqlm.codecs.encodec import EncodecCodec
-from rvqlm.codecs.streaming import Encoded, StreamDecoder, StreamEncoder
+from rvqlm.codecs.streaming import Encoded
 from rvqlm.errors import UserError
 
 _BATCH = {"cpu": 1, "other": 32}
@@ -117,13 +119,47 @@ class EncodecSegmentCodec(EncodecCodec):
         frames = self.frames_in(chunk_seconds)
         return min(self._batch, max(1, round(frames / self.info.segment[0])))
 
-    def stream_encoder(self, chunk_seconds: float = 5.0) -> StreamEncoder:
-        return SegmentEncoder(self, self._count(chunk_seconds))
+    def encode_blocks(
+        self, blocks: Iterable[Tensor], chunk_seconds: float = 5.0
+    ) -> Iterator[Encoded]:
+        count, (frames, stride) = self._count(chunk_seconds), self.info.segment
+        size = frames * self.info.hop
+        held = torch.empty(self.info.channels, 0)
+        for block in blocks:
+            held = torch.cat((held.to(block.device), block), 1)
+            # more than is encoded: what begins after these is not the tail of the last of them
+            while held.shape[1] > (count - 1) * stride + size:
+                yield self._encoded(held.unfold(1, size, stride)[:, :count].transpose(0, 1))
+                held = held[:, count * stride :]
+        for at, n in self.segments(held.shape[1]):
+            yield self._encoded(held[None, :, at : at + n])
 
-    def stream_decoder(
-        self, chunk_seconds: float = 5.0, scales: Tensor | None = None
-    ) -> StreamDecoder:
-        return SegmentDecoder(self, scales, self._count(chunk_seconds))
+    def _encoded(self, pieces: Tensor) -> Encoded:
+        codes, scales = self.encode_pieces(pieces.to(self.device))
+        return Encoded(codes.flatten(0, 1).cpu(), scales.cpu())
+
+    def decode_blocks(
+        self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        count, size = self._count(chunk_seconds), self.info.segment[0]
+        segments = self.info.num_scales(len(codes))
+        if scales is not None and len(scales) != segments:
+            raise ValueError(f"{segments} segments, but {len(scales)} scales")
+        full = len(codes) // size
+        groups = [g.unflatten(0, (-1, size)) for g in codes[: full * size].split(count * size)]
+        groups += [codes[None, full * size :]]
+        adder, done = OverlapAdd(self), 0
+        for group in groups:  # (n, t, K)
+            if group.numel() == 0:
+                continue
+            group = group.to(self.device, torch.int64)
+            self.check_codes(group)
+            scale = None if scales is None else scales[done : done + len(group)]
+            done += len(group)
+            for segment in self._decode_segment(group, scale):
+                yield adder.add(segment[None])[0].cpu()
+        if done:
+            yield adder.rest()[0].cpu()
 
 
 class OverlapAdd:
@@ -158,76 +194,3 @@ class OverlapAdd:
     def rest(self) -> Tensor:
         """What the last segment holds beyond one stride."""
         return self.sum / self.weights
-
-
-class SegmentEncoder(StreamEncoder):
-    """Holds audio until a segment is full and `count` of them can go in together."""
-
-    def __init__(self, codec: EncodecSegmentCodec, count: int):
-        self.codec, self.count = codec, count
-        self.held = torch.empty(codec.info.channels, 0)
-
-    def push(self, audio: Tensor) -> Encoded | None:
-        self.held = torch.cat((self.held.to(audio.device), audio), 1)
-        made, (frames, stride) = [], self.codec.info.segment
-        size = frames * self.codec.info.hop
-        # more than is encoded: what begins after these is not the tail of the last of them
-        while self.held.shape[1] > (self.count - 1) * stride + size:
-            pieces = self.held.unfold(1, size, stride)[:, : self.count].transpose(0, 1)
-            made.append(self.codec.encode_pieces(pieces.to(self.codec.device)))
-            self.held = self.held[:, self.count * stride :]
-        return self._encoded(made)
-
-    def finish(self) -> Encoded | None:
-        made = []
-        for at, n in self.codec.segments(self.held.shape[1]):
-            piece = self.held[None, :, at : at + n]
-            made.append(self.codec.encode_pieces(piece.to(self.codec.device)))
-        return self._encoded(made)
-
-    def _encoded(self, made: list[tuple[Tensor, Tensor]]) -> Encoded | None:
-        if not made:
-            return None
-        codes = torch.cat([c.flatten(0, 1) for c, _ in made])
-        return Encoded(codes.cpu(), torch.cat([s for _, s in made]).cpu())
-
-
-class SegmentDecoder(StreamDecoder):
-    """Decodes segments as soon as their codes are complete, up to `count` together."""
-
-    def __init__(self, codec: EncodecSegmentCodec, scales: Tensor | None, count: int):
-        self.codec, self.scales, self.count = codec, scales, count
-        self.adder, self.done = OverlapAdd(codec), 0
-        self.held: Tensor | None = None
-
-    def push(self, codes: Tensor) -> Tensor | None:
-        self.held = codes if self.held is None else torch.cat((self.held, codes))
-        size, made = self.codec.info.segment[0], []
-        while len(self.held) >= size:
-            n = min(self.count, len(self.held) // size)
-            made += self._decoded(self.held[: n * size].unflatten(0, (n, size)))
-            self.held = self.held[n * size :]
-        return torch.cat(made, 1) if made else None
-
-    def finish(self) -> Tensor | None:
-        made = []
-        if self.held is not None and len(self.held):
-            made += self._decoded(self.held[None])
-        if self.scales is not None and self.done != len(self.scales):
-            raise ValueError(f"{self.done} segments, but {len(self.scales)} scales")
-        if self.done:
-            made.append(self.adder.rest()[0].cpu())
-        return torch.cat(made, 1) if made else None
-
-    def _decoded(self, codes: Tensor) -> list[Tensor]:
-        """Segments (n, t, K) -> their audio, as far as it is certain."""
-        end, scale = self.done + len(codes), None
-        if self.scales is not None:
-            if end > len(self.scales):
-                raise ValueError(f"{end} segments or more, but {len(self.scales)} scales")
-            scale = self.scales[self.done : end]
-        self.done = end
-        codes = codes.to(self.codec.device, torch.int64)
-        self.codec.check_codes(codes)
-        audio = self.codec._decode_segment(codes, scale)
-        return [self.adder.add(segment[None])[0].cpu() for segment in audio]

@@ -9,19 +9,13 @@ see windows with their finite context.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
 from rvqlm.codecs.cards import Card
 from rvqlm.codecs.receptive_field import layers_of, reach
-from rvqlm.codecs.streaming import (
-    Pointwise,
-    StagedDecoder,
-    StagedEncoder,
-    StreamDecoder,
-    StreamEncoder,
-    Windows,
-)
+from rvqlm.codecs.streaming import Encoded, Pointwise, Windows, decode_staged, encode_staged
 from rvqlm.codecs.transformers_codec import TransformersCodec, quicken_padding
 from rvqlm.codecs.weights import HUB
 from rvqlm.errors import UserError
@@ -70,13 +64,16 @@ class MimiCodec(TransformersCodec):
         """(B, D, T) -> (B, K, T)"""
         return self.model.quantizer.encode(latents, self.info.num_codebooks).transpose(0, 1)
 
-    def stream_encoder(self, chunk_seconds: float = 5.0) -> StreamEncoder:
+    def encode_blocks(
+        self, blocks: Iterable[Tensor], chunk_seconds: float = 5.0
+    ) -> Iterator[Encoded]:
         net, stride = self.model.encoder, int(self.model.config.latent_stride)
         step, hop = self.frames_in(chunk_seconds), self.info.hop // stride
         seanet = reach(layers_of(net.encoder_seanet), hop, 1)
         down = reach(layers_of(net.downsample), stride, 1)
-        return StagedEncoder(
+        return encode_staged(
             self,
+            blocks,
             Pointwise(self.to_model),
             Windows(net.encoder_seanet, *seanet, step * stride, per_in=hop),
             Attention(net.encoder_transformer),
@@ -84,15 +81,16 @@ class MimiCodec(TransformersCodec):
             Pointwise(self._quantize),
         )
 
-    def stream_decoder(
-        self, chunk_seconds: float = 5.0, scales: Tensor | None = None
-    ) -> StreamDecoder:
+    def decode_blocks(
+        self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
+    ) -> Iterator[Tensor]:
         net, stride = self.model.decoder, int(self.model.config.latent_stride)
         step, hop = self.frames_in(chunk_seconds), self.info.hop // stride
         up = reach(layers_of(net.upsample), 1, stride)
         seanet = reach(layers_of(net.decoder_seanet), 1, hop)
-        return StagedDecoder(
+        return decode_staged(
             self,
+            codes.split(step),
             Pointwise(self.model.quantizer.decode),
             Windows(net.upsample, *up, step, per_out=stride),
             Attention(net.decoder_transformer),

@@ -49,8 +49,8 @@ class PackageEncodecCodec(EncodecCodec):
     """`encodec.EncodecModel` at 24 or 32 kHz behind the interface of its transformers twin."""
 
     # the twin's streams run its layers one by one; here only the package's own calls are made
-    stream_encoder = Codec.stream_encoder
-    stream_decoder = Codec.stream_decoder
+    encode_blocks = Codec.encode_blocks
+    decode_blocks = Codec.decode_blocks
 
     def use(self, model: nn.Module) -> PackageEncodecCodec:
         """Replace the twin by the package's model."""

@@ -34,7 +34,7 @@ from rvqlm.codecs.base import Backend, Codec, fingerprint
 from rvqlm.codecs.cards import EMBEDDED, Card
 from rvqlm.codecs.griffin_lim import GriffinLim, Phases
 from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
-from rvqlm.codecs.streaming import Pointwise, StagedDecoder, StreamDecoder, Windows
+from rvqlm.codecs.streaming import Pointwise, Windows, decode_staged
 from rvqlm.errors import UserError
 from rvqlm.files import atomic_write
 
@@ -141,13 +141,14 @@ class SpectralCodec(Codec):
                 audio[item] = self._phases_stage()(magnitudes, True)[0]
         return audio.clamp_(-1, 1).to(codes.device)
 
-    def stream_decoder(
-        self, chunk_seconds: float = 5.0, scales: Tensor | None = None
-    ) -> StreamDecoder:
+    def decode_blocks(
+        self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Pieces are as long as those of `decode`, whatever `chunk_seconds` says: each cut between
         them costs quality."""
         clamp = Pointwise(lambda audio: audio.clamp_(-1, 1))
-        return StagedDecoder(self, self._spectra_stage(), self._phases_stage(), clamp)
+        pieces = codes.split(self.frames_in(chunk_seconds))
+        return decode_staged(self, pieces, self._spectra_stage(), self._phases_stage(), clamp)
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -10,8 +10,8 @@ recording are the ends of a window, so that the network pads there as it always 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -33,30 +33,6 @@ class Encoded(NamedTuple):
     scales: Tensor | None = None
     """(n,) float32 on the host: loudness of the segments that begin in these frames, for codecs
     that store one per segment (EnCodec 48 kHz); None for all others"""
-
-
-class StreamEncoder(ABC):
-    """Takes one recording in pieces; see `rvqlm.codecs.base.Codec.stream_encoder`."""
-
-    @abstractmethod
-    def push(self, audio: Tensor) -> Encoded | None:
-        """The next piece, (C, n) float32 of any length; returns the codes that are certain now."""
-
-    @abstractmethod
-    def finish(self) -> Encoded | None:
-        """The recording is over: the rest of its codes."""
-
-
-class StreamDecoder(ABC):
-    """Takes the codes of one recording in pieces; see `rvqlm.codecs.base.Codec.stream_decoder`."""
-
-    @abstractmethod
-    def push(self, codes: Tensor) -> Tensor | None:
-        """The next codes, (t, K) of any integer type; returns audio (C, n) on the host, or None."""
-
-    @abstractmethod
-    def finish(self) -> Tensor | None:
-        """There are no more codes: the rest of the audio."""
 
 
 class Windows:
@@ -156,48 +132,36 @@ class Recurrent:
         return (y + x).permute(1, 2, 0)
 
 
-class StagedEncoder(StreamEncoder):
-    """Audio through stages whose last one gives codes (1, K, t), with a `Codec`'s settings."""
-
-    def __init__(self, codec, *stages: Stage):
-        self.codec, self.stages, self.samples = codec, stages, 0
-        self.device = None
-
-    def push(self, audio: Tensor) -> Encoded | None:
-        self.samples += audio.shape[1]
-        self.device = audio.device
-        return self._encoded(audio[None] if audio.shape[1] else None, False)
-
-    def finish(self) -> Encoded | None:
-        missing = -self.samples % self.codec.info.hop  # the last frame is completed with zeros
-        zeros = torch.zeros(1, self.codec.info.channels, missing, device=self.device)
-        return self._encoded(zeros if missing else None, True)
-
-    def _encoded(self, x: Tensor | None, last: bool) -> Encoded | None:
-        codes = _through(self.codec, self.stages, x, last)
-        return None if codes is None else Encoded(codes[0].T.cpu())
+def encode_staged(codec, blocks: Iterable[Tensor], *stages: Stage) -> Iterator[Encoded]:
+    """Blocks of audio (C, n) through stages whose last one gives codes (1, K, t)."""
+    for codes in _through(codec, _whole_frames(blocks, codec.info.hop), stages):
+        yield Encoded(codes[0].T.cpu())
 
 
-class StagedDecoder(StreamDecoder):
-    """Codes (1, K, t) through stages whose last one gives audio (1, C, n)."""
-
-    def __init__(self, codec, *stages: Stage):
-        self.codec, self.stages = codec, stages
-
-    def push(self, codes: Tensor) -> Tensor | None:
-        x = codes.T[None].to(self.codec.device, torch.int64) if len(codes) else None
-        return self._audio(x, False)
-
-    def finish(self) -> Tensor | None:
-        return self._audio(None, True)
-
-    def _audio(self, x: Tensor | None, last: bool) -> Tensor | None:
-        audio = _through(self.codec, self.stages, x, last)
-        return None if audio is None else audio[0].float().cpu()
+def _whole_frames(blocks: Iterable[Tensor], hop: int) -> Iterator[Tensor]:
+    """The blocks as (1, C, n), and zeros that complete the last frame."""
+    samples = 0
+    for block in blocks:
+        samples += block.shape[1]
+        if block.shape[1]:
+            yield block[None]
+    if samples % hop:
+        yield block.new_zeros(1, len(block), -samples % hop)
 
 
-def _through(codec, stages: Sequence[Stage], x: Tensor | None, last: bool) -> Tensor | None:
-    with codec.inference():
-        for stage in stages:
-            x = stage(x, last)
-    return x
+def decode_staged(codec, pieces: Iterable[Tensor], *stages: Stage) -> Iterator[Tensor]:
+    """Pieces of codes (t, K) through stages, (1, K, t) to audio (1, C, n); yields it as (C, n)."""
+    codes = (piece.T[None].to(codec.device, torch.int64) for piece in pieces if len(piece))
+    for audio in _through(codec, codes, stages):
+        yield audio[0].float().cpu()
+
+
+def _through(codec, pieces: Iterable[Tensor], stages: tuple[Stage, ...]) -> Iterator[Tensor]:
+    """What comes out of the last stage, with the settings of torch that the codec needs."""
+    for x in itertools.chain(pieces, [None]):
+        last = x is None
+        with codec.inference():
+            for stage in stages:
+                x = stage(x, last)
+        if x is not None:
+            yield x

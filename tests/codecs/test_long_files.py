@@ -7,6 +7,7 @@ import transformers
 from tiny_codecs import encodec, encodec_segments, fill_codebooks, mimi, noise
 
 from rvqlm.codecs.chunking import decode_long, encode_many, encode_whole
+from rvqlm.codecs.mimi import Attention
 from rvqlm.codecs.pretrained import from_model
 
 
@@ -113,9 +114,10 @@ def test_memory_is_flat(make):
 def test_keys_and_values_are_forgotten():
     torch.manual_seed(0)
     codec = from_model(mimi(), "mimi")
-    encoder = codec.stream_encoder(0.1)
-    for _ in range(20):
-        encoder.push(noise(1, 800))
-    (attention,) = [s for s in encoder.stages if hasattr(s, "cache")]
+    transformer = codec.model.encoder.encoder_transformer
+    attention = Attention(transformer)
+    with codec.inference():
+        for _ in range(20):
+            attention(torch.randn(1, codec.model.config.hidden_size, 4), False)
     sizes = {layer.keys.shape[2] for layer in attention.cache.layers}
     assert sizes == {codec.model.config.sliding_window - 1}

@@ -9,7 +9,7 @@ import torch
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
-from rvqlm.codecs.streaming import Encoded, StreamEncoder
+from rvqlm.codecs.streaming import Encoded
 from rvqlm.data.index import manifest_path
 from rvqlm.data.scales import stored_scales
 from rvqlm.inference.prompts import from_audio
@@ -30,22 +30,12 @@ class Loud(Codec):
 
     decode = encode
 
-    def stream_encoder(self, chunk_seconds=5.0):
-        return Loudest(self)
-
-
-class Loudest(StreamEncoder):
-    def __init__(self, codec):
-        self.codec, self.held = codec, torch.empty(1, 0)
-
-    def push(self, audio):
-        self.held = torch.cat((self.held, audio), 1)
-
-    def finish(self):
-        frames = self.codec.num_frames(self.held.shape[1])
-        starts = range(0, self.codec.info.num_scales(frames) * 720, 720)
-        scales = [float(self.held[:, at : at + 800].max()) for at in starts]
-        return Encoded(torch.ones(frames, 1, dtype=torch.int64), torch.tensor(scales))
+    def encode_blocks(self, blocks, chunk_seconds=5.0):
+        audio = torch.cat(list(blocks), 1)
+        frames = self.info.num_frames(audio.shape[1])
+        starts = range(0, self.info.num_scales(frames) * 720, 720)
+        scales = [float(audio[:, at : at + 800].max()) for at in starts]
+        yield Encoded(torch.ones(frames, 1, dtype=torch.int64), torch.tensor(scales))
 
 
 def test_prompts_keep_their_scales(tmp_path):
