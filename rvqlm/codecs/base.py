@@ -12,11 +12,10 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import ClassVar
@@ -156,13 +155,18 @@ class Codec(torch.nn.Module, ABC):
     def inference(self) -> Iterator[None]:
         """The settings of torch that the networks of this codec run under: no gradients, and no
         autocast and no TF32, which would change codes."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(torch.autocast(self.device.type, enabled=False))
-            if self.device.type == "cuda":
-                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
-                stack.enter_context(_no_tf32_products())
-            yield
+        products = torch.backends.cuda.matmul
+        allowed = products.allow_tf32
+        with (
+            torch.no_grad(),
+            torch.autocast(self.device.type, enabled=False),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
+            try:
+                products.allow_tf32 = False
+                yield
+            finally:
+                products.allow_tf32 = allowed
 
     @property
     def device(self) -> torch.device:
@@ -170,14 +174,6 @@ class Codec(torch.nn.Module, ABC):
         for tensor in (*self.parameters(), *self.buffers()):
             return tensor.device
         return torch.device("cpu")
-
-    def num_frames(self, samples: int) -> int:
-        """Frames that cover `samples` samples; see `CodecInfo.num_frames`."""
-        return self.info.num_frames(samples)
-
-    def num_samples(self, frames: int) -> int:
-        """Samples that `frames` frames decode to; see `CodecInfo.num_samples`."""
-        return self.info.num_samples(frames)
 
     def scales_for(self, frames: int, known: Tensor | None = None) -> Tensor | None:
         """Scales to decode `frames` frames with of which only the first segments' are known.
@@ -282,16 +278,6 @@ def fingerprint(config: Mapping, state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def _no_tf32_products() -> Iterator[None]:
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-
-
 @dataclass(frozen=True)
 class Backend:
     """A way of loading codecs: a row of `rvqlm.codecs.registry.BACKENDS`."""
@@ -307,7 +293,7 @@ class Backend:
     give: str
     """what to give to --codec, for people"""
     module: str = "rvqlm"
-    """what must import"""
+    """what `require` imports"""
     distribution: str = "rvqlm"
     """what brings that module"""
     extra: str = ""
@@ -322,25 +308,19 @@ class Backend:
     def version(self) -> str | None:
         """The installed release, None if it is not installed."""
         try:
-            if importlib.util.find_spec(self.module) is None:
-                return None
-        except (ImportError, ValueError):
-            return None
-        try:
             return importlib.metadata.version(self.distribution)
         except importlib.metadata.PackageNotFoundError:
-            return "unknown"
+            return None
 
-    def require(self, codec: str, module: str = "", instead: str = "") -> ModuleType:
-        """Import `module` (by default the backend's own), or say with a `UserError` how to get it.
+    def require(self, codec: str, instead: str = "") -> ModuleType:
+        """Import the module, or say with a `UserError` how to get it.
 
         Args:
             codec: what was asked for, for the message.
-            module: of the backend's package, dots included.
             instead: how to do without, for the message.
         """
         try:
-            return importlib.import_module(module or self.module)
+            return importlib.import_module(self.module)
         except Exception as e:  # torchaudio raises OSError where its libraries don't fit torch
             first = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise UserError(

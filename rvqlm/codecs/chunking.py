@@ -30,7 +30,7 @@ def encode_stream(
             again. Calls also see the codec's context on either side, so that short chunks cost
             more. A codec without `bounded_memory` gets the recording whole.
 
-    Yields consecutive frames, `codec.num_frames(samples)` in all, and the scales that belong to
+    Yields consecutive frames, `info.num_frames(samples)` in all, and the scales that belong to
     them: those of the whole recording, exactly where the codec's arithmetic does not depend on the
     length of its input, and otherwise up to float rounding (a latent halfway between two codebook
     entries may fall either way).
@@ -40,7 +40,7 @@ def encode_stream(
 
 def encode_whole(codec: Codec, audio: Tensor, chunk_seconds: float = 5.0) -> Encoded:
     """Encode one recording (C, S) float32, on any device: all that `encode_stream` yields, in one,
-    codes (T, K) with T = `codec.num_frames(S)`."""
+    codes (T, K) with T = `info.num_frames(S)`."""
     # a chunk at a time: what lies between two stages of a network must not grow either
     size = codec.frames_in(chunk_seconds) * codec.info.hop
     blocks = (audio[:, i : i + size] for i in range(0, audio.shape[1], size))
@@ -74,7 +74,7 @@ def encode_many(
         grid = max(1, step // 4)
         pieces = []
         for i, audio in enumerate(recordings):
-            T = codec.num_frames(audio.shape[1])
+            T = codec.info.num_frames(audio.shape[1])
             for first, end, left, right in windows(T, context, context, step):
                 left = max(0, left - -(right - left) % grid)
                 pieces.append((i, left, right - left, first - left, end - left))
@@ -115,7 +115,7 @@ def decode_stream(
         scales: (n,) that encoding gave, for codecs whose `info.segment` is set; None there stands
             for `codec.default_scale`.
 
-    The pieces follow each other and are `codec.num_samples(T)` samples in all.
+    The pieces follow each other and are `info.num_samples(T)` samples in all.
     """
     if scales is not None and codec.info.segment is None:
         raise ValueError(f"{codec.info.name} has no scales")
@@ -127,7 +127,7 @@ def decode_long(
 ) -> Tensor:
     """Decode one recording: codes (T, K) of any integer type -> audio (C, num_samples) on the host;
     see `decode_stream`."""
-    audio = torch.empty(codec.info.channels, codec.num_samples(len(codes)))
+    audio = torch.empty(codec.info.channels, codec.info.num_samples(len(codes)))
     done = 0
     for part in decode_stream(codec, codes, chunk_seconds, scales):
         audio[:, done : done + part.shape[1]] = part

@@ -52,7 +52,7 @@ class EncodecSegmentCodec(EncodecCodec):
     def segments(self, samples: int) -> list[tuple[int, int]]:
         """(offset, size) of the segments of a recording, in samples."""
         frames, stride = self.info.segment
-        count = self.info.num_scales(self.num_frames(samples))
+        count = self.info.num_scales(self.info.num_frames(samples))
         size = frames * self.info.hop
         return [(i * stride, min(size, samples - i * stride)) for i in range(count)]
 

@@ -67,13 +67,15 @@ def build(model_class: type, config, state: dict[str, Tensor], path: Path) -> to
         raise UserError(f"codec {path}: transformers' {model_class.__name__}: {e}") from None
     wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     given = {k: tuple(v.shape) for k, v in state.items()}
-    missing = [k for k in wanted if k not in given]
-    both = wanted.keys() & given.keys()
-    other = [
-        f"{k} is {given[k]}, not {wanted[k]}" for k in wanted if k in both and given[k] != wanted[k]
-    ]
-    surplus = [k for k in given if k not in wanted]
-    for what, names in (("missing", missing), ("of another shape", other), ("unknown", surplus)):
+    both = [k for k in wanted if k in given]
+    wrong = {
+        "missing": [k for k in wanted if k not in given],
+        "of another shape": [
+            f"{k} is {given[k]}, not {wanted[k]}" for k in both if given[k] != wanted[k]
+        ],
+        "unknown": [k for k in given if k not in wanted],
+    }
+    for what, names in wrong.items():
         if names:
             raise UserError(
                 f"codec {path}: {len(names)} of its tensors are {what}, {names[0]} first (names "

@@ -141,7 +141,7 @@ class NemoCodec(Codec):
 
 def load_nemo(name: str, num_codebooks: int | None = None) -> Codec:
     """The codec in a ``.nemo`` file, or of a name as the module's docstring lists them."""
-    models = BACKEND.require(name, "nemo.collections.tts.models")
+    models = BACKEND.require(name)
     wanted = name.removeprefix(PREFIX)
     path = _find(wanted)
     try:
@@ -233,7 +233,7 @@ BACKEND = Backend(
     takes=_takes,
     load=load_nemo,
     give="a hub name of nvidia's, or a .nemo file",
-    module="nemo",
+    module="nemo.collections.tts.models",
     distribution="nemo_toolkit",
     extra="nemo",
 )

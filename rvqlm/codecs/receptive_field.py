@@ -8,7 +8,7 @@ most in all codecs here, which see nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import nn
@@ -24,31 +24,25 @@ class Layer(NamedTuple):
     transposed: bool = False
 
 
-def layers_of(*networks: nn.Module) -> list[Layer]:
-    """The convolutions of networks that run one behind the other.
+def layers_of(module: nn.Module) -> list[Layer]:
+    """The convolutions of a network.
 
     Knows plain ones and the wrappers of EnCodec and Mimi, which pad and trim by themselves: all on
     the left where they are causal, otherwise on both sides, the odd sample on the left.
     """
-    return [layer for network in networks for layer in _layers(network)]
-
-
-def _layers(module: nn.Module) -> Iterator[Layer]:
     if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-        yield _layer(module, module.padding[0])
-    elif hasattr(module, "causal") and isinstance(getattr(module, "conv", None), nn.Module):
-        conv = module.conv
-        total = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1 - conv.stride[0]
-        if not module.causal:
-            after = total // 2
-        elif isinstance(conv, nn.ConvTranspose1d):
-            after = math.ceil(total * module.trim_right_ratio)
-        else:
-            after = 0
-        yield _layer(conv, total - after)
+        return [_layer(module, module.padding[0])]
+    if not (hasattr(module, "causal") and isinstance(getattr(module, "conv", None), nn.Module)):
+        return [layer for child in module.children() for layer in layers_of(child)]
+    conv = module.conv
+    total = (conv.kernel_size[0] - 1) * conv.dilation[0] + 1 - conv.stride[0]
+    if not module.causal:
+        after = total // 2
+    elif isinstance(conv, nn.ConvTranspose1d):
+        after = math.ceil(total * module.trim_right_ratio)
     else:
-        for child in module.children():
-            yield from _layers(child)
+        after = 0
+    return [_layer(conv, total - after)]
 
 
 def _layer(conv: nn.Conv1d | nn.ConvTranspose1d, before: int) -> Layer:

@@ -132,7 +132,7 @@ class Encoder:
         done.codes = torch.cat([part.codes for part in parts]).numpy()
         scales = [s for part in parts if part.scales is not None for s in part.scales.tolist()]
         done.scales = scales or None
-        frames = self.codec.num_frames(done.stream.num_samples)
+        frames = self.codec.info.num_frames(done.stream.num_samples)
         if len(done.codes) != frames:
             raise RuntimeError(
                 f"{self.codec.info.name} gave {len(done.codes)} frames for {done.item.path}, "

@@ -32,7 +32,7 @@ def test_last_frame_is_completed_with_silence_and_lengths_are_masked():
     assert frames.tolist() == [3, 2] and codes.shape == (2, 3, 1)
     assert codes[0, :, 0].tolist() == [10, 10, 5]  # 2 of 4 samples
     assert codes[1, :2, 0].tolist() == [10, 2]  # 1 of 4: what lies behind its end changes nothing
-    assert codec.num_frames(8) == 2 and codec.num_frames(9) == 3
+    assert codec.info.num_frames(8) == 2 and codec.info.num_frames(9) == 3
     assert codec.decode(codes).shape == (2, 1, 12)
 
 
@@ -64,11 +64,11 @@ def test_frames_of_a_segmented_codec():
                 layout.append(frames)
                 offset += stride
             layout.append(-(-(samples - offset) // hop))
-            T = codec.num_frames(samples)
+            T = codec.info.num_frames(samples)
             assert sum(layout) == T and len(layout) == -(-T // frames), samples
-            held = codec.num_samples(T)
+            held = codec.info.num_samples(T)
             assert held == offset + layout[-1] * hop and samples <= held < samples + hop
-        assert codec.num_frames(0) == codec.num_samples(0) == 0
+        assert codec.info.num_frames(0) == codec.info.num_samples(0) == 0
 
 
 def test_codecs_stay_in_inference_mode():

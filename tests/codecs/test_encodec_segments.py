@@ -72,7 +72,7 @@ def test_equals_the_model_itself(codec, samples):
 def test_streams_equal_whole_and_nothing_is_lost(codec, samples):
     audio = swelling(samples)
     codes, lengths, scales = codec.encode_with_scales(audio[None])
-    T = codec.num_frames(samples)
+    T = codec.info.num_frames(samples)
     assert codes.shape == (1, T, 6) and lengths.tolist() == [T]
     for size in (7, 760, 10000):
         parts = list(encode_stream(codec, audio.split(size, 1), 0.2))
@@ -80,7 +80,7 @@ def test_streams_equal_whole_and_nothing_is_lost(codec, samples):
         assert torch.cat([p.scales for p in parts]).equal(scales[0])
         assert all(len(p.scales) == -(-len(p.codes) // 100) for p in parts)
     sound = codec.decode(codes, scales)[0]
-    assert samples <= sound.shape[1] == codec.num_samples(T) < samples + HOP
+    assert samples <= sound.shape[1] == codec.info.num_samples(T) < samples + HOP
     for seconds in (0.001, 0.1, 9):
         parts = list(decode_stream(codec, codes[0].to(torch.int16), seconds, scales[0]))
         assert torch.cat(parts, 1).equal(sound)
@@ -138,7 +138,7 @@ def test_scales_are_loudness(codec):
 def test_generated_codes_of_any_length_are_decoded(codec, frames):
     codes = torch.randint(0, 16, (frames, 4), generator=torch.Generator().manual_seed(0))
     sound = decode_long(codec, codes, 0.1)
-    assert sound.shape == (2, codec.num_samples(frames)) and sound.isfinite().all()
+    assert sound.shape == (2, codec.info.num_samples(frames)) and sound.isfinite().all()
     assert sound.equal(codec.decode(codes[None])[0])
 
 

@@ -90,7 +90,7 @@ def test_48khz(bandwidth, levels, tmp_path):
         scales = torch.cat([s[:, 0] for _, s in frames])
         for name, codec in backends(path, "encodec", tmp_path / "hf", levels).items():
             ours, lengths, loud = codec.encode_with_scales(audio)
-            assert lengths.item() == codec.num_frames(samples) == codes.shape[1], name
+            assert lengths.item() == codec.info.num_frames(samples) == codes.shape[1], name
             assert ours.equal(codes), name
             assert loud[0].equal(scales), name
             assert codec.decode(ours, loud).equal(sound), name

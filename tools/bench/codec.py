@@ -154,7 +154,7 @@ def mismatch(codec: Codec, args: Args) -> Iterator[str]:
 
 def naive(codec: Codec, audio: torch.Tensor, overlap: int, step: int) -> torch.Tensor:
     """Codes from chunks that begin anew, with context that is dropped and nothing else."""
-    hop, T = codec.info.hop, codec.num_frames(audio.shape[1])
+    hop, T = codec.info.hop, codec.info.num_frames(audio.shape[1])
     parts, first = [], 0
     while first < T:  # not the windows of the package, which are never shorter than their context
         left, end = max(0, first - overlap), min(T, first + step)
