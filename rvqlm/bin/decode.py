@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -71,8 +70,6 @@ def _run(argv: Sequence[str] | None) -> int:
     from rvqlm.runtime import pick_device, tune_malloc
 
     tune_malloc()
-    from tqdm import tqdm
-
     from rvqlm.exchange.codec import load_codec_for
     from rvqlm.exchange.source import open_tokens
     from rvqlm.exchange.wav import decode_files
@@ -97,7 +94,6 @@ def _run(argv: Sequence[str] | None) -> int:
         subtype=args.subtype,
         chunk_seconds=args.chunk_seconds,
         overwrite=args.overwrite,
-        progress=partial(tqdm, desc="decode", unit=" cuts", disable=None),
     )
     words = f"{args.out_dir}: {done.made} wav files"
     if done.made:

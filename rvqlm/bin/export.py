@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -42,13 +41,10 @@ def _run(argv: Sequence[str] | None) -> int:
         raise UserError(f"--shard-size {args.shard_size} must be positive")
     if args.format == "npy" and args.shard_size != 1000:
         raise UserError("--shard-size is for --format shar; npy writes one file per cut")
-    from tqdm import tqdm
-
     from rvqlm.exchange.convert import export_tokens
 
-    progress = partial(tqdm, desc="export", unit=" cuts", leave=False, disable=None)
     count, splits = export_tokens(
-        args.manifest_dir, args.out_dir, args.format, args.split, args.shard_size, progress
+        args.manifest_dir, args.out_dir, args.format, args.split, args.shard_size
     )
     print(f"{args.out_dir}: {count} cuts as {args.format}, {', '.join(splits) or 'no splits'}")
     return 0

@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -35,12 +34,9 @@ class Args:
 
 def make_token_dir(source, out_dir: Path, codec: CodecArgs) -> None:
     """Import a `TokenSource`, and say what the new directory holds and what was left out."""
-    from tqdm import tqdm
-
     from rvqlm.exchange.convert import import_tokens
 
-    progress = partial(tqdm, desc="import", unit=" cuts", leave=False, disable=None)
-    written, info = import_tokens(source, str(out_dir), codec, progress)
+    written, info = import_tokens(source, str(out_dir), codec)
     print(
         f"{out_dir}: {written.num_cuts} cuts, {written.hours:.2f} h, {written.num_frames} frames "
         f"of {info.num_codebooks} codes, codec {info.name} [{info.fingerprint}]"

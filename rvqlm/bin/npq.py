@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from rvqlm.cli import dispatch, parse, run_main
+from rvqlm.cli import bar, dispatch, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import CodecArgs
 
@@ -102,8 +102,6 @@ class ExportArgs:
 def _export(argv: Sequence[str] | None) -> int:
     about = "Write a token directory as NPQ files of version 1."
     args = parse(ExportArgs, "rvqlm npq export", about, argv)
-    from tqdm import tqdm
-
     from rvqlm.codec_info import CodecInfo
     from rvqlm.data.index import read_sidecar
     from rvqlm.exchange.convert import export_npq
@@ -111,8 +109,9 @@ def _export(argv: Sequence[str] | None) -> int:
 
     info = CodecInfo.from_dict(read_sidecar(args.manifest_dir)["codec"])
     items = read_token_dir(args.manifest_dir, [args.split])
-    items = tqdm(items, "export", unit=" cuts", leave=False, disable=None)
-    count, frames = export_npq(items, info, args.out_dir, args.dtype, args.drop_scales)
+    count, frames = export_npq(
+        bar(items, "export"), info, args.out_dir, args.dtype, args.drop_scales
+    )
     print(f"{args.out_dir}: {count} NPQ files, {frames} frames of {info.num_codebooks} codes")
     return 0
 

@@ -45,18 +45,19 @@ def index_path(manifest_dir: str | os.PathLike, split: str) -> Path:
     return Path(manifest_dir) / f"index_{split}.bin"
 
 
-def find_splits(manifest_dir: Path, wanted: Sequence[str] = ()) -> list[str]:
-    """Names of the splits of a directory, train, valid and test first; or `wanted`, each once.
-
-    Raises `UserError` where there is none.
-    """
-    if wanted:
-        return list(dict.fromkeys(wanted))
-    names = {p.name[len("cuts_") : -len(".jsonl.gz")] for p in manifest_dir.glob("cuts_*.jsonl.gz")}
-    if not names:
-        raise UserError(f"no cuts_SPLIT.jsonl.gz in {manifest_dir}; run rvqlm split first")
+def splits_of(manifest_dir: str | os.PathLike) -> list[str]:
+    """Names of the splits of a directory, train, valid and test first."""
+    names = {p.name[5:-9] for p in Path(manifest_dir).glob("cuts_*.jsonl.gz")}
     usual = [name for name in ("train", "valid", "test") if name in names]
     return usual + sorted(names - set(usual))
+
+
+def find_splits(manifest_dir: str | os.PathLike, wanted: Sequence[str] = ()) -> list[str]:
+    """`wanted`, each once, or else all splits of a directory; `UserError` where there is none."""
+    splits = list(dict.fromkeys(wanted)) or splits_of(manifest_dir)
+    if not splits:
+        raise UserError(f"no cuts_SPLIT.jsonl.gz in {manifest_dir}; run rvqlm split first")
+    return splits
 
 
 def read_sidecar(manifest_dir: str | os.PathLike) -> dict:

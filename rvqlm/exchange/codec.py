@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.files import write_json
 
 if TYPE_CHECKING:  # commands import this file for their flags: torch and lhotse must wait
     from rvqlm.codecs.base import Codec
@@ -53,10 +54,6 @@ class CodecArgs:
         if min(self.sampling_rate, self.hop, self.codebook_size) < 0:
             raise UserError("--sampling-rate, --hop and --codebook-size must be positive")
 
-    @property
-    def given(self) -> bool:
-        return bool(self.codec or self.codec_name)
-
 
 def is_unknown(info: CodecInfo) -> bool:
     """Whether these tokens' codec is known by name only."""
@@ -70,7 +67,8 @@ def codec_of(source: TokenSource, args: CodecArgs) -> CodecInfo:
     have made these tokens.
     """
     args.check()
-    if source.info is not None and not args.given:
+    given = args.codec or args.codec_name
+    if source.info is not None and not given:
         return source.info
     first, where = source.peek(), source.where
     if args.codec:
@@ -81,7 +79,7 @@ def codec_of(source: TokenSource, args: CodecArgs) -> CodecInfo:
         named = _by_name(args, first, where)
     first.require_made_by(named)
     if source.info is not None:
-        source.info.require_same(named, where, f"--codec {args.codec or args.codec_name}")
+        source.info.require_same(named, where, f"--codec {given}")
     return source.info or named
 
 
@@ -135,7 +133,7 @@ def load_codec_for(source: TokenSource, name: str = "", device: str = "cpu") -> 
 
 def write_codec(path: str | os.PathLike, info: CodecInfo, **more) -> None:
     """Write ``codec.json``: the codec, and whatever else an export has to say."""
-    Path(path).write_text(json.dumps({"codec": info.to_dict(), **more}, indent=1) + "\n")
+    write_json(path, {"codec": info.to_dict(), **more})
 
 
 def read_codec(path: str | os.PathLike) -> tuple[CodecInfo, dict]:

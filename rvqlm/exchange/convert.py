@@ -15,12 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from rvqlm.cli import bar
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.index import read_sidecar
+from rvqlm.data.index import read_sidecar, splits_of
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import CodecArgs, codec_of, write_codec
-from rvqlm.exchange.directory import Written, new_folder, read_token_dir, splits_of, write_token_dir
-from rvqlm.exchange.items import Progress, Skipped, TokenItem, TokenSource, no_progress
+from rvqlm.exchange.directory import Written, new_folder, read_token_dir, write_token_dir
+from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
 from rvqlm.exchange.names import path_for_id
 from rvqlm.exchange.npq import SUFFIX, write_npq
 from rvqlm.exchange.npy import write_npy
@@ -33,7 +34,6 @@ def export_tokens(
     format: str,
     split: str | None = None,
     shard_size: int = 1000,
-    progress: Progress = no_progress,
 ) -> tuple[int, list[str]]:
     """Write a token directory as ``shar`` or ``npy``; returns (cuts, splits).
 
@@ -44,7 +44,6 @@ def export_tokens(
         split: only this one, or "all" cuts without regard to splits; None: each there is, or all
             cuts of a directory without splits.
         shard_size: cuts per file of Shar.
-        progress: wraps the items.
 
     Raises `UserError`, leaving nothing, for what is damaged or cannot be written.
     """
@@ -58,11 +57,12 @@ def export_tokens(
     audio = Path(manifest_dir) / "audio_cuts.jsonl.gz"
     with new_folder(out_dir) as folder:
         if format == "npy":
-            count = write_npy(folder, progress(read_token_dir(manifest_dir, splits)), info)
+            items = bar(read_token_dir(manifest_dir, splits), "export")
+            count = write_npy(folder, items, info)
         else:
             count = 0
             for name in splits:
-                items = progress(read_token_dir(manifest_dir, [name]))
+                items = bar(read_token_dir(manifest_dir, [name]), name or "export")
                 count += write_shar(folder / (name or "all"), items, info, shard_size)
         if audio.exists():
             shutil.copyfile(audio, folder / audio.name)
@@ -120,9 +120,7 @@ def export_npq(
     return count, frames
 
 
-def import_tokens(
-    source: TokenSource, out_dir: str, args: CodecArgs, progress: Progress = no_progress
-) -> tuple[Written, CodecInfo]:
+def import_tokens(source: TokenSource, out_dir: str, args: CodecArgs) -> tuple[Written, CodecInfo]:
     """Make a token directory of an export, a Shar folder, .npy or .npq files.
 
     Args:
@@ -130,7 +128,6 @@ def import_tokens(
         out_dir: the token directory.
         args: the codec, where no ``codec.json`` says it; given although one does, the two must
             agree.
-        progress: wraps the items.
 
     What cannot be read goes to ``skipped.jsonl`` with the reason, as does what has no frames.
     Raises `UserError` for tokens of rvqlm, for damaged ones, and for those of another codec.
@@ -138,7 +135,7 @@ def import_tokens(
     if source.kind in ("token directory", "token cuts"):
         raise UserError(f"{source.where} holds tokens of rvqlm already; there is nothing to import")
     info = codec_of(source, args)
-    items = _completed(progress(source.items, total=source.count), info)
+    items = _completed(bar(source.items, "import", source.count), info)
     origin = {"path": [source.where], "format": source.kind}
     return write_token_dir(out_dir, info, items, origin, source.audio), info
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import gzip
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,11 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.index import locate, read_manifest, read_sidecar, require_current_split
+from rvqlm.data.index import (
+    locate,
+    read_manifest,
+    read_sidecar,
+    require_current_split,
+    splits_of,
+)
 from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype
 from rvqlm.errors import UserError
 from rvqlm.exchange.items import Skipped, TokenItem
-from rvqlm.files import sha256_of
+from rvqlm.files import atomic_folder, atomic_open, json_line, sha256_of, write_json
 from rvqlm.version import __version__
 
 CUTS_PER_SHARD = 20_000
@@ -94,13 +98,6 @@ def _item(
     )
 
 
-def splits_of(directory: str | os.PathLike) -> list[str]:
-    """Names of the splits of a token directory, train, valid and test first."""
-    names = [p.name[5:-9] for p in Path(directory).glob("cuts_*.jsonl.gz")]
-    order = {"train": 0, "valid": 1, "test": 2}
-    return sorted(names, key=lambda n: (order.get(n, 3), n))
-
-
 def read_token_dir(
     directory: str | os.PathLike, splits: Sequence[str | None] = (None,)
 ) -> Iterator[TokenItem]:
@@ -133,21 +130,15 @@ def new_folder(out_dir: str | os.PathLike) -> Iterator[Path]:
         raise UserError(f"--out-dir {out}: a file of that name exists; choose a folder")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"--out-dir {out}: not empty; choose another folder or remove this one")
-    temporary = out.absolute().with_name(f".{out.absolute().name[:100]}.{os.getpid()}.tmp")
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, out)
-    except OSError as e:
-        # numpy reports a short write without a number
-        if e.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = e.strerror or f"could not be written ({e})"
-            raise UserError(f"--out-dir {out}: {reason}; free some space") from None
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise UserError(f"--out-dir {out}: {e.strerror}; choose another folder") from None
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_folder(out) as folder:
+            yield folder
+    except OSError as e:  # numpy reports a short write without a number
+        if e.errno not in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        reason = e.strerror or f"could not be written ({e})"
+        raise UserError(f"--out-dir {out}: {reason}; free some space") from None
 
 
 @dataclass
@@ -184,40 +175,39 @@ def write_token_dir(
     one item is usable; then nothing is left behind.
     """
     made, samples = Written(), 0
-    shards: list[dict] = []
     seen: set[bytes] = set()
     dtype = code_dtype(info.codebook_size)
     with new_folder(out_dir) as folder, contextlib.ExitStack() as stack:
         (folder / "codes").mkdir()
-        manifests = {None: stack.enter_context(_gzip_lines(folder / "cuts.jsonl.gz"))}
+        manifests = {None: stack.enter_context(atomic_open(folder / "cuts.jsonl.gz", 4))}
         skips = stack.enter_context(open(folder / "skipped.jsonl", "wb"))
         writer: RvqMmapWriter | None = None
         for item in items:
             if isinstance(item, TokenItem) and len(item.codes) == 0:
                 item = Skipped(item.id, item.id, "no frames")
             if isinstance(item, Skipped):
-                skips.write(_line(vars(item)))
+                skips.write(json_line(vars(item)))
                 made.skipped += 1
                 made.first_skipped = made.first_skipped or item
                 continue
             item.require_made_by(info)
             _require_new(item.id, seen)
-            if writer is None or made.num_cuts % cuts_per_shard == 0:
-                _finish_shard(writer, shards)
-                path = folder / "codes" / f"shard-{len(shards):05d}.rvq"
+            if made.num_cuts % cuts_per_shard == 0:
+                if writer is not None:
+                    writer.close()
+                path = folder / "codes" / f"shard-{made.num_cuts // cuts_per_shard:05d}.rvq"
                 writer = stack.enter_context(RvqMmapWriter(path, dtype=dtype))
             key = writer.write(item.id, item.codes)
             place = Path(out_dir) / "codes" / writer.path.name
-            line = _line(item.cut(place, key, info).to_dict())
+            line = json_line(item.cut(place, key, info).to_dict())
             for name in {None, item.split}:
                 if name not in manifests:
                     path = folder / f"cuts_{name}.jsonl.gz"
-                    manifests[name] = stack.enter_context(_gzip_lines(path))
+                    manifests[name] = stack.enter_context(atomic_open(path, 4))
                 manifests[name].write(line)
             made.num_cuts += 1
             made.num_frames += len(item.codes)
             samples += item.num_samples(info)
-        _finish_shard(writer, shards)
         if not made.num_cuts:
             why = f"; the first of {made.skipped}, {made.first_skipped}" if made.skipped else ""
             raise UserError(f"{out_dir}: nothing to make tokens of{why}")
@@ -231,13 +221,20 @@ def write_token_dir(
             "num_cuts": made.num_cuts,
             "num_frames": made.num_frames,
             "hours": made.hours,
-            "shards": shards,
+            "shards": [
+                {
+                    "path": f"codes/{path.name}",
+                    "bytes": path.stat().st_size,
+                    "sha256": sha256_of(path),
+                }
+                for path in sorted((folder / "codes").iterdir())
+            ],
             "audio_manifest": "audio_cuts.jsonl.gz" if audio_manifest is not None else "",
             "skipped": made.skipped,
             "input": source,
             "rvqlm_version": __version__,
         }
-        (folder / "tokens.json").write_text(json.dumps(sidecar, indent=2) + "\n")
+        write_json(folder / "tokens.json", sidecar, indent=2)
     return made
 
 
@@ -246,32 +243,3 @@ def _require_new(id: str, seen: set[bytes]) -> None:
     if digest in seen:
         raise UserError(f"two items have the id {id!r}; ids name cuts, each needs its own")
     seen.add(digest)
-
-
-def _finish_shard(writer: RvqMmapWriter | None, shards: list[dict]) -> None:
-    if writer is None:
-        return
-    writer.sync()
-    writer.close()
-    shards.append(
-        {
-            "path": f"codes/{writer.path.name}",
-            "bytes": writer.num_bytes,
-            "sha256": sha256_of(writer.path),
-        }
-    )
-
-
-@contextlib.contextmanager
-def _gzip_lines(path: Path) -> Iterator[gzip.GzipFile]:
-    # no name and time in the header: equal content, equal bytes
-    with open(path, "wb") as raw:
-        with gzip.GzipFile("", "wb", compresslevel=4, fileobj=raw, mtime=0) as packed:
-            yield packed
-
-
-def _line(fields: dict) -> bytes:
-    try:
-        return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # half a character, from a file name that is not UTF-8
-        return json.dumps(fields).encode() + b"\n"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,13 +18,6 @@ from lhotse.cut import MonoCut
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import token_cut
 from rvqlm.errors import UserError
-
-Progress = Callable[..., Iterable]
-"""``progress(items, total=None)``: wraps items to show how far they are; `tqdm` is one."""
-
-
-def no_progress(items: Iterable, total: int | None = None) -> Iterable:
-    return items
 
 
 @dataclass

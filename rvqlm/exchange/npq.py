@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import math
 import os
-import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,7 +118,9 @@ def read_npq(path: str | os.PathLike) -> tuple[NpqHeader, np.ndarray]:
     no NPQ file, or damaged.
     """
     try:
-        with open(path, "rb", opener=_open_regular) as file:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+            raise OSError(0, "not a regular file")
+        with open(path, "rb") as file:
             data = file.read(len(MAGIC))
             if data == MAGIC:  # of any other file only the beginning is read
                 file.seek(0)
@@ -127,15 +128,6 @@ def read_npq(path: str | os.PathLike) -> tuple[NpqHeader, np.ndarray]:
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
         raise UserError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
     return parse_npq(data, path)
-
-
-def _open_regular(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe; OSError for what is no regular file."""
-    file = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(0, "not a regular file")
-    return file
 
 
 def parse_npq(data: bytes, path: str | os.PathLike) -> tuple[NpqHeader, np.ndarray]:

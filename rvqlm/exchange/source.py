@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.index import read_manifest, read_sidecar
+from rvqlm.data.index import read_manifest, read_sidecar, splits_of
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import codec_beside, read_codec
-from rvqlm.exchange.directory import read_items, read_token_dir, splits_of
+from rvqlm.exchange.directory import read_items, read_token_dir
 from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
 from rvqlm.exchange.names import find_files
 from rvqlm.exchange.npq import NpqHeader, read_npq

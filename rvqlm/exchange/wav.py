@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rvqlm.cli import bar
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import decode_stream
 from rvqlm.errors import UserError
-from rvqlm.exchange.items import Progress, Skipped, TokenItem, TokenSource, no_progress
+from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
 from rvqlm.exchange.names import path_for_id
 from rvqlm.files import atomic_write
 
@@ -49,7 +50,6 @@ def decode_files(
     subtype: Subtype = "pcm16",
     chunk_seconds: float = 5.0,
     overwrite: bool = False,
-    progress: Progress = no_progress,
 ) -> Decoded:
     """Decode the items of a source into ``ID.wav`` below `out_dir`.
 
@@ -61,11 +61,10 @@ def decode_files(
         num: only the first so many; 0: all.
         num_codebooks, subtype, chunk_seconds: see `decode_to_wav`.
         overwrite: decode again what is there.
-        progress: wraps the items.
     """
     done = Decoded()
     total = min(filter(None, (num, len(ids), source.count)), default=None)
-    for item in progress(_chosen(source.items, ids, num), total=total):
+    for item in bar(_chosen(source.items, ids, num), "decode", total):
         if isinstance(item, Skipped):
             done.failed.append(item)
             continue

@@ -20,11 +20,10 @@ import numpy as np
 from rvqlm.checkpoints.loading import last_stage
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import MAGIC as INDEX_MAGIC
-from rvqlm.data.index import index_path, read_sidecar, same_file
+from rvqlm.data.index import index_path, read_sidecar, same_file, splits_of
 from rvqlm.data.store import DTYPES, Shard
 from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.codec import codec_beside, read_codec
-from rvqlm.exchange.directory import splits_of
 from rvqlm.exchange.items import TokenItem, TokenSource
 from rvqlm.exchange.npq import MAGIC as NPQ_MAGIC
 from rvqlm.exchange.npq import read_npq
