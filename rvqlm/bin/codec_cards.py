@@ -33,19 +33,18 @@ def described(card) -> dict[str, Any]:
     """All there is to say about a published codec."""
     from rvqlm.codecs.registry import BACKENDS
 
-    info = card.info
     return {
         **asdict(card),
         "backends": _ways(backend for backend in BACKENDS if card in backend.cards),
-        "frame_rate": float(info.frame_rate),
-        "kbps": info.bitrate / 1000,
+        "frame_rate": float(card.info.frame_rate),
+        "kbps": card.info.bitrate / 1000,
         "here": card.weights_here(),
     }
 
 
 def _ways(backends: Iterable) -> dict[str, dict]:
-    """What to give for each backend, and whether it is installed."""
-    return {b.name: {"give": b.give, "installed": b.version, "extra": b.extra} for b in backends}
+    """What to give for each backend, and whether the package behind it is installed."""
+    return {b.name: {"give": b.give, "installed": b.installed, "extra": b.extra} for b in backends}
 
 
 def loaded(name: str) -> dict[str, Any]:
@@ -79,73 +78,55 @@ def overview() -> dict[str, Any]:
     }
 
 
+_ROW = "{:<26}{:>10}{:>8}{:>6}{:>8}{:>7}{:>4}  {:<14}{}"
+
+
 def _table(found: dict[str, Any]) -> str:
-    rows = [("codec", "K x V", "Hz", "hop", "fps", "kbps", "ch", "licence", "weights")]
+    lines = [_ROW.format("codec", "K x V", "Hz", "hop", "fps", "kbps", "ch", "licence", "weights")]
     for c in found["codecs"]:
-        rows.append(
-            (
-                c["name"], f"{c['num_codebooks']} x {c['codebook_size']}",
-                str(c["sampling_rate"]), str(c["hop"]), f"{c['frame_rate']:.2f}",
-                f"{c['kbps']:.2f}", str(c["channels"]), c["licence"],
-                "here" if c["here"] else "not here",
+        lines.append(
+            _ROW.format(
+                c["name"], f"{c['num_codebooks']} x {c['codebook_size']}", c["sampling_rate"],
+                c["hop"], f"{c['frame_rate']:.2f}", f"{c['kbps']:.2f}", c["channels"],
+                c["licence"], "here" if c["here"] else "not here",
             )
         )  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    left = (0, 7, 8)
-    lines = [
-        "  ".join(
-            w.ljust(n) if i in left else w.rjust(n) for i, (w, n) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    ]
-    width = max(len(b["give"]) for b in found["backends"].values())
-    lines += ["", f"{'what to give to --codec':<{width}}    goes through"]
-    lines += [f"  {b['give']:<{width}}  {_way(k, b)}" for k, b in found["backends"].items()]
+    lines += ["", f"{'what to give to --codec':<68}goes through"]
+    lines += [f"  {b['give']:<66}{_package(b)}" for b in found["backends"].values()]
     lines += ["", "model types of transformers"]
-    width = max(map(len, found["transformers_types"]))
-    lines += [f"  {k:<{width}}  {what}" for k, what in found["transformers_types"].items()]
-    return "\n".join(line.rstrip() for line in lines)
+    lines += [f"  {kind:<30}{what}" for kind, what in found["transformers_types"].items()]
+    return "\n".join(lines)
 
 
-def _way(name: str, backend: dict[str, Any]) -> str:
-    if backend["installed"]:
-        return f"{name} {backend['installed']}" if name != "native" else "transformers' classes"
-    return f"{name}, not installed: pip install 'rvqlm[{backend['extra']}]'"
+def _package(backend: dict[str, Any]) -> str:
+    return backend["installed"] or f"not installed: pip install 'rvqlm[{backend['extra']}]'"
 
 
 def _card(c: dict[str, Any]) -> str:
-    more = (
-        f" in use, {c['available']} in the weights" if c["available"] > c["num_codebooks"] else ""
-    )
     rows = [
-        ("codes", f"{c['num_codebooks']} x {c['codebook_size']}{more}"),
+        ("codes", f"{c['num_codebooks']} x {c['codebook_size']}, {c['available']} in the weights"),
         ("audio", f"{c['sampling_rate']} Hz, {c['channels']} channel{'s' * (c['channels'] > 1)}"),
-        ("frames", f"{c['hop']} samples, {c['frame_rate']:.4f} per second"),
-        ("rate", f"{c['kbps']:.3f} kbps"),
+        ("frames", f"{c['hop']} samples, {c['frame_rate']:.4f} per second, {c['kbps']:.3f} kbps"),
     ]
     if c["segment"]:
         frames, stride = c["segment"]
         rows.append(("segments", f"{frames} frames, one every {stride} samples, a scale each"))
     if "licence" in c:
-        note = f" ({c['licence_note']})" if c["licence_note"] else ""
-        rows += [("licence", f"of the weights: {c['licence']}{note}"), ("weights", c["source"])]
-        if c["native"]:
-            source = f", from {c['native_source']}" if c["native_source"] else ""
-            rows.append(("", f"{c['native']}{source}"))
+        rows += [("licence", f"{c['licence']} (of the weights)"), ("", c["licence_note"])]
+        rows += [("weights", c["source"]), ("", c["native"]), ("", c["native_source"])]
         rows += [("found here", path) for path in c["here"] or ["no"]]
-        rows += [("give", f"{b['give']} ({_way(k, b)})") for k, b in c["backends"].items()]
-        rows += [("note", c["note"])] * bool(c["note"])
+        rows += [("give", f"{b['give']} ({_package(b)})") for b in c["backends"].values()]
+        rows.append(("note", c["note"]))
     else:
-        around = [c["context_frames"], c["decode_context_frames"]]
-        finite = "{} frames on each side to encode, {} to decode".format(*around)
         rows += [
             ("fingerprint", c["fingerprint"]),
             ("parameters", f"{c['parameters']:,}"),
             ("loaded by", c["loaded_by"]),
-            ("context", finite if None not in around else "no finite number of frames"),
+            ("context", f"{c['context_frames']} frames to encode, {c['decode_context_frames']} to "
+             "decode; None: no finite number"),
             ("long files", "in pieces" if c["bounded_memory"] else "go in whole"),
-        ]
-    return "\n".join([c["name"], *(f"  {name:<12}{value}" for name, value in rows)])
+        ]  # fmt: skip
+    return "\n".join([c["name"], *(f"  {name:<12}{value}" for name, value in rows if value)])
 
 
 def _run(argv: Sequence[str] | None) -> int:

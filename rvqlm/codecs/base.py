@@ -305,10 +305,10 @@ class Backend:
         return tuple(dict.fromkeys(card for made in self.classes for card in made.cards))
 
     @property
-    def version(self) -> str | None:
-        """The installed release, None if it is not installed."""
+    def installed(self) -> str | None:
+        """The package that brings the module, with its release; None if it is not installed."""
         try:
-            return importlib.metadata.version(self.distribution)
+            return f"{self.distribution} {importlib.metadata.version(self.distribution)}"
         except importlib.metadata.PackageNotFoundError:
             return None
 

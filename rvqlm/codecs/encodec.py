@@ -40,13 +40,6 @@ _PUBLISHED: dict[tuple[int, int], dict[str, Any]] = {
     (1, 640): {"sampling_rate": 32000, "use_causal_conv": False},
 }  # fmt: skip
 
-# kbps on offer; only the last counts (it says how many levels there are)
-_BANDWIDTHS = {
-    24000: (1.5, 3.0, 6.0, 12.0, 24.0),
-    48000: (3.0, 6.0, 12.0, 24.0),
-    32000: (2.2,),
-}
-
 
 def _card(khz: int, K: int, available: int, file: str, **more: Any) -> Card:
     name = f"facebook/encodec_{khz}khz"
@@ -182,7 +175,9 @@ def model_from_native(checkpoint: NativeCheckpoint):
     shapes.pop("hop", None)
     levels = shapes.pop("levels")
     config = transformers.EncodecConfig(**shapes, **settings)
-    config.target_bandwidths = list(_bandwidths(config, levels))
+    # kbps of every number of levels, and a little more: the class rounds down
+    per_level = config.frame_rate * config.codebook_nbits / 1000
+    config.target_bandwidths = [(k + 0.01) * per_level for k in range(1, levels + 1)]
     state = {_transformers_name(name): tensor for name, tensor in checkpoint.state.items()}
     return build(transformers.EncodecModel, config, state, checkpoint.path)
 
@@ -299,15 +294,6 @@ def _from_yaml(checkpoint: NativeCheckpoint) -> dict[str, Any]:
         "dilation_growth_rate": read("seanet.dilation_base", 2),
         "trim_right_ratio": float(read("seanet.decoder.trim_right_ratio", 1.0)),
     }
-
-
-def _bandwidths(config, levels: int) -> tuple[float, ...]:
-    """kbps values of which the largest makes `EncodecConfig` count `levels` codebooks."""
-    per_level = config.frame_rate * config.codebook_nbits  # bits per second
-    published = _BANDWIDTHS.get(config.sampling_rate, ())
-    if published and int(1000 * published[-1] // per_level) == levels:
-        return published
-    return ((levels + 0.01) * per_level / 1000,)  # a little more: the class rounds down
 
 
 def _transformers_name(name: str) -> str:

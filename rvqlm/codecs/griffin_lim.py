@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MOMENTUM = 0.99 / 1.99
+"""0 would be plain Griffin-Lim; near 1/2 it converges to better phases."""
+
 FADE = 4
 """Spectra on each side of a cut over which its sides are mixed."""
 
@@ -55,15 +58,13 @@ class GriffinLim:
     Args:
         window: (n_fft,) analysis window; hop is n_fft / 4.
         iterations: 0 leaves the initial phases; each one costs two FFTs per spectrum.
-        momentum: 0 is plain Griffin-Lim; near 1 converges to better phases.
     """
 
-    def __init__(self, window: Tensor, iterations: int = 32, momentum: float = 0.99):
+    def __init__(self, window: Tensor, iterations: int = 32):
         self.window = window
         self.n_fft = len(window)
         self.hop = self.n_fft // 4
         self.iterations = iterations
-        self.momentum = momentum / (1 + momentum)
 
     def __call__(self, magnitudes: Tensor) -> Tensor:
         """(n, bins) float32 on the CPU -> (n * hop,) float32; windows are centred as in
@@ -77,7 +78,7 @@ class GriffinLim:
         for _ in range(self.iterations):
             audio = self._inverse(spectra, gain)
             rebuilt = torch.view_as_real(self._forward(audio))
-            target = rebuilt if previous is None else rebuilt - self.momentum * previous
+            target = rebuilt if previous is None else rebuilt - MOMENTUM * previous
             previous = rebuilt
             power = target.square().sum(-1).clamp_(min=1e-16)
             spectra = torch.view_as_complex(target * (magnitudes * power.rsqrt_())[..., None])

@@ -204,7 +204,8 @@ def load_net(path: str | os.PathLike) -> SpectralNet:
     path = Path(path)
     if not path.is_file():
         raise UserError(
-            f"{path}: no codec weights; `python tools/train_spectral_codec.py` makes them"
+            f"codec {path}: no such file; give --codec spectral for the embedded weights, or the "
+            "path of weights written by tools/train_spectral_codec.py"
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -221,14 +222,7 @@ def load_net(path: str | os.PathLike) -> SpectralNet:
 
 def load_spectral(name: str, num_codebooks: int | None = None) -> SpectralCodec:
     """The embedded codec for ``spectral``, else the weights file `name`."""
-    if name == "spectral":
-        return SpectralCodec.load(num_codebooks=num_codebooks)
-    if not Path(name).is_file():
-        raise UserError(
-            f"codec {name}: no such file; give --codec spectral for the embedded weights, or the "
-            "path of weights written by tools/train_spectral_codec.py"
-        )
-    return SpectralCodec.load(name, num_codebooks=num_codebooks)
+    return SpectralCodec.load(ASSET if name == "spectral" else name, num_codebooks)
 
 
 BACKEND = Backend(

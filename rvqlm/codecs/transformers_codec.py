@@ -69,7 +69,10 @@ class TransformersCodec(Codec):
         )
         super().__init__(info)
         self.available_codebooks = available
-        self.model = _fold_weight_norm(model).float().requires_grad_(False)
+        for module in model.modules():  # weights, not what they are computed from each time
+            if nn.utils.parametrize.is_parametrized(module, "weight"):
+                nn.utils.parametrize.remove_parametrizations(module, "weight")
+        self.model = model.float().requires_grad_(False)
         self.eval()
 
     @classmethod
@@ -151,14 +154,6 @@ def _read(config, name: str, *keys: str):
         f"codec {name}: its {config.model_type!r} configuration has no {' or '.join(keys)}, "
         "which an audio tokenizer must state; `rvqlm codecs` lists the types that work"
     )
-
-
-def _fold_weight_norm(model: nn.Module) -> nn.Module:
-    """Replace weight-norm parametrizations by the weights that they compute each time."""
-    for module in model.modules():
-        if nn.utils.parametrize.is_parametrized(module, "weight"):
-            nn.utils.parametrize.remove_parametrizations(module, "weight")
-    return model
 
 
 def quicken_padding(model: nn.Module) -> None:

@@ -200,7 +200,7 @@ def test_fingerprint_follows_weights_and_survives_saving(codec, tmp_path):
 
 
 def test_bad_weights_are_named(tmp_path):
-    with pytest.raises(UserError, match="no codec weights"):
+    with pytest.raises(UserError, match="no such file"):
         SpectralCodec.load(tmp_path / "absent.safetensors")
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(UserError, match=r"text\.safetensors: not weights"):
