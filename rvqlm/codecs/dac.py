@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rvqlm.codecs.cards import Card
+from rvqlm.codecs.cards import HUB, Card
 from rvqlm.codecs.native_checkpoint import NativeCheckpoint, build, fold_weight_norm
 from rvqlm.codecs.receptive_field import layers_of, reach
 from rvqlm.codecs.transformers_codec import TransformersCodec
-from rvqlm.codecs.weights import HUB
 from rvqlm.errors import UserError
 
 _UNIT = {"0": "snake1", "1": "conv1", "2": "snake2", "3": "conv2"}

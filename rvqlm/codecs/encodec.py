@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rvqlm.codecs.cards import Card
+from rvqlm.codecs.cards import HUB, Card
 from rvqlm.codecs.native_checkpoint import NativeCheckpoint, build
 from rvqlm.codecs.receptive_field import layers_of, reach
 from rvqlm.codecs.streaming import (
@@ -26,7 +26,6 @@ from rvqlm.codecs.streaming import (
     encode_staged,
 )
 from rvqlm.codecs.transformers_codec import TransformersCodec, quicken_padding
-from rvqlm.codecs.weights import HUB
 from rvqlm.errors import UserError
 
 # What shapes don't tell, by (channels, samples per frame): the models that `encodec` publishes

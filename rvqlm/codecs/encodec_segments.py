@@ -89,18 +89,11 @@ class EncodecSegmentCodec(EncodecCodec):
             scales: (B, ceil(T / 150)); None: `default_scale` for all segments.
         """
         self.check_codes(codes)
-        size, T = self.info.segment[0], codes.shape[1]
-        count = -(-T // size)
-        if scales is not None and scales.shape != (len(codes), count):
-            raise ValueError(f"{T} frames have {count} scales each, got {tuple(scales.shape)}")
-        adder, parts = OverlapAdd(self), []
-        for i in range(count):
-            scale = None if scales is None else scales[:, i]
-            part = self._decode_segment(codes[:, i * size : (i + 1) * size], scale)
-            parts.append(adder.add(part))
-        if not parts:
-            return torch.zeros(len(codes), self.info.channels, 0, device=codes.device)
-        return torch.cat((*parts, adder.rest()), -1)
+        known = [None] * len(codes) if scales is None else scales
+        nothing = torch.empty(self.info.channels, 0)
+        items = zip(codes, known, strict=True)
+        sound = [torch.cat((nothing, *self.decode_blocks(c, scales=s)), 1) for c, s in items]
+        return torch.stack(sound).to(codes.device)
 
     def _decode_segment(self, codes: Tensor, scale: Tensor | None) -> Tensor:
         """(B, t, K) and (B,) -> (B, C, t * hop)"""
@@ -157,9 +150,9 @@ class EncodecSegmentCodec(EncodecCodec):
             scale = None if scales is None else scales[done : done + len(group)]
             done += len(group)
             for segment in self._decode_segment(group, scale):
-                yield adder.add(segment[None])[0].cpu()
+                yield adder.add(segment).cpu()
         if done:
-            yield adder.rest()[0].cpu()
+            yield adder.rest().cpu()
 
 
 class OverlapAdd:
@@ -175,7 +168,7 @@ class OverlapAdd:
         self.sum = self.weights = None  # of the samples that the next segment still adds to
 
     def add(self, segment: Tensor) -> Tensor:
-        """The next segment (B, C, n); returns what no later one will change, (B, C, <= stride)."""
+        """The next segment (C, n); returns what no later one will change, (C, <= stride)."""
         n = segment.shape[-1]
         if self.weight is None:
             ramp = torch.linspace(0, 1, n + 2, device=segment.device)[1:-1]

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from rvqlm.codecs.cards import Card
+from rvqlm.codecs.cards import HUB, Card
 from rvqlm.codecs.receptive_field import layers_of, reach
 from rvqlm.codecs.streaming import Encoded, Pointwise, Windows, decode_staged, encode_staged
 from rvqlm.codecs.transformers_codec import TransformersCodec, quicken_padding
-from rvqlm.codecs.weights import HUB
 from rvqlm.errors import UserError
 
 

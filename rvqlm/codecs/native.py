@@ -15,10 +15,10 @@ import torch
 
 from rvqlm.codecs import dac, encodec
 from rvqlm.codecs.base import Backend, Codec
+from rvqlm.codecs.cards import find_file, remembered
 from rvqlm.codecs.encodec_segments import EncodecSegmentCodec
 from rvqlm.codecs.native_checkpoint import NativeCheckpoint, read_native
 from rvqlm.codecs.pretrained import from_model
-from rvqlm.codecs.weights import find_file, remembered
 from rvqlm.errors import UserError
 
 SUFFIXES = (".pth", ".th", ".bin", ".ckpt", ".pt")

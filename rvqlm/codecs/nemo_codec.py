@@ -20,8 +20,7 @@ from torch.nn.functional import pad
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Backend, Codec, fingerprint
-from rvqlm.codecs.cards import Card
-from rvqlm.codecs.weights import CODECS_ENV, HUB, cached, candidates, remembered
+from rvqlm.codecs.cards import CODECS_ENV, HUB, Card, cached, candidates, remembered
 from rvqlm.errors import UserError
 from rvqlm.hub import require_network
 

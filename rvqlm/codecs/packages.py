@@ -18,12 +18,12 @@ from types import ModuleType
 from torch import Tensor, nn
 
 from rvqlm.codecs.base import Backend, Codec
+from rvqlm.codecs.cards import find_file, remembered
 from rvqlm.codecs.dac import DacCodec, package_kwargs
 from rvqlm.codecs.encodec import EncodecCodec
 from rvqlm.codecs.encodec_segments import EncodecSegmentCodec
 from rvqlm.codecs.native import kind_of, to_transformers
 from rvqlm.codecs.native_checkpoint import NativeCheckpoint, read_native
-from rvqlm.codecs.weights import find_file, remembered
 from rvqlm.errors import UserError
 
 _DAC_PREFIX, _ENCODEC_PREFIX = "package:dac:", "package:encodec:"

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from rvqlm.codecs.base import Backend, Codec
+from rvqlm.codecs.cards import CODECS_ENV, candidates
 from rvqlm.codecs.dac import DacCodec
 from rvqlm.codecs.encodec import EncodecCodec
 from rvqlm.codecs.encodec_segments import EncodecSegmentCodec
 from rvqlm.codecs.mimi import MimiCodec
 from rvqlm.codecs.transformers_codec import TransformersCodec
-from rvqlm.codecs.weights import CODECS_ENV, candidates
 from rvqlm.errors import UserError
 from rvqlm.hub import require_network
 

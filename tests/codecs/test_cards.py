@@ -9,10 +9,10 @@ import transformers
 from native_files import dac_file, dac_model, encodec_model, encodec_state
 
 from rvqlm.bin import codec_cards
+from rvqlm.codecs.cards import CODECS_ENV
 from rvqlm.codecs.native import SUFFIXES
 from rvqlm.codecs.pretrained import from_model, transformers_types
 from rvqlm.codecs.registry import BACKENDS, CARDS, card_of, load_codec
-from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
 
 KBPS = {  # as the projects state them, or K log2(V) frames per second by hand

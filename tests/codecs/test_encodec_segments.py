@@ -147,7 +147,7 @@ def test_scales_that_do_not_fit_are_refused(codec):
     for count in (2, 4):
         with pytest.raises(ValueError, match="scales"):
             decode_long(codec, codes, scales=torch.ones(count))
-        with pytest.raises(ValueError, match="3 scales each"):
+        with pytest.raises(ValueError, match="3 segments"):
             codec.decode(codes[None], torch.ones(1, count))
 
 

@@ -14,11 +14,11 @@ from native_files import (
     encodec_state,
 )
 
+from rvqlm.codecs.cards import CODECS_ENV, download_folders
 from rvqlm.codecs.chunking import encode_whole
 from rvqlm.codecs.native_checkpoint import fold_weight_norm
 from rvqlm.codecs.pretrained import from_model
 from rvqlm.codecs.registry import load_codec
-from rvqlm.codecs.weights import CODECS_ENV, download_folders
 from rvqlm.errors import UserError
 
 STEREO = {

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from rvqlm.codecs.cards import CODECS_ENV
 from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.nemo_codec import NemoCodec
 from rvqlm.codecs.registry import load_codec
-from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
 
 HOP, K, LEVELS = 8, 2, 5

@@ -11,9 +11,9 @@ import transformers
 
 import rvqlm.codecs
 from rvqlm.codecs.base import Backend, Codec
+from rvqlm.codecs.cards import CODECS_ENV
 from rvqlm.codecs.registry import BACKENDS, CARDS, backend_of, load_codec, load_codec_like
 from rvqlm.codecs.transformers_codec import TransformersCodec
-from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
 
 

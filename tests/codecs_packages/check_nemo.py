@@ -9,9 +9,9 @@ from nemo.collections.tts.models import AudioCodecModel
 from omegaconf import OmegaConf
 from packages_common import noise
 
+from rvqlm.codecs.cards import CODECS_ENV
 from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.registry import load_codec
-from rvqlm.codecs.weights import CODECS_ENV
 from rvqlm.errors import UserError
 
 MODULES = "nemo.collections.tts.modules.audio_codec_modules"
