@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
+from math import log2
 
 from rvqlm.errors import UserError
 
@@ -51,8 +52,6 @@ class CodecInfo:
     @property
     def bitrate(self) -> float:
         """Bits per second of the codes stored plainly: K * log2(V) * frame rate."""
-        from math import log2
-
         return self.num_codebooks * log2(self.codebook_size) * float(self.frame_rate)
 
     def num_frames(self, samples: int) -> int:

@@ -21,13 +21,6 @@ from rvqlm.cli import bar, dispatch, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import CodecArgs
 
-COMMANDS = {
-    "info": "what the headers of NPQ files say",
-    "import": "NPQ files -> token directory",
-    "export": "token directory -> NPQ files",
-    "to-wav": "NPQ file -> audio",
-}
-
 
 @dataclass
 class InfoArgs:
@@ -152,16 +145,22 @@ def _to_wav(argv: Sequence[str] | None) -> int:
     return 0
 
 
-_RUN = {"info": _info, "import": _import, "export": _export, "to-wav": _to_wav}
-
-
-def _one(name: str, argv: list[str]) -> int:
-    return run_main(_RUN[name], argv, f"npq {name}")
+COMMANDS = {
+    "info": ("what the headers of NPQ files say", _info),
+    "import": ("NPQ files -> token directory", _import),
+    "export": ("token directory -> NPQ files", _export),
+    "to-wav": ("NPQ file -> audio", _to_wav),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    description = "NPQ files: look into them, convert from and to them, decode them."
-    return dispatch("rvqlm npq", description, COMMANDS, _one, argv)
+    return dispatch(
+        "rvqlm npq",
+        "NPQ files: look into them, convert from and to them, decode them.",
+        {name: what for name, (what, _) in COMMANDS.items()},
+        lambda name, rest: run_main(COMMANDS[name][1], rest, f"npq {name}"),
+        argv,
+    )
 
 
 if __name__ == "__main__":

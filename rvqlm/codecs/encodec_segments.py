@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from rvqlm.codecs.chunking import encode_whole
+from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.encodec import EncodecCodec
 from rvqlm.codecs.streaming import Encoded
 from rvqlm.errors import UserError
@@ -90,10 +90,8 @@ class EncodecSegmentCodec(EncodecCodec):
         """
         self.check_codes(codes)
         known = [None] * len(codes) if scales is None else scales
-        nothing = torch.empty(self.info.channels, 0)
         items = zip(codes, known, strict=True)
-        sound = [torch.cat((nothing, *self.decode_blocks(c, scales=s)), 1) for c, s in items]
-        return torch.stack(sound).to(codes.device)
+        return torch.stack([decode_long(self, c, scales=s) for c, s in items]).to(codes.device)
 
     def _decode_segment(self, codes: Tensor, scale: Tensor | None) -> Tensor:
         """(B, t, K) and (B,) -> (B, C, t * hop)"""

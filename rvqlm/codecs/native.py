@@ -34,12 +34,7 @@ _CONVERTERS = {"dac": dac.model_from_native, "encodec": encodec.model_from_nativ
 
 
 def load_native(name: str | os.PathLike, num_codebooks: int | None = None) -> Codec:
-    """The codec in a native weight file, through the transformers class of the same layers.
-
-    Args:
-        name: the file, or its name where `find_file` looks.
-        num_codebooks: as in `load_codec`.
-    """
+    """The codec in a native weight file, through the transformers class of the same layers."""
     path = find_file(name)
     return from_model(to_transformers(read_native(path)), remembered(name, path), num_codebooks)
 

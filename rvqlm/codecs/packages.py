@@ -12,7 +12,6 @@ whole, those at 48 kHz segment by segment.
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor, nn
@@ -25,8 +24,6 @@ from rvqlm.codecs.encodec_segments import EncodecSegmentCodec
 from rvqlm.codecs.native import kind_of, to_transformers
 from rvqlm.codecs.native_checkpoint import NativeCheckpoint, read_native
 from rvqlm.errors import UserError
-
-_DAC_PREFIX, _ENCODEC_PREFIX = "package:dac:", "package:encodec:"
 
 
 class PackageDacCodec(DacCodec):
@@ -86,16 +83,15 @@ class PackageEncodecSegmentCodec(EncodecSegmentCodec):
 
 def load_dac(name: str, num_codebooks: int | None = None) -> Codec:
     """The codec ``package:dac:FILE``; `UserError` where the package or the file is missing."""
-    package, path, checkpoint = _open(DAC, name, _DAC_PREFIX)
-    twin = to_transformers(checkpoint)
+    package, path, checkpoint = _open(DAC, name)
     model = package.DAC(**package_kwargs(checkpoint))
     model.load_state_dict(checkpoint.state)
-    return PackageDacCodec(twin, path, num_codebooks).use(model)
+    return PackageDacCodec(to_transformers(checkpoint), path, num_codebooks).use(model)
 
 
 def load_encodec(name: str, num_codebooks: int | None = None) -> Codec:
     """The codec ``package:encodec:FILE``; `UserError` where the package or the file is missing."""
-    package, path, checkpoint = _open(ENCODEC, name, _ENCODEC_PREFIX)
+    package, path, checkpoint = _open(ENCODEC, name)
     twin = to_transformers(checkpoint)
     model = _encodec_model(package, twin.config)
     model.load_state_dict(checkpoint.state)
@@ -104,11 +100,12 @@ def load_encodec(name: str, num_codebooks: int | None = None) -> Codec:
     return adapter(twin, path, num_codebooks).use(model)
 
 
-def _open(backend: Backend, name: str, prefix: str) -> tuple[ModuleType, str, NativeCheckpoint]:
+def _open(backend: Backend, name: str) -> tuple[ModuleType, str, NativeCheckpoint]:
     """The package, what tokens remember of the codec's name, and the contents of its file."""
+    prefix = f"package:{backend.name}:"
     file = name.removeprefix(prefix)
     package = backend.require(name, instead=f"give --codec {file}")
-    path: Path = find_file(file)
+    path = find_file(file)
     checkpoint = read_native(path)
     kind = kind_of(checkpoint)
     if kind != backend.name:
@@ -155,7 +152,7 @@ def _encodec_model(package, config) -> nn.Module:
 DAC = Backend(
     "dac",
     (PackageDacCodec,),
-    takes=lambda name: name.startswith(_DAC_PREFIX),
+    takes=lambda name: name.startswith("package:dac:"),
     load=load_dac,
     give="package:dac:FILE.pth",
     module="dac",
@@ -166,7 +163,7 @@ DAC = Backend(
 ENCODEC = Backend(
     "encodec",
     (PackageEncodecCodec, PackageEncodecSegmentCodec),
-    takes=lambda name: name.startswith(_ENCODEC_PREFIX),
+    takes=lambda name: name.startswith("package:encodec:"),
     load=load_encodec,
     give="package:encodec:FILE.th",
     module="encodec",

@@ -61,12 +61,7 @@ def from_model(model: nn.Module, name: str, num_codebooks: int | None = None) ->
 
 
 def load_pretrained(name: str, num_codebooks: int | None = None) -> Codec:
-    """The codec in a folder in transformers' format, or of a hub name.
-
-    Args:
-        name: folder with ``config.json`` and weights, or ``owner/name``.
-        num_codebooks: as in `load_codec`.
-    """
+    """The codec in a folder in transformers' format, or of a hub name."""
     import transformers
 
     folder = find_folder(name)

@@ -32,6 +32,7 @@ from torch import Tensor
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Backend, Codec, fingerprint
 from rvqlm.codecs.cards import EMBEDDED, Card
+from rvqlm.codecs.chunking import decode_long
 from rvqlm.codecs.griffin_lim import GriffinLim, Phases
 from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
 from rvqlm.codecs.streaming import Pointwise, Windows, decode_staged
@@ -130,16 +131,9 @@ class SpectralCodec(Codec):
             codes.append(block_codes[context : context + step])
         return torch.cat(codes)[:frames]
 
-    @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
-        B, T, _ = codes.shape
-        audio = torch.zeros(B, 1, T * self.info.hop)
-        with one_thread():
-            for item in range(B if T else 0):
-                magnitudes = self._spectra_stage()(codes[item : item + 1].transpose(1, 2), True)
-                audio[item] = self._phases_stage()(magnitudes, True)[0]
-        return audio.clamp_(-1, 1).to(codes.device)
+        return torch.stack([decode_long(self, item) for item in codes]).to(codes.device)
 
     def decode_blocks(
         self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
@@ -220,15 +214,10 @@ def load_net(path: str | os.PathLike) -> SpectralNet:
     return net.eval()
 
 
-def load_spectral(name: str, num_codebooks: int | None = None) -> SpectralCodec:
-    """The embedded codec for ``spectral``, else the weights file `name`."""
-    return SpectralCodec.load(ASSET if name == "spectral" else name, num_codebooks)
-
-
 BACKEND = Backend(
     "rvqlm",
     (SpectralCodec,),
     takes=lambda name: name == "spectral" or name.endswith(".safetensors"),
-    load=load_spectral,
+    load=lambda name, levels: SpectralCodec.load(ASSET if name == "spectral" else name, levels),
     give="spectral, or a .safetensors file of its weights",
 )

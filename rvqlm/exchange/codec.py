@@ -9,7 +9,6 @@ to-wav` decode them with the codec that ``--codec`` names, on its user's word.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
-from rvqlm.files import write_json
+from rvqlm.files import read_json, write_json
 
 if TYPE_CHECKING:  # commands import this file for their flags: torch and lhotse must wait
     from rvqlm.codecs.base import Codec
@@ -138,13 +137,11 @@ def write_codec(path: str | os.PathLike, info: CodecInfo, **more) -> None:
 
 def read_codec(path: str | os.PathLike) -> tuple[CodecInfo, dict]:
     """Codec and all fields of a ``codec.json``; `UserError` when it is damaged."""
-    try:
-        fields = json.loads(Path(path).read_text())
-        return CodecInfo.from_dict(fields["codec"]), fields
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path}: not a codec.json ({e!r}); give the codec with --codec") from None
+    return read_json(
+        path,
+        "give the codec with --codec",
+        convert=lambda fields: (CodecInfo.from_dict(fields["codec"]), fields),
+    )
 
 
 def codec_beside(path: str | os.PathLike, levels: int = 4) -> CodecInfo | None:
