@@ -11,6 +11,7 @@ interrupted.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,7 @@ def _run(argv: Sequence[str] | None) -> int:
     codec, remark = load_codec_for(source, args.codec, device)
     if remark:
         print(f"note: {remark}", file=sys.stderr)
+    began = time.perf_counter()
     done = decode_files(
         source,
         codec,
@@ -97,8 +99,9 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     words = f"{args.out_dir}: {done.made} wav files"
     if done.made:
-        speed = done.seconds / done.spent
-        words += f", {done.seconds:.1f} s of audio in {done.spent:.1f} s: {speed:.1f}x real time"
+        spent = time.perf_counter() - began
+        speed = done.seconds / spent
+        words += f", {done.seconds:.1f} s of audio in {spent:.1f} s: {speed:.1f}x real time"
     if done.kept:
         words += f"; {done.kept} were there already (--overwrite decodes them again)"
     print(words)

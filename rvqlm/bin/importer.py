@@ -54,7 +54,6 @@ def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm import", description, argv)
     from rvqlm.exchange.source import open_tokens
 
-    args.codec.check()
     make_token_dir(open_tokens(args.input, order=args.order), args.out_dir, args.codec)
     return 0
 

@@ -73,7 +73,6 @@ def _import(argv: Sequence[str] | None) -> int:
     from rvqlm.bin.importer import make_token_dir
     from rvqlm.exchange.source import open_files
 
-    args.codec.check()
     make_token_dir(open_files(args.input, ".npq"), args.out_dir, args.codec)
     return 0
 

@@ -65,42 +65,47 @@ def encode_many(
     same codes up to float rounding. Last chunks are given more context than they need, so that
     their sizes meet. On a CPU batches are slower than single chunks.
     """
-    hop = codec.info.hop
-    if codec.info.segment is not None:
-        plans = [codec.segments(audio.shape[1]) for audio in recordings]
-        pieces = [(i, at, n, 0, -(-n // hop)) for i, plan in enumerate(plans) for at, n in plan]
-    elif codec.context_frames is not None:
-        context, step = codec.context_frames, codec.frames_in(chunk_seconds)
-        grid = max(1, step // 4)
-        pieces = []
-        for i, audio in enumerate(recordings):
-            T = codec.info.num_frames(audio.shape[1])
-            for first, end, left, right in windows(T, context, context, step):
-                left = max(0, left - -(right - left) % grid)
-                pieces.append((i, left, right - left, first - left, end - left))
-        pieces = [(i, left * hop, n * hop, a, b) for i, left, n, a, b in pieces]
-    else:
+    if codec.info.segment is None and codec.context_frames is None:
         return [encode_whole(codec, audio, chunk_seconds) for audio in recordings]
-
-    made: list[Encoded | None] = [None] * len(pieces)
-    for size in sorted({piece[2] for piece in pieces}):
-        alike = [j for j, piece in enumerate(pieces) if piece[2] == size]
+    pieces = [
+        (i, *piece)
+        for i, audio in enumerate(recordings)
+        for piece in _pieces(codec, audio.shape[1], chunk_seconds)
+    ]
+    made: dict[tuple, Encoded] = {}
+    for size in sorted({size for _, _, size, _, _ in pieces}):
+        alike = [piece for piece in pieces if piece[2] == size]
         count = max(1, int(batch_seconds * codec.info.sampling_rate / size))
         for some in (alike[k : k + count] for k in range(0, len(alike), count)):
             batch = torch.zeros(len(some), codec.info.channels, size)
-            for row, j in zip(batch, some, strict=True):
-                i, at = pieces[j][:2]
+            for row, (i, at, *_) in zip(batch, some, strict=True):
                 audio = recordings[i][:, at : at + size]
                 row[:, : audio.shape[1]] = audio
             codes, scales = codec.encode_pieces(batch.to(codec.device))
-            for row, j in enumerate(some):
-                first, end = pieces[j][3:]
+            for row, piece in enumerate(some):
+                first, end = piece[3:]
                 scale = None if scales is None else scales[row : row + 1].cpu()
-                made[j] = Encoded(codes[row, first:end].cpu(), scale)
+                made[piece] = Encoded(codes[row, first:end].cpu(), scale)
     parts: list[list[Encoded]] = [[] for _ in recordings]
-    for piece, encoded in zip(pieces, made, strict=True):
-        parts[piece[0]].append(encoded)
+    for piece in pieces:
+        parts[piece[0]].append(made[piece])
     return [_joined(codec, some) for some in parts]
+
+
+def _pieces(
+    codec: Codec, samples: int, chunk_seconds: float
+) -> Iterator[tuple[int, int, int, int]]:
+    """The segments or windows of a recording: (offset, size) in samples, and which of their frames
+    are kept, (first, end)."""
+    hop = codec.info.hop
+    if codec.info.segment is not None:
+        yield from ((at, n, 0, -(-n // hop)) for at, n in codec.segments(samples))
+        return
+    context, step = codec.context_frames, codec.frames_in(chunk_seconds)
+    grid = max(1, step // 4)
+    for first, end, left, right in windows(codec.info.num_frames(samples), context, context, step):
+        left = max(0, left - -(right - left) % grid)
+        yield left * hop, (right - left) * hop, first - left, end - left
 
 
 def decode_stream(

@@ -160,10 +160,10 @@ def model_from_native(checkpoint: NativeCheckpoint):
     import transformers
 
     shapes = _from_shapes(checkpoint)
+    levels, geometry = shapes.pop("levels"), (shapes["audio_channels"], shapes.pop("hop"))
     if isinstance(checkpoint.settings, str):
         settings = _from_yaml(checkpoint)
     else:
-        geometry = (shapes["audio_channels"], shapes.pop("hop"))
         if geometry not in _PUBLISHED:
             raise UserError(
                 f"codec {checkpoint.path}: no settings in the file, and {geometry[0]} channels "
@@ -171,8 +171,6 @@ def model_from_native(checkpoint: NativeCheckpoint):
                 "(24, 32, 48 kHz); give a folder in transformers' format"
             )
         settings = _PUBLISHED[geometry]
-    shapes.pop("hop", None)
-    levels = shapes.pop("levels")
     config = transformers.EncodecConfig(**shapes, **settings)
     # kbps of every number of levels, and a little more: the class rounds down
     per_level = config.frame_rate * config.codebook_nbits / 1000

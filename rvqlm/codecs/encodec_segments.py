@@ -18,10 +18,6 @@ from rvqlm.codecs.encodec import EncodecCodec
 from rvqlm.codecs.streaming import Encoded
 from rvqlm.errors import UserError
 
-_BATCH = {"cpu": 1, "other": 32}
-"""Segments in one call at most. Four together take a fifth less time on a CPU (the LSTM, a third of
-it, reads its weights once for all), but then bits differ from those of one by one."""
-
 
 class EncodecSegmentCodec(EncodecCodec):
     """EnCodec at 48 kHz. A segment's frames never depend on another segment.
@@ -101,14 +97,15 @@ class EncodecSegmentCodec(EncodecCodec):
             audio = self.model.decoder(self._dequantize(codes.transpose(1, 2))).float()
             return audio * scale.to(audio.device, torch.float32)[:, None, None]
 
-    @property
-    def _batch(self) -> int:
-        return _BATCH["cpu" if self.device.type == "cpu" else "other"]
-
     def _count(self, chunk_seconds: float) -> int:
-        """Segments in one call for chunks of about so long."""
-        frames = self.frames_in(chunk_seconds)
-        return min(self._batch, max(1, round(frames / self.info.segment[0])))
+        """Segments in one call for chunks of about so long, at most 32.
+
+        One on a CPU: four together take a fifth less time there (the LSTM, a third of it, reads its
+        weights once for all), but bits differ from those of one by one.
+        """
+        if self.device.type == "cpu":
+            return 1
+        return min(32, max(1, round(self.frames_in(chunk_seconds) / self.info.segment[0])))
 
     def encode_blocks(
         self, blocks: Iterable[Tensor], chunk_seconds: float = 5.0

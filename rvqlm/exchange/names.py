@@ -57,12 +57,8 @@ def find_files(inputs: Sequence[str], suffix: str) -> list[tuple[str, str]]:
     roots = []
     for text in map(str, inputs):
         if os.path.isdir(text):
-            found = [
-                os.path.join(folder, name)
-                for folder, _, names in os.walk(text)
-                for name in names
-                if name.lower().endswith(suffix) and not name.startswith("._")
-            ]
+            below = (path for path in Path(text).rglob("*") if path.name.lower().endswith(suffix))
+            found = [str(p) for p in below if not p.name.startswith("._") and not p.is_dir()]
             roots.append(text)
         else:
             found = [text] if os.path.lexists(text) else glob.glob(text, recursive=True)

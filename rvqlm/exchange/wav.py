@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +33,6 @@ class Decoded:
     """files that were there already"""
     seconds: float = 0.0
     """of audio made"""
-    spent: float = 0.0
-    """seconds of work"""
     failed: list[Skipped] = field(default_factory=list)
 
 
@@ -72,9 +69,7 @@ def decode_files(
         if path.exists() and not overwrite:
             done.kept += 1
             continue
-        began = time.perf_counter()
         done.seconds += decode_to_wav(codec, item, path, subtype, num_codebooks, chunk_seconds)
-        done.spent += time.perf_counter() - began
         done.made += 1
     return done
 
