@@ -90,38 +90,33 @@ class Codec(torch.nn.Module, ABC):
         levels alone give a rougher reconstruction.
         """
 
-    def encode_blocks(
-        self, blocks: Iterable[Tensor], chunk_seconds: float = 5.0
-    ) -> Iterator[Encoded]:
+    def encode_blocks(self, blocks: Iterable[Tensor], step: int) -> Iterator[Encoded]:
         """One recording in blocks (C, n) float32 of any length, to the codes of `encode` on the
         whole; see `rvqlm.codecs.chunking.encode_stream`.
 
-        With a finite `context_frames` that needs memory for about `chunk_seconds` and the context;
+        With a finite `context_frames` that needs memory for about `step` frames and the context;
         without, the recording goes in whole, unless a subclass knows better.
         """
         context, hop = self.context_frames, self.info.hop
-        step = self.frames_in(chunk_seconds) if context is not None else WHOLE
 
         def run(audio: Tensor) -> Tensor:
             return self.encode(audio.to(self.device))[0].transpose(1, 2)
 
-        window = Windows(run, context or 0, context or 0, step, per_in=hop)
+        size = WHOLE if context is None else step
+        window = Windows(run, context or 0, context or 0, size, per_in=hop)
         return encode_staged(self, blocks, window)
 
-    def decode_blocks(
-        self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
-    ) -> Iterator[Tensor]:
+    def decode_blocks(self, codes: Tensor, step: int, scales: Tensor | None) -> Iterator[Tensor]:
         """Codes (T, K) of one recording to the audio of `decode`, piece by piece; see
         `rvqlm.codecs.chunking.decode_stream`. Only codecs with segments are given `scales`."""
         context, hop = self.decode_context_frames, self.info.hop
-        size = self.frames_in(chunk_seconds)
 
         def run(codes: Tensor) -> Tensor:
             return self.decode(codes.transpose(1, 2))
 
-        step = size if context is not None else WHOLE
-        window = Windows(run, context or 0, context or 0, step, per_out=hop)
-        return decode_staged(self, codes.split(size), window)
+        size = WHOLE if context is None else step
+        window = Windows(run, context or 0, context or 0, size, per_out=hop)
+        return decode_staged(self, codes.split(step), window)
 
     @property
     def bounded_memory(self) -> bool:

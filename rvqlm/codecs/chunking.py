@@ -35,7 +35,7 @@ def encode_stream(
     length of its input, and otherwise up to float rounding (a latent halfway between two codebook
     entries may fall either way).
     """
-    yield from codec.encode_blocks(blocks, chunk_seconds)
+    yield from codec.encode_blocks(blocks, codec.frames_in(chunk_seconds))
 
 
 def encode_whole(codec: Codec, audio: Tensor, chunk_seconds: float = 5.0) -> Encoded:
@@ -124,7 +124,7 @@ def decode_stream(
     """
     if scales is not None and codec.info.segment is None:
         raise ValueError(f"{codec.info.name} has no scales")
-    yield from codec.decode_blocks(codes, chunk_seconds, scales)
+    yield from codec.decode_blocks(codes, codec.frames_in(chunk_seconds), scales)
 
 
 def decode_long(

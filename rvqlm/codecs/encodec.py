@@ -104,11 +104,9 @@ class EncodecCodec(TransformersCodec):
         """(B, K, T) -> (B, D, T)"""
         return self.model.quantizer.decode(codes.transpose(0, 1))
 
-    def encode_blocks(
-        self, blocks: Iterable[Tensor], chunk_seconds: float = 5.0
-    ) -> Iterator[Encoded]:
+    def encode_blocks(self, blocks: Iterable[Tensor], step: int) -> Iterator[Encoded]:
         head, lstm, tail = _parts(self.model.encoder.layers)
-        step, hop = self.frames_in(chunk_seconds), self.info.hop
+        hop = self.info.hop
         return encode_staged(
             self,
             blocks,
@@ -119,11 +117,9 @@ class EncodecCodec(TransformersCodec):
             Pointwise(self._quantize),
         )
 
-    def decode_blocks(
-        self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
-    ) -> Iterator[Tensor]:
+    def decode_blocks(self, codes: Tensor, step: int, scales: Tensor | None) -> Iterator[Tensor]:
         head, lstm, tail = _parts(self.model.decoder.layers)
-        step, hop = self.frames_in(chunk_seconds), self.info.hop
+        hop = self.info.hop
         return decode_staged(
             self,
             codes.split(step),
@@ -255,24 +251,24 @@ def _from_yaml(checkpoint: NativeCheckpoint) -> dict[str, Any]:
             name, value = reference[1], root
         raise UserError(f"codec {path}: its settings (xp.cfg) refer to each other in a circle")
 
-    def require(name: str, wanted: Any, default: Any) -> None:
-        found = read(name, default)
-        if found != wanted:
+    must_be = {
+        "compression_model": "encodec",
+        "encodec.autoencoder": "seanet",
+        "encodec.quantizer": "rvq",
+        # would have to be stored beside the codes, and no published codec has it without segments
+        "encodec.renormalize": False,
+        "seanet.activation": "ELU",
+        "seanet.activation_params.alpha": 1.0,
+        "seanet.disable_norm_outer_blocks": 0,
+        "seanet.decoder.final_activation": None,
+        "seanet.encoder": {},
+    }
+    for name, wanted in must_be.items():
+        if (found := read(name, wanted)) != wanted:
             raise UserError(
                 f"codec {path}: trained with {name} = {found!r}; transformers' EnCodec has only "
                 f"{wanted!r}"
             )
-
-    require("compression_model", "encodec", "encodec")
-    require("encodec.autoencoder", "seanet", "seanet")
-    require("encodec.quantizer", "rvq", "rvq")
-    # would have to be stored beside the codes, and no published codec has it without segments
-    require("encodec.renormalize", False, False)
-    require("seanet.activation", "ELU", "ELU")
-    require("seanet.activation_params.alpha", 1.0, 1.0)
-    require("seanet.disable_norm_outer_blocks", 0, 0)
-    require("seanet.decoder.final_activation", None, None)
-    require("seanet.encoder", {}, {})
     extra = set(read("seanet.decoder", {})) - {
         "trim_right_ratio", "final_activation", "final_activation_params",
     }  # fmt: skip

@@ -63,11 +63,9 @@ class MimiCodec(TransformersCodec):
         """(B, D, T) -> (B, K, T)"""
         return self.model.quantizer.encode(latents, self.info.num_codebooks).transpose(0, 1)
 
-    def encode_blocks(
-        self, blocks: Iterable[Tensor], chunk_seconds: float = 5.0
-    ) -> Iterator[Encoded]:
+    def encode_blocks(self, blocks: Iterable[Tensor], step: int) -> Iterator[Encoded]:
         net, stride = self.model.encoder, int(self.model.config.latent_stride)
-        step, hop = self.frames_in(chunk_seconds), self.info.hop // stride
+        hop = self.info.hop // stride
         seanet = reach(layers_of(net.encoder_seanet), hop, 1)
         down = reach(layers_of(net.downsample), stride, 1)
         return encode_staged(
@@ -80,11 +78,9 @@ class MimiCodec(TransformersCodec):
             Pointwise(self._quantize),
         )
 
-    def decode_blocks(
-        self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
-    ) -> Iterator[Tensor]:
+    def decode_blocks(self, codes: Tensor, step: int, scales: Tensor | None) -> Iterator[Tensor]:
         net, stride = self.model.decoder, int(self.model.config.latent_stride)
-        step, hop = self.frames_in(chunk_seconds), self.info.hop // stride
+        hop = self.info.hop // stride
         up = reach(layers_of(net.upsample), 1, stride)
         seanet = reach(layers_of(net.decoder_seanet), 1, hop)
         return decode_staged(

@@ -135,13 +135,10 @@ class SpectralCodec(Codec):
         self.check_codes(codes)
         return torch.stack([decode_long(self, item) for item in codes]).to(codes.device)
 
-    def decode_blocks(
-        self, codes: Tensor, chunk_seconds: float = 5.0, scales: Tensor | None = None
-    ) -> Iterator[Tensor]:
-        """Pieces are as long as those of `decode`, whatever `chunk_seconds` says: each cut between
-        them costs quality."""
+    def decode_blocks(self, codes: Tensor, step: int, scales: Tensor | None) -> Iterator[Tensor]:
+        """Pieces are of `PIECE_FRAMES`, whatever `step` is: each cut between them costs quality."""
         clamp = Pointwise(lambda audio: audio.clamp_(-1, 1))
-        pieces = codes.split(self.frames_in(chunk_seconds))
+        pieces = codes.split(step)
         return decode_staged(self, pieces, self._spectra_stage(), self._phases_stage(), clamp)
 
     @contextmanager

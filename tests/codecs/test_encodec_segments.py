@@ -110,7 +110,7 @@ def test_several_segments_in_one_call_change_nothing(codec, monkeypatch):
     audio = swelling(5 * STRIDE + 333)
     one = encode_whole(codec, audio)
     calls, encode = [], codec.encode_pieces
-    monkeypatch.setattr(type(codec), "_count", lambda self, seconds: 3)
+    monkeypatch.setattr(type(codec), "_count", lambda self, step: 3)
     monkeypatch.setattr(codec, "encode_pieces", lambda x: calls.append(len(x)) or encode(x))
     some = encode_whole(codec, audio, 10.0)
     assert calls == [3, 1, 1, 1]

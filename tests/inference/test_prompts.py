@@ -30,7 +30,7 @@ class Loud(Codec):
 
     decode = encode
 
-    def encode_blocks(self, blocks, chunk_seconds=5.0):
+    def encode_blocks(self, blocks, step):
         audio = torch.cat(list(blocks), 1)
         frames = self.info.num_frames(audio.shape[1])
         starts = range(0, self.info.num_scales(frames) * 720, 720)
