@@ -66,18 +66,6 @@ def loaded(name: str) -> dict[str, Any]:
     }
 
 
-def overview() -> dict[str, Any]:
-    """Everything that is known, and what is installed."""
-    from rvqlm.codecs.pretrained import transformers_types
-    from rvqlm.codecs.registry import BACKENDS, CARDS
-
-    return {
-        "codecs": [described(card) for card in CARDS],
-        "backends": _ways(BACKENDS),
-        "transformers_types": transformers_types(),
-    }
-
-
 _ROW = "{:<26}{:>10}{:>8}{:>6}{:>8}{:>7}{:>4}  {:<14}{}"
 
 
@@ -131,10 +119,18 @@ def _card(c: dict[str, Any]) -> str:
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm codecs", "The codecs there are.", argv)
-    from rvqlm.codecs.registry import card_of
+    from rvqlm.codecs.pretrained import transformers_types
+    from rvqlm.codecs.registry import BACKENDS, CARDS, card_of
 
     if not args.name:
-        found, text = overview(), _table
+        found, text = (
+            {
+                "codecs": [described(card) for card in CARDS],
+                "backends": _ways(BACKENDS),
+                "transformers_types": transformers_types(),
+            },
+            _table,
+        )
     else:
         card = card_of(args.name)
         found, text = (described(card) if card else loaded(args.name)), _card

@@ -57,8 +57,6 @@ class EncodecCodec(TransformersCodec):
 
     model_type = "encodec"
     usual_codebooks = 8
-    segmented = False
-    """Whether this is the adapter for models that cut a recording into segments."""
     cards = (
         _card(
             24, 8, 32, "encodec_24khz-d7cc33bc.th", note="causal; 2 to 32 levels, 0.75 kbps each"
@@ -73,12 +71,6 @@ class EncodecCodec(TransformersCodec):
             note="stereo; segments of one second, each with a scale stored beside the codes",
         ),
     )  # fmt: skip
-
-    @classmethod
-    def fits(cls, config) -> bool:
-        if not super().fits(config):
-            return False
-        return cls.segmented == bool(config.normalize or config.chunk_length_s is not None)
 
     def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
         super().__init__(model, name, num_codebooks)

@@ -28,10 +28,13 @@ class EncodecSegmentCodec(EncodecCodec):
     only there, the published ones make one more, or fail.
     """
 
-    segmented = True
     usual_codebooks = None
     default_scale = 0.1
     """-20 dBFS, a usual loudness of speech and music: segments are normalised to an RMS of 1."""
+
+    @classmethod
+    def fits(cls, config) -> bool:
+        return super().fits(config) and bool(config.normalize or config.chunk_length_s is not None)
 
     @staticmethod
     def _segment(config, name: str) -> tuple[int, int] | None:

@@ -21,8 +21,8 @@ from rvqlm.codecs.transformers_codec import TransformersCodec
 from rvqlm.errors import UserError
 from rvqlm.hub import require_network
 
-ADAPTERS = (DacCodec, EncodecCodec, EncodecSegmentCodec, MimiCodec)
-"""Classes for models of one type; `TransformersCodec` is tried for any other type."""
+ADAPTERS = (DacCodec, EncodecSegmentCodec, EncodecCodec, MimiCodec)
+"""Classes for models of one type, the first that fits; `TransformersCodec` is for all others."""
 
 TRANSFORMERS_TYPES = {
     "dac": "works",

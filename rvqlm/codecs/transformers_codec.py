@@ -46,7 +46,7 @@ class TransformersCodec(Codec):
 
     def __init__(self, model: nn.Module, name: str, num_codebooks: int | None = None):
         config = model.config
-        available = self._available(config, name)
+        available = int(_read(config, name, "num_quantizers", "n_codebooks", "num_codebooks"))
         usual = min(self.usual_codebooks or available, available)
         K = num_codebooks if num_codebooks is not None else usual
         if not 1 <= K <= available:
@@ -101,11 +101,6 @@ class TransformersCodec(Codec):
         return nn.functional.pad(audio, (0, missing)).float()
 
     # ------------------------------------------------ what differs between model classes
-
-    @staticmethod
-    def _available(config, name: str) -> int:
-        """Codebooks in the weights."""
-        return int(_read(config, name, "num_quantizers", "n_codebooks", "num_codebooks"))
 
     @staticmethod
     def _hop(config, name: str) -> int:

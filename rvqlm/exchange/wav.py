@@ -113,12 +113,8 @@ def decode_to_wav(
     # torch does little with unsigned types; a copy: the shard is mapped read-only
     kind = np.int16 if codes.dtype.itemsize <= 2 and info.codebook_size <= 1 << 15 else np.int64
     codes = torch.from_numpy(np.array(codes, dtype=kind))
-    pieces = decode_stream(
-        codec,
-        codes,
-        chunk_seconds,
-        None if scales is None else torch.tensor(scales, dtype=torch.float32),
-    )
+    scales = None if scales is None else torch.tensor(scales, dtype=torch.float32)
+    pieces = decode_stream(codec, codes, chunk_seconds, scales)
     most = item.num_samples(info)
     try:
         written = write_wav(path, pieces, info.sampling_rate, info.channels, most, subtype)
