@@ -151,14 +151,14 @@ def model_from_native(checkpoint: NativeCheckpoint):
     levels, geometry = shapes.pop("levels"), (shapes["audio_channels"], shapes.pop("hop"))
     if isinstance(checkpoint.settings, str):
         settings = _from_yaml(checkpoint)
-    else:
-        if geometry not in _PUBLISHED:
-            raise UserError(
-                f"codec {checkpoint.path}: no settings in the file, and {geometry[0]} channels "
-                f"with {geometry[1]} samples per frame is none of the published EnCodecs "
-                "(24, 32, 48 kHz); give a folder in transformers' format"
-            )
+    elif geometry in _PUBLISHED:
         settings = _PUBLISHED[geometry]
+    else:
+        raise UserError(
+            f"codec {checkpoint.path}: no settings in the file, and {geometry[0]} channels "
+            f"with {geometry[1]} samples per frame is none of the published EnCodecs "
+            "(24, 32, 48 kHz); give a folder in transformers' format"
+        )
     config = transformers.EncodecConfig(**shapes, **settings)
     # kbps of every number of levels, and a little more: the class rounds down
     per_level = config.frame_rate * config.codebook_nbits / 1000

@@ -1,13 +1,10 @@
 """DAC and EnCodec through their projects' own packages: ``package:dac:weights.pth``, extra ``dac``,
 and ``package:encodec:FILE.th``, extra ``encodec``.
 
-For those who want the reference implementation at work. The plain path of a file loads it without
-the package and gives the same codes and audio, bit for bit (``tools/test.sh --codecs`` proves it),
-hence the same fingerprint: tokens of both mix. Only the models' encoding and decoding is called,
-not DAC's `compress`, which normalises loudness and cuts the audio in ways that change codes.
-EnCodec's files are ``encodec_24khz-d7cc33bc.th``, ``encodec_48khz-7e698e3e.th`` and MusicGen's
-``compression_state_dict.bin``, whose layers the package can build as well; with it recordings go in
-whole, those at 48 kHz segment by segment.
+For those who want the reference implementation at work; `rvqlm.codecs.native` loads the same files
+without it, with the same codes, audio and fingerprint. Only the models' encoding and decoding is
+called, not DAC's `compress`, which normalises loudness and cuts the audio so that codes change.
+With the package EnCodec takes recordings whole, those at 48 kHz segment by segment.
 """
 
 from __future__ import annotations
