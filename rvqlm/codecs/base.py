@@ -26,7 +26,7 @@ from torch import Tensor
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.cards import Card
 from rvqlm.codecs.streaming import WHOLE, Encoded, Windows, decode_staged, encode_staged
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 
 
 class Codec(torch.nn.Module, ABC):
@@ -317,8 +317,7 @@ class Backend:
         try:
             return importlib.import_module(self.module)
         except Exception as e:  # torchaudio raises OSError where its libraries don't fit torch
-            first = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise UserError(
-                f"codec {codec} needs the package {self.distribution}, and importing it failed "
-                f"({first}); pip install 'rvqlm[{self.extra}]'{instead and ', or ' + instead}"
+                f"codec {codec} needs the package {self.distribution}, and importing it failed ("
+                f"{reason_of(e)}); pip install 'rvqlm[{self.extra}]'{instead and ', or ' + instead}"
             ) from None

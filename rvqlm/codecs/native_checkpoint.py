@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 
 
 @dataclass
@@ -148,8 +148,7 @@ def _unpickle(path: Path) -> Any:
             "an audiocraft training must first be exported (audiocraft.utils.export)"
         ) from None
     except Exception as e:  # torch raises anything for a damaged file, IndexError too
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(f"codec {path}: not a file of torch.save ({first})") from None
+        raise UserError(f"codec {path}: not a file of torch.save ({reason_of(e)})") from None
 
 
 def _old_name(name: str) -> str:

@@ -21,7 +21,7 @@ from torch.nn.functional import pad
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Backend, Codec, fingerprint
 from rvqlm.codecs.cards import CODECS_ENV, HUB, Card, cached, candidates, remembered
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.hub import require_network
 
 PREFIX = "nemo:"
@@ -149,8 +149,8 @@ def load_nemo(name: str, num_codebooks: int | None = None) -> Codec:
         else:
             model = _restore(models.AudioCodecModel, path)
     except Exception as e:  # tarfile, omegaconf and NeMo each have their own
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise UserError(f"codec {name}: NeMo cannot load {path or wanted}: {first}") from None
+        what = f"codec {name}: NeMo cannot load {path or wanted}"
+        raise UserError(f"{what}: {reason_of(e)}") from None
     return NemoCodec(model, name if path is None else remembered(wanted, path), num_codebooks)
 
 

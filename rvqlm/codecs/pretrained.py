@@ -18,7 +18,7 @@ from rvqlm.codecs.encodec import EncodecCodec
 from rvqlm.codecs.encodec_segments import EncodecSegmentCodec
 from rvqlm.codecs.mimi import MimiCodec
 from rvqlm.codecs.transformers_codec import TransformersCodec
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.hub import require_network
 
 ADAPTERS = (DacCodec, EncodecSegmentCodec, EncodecCodec, MimiCodec)
@@ -128,7 +128,6 @@ def _from_pretrained(transformers, source: str, name: str, local_files_only: boo
     except UserError:
         raise
     except Exception as e:  # transformers raises anything from OSError to KeyError and SSLError
-        first = (str(e).strip().splitlines() or [""])[0]
         if source == name and not Path(source).is_dir():
             raise UserError(
                 f"codec {name}: config.json and model.safetensors are neither in the Hugging Face "
@@ -136,7 +135,7 @@ def _from_pretrained(transformers, source: str, name: str, local_files_only: boo
                 f"https://huggingface.co/{name} into a folder and give it with --codec FOLDER, or "
                 f"put it at DIR/{name} with {CODECS_ENV}=DIR; --codec spectral needs no download"
             ) from None
-        raise UserError(f"codec {name}: cannot load {source}: {first}") from None
+        raise UserError(f"codec {name}: cannot load {source}: {reason_of(e)}") from None
     finally:
         logging.set_verbosity(verbosity)
         if bars:

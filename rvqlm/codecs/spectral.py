@@ -36,7 +36,7 @@ from rvqlm.codecs.chunking import decode_long
 from rvqlm.codecs.griffin_lim import GriffinLim, Phases
 from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
 from rvqlm.codecs.streaming import Pointwise, Windows, decode_staged
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.files import atomic_write
 
 ASSET = Path(__file__).parent / "assets" / "spectral.safetensors"
@@ -205,8 +205,7 @@ def load_net(path: str | os.PathLike) -> SpectralNet:
         net = SpectralNet(config)
         net.load_state_dict(state)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
-        reason = str(e).splitlines()[0]
-        raise UserError(f"{path}: not weights of the spectral codec ({reason})") from None
+        raise UserError(f"{path}: not weights of the spectral codec ({reason_of(e)})") from None
     net.quantizer.prepare()
     return net.eval()
 

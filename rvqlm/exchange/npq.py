@@ -40,7 +40,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 
 SUFFIX = ".npq"
 MAGIC = b"NPQ1"
@@ -126,7 +126,7 @@ def read_npq(path: str | os.PathLike) -> tuple[NpqHeader, np.ndarray]:
                 file.seek(0)
                 data = file.read()
     except (OSError, ValueError) as e:  # ValueError: a null byte in the path
-        raise UserError(f"{path}: {getattr(e, 'strerror', None) or e}") from None
+        raise UserError(f"{path}: {reason_of(e)}") from None
     return parse_npq(data, path)
 
 

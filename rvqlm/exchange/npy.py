@@ -16,7 +16,7 @@ import numpy as np
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_manifest
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.items import TokenItem
 from rvqlm.exchange.names import path_for_id
 
@@ -59,8 +59,7 @@ def read_npy(path: str | os.PathLike, order: str = "tk") -> np.ndarray:
     try:
         codes = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as e:
-        reason = getattr(e, "strerror", None) or " ".join(str(e).split()) or type(e).__name__
-        raise UserError(f"{path}: no .npy array of codes: {reason[:200]}") from None
+        raise UserError(f"{path}: no .npy array of codes: {reason_of(e)}") from None
     if not isinstance(codes, np.ndarray) or codes.ndim != 2 or codes.dtype.kind not in "iu":
         found = f"{codes.dtype} array of shape {codes.shape}" if hasattr(codes, "dtype") else "zip"
         raise UserError(f"{path}: a {found}; codes are a (T, K) integer array")

@@ -21,7 +21,7 @@ from lhotse.utils import fastcopy
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import manifest_lines
 from rvqlm.data.store import Key, code_dtype
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.items import TokenItem
 
 _READER_FIELDS = ("shard_origin", "shar_epoch")  # what lhotse's reader adds to custom
@@ -83,8 +83,7 @@ def read_shar(folder: Path, split: str | None = None) -> Iterator[TokenItem]:
                     "is cut short: copy it again"
                 ) from None
             except Exception as e:  # of tarfile, json, and assertions of lhotse
-                reason = " ".join(str(e).split()) or type(e).__name__
-                raise UserError(f"{pair[1]}, item {number + 1}: damaged: {reason}") from None
+                raise UserError(f"{pair[1]}, item {number + 1}: damaged: {reason_of(e)}") from None
             yield _item(cut, pair[1], split)
 
 
