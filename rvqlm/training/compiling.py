@@ -5,9 +5,6 @@ result: how long that takes does not grow with depth. Batch size and length stay
 compiled code, unless the batches have hardly more than one shape. What is compiled is the forward
 pass of training alone: validation and generation, whose shapes change at every step, run as
 without the flag. Hooks on blocks, sharding and activation checkpointing stay outside.
-
-    shapes = compile_model(model, shapes, say)
-    seconds = warm_up(module, shapes, batch, dtype, say)
 """
 
 from __future__ import annotations
