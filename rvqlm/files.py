@@ -135,7 +135,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(name)
     # left by a process of the same number (in a container all have the same); if it is a second
     # name of a checkpoint, writing into it would destroy that one
-    _remove(temporary)
+    remove(temporary)
     try:
         yield temporary
         for file in (temporary, *temporary.rglob("*")):
@@ -143,7 +143,7 @@ def _replacing(path: Path) -> Iterator[Path]:
                 _sync(file)
         os.replace(temporary, path)
     finally:
-        _remove(temporary)  # on failure, and where both names are one file already
+        remove(temporary)  # on failure, and where both names are one file already
     with contextlib.suppress(OSError):  # directories of some file systems cannot be synced
         _sync(path.parent)
 
@@ -156,7 +156,8 @@ def _sync(path: Path) -> None:
         os.close(opened)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Delete a file or a folder with all that is in it, if it is there."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

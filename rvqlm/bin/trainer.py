@@ -58,9 +58,9 @@ def flags_of_the_run(argv: Sequence[str] | None) -> dict:
     exp_dir, resume = peek(argv, "exp-dir", ""), peek(argv, "resume", "auto")
     if not exp_dir or resume == "no":
         return {}
-    path = Path(exp_dir) / "latest.pt" if resume == "auto" else Path(resume)
-    if resume == "auto" and (stage := peek(argv, "train-stage", "0")) != "0":
-        path = Path(exp_dir) / f"stage{stage}" / "latest.pt"
+    stage = peek(argv, "train-stage", "0")
+    of_stage = Path(exp_dir, "" if stage == "0" else f"stage{stage}", "latest.pt")
+    path = of_stage if resume == "auto" else Path(resume)
     path = path / "latest.pt" if path.is_dir() else path
     if not path.is_file():
         return {}
@@ -93,7 +93,6 @@ def train(config, command: str) -> int:
         )
     if device.type == "cuda" and world.size > 1:
         device = torch.device("cuda", world.local_rank)
-        torch.cuda.set_device(device)
     try:
         return Setup(config, device, dtype, world, make_samples).run(command)
     except UserError as e:

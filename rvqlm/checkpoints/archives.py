@@ -16,7 +16,7 @@ from rvqlm.checkpoints.shards import named_by
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import atomic_folder, atomic_write, link_or_copy
 
-_NAME = re.compile(r"(?P<kind>step|best)-(?P<step>\d{8,})-(?P<stamp>\d{8}-\d{6})\.pt")
+_NAME = re.compile(r"(step|best)-(?P<step>\d{8,})-(?P<stamp>\d{8}-\d{6})\.pt")
 
 
 def archive(
@@ -53,11 +53,10 @@ def archives(exp_dir: str | Path, kind: str = "step") -> list[Path]:
 
     :param kind: ``step``: the periodic ones; ``best``.
     """
-    found = []
-    for path in (Path(exp_dir) / "archive").glob(f"{kind}-*.pt"):
-        if match := _NAME.fullmatch(path.name):
-            found.append((match["stamp"], int(match["step"]), path))
-    return [path for _, _, path in sorted(found)]
+    found = (Path(exp_dir) / "archive").glob(f"{kind}-*.pt")
+    names = [match for path in found if (match := _NAME.fullmatch(path.name))]
+    names.sort(key=lambda match: (match["stamp"], int(match["step"])))
+    return [Path(exp_dir) / "archive" / match[0] for match in names]
 
 
 def _delete(paths: list[Path], keep: int) -> None:

@@ -30,11 +30,10 @@ def newest_archives(exp_dir: str | Path, last: int | None) -> list[Path]:
     """
     exp_dir = last_stage(Path(exp_dir))
     found = archives(exp_dir)
-    if len(found) < max(2, last or 2):
+    if len(found) < (least := max(2, last or 2)):
         raise UserError(
-            f"{exp_dir / 'archive'}: {len(found)} archives, a mean takes at least "
-            f"{max(2, last or 2)}; train with --archive-every or --archive-every-steps, or name "
-            "checkpoints"
+            f"{exp_dir / 'archive'}: {len(found)} archives, a mean takes at least {least}; train "
+            "with --archive-every or --archive-every-steps, or name checkpoints"
         )
     return found[-last:] if last else found
 

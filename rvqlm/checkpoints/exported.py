@@ -5,7 +5,6 @@ the codec, the conditions with their symbols, how the training went.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import torch
 
 from rvqlm.checkpoints.file import write_errors
 from rvqlm.errors import UserError, reason_of
-from rvqlm.files import atomic_folder, blocks
-from rvqlm.models.factory import config_dict
+from rvqlm.files import atomic_folder, sha256_of
+from rvqlm.models.factory import model_identity
 from rvqlm.version import __version__
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -47,7 +46,7 @@ def save_pretrained(
         # tensors of several names are written once, metadata as other tools expect it
         save_model(model, str(folder / WEIGHTS), {"format": "pt"})
         config = describe(model, state or {}, averaged)
-        config["weights_sha256"] = _sha256(folder / WEIGHTS)
+        config["weights_sha256"] = sha256_of(folder / WEIGHTS)
         text = json.dumps(config, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
         (folder / CONFIG).write_text(text, encoding="utf-8")
     return directory
@@ -63,10 +62,7 @@ def describe(model, state: dict, averaged: bool) -> dict:
         "model_type": "rvqlm",
         "format": FORMAT,
         "rvqlm_version": __version__,
-        "model_name": model.name,
-        "model_config": config_dict(model),
-        "codec": model.info.to_dict(),
-        "conditions": {k: c.to_dict() for k, c in model.conditions.items()},
+        **model_identity(model),
         "averaged_weights": averaged,
         "step": int(state.get("step", 0)),
         **training,
@@ -122,7 +118,7 @@ def read_weights(directory: Path, state: dict) -> dict[str, torch.Tensor]:
 
     path = directory / WEIGHTS
     try:
-        if _sha256(path) != state["weights_sha256"]:
+        if sha256_of(path) != state["weights_sha256"]:
             raise UserError(
                 f"{path}: damaged, not the file that {CONFIG} was written for (sha256); copy or "
                 "export the model again"
@@ -136,10 +132,3 @@ def read_weights(directory: Path, state: dict) -> dict[str, torch.Tensor]:
         ) from None
     # a tensor of several names is in the file once, the metadata has its other names
     return weights | {other: weights[n] for other, n in metadata.items() if n in weights}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    for block in blocks(path):
-        digest.update(block)
-    return digest.hexdigest()

@@ -8,12 +8,17 @@ that the format carries; whatever cannot be loaded is reported by name, with ano
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from rvqlm.checkpoints.shards import read_whole
+from rvqlm.cli import kebab
+from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import atomic_write, link_or_copy
 
@@ -142,3 +147,44 @@ def require_resumable(state: dict, where: str | Path) -> None:
             f"{where}: the mean of the checkpoints of steps {steps}, without optimizer and "
             "position in the data; --resume one of those, or begin a training with --init-from"
         )
+
+
+def require_same_run(state: dict, where: str, model, info: CodecInfo, config) -> None:
+    """Raise `UserError` for a checkpoint that a training does not continue, naming every
+    difference.
+
+    :param model, info, config: of the training; `config` is its `TrainerConfig`.
+    """
+    require_resumable(state, where)
+    averaging = config.optim.ema_decay > 0
+    pairs = {  # what was, what is
+        "--model-name": (state["model_name"], model.name),
+        "--seed": (state["rng"]["seed"], config.seed),
+        "--optimizer": (state["config"].get("optimizer"), config.optim.optimizer),
+        "averaging (--ema-decay above 0)": (state["ema"] is not None, averaging),
+    }
+    differing = [f"{k} was {was}, is {now}" for k, (was, now) in pairs.items() if was != now]
+    if model.name == state["model_name"]:
+        differing += differing_flags(model.config, state["model_config"])
+    if differing:
+        raise UserError(
+            f"{where} is of another run: {'; '.join(differing)}; give the same "
+            f"flags (--config {Path(where).parent / 'config.yaml'}), another --exp-dir, or "
+            "--resume no"
+        )
+    for kind, condition in model.conditions.items():
+        saved = ConditionInfo.from_dict(state["conditions"][kind])
+        condition.require_same(saved, config.manifest_dir, where)
+    info.require_same(CodecInfo.from_dict(state["codec"]), config.manifest_dir, where)
+
+
+def differing_flags(config: Any, before: dict[str, Any], but: str = "") -> list[str]:
+    """``--nhead was 2, is 4`` for each field of a dataclass that a checkpoint has otherwise.
+
+    :param but: a field that may differ.
+    """
+    return [
+        f"--{kebab(name)} was {before.get(name)}, is {value}"
+        for name, value in dataclasses.asdict(config).items()
+        if name != but and before.get(name) != value
+    ]

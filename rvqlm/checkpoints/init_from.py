@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rvqlm.checkpoints.file import differing_flags
 from rvqlm.checkpoints.loading import find_checkpoint, locate, read
 from rvqlm.errors import UserError
 
@@ -62,18 +63,18 @@ class InitReport:
 
 
 @torch.no_grad()
-def init_from(model, path: str | Path, use_ema: bool = True) -> InitReport:
-    """Copy into `model` the tensors of another one that agree in name and shape.
+def init_from(model, path: str | Path) -> InitReport:
+    """Copy into `model` the tensors of another one that agree in name and shape; averaged ones,
+    where the file has them.
 
     Call it before anything is derived from the weights (averages, optimizer).
 
     :param path: experiment directory (its best checkpoint), checkpoint file, directory of an
         exported model, or the name of a repository of the Hugging Face hub.
-    :param use_ema: averaged weights, where the file has them.
     :raises UserError: nothing usable there, nothing matches, or values are not finite.
     """
     path = find_checkpoint(locate(path))
-    weights, state = read(path, use_ema)
+    weights, state = read(path)
     mine = model.state_dict()
     report = InitReport(path, int(state["step"]))
     report.unexpected = sorted(weights.keys() - mine.keys())
@@ -112,12 +113,8 @@ def _remarks(model, state: dict) -> list[str]:
     found = []
     if state["model_name"] != model.name:
         found.append(f"the weights are of a {state['model_name']}, this is a {model.name}")
-    theirs, mine = state["model_config"], dataclasses.asdict(model.config)
-    differing = [
-        f"--{k.replace('_', '-')} was {theirs[k]}, is {mine[k]}"
-        for k in mine
-        if k in theirs and theirs[k] != mine[k]
-    ]
+    mine = dataclasses.asdict(model.config)
+    differing = differing_flags(model.config, mine | state["model_config"])
     if differing:
         found.append(f"other options: {'; '.join(differing)}")
     codec = state["codec"]
@@ -137,30 +134,21 @@ def by_module(names: list[str]) -> str:
     """Tensors counted by module; equal blocks of a stack are one entry.
 
     >>> by_module(["norm.weight", "blocks.0.up", "blocks.0.down", "blocks.1.up", "blocks.1.down"])
-    'norm.weight, blocks.0-1 (4 tensors)'
+    'norm.weight, blocks.0,1 (4 tensors)'
     """
-    counts: dict[tuple[str, int | None], list[str]] = defaultdict(list)
+    groups: dict[str, list[str]] = defaultdict(list)
+    layers: dict[str, dict[str, None]] = defaultdict(dict)  # numbers of each stack, in order
     for name in names:
         stacked = re.match(r"(.*?)\.(\d+)\.", name)
-        module = name.rpartition(".")[0] or name
-        counts[(stacked[1], int(stacked[2])) if stacked else (module, None)].append(name)
-    entries: list[tuple[str, int | None, int | None, list[str]]] = []
-    for (module, number), members in counts.items():
-        if number is not None and entries and entries[-1][0] == module:
-            _, first, last, before = entries[-1]
-            if last == number - 1:
-                entries[-1] = (module, first, number, before + members)
-                continue
-        entries.append((module, number, number, members))
-    return ", ".join(_entry(*entry) for entry in entries)
-
-
-def _entry(module: str, first: int | None, last: int | None, members: list[str]) -> str:
-    if len(members) == 1:
-        return members[0]
-    if first is not None:
-        module += f".{first}" if first == last else f".{first}-{last}"
-    return f"{module} ({len(members)} tensors)"
+        module = stacked[1] if stacked else name.rpartition(".")[0] or name
+        groups[module].append(name)
+        if stacked:
+            layers[module][stacked[2]] = None
+    entries = []
+    for module, members in groups.items():
+        shown = f"{module}.{','.join(layers[module])}" if module in layers else module
+        entries.append(f"{shown} ({len(members)} tensors)" if len(members) > 1 else members[0])
+    return ", ".join(entries)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -5,9 +5,8 @@ A rank writes and reads its own shards only, in a directory beside the checkpoin
 before that takes the place of the one before; directories that no checkpoint names are deleted
 after. So a kill at any time leaves a checkpoint that loads.
 
-torch's ``distributed.checkpoint.state_dict`` is not used: it names what optimizers keep by
-parameter and makes it by a step of each optimizer, while ours is that of ``state_dict()``, equal
-in sharded and whole checkpoints, and absent for parameters without gradients.
+torch's ``distributed.checkpoint.state_dict`` is not used: it names what optimizers keep otherwise
+than ``state_dict()`` does, and sharded and whole checkpoints would differ.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from __future__ import annotations
 import itertools
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
 
 from rvqlm.checkpoints import shards
-from rvqlm.checkpoints.file import EARLIER_INTACT, save_checkpoint
+from rvqlm.checkpoints.file import EARLIER_INTACT, load_checkpoint, save_checkpoint
 from rvqlm.checkpoints.shards import leaves, map_leaves, put_aside, put_back, sum_of
 from rvqlm.dtensors import is_sharded
 from rvqlm.errors import UserError
@@ -54,21 +52,22 @@ def save_sharded(state: dict, path: Path, world, also: Path | None = None) -> No
         save_checkpoint(rest, path, also=also)
         _remove_unused(path.parent)
 
-    _together(finish if world.main else lambda: None, world)
+    world.together(finish if world.main else lambda: None)
 
 
-def load_sharded(path: Path, state: dict, into: dict, world) -> dict:
+def load_sharded(path: Path, into: dict, world) -> dict:
     """A checkpoint as the ranks of this run can take it in; all of them call it.
 
     Sharded tensors are dealt anew among any number of ranks, whole ones are cut where this run has
     shards, and shards are put together where it has whole tensors.
 
-    :param path: of the file; `state` is what it holds (`load_checkpoint` with ``gather=False``).
+    :param path: of the file.
     :param into: state of the trainer that will load it. Where it knows nothing of a tensor, as of
         an optimizer that hasn't stepped, tensors of one dimension or more are cut by their first,
         as FSDP2 does.
-    :raises UserError: on all ranks, if the directory is missing or damaged.
+    :raises UserError: on all ranks, if file or directory are missing or damaged.
     """
+    state = world.together(lambda: load_checkpoint(path, gather=False))
     here = {key: t for key, t in leaves(into).items() if is_sharded(t)}
     mesh = next((t.device_mesh for t in here.values()), None)
     if "sharded" not in state:
@@ -91,19 +90,8 @@ def load_sharded(path: Path, state: dict, into: dict, world) -> dict:
         with shards.errors(directory, "read"):
             return shards.read_tensors(directory, make, process_group=world.control)
 
-    directory = _together(check, world)
-    return put_back(state, _together(read, world))
-
-
-def _together(work: Callable, world):
-    """What `work` returns; its `UserError` on all ranks if on one."""
-    result = error = None
-    try:
-        result = work()
-    except UserError as e:
-        error = str(e)
-    world.raise_together(error)
-    return result
+    directory = world.together(check)
+    return put_back(state, world.together(read))
 
 
 def _free_name(path: Path, step: int) -> str:
@@ -126,7 +114,7 @@ def _write(tensors: dict[str, Tensor], directory: Path, world) -> dict[str, list
             return {path.name: sum_of(path) for path in own}
 
     try:
-        found = world.gather_objects(_together(write, world))
+        found = world.gather_objects(world.together(write))
     except UserError:
         if world.main:
             shutil.rmtree(directory, ignore_errors=True)

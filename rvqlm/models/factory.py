@@ -47,3 +47,13 @@ def build_model(name: str, config, info: CodecInfo, conditions: Infos | None = N
 def config_dict(model: TokenModel) -> dict:
     """The model's config as plain values, for checkpoints."""
     return asdict(model.config)
+
+
+def model_identity(model: TokenModel) -> dict:
+    """Everything but weights that `build_model` needs to make the model again, as plain values."""
+    return {
+        "model_name": model.name,
+        "model_config": config_dict(model),
+        "codec": model.info.to_dict(),
+        "conditions": {kind: info.to_dict() for kind, info in model.conditions.items()},
+    }

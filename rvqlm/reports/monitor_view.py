@@ -6,10 +6,10 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+from rvqlm.cli import clock
 from rvqlm.files import atomic_write
 from rvqlm.reports.formatting import percent, shown
 from rvqlm.reports.monitor import Watched
-from rvqlm.training.logger import clock
 
 _BARS = "▁▂▃▄▅▆▇█"
 

@@ -18,14 +18,12 @@ from rvqlm.errors import UserError
 from rvqlm.files import atomic_write
 
 FORMAT = 1
-_FACTS = ("step", "rank", "seed", "reason", "loss", "grad_norm", "progress")
 
 
 @dataclass
 class BadBatch:
     """A skipped step."""
 
-    path: Path
     step: int
     rank: int
     seed: int
@@ -37,21 +35,11 @@ class BadBatch:
     progress: float
     """Share of the training that was done (`TokenModel.progress`)."""
     batches: list[Batch]
+    path: Path | None = None
+    """The file that it was read from."""
 
 
-def save_bad_batch(
-    exp_dir: str | Path,
-    batches: list[Batch],
-    *,
-    step: int,
-    rank: int,
-    seed: int,
-    reason: str,
-    loss: float,
-    grad_norm: float,
-    progress: float,
-    keep: int,
-) -> Path | None:
+def save_bad_batch(exp_dir: str | Path, bad: BadBatch, keep: int) -> Path | None:
     """Write ``EXP/bad_batches/step-000123-rank-0.pt`` and delete this rank's oldest beyond `keep`.
 
     Returns None where nothing was written: `keep` is 0, or the disk refused. Training goes on
@@ -60,13 +48,9 @@ def save_bad_batch(
     if keep < 1:
         return None
     folder = Path(exp_dir) / "bad_batches"
-    path = folder / f"step-{step:06d}-rank-{rank}.pt"
-    facts = (step, rank, seed, reason, loss, grad_norm, progress)
-    state = {
-        "format": FORMAT,
-        **dict(zip(_FACTS, facts)),
-        "batches": [_plain(batch) for batch in batches],
-    }
+    path = folder / f"step-{bad.step:06d}-rank-{bad.rank}.pt"
+    state = {"format": FORMAT, **vars(bad), "batches": [_plain(batch) for batch in bad.batches]}
+    del state["path"]
 
     def write(to: Path) -> None:
         with open(to, "wb") as file:  # an open file reports a full disk; torch's writer hides it
@@ -76,7 +60,9 @@ def save_bad_batch(
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(path, write)
         # by time, not by step: a training resumed from further back counts its steps again
-        files = sorted(folder.glob(f"step-*-rank-{rank}.pt"), key=lambda p: p.stat().st_mtime_ns)
+        files = sorted(
+            folder.glob(f"step-*-rank-{bad.rank}.pt"), key=lambda p: p.stat().st_mtime_ns
+        )
         for old in [p for p in files if p != path][: max(0, len(files) - keep)]:
             old.unlink(missing_ok=True)
     except (OSError, RuntimeError):
@@ -105,16 +91,16 @@ def load_bad_batch(path: str | Path) -> BadBatch:
         raise UserError(f"{path}: no such file; skipped steps are in EXP_DIR/bad_batches")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["format"] != FORMAT:
+        if (found := state.pop("format")) != FORMAT:
             raise UserError(
-                f"{path}: format {state['format']!r}, this version reads {FORMAT}; use the version "
+                f"{path}: format {found!r}, this version reads {FORMAT}; use the version "
                 "that wrote it"
             )
         batches = []
         for values in state["batches"]:
             conditions = {kind: Padded(**parts) for kind, parts in values.pop("conditions").items()}
             batches.append(Batch(**values, conditions=conditions))
-        return BadBatch(path, *(state[name] for name in _FACTS), batches)
+        return BadBatch(**state | {"batches": batches}, path=path)
     except (UserError, PermissionError, MemoryError):
         raise
     except Exception as e:  # torch raises half a dozen types for damaged files

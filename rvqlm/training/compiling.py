@@ -5,16 +5,13 @@ result: how long that takes does not grow with depth. Batch size and length stay
 compiled code, unless the batches have hardly more than one shape. What is compiled is the forward
 pass of training alone: validation and generation, whose shapes change at every step, run as
 without the flag. Hooks on blocks, sharding and activation checkpointing stay outside.
-
-    report = compile_model(model, shapes, say)
-    seconds = warm_up(module, report.examples(batch), dtype, say)
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from types import MethodType
 
 import torch
@@ -26,7 +23,7 @@ from rvqlm.batch import Batch
 from rvqlm.errors import UserError
 from rvqlm.modules.depth import DepthBlock
 from rvqlm.modules.transformer import Block
-from rvqlm.training.prescan import items_of
+from rvqlm.training.memory import items_of
 
 REGIONS = (Block, DepthBlock)
 """What is compiled: modules that come in stacks."""
@@ -39,39 +36,19 @@ MOST_VERSIONS = 64
 comes later uncompiled."""
 
 
-@dataclass
-class CompileReport:
-    """What `compile_model` did."""
-
-    blocks: int
-    """Modules that run compiled in training."""
-    dynamic: bool
-    """One version for many shapes, not one for each."""
-    shapes: list[tuple[int, int]]
-    """(items, frames) to warm up with: all there are, or those that need a version each."""
-    graphs_before: int = 0
-
-    @property
-    def graphs(self) -> int:
-        """Versions compiled since then, in this process; it grows when a new one is needed."""
-        return _graphs() - self.graphs_before
-
-    def examples(self, like: Batch) -> list[Batch]:
-        """A batch of each of the shapes, made of `like`."""
-        return [reshaped(like, items, frames) for items, frames in self.shapes]
-
-
 def compile_model(
     model: nn.Module,
     shapes: Collection[tuple[int, int]],
     say: Callable[[str], None],
     backend: str | Callable = "inductor",
-) -> CompileReport:
+) -> list[tuple[int, int]]:
     """Compile the blocks of a model at their first use, before it is wrapped for several ranks.
 
     :param shapes: (items, frames) of the batches to come, the same on all ranks.
     :param say: prints a line.
     :param backend: of `torch.compile`.
+    :return: (items, frames) to warm up with, the largest first: all there are, or those that need
+        a version of the code each.
     :raises UserError: nothing to compile, or no working compiler on this machine.
     """
     found = [m for m in model.modules() if isinstance(m, REGIONS)]
@@ -95,12 +72,11 @@ def compile_model(
         for module in found:
             if isinstance(module, kind):
                 module.forward = MethodType(forward, module)
-    report = CompileReport(len(found), dynamic, _to_try(shapes, dynamic), _graphs())
     say(
-        f"--compile: {report.blocks} blocks, "
+        f"--compile: {len(found)} blocks, "
         + ("for batches of any shape" if dynamic else f"for shapes {sorted(shapes)} of batches")
     )
-    return report
+    return _to_try(shapes, dynamic)
 
 
 def _in_training(plain: Callable, compiled: Callable) -> Callable:
@@ -124,10 +100,6 @@ def _try_compiler(device: torch.device) -> None:
             f"--compile does not work on {device.type} here ({reason}); install {needed}, or "
             "leave --compile out"
         ) from None
-
-
-def _graphs() -> int:
-    return counters["stats"]["unique_graphs"]
 
 
 def _to_try(shapes: Collection[tuple[int, int]], dynamic: bool) -> list[tuple[int, int]]:
@@ -161,42 +133,38 @@ def reshaped(batch: Batch, items: int, frames: int) -> Batch:
 
 def warm_up(
     module: nn.Module,
-    batches: Iterable[Batch],
+    shapes: Collection[tuple[int, int]],
+    like: Batch,
     dtype: torch.dtype,
     say: Callable[[str], None],
 ) -> float:
-    """One forward and backward pass of each batch, so that no later step waits for a compiler.
+    """One forward and backward pass of a batch of each shape, so that no later step waits for a
+    compiler.
 
-    Weights, gradients and random numbers are as before. Every rank has to call it with equally many
-    batches. Returns the seconds it took.
+    Weights and random numbers are as before, and there are no gradients. Every rank has to call it
+    with equally many shapes. Returns the seconds it took.
 
     :param module: the model, wrapped for several ranks or not.
+    :param like: the batches are made of this one (`reshaped`).
     :param dtype: of autocast; float32: none.
     """
     model = getattr(module, "module", module)  # without DDP: no gradients to reduce
     device = next(model.parameters()).device
-    kept = [(p, p.grad) for p in model.parameters()]
-    training, began, before = model.training, time.monotonic(), _graphs()
-    batches = list(batches)
+    training, began, stats = model.training, time.monotonic(), counters["stats"]
+    before = stats["unique_graphs"]
     model.train()
-    for p, _ in kept:
-        p.grad = None
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for number, batch in enumerate(batches, 1):
-                B, T = batch.codes.shape[:2]
-                say(f"--compile: warming up {number} of {len(batches)}, {B} items of {T} frames")
+            for number, (items, frames) in enumerate(shapes, 1):
+                say(f"--compile: warming up {number} of {len(shapes)}, {items} x {frames} frames")
                 with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                    out = model(batch.to(device))
+                    out = model(reshaped(like, items, frames).to(device))
                 out.loss.backward()
-                for p, _ in kept:
-                    p.grad = None
+                model.zero_grad(set_to_none=True)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     finally:
         model.train(training)
-        for p, grad in kept:
-            p.grad = grad
-    seconds = time.monotonic() - began
-    say(f"--compile: {_graphs() - before} versions of the blocks in {seconds:.0f} s")
+    seconds, versions = time.monotonic() - began, stats["unique_graphs"] - before
+    say(f"--compile: {versions} versions of the blocks in {seconds:.0f} s")
     return seconds

@@ -144,9 +144,8 @@ class OptimConfig:
     """Let the decay grow as (1 + n) / (10 + n) up to --ema-decay, so that the average is not one
     over random beginnings."""
 
-    def problems(self, config: TrainerConfig) -> list[str]:
-        """Everything wrong with the group; `config` is the whole of the flags."""
-        found = Problems(self)
+    def examine(self, found: Problems, config: TrainerConfig) -> None:
+        """Add everything wrong with the group; `config` is the whole of the flags."""
         found.above(0, "base_lr")
         found.need(
             self.optimizer != "scaled_adam" or found.changed("base_lr"),
@@ -173,7 +172,6 @@ class OptimConfig:
             found.need_of(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         found.at_least(0, "weight_decay", "clip_grad_norm")
         found.at_least(1, "accum")
-        return found
 
     def _without_effect(self, found: Problems) -> None:
         """Flags that were changed and mean nothing with the chosen schedule and optimizer."""
@@ -211,9 +209,8 @@ class LossConfig:
     """Score only so many levels of each micro-batch, drawn anew each time, likelier the heavier
     their weight; 0: all. Levels that were not drawn get no gradient."""
 
-    def problems(self, config: TrainerConfig) -> list[str]:
-        """Everything wrong with the group; `config` is the whole of the flags."""
-        found = Problems(self)
+    def examine(self, found: Problems, config: TrainerConfig) -> None:
+        """Add everything wrong with the group; `config` is the whole of the flags."""
         found.need_of("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
         given = " ".join(self.level_weights)
         if not (len(self.level_weights) == 1 and given in NAMED_WEIGHTS):
@@ -236,7 +233,6 @@ class LossConfig:
                 config.model_name != "recognizer" or not found.changed(name),
                 f"{flag(name)} means nothing for the recognizer, which predicts no codes",
             )
-        return found
 
 
 @dataclass
@@ -275,9 +271,9 @@ class GuardConfig:
     memory_check: bool = True
     """Before the first step, see whether the largest batch of the data fits in memory."""
 
-    def problems(self, config: TrainerConfig) -> list[str]:
-        """Everything wrong with the group; `config` is the whole of the flags."""
-        found, k = Problems(self), self.outlier_deviations
+    def examine(self, found: Problems, config: TrainerConfig) -> None:
+        """Add everything wrong with the group; `config` is the whole of the flags."""
+        k = self.outlier_deviations
         found.need_of(
             "outlier_deviations",
             isfinite(k) and (k == 0 or k >= 2),
@@ -292,7 +288,6 @@ class GuardConfig:
             ("rollback_lr", self.max_rollbacks == 0, "--max-rollbacks 0: no rollback"),
         ):
             found.need_of(name, not (idle and found.changed(name)), f"means nothing with {why}")
-        return found
 
 
 @dataclass
@@ -315,9 +310,8 @@ class SaveConfig:
     """How many archives to keep, the newest ones, of periodic ones and of best ones so many each;
     0: all. Each is as large as latest.pt."""
 
-    def problems(self, config: TrainerConfig) -> list[str]:
-        """Everything wrong with the group; `config` is the whole of the flags."""
-        found = Problems(self)
+    def examine(self, found: Problems, config: TrainerConfig) -> None:
+        """Add everything wrong with the group; `config` is the whole of the flags."""
         found.at_least(0, "save_every_steps", "save_every_minutes")
         found.at_least(0, "archive_every", "archive_every_steps", "keep_archived")
         archives = self.archive_every or self.archive_every_steps or self.archive_best
@@ -326,7 +320,6 @@ class SaveConfig:
             f"--keep-archived {self.keep_archived} means nothing without --archive-every, "
             "--archive-every-steps or --archive-best",
         )
-        return found
 
 
 @dataclass
@@ -371,9 +364,8 @@ class LogConfig:
             self.sample_every_epochs or self.sample_every_steps or self.sample_every_minutes
         )
 
-    def problems(self, config: TrainerConfig) -> list[str]:
-        """Everything wrong with the group; `config` is the whole of the flags."""
-        found = Problems(self)
+    def examine(self, found: Problems, config: TrainerConfig) -> None:
+        """Add everything wrong with the group; `config` is the whole of the flags."""
         found.at_least(1, "log_every_steps")
         found.at_least(0, "valid_every_steps", "valid_every_minutes", "valid_max_batches")
         found.at_least(0, "sample_every_epochs", "sample_every_steps", "sample_every_minutes")
@@ -393,7 +385,6 @@ class LogConfig:
             f"{', '.join(changed)}: no samples are made without --sample-every-epochs, "
             "--sample-every-steps or --sample-every-minutes",
         )
-        return found
 
 
 @dataclass
@@ -475,18 +466,6 @@ def flags_class(model_config_class: type) -> type:
     )
 
 
-def differing_flags(config: Any, before: dict[str, Any], but: str = "") -> list[str]:
-    """``--nhead was 2, is 4`` for each field of a dataclass that a checkpoint has otherwise.
-
-    :param but: a field that may differ.
-    """
-    return [
-        f"{flag(name)} was {before.get(name)}, is {value}"
-        for name, value in dataclasses.asdict(config).items()
-        if name != but and before.get(name) != value
-    ]
-
-
 def check(config: TrainerConfig) -> None:
     """Raise one `UserError` that lists everything wrong with the flags."""
     found = Problems(config)
@@ -511,7 +490,9 @@ def check(config: TrainerConfig) -> None:
         f"--mix-dirs has --manifest-dir {config.manifest_dir} too",
     )
     for group in (config.optim, config.loss, config.guard, config.save, config.log):
-        found += group.problems(config)
+        of_group = Problems(group)
+        group.examine(of_group, config)
+        found += of_group
     try:
         config.data.check()
     except UserError as e:

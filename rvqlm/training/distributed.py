@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from rvqlm.dtensors import local
 from rvqlm.errors import UserError
 from rvqlm.modules.transformer import Block
+
+T = TypeVar("T")
 
 
 class World:
@@ -31,17 +34,10 @@ class World:
 
     :param device: what the training runs on.
     :param parallel: ``ddp`` or ``fsdp``.
-    :param timeout_minutes: how long one rank waits for another before it gives up; the longest
-        time that the main rank works alone (samples, files) has to fit in.
     :raises UserError: more processes than GPUs on this machine.
     """
 
-    def __init__(
-        self,
-        device: torch.device | None = None,
-        parallel: str = "ddp",
-        timeout_minutes: float = 60.0,
-    ):
+    def __init__(self, device: torch.device | None = None, parallel: str = "ddp"):
         self.parallel = parallel
         self.size = int(os.environ.get("WORLD_SIZE", "1"))
         self.rank = int(os.environ.get("RANK", "0"))
@@ -51,7 +47,7 @@ class World:
         """Group of all ranks over gloo; None: this process alone."""
         self._own = False
         if self.size > 1:
-            timeout = timedelta(minutes=timeout_minutes)
+            timeout = timedelta(hours=1)  # what the main rank does alone (samples) has to fit in
             if not dist.is_initialized():
                 cuda = device is not None and device.type == "cuda"
                 if cuda:
@@ -104,22 +100,18 @@ class World:
         dist.all_gather_object(found, value, group=self.control)
         return found
 
-    def raise_together(self, error: str | None) -> None:
-        """Raise `UserError` on all ranks if one has an error, with the first rank's words: none is
-        left waiting for another that has given up."""
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this rank. Its `UserError` on one rank is raised on all, the first
+        rank's: none is left waiting for another that has given up."""
+        result = error = None
+        try:
+            result = work()
+        except UserError as e:
+            error = str(e)
         for rank, found in enumerate(self.gather_objects(error)):
             if found is not None:
                 raise UserError(found if rank == 0 else f"rank {rank}: {found}")
-
-    @contextmanager
-    def errors_together(self) -> Iterator[None]:
-        """A `UserError` that one rank raises in the block is raised on all of them at its end."""
-        error = None
-        try:
-            yield
-        except UserError as e:
-            error = str(e)
-        self.raise_together(error)
+        return result
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -192,7 +184,9 @@ class World:
         if not self.sharded:
             yield model
             return
-        parts = _fsdp_modules(model)
+        from torch.distributed.fsdp import FSDPModule
+
+        parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
         # or the first use of a block would declare it a root of its own
         model._get_fsdp_state()._lazy_init()
         for part in parts:
@@ -213,12 +207,6 @@ class World:
     def close(self) -> None:
         if self._own and dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _fsdp_modules(model: nn.Module) -> list:
-    from torch.distributed.fsdp import FSDPModule
-
-    return [m for m in model.modules() if isinstance(m, FSDPModule)]
 
 
 def _forget_casts(block: nn.Module, args, output) -> None:

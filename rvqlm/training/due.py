@@ -2,20 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from rvqlm.training.config import TrainerConfig
-
-
-@dataclass
-class Due:
-    """What is to be done after a step; made by `what_is_due`."""
-
-    log: bool
-    valid: bool
-    sample: bool
-    save: bool
-    archive: bool
 
 
 def what_is_due(
@@ -26,8 +13,10 @@ def what_is_due(
     finished: bool,
     stopping: bool,
     since: dict[str, float],
-) -> Due:
-    """:param step: steps done.
+) -> set[str]:
+    """Of ``log``, ``valid``, ``sample``, ``save`` and ``archive`` what is to be done after a step.
+
+    :param step: steps done.
     :param elapsed: seconds of training.
     :param epoch_ended: the epoch that ended in this step, if one did.
     :param stopping: a signal asked for the end.
@@ -47,18 +36,18 @@ def what_is_due(
     valid = by_steps(log.valid_every_steps) or by_minutes(log.valid_every_minutes, "valid")
     if not log.valid_every_steps and not log.valid_every_minutes:
         valid = ended
-    sample = by_steps(log.sample_every_steps) or by_epochs(log.sample_every_epochs)
-    sample = sample or by_minutes(log.sample_every_minutes, "sample")
-    sampling = log.sample_every_steps or log.sample_every_epochs or log.sample_every_minutes
-    archive = by_steps(save.archive_every_steps) or by_epochs(save.archive_every)
-    return Due(
-        log=ended or finished or by_steps(log.log_every_steps),
-        valid=valid or finished,
-        sample=sample or (finished and bool(sampling)),
-        save=finished
-        or stopping
-        or archive
-        or by_steps(save.save_every_steps)
-        or by_minutes(save.save_every_minutes, "save"),
-        archive=archive,
+    sample = (
+        by_steps(log.sample_every_steps)
+        or by_epochs(log.sample_every_epochs)
+        or by_minutes(log.sample_every_minutes, "sample")
     )
+    archive = by_steps(save.archive_every_steps) or by_epochs(save.archive_every)
+    saved = by_steps(save.save_every_steps) or by_minutes(save.save_every_minutes, "save")
+    due = {
+        "log": ended or finished or by_steps(log.log_every_steps),
+        "valid": valid or finished,
+        "sample": sample or (finished and log.samples),
+        "save": finished or stopping or archive or saved,
+        "archive": archive,
+    }
+    return {name for name, now in due.items() if now}

@@ -1,16 +1,9 @@
-"""`LossGuard`: which steps are taken, which are skipped, and when the weights have diverged.
-`LossScale` keeps float16 gradients in range.
+"""`LossGuard`: which steps are taken, which are skipped, and when the weights have diverged
+(docs/debugging.md). `LossScale` keeps float16 gradients in range.
 
-Skipping outliers against a running mean, and going back to a checkpoint and past the data of a
-spike (PaLM, arXiv:2204.02311, section 5.1), are common practice; the rule here is::
-
-    outlier    loss > mean + k * deviation      running, over about the last 200 steps
-    taken in   good losses as they are, outliers as mean + k * deviation
-
-An outlier thus widens the deviation by a known step (8 % for k = 6), whatever its size. One spike
-leaves the rule nearly as strict as it was, while a lasting change of level, by other data or a
-longer window, is accepted after a few skipped steps: up to 13 deviations within ten of them.
-A slow drift is never an outlier; it shows in the log.
+An outlier is a loss above mean + k * deviation, over about the last 200 steps, and is taken into
+these as that: it widens the deviation by a known step (8 % for k = 6), whatever its size. Rolling
+back and passing by the data of a spike is from PaLM (arXiv:2204.02311, section 5.1).
 
 All ranks judge the same sums, so all decide alike without a word between them. That is also why the
 loss scale is our own few lines instead of torch's GradScaler: the verdict on a step comes from sums
@@ -170,20 +163,19 @@ class LossScale:
     def apply(self, loss: Tensor) -> Tensor:
         return loss * self.value if self.enabled else loss
 
-    @property
-    def too_small(self) -> bool:
-        """A gradient that overflows even so is wrong by itself."""
-        return self.value < 2.0**-24
-
-    def update(self, overflowed: bool) -> None:
+    def overflowed(self, loss: float, grad_norm: float) -> bool:
+        """Whether the scale is why the norm of a gradient isn't finite; adapts the scale. Below
+        2^-24 a gradient that overflows even so is wrong by itself."""
         if not self.enabled:
-            return
-        if overflowed:
+            return False
+        if isfinite(grad_norm):
+            self.good_steps += 1
+            if self.good_steps >= self.growth_steps:
+                self.value, self.good_steps = self.value * 2, 0
+        elif isfinite(loss) and self.value >= 2.0**-24:
             self.value, self.good_steps = self.value / 2, 0
-            return
-        self.good_steps += 1
-        if self.good_steps >= self.growth_steps:
-            self.value, self.good_steps = self.value * 2, 0
+            return True
+        return False
 
     def state_dict(self) -> dict:
         return {"value": self.value, "good_steps": self.good_steps}

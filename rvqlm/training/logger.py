@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from rvqlm.cli import clock
 from rvqlm.files import write_text
 
 TIMINGS = (
@@ -77,26 +78,18 @@ class MetricsLog:
         """Counts of integers for TensorBoard."""
         self._on_board(step, lambda b: b.add_histogram(name, values, step, bins=bins))
 
-    def text(self, name: str, step: int, text: str) -> None:
-        self._on_board(step, lambda b: b.add_text(name, text, step))
-
     def _on_board(self, step: int, write) -> None:
         """TensorBoard's thread dies with its folder or disk and says so at the next call: a new one
-        gets one try, and the next a while later."""
+        is tried a while later."""
         if not self.enabled or time.monotonic() < self._board_again:
             return
-        for again in (False, True):
-            try:
-                if again:
-                    self._open_board(step - 1)
-                if not self.board.log_dir or not Path(self.board.log_dir).is_dir():
-                    raise FileNotFoundError(f"{self.board.log_dir}: gone")
-                write(self.board)
-                return
-            except OSError as e:
-                error = e
-        self._board_again = time.monotonic() + _RETRY_SECONDS
-        self._complain(error)
+        try:
+            if self.board is None or not Path(self.board.log_dir).is_dir():
+                self._open_board(step - 1)
+            write(self.board)
+        except OSError as e:
+            self.board, self._board_again = None, time.monotonic() + _RETRY_SECONDS
+            self._complain(e)
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:
@@ -115,7 +108,7 @@ class MetricsLog:
                 os.fsync(file.fileno())
 
     def close(self) -> None:
-        if self.enabled:
+        if self.enabled and self.board is not None:
             with contextlib.suppress(OSError):
                 self.board.close()
 
@@ -214,14 +207,3 @@ def epoch_line(step: int, epoch: int, values: dict, progress: float) -> str:
         + (f" | skipped {skips}" if skips else "")
         + f" | {clock(values['seconds'])} this epoch, {clock(elapsed)} in all, ETA {clock(left)}"
     )
-
-
-def clock(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``.
-
-    >>> clock(3723), clock(123)
-    ('1:02:03', '2:03')
-    """
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -1,31 +1,215 @@
-"""How much memory batches need, measured by trying them, and how much there is: a GPU's own, or the
-host's within the limits of the container.
+"""What is found out before the first step: whether the largest batch of the data fits in memory
+(`prescan`), the largest --max-duration that does, what --dry-run prints; and how much memory there
+is: a GPU's own, or the host's within the limits of the container (`free_memory`).
 
 On a GPU a forward and backward pass is made and its peak read; running out is caught. On a CPU
-nothing can be caught, the kernel kills, so only the forward pass is made and what it keeps for the
-backward pass is counted. There the process grows by about 2.2 bytes (1.7 to 2.5 measured, float32
-and bf16, three families) for each of these, since the heap's free blocks don't match; `HEAP` counts
-2.5.
+nothing can be caught, the kernel kills, so only the forward pass is made, of what is expected to
+fit, and what it keeps for the backward pass is counted.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from math import inf
+from contextlib import suppress
+from dataclasses import fields, replace
+from math import ceil, floor, inf
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rvqlm.batch import Batch
+from rvqlm.errors import UserError
 
 HEAP = 2.5
-"""Bytes that a process on a CPU grows by for each that the forward pass keeps."""
+"""Bytes that a process on a CPU grows by for each that the forward pass keeps, since the heap's
+free blocks don't match; 1.7 to 2.5 were measured (float32 and bf16, three families)."""
 USABLE = 0.9
 """Share of the free memory that is planned with. The rest is for other lengths of batches
 (fragments), the libraries' workspaces, and validation."""
 _NO_LIMIT = 1 << 60
 """Version 1 of control groups writes a number of about 2^63 for no limit."""
+CEILING = {"cpu": 150.0, "cuda": 600.0}
+"""Seconds beyond which `largest_max_duration` doesn't look: the devices are busy long before, and
+larger batches only make fewer steps."""
+_START = 10.0
+"""Seconds of the first batch that `largest_max_duration` tries."""
+
+
+def prescan(memory: Memory, batch: Batch, *, max_duration: float, frame_rate: float) -> str:
+    """A line that says what the largest batch needs and what there is.
+
+    :param memory: of a model that is neither wrapped nor compiled, without gradients.
+    :param batch: the largest of the data.
+    :param max_duration, frame_rate: of the flags and of the codec, for the remedy.
+    :raises UserError: it doesn't fit; says the largest ``--max-duration`` that does.
+    """
+    device = memory.device
+    room = memory.room()
+    if room is None:
+        return f"memory check: {device.type} doesn't say how much is free; nothing was checked"
+    need = memory.need(batch) if device.type == "cuda" else _carefully(memory, batch, room)
+    B, T = batch.codes.shape[:2]
+    if need <= room:
+        return f"largest batch {B} x {T} frames: {_gb(need)} of {_gb(room)} usable on {device.type}"
+    found = largest_max_duration(
+        memory, batch_maker(batch, frame_rate), frame_rate=frame_rate, ceiling=0.95 * max_duration
+    )
+    kept = not getattr(memory.model.config, "activation_checkpointing", True)
+    more = "--activation-checkpointing, " if kept else ""
+    raise UserError(
+        f"--max-duration {max_duration:g}: a batch of {B} x {T} frames needs "
+        f"{_needed(need)} with gradients and "
+        f"optimizer, {_gb(room)} are usable on {device.type} ({USABLE:.0%} of what is free): give "
+        f"--max-duration {found:g} (with --accum {ceil(max_duration / found)} times as large for "
+        f"equal steps), {more}or --no-memory-check to try all the same"
+    )
+
+
+def largest_max_duration(
+    memory: Memory,
+    make_batch: Callable[[float], Batch],
+    *,
+    frame_rate: float,
+    ceiling: float | None = None,
+) -> float:
+    """The largest ``--max-duration`` (seconds) whose batches fit, in a handful of passes.
+
+    Memory grows by a constant for each frame, so two small batches foretell a large one; what is
+    returned was measured itself. Where a GPU runs out, half of that is tried, and the search
+    continues between what fitted and what did not.
+
+    :param make_batch: seconds -> the largest batch of that ``--max-duration``, of at least one
+        item (`batch_maker`).
+    :param ceiling: seconds; `CEILING` by default.
+    :raises UserError: not even one item fits, or the device doesn't say what is free.
+    """
+    device = memory.device
+    ceiling = floor((ceiling or CEILING.get(device.type, CEILING["cpu"])) * frame_rate)
+    room = memory.room()
+    if room is None:
+        raise UserError(
+            f"--max-duration auto: {device.type} doesn't say how much memory is free; give seconds"
+        )
+    needs: dict[int, float] = {}  # by frames of a batch, padding included
+
+    def fits(budget: float) -> bool:
+        batch = make_batch(budget / frame_rate)
+        if _cells(batch) not in needs:
+            needs[_cells(batch)] = memory.need(batch)
+        return needs[_cells(batch)] <= room
+
+    budget = min(_START * frame_rate, ceiling)
+    while not fits(budget):
+        smallest = make_batch(0.0)
+        if _cells(smallest) in needs:
+            raise UserError(
+                f"one item of {smallest.codes.shape[1]} frames needs "
+                f"{_needed(needs[_cells(smallest)])}, {_gb(room)} are usable on {device.type} "
+                f"({USABLE:.0%} of what is free): cut the data with --window-frames or "
+                "--filter-max-duration, or take a smaller model"
+            )
+        budget /= 2
+    good, too_many = budget, ceiling + 1.0
+    fits(good / 2)  # the second point of the line
+    for _ in range(6):
+        ahead = min(_ahead(needs, room, memory.fixed), 8 * good, ceiling)
+        if ahead >= too_many:
+            ahead = (good + too_many) / 2
+        if ahead < 1.02 * good:
+            break
+        if fits(ahead):
+            good = ahead
+        else:
+            too_many = ahead
+    seconds = good / frame_rate
+    rounded = floor(seconds) if seconds >= 20 else floor(seconds * 10) / 10
+    one = _cells(make_batch(0.0)) / frame_rate
+    return rounded if rounded >= one else ceil(one * 10) / 10  # a plan wants room for each item
+
+
+def _ahead(needs: dict[int, float], room: float, fixed: float) -> float:
+    """Frames that should just fit, by the line through the two largest batches that did."""
+    points = sorted((frames, need) for frames, need in needs.items() if need <= room)
+    (frames, need), (frames_before, need_before) = points[-1], [(0, fixed), *points][-2]
+    slope = max((need - need_before) / (frames - frames_before), 1e-9)
+    return frames + 0.99 * (room - need) / slope
+
+
+def _carefully(memory: Memory, batch: Batch, room: float) -> float:
+    """Need of a batch that might not fit: an eighth of its items is measured, and the whole only if
+    it should stay below `room`, all items needing as much; else what it should need."""
+    B = len(batch.codes)
+    items = ceil(B / 8)
+    part = memory.need(items_of(batch, torch.arange(items)))
+    whole = memory.fixed + (part - memory.fixed) * B / items
+    return whole if whole > room or items == B else memory.need(batch)
+
+
+def batch_maker(batch: Batch, frame_rate: float) -> Callable[[float], Batch]:
+    """Seconds -> as many items as long as the longest of `batch` as ``--max-duration`` of so many
+    seconds lets through, one at least; conditions as those of its items, in turn."""
+    longest = batch.lengths.argsort(descending=True)
+
+    def make(seconds: float) -> Batch:
+        items = max(1, floor(seconds * frame_rate / batch.codes.shape[1] + 1e-9))
+        return items_of(batch, longest[torch.arange(items) % len(longest)])
+
+    return make
+
+
+def items_of(batch: Batch, index: Tensor) -> Batch:
+    """Items of a batch by their (N,) numbers; one may come several times."""
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    chosen = {k: v[index] for k, v in values.items() if isinstance(v, Tensor)}
+    conditions = {k: type(p)(*(t[index] for t in p)) for k, p in batch.conditions.items()}
+    return replace(batch, **chosen, conditions=conditions)
+
+
+def _cells(batch: Batch) -> int:
+    return batch.codes.shape[0] * batch.codes.shape[1]
+
+
+def _needed(size: float) -> str:
+    return "more memory than there is" if size == inf else f"about {_gb(size)}"
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"
+
+
+def describe_plan(trainer, batches_per_epoch: int) -> list[str]:
+    """Lines of ``--dry-run`` for a `Trainer` that hasn't started."""
+    model, config = trainer.model, trainer.config
+    parameters = sum(p.numel() for p in model.parameters())
+    weights = sum(p.nbytes for p in model.parameters())
+    average = weights if trainer.ema is not None else 0
+    moments = optimizer_bytes(model, config.optim) - average
+    batch = next(iter(trainer.train.epoch_batches()))
+    activations = activation_bytes(model, batch, trainer.device, trainer.dtype)
+    total = 2 * weights + moments + average + activations
+    steps = -(-batches_per_epoch // config.optim.accum)
+    limits = []
+    if config.num_epochs:
+        limits.append(f"{config.num_epochs} epochs (about {config.num_epochs * steps} steps)")
+    if config.max_steps:
+        limits.append(f"{config.max_steps} steps ({config.max_steps / steps:.2f} epochs)")
+    if config.max_minutes:
+        limits.append(f"{config.max_minutes:g} minutes")
+    mb = 2**20
+    return [
+        f"model       {model.name}, {parameters:,} parameters",
+        f"device      {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}, "
+        f"{trainer.world.size} ranks",
+        f"epoch       {batches_per_epoch} batches a rank, {steps} steps",
+        f"batch       {tuple(batch.codes.shape)} at most, {batch.num_frames} frames, "
+        f"{config.optim.accum} in a step",
+        f"budget      {', or '.join(limits)}",
+        f"memory      about {total / mb:,.0f} MB: weights and gradients {2 * weights / mb:,.0f}, "
+        f"optimizer {moments / mb:,.0f}, average {average / mb:,.0f}, "
+        f"activations {activations / mb:,.0f}",
+    ]
 
 
 class Memory:
@@ -83,22 +267,19 @@ class Memory:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
+        self.model.train()
         try:
-            self._pass(batch)
+            with torch.autocast("cuda", self.dtype, enabled=self.dtype != torch.float32):
+                out = self.model(batch.to(self.device))
+            out.loss.backward()
             peak = torch.cuda.max_memory_allocated(self.device) - before
         except torch.OutOfMemoryError:
             peak = inf
-        # after the handler: the exception holds the tensors of the frames that it came through
+        # after the handler: the exception holds the tensors of the frames that it came through,
+        out = None  # and this one the graph
         self.model.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         return peak
-
-    def _pass(self, batch: Batch) -> None:
-        self.model.train()
-        mixed = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            out = self.model(batch.to(self.device))
-        out.loss.backward()
 
 
 def activation_bytes(model, batch: Batch, device: torch.device, dtype: torch.dtype) -> int:
@@ -149,12 +330,9 @@ def free_memory(
 
 
 def _available(meminfo: Path) -> int | None:
-    try:
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        pass
+    with suppress(OSError):
+        if found := re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
     return None
 
 
@@ -164,13 +342,11 @@ _V2 = ("memory.max", "memory.current", "inactive_file")
 
 def _groups(cgroup: Path, root: Path):
     """(folder, names of its files) of the groups of this process, and all above them."""
-    try:
-        lines = cgroup.read_text().splitlines()
-    except OSError:
+    if not cgroup.exists():
         return
-    for line in lines:
-        number, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if number == "0" and not controllers:
+    for line in cgroup.read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
             top, names = root, _V2
         elif "memory" in controllers.split(","):
             top, names = root / "memory", _V1
@@ -178,24 +354,20 @@ def _groups(cgroup: Path, root: Path):
             continue
         # in a container the path may be the host's and not exist; the top is then its own group
         folder = top / path.strip("/")
-        while folder != top:
-            yield folder, names
-            folder = folder.parent
-        yield top, names
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(top):
+                yield group, names
 
 
 def _group_left(folder: Path, names: tuple[str, str, str]) -> int | None:
-    limit_name, usage_name, cache_name = names
+    limit, usage, cache = names
     try:
-        limit = int((folder / limit_name).read_text())  # "max": ValueError
-        if limit >= _NO_LIMIT:
-            return None
-        used = int((folder / usage_name).read_text())
+        most = int((folder / limit).read_text())  # "max": ValueError
+        used = int((folder / usage).read_text())
     except (OSError, ValueError):
         return None
-    try:
-        stat = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
-        used -= int(stat.get(cache_name, 0))
-    except (OSError, ValueError):
-        pass
-    return limit - used
+    with suppress(OSError):
+        stat = (folder / "memory.stat").read_text()
+        if found := re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE):
+            used -= int(found[1])
+    return None if most >= _NO_LIMIT else most - used

@@ -98,15 +98,11 @@ class Meter:
         for reason, count in other.skipped.items():
             self.skipped[reason] += count
 
-    def reduce(self, world: World) -> None:
-        """Token sums over all ranks, known to all."""
-        self.totals.reduce(world.all_reduce)
-
     def gather(self, world: World) -> None:
         """Move the token sums of all ranks to the main one, before it saves them. (Meters that were
         merged from reduced ones hold all ranks' sums already.)"""
         if world.size > 1:
-            self.reduce(world)
+            self.totals.reduce(world.all_reduce)
             if not world.main:
                 self.totals.clear()
 

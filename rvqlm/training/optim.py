@@ -86,11 +86,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
             raise UserError(
                 f"--optimizer muon: model {model.name} names no hidden matrices; use adamw"
             )
-    taken, tables = {id(p) for p in hidden}, set()
-    if c.embedding_lr is not None:
-        tables = embedding_tables(model)
+    taken = {id(p) for p in hidden}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    if c.embedding_lr is not None and not any(id(p) in tables for p in rest):
+    tables = set() if c.embedding_lr is None else embedding_tables(model)
+    looked_up = [p for p in rest if id(p) in tables]
+    plain = [p for p in rest if id(p) not in tables]
+    if c.embedding_lr is not None and not looked_up:
         raise UserError(
             f"--embedding-lr: model {model.name} trains no embedding tables; leave it out"
         )
@@ -98,8 +99,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
     def group(params: list, lr: float, decay: float) -> dict:
         return {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": decay}
 
-    plain = [p for p in rest if id(p) not in tables]
-    looked_up = [p for p in rest if id(p) in tables]
     groups = [
         group([p for p in plain if p.ndim >= 2], c.base_lr, c.weight_decay),
         group([p for p in plain if p.ndim < 2], c.base_lr, 0.0),

@@ -7,9 +7,10 @@ stage before, so that one experiment directory holds the whole model.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from rvqlm.checkpoints.file import load_checkpoint
+from rvqlm.checkpoints.file import differing_flags, load_checkpoint
 from rvqlm.checkpoints.init_from import init_from
 from rvqlm.checkpoints.loading import find_checkpoint
 from rvqlm.cli import flatten
@@ -27,20 +28,21 @@ from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.errors import UserError
-from rvqlm.files import write_json, write_text
+from rvqlm.files import remove, write_json, write_text
 from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
-from rvqlm.training.config import TrainerConfig, differing_flags
+from rvqlm.training.config import TrainerConfig
 from rvqlm.training.distributed import World
-from rvqlm.training.memory import Memory, optimizer_bytes
-from rvqlm.training.meter import Speed, forward_flops, peak_flops
-from rvqlm.training.prescan import (
+from rvqlm.training.memory import (
+    Memory,
     batch_maker,
     describe_plan,
     items_of,
     largest_max_duration,
+    optimizer_bytes,
     prescan,
 )
+from rvqlm.training.meter import Speed, forward_flops, peak_flops
 from rvqlm.training.trainer import Trainer
 
 
@@ -84,10 +86,10 @@ class Setup:
         seed_everything(config.seed)
         infos = self.conditions.infos if self.conditions else {}
         self.model = build_model(config.model_name, config.model, self.info, infos).to(device)
+        self.parameters = sum(p.numel() for p in self.model.parameters())
         self.config = enter_stage(config, self.model)
         self.exp_dir = Path(self.config.exp_dir)
         self.state_path = self._checkpoint_to_resume()
-        self.memory_line, self.compiled = "", None
 
     def say(self, text: str) -> None:
         if self.world.main:
@@ -109,7 +111,8 @@ class Setup:
         if self.world.main:
             self.exp_dir.mkdir(parents=True, exist_ok=True)
             remove_torn_files(self.exp_dir)
-        self._resume()
+        if self.state_path is not None:
+            self._resume(self.state_path)
         if trainer.progress >= 1:
             self.say(
                 f"{self.exp_dir}: training is finished (step {trainer.step}, epoch "
@@ -120,8 +123,8 @@ class Setup:
         if config.compile:
             from rvqlm.training.compiling import warm_up
 
-            examples = self.compiled.examples(self.loader.worst_batch())
-            warm_up(trainer.module, examples, self.dtype, self.say)
+            like = self.loader.worst_batch()
+            warm_up(trainer.module, self.compiled_shapes, like, self.dtype, self.say)
         if self.world.main:
             write_config(config)
             write_run(self.exp_dir, self._record(), command)
@@ -204,15 +207,17 @@ class Setup:
         self.loader = self._loader(self.train_data, self.conditions, config.data)
         valid = self._loader(self.valid_data, self.valid_conditions, config.data.for_validation())
         if config.guard.memory_check and not config.dry_run:
-            self.memory_line = prescan(
+            said = prescan(
                 self._memory(), self.loader.worst_batch(),
                 max_duration=config.data.max_duration, frame_rate=float(self.info.frame_rate),
             )  # fmt: skip
+            if self.state_path is None:
+                self.say(said)
         speed = self._speed() if config.log.mfu else None
         if config.compile:
             from rvqlm.training.compiling import compile_model
 
-            self.compiled = compile_model(self.model, self.loader.shapes(), self.say)
+            self.compiled_shapes = compile_model(self.model, self.loader.shapes(), self.say)
         make_samples = partial(self.make_samples, self) if config.log.samples else None
         return Trainer(
             self.model, self.loader, valid, config, self.info, device, self.dtype, world,
@@ -225,10 +230,8 @@ class Setup:
         flops = 3 * forward_flops(self.model, batch) / batch.codes.shape[1]
         return Speed(flops, peak_flops(self.device, self.dtype))
 
-    def _resume(self) -> None:
-        if self.state_path is None:
-            return
-        trainer, path = self.trainer, self.state_path
+    def _resume(self, path: Path) -> None:
+        trainer = self.trainer
         trainer.resume(path)
         best = trainer.best
         self.say(
@@ -243,11 +246,9 @@ class Setup:
 
     def _announce(self) -> None:
         self.say(
-            f"{self.model.name}: {count_parameters(self.model):,} parameters on {self.device}, "
+            f"{self.model.name}: {self.parameters:,} parameters on {self.device}, "
             f"{self.train_data.hours:.2f} h of codes, {self.loader.epoch_steps} batches an epoch"
         )
-        if self.memory_line:
-            self.say(self.memory_line)
         for kind, count in (self.conditions.missing() if self.conditions else {}).items():
             if count:
                 self.say(f"{count} of {len(self.train_data)} cuts have no {kind}: trained without")
@@ -268,14 +269,10 @@ class Setup:
             "commit": machine["commit"],
             "machine": machine,
             "model": self.model.name,
-            "parameters": count_parameters(self.model),
+            "parameters": self.parameters,
             "ranks": self.world.size,
             "data": data,
         }
-
-
-def count_parameters(model) -> int:
-    return sum(p.numel() for p in model.parameters())
 
 
 # ---------------------------------------------------------------------------------------- stages
@@ -339,13 +336,12 @@ def write_config(config: TrainerConfig) -> None:
 def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
     """EXP/run.json: `record` of this start, and the commands and times of all starts so far."""
     path = Path(exp_dir) / "run.json"
-    try:
-        earlier = json.loads(path.read_text())
-        commands, started = list(earlier["commands"]), list(earlier["started"])
-        ended = list(earlier.get("ended", []))
-    except (OSError, ValueError, KeyError, TypeError):
-        commands, started, ended = [], [], []
-    history = {"commands": [*commands, command], "started": [*started, _now()], "ended": ended}
+    before: dict = {}
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(path.read_text())
+    history = {name: before.get(name, []) for name in ("commands", "started", "ended")}
+    history["commands"].append(command)
+    history["started"].append(_now())
     write_json(path, {**history, **record})
 
 
@@ -367,10 +363,7 @@ def remove_torn_files(exp_dir: str | Path) -> None:
     """Delete half-written checkpoints of a process that was killed while it wrote them."""
     for pattern in (".*.tmp", "archive/.*.tmp"):
         for path in Path(exp_dir).glob(pattern):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
 
 
 def move_aside(exp_dir: str | Path) -> Path | None:
@@ -379,10 +372,8 @@ def move_aside(exp_dir: str | Path) -> Path | None:
     found = [p for pattern in _OF_A_RUN for p in sorted(exp_dir.glob(pattern))]
     if not found:
         return None
-    number = 1
-    while (exp_dir / f"previous-{number}").exists():
-        number += 1
-    target = exp_dir / f"previous-{number}"
+    names = (exp_dir / f"previous-{number}" for number in itertools.count(1))
+    target = next(path for path in names if not path.exists())
     target.mkdir()
     for path in found:
         path.rename(target / path.name)

@@ -15,8 +15,6 @@ import inspect
 from dataclasses import dataclass
 from math import cos, inf, pi
 
-from rvqlm.errors import UserError
-
 DEFAULT_WARMUP_RATIO = 0.02
 
 
@@ -122,15 +120,11 @@ class Schedule:
     [0.0, 0.497, 0.5, 0.0]
 
     :param config: `OptimConfig`.
-    :raises UserError: no such schedule.
     """
 
     def __init__(self, config):
-        self.config, name = config, config.schedule
-        if name not in SCHEDULES:
-            raise UserError(f"--schedule {name}: choose one of {', '.join(SCHEDULES)}")
-        self._share = SCHEDULES[name]
-        self._flags = {flag: getattr(config, flag) for flag in schedule_flags(name)}
+        self.config, self._share = config, SCHEDULES[config.schedule]
+        self._flags = {flag: getattr(config, flag) for flag in schedule_flags(config.schedule)}
         # of plateau: lowest validation loss, validations since, times that the rate fell
         self.best, self.waited, self.drops = inf, 0, 0
 

@@ -10,7 +10,6 @@ for bit after any interruption: what is random depends on (seed, rank, step) alo
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,16 +24,15 @@ from torch import Tensor, nn
 
 from rvqlm.batch import Batch
 from rvqlm.checkpoints.archives import archive
-from rvqlm.checkpoints.file import FORMAT, load_checkpoint, require_resumable
+from rvqlm.checkpoints.file import FORMAT, require_same_run
 from rvqlm.checkpoints.sharded import load_sharded, save_sharded
 from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
-from rvqlm.errors import UserError
 from rvqlm.metrics.losses import Totals, evaluate_batches
+from rvqlm.models.factory import model_identity
 from rvqlm.runtime import step_seed
-from rvqlm.training.bad_batch import save_bad_batch
-from rvqlm.training.config import TrainerConfig, differing_flags
+from rvqlm.training.bad_batch import BadBatch, save_bad_batch
+from rvqlm.training.config import TrainerConfig
 from rvqlm.training.distributed import World
 from rvqlm.training.due import what_is_due
 from rvqlm.training.ema import EMA
@@ -86,6 +84,8 @@ class Trainer:
         o = config.optim
         self.optimizers = build_optimizer(model, o)
         self.ema = EMA(model, o.ema_decay, o.ema_warmup) if o.ema_decay else None
+        self.averaged = nullcontext if self.ema is None else self.ema.swapped
+        """Makes a context in which the model has the averaged weights, where there are any."""
         self.schedule = Schedule(o)
         self.budget = Budget(config.num_epochs, config.max_steps, config.max_minutes)
         self.guard = LossGuard(config.guard)
@@ -102,12 +102,12 @@ class Trainer:
         """Seconds of training at which each was done last."""
         self.interval = Meter(info.num_codebooks, self.device)
         self.epoch_meter = Meter(info.num_codebooks, self.device)
-        self.watchdog: Watchdog | None = None
+        self.watchdog = Watchdog(
+            self.exp_dir, self.world.rank, self.world.size, config.guard.hang_minutes
+        )
         self.stop = StopSignals(loud=self.world.main)
         self._ended: int | None = None
         """Epoch that ended in this step; a step may reach into the next."""
-
-    # ---------------------------------------------------------------------------------- loop
 
     @property
     def epochs(self) -> float:
@@ -133,7 +133,7 @@ class Trainer:
                 outcome = self.train_step()
                 self.step += 1
                 self.interval.add(outcome)
-                if outcome.verdict != "good":
+                if outcome.verdict not in ("good", "overflow"):  # the loss scale finds its place
                     self._after_skip(outcome)
                 self.interval.seconds += time.monotonic() - began
                 self._beat("agreeing")
@@ -160,7 +160,7 @@ class Trainer:
         # loss and tokens of the step: float64, where counts above 2^24 and sums of ranks are exact
         minimised = torch.zeros(2, dtype=totals.sums["nats"].dtype, device=self.device)
         batches: list[Batch] = []
-        self._ended, last = None, False
+        self._ended, last, epochs = None, False, self.config.num_epochs
         while not last:
             self._beat("data")
             with self.watch("data"):
@@ -168,7 +168,8 @@ class Trainer:
                 if self.train.step == self.train.epoch_steps:
                     self._ended = self.train.epoch
                 batches.append(batch)
-                last = len(batches) == self.config.optim.accum or self._data_is_used_up()
+                used_up = bool(epochs) and self.epochs >= epochs
+                last = used_up or len(batches) == self.config.optim.accum
                 frames, cells = batch.num_frames, batch.codes.shape[0] * batch.codes.shape[1]
                 batch = batch.to(self.device)
             self._beat("forward and backward")
@@ -182,9 +183,6 @@ class Trainer:
         self._beat("optimizer step")
         with self.watch("step"):
             return self._update(minimised, totals, batches)
-
-    def _data_is_used_up(self) -> bool:
-        return bool(self.config.num_epochs) and self.epochs >= self.config.num_epochs
 
     def _forward(self, batch: Batch):
         mixed = self.dtype != torch.float32
@@ -213,7 +211,7 @@ class Trainer:
         # ranks left their mean of sums over tokens; what is wanted is the mean over tokens
         factor = self.world.size / (tokens * self.scale.value)
         loss, norm = loss / tokens, norm * factor
-        verdict = self._judge(loss, norm)
+        verdict = "overflow" if self.scale.overflowed(loss, norm) else self.guard.judge(loss, norm)
         if verdict == "good":
             self.level_weights.observe(levels[:K], levels[K:])
             if clip:
@@ -224,44 +222,30 @@ class Trainer:
                 self.ema.update()
         return Outcome(verdict, loss, norm, totals, batches)
 
-    def _judge(self, loss: float, norm: float) -> str:
-        overflowed = isfinite(loss) and not isfinite(norm)
-        if self.scale.enabled and overflowed and not self.scale.too_small:
-            self.scale.update(overflowed=True)  # the scale's fault, not the data's
-            return "overflow"
-        if isfinite(norm):
-            self.scale.update(overflowed=False)
-        return self.guard.judge(loss, norm)
-
     def _after_step(self, finished: bool, stop: bool) -> None:
         """Log, validate, sample and save, in this order, where due: a checkpoint implies its
         log."""
         due = what_is_due(
             self.config, self.step, self.elapsed, self._ended, finished, stop, self.since
         )
-        if due.log:
+        if "log" in due:
             self._log_interval()
-        improved = self._validate() if due.valid and self.valid is not None else False
+        improved = self._validate() if "valid" in due and self.valid is not None else False
         if self._ended is not None or finished:
             self._log_epoch(self.train.epoch if self._ended is None else self._ended)
-        if due.sample and self.samples is not None:
+        if "sample" in due and self.samples is not None:
             self._sample()
         # weights on the way to a rollback are no checkpoint to roll back to
-        if (due.save and (finished or stop or not self.guard.in_a_row)) or improved:
-            self._save(improved, due.archive)
-
-    # --------------------------------------------------------------------------- bad steps
+        if ("save" in due and (finished or stop or not self.guard.in_a_row)) or improved:
+            self._save(improved, "archive" in due)
 
     def _after_skip(self, outcome: Outcome) -> None:
         """Keep the batches of a step that was not taken; after too many in a row, roll back."""
-        if outcome.verdict == "overflow":  # the loss scale found its place
-            return
-        path = save_bad_batch(
-            self.exp_dir, outcome.batches, step=self.step - 1, rank=self.world.rank,
-            seed=self.config.seed, reason=outcome.verdict, loss=outcome.loss,
-            grad_norm=outcome.grad_norm, progress=self.model.progress,
-            keep=self.config.guard.keep_bad_batches,
+        bad = BadBatch(
+            self.step - 1, self.world.rank, self.config.seed, outcome.verdict, outcome.loss,
+            outcome.grad_norm, self.model.progress, outcome.batches,
         )  # fmt: skip
+        path = save_bad_batch(self.exp_dir, bad, self.config.guard.keep_bad_batches)
         self.bar.say(
             f"step {self.step}: {outcome.verdict} (loss {outcome.loss:.4g}, gradient "
             f"{outcome.grad_norm:.4g}), not taken" + (f"; batch in {path}" if path else "")
@@ -276,7 +260,7 @@ class Trainer:
         :raises UserError: no checkpoint, or rolled back often enough.
         """
         path = self.guard.rollback_target(self.exp_dir, self.step, why)
-        state = self._load(path)
+        state = load_sharded(path, self.state_dict(), self.world)
         self._load_weights(state)
         self.optimizers.zero_grad()
         self.guard.rolled_back()
@@ -293,7 +277,7 @@ class Trainer:
         meter = self.interval
         if meter.empty:
             return
-        meter.reduce(self.world)
+        meter.totals.reduce(self.world.all_reduce)
         self.total_frames += meter.totals.frames
         seconds = max(meter.seconds, 1e-9)
         values = meter.values(self.info.frame_rate) | {
@@ -325,18 +309,13 @@ class Trainer:
         self.bar.say(epoch_line(self.step, epoch, values, self.progress))
         self.epoch_meter = Meter(self.info.num_codebooks, self.device)
 
-    def _averaged(self):
-        """Context in which the model has the averaged weights, where there are any."""
-        return self.ema.swapped() if self.ema is not None else nullcontext()
-
     def _validate(self) -> bool:
         """Loss of the averaged weights on the validation split; whether it is the lowest yet."""
         self._beat("validation")
         began = time.monotonic()
-        batches = self._beating("validation", self.valid.epoch_batches())
-        if self.config.log.valid_max_batches:
-            batches = islice(batches, self.config.log.valid_max_batches)
-        with self._averaged():
+        most = self.config.log.valid_max_batches or None
+        batches = self._beating("validation", islice(self.valid.epoch_batches(), most))
+        with self.averaged():
             totals = evaluate_batches(self.model, batches, self.info, self.device, self.dtype)
         totals.reduce(self.world.all_reduce)
         values = totals.metrics(self.info.frame_rate)
@@ -359,14 +338,12 @@ class Trainer:
     def _sample(self) -> None:
         """Samples of the averaged weights; a failure costs a line, never the training."""
         self._beat("samples")
-        with self._averaged(), self.world.whole(self.model) as model:  # all ranks enter
+        with self.averaged(), self.world.whole(self.model) as model:  # all ranks enter
             if self.world.main:
                 beat = partial(self._beat, "samples")
                 self.samples.write(model, self.step, self.train.epoch, beat)
         self.since["sample"] = self.elapsed
         self.world.barrier()
-
-    # ------------------------------------------------------------------------ while it runs
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -374,23 +351,18 @@ class Trainer:
         self.log = MetricsLog(self.exp_dir, self.step, self.world.main)
         self.samples = self.make_samples(self.log) if self.make_samples else None
         self.bar = Progress(self.progress, self.world.main)
-        if minutes := self.config.guard.hang_minutes:
-            world = self.world
-            self.watchdog = Watchdog(self.exp_dir, world.rank, world.size, minutes)
-            self.watchdog.start()
+        self.watchdog.start()
         try:
             with self.stop:
                 self.model.train()
                 yield
         finally:
-            if self.watchdog is not None:
-                self.watchdog.stop()
+            self.watchdog.stop()
             self.bar.close()
             self.log.close()
 
     def _beat(self, where: str) -> None:
-        if self.watchdog is not None:
-            self.watchdog.beat(self.step, where)
+        self.watchdog.beat(self.step, where)
 
     def _beating(self, where: str, batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -408,26 +380,22 @@ class Trainer:
         if self.world.main:
             self.log.sync()
         flags, latest, best = self.config.save, self.exp_dir / "latest.pt", self.exp_dir / "best.pt"
-        if improved:
-            save_sharded(self.state_dict(), best, self.world, also=latest)
-        else:
-            save_sharded(self.state_dict(), latest, self.world)
-        with self.world.errors_together():
-            if archived and self.world.main:
-                archive(self.exp_dir, latest, self.step, flags.keep_archived)
-            if improved and flags.archive_best and self.world.main:
-                archive(self.exp_dir, best, self.step, flags.keep_archived)
-        self.world.barrier()
+        path, also = (best, latest) if improved else (latest, None)
+        save_sharded(self.state_dict(), path, self.world, also=also)
+
+        def keep() -> None:
+            for path, wanted in ((latest, archived), (best, improved and flags.archive_best)):
+                if wanted and self.world.main:
+                    archive(self.exp_dir, path, self.step, flags.keep_archived)
+
+        self.world.together(keep)
 
     def state_dict(self) -> dict:
         """Everything needed to continue; plain values and tensors."""
         return {
             "format": FORMAT,
             "rvqlm_version": __version__,
-            "model_name": self.model.name,
-            "model_config": dataclasses.asdict(self.model.config),
-            "codec": self.info.to_dict(),
-            "conditions": {k: c.to_dict() for k, c in self.model.conditions.items()},
+            **model_identity(self.model),
             "config": flatten(self.config),
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(self.model) if self.ema is not None else None,
@@ -455,8 +423,7 @@ class Trainer:
     def load_state_dict(self, state: dict, where: str = "the checkpoint") -> None:
         """Continue from a checkpoint; `UserError` if model, codec, optimizer, seed or data
         differ."""
-        require_resumable(state, where)
-        self._require_same_run(state, where)
+        require_same_run(state, where, self.model, self.info, self.config)
         self._load_weights(state)
         self.schedule.load_state_dict(state["schedule"])
         self.guard.load_state_dict(state["stepper"]["guard"])
@@ -472,15 +439,8 @@ class Trainer:
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint file."""
-        self.load_state_dict(self._load(path), str(path))
-
-    def _load(self, path: Path) -> dict:
-        """A checkpoint as this trainer can take it in: whole tensors, or its shards of them. All
-        ranks call it."""
-        state = None
-        with self.world.errors_together():
-            state = load_checkpoint(path, gather=False)
-        return load_sharded(path, state, self.state_dict(), self.world)
+        state = load_sharded(path, self.state_dict(), self.world)
+        self.load_state_dict(state, str(path))
 
     def _load_weights(self, state: dict) -> None:
         """Weights, moments and averages."""
@@ -488,26 +448,3 @@ class Trainer:
         self.optimizers.load_state_dict(state["optimizer"])
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"], state["ema_updates"])
-
-    def _require_same_run(self, state: dict, where: str) -> None:
-        """Refuse a checkpoint that these flags do not continue, naming every difference."""
-        model, config, before = self.model, self.config, state["config"]
-        pairs = {  # what was, what is
-            "--model-name": (state["model_name"], model.name),
-            "--seed": (state["rng"]["seed"], config.seed),
-            "--optimizer": (before.get("optimizer"), config.optim.optimizer),
-            "averaging (--ema-decay above 0)": (state["ema"] is not None, self.ema is not None),
-        }
-        differing = [f"{k} was {was}, is {now}" for k, (was, now) in pairs.items() if was != now]
-        if model.name == state["model_name"]:
-            differing += differing_flags(model.config, state["model_config"])
-        if differing:
-            raise UserError(
-                f"{where} is of another run: {'; '.join(differing)}; give the same "
-                f"flags (--config {Path(where).parent / 'config.yaml'}), another --exp-dir, or "
-                "--resume no"
-            )
-        for kind, info in model.conditions.items():
-            saved = ConditionInfo.from_dict(state["conditions"][kind])
-            info.require_same(saved, config.manifest_dir, where)
-        self.info.require_same(CodecInfo.from_dict(state["codec"]), config.manifest_dir, where)

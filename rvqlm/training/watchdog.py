@@ -68,7 +68,7 @@ class Watchdog:
     Parameters
     ----------
     exp_dir: folder of the experiment, the same for all ranks where they share a disk.
-    minutes: 0: never ends anything; ranks still write where they are.
+    minutes: 0: watches nothing.
     clock: seconds that only go forward.
 
     With several ranks each writes ``EXP/ranks/rank-N.json`` once a second at most, with the keys
@@ -89,7 +89,6 @@ class Watchdog:
         self.poll = min(1.0, self.limit / 10)
         """Seconds between two looks."""
         self._clock = clock
-        self._written: tuple | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.beat(0, "start")
@@ -100,12 +99,13 @@ class Watchdog:
         return self.exp_dir / "ranks" / "hang"
 
     def start(self) -> None:
+        if self.limit == float("inf"):
+            return
         if self.world_size > 1:
             self._marker.parent.mkdir(parents=True, exist_ok=True)
             self._marker.unlink(missing_ok=True)  # of an earlier run: no rank hangs already
-        elif self.limit == float("inf"):
-            return
         self.beat(0, "start")
+        self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="rvqlm-watchdog", daemon=True)
         self._thread.start()
 
@@ -125,19 +125,16 @@ class Watchdog:
         armed = -float("inf")
         while not self._stop.wait(self.poll):
             # not at every look: each arming starts a thread of the operating system
-            if self.limit < float("inf") and time.monotonic() - armed > 10 * self.poll:
+            if time.monotonic() - armed > 10 * self.poll:
                 armed = time.monotonic()
-                self._arm(self.limit + BACKSTOP_SECONDS)
+                faulthandler.dump_traceback_later(self.limit + BACKSTOP_SECONDS, exit=True, file=2)
             with contextlib.suppress(OSError):  # of a disk that is away for a moment
                 self._look()
 
-    @staticmethod
-    def _arm(seconds: float) -> None:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=2)
-
     def _look(self) -> None:
         if self.world_size > 1:
-            self._write_place()
+            with contextlib.suppress(OSError):  # where a rank stands is worth less than training
+                self._write_place()
             if self._marker.exists():
                 self._give_up(first=False)
         if self._clock() - self._last[2] >= self.limit:
@@ -149,22 +146,15 @@ class Watchdog:
                 "step": step, "where": where, "since": since}  # fmt: skip
 
     def _write_place(self) -> None:
-        last = self._last
-        if last == self._written:
-            return
         path = self.exp_dir / "ranks" / f"rank-{self.rank}.json"
         temporary = path.with_suffix(".tmp")
-        try:  # without a flush to the disk: this may be lost, and comes every second
-            temporary.write_text(json.dumps(self._place()))
-            os.replace(temporary, path)
-            self._written = last
-        except OSError:
-            pass  # where a rank stands is worth less than its training
+        # without a flush to the disk: this may be lost, and comes every second
+        temporary.write_text(json.dumps(self._place()))
+        os.replace(temporary, path)
 
     def _claim(self) -> bool:
         """Whether this rank is the first to give up."""
         try:
-            self._marker.parent.mkdir(parents=True, exist_ok=True)
             self._marker.touch(exist_ok=False)
         except FileExistsError:
             return False
@@ -173,7 +163,7 @@ class Watchdog:
         return True
 
     def _give_up(self, first: bool) -> None:
-        self._arm(DISK_SECONDS)
+        faulthandler.dump_traceback_later(DISK_SECONDS, exit=True, file=2)
         step, where, began, _ = self._last
         if first:
             # not print: its lock may be what is waited for
@@ -204,20 +194,18 @@ class Watchdog:
         ]
         places: dict[int, dict] = {}
         for rank in range(self.world_size):
-            try:
-                place = json.loads((self.exp_dir / "ranks" / f"rank-{rank}.json").read_text())
-                places[rank] = {k: place[k] for k in ("host", "pid", "step", "where", "since")}
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+            with contextlib.suppress(OSError, ValueError):
+                path = self.exp_dir / "ranks" / f"rank-{rank}.json"
+                places[rank] = json.loads(path.read_text())
         places[self.rank] = self._place()
         longest = min(places, key=lambda rank: places[rank]["since"])
         for rank in range(self.world_size):
-            if rank not in places:
+            p = places.get(rank)
+            if p is None:
                 lines.append(
                     f"rank {rank}: unknown, it left no {self.exp_dir}/ranks/rank-{rank}.json"
                 )
                 continue
-            p = places[rank]
             lines.append(
                 f"rank {rank}: step {p['step']}, {p['where']} since "
                 f"{time.strftime('%H:%M:%S', time.localtime(p['since']))} "

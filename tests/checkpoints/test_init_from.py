@@ -65,7 +65,7 @@ def test_takes_what_fits_and_says_what_does_not(saved, change):
         assert "100.0 %" in lines and len(report.lines()) == 1
     if change == "more layers":
         assert "new, not in the file: " in lines and "--num-decoder-layers was 2, is 4" in lines
-        assert ".2-3 (" in lines
+        assert ".2,3 (" in lines
     if change == "fewer layers":
         assert "in the file, not of this model: " in lines and ".1 (" in lines
     if change == "more levels":
@@ -82,14 +82,6 @@ def test_takes_what_fits_and_says_what_does_not(saved, change):
             losses[-1].backward()
             optimizer.step()
         assert losses[2] < losses[0]
-
-
-def test_raw_weights_or_averages(saved):
-    state = load_checkpoint(saved)
-    for use_ema, part in ((True, "ema"), (False, "model")):
-        model = built()
-        init_from(model, saved, use_ema)
-        assert all(torch.equal(v, state[part][k]) for k, v in model.state_dict().items())
 
 
 def test_an_exported_model(saved, tmp_path):
@@ -154,5 +146,5 @@ def test_a_training_begins_where_the_other_ended(tmp_path):
 def test_names_by_module():
     names = [f"net.{n}.{part}" for n in (0, 1, 3) for part in ("up", "down")]
     assert by_module([*names, "head.weight", "head.bias", "scale"]) == (
-        "net.0-1 (4 tensors), net.3 (2 tensors), head (2 tensors), scale"
+        "net.0,1,3 (6 tensors), head (2 tensors), scale"
     )

@@ -99,8 +99,7 @@ def deal_shards(rank: int, size: int, folder: Path) -> None:
     whole = load_checkpoint(folder / "latest.pt")
     mesh = init_device_mesh("cpu", (size,))
     here = {k: distribute_tensor(v, mesh, [Shard(0)]) for k, v in whole["model"].items()}
-    state = load_checkpoint(folder / "latest.pt", gather=False)
-    dealt = load_sharded(folder / "latest.pt", state, {"model": here}, World(parallel="fsdp"))
+    dealt = load_sharded(folder / "latest.pt", {"model": here}, World(parallel="fsdp"))
     same(dealt, whole)
 
 

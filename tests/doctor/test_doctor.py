@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from rvqlm.checkpoints.loading import load_model
 from rvqlm.data.index import build_index
 from rvqlm.doctor.examine import RULES, examine
 from rvqlm.errors import UserError
-from rvqlm.training.bad_batch import save_bad_batch
+from rvqlm.training.bad_batch import BadBatch, save_bad_batch
 
 FAMILIES = {
     "codec-lm": ("codec-lm", "--pattern", "parallel", "--head", "depth", "--depth-nhead", "2"),
@@ -335,8 +336,8 @@ def test_replay_of_a_skipped_step(copy):
     exp = copy()
     torch.manual_seed(0)
     batch = Batch.from_codes([torch.randint(64, (9, 3)), torch.randint(64, (5, 3))])
-    facts = {"step": 7, "rank": 0, "seed": 0, "reason": "outlier", "loss": 9.0, "grad_norm": 3.0}
-    path = save_bad_batch(exp, [batch], **facts, progress=0.3, keep=3)
+    bad = BadBatch(7, 0, 0, "outlier", loss=9.0, grad_norm=3.0, progress=0.3, batches=[batch])
+    path = save_bad_batch(exp, bad, keep=3)
     diagnosis = examine(exp, replay=path)
     assert diagnosis.status == 0 and 4.0 < diagnosis.replay["loss"] < 4.6
     assert diagnosis.replay["loss_then"] == 9.0
@@ -344,7 +345,7 @@ def test_replay_of_a_skipped_step(copy):
     assert (found.rule, found.where) == ("finite_replay", "step 7, rank 0")
     # wrong codes, weights whose products overflow, and weights that hold NaN
     wrong = Batch.from_codes([torch.full((9, 3), 64)])
-    path = save_bad_batch(exp, [wrong], **facts | {"step": 8}, progress=0.3, keep=3)
+    path = save_bad_batch(exp, replace(bad, step=8, batches=[wrong]), keep=3)
     found = {f.rule: f for f in examine(exp, replay=path).findings if f.subject == "replay"}
     assert found.keys() == {"ids_out_of_range", "error_in_replay"}
     assert "64 at item 0" in found["ids_out_of_range"].what
@@ -353,7 +354,7 @@ def test_replay_of_a_skipped_step(copy):
         state = load_checkpoint(exp / "latest.pt")
         state["model"]["heads.blocks.0.up.weight"].fill_(value)
         save_checkpoint(state, exp / "latest.pt")
-        path = save_bad_batch(exp, [batch], **facts, progress=0.3, keep=3)
+        path = save_bad_batch(exp, bad, keep=3)
         return {f.rule: f for f in examine(exp, replay=path).findings if f.subject == "replay"}
 
     found = weight(1e38)
@@ -373,8 +374,8 @@ def test_exported_models_and_means_have_no_optimizer_to_miss(trained, tmp_path):
     assert examine(tmp_path / "average.pt").status == 0
     # a replay runs on the mean, not on the weights that a new model begins with
     batch = Batch.from_codes([torch.randint(64, (9, 3))])
-    facts = {"step": 7, "rank": 0, "seed": 0, "reason": "outlier", "loss": 9.0, "grad_norm": 3.0}
-    bad = save_bad_batch(tmp_path, [batch], **facts, progress=0.3, keep=3)
+    bad = BadBatch(7, 0, 0, "outlier", loss=9.0, grad_norm=3.0, progress=0.3, batches=[batch])
+    bad = save_bad_batch(tmp_path, bad, keep=3)
     state = load_checkpoint(exp / "latest.pt")
     state["model"] = load_checkpoint(tmp_path / "average.pt")["model"]
     save_checkpoint(state, tmp_path / "same.pt")

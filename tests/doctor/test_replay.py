@@ -8,13 +8,14 @@ from toy import ToyLoader, ToyModel
 from rvqlm.doctor.replay import replay
 from rvqlm.errors import UserError
 from rvqlm.runtime import step_seed
-from rvqlm.training.bad_batch import load_bad_batch, save_bad_batch
+from rvqlm.training.bad_batch import BadBatch, load_bad_batch, save_bad_batch
 
 FACTS = {"step": 7, "rank": 1, "seed": 5, "reason": "outlier", "loss": 9.5, "grad_norm": 3.0}
 
 
 def saved(tmp_path, batches):
-    return load_bad_batch(save_bad_batch(tmp_path, batches, **FACTS, progress=0.4, keep=10))
+    bad = BadBatch(**FACTS, progress=0.4, batches=batches)
+    return load_bad_batch(save_bad_batch(tmp_path, bad, keep=10))
 
 
 def two_batches(model):

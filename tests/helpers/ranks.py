@@ -17,7 +17,7 @@ import torch.multiprocessing as mp
 from families import make, random_batch
 from toy import ToyConfig, ToyLoader, ToyModel
 
-from rvqlm.checkpoints.file import FORMAT, load_checkpoint
+from rvqlm.checkpoints.file import FORMAT
 from rvqlm.checkpoints.sharded import load_sharded
 from rvqlm.dtensors import is_sharded
 from rvqlm.training.config import OptimConfig
@@ -138,8 +138,7 @@ class Run:
         self.step = state["step"]
 
     def load_from(self, path: Path) -> None:
-        state = load_checkpoint(path, gather=False)
-        self.load(load_sharded(path, state, self.state(), self.world))
+        self.load(load_sharded(path, self.state(), self.world))
 
 
 def flat(value, key="") -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from rvqlm.checkpoints.file import FORMAT, save_checkpoint
-from rvqlm.models.factory import config_dict
+from rvqlm.models.factory import model_identity
 
 FLAGS = {"exp-dir": "/home/ada/exp", "manifest-dir": "/home/ada/tokens", "seed": 3,
          "condition-prompt-seconds": 2.0, "max-duration": 7.0}  # fmt: skip
@@ -20,10 +20,7 @@ def checkpoint_of(model, step: int = 7, ema: bool = True) -> dict:
     return {
         "format": FORMAT,
         "rvqlm_version": "0.1.0",
-        "model_name": model.name,
-        "model_config": config_dict(model),
-        "codec": model.info.to_dict(),
-        "conditions": {k: c.to_dict() for k, c in model.conditions.items()},
+        **model_identity(model),
         "config": FLAGS,
         "model": weights,
         "ema": averages if ema else None,

@@ -9,7 +9,7 @@ from toy import ToyLoader
 from rvqlm.batch import Batch, Padded
 from rvqlm.errors import UserError
 from rvqlm.training import bad_batch
-from rvqlm.training.bad_batch import load_bad_batch, save_bad_batch
+from rvqlm.training.bad_batch import BadBatch, load_bad_batch, save_bad_batch
 
 FACTS = {
     "step": 7,
@@ -22,9 +22,8 @@ FACTS = {
 }
 
 
-def saved(tmp_path, batches, **changes):
-    facts = {**FACTS, "keep": 10, **changes}
-    return load_bad_batch(save_bad_batch(tmp_path, batches, **facts))
+def saved(tmp_path, batches):
+    return load_bad_batch(save_bad_batch(tmp_path, BadBatch(**FACTS, batches=batches), keep=10))
 
 
 def two_batches(model):
@@ -67,13 +66,12 @@ def test_only_the_last_ones_of_a_rank_are_kept(tmp_path):
     batch = ToyLoader().make(0, 0)
     for number, step in enumerate((900, 3, 4, 5)):  # 900: before going back to a checkpoint
         for rank in (0, 1):
-            path = save_bad_batch(
-                tmp_path, [batch], **{**FACTS, "step": step, "rank": rank}, keep=2
-            )
+            bad = BadBatch(**FACTS | {"step": step, "rank": rank}, batches=[batch])
+            path = save_bad_batch(tmp_path, bad, keep=2)
             os.utime(path, (number, number))
     names = sorted(p.name for p in (tmp_path / "bad_batches").iterdir())
     assert names == [f"step-00000{step}-rank-{rank}.pt" for step in (4, 5) for rank in (0, 1)]
-    assert save_bad_batch(tmp_path / "none", [batch], **FACTS, keep=0) is None
+    assert save_bad_batch(tmp_path / "none", bad, keep=0) is None
     assert not (tmp_path / "none").exists()
 
 
@@ -83,10 +81,11 @@ def test_a_full_disk_costs_the_file_and_not_the_training(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(bad_batch.torch, "save", full)
-    assert save_bad_batch(tmp_path, [ToyLoader().make(0, 0)], **FACTS, keep=2) is None
+    bad = BadBatch(**FACTS, batches=[ToyLoader().make(0, 0)])
+    assert save_bad_batch(tmp_path, bad, keep=2) is None
     assert list((tmp_path / "bad_batches").iterdir()) == []
     (tmp_path / "file").write_text("in the way")
-    assert save_bad_batch(tmp_path / "file", [], **FACTS, keep=2) is None
+    assert save_bad_batch(tmp_path / "file", bad, keep=2) is None
 
 
 def test_other_files_are_refused_by_name(tmp_path):

@@ -7,7 +7,7 @@ from toy import toy_flags
 
 from rvqlm.data.plan import PlanConfig
 from rvqlm.errors import UserError
-from rvqlm.training.config import GuardConfig, OptimConfig, check
+from rvqlm.training.config import GuardConfig, OptimConfig, Problems, check
 from rvqlm.training.schedule import SCHEDULES, Schedule, schedule_flags
 
 
@@ -135,7 +135,9 @@ def test_averaging_that_is_off_has_no_warm_up(tmp_path):
 
 def test_flags_of_the_guards():
     def problems(**flags):
-        return GuardConfig(**flags).problems(None)
+        found = Problems(GuardConfig(**flags))
+        found.group.examine(found, None)
+        return found
 
     assert problems() == problems(outlier_deviations=0) == problems(max_rollbacks=0) == []
     wrong = problems(

@@ -98,9 +98,14 @@ def skipped_gradients_stay_here(rank: int, size: int, folder: Path) -> None:
 
 def errors_are_raised_together(rank: int, size: int, folder: Path) -> None:
     world = World()
-    world.raise_together(None)
+    assert world.together(lambda: rank) == rank
+
+    def fail():
+        if rank == 1:
+            raise UserError("no space")
+
     with pytest.raises(UserError, match=r"^rank 1: no space$"):
-        world.raise_together("no space" if rank == 1 else None)
+        world.together(fail)
     assert world.gather_objects(rank) == list(range(size))
     assert world.agree(float(rank), 5.0) == [size - 1, 5.0]
 

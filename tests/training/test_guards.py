@@ -138,16 +138,18 @@ def test_state_goes_on_exactly():
 
 def test_loss_scale():
     scale = LossScale(torch.float16, initial=8.0, growth_steps=2)
-    scale.update(True)
+    assert scale.overflowed(1.0, math.inf)
     assert scale.value == 4.0 and scale.apply(torch.tensor(3.0)) == 12.0
-    scale.update(False)
+    assert not scale.overflowed(1.0, 1.0)
     again = LossScale(torch.float16)
     again.load_state_dict(scale.state_dict())
     again.growth_steps = 2
-    again.update(False)
-    assert again.value == 8.0 and not again.too_small
+    assert not again.overflowed(1.0, 1.0) and again.value == 8.0
+    assert not again.overflowed(math.nan, math.nan) and again.value == 8.0
+    again.value = 2.0**-25
+    assert not again.overflowed(1.0, math.inf)
     plain = LossScale(torch.float32)
-    plain.update(True)
+    assert not plain.overflowed(1.0, math.inf)
     assert plain.value == 1.0 and plain.apply(torch.tensor(3.0)) == 3.0
 
 

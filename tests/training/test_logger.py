@@ -83,7 +83,6 @@ def test_a_full_disk_costs_a_line_and_later_lines_are_whole(tmp_path, capfd, mon
         log.write("train", step, 0, {"loss": 2.0})
         log.audio("a", step, torch.zeros(100), 8000)
         log.histogram("h", step, torch.arange(3), 3)
-        log.text("t", step, "x")
         log.sync()
     assert opened == [0]  # one try, not one a call
     err = capfd.readouterr().err

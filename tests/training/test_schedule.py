@@ -5,7 +5,6 @@ import random
 import pytest
 import torch
 
-from rvqlm.errors import UserError
 from rvqlm.training.config import OptimConfig
 from rvqlm.training.schedule import SCHEDULES, Budget, Schedule
 
@@ -121,8 +120,6 @@ def test_warmup_ratio_and_its_default():
     assert {make("constant").factor(n, n / 10, n / 100) for n in range(2, 101)} == {1.0}
 
 
-def test_an_unknown_schedule_is_an_error_and_all_known_ones_end_lower_or_equal():
-    with pytest.raises(UserError, match="--schedule cosin: choose one of cosine, linear"):
-        make("cosin")
+def test_all_schedules_end_lower_or_equal():
     for name in SCHEDULES:
         assert 0 <= make(name).factor(10**5, 50.0, 1.0) <= make(name).factor(0, 0.0, 0.0) == 1.0

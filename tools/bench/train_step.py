@@ -110,8 +110,8 @@ def measure(args: Args, size: dict, family: str, precision: str, compiled: bool)
 
         # as if there were more lengths: code for any of them
         shapes = {(size["batch"], size["frames"] - n) for n in range(8)}
-        report = compile_model(model, shapes, print)
-        result["compile_seconds"] = warm_up(model, report.examples(batch), dtype, print)
+        to_try = compile_model(model, shapes, print)
+        result["compile_seconds"] = warm_up(model, to_try, batch, dtype, print)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     bare(args, size, model, batch, device, dtype)
