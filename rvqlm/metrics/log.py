@@ -1,14 +1,13 @@
 """Reading EXP/metrics.jsonl: one JSON object a line, with `kind` (train, valid, sample) and `step`.
 
-A kill tears at most the last line. `read_log` reads a log as a whole, `LogTail` one that is still
-being written, `scan_log` one that may be damaged anywhere.
+A kill tears at most the last line. `read_log` reads a log as a whole, `scan_log` one that may be
+damaged anywhere.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rvqlm.errors import UserError
@@ -60,37 +59,6 @@ def by_kind(records: Iterable[dict]) -> dict[str, list[dict]]:
     for record in records:
         found.setdefault(record["kind"], {})[record["step"]] = record
     return {kind: [of_kind[step] for step in sorted(of_kind)] for kind, of_kind in found.items()}
-
-
-class LogTail:
-    """Records of a log that is being written, each of them once.
-
-    :param restart: called before records come anew: at the first reading, and where the file was
-        cut or replaced since the last, as a resumed training does.
-    """
-
-    def __init__(self, restart: Callable[[], None]):
-        self.restart = restart
-        self._inode: int | None = None
-        self._offset, self._last = 0, b""
-        """Where the next line begins, and the line before it."""
-
-    def read(self, path: str | Path) -> Iterator[dict]:
-        """Records since the last call; a line that is still being written is left for the next."""
-        with open(path, "rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            file.seek(self._offset - len(self._last))
-            # inode numbers are used again, so what was read last is compared too
-            if inode != self._inode or file.read(len(self._last)) != self._last:
-                self._inode, self._offset, self._last = inode, 0, b""
-                self.restart()
-                file.seek(0)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset, self._last = self._offset + len(line), line
-                if (record := _record(line)) is not None:
-                    yield record
 
 
 def _record(line: bytes) -> dict | None:
