@@ -100,10 +100,11 @@ def _run(argv: Sequence[str] | None) -> int:
         )  # fmt: skip
     front_end = TextFrontEnd.from_info(model.conditions["text"])
     rows = [item.row(front_end.decode) for item in found]
-    if config.samples:
-        print("\n".join(describe(row) for row in rows))
+    for row in rows if config.samples else ():
+        print(f"{row['name']}  {row['errors']} errors in {row['symbols']} symbols")
+        print(f"  reference   {row['reference']}\n  recognized  {row['recognized']}")
     summary = summarize(found)
-    print(describe_all(summary))
+    print(describe(summary))
     result = {
         **about,
         **summary,
@@ -119,34 +120,23 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def describe(row: dict) -> str:
-    """Lines for one sample."""
-    return (
-        f"{row['name']}  {row['errors']} errors in {row['symbols']} symbols\n"
-        f"  reference   {row['reference']}\n"
-        f"  recognized  {row['recognized']}"
-    )
-
-
-def describe_all(summary: dict) -> str:
+def describe(summary: dict) -> str:
     """Lines for all items."""
-    of = summary["symbols"]
-    interval, chance = summary["interval"], summary["chance"]
-    words = f"error rate {summary['error_rate']:.1%}"
-    if interval is not None:
-        words += f" (95 %: {interval[0]:.1%} to {interval[1]:.1%})"
-    words += (
-        f" of {of:,} symbols in {summary['items']:,} items: "
+    of, interval = summary["symbols"], summary["interval"]
+    lines = [
+        f"error rate {summary['error_rate']:.1%}"
+        + (f" (95 %: {interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
+        + f" of {of:,} symbols in {summary['items']:,} items: "
         f"{summary['substitutions'] / of:.1%} substitutions, "
         f"{summary['deletions'] / of:.1%} deletions, {summary['insertions'] / of:.1%} insertions"
-    )
-    if chance is None:
-        return words + "\nagainst other texts: none to compare with, all items have the same"
-    found, of = summary["identified"]
-    return (
-        f"{words}\nagainst the texts of other items, drawn by chance: {chance:.1%}; nearer to its "
-        f"own text than to any other's: {found} of {of} items"
-    )
+    ]
+    if summary["chance"] is not None:
+        found, of = summary["identified"]
+        lines.append(
+            f"against the texts of other items, by chance: {summary['chance']:.1%}; nearer to its "
+            f"own text than to any other's: {found} of {of} items"
+        )
+    return "\n".join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

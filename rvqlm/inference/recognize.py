@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,60 +29,51 @@ BATCH_SECONDS = 120.0
 
 
 class _Item(NamedTuple):
-    number: int
-    """Place in the output."""
     name: str
     codes: Tensor
     """(T, K)"""
     reference: list[int]
 
 
-def _recognize(model: Recognizer, items: Iterable[_Item]) -> list[Recognized]:
-    """Transcripts of `items` in the order of their numbers."""
-    found: dict[int, Recognized] = {}
-    for batch in _batches(items, BATCH_SECONDS * float(model.info.frame_rate)):
-        lengths = torch.tensor([len(item.codes) for item in batch])
-        codes = torch.nn.utils.rnn.pad_sequence([i.codes for i in batch], batch_first=True)
-        for item, symbols in zip(batch, model.recognize(codes, lengths)):
-            found[item.number] = Recognized(item.name, item.reference, symbols)
-    return [found[number] for number in sorted(found)]
-
-
-def _batches(items: Iterable[_Item], most_frames: float) -> Iterator[list[_Item]]:
-    """Items that follow each other, as many as fit with their padding."""
-    batch: list[_Item] = []
+def _recognize(model: Recognizer, items: Iterable[_Item]) -> Iterator[Recognized]:
+    """Transcripts of `items` in their order, in batches of `BATCH_SECONDS` with their padding."""
+    most_frames, batch = BATCH_SECONDS * float(model.info.frame_rate), []
     for item in items:
         longest = max(len(i.codes) for i in [*batch, item])
         if batch and (len(batch) + 1) * longest > most_frames:
-            yield batch
+            yield from _recognize_batch(model, batch)
             batch = []
         batch.append(item)
-    if batch:
-        yield batch
+    yield from _recognize_batch(model, batch)
+
+
+def _recognize_batch(model: Recognizer, batch: list[_Item]) -> Iterator[Recognized]:
+    lengths = torch.tensor([len(item.codes) for item in batch])
+    codes = torch.nn.utils.rnn.pad_sequence([i.codes for i in batch], batch_first=True)
+    for item, symbols in zip(batch, model.recognize(codes, lengths)):
+        yield Recognized(item.name, item.reference, symbols)
 
 
 # ------------------------------------------------------------------------------------- samples
 
 
 def find_samples(given: Sequence[str]) -> list[Path]:
-    """The samples of a folder that were given a text, or wav files of one folder.
+    """The samples of a folder that were given a text, or wav files.
 
-    :raises UserError: nothing there, or files of several folders.
+    :raises UserError: nothing there, or a file that was given no text.
     """
     paths = [Path(g) for g in given]
     if len(paths) == 1 and paths[0].is_dir():
         wavs = sorted(paths[0].glob("*.wav"))
-        if not wavs:
-            raise UserError(f"--samples {paths[0]}: no wav files there; run rvqlm generate first")
-        paths = [w for w in wavs if _text_of(w)]
-        if not paths:
+        told = [wav for wav in wavs if _text_of(wav)]
+        if not told:
             raise UserError(
-                f"--samples {wavs[0].parent}: no sample there was given a text; generate with "
-                "--text"
+                f"--samples {paths[0]}: {len(wavs)} wav files there, none of which was given a "
+                "text; run rvqlm generate with --text first"
             )
-        if left_out := len(wavs) - len(paths):
+        if left_out := len(wavs) - len(told):
             print(f"{left_out} samples were given no text: left out", file=sys.stderr)
-        return paths
+        return told
     for path in paths:
         if not path.is_file():
             raise UserError(f"--samples {path}: no such file; give wav files, or one folder")
@@ -90,8 +82,6 @@ def find_samples(given: Sequence[str]) -> list[Path]:
                 f"--samples {path}: no text in {path.with_suffix('.json')}; give samples that "
                 "rvqlm generate made of a --text"
             )
-    if len(folders := {path.parent for path in paths}) > 1:
-        raise UserError(f"--samples: files of {len(folders)} folders; give those of one")
     return paths
 
 
@@ -108,12 +98,12 @@ def recognize_samples(
     loaded = load_codec_like(model.info, codec, device)
 
     def items() -> Iterator[_Item]:
-        for number, (wav, reference) in enumerate(zip(wavs, references)):
+        for wav, reference in zip(wavs, references):
             audio = load_file(str(wav), loaded.info.sampling_rate, loaded.info.channels)
             codes = encode_whole(loaded, torch.from_numpy(audio)).codes
-            yield _Item(number, str(wav), codes, reference)
+            yield _Item(str(wav), codes, reference)
 
-    return _recognize(model, items())
+    return list(_recognize(model, items()))
 
 
 def reference_of(wav: Path, front_end: TextFrontEnd) -> list[int]:
@@ -164,8 +154,8 @@ def recognize_cuts(
     model.info.require_same(dataset.info, checkpoint, manifest_dir)
     texts = ConditionSet.open(dataset, ["text"])
     model.conditions["text"].require_same(texts.infos["text"], checkpoint, manifest_dir)
-    count = min(num or len(dataset), len(dataset))
-    names = dict(zip(range(count), dataset.ids()))
+    names = list(islice(dataset.ids(), num or None))
+    count = len(names)
     frames = np.asarray(dataset.frames[:count]).astype(np.int64)
     order = np.argsort(frames, kind="stable")  # by length, for batches with little padding
     said = texts.read(Items.whole(order, frames))["text"]
@@ -178,27 +168,17 @@ def recognize_cuts(
         raise UserError(f"{manifest_dir}: no cut of split {split!r} has a text")
     if len(references) < count:
         print(f"{count - len(references)} cuts have no text: left out", file=sys.stderr)
+    if through_audio:
+        encoder, decoder = (load_codec_like(i, codec, device) for i in (model.info, stored.info))
+        scales = stored_scales(manifest_dir, split, stored.info, set(names))
 
     def read(row: int) -> Tensor:
-        return torch.from_numpy(dataset.read(row).astype(np.int64))
+        if not through_audio:
+            return torch.from_numpy(dataset.read(row).astype(np.int64))
+        codes = torch.from_numpy(stored.read(row)).to(device)  # all levels, as they were encoded
+        audio = decode_long(decoder, codes, scales=scales.get(names[row]))
+        return encode_whole(encoder, audio).codes
 
-    if through_audio:
-        scales = stored_scales(manifest_dir, split, stored.info, set(names.values()))
-        read = _round_trip(
-            stored, {row: scales.get(names[row]) for row in names}, model, codec, device
-        )
     rows = tqdm(references, "recognize", unit=" cuts", leave=False, disable=None)
-    return _recognize(model, (_Item(r, names[r], read(r), references[r]) for r in rows))
-
-
-def _round_trip(stored, scales: dict, model, codec, device) -> Callable[[int], Tensor]:
-    """A function: row of the index -> its codes after decoding (of all levels) and encoding."""
-    encoder = decoder = load_codec_like(model.info, codec, device)
-    if stored.info.num_codebooks != model.info.num_codebooks:
-        decoder = load_codec_like(stored.info, codec, device)
-
-    def again(row: int) -> Tensor:
-        codes = torch.from_numpy(stored.read(row)).to(device)
-        return encode_whole(encoder, decode_long(decoder, codes, scales=scales[row])).codes
-
-    return again
+    found = _recognize(model, (_Item(names[r], read(r), references[r]) for r in rows))
+    return [item for _, item in sorted(zip(references, found))]
