@@ -133,25 +133,22 @@ class SampleWriter:
         return [continuations, SampleRequest(prompts, output, sampling)]
 
     def _write_reference(self, prompts: list[str], step: int) -> None:
-        """Recordings and what the codec makes of them; without them the rest is still made."""
+        """Recordings and what the codec makes of them."""
         (self.folder / "reference").mkdir(parents=True)
-        try:
-            self._write_recordings(prompts, step)
-        except Exception as e:
-            print(f"samples: no recordings to compare with: {e}", file=sys.stderr, flush=True)
-
-    def _write_recordings(self, prompts: list[str], step: int) -> None:
         directory, split = self.dataset.directory, self.dataset.split
         stored = TokenDataset.open(directory, split).info  # all levels, as they were encoded
         seconds = self.config.sample_seconds
-        found, remarks = read_held_out(directory, split, stored, prompts, len(prompts), seconds)
+        try:
+            found, remarks = read_held_out(directory, split, stored, prompts, len(prompts), seconds)
+        except Exception as e:  # the samples of the model are still made
+            found, remarks = [], [f"no recordings to compare with: {e}"]
         for remark in remarks:
-            print(f"samples: {remark}", file=sys.stderr)
+            print(f"samples: {remark}", file=sys.stderr, flush=True)
         for recording in found:
             for kind, audio in recording.audio().items():
-                name = f"{kind}-{recording.id.replace('/', '_')}"
+                name = f"{kind}-{recording.cut.id.replace('/', '_')}"
                 audio = torch.from_numpy(np.ascontiguousarray(audio))
-                about = {"kind": kind, "id": recording.id, "text": recording.text}
+                about = {"kind": kind, "id": recording.cut.id, "text": recording.text}
                 path = self.folder / "reference" / f"{name}.wav"
                 write_sample(path, audio, stored.sampling_rate, about)
                 self.log.audio(name, step, audio.mean(0), stored.sampling_rate)

@@ -18,7 +18,7 @@ from rvqlm.checkpoints.loading import last_stage
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.files import atomic_write
-from rvqlm.inference.held_out import read_held_out
+from rvqlm.inference.held_out import is_prompt, read_held_out, speaker_of
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.reports import clips
 from rvqlm.reports.experiment import Training, read_json, read_stages
@@ -283,10 +283,11 @@ def collect(
     }
     rows, alone = [], continuations
     for recording, pair in zip(found, pairs):
-        alone = [c for c in alone if not recording.is_prompt(c.prompt)]
+        cut = recording.cut
+        alone = [c for c in alone if not is_prompt(cut, c.prompt)]
         cards = [c.card() for c in pair]
-        cards += [c.card() for c in continuations if recording.is_prompt(c.prompt)]
-        about = {"id": recording.id, "speaker": recording.speaker, "text": recording.text}
+        cards += [c.card() for c in continuations if is_prompt(cut, c.prompt)]
+        about = {"id": cut.id, "speaker": speaker_of(cut), "text": recording.text}
         rows.append(about | {"cards": cards})
     if alone:
         samples = {"continuation": alone, **samples}
