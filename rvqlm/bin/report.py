@@ -9,13 +9,12 @@ their stored tokens for comparison. The page needs no network and can be sent as
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.runtime import tune_malloc
 
@@ -49,9 +48,10 @@ def _run(argv: Sequence[str] | None) -> int:
     if problems:
         raise UserError("; ".join(problems))
 
-    from rvqlm.reports.report import collect, render, summary, write_report
+    from rvqlm.files import atomic_write
+    from rvqlm.reports.formatting import render_template
+    from rvqlm.reports.report import collect, summary
 
-    words = sys.argv[1:] if argv is None else argv
     content = collect(
         args.exp_dir,
         args.manifest_dir,
@@ -59,9 +59,12 @@ def _run(argv: Sequence[str] | None) -> int:
         num_samples=args.num_samples,
         max_seconds=args.max_seconds,
         title=args.title,
-        command=shlex.join(["rvqlm", "report", *words]),
+        command=command_line("report", argv),
     )
-    out = write_report(render(content), args.out or args.exp_dir / "report.html")
+    page = render_template("report.html", **content)
+    out = (args.out or args.exp_dir / "report.html").resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, lambda path: path.write_text(page, encoding="utf-8"))
     for line in summary(content):
         print(line)
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser: {out.as_uri()}")

@@ -25,8 +25,8 @@ from rvqlm.files import sha256_of
 from rvqlm.inference.held_out import choose_cuts
 from rvqlm.reports import figures
 from rvqlm.reports.clips import encode_flac
-from rvqlm.reports.formatting import number
-from rvqlm.reports.report import collect, render
+from rvqlm.reports.formatting import number, render_template
+from rvqlm.reports.report import collect
 
 INFO = CodecInfo("toy", "0123456789abcdef", 8000, 160, 3, 64)
 NATS = [2.5, 3.0, 3.5]
@@ -50,7 +50,7 @@ def toy_codec(monkeypatch):
 
 
 def build_report(*args, **kwargs) -> str:
-    return render(collect(*args, **kwargs))
+    return render_template("report.html", **collect(*args, **kwargs))
 
 
 def bits(nats: list[float]) -> float:
