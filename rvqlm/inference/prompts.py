@@ -127,22 +127,13 @@ def read_prompts(
     """
     rate = float(model.info.frame_rate)
     frames = max(1, round(args.prompt_seconds * rate)) if args.prompt_seconds else 0
+    prompts = []
     if args.prompt:
         prompts = from_audio(list(args.prompt), codec, frames)
     elif args.manifest_dir:
-        prompts = from_tokens(
-            *(args.manifest_dir, args.split, args.num_prompts),
-            *(frames, model, seed, conditions.voice_seconds),
-        )
-    else:
-        prompts = []
+        prompts = from_tokens(args, frames, model, seed, conditions.voice_seconds)
     given = from_arguments(conditions, model.conditions, codec, frames + new_frames)
     return combine(prompts, given, model.info)
-
-
-def no_codes(info: CodecInfo) -> Tensor:
-    """(0, K): the codes of a prompt that is none."""
-    return torch.empty(0, info.num_codebooks, dtype=torch.int64)
 
 
 def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[Prompt]:
@@ -150,9 +141,10 @@ def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[
 
     :raises UserError: unequal numbers.
     """
+    no_codes = torch.empty(0, info.num_codebooks, dtype=torch.int64)
     if not given:
-        return prompts or [Prompt(no_codes(info), "unprompted")]
-    prompts = prompts or [Prompt(no_codes(info), "conditioned")]
+        return prompts or [Prompt(no_codes, "unprompted")]
+    prompts = prompts or [Prompt(no_codes, "conditioned")]
     if 1 not in (len(prompts), len(given)) and len(prompts) != len(given):
         raise UserError(
             f"{len(prompts)} prompts and {len(given)} texts or other conditions: give one of "
@@ -198,24 +190,18 @@ def encode_file(path: str, codec, num_frames: int) -> tuple[Tensor, Tensor | Non
 
 
 def from_tokens(
-    manifest_dir: str,
-    split: str,
-    number: int,
-    num_frames: int,
-    model,
-    seed: int,
-    voice_seconds: float = 3.0,
+    args: PromptArgs, num_frames: int, model, seed: int, voice_seconds: float
 ) -> list[Prompt]:
-    """The first ``num_frames`` frames of ``number`` cuts of a split (or of fewer, with a word on
-    stderr), drawn by ``seed`` from those that continue for at least half as long again; from as
-    many speakers as there are.
+    """The first ``num_frames`` frames of ``args.num_prompts`` cuts of a split (or of fewer, with a
+    word on stderr), drawn by ``seed`` from those that continue for at least half as long again;
+    from as many speakers as there are.
 
     :param num_frames: 0 for none of the cut itself, only the conditions that belong to it.
     :param voice_seconds: length of another recording of the speaker, for models that are given one.
     :raises UserError: no such split, tokens of another codec, no cut of that length, nothing to
         start from at all.
     """
-    info = model.info
+    info, manifest_dir, split = model.info, args.manifest_dir, args.split
     if not num_frames and not model.conditions:
         raise UserError(
             "--prompt-seconds 0: the model is given nothing but the codes of its prompt; leave out "
@@ -229,15 +215,15 @@ def from_tokens(
             f"{manifest_dir}: no cut of split {split!r} is longer than 1.5 times the prompt of "
             f"{num_frames} frames; lower --prompt-seconds"
         )
-    if len(rows) < number:
+    if len(rows) < args.num_prompts:
         print(
             f"{manifest_dir}: only {len(rows)} cuts of split {split!r} are longer than 1.5 times "
-            f"the prompt of {num_frames} frames, {number} asked for: continuing these",
+            f"the prompt of {num_frames} frames, {args.num_prompts} asked for: continuing these",
             file=sys.stderr,
         )
     rows = np.random.default_rng(seed).permutation(rows).tolist()
     speakers = _speakers(manifest_dir, split)
-    rows = in_turns(rows, [speakers[row] for row in rows])[:number]
+    rows = in_turns(rows, [speakers[row] for row in rows])[: args.num_prompts]
     scales = stored_scales(manifest_dir, split, info, {dataset.id_of(row) for row in rows})
     conditions = conditions_of(dataset, rows, model, seed, voice_seconds)
     prompts = []

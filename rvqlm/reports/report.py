@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import zip_longest
@@ -25,6 +26,34 @@ from rvqlm.reports.experiment import Training, read_json, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
 from rvqlm.reports.formatting import mean, number, percent
 from rvqlm.version import __version__
+
+
+@dataclass
+class ReportArgs:
+    exp_dir: Path
+    """Experiment directory of rvqlm trainer."""
+    manifest_dir: Path
+    """Token directory that it was trained on."""
+    out: Path | None = None
+    """Page to write; EXP_DIR/report.html if not given."""
+    split: str = "test"
+    """Held-out split whose evaluation and recordings are shown."""
+    num_samples: int = 4
+    """Recordings, and samples of each kind, at most. Each clip adds some 200 kB a 10 s."""
+    max_seconds: float = 12.0
+    """Originals and reconstructions are cut to this length."""
+    title: str | None = None
+    """Heading of the page; a sentence made from the numbers if not given."""
+
+    def check(self) -> None:
+        problems = []
+        if self.num_samples < 0:
+            problems.append(f"--num-samples {self.num_samples}: at least 0")
+        if not self.max_seconds > 0:
+            problems.append(f"--max-seconds {self.max_seconds:g}: above 0")
+        if problems:
+            raise UserError("; ".join(problems))
+
 
 # ---------------------------------------------------------------- figures
 
@@ -183,29 +212,13 @@ def level_table(evaluation: dict, info: CodecInfo) -> list[dict]:
 # ---------------------------------------------------------------- the page
 
 
-def collect(
-    exp_dir: str | Path,
-    manifest_dir: str | Path,
-    split: str = "test",
-    num_samples: int = 4,
-    max_seconds: float = 12.0,
-    title: str | None = None,
-    command: str | None = None,
-) -> dict:
+def collect(args: ReportArgs, command: str | None = None) -> dict:
     """Everything that the page shows, from what the other commands left.
 
-    Args:
-        exp_dir: experiment directory of `rvqlm trainer`; metrics.jsonl is required.
-        manifest_dir: token directory it was trained on; tokens.json is required.
-        split: held-out split whose evaluation and recordings are shown.
-        num_samples: recordings, and samples of each kind, at most.
-        max_seconds: originals and reconstructions are cut to this length.
-        title: heading; None: one sentence made from the numbers.
-        command: command line of the report itself, shown with the others.
-
-    Raises `UserError` for directories that are not what they should be and for damaged files.
+    :param command: command line of the report itself, shown with the others.
+    :raises UserError: directories that are not what they should be, or damaged files.
     """
-    exp_dir, manifest_dir = Path(exp_dir), Path(manifest_dir)
+    exp_dir, manifest_dir, split = args.exp_dir, args.manifest_dir, args.split
     run = Training.read(last_stage(exp_dir))  # evaluation and samples lie beside the stages
     if not (run.folder / "metrics.jsonl").exists():
         raise UserError(
@@ -235,14 +248,16 @@ def collect(
             f"The held-out numbers are validation figures of the training; for the “{split}” split "
             f"run: rvqlm evaluate --exp-dir {exp_dir} --split {split}"
         )
-    samples = clips.sample_clips(exp_dir / "samples", num_samples)
+    samples = clips.sample_clips(exp_dir / "samples", args.num_samples)
     if not samples:
         remarks.append(
             f"No samples of the model; make some: rvqlm generate --exp-dir {exp_dir} --seconds 8"
         )
     continuations = samples.pop("continuation", [])
     prompts = [c.prompt for c in continuations if c.prompt]
-    found, missing = read_held_out(manifest_dir, split, info, prompts, num_samples, max_seconds)
+    found, missing = read_held_out(
+        manifest_dir, split, info, prompts, args.num_samples, args.max_seconds
+    )
     remarks += missing
     pairs = [clips.held_out_clips(recording, info.sampling_rate) for recording in found]
     kinds = {
@@ -269,7 +284,7 @@ def collect(
     unigram = (evaluation or next(iter(evaluations.values()), {})).get("unigram_nats")
     stats = manifest_dir / "stats.json"
     return {
-        "title": title,
+        "title": args.title,
         "name": exp_dir.resolve().name,
         "info": info,
         "head": headline(run, evaluations, info, tokens, split),

@@ -26,7 +26,7 @@ from rvqlm.inference.held_out import choose_cuts
 from rvqlm.reports import figures
 from rvqlm.reports.clips import encode_flac
 from rvqlm.reports.formatting import number, render_template
-from rvqlm.reports.report import collect
+from rvqlm.reports.report import ReportArgs, collect
 
 INFO = CodecInfo("toy", "0123456789abcdef", 8000, 160, 3, 64)
 NATS = [2.5, 3.0, 3.5]
@@ -49,8 +49,8 @@ def toy_codec(monkeypatch):
     monkeypatch.setattr(registry, "load_codec", lambda *a, **k: ToyCodec(INFO))
 
 
-def build_report(*args, **kwargs) -> str:
-    return render_template("report.html", **collect(*args, **kwargs))
+def build_report(*args, command=None, **kwargs) -> str:
+    return render_template("report.html", **collect(ReportArgs(*args, **kwargs), command))
 
 
 def bits(nats: list[float]) -> float:
