@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from rvqlm.audio.load import load_file
 from rvqlm.codecs.chunking import decode_long, encode_whole
@@ -22,10 +24,48 @@ from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
 from rvqlm.frontends.text import TextFrontEnd
 from rvqlm.inference.files import read_sample
+from rvqlm.inference.model_args import ModelArgs
 from rvqlm.metrics.recognition import Recognized
 from rvqlm.models.recognizer import Recognizer
 
 BATCH_SECONDS = 120.0
+
+
+@dataclass
+class RecognizeConfig:
+    """Flags of `rvqlm recognize`."""
+
+    recognizer: str
+    """Experiment of a recogniser, or a checkpoint file."""
+    samples: tuple[str, ...] = ()
+    """A folder of rvqlm generate, or wav files out of one. The text to compare with is in the JSON
+    beside each; with a prompt, it is that of the prompt and the rest."""
+    manifest_dir: str = ""
+    """Or a token directory with text (rvqlm text), of the recogniser's codec and table."""
+    split: str = "test"
+    """Split of the token directory."""
+    num: int = 0
+    """Only the first so many cuts; 0: all."""
+    through_audio: bool = False
+    """Decode the cuts and encode them again, as happens to samples."""
+    codec: str = ""
+    """The recogniser's codec, by name or directory; empty: the one named in the checkpoint."""
+    out: str = ""
+    """Where to write the result; empty: see above."""
+    model: ModelArgs = field(default_factory=ModelArgs)
+
+    def check(self) -> None:
+        problems = []
+        if bool(self.samples) == bool(self.manifest_dir):
+            problems.append("give either --samples or --manifest-dir")
+        if self.samples and self.through_audio:
+            problems.append("--through-audio is for cuts of --manifest-dir; samples are audio")
+        if self.samples and self.num:
+            problems.append("--num is for cuts of --manifest-dir")
+        if self.num < 0:
+            problems.append(f"--num {self.num}: at least 0")
+        if problems:
+            raise UserError("; ".join(problems))
 
 
 class _Item(NamedTuple):
@@ -131,30 +171,20 @@ def _text_of(wav: Path) -> dict:
 
 
 def recognize_cuts(
-    manifest_dir: str,
-    split: str,
-    model: Recognizer,
-    checkpoint: str,
-    num: int = 0,
-    through_audio: bool = False,
-    codec: str | None = None,
-    device: torch.device | str = "cpu",
+    config: RecognizeConfig, model: Recognizer, checkpoint: str, device: torch.device
 ) -> list[Recognized]:
     """Transcripts of the cuts of a split that have a text, from their stored codes.
 
     :param checkpoint: path of the model, for messages.
-    :param num: only the first so many cuts; 0: all.
-    :param through_audio: decode the codes and encode them again, as happens to samples.
     :raises UserError: tokens or text of another kind than the recogniser's, or no text.
     """
-    from tqdm import tqdm
-
+    manifest_dir, split, through_audio = config.manifest_dir, config.split, config.through_audio
     stored = TokenDataset.open(manifest_dir, split)
     dataset = stored.first_levels(model.info.num_codebooks)
     model.info.require_same(dataset.info, checkpoint, manifest_dir)
     texts = ConditionSet.open(dataset, ["text"])
     model.conditions["text"].require_same(texts.infos["text"], checkpoint, manifest_dir)
-    names = list(islice(dataset.ids(), num or None))
+    names = list(islice(dataset.ids(), config.num or None))
     count = len(names)
     frames = np.asarray(dataset.frames[:count]).astype(np.int64)
     order = np.argsort(frames, kind="stable")  # by length, for batches with little padding
@@ -169,7 +199,9 @@ def recognize_cuts(
     if len(references) < count:
         print(f"{count - len(references)} cuts have no text: left out", file=sys.stderr)
     if through_audio:
-        encoder, decoder = (load_codec_like(i, codec, device) for i in (model.info, stored.info))
+        encoder, decoder = (
+            load_codec_like(i, config.codec or None, device) for i in (model.info, stored.info)
+        )
         scales = stored_scales(manifest_dir, split, stored.info, set(names))
 
     def read(row: int) -> Tensor:
