@@ -13,15 +13,9 @@ from pathlib import Path
 from rvqlm.errors import UserError
 
 
-def log_path(path: str | Path) -> Path:
-    """The log of an experiment; of a file that file."""
-    path = Path(path)
-    return path / "metrics.jsonl" if path.is_dir() else path
-
-
 def scan_log(path: str | Path) -> Iterator[tuple[int, dict | None]]:
-    """(line number from 1, record) of a log or experiment; None for a damaged line."""
-    with open(log_path(path), "rb") as file:
+    """(line number from 1, record) of a log; None for a damaged line."""
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):  # one at a time: a log of weeks has a GB
             yield number, _record(line)
 
@@ -29,7 +23,6 @@ def scan_log(path: str | Path) -> Iterator[tuple[int, dict | None]]:
 def read_log(path: str | Path) -> list[dict]:
     """Records in the order of the file; a damaged last line is left out.
 
-    :param path: of the log, or of the experiment that has it.
     :raises UserError: a damaged line before the last; the message names it.
     """
     records: list[dict] = []
@@ -37,7 +30,7 @@ def read_log(path: str | Path) -> list[dict]:
     for number, record in scan_log(path):
         if damaged:
             raise UserError(
-                f"{log_path(path)}: line {damaged} is not a record of the trainer; delete that line"
+                f"{path}: line {damaged} is not a record of the trainer; delete that line"
             )
         if record is None:
             damaged = number

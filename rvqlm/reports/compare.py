@@ -238,16 +238,16 @@ def distinguish(dicts: Sequence[dict], defaults: Sequence[dict] | None = None) -
     >>> distinguish([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 0}], [{}, {"c": 0}])
     [{'b': 2}, {'b': 3}]
     """
-    found: list[dict] = [{} for _ in dicts]
-    for key in dict.fromkeys(k for d in dicts for k in d):
-        having = [d[key] for d in dicts if key in d]
-        everywhere, differs = len(having) == len(dicts), any(v != having[0] for v in having)
-        for d, default, own in zip(dicts, defaults or [{}] * len(dicts), found):
-            if key not in d:
-                continue
-            if differs if everywhere else key in IDENTITY or d[key] != default.get(key):
-                own[key] = d[key]
-    return found
+
+    def tells(key: str, value, default: dict) -> bool:
+        if all(key in d for d in dicts):
+            return any(d[key] != value for d in dicts)
+        return key in IDENTITY or value != default.get(key)
+
+    return [
+        {k: v for k, v in d.items() if tells(k, v, default)}
+        for d, default in zip(dicts, defaults or [{}] * len(dicts))
+    ]
 
 
 def _set_options(rows: list[Row]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvqlm.errors import UserError
-from rvqlm.metrics.log import by_kind, log_path, read_log
+from rvqlm.metrics.log import by_kind, read_log
 
 
 def read_json(path: Path) -> dict:
@@ -33,7 +33,8 @@ class Training:
     @classmethod
     def read(cls, folder: Path) -> Training:
         """:raises UserError: damaged files."""
-        about, config, log = folder / "run.json", folder / "config.yaml", log_path(folder)
+        names = ("run.json", "config.yaml", "metrics.jsonl")
+        about, config, log = (folder / name for name in names)
         return cls(
             folder=folder,
             about=read_json(about) if about.exists() else {},
