@@ -8,14 +8,13 @@ Prints the figures and writes them to EXP_DIR/eval_SPLIT.json.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.files import write_json
 from rvqlm.inference.evaluate import EvaluateConfig, evaluate_split
 from rvqlm.runtime import tune_malloc
 
@@ -28,7 +27,7 @@ def _run(argv: Sequence[str] | None) -> int:
     result = {**evaluate_split(config), "command": command_line("evaluate", argv)}
     print_result(result)
     out = Path(config.exp_dir) / f"eval_{config.split}.json"
-    atomic_write(out, lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
+    write_json(out, result)
     print(f"wrote {out}")
     return 0
 

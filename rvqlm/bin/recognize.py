@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.files import write_text
 from rvqlm.frontends.text import TextFrontEnd
 from rvqlm.inference.recognize import (
     RecognizeConfig,
@@ -78,8 +78,7 @@ def _run(argv: Sequence[str] | None) -> int:
         "command": command_line("recognize", argv),
         "rows": rows,
     }
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    atomic_write(out, lambda p: p.write_text(text, encoding="utf-8"))
+    write_text(out, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     print(f"wrote {out}")
     return 0
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from rvqlm.cli import command_line, parse, run_main
-from rvqlm.files import atomic_write
+from rvqlm.files import write_text
 from rvqlm.reports.formatting import render_template
 from rvqlm.reports.report import ReportArgs, collect, summary
 from rvqlm.runtime import tune_malloc
@@ -27,7 +27,7 @@ def _run(argv: Sequence[str] | None) -> int:
     page = render_template("report.html", **content)
     out = (args.out or args.exp_dir / "report.html").resolve()
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(out, lambda path: path.write_text(page, encoding="utf-8"))
+    write_text(out, page)
     for line in summary(content):
         print(line)
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser: {out.as_uri()}")

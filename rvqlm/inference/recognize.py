@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from rvqlm.audio.load import load_file
+from rvqlm.cli import bar
 from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.data.conditions import ConditionSet
@@ -211,6 +211,6 @@ def recognize_cuts(
         audio = decode_long(decoder, codes, scales=scales.get(names[row]))
         return encode_whole(encoder, audio).codes
 
-    rows = tqdm(references, "recognize", unit=" cuts", leave=False, disable=None)
+    rows = bar(references, "recognize")
     found = _recognize(model, (_Item(names[r], read(r), references[r]) for r in rows))
     return [item for _, item in sorted(zip(references, found))]

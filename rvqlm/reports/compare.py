@@ -16,9 +16,10 @@ from pathlib import Path
 from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.files import read_json
 from rvqlm.inference.files import read_samples
 from rvqlm.models.factory import model_entry
-from rvqlm.reports.experiment import Training, read_json, stage_folders
+from rvqlm.reports.experiment import REMEDY, Training, stage_folders
 from rvqlm.reports.formatting import mean, number
 from rvqlm.training.config import flags_class
 
@@ -167,7 +168,7 @@ def _add_evaluation(row: Row, places: list[Path], split: str) -> None:
             f"{row.exp_dir} --manifest-dir {tokens} --split {split}"
         )
         return
-    found = read_json(path)
+    found = read_json(path, REMEDY)
     wanted = ("cuts", "frames", "nats", "bits_per_second", "bound")
     if absent := [k for k in wanted if k not in found]:
         raise UserError(f"{path}: no {', '.join(absent)} in it; run rvqlm evaluate again")

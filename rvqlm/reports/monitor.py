@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from rvqlm.cli import clock
 from rvqlm.errors import UserError
 from rvqlm.files import atomic_write
 from rvqlm.reports.experiment import Training, stage_folders
 from rvqlm.reports.formatting import percent, shown, span
-from rvqlm.training.logger import clock
 from rvqlm.training.schedule import Budget
 
 PATIENCE = 120.0

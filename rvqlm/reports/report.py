@@ -18,11 +18,13 @@ from pathlib import Path
 
 from rvqlm.checkpoints.loading import last_stage
 from rvqlm.codec_info import CodecInfo
+from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
+from rvqlm.files import read_json
 from rvqlm.inference.held_out import is_prompt, read_held_out, speaker_of
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.reports import clips
-from rvqlm.reports.experiment import Training, read_json, read_stages
+from rvqlm.reports.experiment import REMEDY, Training, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
 from rvqlm.reports.formatting import mean, number, percent
 from rvqlm.version import __version__
@@ -226,16 +228,10 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
             f"train first: rvqlm trainer --exp-dir {exp_dir}"
         )
     evaluations = {
-        path.stem.removeprefix("eval_"): read_json(path)
+        path.stem.removeprefix("eval_"): read_json(path, REMEDY)
         for path in sorted(exp_dir.glob("eval_*.json"))
     }
-    sidecar = manifest_dir / "tokens.json"
-    if not sidecar.exists():
-        raise UserError(
-            f"{manifest_dir} is not a token directory (no tokens.json); "
-            "give the one that training used with --manifest-dir"
-        )
-    tokens = read_json(sidecar)
+    tokens = read_sidecar(manifest_dir)
     info = CodecInfo.from_dict(tokens["codec"])
     trained_on = run.about.get("data", {}).get("codec")
     if trained_on:
@@ -298,7 +294,7 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         "levels": level_table(evaluation, info) if evaluation else [],
         "split": split,
         "evaluation": evaluation,
-        "stats": read_json(stats) if stats.exists() else None,
+        "stats": read_json(stats, REMEDY) if stats.exists() else None,
         "tokens": tokens,
         "stages": read_stages(exp_dir / "stages.tsv"),
         "commands": list(dict.fromkeys(c for c in [*commands, command] if c)),

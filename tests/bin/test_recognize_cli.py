@@ -218,7 +218,7 @@ def test_mistakes_are_one_line_and_status_2(experiment, samples, tokens, tmp_pat
     named = mistake("--samples", samples / "s-1.wav")
     assert "s-1.wav: text 'abx': no symbol for 'x'" in named
     (samples / "s-1.json").write_text("[]")
-    assert "not a description of a sample" in mistake("--samples", samples)
+    assert "s-1.json is damaged" in mistake("--samples", samples)
     for path in samples.glob("*.json"):
         path.unlink()
     assert "none of which was given a text" in mistake("--samples", samples)

@@ -298,7 +298,7 @@ def test_statistics_of_the_splits(exp, tokens, toy_codec):
     [
         (lambda exp, tokens: (exp / "metrics.jsonl").unlink(), "holds no training"),
         (lambda exp, tokens: (tokens / "tokens.json").unlink(), "not a token directory"),
-        (lambda exp, tokens: (exp / "eval_test.json").write_text("{"), "eval_test.json: not JSON"),
+        (lambda exp, tokens: (exp / "eval_test.json").write_text("{"), "eval_test.json is damaged"),
         (
             lambda exp, tokens: (exp / "run.json").write_text(
                 json.dumps({"data": {"codec": INFO.to_dict() | {"fingerprint": "f" * 16}}})
@@ -307,7 +307,7 @@ def test_statistics_of_the_splits(exp, tokens, toy_codec):
         ),
         (
             lambda exp, tokens: add_sample(exp, "x", np.zeros(9)) or _write(exp, "x.json", "[]"),
-            "x.json: not a description",
+            "x.json is damaged",
         ),
         (
             lambda exp, tokens: (
