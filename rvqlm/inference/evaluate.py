@@ -59,7 +59,7 @@ def evaluate_split(config: EvaluateConfig) -> dict:
     if not model.generates:
         raise UserError(f"{path}: a {model.name} predicts no codes; use rvqlm recognize")
     manifest_dir = config.manifest_dir
-    # an exported model need not have those of its training
+    # an exported model need not have all flags of its training
     flags = flatten(TrainerConfig("", "")) | state["config"]
     info = model.info
     levels = info.num_codebooks

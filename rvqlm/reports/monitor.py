@@ -5,6 +5,7 @@ A training is read anew at each look, so one that was resumed or moved aside nee
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -82,8 +83,9 @@ class Watched:
             return "running"
         ranks = []
         for path in sorted((self.exp_dir / "ranks").glob("rank-*.json")):
-            place = json.loads(path.read_text())
-            ranks.append(f"rank {place['rank']} in {place['where']}")
+            with contextlib.suppress(ValueError):  # torn by a crash of the machine
+                place = json.loads(path.read_text())
+                ranks.append(f"rank {place['rank']} in {place['where']}")
         return f"no line for {span(age)}: stalled or killed" + f" ({', '.join(ranks)})" * bool(
             ranks
         )
