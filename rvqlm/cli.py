@@ -337,6 +337,7 @@ _OS_HINTS = {
     errno.ENOTDIR: "part of this path is a file, not a folder; give another path",
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.ENAMETOOLONG: "the name is too long; give a shorter one",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EROFS: "the file system is read-only",

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from rvqlm.cli import parse, run_main
 from rvqlm.errors import UserError
+from rvqlm.files import write_text
 
 
 @dataclass
@@ -53,9 +54,8 @@ def _run(argv: Sequence[str] | None) -> int:
         problems.append(f"--out {args.out}: no folder {args.out.parent}; make it first")
     if problems:
         raise UserError("; ".join(problems))
-
     from rvqlm.reports.compare import compare
-    from rvqlm.reports.compare_table import render
+    from rvqlm.reports.compare_table import place, render
 
     rows = compare(args.exp_dirs, args.split)
     for row in rows:
@@ -64,7 +64,7 @@ def _run(argv: Sequence[str] | None) -> int:
     base = args.out.parent if args.out else Path()
     text = render(rows, args.title, base, args.num_samples)
     if args.out:
-        write(text, args.out, args.name)
+        write_text(args.out, place(text, _read(args.out), args.name, str(args.out)))
     if args.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1))
     elif args.out:
@@ -74,19 +74,14 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def write(text: str, out: Path, name: str) -> None:
-    """Put the table into a file, which keeps whatever else is in it."""
-    from rvqlm.files import atomic_write
-    from rvqlm.reports.compare_table import place
-
+def _read(page: Path) -> str:
+    """What a page has; nothing where it is to be made."""
     try:
-        page = out.read_text(encoding="utf-8")
+        return page.read_text(encoding="utf-8")
     except FileNotFoundError:
-        page = ""
+        return ""
     except UnicodeDecodeError:
-        raise UserError(f"--out {out}: not a text file; give another") from None
-    page = place(text, page, name, str(out))
-    atomic_write(out, lambda p: p.write_text(page, encoding="utf-8"))
+        raise UserError(f"--out {page}: not a text file; give another") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -44,8 +44,7 @@ def run(argv: Sequence[str] | None) -> int:
         raise UserError("--every has no effect without --watch")
     if args.plot and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot {args.plot}: the name ends with .png, .svg or .pdf")
-    from rvqlm.reports.monitor import Watched
-    from rvqlm.reports.monitor_view import describe, plot, table
+    from rvqlm.reports.monitor import Watched, describe, plot, table
 
     experiments = [Watched(e) for e in (args.exp_dir, *args.compare)]
     gone: list[str] = []

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, replace
-
-import torch
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
 
 from rvqlm.batch import PAD, Batch
 from rvqlm.cli import flatten, kebab
@@ -13,54 +12,75 @@ from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.data.plan import PlanConfig
+from rvqlm.errors import UserError
+from rvqlm.inference.model_args import ModelArgs
 from rvqlm.metrics import losses
+from rvqlm.runtime import pick_precision
 from rvqlm.training.config import TrainerConfig
 
 
-def evaluate_split(
-    model,
-    flags: dict,
-    where: str,
-    manifest_dir: str,
-    split: str,
-    unigram_split: str,
-    *,
-    prompt_fraction: float = 0.0,
-    max_duration: float = 0.0,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> dict:
-    """Metrics of `Totals` over a split, whether its bits are an upper bound, and the unigram's.
+@dataclass
+class EvaluateConfig:
+    """Flags of `rvqlm evaluate`."""
 
-    :param flags: of the model's training, by kebab-case name; batches are made as there.
-    :param where: path of the model, for messages.
-    :param prompt_fraction: share of each cut that is given as a prompt and not scored.
-    :param max_duration: seconds of audio in a batch; 0: as in training.
-    :param dtype: of autocast.
-    :raises UserError: tokens or conditions of another kind than those of the training.
+    exp_dir: str
+    """Experiment of `rvqlm trainer`; the result is written there."""
+    manifest_dir: str
+    """Token directory, of the codec that the model was trained on."""
+    split: str = "test"
+    """Split to evaluate."""
+    unigram_split: str = "train"
+    """Split whose code frequencies are the yardstick."""
+    prompt_fraction: float = 0.0
+    """Share of each cut that is given as a prompt and not scored; models that train on prompts are
+    best compared so."""
+    max_duration: float = 0.0
+    """Seconds of audio in a batch; 0: as in training."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """auto: bf16 where the hardware multiplies it natively."""
+    model: ModelArgs = field(default_factory=ModelArgs)
+
+    def check(self) -> None:
+        if self.max_duration < 0:
+            raise UserError(f"--max-duration {self.max_duration}: at least 0")
+        if not 0 <= self.prompt_fraction < 1:
+            raise UserError(f"--prompt-fraction {self.prompt_fraction}: in [0, 1)")
+
+
+def evaluate_split(config: EvaluateConfig) -> dict:
+    """Metrics of `Totals` over a split, whether its bits are an upper bound, and the unigram's; the
+    content of eval_SPLIT.json.
+
+    :raises UserError: no such model, one that predicts no codes, or tokens or conditions of another
+        kind than those of its training.
     """
-    # an exported model need not have those of its training
-    flags = flatten(TrainerConfig("", "")) | flags
+    model, path, state, device = config.model.load(config.exp_dir)
+    dtype = pick_precision(config.precision, device)
+    if not model.generates:
+        raise UserError(f"{path}: a {model.name} predicts no codes; use rvqlm recognize")
+    manifest_dir = config.manifest_dir
+    # an exported model need not have all flags of its training
+    flags = flatten(TrainerConfig("", "")) | state["config"]
     info = model.info
     levels = info.num_codebooks
-    held_out = TokenDataset.open(manifest_dir, split, num_codebooks=levels)
-    info.require_same(held_out.info, where, manifest_dir)
-    train = TokenDataset.open(manifest_dir, unigram_split, num_codebooks=levels)
+    held_out = TokenDataset.open(manifest_dir, config.split, num_codebooks=levels)
+    info.require_same(held_out.info, str(path), manifest_dir)
+    train = TokenDataset.open(manifest_dir, config.unigram_split, num_codebooks=levels)
     seconds = flags["condition-prompt-seconds"]
     conditions = open_conditions(held_out, list(model.conditions), seconds, flags["seed"])
     for kind, condition in model.conditions.items():
-        condition.require_same(conditions.infos[kind], where, manifest_dir)
+        condition.require_same(conditions.infos[kind], str(path), manifest_dir)
     names = [f.name for f in fields(PlanConfig) if kebab(f.name) in flags]
     plan = PlanConfig(**{name: flags[kebab(name)] for name in names}).for_validation()
-    if max_duration:
-        plan = replace(plan, max_duration=max_duration)
+    if config.max_duration:
+        plan = replace(plan, max_duration=config.max_duration)
     loader = TokenLoader(held_out, plan, seed=0, conditions=conditions)
     counts = losses.count_codes([], info)
     cuts: set[int] = set()
 
     def counted() -> Iterator[Batch]:
         for batch in loader.epoch_batches():
-            batch.prompt_lengths = (batch.lengths * prompt_fraction).long()
+            batch.prompt_lengths = (batch.lengths * config.prompt_fraction).long()
             codes = batch.codes.masked_fill(~batch.scored()[..., None], PAD)
             counts[:] += losses.count_codes([codes.numpy()], info)
             cuts.update(batch.index.tolist())
@@ -70,8 +90,11 @@ def evaluate_split(
     of_train = losses.count_codes((train.view(row) for row in range(len(train))), info)
     unigram = losses.unigram_nats(of_train, counts)
     return {
+        "split": config.split,
+        "checkpoint": str(path),
+        "step": state["step"],
         "cuts": len(cuts),
-        "prompt_fraction": prompt_fraction,
+        "prompt_fraction": config.prompt_fraction,
         **totals.metrics(info.frame_rate),
         "bound": not model.exact_likelihood,
         "unigram_nats": unigram,

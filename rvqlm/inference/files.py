@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.files import atomic_write, read_json, write_json
 
 
 def write_sample(path: Path, audio, sampling_rate: int, about: dict) -> Path:
@@ -19,8 +17,7 @@ def write_sample(path: Path, audio, sampling_rate: int, about: dict) -> Path:
     pcm = audio.clamp(-1, 1).T.numpy()
     path.with_suffix(".json").unlink(missing_ok=True)  # of an older wav
     atomic_write(path, lambda p: soundfile.write(p, pcm, sampling_rate, "PCM_16", format="WAV"))
-    text = json.dumps(about, indent=1) + "\n"
-    atomic_write(path.with_suffix(".json"), lambda p: p.write_text(text, encoding="utf-8"))
+    write_json(path.with_suffix(".json"), about)
     return path
 
 
@@ -30,16 +27,11 @@ def read_sample(wav: Path) -> dict | None:
     :raises UserError: a JSON that is no description of a sample.
     """
     path = wav.with_suffix(".json")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        about["kind"]
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(
-            f"{path}: not a description of a sample ({e}); delete it and generate again"
-        ) from None
-    return about
+    return read_json(
+        path, "delete it and generate again", convert=lambda x: x | {"kind": x["kind"]}
+    )
 
 
 def read_samples(folder: Path) -> list[tuple[Path, dict]]:

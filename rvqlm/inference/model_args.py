@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -12,17 +11,6 @@ from rvqlm.checkpoints.loading import find_checkpoint, load_model
 from rvqlm.errors import UserError
 from rvqlm.models.base import TokenModel
 from rvqlm.runtime import pick_device
-
-
-class Loaded(NamedTuple):
-    """A model in eval mode and where it comes from."""
-
-    model: TokenModel
-    path: Path
-    """Checkpoint file, or directory of an exported model."""
-    state: dict
-    """The checkpoint."""
-    device: torch.device
 
 
 @dataclass
@@ -38,9 +26,11 @@ class ModelArgs:
     num_threads: int = 0
     """CPU threads; 0: torch's choice."""
 
-    def load(self, exp_dir: str) -> Loaded:
+    def load(self, exp_dir: str) -> tuple[TokenModel, Path, dict, torch.device]:
         """Open a checkpoint of an experiment, a checkpoint file, or an exported model.
 
+        :return: the model in eval mode, its checkpoint file or the directory of an exported model,
+            the checkpoint, and the device.
         :raises UserError: no such checkpoint, no such device, or a bad number of threads.
         """
         if self.num_threads < 0:
@@ -50,4 +40,4 @@ class ModelArgs:
         device = pick_device(self.device)
         path = find_checkpoint(exp_dir, self.checkpoint)
         model, _, state = load_model(path, device=device, use_ema=self.ema)
-        return Loaded(model, path, state, device)
+        return model, path, state, device

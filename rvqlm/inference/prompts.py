@@ -16,11 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rvqlm.audio.load import load_file
 from rvqlm.batch import Padded
 from rvqlm.codec_info import CodecInfo
+from rvqlm.codecs.chunking import encode_whole
 from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.conditions import ConditionSet
+from rvqlm.data.index import TokenDataset, manifest_path, read_manifest
+from rvqlm.data.plan import Items
 from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
+from rvqlm.frontends.midi import MidiFrontEnd
+from rvqlm.frontends.text import TextFrontEnd
 
 
 @dataclass
@@ -120,22 +127,13 @@ def read_prompts(
     """
     rate = float(model.info.frame_rate)
     frames = max(1, round(args.prompt_seconds * rate)) if args.prompt_seconds else 0
+    prompts = []
     if args.prompt:
         prompts = from_audio(list(args.prompt), codec, frames)
     elif args.manifest_dir:
-        prompts = from_tokens(
-            *(args.manifest_dir, args.split, args.num_prompts),
-            *(frames, model, seed, conditions.voice_seconds),
-        )
-    else:
-        prompts = []
+        prompts = from_tokens(args, frames, model, seed, conditions.voice_seconds)
     given = from_arguments(conditions, model.conditions, codec, frames + new_frames)
     return combine(prompts, given, model.info)
-
-
-def no_codes(info: CodecInfo) -> Tensor:
-    """(0, K): the codes of a prompt that is none."""
-    return torch.empty(0, info.num_codebooks, dtype=torch.int64)
 
 
 def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[Prompt]:
@@ -143,12 +141,10 @@ def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[
 
     :raises UserError: unequal numbers.
     """
+    no_codes = torch.empty(0, info.num_codebooks, dtype=torch.int64)
     if not given:
-        return prompts or [Prompt(no_codes(info), "unprompted")]
-    if not prompts:
-        return [
-            Prompt(no_codes(info), f"conditioned-{i:02d}", given=g) for i, g in enumerate(given)
-        ]
+        return prompts or [Prompt(no_codes, "unprompted")]
+    prompts = prompts or [Prompt(no_codes, "conditioned")]
     if 1 not in (len(prompts), len(given)) and len(prompts) != len(given):
         raise UserError(
             f"{len(prompts)} prompts and {len(given)} texts or other conditions: give one of "
@@ -185,9 +181,6 @@ def from_audio(paths: list[str], codec, num_frames: int) -> list[Prompt]:
 
 def encode_file(path: str, codec, num_frames: int) -> tuple[Tensor, Tensor | None]:
     """The first ``num_frames`` frames of an audio file: codes (P, K) int64 and scales, if any."""
-    from rvqlm.audio.load import load_file
-    from rvqlm.codecs.chunking import encode_whole
-
     info = codec.info
     audio = load_file(
         path, info.sampling_rate, info.channels, max_samples=info.num_samples(num_frames)
@@ -197,26 +190,18 @@ def encode_file(path: str, codec, num_frames: int) -> tuple[Tensor, Tensor | Non
 
 
 def from_tokens(
-    manifest_dir: str,
-    split: str,
-    number: int,
-    num_frames: int,
-    model,
-    seed: int,
-    voice_seconds: float = 3.0,
+    args: PromptArgs, num_frames: int, model, seed: int, voice_seconds: float
 ) -> list[Prompt]:
-    """The first ``num_frames`` frames of ``number`` cuts of a split (or of fewer, with a word on
-    stderr), drawn by ``seed`` from those that continue for at least half as long again; from as
-    many speakers as there are.
+    """The first ``num_frames`` frames of ``args.num_prompts`` cuts of a split (or of fewer, with a
+    word on stderr), drawn by ``seed`` from those that continue for at least half as long again;
+    from as many speakers as there are.
 
     :param num_frames: 0 for none of the cut itself, only the conditions that belong to it.
     :param voice_seconds: length of another recording of the speaker, for models that are given one.
     :raises UserError: no such split, tokens of another codec, no cut of that length, nothing to
         start from at all.
     """
-    from rvqlm.data.index import TokenDataset
-
-    info = model.info
+    info, manifest_dir, split = model.info, args.manifest_dir, args.split
     if not num_frames and not model.conditions:
         raise UserError(
             "--prompt-seconds 0: the model is given nothing but the codes of its prompt; leave out "
@@ -230,15 +215,15 @@ def from_tokens(
             f"{manifest_dir}: no cut of split {split!r} is longer than 1.5 times the prompt of "
             f"{num_frames} frames; lower --prompt-seconds"
         )
-    if len(rows) < number:
+    if len(rows) < args.num_prompts:
         print(
             f"{manifest_dir}: only {len(rows)} cuts of split {split!r} are longer than 1.5 times "
-            f"the prompt of {num_frames} frames, {number} asked for: continuing these",
+            f"the prompt of {num_frames} frames, {args.num_prompts} asked for: continuing these",
             file=sys.stderr,
         )
     rows = np.random.default_rng(seed).permutation(rows).tolist()
     speakers = _speakers(manifest_dir, split)
-    rows = in_turns(rows, [speakers[row] for row in rows])[:number]
+    rows = in_turns(rows, [speakers[row] for row in rows])[: args.num_prompts]
     scales = stored_scales(manifest_dir, split, info, {dataset.id_of(row) for row in rows})
     conditions = conditions_of(dataset, rows, model, seed, voice_seconds)
     prompts = []
@@ -271,8 +256,6 @@ def in_turns(items: Sequence, speakers: Sequence[str], before: Sequence[str] = (
 
 def _speakers(manifest_dir: str, split: str) -> list[str]:
     """Speaker of every cut in row order; a cut without one is its own."""
-    from rvqlm.data.index import manifest_path, read_manifest
-
     found = []
     for cut in read_manifest(manifest_path(manifest_dir, split)):
         named = (s.get("speaker") for s in cut.get("supervisions") or [])
@@ -295,13 +278,11 @@ def from_arguments(
     """
     given: dict[str, list[tuple[str, Tensor]]] = {}
     if texts := args.texts():
-        front_end = _text_front_end(_known("text", infos))
-        given["text"] = [(t, _steps(front_end.encode(t))) for t in texts]
+        encode = TextFrontEnd.from_info(_known("text", infos)).encode
+        given["text"] = [(t, torch.as_tensor(encode(t)).long()[:, None]) for t in texts]
     if args.midi:
-        from rvqlm.frontends.midi import MidiFrontEnd
-
-        front_end = MidiFrontEnd.from_info(_known("midi", infos))
-        given["midi"] = [(path, _steps(front_end.encode(path))) for path in args.midi]
+        encode = MidiFrontEnd.from_info(_known("midi", infos)).encode
+        given["midi"] = [(path, torch.as_tensor(encode(path)).long()) for path in args.midi]
     rate = float(codec.info.frame_rate)
     for kind, paths, frames in (
         ("source", args.source, max_frames),
@@ -328,9 +309,6 @@ def conditions_of(dataset, rows: list[int], model, seed: int, voice_seconds: flo
 
     :raises UserError: conditions that were made otherwise than those of the model's training.
     """
-    from rvqlm.data.conditions import ConditionSet
-    from rvqlm.data.plan import Items
-
     if not model.conditions:
         return [Given() for _ in rows]
     voice_frames = max(1, round(voice_seconds * float(model.info.frame_rate)))
@@ -346,7 +324,7 @@ def conditions_of(dataset, rows: list[int], model, seed: int, voice_seconds: flo
         values = {k: v for k, v in values.items() if len(v)}
         about = {}
         if "text" in values:
-            front_end = _text_front_end(model.conditions["text"])
+            front_end = TextFrontEnd.from_info(model.conditions["text"])
             # phonemes are no text that could be spoken again
             key = "phonemes" if front_end.settings.type == "phonemes" else "text"
             about[key] = front_end.decode(values["text"][:, 0])
@@ -364,12 +342,6 @@ def pad(items: Sequence[Given], infos: dict[str, ConditionInfo]) -> dict[str, Pa
     }
 
 
-def _text_front_end(info: ConditionInfo):
-    from rvqlm.frontends.text import TextFrontEnd
-
-    return TextFrontEnd.from_info(info)
-
-
 def _known(kind: str, infos: dict[str, ConditionInfo]) -> ConditionInfo:
     if kind not in infos:
         flag = {"prompt": "voice"}.get(kind, kind)
@@ -378,9 +350,3 @@ def _known(kind: str, infos: dict[str, ConditionInfo]) -> ConditionInfo:
             + (f", only with {', '.join(infos)}" if infos else "")
         )
     return infos[kind]
-
-
-def _steps(tokens) -> Tensor:
-    """(S,) or (S, F) array -> (S, F) int64."""
-    tokens = torch.as_tensor(tokens).long()
-    return tokens if tokens.ndim == 2 else tokens[:, None]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rvqlm.audio.load import load_file
+from rvqlm.cli import bar
 from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.data.conditions import ConditionSet
@@ -21,67 +24,96 @@ from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
 from rvqlm.frontends.text import TextFrontEnd
 from rvqlm.inference.files import read_sample
+from rvqlm.inference.model_args import ModelArgs
 from rvqlm.metrics.recognition import Recognized
 from rvqlm.models.recognizer import Recognizer
 
 BATCH_SECONDS = 120.0
 
 
+@dataclass
+class RecognizeConfig:
+    """Flags of `rvqlm recognize`."""
+
+    recognizer: str
+    """Experiment of a recogniser, or a checkpoint file."""
+    samples: tuple[str, ...] = ()
+    """A folder of rvqlm generate, or wav files out of one. The text to compare with is in the JSON
+    beside each; with a prompt, it is that of the prompt and the rest."""
+    manifest_dir: str = ""
+    """Or a token directory with text (rvqlm text), of the recogniser's codec and table."""
+    split: str = "test"
+    """Split of the token directory."""
+    num: int = 0
+    """Only the first so many cuts; 0: all."""
+    through_audio: bool = False
+    """Decode the cuts and encode them again, as happens to samples."""
+    codec: str = ""
+    """The recogniser's codec, by name or directory; empty: the one named in the checkpoint."""
+    out: str = ""
+    """Where to write the result; empty: see above."""
+    model: ModelArgs = field(default_factory=ModelArgs)
+
+    def check(self) -> None:
+        problems = []
+        if bool(self.samples) == bool(self.manifest_dir):
+            problems.append("give either --samples or --manifest-dir")
+        if self.samples and self.through_audio:
+            problems.append("--through-audio is for cuts of --manifest-dir; samples are audio")
+        if self.samples and self.num:
+            problems.append("--num is for cuts of --manifest-dir")
+        if self.num < 0:
+            problems.append(f"--num {self.num}: at least 0")
+        if problems:
+            raise UserError("; ".join(problems))
+
+
 class _Item(NamedTuple):
-    number: int
-    """Place in the output."""
     name: str
     codes: Tensor
     """(T, K)"""
     reference: list[int]
 
 
-def _recognize(model: Recognizer, items: Iterable[_Item]) -> list[Recognized]:
-    """Transcripts of `items` in the order of their numbers."""
-    found: dict[int, Recognized] = {}
-    for batch in _batches(items, BATCH_SECONDS * float(model.info.frame_rate)):
-        lengths = torch.tensor([len(item.codes) for item in batch])
-        codes = torch.nn.utils.rnn.pad_sequence([i.codes for i in batch], batch_first=True)
-        for item, symbols in zip(batch, model.recognize(codes, lengths)):
-            found[item.number] = Recognized(item.name, item.reference, symbols)
-    return [found[number] for number in sorted(found)]
-
-
-def _batches(items: Iterable[_Item], most_frames: float) -> Iterator[list[_Item]]:
-    """Items that follow each other, as many as fit with their padding."""
-    batch: list[_Item] = []
+def _recognize(model: Recognizer, items: Iterable[_Item]) -> Iterator[Recognized]:
+    """Transcripts of `items` in their order, in batches of `BATCH_SECONDS` with their padding."""
+    most_frames, batch = BATCH_SECONDS * float(model.info.frame_rate), []
     for item in items:
         longest = max(len(i.codes) for i in [*batch, item])
         if batch and (len(batch) + 1) * longest > most_frames:
-            yield batch
+            yield from _recognize_batch(model, batch)
             batch = []
         batch.append(item)
-    if batch:
-        yield batch
+    yield from _recognize_batch(model, batch)
+
+
+def _recognize_batch(model: Recognizer, batch: list[_Item]) -> Iterator[Recognized]:
+    lengths = torch.tensor([len(item.codes) for item in batch])
+    codes = torch.nn.utils.rnn.pad_sequence([i.codes for i in batch], batch_first=True)
+    for item, symbols in zip(batch, model.recognize(codes, lengths)):
+        yield Recognized(item.name, item.reference, symbols)
 
 
 # ------------------------------------------------------------------------------------- samples
 
 
 def find_samples(given: Sequence[str]) -> list[Path]:
-    """The samples of a folder that were given a text, or wav files of one folder.
+    """The samples of a folder that were given a text, or wav files.
 
-    :raises UserError: nothing there, or files of several folders.
+    :raises UserError: nothing there, or a file that was given no text.
     """
     paths = [Path(g) for g in given]
     if len(paths) == 1 and paths[0].is_dir():
         wavs = sorted(paths[0].glob("*.wav"))
-        if not wavs:
-            raise UserError(f"--samples {paths[0]}: no wav files there; run rvqlm generate first")
-        paths = [w for w in wavs if _text_of(w)]
-        if not paths:
+        told = [wav for wav in wavs if _text_of(wav)]
+        if not told:
             raise UserError(
-                f"--samples {wavs[0].parent}: no sample there was given a text; generate with "
-                "--text"
+                f"--samples {paths[0]}: {len(wavs)} wav files there, none of which was given a "
+                "text; run rvqlm generate with --text first"
             )
-        if left_out := len(wavs) - len(paths):
+        if left_out := len(wavs) - len(told):
             print(f"{left_out} samples were given no text: left out", file=sys.stderr)
-        return paths
+        return told
     for path in paths:
         if not path.is_file():
             raise UserError(f"--samples {path}: no such file; give wav files, or one folder")
@@ -90,8 +122,6 @@ def find_samples(given: Sequence[str]) -> list[Path]:
                 f"--samples {path}: no text in {path.with_suffix('.json')}; give samples that "
                 "rvqlm generate made of a --text"
             )
-    if len(folders := {path.parent for path in paths}) > 1:
-        raise UserError(f"--samples: files of {len(folders)} folders; give those of one")
     return paths
 
 
@@ -108,12 +138,12 @@ def recognize_samples(
     loaded = load_codec_like(model.info, codec, device)
 
     def items() -> Iterator[_Item]:
-        for number, (wav, reference) in enumerate(zip(wavs, references)):
+        for wav, reference in zip(wavs, references):
             audio = load_file(str(wav), loaded.info.sampling_rate, loaded.info.channels)
             codes = encode_whole(loaded, torch.from_numpy(audio)).codes
-            yield _Item(number, str(wav), codes, reference)
+            yield _Item(str(wav), codes, reference)
 
-    return _recognize(model, items())
+    return list(_recognize(model, items()))
 
 
 def reference_of(wav: Path, front_end: TextFrontEnd) -> list[int]:
@@ -141,31 +171,21 @@ def _text_of(wav: Path) -> dict:
 
 
 def recognize_cuts(
-    manifest_dir: str,
-    split: str,
-    model: Recognizer,
-    checkpoint: str,
-    num: int = 0,
-    through_audio: bool = False,
-    codec: str | None = None,
-    device: torch.device | str = "cpu",
+    config: RecognizeConfig, model: Recognizer, checkpoint: str, device: torch.device
 ) -> list[Recognized]:
     """Transcripts of the cuts of a split that have a text, from their stored codes.
 
     :param checkpoint: path of the model, for messages.
-    :param num: only the first so many cuts; 0: all.
-    :param through_audio: decode the codes and encode them again, as happens to samples.
     :raises UserError: tokens or text of another kind than the recogniser's, or no text.
     """
-    from tqdm import tqdm
-
+    manifest_dir, split, through_audio = config.manifest_dir, config.split, config.through_audio
     stored = TokenDataset.open(manifest_dir, split)
     dataset = stored.first_levels(model.info.num_codebooks)
     model.info.require_same(dataset.info, checkpoint, manifest_dir)
     texts = ConditionSet.open(dataset, ["text"])
     model.conditions["text"].require_same(texts.infos["text"], checkpoint, manifest_dir)
-    count = min(num or len(dataset), len(dataset))
-    names = dict(zip(range(count), dataset.ids()))
+    names = list(islice(dataset.ids(), config.num or None))
+    count = len(names)
     frames = np.asarray(dataset.frames[:count]).astype(np.int64)
     order = np.argsort(frames, kind="stable")  # by length, for batches with little padding
     said = texts.read(Items.whole(order, frames))["text"]
@@ -178,27 +198,19 @@ def recognize_cuts(
         raise UserError(f"{manifest_dir}: no cut of split {split!r} has a text")
     if len(references) < count:
         print(f"{count - len(references)} cuts have no text: left out", file=sys.stderr)
+    if through_audio:
+        encoder, decoder = (
+            load_codec_like(i, config.codec or None, device) for i in (model.info, stored.info)
+        )
+        scales = stored_scales(manifest_dir, split, stored.info, set(names))
 
     def read(row: int) -> Tensor:
-        return torch.from_numpy(dataset.read(row).astype(np.int64))
+        if not through_audio:
+            return torch.from_numpy(dataset.read(row).astype(np.int64))
+        codes = torch.from_numpy(stored.read(row)).to(device)  # all levels, as they were encoded
+        audio = decode_long(decoder, codes, scales=scales.get(names[row]))
+        return encode_whole(encoder, audio).codes
 
-    if through_audio:
-        scales = stored_scales(manifest_dir, split, stored.info, set(names.values()))
-        read = _round_trip(
-            stored, {row: scales.get(names[row]) for row in names}, model, codec, device
-        )
-    rows = tqdm(references, "recognize", unit=" cuts", leave=False, disable=None)
-    return _recognize(model, (_Item(r, names[r], read(r), references[r]) for r in rows))
-
-
-def _round_trip(stored, scales: dict, model, codec, device) -> Callable[[int], Tensor]:
-    """A function: row of the index -> its codes after decoding (of all levels) and encoding."""
-    encoder = decoder = load_codec_like(model.info, codec, device)
-    if stored.info.num_codebooks != model.info.num_codebooks:
-        decoder = load_codec_like(stored.info, codec, device)
-
-    def again(row: int) -> Tensor:
-        codes = torch.from_numpy(stored.read(row)).to(device)
-        return encode_whole(encoder, decode_long(decoder, codes, scales=scales[row])).codes
-
-    return again
+    rows = bar(references, "recognize")
+    found = _recognize(model, (_Item(names[r], read(r), references[r]) for r in rows))
+    return [item for _, item in sorted(zip(references, found))]

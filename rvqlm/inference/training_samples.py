@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.inference.files import write_sample
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.held_out import read_held_out
-from rvqlm.inference.prompts import Prompt, from_tokens, no_codes
+from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
 from rvqlm.metrics.losses import count_codes
 from rvqlm.training.config import LogConfig
 from rvqlm.training.logger import MetricsLog
@@ -51,7 +52,8 @@ class SampleWriter:
         log: MetricsLog,
         seed: int,
     ):
-        self.config, self.dataset, self.voice_seconds = config, dataset, voice_seconds
+        self.config, self.dataset = config, dataset
+        self.conditions = ConditionArgs(voice_seconds=voice_seconds)
         self.info, self.log, self.seed = dataset.info, log, seed
         self.folder = Path(exp_dir) / "samples"
         self._codec = None
@@ -86,7 +88,7 @@ class SampleWriter:
         about = {"model": model.name, "step": step}
         about |= {"temperature": c.sample_temperature, "top_k": c.sample_top_k}
         paths, codes = [], []
-        requests = self._requests(model)
+        requests = self._requests(model, codec)
         for request in requests:
             beat()
             for sample in generate(model, codec, request, about):
@@ -111,47 +113,52 @@ class SampleWriter:
             self._codec = load_codec_like(self.info, None, torch.device(on))
         return self._codec
 
-    def _requests(self, model) -> list[SampleRequest]:
+    def _requests(self, model, codec) -> list[SampleRequest]:
         """Continuations, and samples without a beginning: the same recordings and the same draws
         every time, so that steps can be compared."""
         c, rate = self.config, float(self.info.frame_rate)
         frames = max(1, round(c.sample_prompt_seconds * rate))
         total = max(frames + 1, round(c.sample_seconds * rate))
-        cuts = str(self.dataset.directory), self.dataset.split, c.sample_count
+        cuts = PromptArgs(
+            manifest_dir=str(self.dataset.directory),
+            split=self.dataset.split,
+            num_prompts=c.sample_count,
+            prompt_seconds=c.sample_prompt_seconds,
+        )
+        alone = replace(cuts, prompt_seconds=0.0) if model.conditions else PromptArgs()
+        output = OutputArgs(
+            seconds=(total - frames) / rate,
+            min_seconds=1 / rate,  # an end at once would leave nothing to listen to
+            batch_size=c.sample_count,
+            seed=self.seed,
+        )
+        number = 1 if model.conditions else c.sample_count
+        longer = replace(output, seconds=total / rate, num_samples=number)
         sampling = SamplingConfig(c.sample_temperature, c.sample_top_k)
-        # an end at once would leave nothing to listen to
-        common = {"min_seconds": 1 / rate, "batch_size": c.sample_count, "seed": self.seed}
-        prompts = from_tokens(*cuts, frames, model, self.seed, self.voice_seconds)
-        output = OutputArgs((total - frames) / rate, **common)
-        continuations = SampleRequest(prompts, output, sampling)
-        output = OutputArgs(total / rate, **common)
-        if model.conditions:
-            prompts = from_tokens(*cuts, 0, model, self.seed, self.voice_seconds)
-        else:
-            prompts = [Prompt(no_codes(self.info), "unprompted")]
-            output.num_samples = c.sample_count
-        return [continuations, SampleRequest(prompts, output, sampling)]
+        return [
+            SampleRequest(
+                read_prompts(args, self.conditions, model, codec, total, self.seed), out, sampling
+            )
+            for args, out in ((cuts, output), (alone, longer))
+        ]
 
     def _write_reference(self, prompts: list[str], step: int) -> None:
-        """Recordings and what the codec makes of them; without them the rest is still made."""
+        """Recordings and what the codec makes of them."""
         (self.folder / "reference").mkdir(parents=True)
-        try:
-            self._write_recordings(prompts, step)
-        except Exception as e:
-            print(f"samples: no recordings to compare with: {e}", file=sys.stderr, flush=True)
-
-    def _write_recordings(self, prompts: list[str], step: int) -> None:
         directory, split = self.dataset.directory, self.dataset.split
         stored = TokenDataset.open(directory, split).info  # all levels, as they were encoded
         seconds = self.config.sample_seconds
-        found, remarks = read_held_out(directory, split, stored, prompts, len(prompts), seconds)
+        try:
+            found, remarks = read_held_out(directory, split, stored, prompts, len(prompts), seconds)
+        except Exception as e:  # the samples of the model are still made
+            found, remarks = [], [f"no recordings to compare with: {e}"]
         for remark in remarks:
-            print(f"samples: {remark}", file=sys.stderr)
+            print(f"samples: {remark}", file=sys.stderr, flush=True)
         for recording in found:
             for kind, audio in recording.audio().items():
-                name = f"{kind}-{recording.id.replace('/', '_')}"
+                name = f"{kind}-{recording.cut.id.replace('/', '_')}"
                 audio = torch.from_numpy(np.ascontiguousarray(audio))
-                about = {"kind": kind, "id": recording.id, "text": recording.text}
+                about = {"kind": kind, "id": recording.cut.id, "text": recording.text}
                 path = self.folder / "reference" / f"{name}.wav"
                 write_sample(path, audio, stored.sampling_rate, about)
                 self.log.audio(name, step, audio.mean(0), stored.sampling_rate)

@@ -1,28 +1,21 @@
 """Reading EXP/metrics.jsonl: one JSON object a line, with `kind` (train, valid, sample) and `step`.
 
-A kill tears at most the last line. `read_log` reads a log as a whole, `LogTail` one that is still
-being written, `scan_log` one that may be damaged anywhere.
+A kill tears at most the last line. `read_log` reads a log as a whole, `scan_log` one that may be
+damaged anywhere.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rvqlm.errors import UserError
 
 
-def log_path(path: str | Path) -> Path:
-    """The log of an experiment; of a file that file."""
-    path = Path(path)
-    return path / "metrics.jsonl" if path.is_dir() else path
-
-
 def scan_log(path: str | Path) -> Iterator[tuple[int, dict | None]]:
-    """(line number from 1, record) of a log or experiment; None for a damaged line."""
-    with open(log_path(path), "rb") as file:
+    """(line number from 1, record) of a log; None for a damaged line."""
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):  # one at a time: a log of weeks has a GB
             yield number, _record(line)
 
@@ -30,7 +23,6 @@ def scan_log(path: str | Path) -> Iterator[tuple[int, dict | None]]:
 def read_log(path: str | Path) -> list[dict]:
     """Records in the order of the file; a damaged last line is left out.
 
-    :param path: of the log, or of the experiment that has it.
     :raises UserError: a damaged line before the last; the message names it.
     """
     records: list[dict] = []
@@ -38,7 +30,7 @@ def read_log(path: str | Path) -> list[dict]:
     for number, record in scan_log(path):
         if damaged:
             raise UserError(
-                f"{log_path(path)}: line {damaged} is not a record of the trainer; delete that line"
+                f"{path}: line {damaged} is not a record of the trainer; delete that line"
             )
         if record is None:
             damaged = number
@@ -60,37 +52,6 @@ def by_kind(records: Iterable[dict]) -> dict[str, list[dict]]:
     for record in records:
         found.setdefault(record["kind"], {})[record["step"]] = record
     return {kind: [of_kind[step] for step in sorted(of_kind)] for kind, of_kind in found.items()}
-
-
-class LogTail:
-    """Records of a log that is being written, each of them once.
-
-    :param restart: called before records come anew: at the first reading, and where the file was
-        cut or replaced since the last, as a resumed training does.
-    """
-
-    def __init__(self, restart: Callable[[], None]):
-        self.restart = restart
-        self._inode: int | None = None
-        self._offset, self._last = 0, b""
-        """Where the next line begins, and the line before it."""
-
-    def read(self, path: str | Path) -> Iterator[dict]:
-        """Records since the last call; a line that is still being written is left for the next."""
-        with open(path, "rb") as file:
-            inode = os.fstat(file.fileno()).st_ino
-            file.seek(self._offset - len(self._last))
-            # inode numbers are used again, so what was read last is compared too
-            if inode != self._inode or file.read(len(self._last)) != self._last:
-                self._inode, self._offset, self._last = inode, 0, b""
-                self.restart()
-                file.seek(0)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                self._offset, self._last = self._offset + len(line), line
-                if (record := _record(line)) is not None:
-                    yield record
 
 
 def _record(line: bytes) -> dict | None:

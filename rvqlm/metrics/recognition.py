@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 CANDIDATES = 100
-"""Texts that an item is to be told from, at most."""
+"""Items whose transcripts are compared with each other's texts, at most."""
 
 
 class Edits(NamedTuple):
@@ -116,7 +116,7 @@ class Recognized:
         }
 
 
-def error_rate(errors: np.ndarray, symbols: np.ndarray, seed: int = 0) -> dict:
+def error_rate(errors: np.ndarray, symbols: np.ndarray) -> dict:
     """Rate of all items together, with the interval that holds it with 95 % confidence.
 
     The interval is that of the bootstrap over items (Bisani & Ney, 2004, "Bootstrap estimates for
@@ -128,64 +128,46 @@ def error_rate(errors: np.ndarray, symbols: np.ndarray, seed: int = 0) -> dict:
     errors, symbols = np.asarray(errors, float), np.asarray(symbols, float)
     interval = None
     if len(errors) > 1:
-        drawn = np.random.default_rng(seed).integers(len(errors), size=(2000, len(errors)))
+        drawn = np.random.default_rng(0).integers(len(errors), size=(2000, len(errors)))
         rates = errors[drawn].sum(1) / symbols[drawn].sum(1)
         interval = np.percentile(rates, [2.5, 97.5]).tolist()
     return {"error_rate": float(errors.sum() / symbols.sum()), "interval": interval}
 
 
-def summarize(items: Sequence[Recognized], seed: int = 0) -> dict:
-    """Rates over `items`, by kind of error, and by chance.
-
-    ``chance`` is the rate against what another item was to say, drawn by `seed`: what a recogniser
-    gets that knows the language and does not listen, or a model that speaks and does not read.
-    None where all say the same. ``identified`` counts the items whose transcript is nearer to their
-    own text than to any other's, distances relative to the text; of those in a draw of `CANDIDATES`
-    where there are more.
-    """
+def summarize(items: Sequence[Recognized]) -> dict:
+    """Rates over `items`, by kind of error, and by chance; see `error_rate` and `compare_texts`."""
     edits = [count_edits(item.reference, item.recognized) for item in items]
-    symbols = np.array([len(item.reference) for item in items])
-    others = other_items([item.reference for item in items], seed)
-    chance = None
-    if others is not None:
-        said = [items[i].reference for i in others]
-        errors = edit_distances(said, [item.recognized for item in items])
-        chance = float(errors.sum() / symbols[others].sum())
-    kinds = {name: sum(getattr(e, name) for e in edits) for name in Edits._fields}
-    errors = np.array([e.errors for e in edits])
+    symbols = [len(item.reference) for item in items]
     return {
-        **error_rate(errors, symbols, seed),
-        "chance": chance,
-        "identified": identified(items, seed) if others is not None else None,
+        **error_rate([e.errors for e in edits], symbols),
+        **compare_texts(items),
         "items": len(items),
-        "symbols": int(symbols.sum()),
-        "errors": int(errors.sum()),
-        **kinds,
+        "symbols": sum(symbols),
+        "errors": sum(e.errors for e in edits),
+        **{name: sum(getattr(e, name) for e in edits) for name in Edits._fields},
     }
 
 
-def identified(items: Sequence[Recognized], seed: int) -> tuple[int, int]:
-    """How many of how many items are recognised for what they are among all that were said."""
-    chosen = np.random.default_rng(seed).permutation(len(items))[:CANDIDATES]
-    texts = [items[i].reference for i in chosen]
-    found = 0
-    for number, i in enumerate(chosen):
-        errors = edit_distances(texts, [items[i].recognized] * len(texts))
-        shares = errors / np.array([max(1, len(t)) for t in texts])
-        # another item that says the same is no other text
-        found += all(shares[number] < s for s, t in zip(shares, texts) if t != items[i].reference)
-    return found, len(chosen)
+def compare_texts(items: Sequence[Recognized]) -> dict:
+    """Each of `CANDIDATES` items, drawn where there are more, against the texts of the others.
 
-
-def other_items(references: Sequence[Sequence[int]], seed: int) -> np.ndarray | None:
-    """(N,) for each item the number of another one with another reference, drawn by `seed`; None
-    where there is none such."""
-    kinds = {}
-    kind = np.array([kinds.setdefault(tuple(r), len(kinds)) for r in references])
-    if len(kinds) < 2:
-        return None
-    rng = np.random.default_rng(seed)
-    others = rng.integers(len(kind), size=len(kind))
-    while len(same := np.flatnonzero(kind[others] == kind)):
-        others[same] = rng.integers(len(kind), size=len(same))
-    return others
+    ``chance`` is the error rate against other texts: what a recogniser gets that knows the language
+    and does not listen, or a model that speaks and does not read. ``identified`` counts the items,
+    of how many, whose transcript is nearer to their own text than to any other, distances relative
+    to the text. Both are None where all say the same.
+    """
+    chosen = np.random.default_rng(0).permutation(len(items))[:CANDIDATES]
+    items = [items[i] for i in chosen]
+    texts = [item.reference for item in items]
+    symbols = np.array([len(text) for text in texts])
+    errors = compared = found = 0
+    for number, item in enumerate(items):
+        distances = edit_distances(texts, [item.recognized] * len(texts))
+        others = np.array([text != item.reference for text in texts])
+        errors += int(distances[others].sum())
+        compared += int(symbols[others].sum())
+        shares = distances / symbols
+        found += bool((shares[number] < shares[others]).all())
+    if not compared:
+        return {"chance": None, "identified": None}
+    return {"chance": errors / compared, "identified": (found, len(items))}

@@ -7,18 +7,21 @@ an experiment lacks is a dash, and said in words with the command that makes it.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.files import read_json
 from rvqlm.inference.files import read_samples
-from rvqlm.reports.experiment import Training, read_json, stage_folders
+from rvqlm.models.factory import model_entry
+from rvqlm.reports.experiment import REMEDY, Training, stage_folders
 from rvqlm.reports.formatting import mean, number
+from rvqlm.training.config import flags_class
 
 IDENTITY = ("pattern", "masking")
 """Options that say what a family is: shown at their defaults too where not all rows have them."""
@@ -34,8 +37,6 @@ IGNORED = re.compile(
 class Samples:
     """Audio of one kind that an experiment's model made, all in one step of its training."""
 
-    kind: str
-    step: int
     count: int
     passes_per_second: float | None
     """Passes of the network for a second of new audio, of samples made one at a time."""
@@ -55,7 +56,8 @@ class Row:
     """What one experiment directory holds."""
 
     exp_dir: str
-    name: str
+    name: str = ""
+    """The shortest that tells it from the other rows."""
     family: str | None = None
     flags: dict = field(default_factory=dict)
     options: dict = field(default_factory=dict)
@@ -93,13 +95,13 @@ def read_row(exp_dir: str | Path, split: str) -> Row:
     exp = Path(exp_dir)
     if not exp.is_dir():
         raise UserError(f"{exp}: no such directory; give the --exp-dir of a training")
-    stages = stage_folders(exp)
-    whole = (exp / "metrics.jsonl").exists() or not stages
-    row = Row(str(exp), exp.name or exp.resolve().name)
+    row = Row(str(exp))
     if re.fullmatch(r"stage[2-9]", exp.name):
         row.remark(
             f"the stages before are left out of minutes, steps and frames; give {exp.parent}"
         )
+    stages = stage_folders(exp)
+    whole = (exp / "metrics.jsonl").exists() or not stages
     trainings = [Training.read(p) for p in ([exp] if whole else stages)]
     for training in trainings:
         _add_training(row, training)
@@ -109,8 +111,6 @@ def read_row(exp_dir: str | Path, split: str) -> Row:
     _add_samples(row, places)
     if not (row.flags or row.commands or row.steps or row.evaluation or row.samples):
         raise UserError(f"{exp} holds no training; train first: rvqlm trainer --exp-dir {exp}")
-    row.commands = list(dict.fromkeys(row.commands))
-    row.commits = list(dict.fromkeys(row.commits))
     return row
 
 
@@ -119,17 +119,17 @@ def _add_training(row: Row, training: Training) -> None:
     run, record = training.folder, training.about
     if training.config:
         row.flags = training.flags()
-        row.family = row.flags["model-name"]
     else:
         row.remark("no config.yaml, so its options are not in the table", run)
     if not record:
         row.remark("no run.json (parameters, machine, commit, commands)", run)
     if not training.train:
         row.remark("no metrics.jsonl of a training (minutes, steps, padding)", run)
-    row.family = row.family or record.get("model")
+    row.family = row.flags.get("model-name") or record.get("model")
     row.parameters = record.get("parameters", row.parameters)
     row.commands += record.get("commands", [])
-    row.commits += [c for c in [record.get("commit")] if c]
+    if (commit := record.get("commit")) not in (None, *row.commits):
+        row.commits.append(commit)
     row.machine = describe_machine(record.get("machine") or {}) or row.machine
     data = record.get("data") or {}
     row.codec = data.get("codec") or row.codec
@@ -148,12 +148,11 @@ def describe_machine(machine: dict) -> str:
 
 def _add_log(row: Row, trainings: list[Training]) -> None:
     """What the logs of all stages add up to."""
-    last = [t.train[-1] for t in trainings]
-    row.steps = sum(r["step"] for r in last) or None
-    row.frames_seen = sum(r.get("total_frames", 0) for r in last) or None
+    records = [r for t in trainings for r in t.train]
+    row.steps = sum(t.train[-1]["step"] for t in trainings) or None
+    row.frames_seen = sum(t.train[-1].get("total_frames", 0) for t in trainings) or None
     ends = [max(r.get("elapsed", 0) for of in t.log.values() for r in of) for t in trainings]
     row.minutes = sum(ends) / 60 or None
-    records = [r for t in trainings for r in t.train]
     row.memory_mb = max((r["memory_mb"] for r in records if r.get("memory_mb")), default=None)
     batches = [r for r in records if "padding" in r and r.get("frames")]
     cells = sum(r["frames"] / (1 - r["padding"]) for r in batches)
@@ -161,8 +160,7 @@ def _add_log(row: Row, trainings: list[Training]) -> None:
 
 
 def _add_evaluation(row: Row, places: list[Path], split: str) -> None:
-    paths = [p / f"eval_{split}.json" for p in places]
-    path = next((p for p in paths if p.exists()), None)
+    path = next((p for place in places if (p := place / f"eval_{split}.json").exists()), None)
     if path is None:
         tokens = row.flags.get("manifest-dir", "TOKENS")
         row.remark(
@@ -170,9 +168,9 @@ def _add_evaluation(row: Row, places: list[Path], split: str) -> None:
             f"{row.exp_dir} --manifest-dir {tokens} --split {split}"
         )
         return
-    found = read_json(path)
-    absent = [k for k in ("cuts", "frames", "nats", "bits_per_second", "bound") if k not in found]
-    if absent:
+    found = read_json(path, REMEDY)
+    wanted = ("cuts", "frames", "nats", "bits_per_second", "bound")
+    if absent := [k for k in wanted if k not in found]:
         raise UserError(f"{path}: no {', '.join(absent)} in it; run rvqlm evaluate again")
     row.evaluation = {"split": split, "prompt_fraction": 0.0} | found
     row.commands += [found["command"]] if found.get("command") else []
@@ -191,15 +189,14 @@ def _add_samples(row: Row, places: list[Path]) -> None:
     if old := len(found) - len(current):
         row.remark(f"{old} samples of training steps before {newest} are left out")
     evaluated = (row.evaluation or {}).get("step")
-    if evaluated is not None and evaluated != newest:
+    if evaluated not in (None, newest):
         row.remark(
             f"samples of step {newest}, evaluation of step {evaluated}; generate or evaluate again "
             "for the same"
         )
     row.codec = row.codec or current[0][1].get("codec")
     for kind in dict.fromkeys(a["kind"] for _, a in current):
-        of_kind = [(w, a) for w, a in current if a["kind"] == kind]
-        row.samples[kind] = _summarize(kind, newest, of_kind)
+        row.samples[kind] = _summarize([(w, a) for w, a in current if a["kind"] == kind])
         if row.samples[kind].passes_per_second is None:
             row.remark(
                 f"{kind} samples were not made one at a time, so their speed is left out; "
@@ -207,25 +204,17 @@ def _add_samples(row: Row, places: list[Path]) -> None:
             )
 
 
-def _summarize(kind: str, step: int, found: list[tuple[Path, dict]]) -> Samples:
+def _summarize(found: list[tuple[Path, dict]]) -> Samples:
     abouts = [about for _, about in found]
     # what a batch of several costs is shared by them in a way that depends on its size
-    alone = [
-        (a, seconds)
-        for a in abouts
-        if (seconds := a.get("seconds", 0.0) - (a.get("prompt_seconds") or 0.0)) > 0
-        and (a.get("batch_size") == 1 and a.get("passes") and a.get("generation_seconds"))
-    ]
-
-    def per_second(key: str) -> float | None:
-        return sum(a[key] for a, _ in alone) / sum(s for _, s in alone) if alone else None
-
+    alone = [a for a in abouts if a.get("batch_size") == 1]
+    seconds = sum(a["seconds"] - (a.get("prompt_seconds") or 0) for a in alone)
     return Samples(
-        kind=kind,
-        step=step,
         count=len(found),
-        passes_per_second=per_second("passes"),
-        seconds_per_second=per_second("generation_seconds"),
+        passes_per_second=sum(a["passes"] for a in alone) / seconds if seconds else None,
+        seconds_per_second=(
+            sum(a["generation_seconds"] for a in alone) / seconds if seconds else None
+        ),
         silence=mean(a.get("silence_ratio") for a in abouts),
         repetition=mean(a.get("repetition_ratio") for a in abouts),
         settings={**(abouts[0].get("settings") or {}), "seed": abouts[0].get("seed")},
@@ -250,16 +239,16 @@ def distinguish(dicts: Sequence[dict], defaults: Sequence[dict] | None = None) -
     >>> distinguish([{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 0}], [{}, {"c": 0}])
     [{'b': 2}, {'b': 3}]
     """
-    found: list[dict] = [{} for _ in dicts]
-    for key in dict.fromkeys(k for d in dicts for k in d):
-        having = [d[key] for d in dicts if key in d]
-        everywhere, differs = len(having) == len(dicts), any(v != having[0] for v in having)
-        for d, default, own in zip(dicts, defaults or [{}] * len(dicts), found):
-            if key not in d:
-                continue
-            if differs if everywhere else key in IDENTITY or d[key] != default.get(key):
-                own[key] = d[key]
-    return found
+
+    def tells(key: str, value, default: dict) -> bool:
+        if all(key in d for d in dicts):
+            return any(d[key] != value for d in dicts)
+        return key in IDENTITY or value != default.get(key)
+
+    return [
+        {k: v for k, v in d.items() if tells(k, v, default)}
+        for d, default in zip(dicts, defaults or [{}] * len(dicts))
+    ]
 
 
 def _set_options(rows: list[Row]) -> None:
@@ -274,13 +263,8 @@ def _set_options(rows: list[Row]) -> None:
             row.options |= {key: own[key] for key in SHAPE if key in own}
 
 
-@functools.cache
 def _defaults(family: str) -> dict:
     """All flags of a family as they are when none is given."""
-    from rvqlm.cli import flatten
-    from rvqlm.models.factory import model_entry
-    from rvqlm.training.config import flags_class
-
     return flatten(flags_class(model_entry(family)[0])(exp_dir="", manifest_dir=""))
 
 
@@ -305,9 +289,8 @@ def describe_codec(info: CodecInfo) -> str:
     return f"fingerprint `{info.fingerprint}`, {shape}, {rate} frames/s"
 
 
-def evaluated_on(evaluation: dict) -> str:
+def evaluated_on(e: dict) -> str:
     """What a row was evaluated on, in words; equal where the scored frames are."""
-    e = evaluation
     return (
         f"split {e['split']}, {e['cuts']:,} recordings, {e['frames']:,} frames, "
         f"prompt fraction {e['prompt_fraction']:g}"
@@ -343,10 +326,9 @@ def compare(exp_dirs: Sequence[str | Path], split: str = "test") -> list[Row]:
     if twice:
         raise UserError(f"--exp-dirs: {', '.join(twice)} given twice")
     rows = [read_row(e, split) for e in exp_dirs]
-    if len({r.name for r in rows}) < len(rows):
-        common = os.path.commonpath(resolved)
-        for row, path in zip(rows, resolved):
-            row.name = os.path.relpath(path, common)
+    common = os.path.commonpath([path.parent for path in resolved])
+    for row, path in zip(rows, resolved):
+        row.name = os.path.relpath(path, common)
     if not any(r.evaluation for r in rows):
         raise UserError(
             f"nothing to compare: no eval_{split}.json in {', '.join(map(str, exp_dirs))}; run "

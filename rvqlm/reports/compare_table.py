@@ -49,7 +49,15 @@ def render(rows: list[Row], title: str = "", base: Path | None = None, num_sampl
         "compare.md",
         title=title,
         table=table(rows, kind, base or Path(), num_samples),
-        unigram=grouped((n, unigram_words(e)) for n, e in evaluated if e.get("unigram_nats")),
+        unigram=grouped(
+            (
+                name,
+                f"{e['unigram_bits_per_second']:,.0f} bits/s, "
+                f"nats per level {nats_words(e['unigram_nats'])}",
+            )
+            for name, e in evaluated
+            if e.get("unigram_nats")
+        ),
         evaluated_on=evaluated_on(evaluated[0][1]),
         exact=not all(e["bound"] for _, e in evaluated),
         bounds=any(e["bound"] for _, e in evaluated),
@@ -87,7 +95,12 @@ def table(rows: list[Row], kind: str, base: Path, num_samples: int) -> str:
         "repeating": of_samples(lambda s: shown(s.repetition, percent)),
     }
     if num_samples:
-        columns["samples"] = of_samples(lambda s: links(s.wavs[:num_samples], base))
+        columns["samples"] = of_samples(
+            lambda s: " ".join(
+                f"[{i}]({quote(Path(os.path.relpath(wav, base)).as_posix())})"
+                for i, wav in enumerate(s.wavs[:num_samples], 1)
+            )
+        )
     lines = [
         list(columns),
         [":--" if name in LEFT else "--:" for name in columns],
@@ -105,14 +118,11 @@ def model_words(row: Row) -> str:
     options = dict(row.options)
     shape = [options.pop(key) for key in SHAPE if key in options]
     words = [row.family] if row.family else []
-    words += [option_words(k, v) for k, v in options.items() if in_use(v)]
+    # switches are told apart when off too, other options only where they are set
+    told = {k: v for k, v in options.items() if isinstance(v, bool) or v not in (0, "", None, [])}
+    words += [option_words(k, v) for k, v in told.items()]
     words += [f"d{shape[0]} x {shape[1]}"] if len(shape) == 2 else []
     return ", ".join(words)
-
-
-def in_use(value) -> bool:
-    """Whether an option is more than "none" or "unset"; switches always are."""
-    return isinstance(value, bool) or value not in (0, "", None, [])
 
 
 def option_words(name: str, value) -> str:
@@ -130,18 +140,7 @@ def nats_words(nats: list[float | None]) -> str:
     return " ".join(shown(n, "{:.2f}") for n in nats)
 
 
-def links(wavs: list[str], base: Path) -> str:
-    targets = [quote(Path(os.path.relpath(wav, base)).as_posix()) for wav in wavs]
-    return " ".join(f"[{i}]({target})" for i, target in enumerate(targets, 1)) or "-"
-
-
 # ---------------------------------------------------------------- what stands under it
-
-
-def unigram_words(evaluation: dict) -> str:
-    """The unigram of the training codes, the yardstick of all rows."""
-    bits, nats = evaluation["unigram_bits_per_second"], evaluation["unigram_nats"]
-    return f"{bits:,.0f} bits/s, nats per level {nats_words(nats)}"
 
 
 def describe_samples(kind: str, made: dict[str, Samples]) -> dict:
@@ -171,15 +170,12 @@ def place(text: str, page: str, name: str, where: str = "the file") -> str:
     :raises UserError: markers that are not a pair, once each and in order.
     """
     begin, end = f"<!-- compare:begin {name} -->", f"<!-- compare:end {name} -->"
-    counts = page.count(begin), page.count(end)
     block = f"{begin}\n{text.strip()}\n{end}"
-    if counts == (0, 0):
+    if begin not in page and end not in page:
         before = page.rstrip("\n")
         return f"{before}\n\n{block}\n" if before else f"{block}\n"
-    start, stop = page.find(begin), page.find(end)
-    if counts != (1, 1) or stop < start:
-        raise UserError(
-            f"{where}: {counts[0]} x {begin} and {counts[1]} x {end}; there must be one of each, "
-            "in this order"
-        )
-    return page[:start] + block + page[stop + len(end) :]
+    before, _, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not closed or page.count(begin) + page.count(end) > 2:
+        raise UserError(f"{where}: {begin} and {end}: there must be one of each, in this order")
+    return before + block + after

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from rvqlm.errors import UserError
-from rvqlm.metrics.log import by_kind, log_path, read_log
+from rvqlm.files import read_json
+from rvqlm.metrics.log import by_kind, read_log
 
-
-def read_json(path: Path) -> dict:
-    """:raises UserError: not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise UserError(f"{path}: not JSON ({e}); run the command that writes it again") from None
+REMEDY = "run the command that writes it again"
+"""Where a JSON file of an experiment is damaged."""
 
 
 @dataclass
@@ -33,10 +28,11 @@ class Training:
     @classmethod
     def read(cls, folder: Path) -> Training:
         """:raises UserError: damaged files."""
-        about, config, log = folder / "run.json", folder / "config.yaml", log_path(folder)
+        names = ("run.json", "config.yaml", "metrics.jsonl")
+        about, config, log = (folder / name for name in names)
         return cls(
             folder=folder,
-            about=read_json(about) if about.exists() else {},
+            about=read_json(about, REMEDY) if about.exists() else {},
             config=config.read_text(encoding="utf-8") if config.exists() else "",
             log=by_kind(read_log(log)) if log.exists() else {},
         )

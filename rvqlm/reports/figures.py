@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from rvqlm.reports.formatting import number
 MAX_POINTS = 240
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """One line of a chart. `kind` names its colour in the stylesheet."""
 
     label: str
@@ -29,8 +28,7 @@ class Series:
     y: list[float]
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """A horizontal line with a name."""
 
     label: str
@@ -81,7 +79,7 @@ def y_limits(series: list[Series], references: list[Reference]) -> tuple[float, 
 
 def chart(
     series: list[Series],
-    references: list[Reference] = (),
+    references: list[Reference] | None = None,
     x_label: str = "",
     y_label: str = "",
     limits: tuple[float, float] | None = None,
@@ -92,12 +90,9 @@ def chart(
     Positions are percentages of the plot, x from the left and y from the top; ``path`` is SVG path
     data in the same units. ``hover`` carries the values that the page shows under the pointer.
     """
-    references = list(references)
-    drawn = []
-    for s in series:
-        x, y = thin(s.x, s.y)
-        if x:
-            drawn.append(Series(s.label, s.kind, x, y))
+    references = references or []
+    drawn = [Series(s.label, s.kind, *thin(s.x, s.y)) for s in series]
+    drawn = [s for s in drawn if s.x]
     low, high = limits or y_limits(drawn, references)
     right = max((s.x[-1] for s in drawn), default=1.0) or 1.0
 

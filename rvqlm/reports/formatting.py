@@ -32,24 +32,26 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def span(seconds: float, decimals: int = 0) -> str:
+def span(seconds: float | None) -> str:
     """
-    >>> span(42), span(725), span(7500), span(431, 1)
-    ('42 s', '12 min', '2.1 h', '7.2 min')
+    >>> span(42), span(725), span(7500), span(None)
+    ('42 s', '12.1 min', '2.1 h', '–')
     """
+    if seconds is None:
+        return "–"
     if seconds < 100:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.{decimals}f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def shown(value, form: str | Callable[[float], str], none: str = "-") -> str:
+def shown(value, form: str | Callable[[float], str]) -> str:
     """A value by a format (``{:,}`` or a function), or a dash.
 
     >>> shown(1234, "{:,} MB"), shown(0.5, percent), shown(None, percent)
     ('1,234 MB', '50 %', '-')
     """
     if value is None:
-        return none
+        return "-"
     return form.format(value) if isinstance(form, str) else form(value)
 
 
@@ -57,10 +59,6 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Of those that are there; None without any."""
     known = [v for v in values if v is not None]
     return sum(known) / len(known) if known else None
-
-
-def clock(seconds: float | None) -> str:
-    return shown(seconds, lambda s: span(s, decimals=1), "–")
 
 
 def render_template(file: str, /, **content) -> str:
@@ -75,6 +73,5 @@ def render_template(file: str, /, **content) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "clock": clock}
-    environment.globals["clock"] = clock
+    environment.filters |= {"number": number, "span": span}
     return environment.get_template(file).render(content)

@@ -1,51 +1,35 @@
-"""What a training is doing, read from its files: metrics.jsonl, run.json, config.yaml.
+"""What a training is doing, from its files: lines of text, a table of several, curves.
 
-`Watched` reads on where it stopped and keeps a bounded number of points, so a log of weeks costs
-neither time nor memory at each look.
+A training is read anew at each look, so one that was resumed or moved aside needs no care.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
 
+import numpy as np
+
+from rvqlm.cli import clock
 from rvqlm.errors import UserError
-from rvqlm.metrics.log import LogTail
-from rvqlm.reports.formatting import span
+from rvqlm.files import atomic_write
+from rvqlm.reports.experiment import Training, stage_folders
+from rvqlm.reports.formatting import percent, shown, span
 from rvqlm.training.schedule import Budget
 
-MOST_POINTS = 4000
-_PATIENCE = 120.0
-"""Seconds without a new line after which a training counts as stalled, at least."""
-_TIMES = 10
-"""The same as a multiple of the time between lines."""
-_PAUSES = 3
-"""The same as a multiple of the time that the last validation or round of samples took."""
-
-
-class Series:
-    """Points (step, value) of one entry; of too many every second one is dropped, from then on
-    only each so-many-th is kept."""
-
-    def __init__(self):
-        self.steps: list[int] = []
-        self.values: list = []
-        self.every, self.seen = 1, 0
-
-    def add(self, step: int, value) -> None:
-        if self.seen % self.every == 0:
-            self.steps.append(step)
-            self.values.append(value)
-            if len(self.steps) > MOST_POINTS:
-                self.steps, self.values = self.steps[::2], self.values[::2]
-                self.every *= 2
-        self.seen += 1
+PATIENCE = 120.0
+"""Seconds without a new line after which a training counts as stalled, at least; more where the
+lines are far apart (10 times that), or validations and samples take long (3 times that)."""
+SKIPS = ("nonfinite", "outlier", "overflow")
+BARS = "▁▂▃▄▅▆▇█"
 
 
 class Watched:
-    """One experiment.
+    """One training.
 
     :param exp_dir: of a training; of a model trained in stages the last stage is watched.
     :raises UserError: no training has begun there.
@@ -53,151 +37,207 @@ class Watched:
 
     def __init__(self, exp_dir: str | Path):
         self.asked = Path(exp_dir)
-        self._start_over()
         self.read()
 
-    def _start_over(self) -> None:
-        self.tail = LogTail(self._clear)
-        self._clear()
-
-    def _clear(self) -> None:
-        self.last: dict[str, dict] = {}
-        """Newest line by kind."""
-        self.series: dict[str, Series] = {}
-        self.skipped = {"nonfinite": 0, "outlier": 0, "overflow": 0}
-        """Steps by reason."""
-        self.rollbacks = 0
-        self.best: tuple[float, int] | None = None
-        self.between: float | None = None
-        """Seconds of training between the last two train lines."""
-
-    @property
-    def exp_dir(self) -> Path:
-        # not by checkpoints: a stage is watched before its first one
-        staged = [p for p in self.asked.glob("stage[0-9]*") if _has_begun(p)]
-        if _has_begun(self.asked) or not staged:
-            return self.asked
-        return max(staged, key=lambda p: (len(p.name), p.name))
-
-    @property
-    def path(self) -> Path:
-        return self.exp_dir / "metrics.jsonl"
-
     def read(self) -> None:
-        """Take in what was written since the last time; all of it anew where the log was cut or
-        replaced, as a resumed training does."""
-        try:
-            for line in self.tail.read(self.path):
-                self._take(line)
-        except OSError:
-            if not _has_begun(self.path.parent):
-                raise UserError(
-                    f"{self.path}: no log there; give the --exp-dir of a training that has begun"
-                ) from None
-            self._start_over()  # before its first line
+        """Look at it again."""
+        begun = [p for p in (self.asked, *reversed(stage_folders(self.asked))) if _has_begun(p)]
+        if not begun:
+            raise UserError(
+                f"{self.asked}/metrics.jsonl: no log there; give the --exp-dir of a training that "
+                "has begun"
+            )
+        self.training = training = Training.read(begun[0])
+        self.exp_dir = training.folder
+        self.last = {kind: records[-1] for kind, records in training.log.items()}
+        """Newest record by kind."""
+        self.newest = max(self.last.values(), key=lambda r: r["step"], default={})
+        # records of samples have no time
+        self.elapsed = max((r.get("elapsed", 0.0) for r in self.last.values()), default=0.0)
+        self.skipped = {
+            reason: sum(r.get(f"skipped_{reason}") or 0 for r in training.train) for reason in SKIPS
+        }
+        self.rollbacks = sum(r.get("rollbacks") or 0 for r in training.train)
+        steps, losses = self.curve("valid", "loss")
+        self.best = min(zip(losses, steps), default=None)
+        """Lowest validation loss and its step."""
 
-    def _take(self, line: dict) -> None:
-        kind, step = line["kind"], line["step"]
-        if kind == "train":
-            times = self.last.get("train", {}).get("elapsed"), line.get("elapsed")
-            self.between = None if None in times else times[1] - times[0]
-            self.rollbacks += line.get("rollbacks") or 0
-            for reason in self.skipped:
-                self.skipped[reason] += line.get(f"skipped_{reason}") or 0
-            self._add("skipped", step, sum(self.skipped.values()))
-            for name in ("loss", "lr", "grad_norm", "frames_per_second", "mfu", "nats"):
-                self._add(name, step, line.get(name))
-        elif kind == "valid":
-            loss = line.get("loss")
-            self._add("valid", step, loss)
-            if loss is not None and isfinite(loss) and (self.best is None or loss < self.best[0]):
-                self.best = loss, step
-        self.last[kind] = line
-
-    def _add(self, name: str, step: int, value) -> None:
-        if value is not None and (isinstance(value, list) or isfinite(value)):
-            self.series.setdefault(name, Series()).add(step, value)
-
-    # --------------------------------------------------------------------------------- state
-
-    @property
-    def newest(self) -> dict:
-        return max(self.last.values(), key=lambda x: x["step"], default={})
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds of training; lines of samples have none."""
-        return max((x.get("elapsed", 0.0) for x in self.last.values()), default=0.0)
-
-    def run(self) -> dict:
-        """run.json, or nothing."""
-        try:
-            return json.loads((self.exp_dir / "run.json").read_text())
-        except (OSError, ValueError):
-            return {}
-
-    def flags(self) -> dict:
-        """config.yaml, or nothing."""
-        import yaml
-
-        try:
-            return yaml.safe_load((self.exp_dir / "config.yaml").read_text()) or {}
-        except (OSError, yaml.YAMLError):
-            return {}
-
-    def age(self) -> float:
-        """Seconds since the last line, or since the start where there is none."""
-        times = []
-        for name in ("metrics.jsonl", "run.json"):  # a start may be newer than the last line
-            try:
-                times.append((self.exp_dir / name).stat().st_mtime)
-            except OSError:
-                continue
-        return max(0.0, time.time() - max(times, default=0.0))
-
-    def patience(self) -> float:
-        """Seconds without a line that are nothing unusual."""
-        pauses = (self.last.get(kind, {}).get("seconds", 0.0) for kind in ("valid", "sample"))
-        return max(_PATIENCE, _TIMES * (self.between or 0.0), _PAUSES * sum(pauses))
+    def curve(self, kind: str, name: str) -> tuple[list[int], list[float]]:
+        """Steps and values of an entry of the log, where it is finite."""
+        known = [(r["step"], r[name]) for r in self.training.log.get(kind, []) if _finite(r, name)]
+        return [step for step, _ in known], [value for _, value in known]
 
     def state(self) -> str:
-        """``running``, ``finished``, ``stopped (SIGTERM)``, or ``no line for 12 min: stalled or
+        """``running``, ``finished``, ``stopped (SIGTERM)``, or ``no line for 12.0 min: stalled or
         killed``."""
-        run, age = self.run(), self.age()
-        ended = run.get("ended", [])
-        if ended and len(ended) >= len(run.get("started", [])):
+        ended = self.training.about.get("ended", [])
+        if ended and len(ended) >= len(self.training.about.get("started", [])):
             outcome = ended[-1]["outcome"]
             return outcome if outcome == "finished" else f"stopped ({outcome})"
-        if age <= self.patience():
+        files = [self.exp_dir / name for name in ("metrics.jsonl", "run.json")]  # of a new start
+        age = time.time() - max((p.stat().st_mtime for p in files if p.exists()), default=0.0)
+        times = [r["elapsed"] for r in self.training.train[-2:] if "elapsed" in r]
+        between = times[1] - times[0] if len(times) == 2 else 0.0
+        pauses = sum(self.last.get(kind, {}).get("seconds", 0.0) for kind in ("valid", "sample"))
+        if age <= max(PATIENCE, 10 * between, 3 * pauses):
             return "running"
-        return f"no line for {span(age)}: stalled or killed{self._places()}"
-
-    def _places(self) -> str:
-        """Where the ranks of a training on several stood."""
-        places = []
+        ranks = []
         for path in sorted((self.exp_dir / "ranks").glob("rank-*.json")):
-            try:
+            with contextlib.suppress(ValueError):  # torn by a crash of the machine
                 place = json.loads(path.read_text())
-                places.append(f"rank {place['rank']} in {place['where']}")
-            except (OSError, ValueError, KeyError):
-                continue
-        return f" ({', '.join(places)})" if places else ""
+                ranks.append(f"rank {place['rank']} in {place['where']}")
+        return f"no line for {span(age)}: stalled or killed" + f" ({', '.join(ranks)})" * bool(
+            ranks
+        )
 
     def progress(self) -> float | None:
         """Used share of the budget."""
-        flags, line = self.flags(), self.newest
-        if not line or not flags:
+        if not self.newest or not self.training.config:
             return None
+        flags, line = self.training.flags(), self.newest
         budget = Budget(*(flags.get(f, 0) for f in ("num-epochs", "max-steps", "max-minutes")))
-        batches = self.run().get("data", {}).get("batches_per_epoch") or 1
+        batches = self.training.about.get("data", {}).get("batches_per_epoch") or 1
         epochs = max(line["epoch"], line["step"] * flags.get("accum", 1) / batches)
         return budget.progress(line["step"], epochs, self.elapsed)
-
-    def left(self) -> float | None:
-        """Seconds to the end of the budget, at the mean speed so far."""
-        share = self.progress()
-        return self.elapsed * (1 - share) / share if share else None
 
 
 def _has_begun(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("metrics.jsonl", "run.json"))
+
+
+def _finite(record: dict, name: str) -> bool:
+    return record.get(name) is not None and isfinite(record[name])
+
+
+# ---------------------------------------------------------------- as text
+
+
+def sparkline(values: list[float], width: int = 60) -> str:
+    """A curve in one line of text, means over equal stretches.
+
+    >>> sparkline([3.0, 2.0, 1.0, 1.0], width=4)
+    '█▅▁▁'
+    """
+    if not values:
+        return ""
+    means = np.array([part.mean() for part in np.array_split(values, min(width, len(values)))])
+    height = (means - means.min()) / (np.ptp(means) or 1.0)
+    return "".join(BARS[round(h * (len(BARS) - 1))] for h in height)
+
+
+def describe(w: Watched, width: int = 100) -> list[str]:
+    """Lines about one training."""
+    run, newest, state = w.training.about, w.newest, w.state()
+    train, valid = w.last.get("train", {}), w.last.get("valid", {})
+    if not newest:
+        return [f"{w.exp_dir}: {state}, nothing logged yet"]
+    share = w.progress()
+    left = w.elapsed * (1 - share) / share if share and state == "running" else 0.0
+    best = f" (best {w.best[0]:.4f} at step {w.best[1]:,})" if w.best else ""
+    nats = " ".join(shown(n, "{:.2f}") for n in (valid or train).get("nats", []))
+    losses = w.curve("train", "loss")[1]
+    skips = ", ".join(f"{number} {reason}" for reason, number in w.skipped.items())
+    parts = {k.removeprefix("time_"): v for k, v in train.items() if k.startswith("time_")}
+    parts |= {"rest": max(0.0, 1 - sum(parts.values()))}
+    lines = [
+        f"{w.exp_dir}: {state}",
+        f"  at       step {newest['step']:,}, epoch {newest['epoch'] + 1}, "
+        f"{clock(w.elapsed)} of training, {shown(share, percent)} of the budget"
+        + (f", {clock(left)} left" if left else ""),
+        f"  model    {run.get('model')}, {shown(run.get('parameters'), '{:,}')} parameters, "
+        f"{run.get('ranks')} ranks, commit {run.get('commit')}, started "
+        f"{len(run.get('started', []))} times",
+        f"  loss     train {shown(train.get('loss'), '{:.4f}')}, valid "
+        f"{shown(valid.get('loss'), '{:.4f}')}{best}; "
+        f"valid perplexity {shown(valid.get('perplexity'), '{:,.1f}')}, "
+        f"{shown(valid.get('bits_per_second'), '{:,.0f}')} bits/s",
+        f"  levels   {nats} nats ({'valid' if valid else 'train'})",
+        f"  curve    {sparkline(losses, max(10, width - 12))}",
+        f"  steps    lr {shown(train.get('lr'), '{:.3g}')}, gradient "
+        f"{shown(train.get('grad_norm'), '{:.3g}')}; skipped {skips}; {w.rollbacks} rollbacks",
+        f"  speed    {shown(train.get('frames_per_second'), '{:,.0f}')} frames/s, MFU "
+        f"{shown(train.get('mfu'), percent)}, padding {shown(train.get('padding'), percent)}, "
+        f"memory {shown(train.get('memory_mb'), '{:,.0f}')} MB",
+        f"  time     {', '.join(f'{k} {percent(v)}' for k, v in parts.items())}",
+    ]
+    if sample := w.last.get("sample"):
+        lines.append(f"  samples  {w.exp_dir}/samples/step-{sample['step']:08d}")
+    return lines
+
+
+def _last(kind: str, key: str, form: str | Callable) -> Callable[[Watched], str]:
+    return lambda w: shown(w.last.get(kind, {}).get(key), form)
+
+
+ROWS: dict[str, Callable[[Watched], str]] = {
+    "": lambda w: str(w.asked),
+    "state": lambda w: w.state().split(":")[0],
+    "step": lambda w: shown(w.newest.get("step"), "{:,}"),
+    "hours": lambda w: f"{w.elapsed / 3600:.2f}",
+    "train loss": _last("train", "loss", "{:.4f}"),
+    "valid loss": _last("valid", "loss", "{:.4f}"),
+    "best valid": lambda w: shown(w.best and w.best[0], "{:.4f}"),
+    "at step": lambda w: shown(w.best and w.best[1], "{:,}"),
+    "bits/s": _last("valid", "bits_per_second", "{:,.0f}"),
+    "lr": _last("train", "lr", "{:.3g}"),
+    "gradient": _last("train", "grad_norm", "{:.3g}"),
+    "skipped": lambda w: str(sum(w.skipped.values())),
+    "frames/s": _last("train", "frames_per_second", "{:,.0f}"),
+    "MFU": _last("train", "mfu", percent),
+}
+
+
+def table(experiments: list[Watched]) -> list[str]:
+    """A column for each training."""
+    columns = [[value(w) for value in ROWS.values()] for w in experiments]
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join([name.ljust(10), *(cell.rjust(n) for cell, n in zip(cells, widths))])
+        for name, *cells in zip(ROWS, *columns)
+    ]
+
+
+# ---------------------------------------------------------------- as a picture
+
+
+def plot(experiments: list[Watched], out: str | Path) -> Path:
+    """Loss, levels, learning rate, gradient, speed and skips over steps; PNG, SVG or PDF by the
+    name of `out`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
+    loss, levels, rate, gradient, speed, skips = axes.flat
+    alone = len(experiments) == 1
+    for number, w in enumerate(experiments):
+        color, name, records = f"C{number}", str(w.asked), w.training.train
+        loss.plot(*w.curve("train", "loss"), color=color, alpha=0.5, label=f"{name} train")
+        loss.plot(*w.curve("valid", "loss"), color=color, marker=".", label=f"{name} valid")
+        steps = [r["step"] for r in records]
+        for level in range(len(records[0]["nats"]) if records else 0):
+            style = {"color": f"C{level}"} if alone else {"color": color, "alpha": 0.4}
+            nats = [r["nats"][level] for r in records]
+            levels.plot(steps, nats, label=f"level {level}" if alone else None, **style)
+        rate.plot(*w.curve("train", "lr"), color=color)
+        gradient.plot(*w.curve("train", "grad_norm"), color=color)
+        speed.plot(*w.curve("train", "frames_per_second"), color=color)
+        skipped = [sum(r.get(f"skipped_{reason}") or 0 for reason in SKIPS) for r in records]
+        skips.plot(steps, np.cumsum(skipped), color=color)
+    titles = (
+        *("loss, nats per code", "nats per level (train)", "learning rate"),
+        *("norm of the gradient before clipping", "frames per second", "skipped steps so far"),
+    )
+    for axis, title in zip(axes.flat, titles):
+        axis.set_title(title)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    loss.legend()
+    gradient.set_yscale("log")
+    if alone and levels.lines:
+        levels.legend(ncols=2, fontsize="small")
+    out = Path(out)
+    atomic_write(out, lambda p: figure.savefig(p, format=out.suffix.lstrip("."), dpi=110))
+    plt.close(figure)
+    return out

@@ -10,29 +10,60 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from rvqlm.checkpoints.loading import last_stage
 from rvqlm.codec_info import CodecInfo
+from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
-from rvqlm.inference.held_out import read_held_out
+from rvqlm.files import read_json
+from rvqlm.inference.held_out import is_prompt, read_held_out, speaker_of
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.reports import clips
-from rvqlm.reports.experiment import Training, read_json, read_stages
+from rvqlm.reports.experiment import REMEDY, Training, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
-from rvqlm.reports.formatting import mean, number, percent, render_template
+from rvqlm.reports.formatting import mean, number, percent
 from rvqlm.version import __version__
+
+
+@dataclass
+class ReportArgs:
+    exp_dir: Path
+    """Experiment directory of rvqlm trainer."""
+    manifest_dir: Path
+    """Token directory that it was trained on."""
+    out: Path | None = None
+    """Page to write; EXP_DIR/report.html if not given."""
+    split: str = "test"
+    """Held-out split whose evaluation and recordings are shown."""
+    num_samples: int = 4
+    """Recordings, and samples of each kind, at most. Each clip adds some 200 kB a 10 s."""
+    max_seconds: float = 12.0
+    """Originals and reconstructions are cut to this length."""
+    title: str | None = None
+    """Heading of the page; a sentence made from the numbers if not given."""
+
+    def check(self) -> None:
+        problems = []
+        if self.num_samples < 0:
+            problems.append(f"--num-samples {self.num_samples}: at least 0")
+        if not self.max_seconds > 0:
+            problems.append(f"--max-seconds {self.max_seconds:g}: above 0")
+        if problems:
+            raise UserError("; ".join(problems))
+
 
 # ---------------------------------------------------------------- figures
 
 
-def _curves(run: Training, values: Callable[[dict], float]) -> list[Series]:
+def _curves(run: Training, value: Callable[[dict], float]) -> list[Series]:
     """A value of the records of training and of validation over the minutes of training."""
     return [
-        Series(label, kind, _minutes(records), [values(r) for r in records])
+        Series(label, kind, _minutes(records), [value(r) for r in records])
         for label, kind, records in (
             ("train", "train", run.train),
             ("held out", "valid", run.valid),
@@ -46,17 +77,12 @@ def _minutes(records: list[dict]) -> list[float]:
 
 def total_chart(run: Training, info: CodecInfo, unigram: list[float] | None) -> dict:
     """Bits per second of audio over the minutes of training."""
-
-    def bits(record: dict) -> float:
-        nats = record.get("nats") or [None]
-        return math.nan if None in nats else bits_per_second(nats, info.frame_rate)
-
     references = [Reference("stored plainly", "plain", info.bitrate)]
     if unigram:
         of_unigram = bits_per_second(unigram, info.frame_rate)
         references.append(Reference("unigram: frequencies only", "unigram", of_unigram))
     return chart(
-        _curves(run, bits),
+        _curves(run, lambda r: r.get("bits_per_second") or math.nan),
         references,
         x_label="minutes of training",
         y_label="bits per second of audio",
@@ -65,32 +91,29 @@ def total_chart(run: Training, info: CodecInfo, unigram: list[float] | None) -> 
 
 def level_charts(run: Training, info: CodecInfo, unigram: list[float] | None) -> list[dict]:
     """One chart a level, all with the same scale."""
-    panels = [_curves(run, partial(_nats, level)) for level in range(info.num_codebooks)]
+
+    def nats(record: dict, level: int) -> float:
+        value = record["nats"][level]
+        return math.nan if value is None else value  # a level that is not trained
+
+    panels = [_curves(run, partial(nats, level=level)) for level in range(info.num_codebooks)]
     top = math.log(info.codebook_size)
     low = min([top, *(v for panel in panels for s in panel for v in s.y if math.isfinite(v))])
     high = 1.02 * top
     limits = (low - 0.05 * (high - low), high)
     marks = [[Reference("unigram", "unigram", value)] for value in unigram or []]
     return [
-        chart(panel, marks[level] if marks else [], limits=limits, ticks=3)
-        for level, panel in enumerate(panels)
+        chart(panel, mark, limits=limits, ticks=3) for panel, mark in zip_longest(panels, marks)
     ]
 
 
-def _nats(level: int, record: dict) -> float:
-    """nan where a record has no loss of that level."""
-    nats = record.get("nats") or []
-    return math.nan if level >= len(nats) or nats[level] is None else nats[level]
-
-
 def speed_chart(run: Training) -> dict:
-    rows = [r for r in run.train if r.get("frames_per_second")]
-    speeds = [r["frames_per_second"] for r in rows]
+    speeds = [r.get("frames_per_second") or math.nan for r in run.train]
     return chart(
-        [Series("frames per second", "train", _minutes(rows), speeds)],
+        [Series("frames per second", "train", _minutes(run.train), speeds)],
         x_label="minutes of training",
         y_label="frames per second",
-        limits=(0.0, 1.08 * max(speeds, default=1.0)),
+        limits=(0.0, 1.08 * max((v for v in speeds if math.isfinite(v)), default=1.0)),
     )
 
 
@@ -106,14 +129,6 @@ def extent(hours: float | None) -> tuple[str, str]:
     if hours is None or hours >= 1:
         return number(hours, 2), "hours"
     return number(60 * hours, 2), "minutes"
-
-
-def date(started: str | None) -> str | None:
-    """ISO time -> day and time for people; left as it is when it is none."""
-    try:
-        return datetime.fromisoformat(started).strftime("%-d %B %Y, %H:%M %Z")
-    except (TypeError, ValueError):
-        return started
 
 
 def clip_table(kinds: dict[str, list[clips.Clip]]) -> list[dict]:
@@ -180,62 +195,32 @@ def headline(
 def level_table(evaluation: dict, info: CodecInfo) -> list[dict]:
     """One row a level of a `rvqlm evaluate` result."""
     top = math.log(info.codebook_size)
-    unigram = evaluation.get("unigram_nats") or [None] * len(evaluation["nats"])
-    rows = []
-    for level, (nats, chance) in enumerate(zip(evaluation["nats"], unigram)):
-        accuracy = evaluation.get("accuracy") or []
-        rows.append(
-            {
-                "level": level,
-                "nats": nats,
-                "unigram": chance,
-                "saved": 1 - nats / chance if chance else None,
-                "accuracy": accuracy[level] if level < len(accuracy) else None,
-                "perplexity": math.exp(nats),
-                "width": 100 * nats / top,
-                "mark": 100 * chance / top if chance else None,
-            }
-        )
-    return rows
-
-
-def flat(values: dict) -> list[tuple[str, str]]:
-    """A dict as (name, value) rows of text; what is empty is left out."""
-    rows = []
-    for key, value in values.items():
-        if isinstance(value, list):
-            value = ", ".join(map(str, value))
-        if value not in (None, ""):
-            rows.append((key.replace("_", " "), str(value)))
-    return rows
+    columns = (evaluation[name] for name in ("nats", "unigram_nats", "accuracy"))
+    return [
+        {
+            "level": level,
+            "nats": nats,
+            "unigram": unigram,
+            "saved": 1 - nats / unigram,
+            "accuracy": accuracy,
+            "perplexity": math.exp(nats),
+            "width": 100 * nats / top,
+            "mark": 100 * unigram / top,
+        }
+        for level, (nats, unigram, accuracy) in enumerate(zip(*columns))
+    ]
 
 
 # ---------------------------------------------------------------- the page
 
 
-def collect(
-    exp_dir: str | Path,
-    manifest_dir: str | Path,
-    split: str = "test",
-    num_samples: int = 4,
-    max_seconds: float = 12.0,
-    title: str | None = None,
-    command: str | None = None,
-) -> dict:
+def collect(args: ReportArgs, command: str | None = None) -> dict:
     """Everything that the page shows, from what the other commands left.
 
-    Args:
-        exp_dir: experiment directory of `rvqlm trainer`; metrics.jsonl is required.
-        manifest_dir: token directory it was trained on; tokens.json is required.
-        split: held-out split whose evaluation and recordings are shown.
-        num_samples: recordings, and samples of each kind, at most.
-        max_seconds: originals and reconstructions are cut to this length.
-        title: heading; None: one sentence made from the numbers.
-        command: command line of the report itself, shown with the others.
-
-    Raises `UserError` for directories that are not what they should be and for damaged files.
+    :param command: command line of the report itself, shown with the others.
+    :raises UserError: directories that are not what they should be, or damaged files.
     """
-    exp_dir, manifest_dir = Path(exp_dir), Path(manifest_dir)
+    exp_dir, manifest_dir, split = args.exp_dir, args.manifest_dir, args.split
     run = Training.read(last_stage(exp_dir))  # evaluation and samples lie beside the stages
     if not (run.folder / "metrics.jsonl").exists():
         raise UserError(
@@ -243,16 +228,10 @@ def collect(
             f"train first: rvqlm trainer --exp-dir {exp_dir}"
         )
     evaluations = {
-        path.stem.removeprefix("eval_"): read_json(path)
+        path.stem.removeprefix("eval_"): read_json(path, REMEDY)
         for path in sorted(exp_dir.glob("eval_*.json"))
     }
-    sidecar = manifest_dir / "tokens.json"
-    if not sidecar.exists():
-        raise UserError(
-            f"{manifest_dir} is not a token directory (no tokens.json); "
-            "give the one that training used with --manifest-dir"
-        )
-    tokens = read_json(sidecar)
+    tokens = read_sidecar(manifest_dir)
     info = CodecInfo.from_dict(tokens["codec"])
     trained_on = run.about.get("data", {}).get("codec")
     if trained_on:
@@ -265,14 +244,16 @@ def collect(
             f"The held-out numbers are validation figures of the training; for the “{split}” split "
             f"run: rvqlm evaluate --exp-dir {exp_dir} --split {split}"
         )
-    samples = clips.sample_clips(exp_dir / "samples", num_samples)
+    samples = clips.sample_clips(exp_dir / "samples", args.num_samples)
     if not samples:
         remarks.append(
             f"No samples of the model; make some: rvqlm generate --exp-dir {exp_dir} --seconds 8"
         )
     continuations = samples.pop("continuation", [])
     prompts = [c.prompt for c in continuations if c.prompt]
-    found, missing = read_held_out(manifest_dir, split, info, prompts, num_samples, max_seconds)
+    found, missing = read_held_out(
+        manifest_dir, split, info, prompts, args.num_samples, args.max_seconds
+    )
     remarks += missing
     pairs = [clips.held_out_clips(recording, info.sampling_rate) for recording in found]
     kinds = {
@@ -283,10 +264,11 @@ def collect(
     }
     rows, alone = [], continuations
     for recording, pair in zip(found, pairs):
-        alone = [c for c in alone if not recording.is_prompt(c.prompt)]
+        cut = recording.cut
+        alone = [c for c in alone if not is_prompt(cut, c.prompt)]
         cards = [c.card() for c in pair]
-        cards += [c.card() for c in continuations if recording.is_prompt(c.prompt)]
-        about = {"id": recording.id, "speaker": recording.speaker, "text": recording.text}
+        cards += [c.card() for c in continuations if is_prompt(cut, c.prompt)]
+        about = {"id": cut.id, "speaker": speaker_of(cut), "text": recording.text}
         rows.append(about | {"cards": cards})
     if alone:
         samples = {"continuation": alone, **samples}
@@ -294,11 +276,11 @@ def collect(
     commands += [e.get("command") for e in evaluations.values()]
     commands += [c.command for of_kind in kinds.values() for c in of_kind]
     machine = run.about.get("machine") or {}
-    stages = read_stages(exp_dir / "stages.tsv")
+    started = next(iter(run.about.get("started", [])), None)
     unigram = (evaluation or next(iter(evaluations.values()), {})).get("unigram_nats")
     stats = manifest_dir / "stats.json"
     return {
-        "title": title,
+        "title": args.title,
         "name": exp_dir.resolve().name,
         "info": info,
         "head": headline(run, evaluations, info, tokens, split),
@@ -312,22 +294,17 @@ def collect(
         "levels": level_table(evaluation, info) if evaluation else [],
         "split": split,
         "evaluation": evaluation,
-        "stats": read_json(stats) if stats.exists() else None,
+        "stats": read_json(stats, REMEDY) if stats.exists() else None,
         "tokens": tokens,
-        "stages": [{"title": title, "seconds": seconds} for title, seconds in stages],
+        "stages": read_stages(exp_dir / "stages.tsv"),
         "commands": list(dict.fromkeys(c for c in [*commands, command] if c)),
-        "machine": flat(machine),
+        "machine": {k: v for k, v in machine.items() if v not in (None, "", [])},
         "commit": run.about.get("commit") or machine.get("commit"),
-        "started": date(next(iter(run.about.get("started", [])), None)),
+        "started": started and f"{datetime.fromisoformat(started):%-d %B %Y, %H:%M %Z}",
         "config": run.config,
         "level_ceiling": math.log(info.codebook_size),
         "version": __version__,
     }
-
-
-def render(content: dict) -> str:
-    """HTML with everything embedded, from `collect`."""
-    return render_template("report.html", **content)
 
 
 def summary(content: dict) -> list[str]:
@@ -347,11 +324,3 @@ def summary(content: dict) -> list[str]:
         ]
         lines.append(f"{row['kind']}: {row['clips']} clips, {', '.join(shares)}")
     return lines + [f"missing: {remark}" for remark in content["remarks"]]
-
-
-def write_report(page: str, out: str | Path) -> Path:
-    """Write the page atomically and return its absolute path."""
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(out, lambda path: path.write_text(page, encoding="utf-8"))
-    return out.resolve()

@@ -208,7 +208,7 @@ def test_mistakes_are_one_line_and_status_2(experiment, samples, tokens, tmp_pat
     assert "--through-audio is for cuts" in mistake("--samples", samples, "--through-audio")
     assert "--num is for cuts" in mistake("--samples", samples, "--num", 3)
     assert "no such experiment" in mistake("--samples", samples, recognizer=tmp_path / "no")
-    assert "no wav files there" in mistake("--samples", tmp_path / "audio" / "..")
+    assert "0 wav files there" in mistake("--samples", tmp_path / "audio" / "..")
     assert "no such file" in mistake("--samples", samples / "no.wav")
     assert "no text in" in mistake("--samples", samples / "s-9.wav")
     assert "no folder" in mistake("--samples", samples, "--out", tmp_path / "no" / "x.json")
@@ -218,10 +218,10 @@ def test_mistakes_are_one_line_and_status_2(experiment, samples, tokens, tmp_pat
     named = mistake("--samples", samples / "s-1.wav")
     assert "s-1.wav: text 'abx': no symbol for 'x'" in named
     (samples / "s-1.json").write_text("[]")
-    assert "not a description of a sample" in mistake("--samples", samples)
+    assert "s-1.json is damaged" in mistake("--samples", samples)
     for path in samples.glob("*.json"):
         path.unlink()
-    assert "was given a text" in mistake("--samples", samples)
+    assert "none of which was given a text" in mistake("--samples", samples)
     assert "train.bin" in mistake("--manifest-dir", folder, "--split", "train")
     (folder / "text.json").unlink()
     assert "text.json not found" in mistake("--manifest-dir", folder)

@@ -25,8 +25,8 @@ from rvqlm.files import sha256_of
 from rvqlm.inference.held_out import choose_cuts
 from rvqlm.reports import figures
 from rvqlm.reports.clips import encode_flac
-from rvqlm.reports.formatting import number
-from rvqlm.reports.report import collect, render
+from rvqlm.reports.formatting import number, render_template
+from rvqlm.reports.report import ReportArgs, collect
 
 INFO = CodecInfo("toy", "0123456789abcdef", 8000, 160, 3, 64)
 NATS = [2.5, 3.0, 3.5]
@@ -49,8 +49,8 @@ def toy_codec(monkeypatch):
     monkeypatch.setattr(registry, "load_codec", lambda *a, **k: ToyCodec(INFO))
 
 
-def build_report(*args, **kwargs) -> str:
-    return render(collect(*args, **kwargs))
+def build_report(*args, command=None, **kwargs) -> str:
+    return render_template("report.html", **collect(ReportArgs(*args, **kwargs), command))
 
 
 def bits(nats: list[float]) -> float:
@@ -298,7 +298,7 @@ def test_statistics_of_the_splits(exp, tokens, toy_codec):
     [
         (lambda exp, tokens: (exp / "metrics.jsonl").unlink(), "holds no training"),
         (lambda exp, tokens: (tokens / "tokens.json").unlink(), "not a token directory"),
-        (lambda exp, tokens: (exp / "eval_test.json").write_text("{"), "eval_test.json: not JSON"),
+        (lambda exp, tokens: (exp / "eval_test.json").write_text("{"), "eval_test.json is damaged"),
         (
             lambda exp, tokens: (exp / "run.json").write_text(
                 json.dumps({"data": {"codec": INFO.to_dict() | {"fingerprint": "f" * 16}}})
@@ -307,7 +307,7 @@ def test_statistics_of_the_splits(exp, tokens, toy_codec):
         ),
         (
             lambda exp, tokens: add_sample(exp, "x", np.zeros(9)) or _write(exp, "x.json", "[]"),
-            "x.json: not a description",
+            "x.json is damaged",
         ),
         (
             lambda exp, tokens: (
