@@ -90,6 +90,7 @@ class Setup:
         self.config = enter_stage(config, self.model)
         self.exp_dir = Path(self.config.exp_dir)
         self.state_path = self._checkpoint_to_resume()
+        self.memory_line = ""
 
     def say(self, text: str) -> None:
         if self.world.main:
@@ -207,12 +208,10 @@ class Setup:
         self.loader = self._loader(self.train_data, self.conditions, config.data)
         valid = self._loader(self.valid_data, self.valid_conditions, config.data.for_validation())
         if config.guard.memory_check and not config.dry_run:
-            said = prescan(
+            self.memory_line = prescan(
                 self._memory(), self.loader.worst_batch(),
                 max_duration=config.data.max_duration, frame_rate=float(self.info.frame_rate),
             )  # fmt: skip
-            if self.state_path is None:
-                self.say(said)
         speed = self._speed() if config.log.mfu else None
         if config.compile:
             from rvqlm.training.compiling import compile_model
@@ -249,6 +248,8 @@ class Setup:
             f"{self.model.name}: {self.parameters:,} parameters on {self.device}, "
             f"{self.train_data.hours:.2f} h of codes, {self.loader.epoch_steps} batches an epoch"
         )
+        if self.memory_line:
+            self.say(self.memory_line)
         for kind, count in (self.conditions.missing() if self.conditions else {}).items():
             if count:
                 self.say(f"{count} of {len(self.train_data)} cuts have no {kind}: trained without")
