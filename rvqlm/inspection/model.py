@@ -74,9 +74,9 @@ def look_at_experiment(path: Path) -> Found:
     which = "best" if (path / "best.pt").is_file() else "latest"
     _, of_model, info = _torch_file(path / f"{which}.pt")
     facts = {"checkpoint": f"{which}.pt", **of_model}
-    if (path / "metrics.jsonl").is_file():
+    if (log := path / "metrics.jsonl").is_file():
         last: dict = {}
-        for _, record in scan_log(path):
+        for _, record in scan_log(log):
             last = record or last
         short = {k: v for k, v in last.items() if isinstance(v, (int, float, str))}
         facts["last_metrics"] = {k: v for k, v in short.items() if len(str(v)) < 40}
