@@ -16,6 +16,7 @@ from dataclasses import fields, replace
 from math import ceil, floor, inf
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,13 +139,20 @@ def _ahead(needs: dict[int, float], room: float, fixed: float) -> float:
 
 
 def _carefully(memory: Memory, batch: Batch, room: float) -> float:
-    """Need of a batch that might not fit: an eighth of its items is measured, and the whole only if
-    it should stay below `room`, all items needing as much; else what it should need."""
-    B = len(batch.codes)
-    items = ceil(B / 8)
-    part = memory.need(items_of(batch, torch.arange(items)))
-    whole = memory.fixed + (part - memory.fixed) * B / items
-    return whole if whole > room or items == B else memory.need(batch)
+    """Need of a batch that might not fit: an eighth, a quarter, a half, and the whole only if the
+    curve through these stays below `room`; else the value of the curve."""
+    points: dict[int, float] = {}
+    for share in (0.125, 0.25, 0.5):
+        piece = _part(batch, share)
+        points[_cells(piece)] = memory.need(piece)
+        if points[_cells(piece)] > room:
+            break
+    cells, needs = list(points), list(points.values())
+    # a parabola, should attention hold matrices of frames by frames; a line through fewer points
+    curve = np.polynomial.Polynomial.fit(cells, needs, len(cells) - 1) if len(cells) > 1 else None
+    whole = float(curve(_cells(batch))) if curve is not None else needs[-1]
+    whole = max(whole, *needs) if len(needs) > 1 else whole
+    return whole if whole > room else memory.need(batch)
 
 
 def batch_maker(batch: Batch, frame_rate: float) -> Callable[[float], Batch]:
@@ -165,6 +173,25 @@ def items_of(batch: Batch, index: Tensor) -> Batch:
     chosen = {k: v[index] for k, v in values.items() if isinstance(v, Tensor)}
     conditions = {k: type(p)(*(t[index] for t in p)) for k, p in batch.conditions.items()}
     return replace(batch, **chosen, conditions=conditions)
+
+
+def _part(batch: Batch, share: float) -> Batch:
+    """The first of its items, or where these are few, the first of its frames."""
+    B, T = batch.codes.shape[:2]
+    if B >= 8:
+        return items_of(batch, torch.arange(ceil(B * share)))
+    frames = ceil(T * share)
+    lengths = batch.lengths.clamp(max=frames)
+    conditions = dict(batch.conditions)
+    if source := conditions.get("source"):  # as long as the item
+        kept = source.lengths.clamp(max=frames)
+        conditions["source"] = type(source)(source.values[:, :frames], kept)
+    prompts = batch.prompt_lengths
+    prompts = None if prompts is None else torch.minimum(prompts, lengths)
+    return replace(
+        batch, codes=batch.codes[:, :frames], lengths=lengths, conditions=conditions,
+        prompt_lengths=prompts,
+    )  # fmt: skip
 
 
 def _cells(batch: Batch) -> int:

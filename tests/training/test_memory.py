@@ -137,16 +137,15 @@ def test_a_few_passes_find_the_largest(law, fitting, item):
     assert all(frames <= max(fitting, 10 * RATE, item) for frames in curve.asked)
 
 
-def test_a_batch_is_measured_whole_only_where_its_items_foretell_that_it_fits():
+def test_the_parabola_of_attention_that_keeps_its_matrices_is_foretold():
     def law(frames):
-        return 1e6 + 50 * frames
+        return 1e6 + 50 * frames + 0.3 * frames**2
 
     batch = items_of(25)(20.0)  # 40 items, 1000 frames
-    for room, tried in ((0.9 * law(1000), 125), (1.1 * law(1000), 1000)):
+    for room, tried in ((0.9 * law(1000), 500), (1.1 * law(1000), 1000)):
         curve = Curve(law, room)
-        curve.optimizer_bytes = 1e6 - curve.fixed
-        assert _carefully(curve, batch, room) == pytest.approx(law(1000))
-        assert max(curve.asked) == tried
+        need = _carefully(curve, batch, room)
+        assert need == pytest.approx(law(1000)) and max(curve.asked) == tried
 
 
 class Card:
