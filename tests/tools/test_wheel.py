@@ -66,7 +66,7 @@ def test_modules_and_data_files_are_in_it(python):
 
 
 def test_the_command_works(python):
-    assert "trainer" in run(python, str(python.parent / "rvqlm"), "--help")
+    assert "\n  train " in run(python, str(python.parent / "rvqlm"), "--help")
 
 
 def test_every_file_of_the_package_is_in_it(python):
