@@ -17,10 +17,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain, islice
 
-from rvqlm.errors import UserError
 from rvqlm.frontends import espeak
 from rvqlm.runtime import in_order
 
@@ -39,7 +38,7 @@ def speak(text: str, language: str = "en-us", stress: bool = True, punctuation: 
 
     language: a tag of `rvqlm.frontends.espeak.voices`. Raises `UserError` for one that is none.
     """
-    check_language(language)
+    espeak.voice_of(language)
     text = " ".join(text.replace("\0", " ").split())
     if not text:
         return ""
@@ -61,19 +60,6 @@ def _marks(written: str) -> str:
     """Punctuation at the end of a clause, "?!" as it is, "!!!" as "!", "..." as "…"."""
     tail = _TAIL.search(written)[0].translate(_SAME).replace("...", "…")
     return re.sub(r"(.)\1+", r"\1", "".join(c for c in tail if c in PUNCTUATION))
-
-
-@lru_cache(maxsize=1024)
-def check_language(language: str) -> None:
-    """Raise `UserError` unless espeak speaks it."""
-    tags = [voice.language for voice in espeak.voices()]
-    if language.lower() in (tag.lower() for tag in tags):
-        return
-    near = [tag for tag in tags if tag[:2] == language[:2].lower()] or tags
-    raise UserError(
-        f"espeak has no language {language!r}; {'there are' if near is tags else 'near it'}: "
-        f"{', '.join(near)}"
-    )
 
 
 def symbols(phonemes: str) -> list[str]:

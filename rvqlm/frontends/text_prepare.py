@@ -32,7 +32,7 @@ from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.errors import UserError
 from rvqlm.files import read_json, write_json
-from rvqlm.frontends import phonemes
+from rvqlm.frontends import espeak, phonemes
 from rvqlm.frontends.durations import estimate
 from rvqlm.frontends.pieces import UNKNOWN, train_pieces
 from rvqlm.frontends.symbols import SPACE, SymbolTable
@@ -135,7 +135,7 @@ class _Preparation:
                 )
             language = self.settings.language
         if config.phonemes_field is None or config.language or config.language_field:
-            phonemes.check_language(language)  # else espeak need not be there
+            espeak.voice_of(language)  # else espeak need not be there
         return item._replace(language=language)
 
     def symbols(self, dataset: TokenDataset) -> Iterator[tuple[Transcript, list[str]]]:

@@ -1,6 +1,7 @@
 """Text front ends: known symbols, ways back, and rebuilding from what a checkpoint keeps."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -102,12 +103,20 @@ def test_speak(text, language, spoken):
     assert speak(text, language, stress=False) == spoken.replace("ˈ", "").replace("ˌ", "")
 
 
+def spoken_by_espeak(text, language):
+    """What phonemizer gives: words apart by spaces, no punctuation, no marks of a language."""
+    ipa = " ".join(ipa for _, ipa in espeak.clauses(text, language))
+    return " ".join(re.sub(r"\([a-z-]+\)", "", ipa).split())
+
+
 @pytest.mark.parametrize("text", [*TEXTS, "He said “no” - (really?) - and left; then: nothing"])
 def test_without_punctuation_it_is_what_espeak_gives(text):
     for language in ("en-us", "en-gb", "de"):
-        assert speak(text, language, punctuation=False) == espeak.phonemes(text, language)
+        assert speak(text, language, punctuation=False) == spoken_by_espeak(text, language)
         marked = speak(text, language)
-        assert "".join(c for c in marked if c not in PUNCTUATION) == espeak.phonemes(text, language)
+        assert "".join(c for c in marked if c not in PUNCTUATION) == spoken_by_espeak(
+            text, language
+        )
 
 
 def test_symbols_of_phonemes():

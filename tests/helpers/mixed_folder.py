@@ -16,7 +16,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from rvqlm.frontends.espeak import synthesize
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "egs" / "mini" / "local"))
+
+from speech import synthesize
 
 FILES, BROKEN = 50, 2
 

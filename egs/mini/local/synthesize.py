@@ -26,11 +26,12 @@ import numpy as np
 import soxr
 from sentences import SentenceMaker
 from speakers import Speaker, all_speakers
+from speech import synthesize as speak
 from tqdm import tqdm
 
 from rvqlm.cli import parse, run_main
 from rvqlm.errors import UserError
-from rvqlm.frontends import espeak
+from rvqlm.frontends import phonemes
 
 SAMPLING_RATE = 16000
 TRANSCRIPTS = "transcripts.jsonl"
@@ -127,7 +128,7 @@ def expected_seconds(text: str, rate: int) -> float:
 def synthesize(utterance: Utterance, out_dir: Path) -> dict:
     """Write one utterance and return its line of the transcripts."""
     u = utterance
-    raw, rate = espeak.synthesize(
+    raw, rate = speak(
         u.text, u.voice, u.rate, u.pitch, u.pitch_range, variant=u.variant, volume=VOLUME
     )
     speech = soxr.resample(raw.astype(np.float32) / 32768, rate, SAMPLING_RATE, quality="HQ")
@@ -140,7 +141,7 @@ def synthesize(utterance: Utterance, out_dir: Path) -> dict:
     _write_wav(out_dir / u.path, audio)
     return {
         **asdict(u),
-        "phonemes": espeak.phonemes(u.text, u.voice),
+        "phonemes": phonemes.speak(u.text, u.voice, punctuation=False),
         "path": u.path,
         "num_samples": len(audio),
         "sampling_rate": SAMPLING_RATE,
