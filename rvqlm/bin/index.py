@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rvqlm.cli import bar, parse, run_main
-from rvqlm.data.index import TokenDataset, build_index, find_splits, read_sidecar
+from rvqlm.data.index import TokenDataset, build_index, find_splits
 
 
 @dataclass
@@ -27,7 +27,6 @@ class Args:
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm index", "Index the splits of a token directory.", argv)
-    read_sidecar(args.manifest_dir)
     for split in find_splits(args.manifest_dir, args.splits):
         path = build_index(args.manifest_dir, split, bar)
         ds = TokenDataset.open(args.manifest_dir, split)

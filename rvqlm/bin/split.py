@@ -11,48 +11,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from rvqlm.cli import bar, parse, run_main
-from rvqlm.data.splits import SPLITS, split_manifest
-
-
-@dataclass
-class Args:
-    manifest_dir: Path
-    """Token directory, as rvqlm tokenize wrote it."""
-    valid: float = 0.05
-    """Validation set: below 1 a share of the hours, from 1 on a number of speakers (or
-    recordings), 0 for none."""
-    test: float = 0.05
-    """Test set, likewise."""
-    test_speakers: tuple[str, ...] = ()
-    """Names of the speakers of the test set, instead of --test."""
-    by: Literal["auto", "speaker", "recording"] = "auto"
-    """What no two splits may share. auto: speakers where every cut has one and there are enough
-    of them, else recordings. Recordings are never divided, nor are groups (the custom field
-    "group" of cuts: --group-by of rvqlm audio manifest, augmented copies)."""
-    augmented: Literal["train", "all"] = "train"
-    """Where augmented copies may be (rvqlm audio augment). train: those of recordings for
-    validation and test are dropped; all: they go with their originals."""
-    seed: int = 0
-    """Another seed, another choice of speakers or recordings."""
+from rvqlm.data.splits import SPLITS, SplitConfig, split_manifest
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    args = parse(Args, "rvqlm split", "Divide cuts into train, valid and test.", argv)
-    result = split_manifest(
-        args.manifest_dir,
-        args.valid,
-        args.test,
-        args.by,
-        args.seed,
-        bar,
-        args.test_speakers,
-        args.augmented,
-    )
+    config = parse(SplitConfig, "rvqlm split", "Divide cuts into train, valid and test.", argv)
+    result = split_manifest(config, bar)
     also, unit = (" or group", "groups of ") if result.grouped else ("", "")
     print(f"split by {result.by}, no two splits share a {result.by}{also} (checked)")
     for n, name in enumerate(SPLITS):

@@ -21,13 +21,12 @@ if TYPE_CHECKING:  # the processes that run espeak import this file again: torch
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from rvqlm.data.index import find_splits, read_sidecar
+    from rvqlm.data.index import find_splits
     from rvqlm.frontends.text_config import TextConfig
     from rvqlm.frontends.text_prepare import prepare_text, preview
 
     description = "Make symbols of the texts of a token directory, for text to speech."
     config = parse(TextConfig, "rvqlm text", description, argv)
-    read_sidecar(config.manifest_dir)
     splits = find_splits(config.manifest_dir, config.splits)
     if config.dry_run:
         print("\n".join(preview(config, splits)))

@@ -53,7 +53,8 @@ def splits_of(manifest_dir: str | os.PathLike) -> list[str]:
 
 
 def find_splits(manifest_dir: str | os.PathLike, wanted: Sequence[str] = ()) -> list[str]:
-    """`wanted`, each once, or else all splits of a directory; `UserError` where there is none."""
+    """`wanted`, each once, or else all splits of a token directory; `UserError` where there is none."""
+    read_sidecar(manifest_dir)
     splits = list(dict.fromkeys(wanted)) or splits_of(manifest_dir)
     if not splits:
         raise UserError(f"no cuts_SPLIT.jsonl.gz in {manifest_dir}; run rvqlm split first")

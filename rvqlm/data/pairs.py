@@ -33,6 +33,28 @@ _SHOWN = 5  # problems named in a message
 _ROW = (1 << 32) - 1  # a place is index number << 32 | row
 
 
+@dataclass(frozen=True)
+class PairConfig:
+    """Pair the cuts of two token directories: a target and what it accompanies."""
+
+    manifest_dir: Path
+    """Token directory of the targets: what a model is to play."""
+    source_dir: Path
+    """Token directory of the sources: what it is given."""
+    suffixes: tuple[str, ...] = ()
+    """Endings of ids that name the part and not the piece (_solo _backing): taken off on both
+    sides before ids are compared. None given: ids must be equal."""
+    tolerance_frames: int = 2
+    """Frames that a target and its source may differ in length. The target is never cut: a longer
+    source ends with it, and the last frames of a longer target have no source."""
+    allow_missing: bool = False
+    """Let cuts without a match have no source, instead of refusing them."""
+
+    def __post_init__(self) -> None:
+        if self.tolerance_frames < 0:
+            raise UserError(f"--tolerance-frames {self.tolerance_frames} is negative")
+
+
 @dataclass
 class Matched:
     """What `make_pairs` found in one split."""
@@ -66,27 +88,15 @@ def strip_suffix(name: str, suffixes: Sequence[str]) -> str:
     return name[: -len(max(fitting, key=len))] if fitting else name
 
 
-def make_pairs(
-    target_dir: str | os.PathLike,
-    source_dir: str | os.PathLike,
-    suffixes: Sequence[str] = (),
-    tolerance: int = 2,
-    allow_missing: bool = False,
-    progress: Progress = quiet,
-) -> dict[str, Matched]:
-    """Pair every indexed split of `target_dir` with the cuts of `source_dir`; see the module.
+def make_pairs(config: PairConfig, progress: Progress = quiet) -> dict[str, Matched]:
+    """Pair every indexed split of the targets with the cuts of the sources; see the module.
 
-    Parameters
-    ----------
-    suffixes: endings taken off ids on both sides before they are compared.
-    tolerance: frames that the two may differ in length. The target's length counts: a source that
-        is longer is cut, one that is shorter leaves its last frames without source.
-    allow_missing: cuts without a match have no source; otherwise they are an error.
     progress: wraps the ids of a split while they are read.
 
     Raises `UserError` for other codecs, ambiguous ids, cuts without match or of other lengths.
     """
-    target_dir, source_dir = Path(target_dir), Path(source_dir)
+    target_dir, source_dir = Path(config.manifest_dir), Path(config.source_dir)
+    tolerance = config.tolerance_frames
     if target_dir.resolve() == source_dir.resolve():
         raise UserError(f"--source-dir {source_dir} is --manifest-dir itself; give the other one")
     codec = CodecInfo.from_dict(read_sidecar(target_dir)["codec"])
@@ -97,7 +107,7 @@ def make_pairs(
 
     def hashes(dataset: TokenDataset) -> np.ndarray:
         ids = progress(dataset.ids(), f"{dataset.directory.name}/{dataset.split}")
-        return np.array(array("Q", (hash64(strip_suffix(name, suffixes)) for name in ids)))
+        return np.array(array("Q", (hash64(strip_suffix(name, config.suffixes)) for name in ids)))
 
     keys = np.concatenate([hashes(s) for s in sources])
     frames = np.concatenate([s.frames for s in sources]).astype(np.int64)
@@ -121,7 +131,7 @@ def make_pairs(
             have, other = int(target.frames[row]), int(frames[at[row]])
             unlike.append(f"{target.id_of(row)!r} has {have} frames, its source {other}")
         columns[target.split] = np.where(has, places[at], -1)
-    _refuse_unmatched(found, allow_missing, target_dir, source_dir)
+    _refuse_unmatched(found, config.allow_missing, target_dir, source_dir)
     if unlike:
         raise UserError(
             f"lengths differ by more than --tolerance-frames {tolerance}: {'; '.join(unlike)}"

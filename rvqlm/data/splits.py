@@ -13,15 +13,15 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from rvqlm.cli import Progress, quiet
-from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import (
     file_stamp,
     index_path,
@@ -35,6 +35,31 @@ from rvqlm.errors import UserError
 from rvqlm.files import atomic_open, write_json
 
 SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Divide cuts into train, valid and test."""
+
+    manifest_dir: Path
+    """Token directory, as rvqlm tokenize wrote it."""
+    valid: float = 0.05
+    """Validation set: below 1 a share of the hours, from 1 on a number of speakers (or
+    recordings), 0 for none."""
+    test: float = 0.05
+    """Test set, likewise."""
+    test_speakers: tuple[str, ...] = ()
+    """Names of the speakers of the test set, instead of --test."""
+    by: Literal["auto", "speaker", "recording"] = "auto"
+    """What no two splits may share. auto: speakers where every cut has one and there are enough
+    of them, else recordings. Recordings are never divided, nor are groups (the custom field
+    "group" of cuts: --group-by of rvqlm audio manifest, augmented copies)."""
+    augmented: Literal["train", "all"] = "train"
+    """Where augmented copies may be (rvqlm audio augment). train: those of recordings for
+    validation and test are dropped, and shares of the hours are those of the originals; all: they
+    go with their originals."""
+    seed: int = 0
+    """Another seed, another choice of speakers or recordings."""
 
 
 @dataclass(frozen=True)
@@ -78,30 +103,13 @@ def is_augmented(cut: dict) -> bool:
     return (cut.get("custom") or {}).get("augmented_from") is not None
 
 
-def split_by_group(
-    cuts: Iterable[dict],
-    valid: float,
-    test: float,
-    key: str = "auto",
-    seed: int = 0,
-    test_speakers: Sequence[str] = (),
-    augmented: str = "train",
-) -> SplitResult:
+def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
     """Assign cuts (dictionaries of a manifest) to train, valid and test.
-
-    Parameters
-    ----------
-    valid, test: below 1, a share of the hours; from 1 on, a number of groups; 0: no such split.
-    key: "speaker" (every cut needs one), "recording", or "auto": by speaker if every cut has one
-        and there are enough of them for all splits. Recordings and groups are never divided,
-        whatever the key.
-    test_speakers: these speakers make up the test split, instead of ``test``.
-    augmented: "train" drops augmented copies that belong to valid or test, and shares of the
-        hours are those of the originals; "all" treats copies like any other cut.
 
     Raises `UserError` when there are too few groups, naming what to change.
     """
-    if test_speakers:
+    key, valid, test = config.by, config.valid, config.test
+    if config.test_speakers:
         if key == "recording":
             raise UserError("--test-speakers and --by recording exclude each other")
         key, test = "speaker", 0
@@ -122,7 +130,7 @@ def split_by_group(
             records.append(_hash("recording", recording(cut)))
         except (KeyError, TypeError) as e:
             raise UserError(f"cut {number + 1} of the manifest is incomplete: no {e}") from None
-        copies.append(augmented == "train" and is_augmented(cut))
+        copies.append(config.augmented == "train" and is_augmented(cut))
         if group(cut) != recording(cut):
             member.append(number)
             ties.append(_hash("recording", group(cut)))
@@ -136,9 +144,9 @@ def split_by_group(
         raise UserError("no cuts to split; tokenize some audio first")
     if key == "speaker" and silent is not None:
         raise UserError(f"--by speaker: cut {silent!r} has no speaker; use --by recording")
-    spoken = np.isin(np.array(voices), [_hash("speaker", name) for name in test_speakers])
+    spoken = np.isin(np.array(voices), [_hash("speaker", name) for name in config.test_speakers])
     fixed = np.array(owner, np.int64)[spoken]
-    for name in test_speakers:
+    for name in config.test_speakers:
         if _hash("speaker", name) not in voices:
             raise UserError(f"--test-speakers {name}: no cut has this speaker")
     needed = 1 + sum(max(1, int(s)) if s else 0 for s in wanted.values())
@@ -153,7 +161,7 @@ def split_by_group(
         )
         enough = _count(together) - _count(together[fixed]) >= needed
         weight = np.where(dropping, 0.0, duration)
-        split = _deal(together, weight, wanted, seed, fixed) if enough else None
+        split = _deal(together, weight, wanted, config.seed, fixed) if enough else None
         if split is not None:
             break
     else:
@@ -236,28 +244,19 @@ def _deal(labels, duration, wanted: dict[str, float], seed: int, fixed: np.ndarr
     return of_group[inverse]
 
 
-def split_manifest(
-    manifest_dir: str | os.PathLike,
-    valid: float,
-    test: float,
-    key: str = "auto",
-    seed: int = 0,
-    progress: Progress = quiet,
-    test_speakers: Sequence[str] = (),
-    augmented: str = "train",
-) -> SplitResult:
+def split_manifest(config: SplitConfig, progress: Progress = quiet) -> SplitResult:
     """Split ``cuts.jsonl.gz`` of a token directory; see `split_by_group`.
 
     Writes ``cuts_SPLIT.jsonl.gz`` and ``splits.json`` (what was done, and of which manifest).
     Indexes of earlier splits are removed. An interruption leaves the earlier splits, or a
     directory that `rvqlm.data.index.build_index` refuses.
     """
-    directory = Path(manifest_dir)
+    directory = Path(config.manifest_dir)
     source, record = directory / "cuts.jsonl.gz", directory / "splits.json"
-    CodecInfo.from_dict(read_sidecar(directory)["codec"])
+    read_sidecar(directory)
     stamp = file_stamp(source) if source.exists() else None
     cuts = progress(read_manifest(source), "grouping")
-    result = split_by_group(cuts, valid, test, key, seed, test_speakers, augmented)
+    result = split_by_group(cuts, config)
     targets = {name: manifest_path(directory, name) for name in SPLITS}
     temporary = {name: path.with_name(f".new_{path.name}") for name, path in targets.items()}
     try:
@@ -282,10 +281,10 @@ def split_manifest(
         {
             "source": stamp,
             "by": result.by,
-            "seed": seed,
-            "valid": valid,
-            "test": list(test_speakers) or test,
-            "augmented": augmented,
+            "seed": config.seed,
+            "valid": config.valid,
+            "test": list(config.test_speakers) or config.test,
+            "augmented": config.augmented,
             "dropped": result.dropped,
             "splits": {
                 name: {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from rvqlm.cli import Progress, quiet
 from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
 from rvqlm.data.conditions import discard, load_info, save_info
-from rvqlm.data.index import TokenDataset, read_manifest
+from rvqlm.data.index import TokenDataset, find_splits, read_manifest
 from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import write_ragged
 from rvqlm.data.splits import recording
@@ -30,6 +30,41 @@ from rvqlm.frontends.transcripts import field_value
 
 SUFFIXES = (".mid", ".midi")
 TRAIN = "train"  # the split that the rate is of
+
+
+@dataclass(frozen=True)
+class MidiConfig:
+    """Make tokens of the notes of a token directory, for MIDI to audio."""
+
+    manifest_dir: Path
+    """Token directory, split and indexed (rvqlm split, rvqlm index)."""
+    midi_dir: Path | None = None
+    """Folder of .mid and .midi files that are named as the ids of the cuts, or else of their
+    recordings: the path below the folder without suffix. With --field: where relative paths in
+    that field begin."""
+    field: str | None = None
+    """Where a cut names the MIDI file of its recording: custom.midi_path, for instance. Copies of
+    other speed, tempo or pitch (rvqlm audio augment) get no notes."""
+    max_notes: int = 0
+    """Keep only the first so many notes of a cut, for memory: the rest of its audio is then
+    without. 0: keep all."""
+    position_step: float = 0.02
+    """Seconds to which the time of a note is known."""
+    positions: int = 1024
+    """Steps of time until the count begins again; times the step, it should reach the end of most
+    cuts."""
+    skip_bad: bool = False
+    """Let cuts have no notes whose file is missing, damaged or empty, and count them, instead of
+    stopping at the first."""
+    splits: tuple[str, ...] = ()
+    """Only these; none given: all that have a manifest. Those left out lose their notes if bins or
+    --max-notes changed."""
+
+    def __post_init__(self) -> None:
+        if self.midi_dir is None and self.field is None:
+            raise UserError("give --midi-dir, a folder of MIDI files, or --field")
+        if self.midi_dir is not None and not self.midi_dir.is_dir():
+            raise UserError(f"--midi-dir {self.midi_dir}: no such folder")
 
 
 @dataclass
@@ -59,10 +94,6 @@ class MidiFiles:
     """
 
     def __init__(self, directory: Path, folder: Path | None, name: str | None):
-        if folder is None and name is None:
-            raise UserError("give --midi-dir, a folder of MIDI files, or --field")
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"--midi-dir {folder}: no such folder")
         self.folder, self.name = folder, name
         self._by_id = {} if name is not None else _named_files(folder)
         self._starts = _Starts(directory)
@@ -135,33 +166,26 @@ class _Starts:
 
 
 def prepare_midi(
-    directory: Path,
-    splits: Sequence[str],
-    folder: Path | None,
-    name: str | None,
-    settings: MidiSettings,
-    skip_bad: bool = False,
-    progress: Progress = quiet,
+    config: MidiConfig, progress: Progress = quiet
 ) -> tuple[ConditionInfo, dict[str, MidiReport]]:
-    """Write the notes of `splits`.
+    """Write the notes of the splits.
 
-    Parameters
-    ----------
-    folder, name: where the files are; see `MidiFiles`.
-    skip_bad: cuts whose file cannot be used have no notes, instead of an error.
     progress: wraps the iterator of a split's cuts.
 
     Raises `UserError` for files that cannot be used and when no cut has notes.
     """
-    front_end = MidiFrontEnd(settings)
+    directory = config.manifest_dir
+    names = ("position_step", "positions", "max_notes")
+    front_end = MidiFrontEnd(MidiSettings(**{name: getattr(config, name) for name in names}))
+    splits = find_splits(directory, config.splits)
     datasets = {split: TokenDataset.open(directory, split) for split in splits}
-    files = MidiFiles(directory, folder, name)
+    files = MidiFiles(directory, config.midi_dir, config.field)
     reports = {split: MidiReport(len(dataset)) for split, dataset in datasets.items()}
     fresh = {split: directory / f".midi_{split}.bin.new" for split in datasets}
     try:
         for split, dataset in datasets.items():
             cuts = progress(dataset.cuts(), split, len(dataset))
-            rows = _rows(cuts, dataset, files, front_end, skip_bad, reports[split])
+            rows = _rows(cuts, dataset, files, front_end, config.skip_bad, reports[split])
             write_ragged(fresh[split], rows, len(MIDI_FIELDS), dataset.fingerprint)
         old = None
         with contextlib.suppress(UserError):  # none, or damaged: about to be made again

@@ -20,7 +20,7 @@ from rvqlm.audio.cuts import read_cuts
 from rvqlm.audio.load import load_cut
 from rvqlm.audio.parts import recording_cut
 from rvqlm.bin.audio import main
-from rvqlm.data.splits import group, is_augmented, split_by_group
+from rvqlm.data.splits import SplitConfig, group, is_augmented, split_by_group
 
 
 def pieces(audio, rng, n=5):
@@ -253,7 +253,7 @@ def test_product_without_originals_and_with_processes(corpus):
 def test_copies_stay_with_their_originals(corpus):
     cuts = [c.to_dict() for c in augment(corpus, "out.jsonl.gz", *FLAGS).values()]
     for seed in range(5):
-        result = split_by_group(cuts, 1, 1, "recording", seed)
+        result = split_by_group(cuts, SplitConfig(Path(), 1, 1, by="recording", seed=seed))
         held = {group(c) for c, s in zip(cuts, result.split) if s != 0}
         assert len(held) == 2 and result.dropped == 8
         assert {group(c) for c, s in zip(cuts, result.split) if s == 0}.isdisjoint(held)

@@ -14,7 +14,7 @@ from token_fixtures import make_tokens
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
-from rvqlm.data.pairs import make_pairs
+from rvqlm.data.pairs import PairConfig, make_pairs
 from rvqlm.data.plan import PlanConfig
 from rvqlm.errors import UserError
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
     texts = make_steps(target, "text")
     make_steps(target, "midi")
     heard = make_tokens(source, frames, seed=9)
-    make_pairs(target, source)
+    make_pairs(PairConfig(target, source))
     return TokenDataset.open(target, "train"), texts, heard
 
 

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,18 +17,24 @@ from token_fixtures import make_tokens
 from rvqlm.bin import index as index_command
 from rvqlm.bin import split as split_command
 from rvqlm.bin import validate as validate_command
+from rvqlm.data import splits
 from rvqlm.data.index import TokenDataset, build_index, manifest_path, read_manifest
 from rvqlm.data.splits import (
     SPLITS,
+    SplitConfig,
     group,
     is_augmented,
     recording,
     require_disjoint,
     speakers,
-    split_by_group,
+    split_manifest,
 )
-from rvqlm.data.splits import split_manifest as split_directory
 from rvqlm.errors import UserError
+
+
+def split_by_group(cuts, valid, test, by="auto", seed=0, **options):
+    config = SplitConfig(Path(), valid, test, by=by, seed=seed, **options)
+    return splits.split_by_group(cuts, config)
 
 
 def cut(name, rec=None, voices=(), seconds=1.0):
@@ -233,13 +240,13 @@ def test_incomplete_and_no_cuts():
 
 def test_manifests_are_complete_and_reproducible(tmp_path):
     make_tokens(tmp_path, [20] * 60, speakers=12, split=None)
-    split_directory(tmp_path, 0.1, 0.1)
+    split_manifest(SplitConfig(tmp_path, 0.1, 0.1))
     ids = [c["id"] for name in SPLITS for c in read_manifest(manifest_path(tmp_path, name))]
     assert sorted(ids) == [f"cut-{n:04d}" for n in range(60)]
     before = {name: manifest_path(tmp_path, name).read_bytes() for name in SPLITS}
-    split_directory(tmp_path, 0.1, 0.1)
+    split_manifest(SplitConfig(tmp_path, 0.1, 0.1))
     assert before == {name: manifest_path(tmp_path, name).read_bytes() for name in SPLITS}
-    split_directory(tmp_path, 2, 0)  # the test set goes away with its index
+    split_manifest(SplitConfig(tmp_path, 2, 0))  # the test set goes away with its index
     assert not manifest_path(tmp_path, "test").exists()
     assert not list(tmp_path.glob(".*"))
     assert json.loads((tmp_path / "splits.json").read_text())["splits"]["valid"]["groups"] == 2
@@ -247,7 +254,7 @@ def test_manifests_are_complete_and_reproducible(tmp_path):
 
 def test_leaks_are_found(tmp_path):
     make_tokens(tmp_path, [20] * 60, speakers=12, split=None)
-    split_directory(tmp_path, 0.1, 0.1)
+    split_manifest(SplitConfig(tmp_path, 0.1, 0.1))
     with gzip.open(manifest_path(tmp_path, "train"), "ab") as file:
         file.write(json.dumps(next(read_manifest(manifest_path(tmp_path, "test")))).encode())
     paths = {name: manifest_path(tmp_path, name) for name in SPLITS}
@@ -271,7 +278,7 @@ def test_leaks_through_groups_are_found(tmp_path):
 
 def test_tokens_changed_after_the_split_are_refused(tmp_path):
     make_tokens(tmp_path, [20] * 60, speakers=12, split=None)
-    split_directory(tmp_path, 0.1, 0.1)
+    split_manifest(SplitConfig(tmp_path, 0.1, 0.1))
     make_tokens(tmp_path, [30] * 50, speakers=12, split=None)
     with pytest.raises(UserError, match=r"cuts\.jsonl\.gz has changed since it was split"):
         build_index(tmp_path, "train")

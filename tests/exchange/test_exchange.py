@@ -14,7 +14,7 @@ from token_fixtures import INFO, make_tokens
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import TokenDataset, build_index, read_sidecar
-from rvqlm.data.splits import split_manifest
+from rvqlm.data.splits import SplitConfig, split_manifest
 from rvqlm.data.stats import check_tokens
 from rvqlm.data.store import frames_to_seconds
 from rvqlm.errors import UserError
@@ -50,7 +50,7 @@ def test_a_written_directory_is_a_token_directory(tmp_path):
     cuts = CutSet.from_file(tmp_path / "tokens/cuts.jsonl.gz")
     for cut, item in zip(cuts, items_of()):
         assert (cut.load_features() == item.codes).all() and cut.supervisions[0].speaker
-    split_manifest(tmp_path / "tokens", valid=1, test=1)
+    split_manifest(SplitConfig(tmp_path / "tokens", valid=1, test=1))
     for split in ("train", "valid", "test"):
         build_index(tmp_path / "tokens", split)
     assert len(TokenDataset.open(tmp_path / "tokens", "valid"))
@@ -211,7 +211,7 @@ def test_npy_is_numpys(tmp_path):
 
 def test_a_stale_split_is_not_exported(tmp_path):
     make_tokens(tmp_path / "t", [5] * 8, split=None)
-    split_manifest(tmp_path / "t", 1, 1, "recording")
+    split_manifest(SplitConfig(tmp_path / "t", 1, 1, by="recording"))
     with gzip.open(tmp_path / "t/cuts.jsonl.gz", "at") as file:
         file.write("\n")
     with pytest.raises(UserError, match="has changed since it was split"):
