@@ -32,7 +32,6 @@ from rvqlm.audio.cuts import (
     count_cuts,
     group_of,
     in_order,
-    pick_jobs,
     read_cuts,
     with_custom,
 )
@@ -104,7 +103,7 @@ def find_activity(config: ActivityConfig) -> str:
     ``group`` is kept, or becomes the recording's id. Cuts that cannot be read are listed in
     ``skipped.jsonl``, as are those without an active stretch.
     """
-    jobs, total = pick_jobs(config.jobs), count_cuts(config.input)
+    total = count_cuts(config.input)
     cuts = bar(read_cuts(config.input), "activity", total)
     if config.reference is None:
         pairs = ((cut, cut) for cut in cuts)
@@ -114,7 +113,7 @@ def find_activity(config: ActivityConfig) -> str:
     seconds, quiet = 0.0, 0
     with CutWriter(config.out, config.input) as writer:
         work = partial(_windows, config=config)
-        for (cut, _), found in in_order(work, pairs, jobs):
+        for (cut, _), found in in_order(work, pairs, config.jobs):
             if isinstance(found, BadAudio):
                 writer.skip(cut.id, found.path, found.reason)
                 continue

@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,6 @@ from rvqlm.audio.cuts import (
     group_of,
     in_order,
     make_folder,
-    pick_jobs,
     read_cuts,
     with_custom,
 )
@@ -67,20 +66,16 @@ class Change:
     @property
     def name(self) -> str:
         """``-speed0.9-tempo1.1-pitch+2``, without what is as it was."""
-        return self._named("speed", "tempo", "pitch")
+        return (
+            f"-speed{self.speed:g}" * (self.speed != 1)
+            + f"-tempo{self.tempo:g}" * (self.tempo != 1)
+            + f"-pitch{self.semitones:+g}" * (self.semitones != 0)
+        )
 
     @property
     def voice(self) -> str:
         """What changes a voice: the name without the tempo."""
-        return self._named("speed", "pitch")
-
-    def _named(self, *kinds: str) -> str:
-        said = {
-            "speed": f"-speed{self.speed:g}" * (self.speed != 1),
-            "tempo": f"-tempo{self.tempo:g}" * (self.tempo != 1),
-            "pitch": f"-pitch{self.semitones:+g}" * (self.semitones != 0),
-        }
-        return "".join(said[kind] for kind in kinds)
+        return replace(self, tempo=1.0).name
 
 
 def changes(config: AugmentConfig) -> list[Change]:
@@ -107,12 +102,12 @@ def augment(config: AugmentConfig) -> str:
     Cuts that cannot be read are listed in ``skipped.jsonl``; memory grows by 100 bytes a cut, to
     find ids that occur twice.
     """
-    jobs, total = pick_jobs(config.jobs), count_cuts(config.input)
-    todo, made, lowered = changes(config), 0, 0
+    total = count_cuts(config.input)
+    made = lowered = 0
     make_folder(Path(config.audio_dir), "--audio-dir")
     with CutWriter(config.out, config.input) as writer:
         cuts = _unique(bar(read_cuts(config.input), "augment", total), config.input)
-        for cut, copies in in_order(partial(_copies, config=config, todo=todo), cuts, jobs):
+        for cut, copies in in_order(partial(_copies, config=config), cuts, config.jobs):
             if isinstance(copies, BadAudio):
                 writer.skip(cut.id, copies.path, copies.reason)
                 continue
@@ -132,23 +127,22 @@ def augment(config: AugmentConfig) -> str:
 def _unique(cuts: Iterator[Cut], path: str) -> Iterator[Cut]:
     seen = set()
     for cut in cuts:
-        key = hashlib.blake2b(cut.id.encode(errors="surrogateescape"), digest_size=8).digest()
-        if key in seen:  # the files of the two would be the same
+        if (key := hash(cut.id)) in seen:  # the files of the two would be the same
             raise UserError(f"--input {path}: two cuts have the id {cut.id!r}")
         seen.add(key)
         yield cut
 
 
-def _copies(cut: Cut, config: AugmentConfig, todo: list[Change]) -> list[Cut]:
-    return [_copy(cut, one, config) for one in todo]
+def _copies(cut: Cut, config: AugmentConfig) -> list[Cut]:
+    return [_copy(cut, one, config) for one in changes(config)]
 
 
 def _copy(cut: Cut, one: Change, config: AugmentConfig) -> Cut:
     """Render one copy unless it is there already; the cut over it."""
     id, rate = cut.id + one.name, cut.recording.sampling_rate
     if cut.num_channels > 8 or rate > 655350:
-        raise BadAudio(source_path(cut.recording), f"{cut.num_channels} channels of {rate} Hz do "
-                       "not fit in a FLAC file")  # fmt: skip
+        why = f"{cut.num_channels} channels of {rate} Hz do not fit in a FLAC file"
+        raise BadAudio(source_path(cut.recording), why)
     path = copy_path(config.audio_dir, id)
     samples, scale = _render(cut, one, config, path)
     recording = file_recording(id, str(path), rate, cut.num_channels, samples)

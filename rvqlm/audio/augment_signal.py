@@ -41,7 +41,9 @@ def change(
     if tempo != pitch:
         out = stretch(out, tempo / pitch, n_fft, hop_length)
     if speed * pitch != 1:
-        out = resample(out, sampling_rate, speed * pitch)
+        frames = (block.T for block in out)
+        made = prepare.resample(frames, sampling_rate * speed * pitch, sampling_rate)
+        out = (block.T for block in made)
     return _of_length(out, lambda: round(counted.samples / (speed * tempo)))
 
 
@@ -73,21 +75,15 @@ def _of_length(blocks: Iterator[np.ndarray], length: Callable[[], int]) -> Itera
         yield np.zeros((len(held), left - held.shape[1]), np.float32)
 
 
-def resample(
-    blocks: Iterable[np.ndarray], sampling_rate: int, factor: float
-) -> Iterator[np.ndarray]:
-    """Samples at the same rate of the same signal played `factor` times as fast."""
-    frames = (block.T for block in blocks)
-    return (made.T for made in prepare.resample(frames, sampling_rate * factor, sampling_rate))
-
-
 def stretch(
     blocks: Iterable[np.ndarray], rate: float, n_fft: int, hop_length: int
 ) -> Iterator[np.ndarray]:
     """A signal of n samples made ``round(n / rate)`` long, its pitch unchanged."""
     counted = _Counter(blocks)
     columns = _vocoder(_spectra(counted, n_fft, hop_length), rate, n_fft, hop_length)
-    return _overlap_add(columns, n_fft, hop_length, lambda: round(counted.samples / rate))
+    return _of_length(
+        _overlap_add(columns, n_fft, hop_length), lambda: round(counted.samples / rate)
+    )
 
 
 def _window(n_fft: int) -> np.ndarray:
@@ -113,9 +109,7 @@ def _spectra(blocks: Iterable[np.ndarray], n_fft: int, hop: int) -> Iterator[np.
             pending = pending[:, FRAMES_AT_ONCE * hop :]
     if pending is not None:
         pending = np.concatenate([pending, np.zeros((len(pending), half))], axis=1)
-        count = 1 + (pending.shape[1] - n_fft) // hop
-        if pending.shape[1] >= n_fft:
-            yield frames(pending, count)
+        yield frames(pending, 1 + (pending.shape[1] - n_fft) // hop)
 
 
 def _vocoder(
@@ -162,29 +156,24 @@ def _vocoder(
             yield out
 
 
-def _overlap_add(
-    spectra: Iterable[np.ndarray], n_fft: int, hop: int, length: Callable[[], int]
-) -> Iterator[np.ndarray]:
-    """The signal of short-time spectra; `length()` samples, known after the last spectrum."""
+def _overlap_add(spectra: Iterable[np.ndarray], n_fft: int, hop: int) -> Iterator[np.ndarray]:
+    """The signal of short-time spectra, from the middle of the first frame on."""
     window, tiny = _window(n_fft), np.finfo(np.float32).tiny
-    skip, done = n_fft // 2, 0
-    signal, weight = None, np.zeros(0)
+    signal, weight, skip = None, np.zeros(0), n_fft // 2
 
     def ready(count: int) -> np.ndarray:
         """The first `count` samples of the buffer, divided by the sum of the windows."""
-        nonlocal skip, done
+        nonlocal skip
         out = signal[:, :count] / np.where(weight[:count] > tiny, weight[:count], 1.0)
         out = out[:, min(skip, count) :]
         skip -= min(skip, count)
-        done += out.shape[1]
         return out
 
     for block in spectra:
         frames = np.fft.irfft(block.transpose(0, 2, 1), n_fft, axis=2) * window  # (C, F, n_fft)
         count = frames.shape[1]
-        size = (count - 1) * hop + n_fft
         signal = np.zeros((len(block), 0)) if signal is None else signal
-        more = size - signal.shape[1]
+        more = (count - 1) * hop + n_fft - signal.shape[1]
         signal = np.concatenate([signal, np.zeros((len(block), more))], axis=1)
         weight = np.concatenate([weight, np.zeros(more)])
         for i in range(count):
@@ -193,8 +182,4 @@ def _overlap_add(
         yield ready(count * hop)
         signal, weight = signal[:, count * hop :], weight[count * hop :]
     if signal is not None:
-        left = max(0, length() - done) + skip
-        missing = max(0, left - signal.shape[1])
-        signal = np.concatenate([signal, np.zeros((len(signal), missing))], axis=1)
-        weight = np.concatenate([weight, np.zeros(missing)])
-        yield ready(left)
+        yield ready(signal.shape[1])

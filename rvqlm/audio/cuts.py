@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,7 +120,13 @@ class CutWriter:
 
     def __exit__(self, *error) -> None:
         if error[0] is None and not self.cuts:
-            nothing = UserError(f"{self.out}: no cut is left{self._reasons()}")
+            reasons = "; there was nothing to keep"
+            if first := self._first:
+                reasons = (
+                    f", {self.skipped} were skipped; the first, {first['id']}: "
+                    f"{first['reason']} (all of them in {self._list})"
+                )
+            nothing = UserError(f"{self.out}: no cut is left{reasons}")
             self._inner.__exit__(UserError, nothing, None)
             self._stack.__exit__(None, None, None)
             raise nothing
@@ -133,14 +138,6 @@ class CutWriter:
                 f"{self._first['path']}: {self._first['reason']}",
                 file=sys.stderr,
             )
-
-    def _reasons(self) -> str:
-        if self._first is None:
-            return "; there was nothing to keep"
-        return (
-            f", {self.skipped} were skipped; the first, {self._first['id']}: "
-            f"{self._first['reason']} (all of them in {self._list})"
-        )
 
     def write(self, cut: Cut) -> None:
         self._file.write(json_line(cut.to_dict()))
@@ -167,33 +164,23 @@ def clock(seconds: float) -> str:
 # ---------------------------------------------------------------------------------- processes
 
 
-def pick_jobs(jobs: int) -> int:
-    """Number of processes; 0 is one per core."""
+def in_order(
+    work: Callable[[Any], Any], items: Iterable[Any], jobs: int
+) -> Iterator[tuple[Any, Any | BadAudio]]:
+    """`runtime.in_order` for work that may raise `BadAudio`, which is given instead of a result.
+
+    jobs: processes; 0 is one per core.
+    """
     if jobs < 0:
         raise UserError(f"--jobs {jobs} must be 0 (automatic) or more")
-    return jobs or runtime.num_cores()
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A `BadAudio` on its way between processes, which it would not survive."""
-
-    path: str
-    reason: str
+    jobs = jobs or runtime.num_cores()
+    return runtime.in_order(partial(_guarded, work), items, jobs if jobs > 1 else 0)
 
 
 def _guarded(work: Callable[[Any], Any], item: Any) -> Any:
     try:
         return work(item)
     except BadAudio as e:
-        return _Failure(e.path, e.reason)
+        return e
     finally:
         close_parked()
-
-
-def in_order(
-    work: Callable[[Any], Any], items: Iterable[Any], jobs: int
-) -> Iterator[tuple[Any, Any | BadAudio]]:
-    """`runtime.in_order` for work that may raise `BadAudio`, which is given instead of a result."""
-    for item, value in runtime.in_order(partial(_guarded, work), items, jobs if jobs > 1 else 0):
-        yield item, BadAudio(value.path, value.reason) if isinstance(value, _Failure) else value

@@ -24,7 +24,7 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from rvqlm.audio.config import LoudnessConfig
-from rvqlm.audio.cuts import CutWriter, count_cuts, in_order, pick_jobs, read_cuts
+from rvqlm.audio.cuts import CutWriter, count_cuts, in_order, read_cuts
 from rvqlm.audio.loudness import Meter, gain_to
 from rvqlm.audio.parts import cut_blocks, recording_cut, source_path, transforms_of
 from rvqlm.audio.reader import BadAudio
@@ -49,7 +49,7 @@ def normalize_loudness(config: LoudnessConfig) -> str:
     with nothing to measure (silence, less than 400 ms) keep their level. Memory grows with the
     number of recordings (about 200 bytes each, with ``--over cuts`` 24 more for each cut).
     """
-    jobs, total = pick_jobs(config.jobs), count_cuts(config.input)
+    total = count_cuts(config.input)
     stretches = _stretches(read_cuts(config.input)) if config.over == "cuts" else None
     gains: dict[int, Gain | None] = {}
     with CutWriter(config.out, config.input) as writer:
@@ -63,7 +63,7 @@ def normalize_loudness(config: LoudnessConfig) -> str:
                     yield key, cut.recording, stretches(key) if stretches else None
 
         work = partial(_measure, target=config.target_lufs, peak_dbfs=config.peak_dbfs)
-        for (key, recording, _), result in in_order(work, recordings(), jobs):
+        for (key, recording, _), result in in_order(work, recordings(), config.jobs):
             if isinstance(result, BadAudio):
                 writer.skip(recording.id, source_path(recording), result.reason)
             gains[key] = None if isinstance(result, BadAudio) else result

@@ -19,7 +19,7 @@ from lhotse import Recording, SupervisionSegment
 from lhotse.cut import Cut
 
 from rvqlm.audio.config import ManifestConfig
-from rvqlm.audio.cuts import CutWriter, clock, in_order, make_folder, pick_jobs
+from rvqlm.audio.cuts import CutWriter, clock, in_order, make_folder
 from rvqlm.audio.parts import file_recording, recording_cut
 from rvqlm.audio.read import open_audio
 from rvqlm.audio.reader import BLOCK_SAMPLES, BadAudio
@@ -37,7 +37,7 @@ def make_manifest(config: ManifestConfig) -> str:
     Files that cannot be used are listed in ``skipped.jsonl``, transcripts without audio and audio
     without transcript in ``texts_unmatched.jsonl``.
     """
-    jobs, items = pick_jobs(config.jobs), _files(config.input)
+    items = _files(config.input)
     ids, files = [item.id for item in items], [item.audio for item in items]
     texts = (
         texts_of_table(config.texts, files, ids)
@@ -60,7 +60,7 @@ def make_manifest(config: ManifestConfig) -> str:
         )
         # last in, first out: where it finds no cut at all, nothing else appears either
         writer = stack.enter_context(CutWriter(str(out / "cuts.jsonl.gz")))
-        work = in_order(_recording, bar(items, "files", len(items)), jobs)
+        work = in_order(_recording, bar(items, "files", len(items)), config.jobs)
         for number, (item, recording) in enumerate(work):
             if isinstance(recording, BadAudio):
                 writer.skip(item.id, recording.path, recording.reason)

@@ -25,6 +25,9 @@ class BadAudio(UserError):
         super().__init__(f"{path}: {reason}")
         self.path, self.reason = path, reason
 
+    def __reduce__(self):
+        return BadAudio, (self.path, self.reason)  # survives the way between processes
+
 
 class Reader(ABC):
     """An open audio file, a context manager."""

@@ -60,12 +60,6 @@ class MidiConfig:
     """Only these; none given: all that have a manifest. Those left out lose their notes if bins or
     --max-notes changed."""
 
-    def __post_init__(self) -> None:
-        if self.midi_dir is None and self.field is None:
-            raise UserError("give --midi-dir, a folder of MIDI files, or --field")
-        if self.midi_dir is not None and not self.midi_dir.is_dir():
-            raise UserError(f"--midi-dir {self.midi_dir}: no such folder")
-
 
 @dataclass
 class MidiReport:
@@ -94,6 +88,10 @@ class MidiFiles:
     """
 
     def __init__(self, directory: Path, folder: Path | None, name: str | None):
+        if folder is None and name is None:
+            raise UserError("give --midi-dir, a folder of MIDI files, or --field")
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"--midi-dir {folder}: no such folder")
         self.folder, self.name = folder, name
         self._by_id = {} if name is not None else _named_files(folder)
         self._starts = _Starts(directory)
