@@ -58,15 +58,11 @@ class Reader(ABC):
                 )
         return block
 
-    def skip_to(self, sample: int) -> None:
-        """Go forward by decoding."""
+    def seek(self, sample: int) -> None:
+        """Make `sample` the next, or stop at the end of the file; forward only, by decoding."""
         while self.position < sample:
             if not len(self.read(min(BLOCK_SAMPLES, sample - self.position))):
                 return
-
-    def seek(self, sample: int) -> None:
-        """Make `sample` the next, or stop at the end of the file."""
-        self.skip_to(sample)
 
     @abstractmethod
     def _read(self, num: int) -> np.ndarray: ...

@@ -63,7 +63,7 @@ class SndfileReader(Reader):
 
     def seek(self, sample: int) -> None:
         if not self.can_seek:
-            self.skip_to(sample)
+            super().seek(sample)
         elif sample != self.position:
             self.position = self._file.seek(min(sample, self.num_samples))
 

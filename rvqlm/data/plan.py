@@ -71,10 +71,6 @@ class EpochPlan:
         """Batches of each rank."""
         return len(self.first) // self.world_size
 
-    @property
-    def num_items(self) -> int:
-        return int(self.count.sum(dtype=np.int64))
-
     def batch(self, rank: int, step: int) -> Items:
         """The items of a batch, longest first."""
         if not (0 <= rank < self.world_size and 0 <= step < self.num_steps):

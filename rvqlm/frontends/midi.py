@@ -109,8 +109,7 @@ class Notes(NamedTuple):
 def read_notes(path: str | os.PathLike) -> Notes:
     """The notes of a MIDI file, pedal included.
 
-    Raises `UserError` when it is missing, not a MIDI file, or damaged; a file without notes has
-    none.
+    Raises `UserError` when it is missing, not a MIDI file, damaged, or without notes.
     """
     try:
         with open(path, "rb") as file:
@@ -129,6 +128,8 @@ def read_notes(path: str | os.PathLike) -> Notes:
     time, duration, pitch, velocity = (
         _join(notes, name) for name in ("time", "duration", "pitch", "velocity")
     )
+    if not len(time):
+        raise UserError(f"{path}: no notes in this MIDI file; give one with notes")
     if not (np.isfinite(time).all() and np.isfinite(duration).all()):
         raise UserError(f"{path}: damaged MIDI file (times without end); write it again")
     order = np.lexsort((pitch, time))
@@ -146,7 +147,7 @@ def _sounding_on(controls: list[dict], release: np.ndarray) -> np.ndarray:
     time, number, value = (_join(controls, name) for name in ("time", "number", "value"))
     keep = (number == _SUSTAIN) & np.isfinite(time)
     time, down = time[keep], value[keep] >= _DOWN
-    if not len(time) or not len(release):
+    if not len(time):
         return np.zeros(len(release))
     order = np.argsort(time, kind="stable")
     time, down = time[order], down[order]
@@ -208,10 +209,7 @@ class MidiFrontEnd:
 
     def encode(self, path: str | os.PathLike) -> np.ndarray:
         """(S, 6) int32 of a MIDI file; `UserError` when it is none or has no notes."""
-        notes = read_notes(path)
-        if not len(notes.time):
-            raise UserError(f"{path}: no notes in this MIDI file; give one with notes")
-        return self.tokens(notes)
+        return self.tokens(read_notes(path))
 
     def tokens(self, notes: Notes) -> np.ndarray:
         """(S, 6) int32: one step a note; S is limited by ``max_notes``."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -94,7 +93,7 @@ class MidiFiles:
             raise UserError(f"--midi-dir {folder}: no such folder")
         self.folder, self.name = folder, name
         self._by_id = {} if name is not None else _named_files(folder)
-        self._starts = _Starts(directory)
+        self._starts = _starts(directory)
 
     def of(self, cut: dict) -> tuple[Path, float, float] | None:
         """Path, and first and last second of the part that the cut covers; None without a file.
@@ -117,7 +116,7 @@ class MidiFiles:
             return None
         if not isinstance(path, (str, Path)):
             raise UserError(f"cut {cut['id']!r}: {self.name} is {str(path)[:40]!r}, not a path")
-        start = offset + self._starts.of(cut["id"])
+        start = offset + self._starts.get(cut["id"], 0.0)
         return (self.folder or Path()) / path, start, start + cut["duration"]
 
 
@@ -138,29 +137,12 @@ def _named_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-class _Starts:
-    """Where the cuts of a token directory begin in their recordings: 16 bytes a cut.
-
-    Token cuts begin at 0; what they were made from is in ``audio_cuts.jsonl.gz``.
-    """
-
-    def __init__(self, directory: Path):
-        path, names, starts = directory / "audio_cuts.jsonl.gz", array("q"), array("d")
-        if path.exists():
-            for cut in read_manifest(path):
-                if cut.get("start"):
-                    names.append(hash(cut["id"]))
-                    starts.append(cut["start"])
-        order = np.argsort(np.array(names, np.int64), kind="stable")
-        self._names = np.array(names, np.int64)[order]
-        self._starts = np.array(starts)[order]
-
-    def of(self, id: str) -> float:
-        """Seconds."""
-        name = np.int64(hash(id))
-        at = int(np.searchsorted(self._names, name))
-        found = at < len(self._names) and self._names[at] == name
-        return float(self._starts[at]) if found else 0.0
+def _starts(directory: Path) -> dict[str, float]:
+    """Seconds at which cuts begin in their recordings, by id, where that is not 0. Token cuts begin
+    at 0; what they were made from is in ``audio_cuts.jsonl.gz``."""
+    path = directory / "audio_cuts.jsonl.gz"
+    cuts = read_manifest(path) if path.exists() else ()
+    return {cut["id"]: cut["start"] for cut in cuts if cut.get("start")}
 
 
 def prepare_midi(
@@ -224,18 +206,13 @@ def _rows(
     skip_bad: bool,
     report: MidiReport,
 ) -> Iterator[np.ndarray]:
-    empty = np.empty((0, len(MIDI_FIELDS)), np.int32)
     for row, cut in enumerate(cuts):
-        found = files.of(cut)
-        if found is None:
-            report.without_file += 1
-            yield empty
-            continue
-        path, start, end = found
+        tokens, found, whole = np.empty((0, len(MIDI_FIELDS)), np.int32), files.of(cut), None
         try:
-            whole = _read(os.fspath(path))
-            if not len(whole.time):
-                raise UserError(f"{path}: no notes in this MIDI file; give one with notes")
+            if found is None:
+                report.without_file += 1
+            else:
+                whole = _read(os.fspath(found[0]))
         except UserError as e:
             if not skip_bad:
                 raise UserError(
@@ -243,14 +220,13 @@ def _rows(
                     "--skip-bad"
                 ) from None
             report.bad.append(str(e))
-            yield empty
-            continue
-        notes = whole.between(start, end)
-        tokens = front_end.tokens(notes)
-        report.notes += len(tokens)
-        report.silent += not len(tokens)
-        report.limited += len(tokens) < len(notes.time)
-        report.frames += int(dataset.frames[row]) if len(tokens) else 0
+        if whole is not None:
+            notes = whole.between(*found[1:])
+            tokens = front_end.tokens(notes)
+            report.notes += len(tokens)
+            report.silent += not len(tokens)
+            report.limited += len(tokens) < len(notes.time)
+            report.frames += int(dataset.frames[row]) if len(tokens) else 0
         yield tokens
 
 

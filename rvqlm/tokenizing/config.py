@@ -26,10 +26,6 @@ class InputConfig:
     out_dir: str
     """Token directory to make. The same command continues one that was interrupted."""
 
-    @property
-    def inputs(self) -> list[str]:
-        return [self.input] if isinstance(self.input, str) else list(self.input)
-
 
 @dataclass
 class CodecConfig:

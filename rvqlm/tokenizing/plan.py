@@ -34,12 +34,6 @@ class Identity:
     """what was done to the audio: `AudioConfig.to_dict`"""
     compute_dtype: str
 
-    @classmethod
-    def of(
-        cls, codec: CodecInfo, path: str, listing: Listing, audio: AudioConfig, dtype: str
-    ) -> Identity:
-        return cls(codec, path, len(listing), listing.digest, audio.to_dict(), dtype)
-
     def recorded(self) -> dict:
         """What plan and sidecar remember, beside the codec."""
         return {

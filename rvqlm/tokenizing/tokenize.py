@@ -42,12 +42,13 @@ def tokenize(config: TokenizeConfig) -> Summary | None:
     out = Path(out_dir)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out-dir {out}: a file of that name exists; choose a folder")
-    source = open_source(config.input.inputs)
+    source = open_source(config.input.input)
     device = pick_device(ranks.device(config.codec.device))
     load = (config.codec.codec, str(device), config.codec.num_codebooks, config.codec.dtype)
     codec = load_codec(*load)
     listing = source.scan()
-    identity = Identity.of(codec.info, source.path, listing, config.audio, config.codec.dtype)
+    listed = source.path, len(listing), listing.digest
+    identity = Identity(codec.info, *listed, config.audio.to_dict(), config.codec.dtype)
     if _finished(out):
         return _already_done(config, identity, ranks)
     plan = read_plan(out, identity)
