@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from rvqlm.audio.config import ActivityConfig, AugmentConfig, LoudnessConfig, ManifestConfig
 from rvqlm.cli import dispatch, parse, run_main
 
-COMMANDS = {  # in the order of their use
+COMMANDS = {  # what each does; in the order of their use
     "manifest": "list a folder of audio, with transcripts and speakers where there are any",
     "loudness": "bring all recordings to one loudness",
-    "activity": "keep the stretches in which something is to be heard",
+    "activity": "keep the stretches above a level",
     "augment": "add copies of other speed, tempo or pitch",
 }
 _FUNCTIONS = {  # flags, module below rvqlm.audio and function of each

@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import torch
@@ -66,6 +67,8 @@ class TokenLoader:
         if len(config.change_epochs()) > 1:
             rate, parts = dataset.info.frame_rate, dataset.parts
             check_epochs(dataset.frames, config, rate, lambda row: repr(dataset.id_of(row)), parts)
+        # a partial and no method: the thread must not hold the loader
+        self._plan_of = partial(plan_of, dataset, config, seed)
         self._epoch = 0
         self._history = [[world_size, 0]]  # of this epoch, its last part not at its end
         self._plan: EpochPlan | None = None
@@ -92,7 +95,7 @@ class TokenLoader:
     def _current_plan(self) -> EpochPlan:
         if self._plan is None:
             (world, done), *later = self._history
-            plan = _make_plan(self.dataset, self.config, self.seed, self._epoch, world)
+            plan = self._plan_of(self._epoch, world)
             for next_world, steps in later:
                 plan = plan.rest(done, next_world)
                 world, done = next_world, steps
@@ -177,8 +180,7 @@ class TokenLoader:
 
         Does not move the loader. With ``--crop-frames`` the crops are those of `epoch`.
         """
-        made_of = self.dataset, self.config, self.seed
-        plan = _make_plan(*made_of, epoch, self.world_size, shuffle=False)
+        plan = self._plan_of(epoch, self.world_size, shuffle=False)
         channel = Channel(self.prefetch)
         thread = self._run(channel, _one_epoch(plan, epoch))
         try:
@@ -195,8 +197,7 @@ class TokenLoader:
         come in which a schedule changes something."""
         later = [e for e in self.config.change_epochs() if e > self._epoch]
         epochs = [self._epoch, *later]
-        made_of = self.dataset, self.config, self.seed
-        plans = [_make_plan(*made_of, e, self.world_size) for e in later]
+        plans = [self._plan_of(e, self.world_size) for e in later]
         plans.insert(0, self._current_plan())
         grids = [np.prod(plan.shapes(), axis=0, dtype=np.int64) for plan in plans]
         which = int(np.argmax([grid.max() for grid in grids]))
@@ -219,7 +220,7 @@ class TokenLoader:
     def _start(self) -> None:
         # The thread must not hold the loader, or a dropped loader would never be collected.
         self._normalise()
-        made_of, world = (self.dataset, self.config, self.seed), self.world_size
+        plan_of, world = self._plan_of, self.world_size
         epoch, plan = self._epoch, self._current_plan()
         first, before = self._history[-1][1], sum(s for _, s in self._history[:-1])
 
@@ -227,7 +228,7 @@ class TokenLoader:
             for step in range(first, plan.num_steps):
                 yield plan, epoch, step, before + step
             for later in range(epoch + 1, 1 << 55):
-                yield from _one_epoch(_make_plan(*made_of, later, world), later)
+                yield from _one_epoch(plan_of(later, world), later)
 
         self._channel = Channel(self.prefetch)
         thread = self._run(self._channel, positions())
@@ -244,7 +245,7 @@ class TokenLoader:
         return thread
 
 
-def _make_plan(
+def plan_of(
     dataset: TokenDataset,
     config: PlanConfig,
     seed: int,
@@ -252,6 +253,7 @@ def _make_plan(
     world_size: int,
     shuffle: bool = True,
 ) -> EpochPlan:
+    """`plan_epoch` over the cuts of a data set."""
     return plan_epoch(
         dataset.frames,
         config,

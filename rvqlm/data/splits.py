@@ -260,8 +260,12 @@ def split_manifest(config: SplitConfig, progress: Progress = quiet) -> SplitResu
     targets = {name: manifest_path(directory, name) for name in SPLITS}
     temporary = {name: path.with_name(f".new_{path.name}") for name, path in targets.items()}
     try:
-        lines = progress(manifest_lines(source), "writing")
-        _write_lines(lines, result.split, list(temporary.values()))
+        with ExitStack() as stack:
+            files = [stack.enter_context(atomic_open(path)) for path in temporary.values()]
+            lines = progress(manifest_lines(source), "writing")
+            for line, n in zip(lines, result.split.tolist()):
+                if n >= 0:  # -1: dropped
+                    files[n].write(line if line.endswith(b"\n") else line + b"\n")
         require_disjoint(temporary, result.by)
     except BaseException:
         for path in temporary.values():
@@ -297,16 +301,6 @@ def split_manifest(config: SplitConfig, progress: Progress = quiet) -> SplitResu
         },
     )
     return result
-
-
-def _write_lines(lines: Iterable[bytes], number: np.ndarray, paths: list[Path]) -> None:
-    """Copy the n-th line to the file ``paths[number[n]]``, gzipped; to none where that is -1."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(atomic_open(path)) for path in paths]
-        for line, n in zip(lines, number.tolist()):
-            if n < 0:
-                continue
-            files[n].write(line if line.endswith(b"\n") else line + b"\n")
 
 
 def require_disjoint(manifests: dict[str, Path], by: str) -> None:

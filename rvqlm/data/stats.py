@@ -14,7 +14,8 @@ import numpy as np
 
 from rvqlm.cli import Progress, quiet
 from rvqlm.data.index import TokenDataset, find_splits, manifest_path, read_sidecar
-from rvqlm.data.plan import PlanConfig, plan_epoch
+from rvqlm.data.loader import plan_of
+from rvqlm.data.plan import PlanConfig
 from rvqlm.data.splits import require_disjoint
 from rvqlm.data.store import check_shard
 from rvqlm.errors import UserError
@@ -56,34 +57,20 @@ def unigram_entropy(counts: np.ndarray) -> np.ndarray:
     return (p * np.log2(np.where(p > 0, 1.0 / np.maximum(p, 1e-300), 1.0))).sum(axis=1)
 
 
-def plan_statistics(dataset: TokenDataset, config: PlanConfig) -> dict:
-    """Padding and batch sizes of the first epoch on one rank with these flags."""
-    rate = dataset.info.frame_rate
-    plan = plan_epoch(
-        dataset.frames, config, rate, 0, 0, 1, describe=lambda row: repr(dataset.id_of(row))
-    )
-    count, longest = plan.shapes()
-    grid = count.astype(np.int64) * longest
-    return {
-        "max_duration": config.max_duration,
-        "batches": plan.num_steps,
-        "padding": plan.padding,
-        "largest_batch_seconds": float(int(grid.max()) / rate),
-        "mean_cuts_per_batch": float(count.mean()),
-    }
-
-
 def describe_split(dataset: TokenDataset, config: PlanConfig, progress: Progress = quiet) -> dict:
     """Statistics of a split, ready for JSON.
 
     Keys: cuts, frames, hours, duration (seconds at `PERCENTILES`, and the mean), codes_used (K),
-    entropy_bits (K), unigram_bits_per_second (their sum times the frame rate), plan
-    (`plan_statistics`).
+    entropy_bits (K), unigram_bits_per_second (their sum times the frame rate), plan (padding and
+    sizes of the batches of the first epoch on one rank, with the flags of `config`).
     """
     rate = float(dataset.info.frame_rate)
     counts = code_counts(dataset, progress)
     entropy = unigram_entropy(counts)
     seconds = np.percentile(dataset.frames, PERCENTILES) / rate
+    plan = plan_of(dataset, config, seed=0, epoch=0, world_size=1)
+    count, longest = plan.shapes()
+    grid = count.astype(np.int64) * longest
     return {
         "cuts": len(dataset),
         "frames": dataset.num_frames,
@@ -95,7 +82,13 @@ def describe_split(dataset: TokenDataset, config: PlanConfig, progress: Progress
         "codes_used": (counts > 0).sum(axis=1).tolist(),
         "entropy_bits": entropy.tolist(),
         "unigram_bits_per_second": float(entropy.sum() * rate),
-        "plan": plan_statistics(dataset, config),
+        "plan": {
+            "max_duration": config.max_duration,
+            "batches": plan.num_steps,
+            "padding": plan.padding,
+            "largest_batch_seconds": float(int(grid.max()) / dataset.info.frame_rate),
+            "mean_cuts_per_batch": float(count.mean()),
+        },
     }
 
 

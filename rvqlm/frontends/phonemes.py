@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import partial
 from itertools import chain, islice
 
 from rvqlm.frontends import espeak
@@ -33,7 +32,7 @@ _CHUNK = 128  # texts that a process gets at a time
 _CHUNKS = 160  # of them in the life of a process: 80 MB lost
 
 
-def speak(text: str, language: str = "en-us", stress: bool = True, punctuation: bool = True) -> str:
+def speak(text: str, language: str = "en-us") -> str:
     """Phonemes of `text`; empty where there is nothing to say.
 
     language: a tag of `rvqlm.frontends.espeak.voices`. Raises `UserError` for one that is none.
@@ -45,15 +44,19 @@ def speak(text: str, language: str = "en-us", stress: bool = True, punctuation: 
     words: list[str] = []
     for written, ipa in espeak.clauses(text, language):
         ipa = re.sub(r"\([a-z-]+\)", "", ipa).strip()  # "(en)": a word of another language
-        marks = _marks(written) if punctuation else ""
+        marks = _marks(written)
         if ipa:
             words.append(ipa + marks)
         elif words:  # marks alone: they belong to the word before
             words[-1] += marks
-    spoken = " ".join(" ".join(words).split())
-    if not stress:
-        spoken = re.sub(f"[{STRESS}]", "", spoken)
-    return spoken
+    return " ".join(" ".join(words).split())
+
+
+def strip_marks(spoken: str, stress: bool = True, punctuation: bool = True) -> str:
+    """A phoneme string without its marks of stress, or without punctuation, where these are not
+    to be kept."""
+    drop = ("" if stress else STRESS) + ("" if punctuation else PUNCTUATION)
+    return "".join(c for c in spoken if c not in drop)
 
 
 def _marks(written: str) -> str:
@@ -82,13 +85,11 @@ def symbols(phonemes: str) -> list[str]:
     return found
 
 
-def _speak_all(texts: list[tuple[str, str]], stress: bool, punctuation: bool) -> list[str]:
-    return [speak(text, language, stress, punctuation) for text, language in texts]
+def _speak_all(texts: list[tuple[str, str]]) -> list[str]:
+    return [speak(text, language) for text, language in texts]
 
 
-def speak_all(
-    texts: Iterable[tuple[str, str]], stress: bool, punctuation: bool, workers: int
-) -> Iterator[str]:
+def speak_all(texts: Iterable[tuple[str, str]], workers: int) -> Iterator[str]:
     """`speak` for a stream of (text, language), in order, by `workers` processes (0: by this one).
 
     Takes from `texts` only a little ahead of what it gives. A text takes espeak 2 ms and leaves
@@ -96,8 +97,7 @@ def speak_all(
     """
     texts = iter(texts)
     chunks = iter(lambda: list(islice(texts, _CHUNK)), [])
-    work = partial(_speak_all, stress=stress, punctuation=punctuation)
     for chunk in chunks:
         share = chain([chunk], islice(chunks, max(1, workers) * _CHUNKS - 1))
-        for _, spoken in in_order(work, share, workers, "spawn", "--workers"):
+        for _, spoken in in_order(_speak_all, share, workers, "spawn", "--workers"):
             yield from spoken

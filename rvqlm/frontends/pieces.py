@@ -81,23 +81,11 @@ def _reason(message: str) -> str:
     return f"sentencepiece: {' '.join(message.split())}"
 
 
-class Pieces:
-    """A trained model: texts to ids and back."""
-
-    def __init__(self, model: bytes):
-        library = _library()
-        try:
-            self._model = library.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
-            raise UserError("the sentencepiece model is damaged; run rvqlm text again") from None
-
-    @property
-    def symbols(self) -> list[str]:
-        """All pieces, by id; "▁" in them is a space."""
-        return [self._model.id_to_piece(id) for id in range(len(self._model))]
-
-    def encode(self, text: str) -> list[int]:
-        return self._model.encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        return self._model.decode(ids)
+def load_pieces(model: bytes):
+    """The `SentencePieceProcessor` of a trained model, texts to ids and back; `UserError` where the
+    model is damaged."""
+    library = _library()
+    try:
+        return library.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        raise UserError("the sentencepiece model is damaged; run rvqlm text again") from None

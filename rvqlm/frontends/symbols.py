@@ -94,25 +94,25 @@ class SymbolTable:
         table._symbols, table._ids = {}, {}
         for number, line in enumerate(text.split("\n"), 1):
             columns = line.split()
-            if not columns:
-                continue
-            if len(columns) != 2:
-                raise UserError(
-                    f"{where}:{number}: {len(columns)} columns where a symbol and its id are "
-                    f"wanted; a space as a symbol is written {SPACE}"
-                )
-            symbol, id = columns
-            if not (id.isascii() and id.isdigit()):
-                raise UserError(f"{where}:{number}: {id!r} is no id; ids are numbers from 0 on")
             try:
+                if not columns:
+                    continue
+                if len(columns) != 2:
+                    raise UserError(
+                        f"{len(columns)} columns where a symbol and its id are wanted; a space as "
+                        f"a symbol is written {SPACE}"
+                    )
+                symbol, id = columns
+                if not (id.isascii() and id.isdigit()):
+                    raise UserError(f"{id!r} is no id; ids are numbers from 0 on")
                 table._add(symbol, int(id))
             except UserError as e:
                 raise UserError(f"{where}:{number}: {e}") from None
-        if 0 not in table._symbols:
-            try:
+        try:
+            if 0 not in table._symbols:
                 table._add(EPS, 0)
-            except UserError as e:
-                raise UserError(f"{where}: {e}; {EPS} has the id 0") from None
+        except UserError as e:
+            raise UserError(f"{where}: {e}; {EPS} has the id 0") from None
         return table
 
     @classmethod

@@ -30,7 +30,7 @@ import numpy as np
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.frontends import phonemes
-from rvqlm.frontends.pieces import Pieces
+from rvqlm.frontends.pieces import load_pieces
 from rvqlm.frontends.symbols import SymbolTable, read_symbol, write_symbol
 
 TYPES = ("phonemes", "chars", "bpe")
@@ -78,10 +78,7 @@ class TextSettings:
 
     def of_phonemes(self, spoken: str) -> list[str]:
         """Symbols of a ready phoneme string."""
-        drop = ("" if self.stress else phonemes.STRESS) + (
-            "" if self.punctuation else phonemes.PUNCTUATION
-        )
-        return phonemes.symbols("".join(c for c in spoken if c not in drop) if drop else spoken)
+        return phonemes.symbols(phonemes.strip_marks(spoken, self.stress, self.punctuation))
 
     def of_chars(self, text: str) -> list[str]:
         """Symbols of a text, one a character."""
@@ -104,13 +101,14 @@ class TextFrontEnd:
         if table.ids != list(range(len(table))):
             raise UserError("the symbol table of a text has gaps between its ids; number them")
         self.settings, self.table, self._model = settings, table, model
-        self._pieces = Pieces(model) if settings.type == "bpe" else None
+        self._pieces = load_pieces(model) if settings.type == "bpe" else None
 
     @classmethod
     def of_pieces(cls, settings: TextSettings, model: bytes) -> TextFrontEnd:
         """The front end of a sentencepiece model, whose pieces are the table."""
-        symbols = [write_symbol(piece) for piece in Pieces(model).symbols]
-        return cls(settings, SymbolTable(dict(enumerate(symbols))), model)
+        pieces = load_pieces(model)
+        symbols = {id: write_symbol(pieces.id_to_piece(id)) for id in range(len(pieces))}
+        return cls(settings, SymbolTable(symbols), model)
 
     @classmethod
     def from_info(cls, info: ConditionInfo) -> TextFrontEnd:
@@ -149,9 +147,7 @@ class TextFrontEnd:
         names symbols without an id, and for unknown languages.
         """
         if self.settings.type == "phonemes":
-            how = self.settings
-            words, language = how.words(text), language or how.language
-            spoken = phonemes.speak(words, language, how.stress, how.punctuation)
+            spoken = phonemes.speak(self.settings.words(text), language or self.settings.language)
             return self.encode_phonemes(spoken, text)
         if language is not None:
             raise UserError(

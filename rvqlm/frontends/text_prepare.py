@@ -141,19 +141,16 @@ class _Preparation:
     def symbols(self, dataset: TokenDataset) -> Iterator[tuple[Transcript, list[str]]]:
         """(text, its symbols) of every cut, for chars and phonemes."""
         settings = self.settings
-        if settings.type == "chars":
+        make = settings.of_chars if settings.type == "chars" else settings.of_phonemes
+        if settings.type == "chars" or self.config.phonemes_field is not None:
             for item in self.texts(dataset):
-                yield item, settings.of_chars(item.text)
-        elif self.config.phonemes_field is not None:
-            for item in self.texts(dataset):
-                yield item, settings.of_phonemes(item.text)
-        else:
-            items, ahead = tee(self.texts(dataset))
-            pairs = ((t.text, t.language or settings.language) for t in ahead)
-            workers = min(self.workers, len(dataset) // _FEW)  # starting one takes half a second
-            spoken = phonemes.speak_all(pairs, settings.stress, settings.punctuation, workers)
-            for item, string in zip(items, spoken):
-                yield item, settings.of_phonemes(string)
+                yield item, make(item.text)
+            return
+        items, ahead = tee(self.texts(dataset))
+        pairs = ((t.text, t.language or settings.language) for t in ahead)
+        workers = min(self.workers, len(dataset) // _FEW)  # starting one takes half a second
+        for item, spoken in zip(items, phonemes.speak_all(pairs, workers)):
+            yield item, make(spoken)
 
     def train(self, dataset: TokenDataset) -> tuple[_Column, np.ndarray]:
         """Make the table from a split; its column and the final ids of those in the column."""

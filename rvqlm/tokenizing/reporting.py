@@ -36,7 +36,6 @@ class ProgressLine:
         self._before = np.concatenate([[0.0], np.cumsum(costs)])
         self._ranges, self._shown = ranges, shown
         self._latest: dict[int, Progress] = {}
-        self._finished_before: set[int] = set()
         self.speeds: dict[str, float] = {}
         """times real time, of the items that were encoded in this run, by id"""
         self._terminal = sys.stderr.isatty()
@@ -46,7 +45,8 @@ class ProgressLine:
 
     def already_done(self, shard: int) -> None:
         """An earlier run, or another rank, has this shard."""
-        self._finished_before.add(shard)
+        first, last = self._ranges[shard]
+        self._latest[shard] = Progress(resumed=last - first)
 
     def update(self, shard: int, progress: Progress) -> None:
         """New totals of a shard that is being worked on."""
@@ -76,10 +76,6 @@ class ProgressLine:
         if not self._shown:
             return
         new = old = items = skipped = 0.0
-        for shard in self._finished_before:
-            first, last = self._ranges[shard]
-            old += self._before[last] - self._before[first]
-            items += last - first
         for shard, p in self._latest.items():
             first = self._ranges[shard][0]
             middle = first + p.resumed

@@ -6,13 +6,13 @@ import pytest
 
 from rvqlm.errors import UserError
 from rvqlm.frontends import espeak
-from rvqlm.frontends.phonemes import speak
+from rvqlm.frontends.phonemes import speak, strip_marks
 
 
 def test_phonemes_of_known_words():
     assert speak("Hello, world!", "en-us") == "həlˈoʊ, wˈɜːld!"
     assert speak("Hello, world!", "en-gb") == "həlˈəʊ, wˈɜːld!"
-    assert speak("hello world", "en-us", stress=False) == "həloʊ wɜːld"
+    assert strip_marks(speak("hello world"), stress=False) == "həloʊ wɜːld"
     assert speak("") == ""
 
 

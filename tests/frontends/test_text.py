@@ -11,8 +11,8 @@ import pytest
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.frontends import espeak, phonemes
-from rvqlm.frontends.phonemes import PUNCTUATION, speak, speak_all, symbols
-from rvqlm.frontends.pieces import Pieces, train_pieces
+from rvqlm.frontends.phonemes import PUNCTUATION, speak, speak_all, strip_marks, symbols
+from rvqlm.frontends.pieces import load_pieces, train_pieces
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
 
@@ -30,7 +30,7 @@ def chars(alphabet: str, **settings) -> TextFrontEnd:
 
 def phoneme_front_end(texts=TEXTS, **settings) -> TextFrontEnd:
     how = TextSettings("phonemes", **settings)
-    spoken = [speak(t, how.language, how.stress, how.punctuation) for t in texts]
+    spoken = [speak(t, how.language) for t in texts]
     table = SymbolTable.of(sorted({s for text in spoken for s in how.of_phonemes(text)}))
     return TextFrontEnd(how, table)
 
@@ -99,8 +99,9 @@ def test_speak(text, language, spoken):
         spoken = "ðə jˌuːˈɛs ˈɑːɹmi, ˈeɪ, θɹˈiː pɔɪnt wˈʌn fˈɔːɹ, bˈiː"
     assert speak(text, language) == spoken
     bare = "".join(c for c in spoken if c not in PUNCTUATION)
-    assert speak(text, language, punctuation=False) == bare
-    assert speak(text, language, stress=False) == spoken.replace("ˈ", "").replace("ˌ", "")
+    assert strip_marks(speak(text, language), punctuation=False) == bare
+    unstressed = spoken.replace("ˈ", "").replace("ˌ", "")
+    assert strip_marks(speak(text, language), stress=False) == unstressed
 
 
 def spoken_by_espeak(text, language):
@@ -112,11 +113,8 @@ def spoken_by_espeak(text, language):
 @pytest.mark.parametrize("text", [*TEXTS, "He said “no” - (really?) - and left; then: nothing"])
 def test_without_punctuation_it_is_what_espeak_gives(text):
     for language in ("en-us", "en-gb", "de"):
-        assert speak(text, language, punctuation=False) == spoken_by_espeak(text, language)
         marked = speak(text, language)
-        assert "".join(c for c in marked if c not in PUNCTUATION) == spoken_by_espeak(
-            text, language
-        )
+        assert strip_marks(marked, punctuation=False) == spoken_by_espeak(text, language)
 
 
 def test_symbols_of_phonemes():
@@ -181,7 +179,7 @@ def test_sizes_that_the_texts_cannot_give():
     with pytest.raises(UserError, match=r"--vocab-size 9000: .* no more than \d+ pieces") as error:
         train_pieces(TEXTS, 9000)
     most = int(str(error.value).split("no more than ")[1].split()[0])
-    assert len(Pieces(train_pieces(TEXTS, most)).symbols) == most
+    assert len(load_pieces(train_pieces(TEXTS, most))) == most
     with pytest.raises(UserError, match="no text"):
         train_pieces([], 60)
 
@@ -251,11 +249,11 @@ def test_what_a_type_does_not_have_is_refused():
 def test_many_texts_in_order_however_many_processes(monkeypatch):
     texts = [(f"Number {n}, {'yes' * (n % 3)}.", ("en-us", "de")[n % 2]) for n in range(60)]
     monkeypatch.setattr(phonemes, "_CHUNK", 8)
-    expected = [speak(text, language, True, False) for text, language in texts]
-    assert list(speak_all(texts, True, False, workers=0)) == expected
-    assert list(speak_all(iter(texts), True, False, workers=2)) == expected
+    expected = [speak(text, language) for text, language in texts]
+    assert list(speak_all(texts, workers=0)) == expected
+    assert list(speak_all(iter(texts), workers=2)) == expected
     monkeypatch.setattr(phonemes, "_CHUNKS", 5)  # processes are replaced
-    assert list(speak_all(iter(texts), True, False, workers=1)) == expected
+    assert list(speak_all(iter(texts), workers=1)) == expected
 
 
 def test_speaking_takes_texts_only_a_little_ahead(monkeypatch):
@@ -269,7 +267,7 @@ def test_speaking_takes_texts_only_a_little_ahead(monkeypatch):
             yield "a", "en-us"
 
     for workers in (0, 2):
-        taken, stream = 0, speak_all(texts(), True, True, workers)
+        taken, stream = 0, speak_all(texts(), workers)
         assert next(stream) == "ˈeɪ"
         stream.close()
         assert 0 < taken <= 8 * (4 * workers + 1)
@@ -277,7 +275,7 @@ def test_speaking_takes_texts_only_a_little_ahead(monkeypatch):
 
 def test_errors_of_other_processes_come_through():
     with pytest.raises(UserError, match="no language 'xx'"):
-        list(speak_all([("a", "xx")], True, True, workers=2))
+        list(speak_all([("a", "xx")], workers=2))
 
 
 def test_processes_that_speak_import_no_torch():

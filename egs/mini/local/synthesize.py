@@ -141,7 +141,7 @@ def synthesize(utterance: Utterance, out_dir: Path) -> dict:
     _write_wav(out_dir / u.path, audio)
     return {
         **asdict(u),
-        "phonemes": phonemes.speak(u.text, u.voice, punctuation=False),
+        "phonemes": phonemes.strip_marks(phonemes.speak(u.text, u.voice), punctuation=False),
         "path": u.path,
         "num_samples": len(audio),
         "sampling_rate": SAMPLING_RATE,
