@@ -1,4 +1,4 @@
-"""``rvqlm audio activity``: the stretches of a recording in which something is to be heard.
+"""``rvqlm audio activity``: the stretches of a recording above a level.
 
 The definition, that of SaxGPT's data pipeline: time is divided into strides (0.2 s). A stride is
 active if the RMS of the frame (10 s) around its middle reaches the threshold:

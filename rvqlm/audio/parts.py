@@ -24,11 +24,8 @@ from rvqlm.audio.reader import BLOCK_SAMPLES, MISSING_SECONDS, BadAudio, Reader
 
 def recording_cut(recording: Recording) -> Cut:
     """The cut over a whole recording, with the recording's id (lhotse would add a suffix)."""
-    kind, channel = MonoCut, 0
-    if recording.num_channels == 1:
-        channel = recording.channel_ids[0]
-    else:
-        kind, channel = MultiCut, list(recording.channel_ids)
+    ids = list(recording.channel_ids)
+    kind, channel = (MonoCut, ids[0]) if len(ids) == 1 else (MultiCut, ids)
     return kind(
         id=recording.id,
         start=0.0,

@@ -102,15 +102,10 @@ class ManifestSource(Source):
 
     def _require_audio(self, number: int, fields: dict) -> None:
         kind = fields.get("type")
-        if "sources" in fields or (
-            kind in ("MonoCut", "MultiCut", "Cut") and "recording" in fields
-        ):
+        cut = kind in ("MonoCut", "MultiCut", "Cut") and "recording" in fields
+        if cut or "sources" in fields:
             return
-        found = "supervisions" if kind is None else f"{kind} items"
-        if kind in ("MonoCut", "MultiCut", "Cut"):
-            found = "cuts without recordings (of features?)"
-        elif "num_features" in fields:
-            found = "features"
+        found = "supervisions" if kind is None else f"{kind} items without recordings"
         raise UserError(
             f"--input {self.path}: item {number + 1}: a manifest of {found}; tokenize needs "
             "recordings, or cuts that each lie in one recording"

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from rvqlm.batch import Padded
-from rvqlm.cli import bar
+from rvqlm.cli import bar, kebab
 from rvqlm.condition_info import KINDS, MIDI_FIELDS, ConditionInfo
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.mapped import column_path
@@ -185,12 +185,11 @@ class ConditionSet:
         """Raise `UserError` for a plan that takes parts of what has to be whole."""
         whole = " and ".join(kind for kind in self.infos if kind in WHOLE)
         names = ("window_frames", "window_schedule", "crop_frames", "crop_schedule")
-        parts = [f"--{name.replace('_', '-')}" for name in names if getattr(config, name)]
-        if whole and parts:
-            flag = parts[0]
+        part = next((name for name in names if getattr(config, name)), None)
+        if whole and part:
             raise UserError(
-                f"{flag} takes parts of recordings, and {whole} belongs to the whole of each: "
-                "leave it out and cut the audio before rvqlm tokenize, or train without it"
+                f"--{kebab(part)} takes parts of recordings, and {whole} belongs to the whole of "
+                "each: leave it out and cut the audio before rvqlm tokenize, or train without it"
             )
 
     def state(self) -> dict:

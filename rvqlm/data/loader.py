@@ -143,10 +143,8 @@ class TokenLoader:
         self._epoch, self._plan = int(state["epoch"]), None
         history = [[int(world), int(steps)] for world, steps in state["history"]]
         if history[-1][0] != self.world_size:
-            if history[-1][1] == 0 and len(history) > 1:
+            if history[-1][1] == 0:
                 history.pop()
-            elif history[-1][1] == 0:
-                history = []
             history.append([self.world_size, 0])
         self._history = history
         self._normalise()

@@ -73,10 +73,10 @@ class Key(NamedTuple):
         try:
             offset, frames, codebooks, dtype = text.split(",")
             key = cls(int(offset), int(frames), int(codebooks), dtype)
+            if dtype not in DTYPES or min(key[:3]) < 0:
+                raise ValueError
         except (ValueError, AttributeError):
             raise UserError(f"not a key of a token shard: {text!r}") from None
-        if dtype not in DTYPES or min(key[:3]) < 0:
-            raise UserError(f"not a key of a token shard: {text!r}")
         return key
 
     @property

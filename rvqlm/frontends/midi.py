@@ -14,13 +14,11 @@ pedal     128   seconds that the pedal lets it sound on when the key is released
     id = round(20 * ln(1 + seconds / 0.05))    2.5 ms a bin at 0, 10 ms at 0.15 s, 53 ms at 1 s,
                                                5 % from there on; 127: 28.6 s and all above
 
-Time is in seconds. A performance that was played or transcribed (ATEPP, MAESTRO) has no beats in
-its file: the tempo there is a constant that nobody played to. What counts bars and beats (Octuple,
-arXiv:2106.05630, or CPWord, arXiv:2101.02402, in miditok) would lay a grid of arbitrary beats over
-it and has no pedal; MIDI-VALLE (arXiv:2507.08530) goes that way. Here the position says where in
-the recording, and so in its codes, a note is, and the onset what the rhythm is like. Together they
-say when it begins: the position to one step at any length, as errors do not add up, and the onset
-which turn of the positions it is. So files are read with symusic, and miditok is not needed.
+Time is in seconds: a performance that was played or transcribed (ATEPP, MAESTRO) has no beats, so
+encodings by bars (Octuple, arXiv:2106.05630; CPWord, 2101.02402; MIDI-VALLE, 2507.08530) would lay
+an arbitrary grid over it, and they have no pedal. The position says to one step, at any length,
+where in the recording, and so in its codes, a note is; the onset what the rhythm is like, and which
+turn of the positions it is. Files are read with symusic.
 
 All tracks but drums are one instrument. Pedal is controller 64, down from 64 on; soft and sostenuto
 pedals, bends and programs are not kept.

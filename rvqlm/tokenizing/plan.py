@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from rvqlm.audio.cuts import make_folder
 from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.source import Listing
 from rvqlm.codec_info import CodecInfo
@@ -87,11 +88,8 @@ def read_plan(out: Path, identity: Identity) -> list | None:
 
 def make_folders(out: Path) -> None:
     """``codes`` and ``parts``; `UserError` where that is impossible."""
-    try:
-        for folder in (out / "codes", out / "parts"):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise _cannot_write(e, out) from None
+    for folder in ("codes", "parts"):
+        make_folder(out / folder, "--out-dir")
 
 
 def make_plan(out: Path, identity: Identity, listing: Listing, workers: int) -> list:
@@ -102,12 +100,5 @@ def make_plan(out: Path, identity: Identity, listing: Listing, workers: int) -> 
     try:
         write_json(plan_path(out), plan, indent=None)
     except OSError as e:
-        raise _cannot_write(e, out) from None
+        raise disk_error(e, out) from None
     return ranges
-
-
-def _cannot_write(error: OSError, out: Path) -> UserError:
-    known = disk_error(error, out)
-    if isinstance(known, UserError):
-        return known
-    return UserError(f"--out-dir {out}: {error.strerror}; choose a folder to write in")

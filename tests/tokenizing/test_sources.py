@@ -81,7 +81,7 @@ def test_input_that_nothing_can_be_made_of(tmp_path, corpus):
     segment = {"id": "s", "recording_id": "r", "start": 0, "duration": 1.0, "channel": 0}
     assert "a manifest of supervisions; tokenize needs" in error(manifest_of(tmp_path, segment))
     cut = {"id": "c", "start": 0, "duration": 1, "channel": 0, "type": "MonoCut"}
-    assert "cuts without recordings" in error(manifest_of(tmp_path, cut))
+    assert "MonoCut items without recordings" in error(manifest_of(tmp_path, cut))
     mixed = {"id": "c", "duration": 1, "tracks": [], "type": "MixedCut"}
     assert "MixedCut" in error(manifest_of(tmp_path, mixed))
     recording = RecordingSet.from_dir(corpus, "*.wav").to_eager()[0].to_dict()
