@@ -274,15 +274,6 @@ def command_line(name: str, argv: Sequence[str] | None = None) -> str:
     return shlex.join(["rvqlm", name, *words])
 
 
-Progress = Callable[..., Iterable]
-"""Wraps an iterable that takes a while, given its name and perhaps its length: `bar`, `quiet`."""
-
-
-def quiet(items: Iterable, name: str, total: int | None = None, unit: str = "cuts") -> Iterable:
-    """No progress bar: the default of functions that a command passes `bar` to."""
-    return items
-
-
 def bar(items: Iterable, name: str, total: int | None = None, unit: str = "cuts") -> Iterable:
     """A progress bar on a terminal's stderr, nothing elsewhere."""
     from tqdm import tqdm

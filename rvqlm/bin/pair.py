@@ -15,14 +15,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rvqlm.cli import bar, parse, run_main
+from rvqlm.cli import parse, run_main
 from rvqlm.data.pairs import PairConfig, make_pairs
 
 
 def _run(argv: Sequence[str] | None) -> int:
     description = "Pair the cuts of two token directories: a target and what it accompanies."
     config = parse(PairConfig, "rvqlm pair", description, argv)
-    found = make_pairs(config, bar)
+    found = make_pairs(config)
     for split, matched in found.items():
         without = matched.cuts - matched.paired
         print(

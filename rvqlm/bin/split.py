@@ -12,13 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rvqlm.cli import bar, parse, run_main
+from rvqlm.cli import parse, run_main
 from rvqlm.data.splits import SPLITS, SplitConfig, split_manifest
 
 
 def _run(argv: Sequence[str] | None) -> int:
     config = parse(SplitConfig, "rvqlm split", "Divide cuts into train, valid and test.", argv)
-    result = split_manifest(config, bar)
+    result = split_manifest(config)
     also, unit = (" or group", "groups of ") if result.grouped else ("", "")
     print(f"split by {result.by}, no two splits share a {result.by}{also} (checked)")
     for n, name in enumerate(SPLITS):

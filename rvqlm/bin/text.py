@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rvqlm.cli import bar, parse, run_main
+from rvqlm.cli import parse, run_main
 
 if TYPE_CHECKING:  # the processes that run espeak import this file again: torch would be a burden
     from rvqlm.frontends.text_config import TextConfig
@@ -21,17 +21,15 @@ if TYPE_CHECKING:  # the processes that run espeak import this file again: torch
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from rvqlm.data.index import find_splits
     from rvqlm.frontends.text_config import TextConfig
     from rvqlm.frontends.text_prepare import prepare_text, preview
 
     description = "Make symbols of the texts of a token directory, for text to speech."
     config = parse(TextConfig, "rvqlm text", description, argv)
-    splits = find_splits(config.manifest_dir, config.splits)
     if config.dry_run:
-        print("\n".join(preview(config, splits)))
-        return 0
-    print(_describe(config, prepare_text(config, splits, bar)))
+        print("\n".join(preview(config)))
+    else:
+        print(_describe(config, prepare_text(config)))
     return 0
 
 

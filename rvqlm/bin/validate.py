@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvqlm.cli import bar, parse, run_main
+from rvqlm.cli import parse, run_main
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.plan import PlanConfig
 from rvqlm.data.stats import inspect
@@ -72,7 +72,7 @@ def table(report: dict) -> str:
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm validate", "Check a token directory and describe it.", argv)
-    report = inspect(args.manifest_dir, args.plan, args.checksums, bar)
+    report = inspect(args.manifest_dir, args.plan, args.checksums)
     path = args.manifest_dir / "stats.json"
     write_json(path, report)
     print(table(report))

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from rvqlm.batch import Padded
-from rvqlm.cli import bar, kebab
+from rvqlm.cli import kebab
 from rvqlm.condition_info import KINDS, MIDI_FIELDS, ConditionInfo
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.mapped import column_path
@@ -108,7 +108,7 @@ class _Prompt:
             raise ValueError(f"prompts of {frames} frames")
         self.dataset, self.frames, self.seed = dataset, frames, seed
         self.info = ConditionInfo.of_codes("prompt", dataset.info)
-        self.speakers = Speakers.open(dataset, bar)
+        self.speakers = Speakers.open(dataset)
         if self.missing() == len(dataset):
             named = self.speakers.table[:, 0].any()
             why = "every speaker has only one cut" if named else "no cut has a speaker"

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.cli import Progress, quiet
+from rvqlm.cli import bar
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.mapped import map_columns, write_columns
 from rvqlm.data.store import DTYPES, STORAGE_TYPE, Key, Shard, truncated_shard
@@ -133,10 +133,10 @@ def locate(cut: dict, info: CodecInfo, where: str = "manifest") -> tuple[str, Ke
     )
 
 
-def build_index(manifest_dir: str | os.PathLike, split: str, progress: Progress = quiet) -> Path:
+def build_index(manifest_dir: str | os.PathLike, split: str) -> Path:
     """Write ``index_SPLIT.bin`` for ``cuts_SPLIT.jsonl.gz``; returns its path.
 
-    Takes 12 bytes of memory a cut. `progress` wraps the iterator of cuts.
+    Takes 12 bytes of memory a cut.
     Raises `UserError` for a missing or damaged manifest, for cuts of another codec or off the
     token clock or outside their shard, and for a split of an older ``cuts.jsonl.gz``.
     """
@@ -148,7 +148,7 @@ def build_index(manifest_dir: str | os.PathLike, split: str, progress: Progress 
     target = index_path(directory, split)
     digest = hashlib.sha256(json.dumps(info.to_dict(), sort_keys=True).encode())
     shards: dict[str, int] = {}  # file name -> number
-    ends_at: list[int] = []  # bytes each shard must have
+    ends_at: dict[int, int] = {}  # bytes each shard must have
     frames, places = array("I"), array("Q")
     count = total = 0
     dtype = None
@@ -157,7 +157,7 @@ def build_index(manifest_dir: str | os.PathLike, split: str, progress: Progress 
         digest.update(np.array(frames[first:], "<u4").tobytes())
         digest.update(np.array(places[first:], "<u8").tobytes())
 
-    for cut in progress(cuts, split):
+    for cut in bar(cuts, split):
         try:
             path, key, ends = locate(cut, info, str(manifest))
         except (KeyError, TypeError, AttributeError) as e:
@@ -165,11 +165,8 @@ def build_index(manifest_dir: str | os.PathLike, split: str, progress: Progress 
         dtype = dtype or key.dtype
         if key.dtype != dtype:
             raise UserError(f"{manifest}: tokens of types {dtype} and {key.dtype} are mixed")
-        shard = shards.get(path)
-        if shard is None:
-            shard = shards[path] = len(shards)
-            ends_at.append(0)
-        ends_at[shard] = max(ends_at[shard], key.end)
+        shard = shards.setdefault(path, len(shards))
+        ends_at[shard] = max(ends_at.get(shard, 0), key.end)
         if key.frames >= 1 << 32 or key.offset >> OFFSET_BITS or shard >> SHARD_BITS:
             raise UserError(f"{manifest}: cut {cut['id']!r} is too large for the index")
         frames.append(key.frames)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.cli import Progress, quiet
+from rvqlm.cli import bar
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.index import TokenDataset, read_sidecar
@@ -88,10 +88,8 @@ def strip_suffix(name: str, suffixes: Sequence[str]) -> str:
     return name[: -len(max(fitting, key=len))] if fitting else name
 
 
-def make_pairs(config: PairConfig, progress: Progress = quiet) -> dict[str, Matched]:
+def make_pairs(config: PairConfig) -> dict[str, Matched]:
     """Pair every indexed split of the targets with the cuts of the sources; see the module.
-
-    progress: wraps the ids of a split while they are read.
 
     Raises `UserError` for other codecs, ambiguous ids, cuts without match or of other lengths.
     """
@@ -106,7 +104,7 @@ def make_pairs(config: PairConfig, progress: Progress = quiet) -> dict[str, Matc
     targets, sources = _open_all(target_dir), _open_all(source_dir)
 
     def hashes(dataset: TokenDataset) -> np.ndarray:
-        ids = progress(dataset.ids(), f"{dataset.directory.name}/{dataset.split}")
+        ids = bar(dataset.ids(), f"{dataset.directory.name}/{dataset.split}")
         return np.array(array("Q", (hash64(strip_suffix(name, config.suffixes)) for name in ids)))
 
     keys = np.concatenate([hashes(s) for s in sources])

@@ -14,7 +14,7 @@ from array import array
 
 import numpy as np
 
-from rvqlm.cli import Progress, quiet
+from rvqlm.cli import bar
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import Ragged, write_ragged
@@ -41,19 +41,18 @@ class Speakers:
         self._sorted = keys[self._order]
 
     @classmethod
-    def open(cls, dataset: TokenDataset, progress: Progress = quiet) -> Speakers:
+    def open(cls, dataset: TokenDataset) -> Speakers:
         """Map ``speakers_SPLIT.bin``, made first where it is missing or out of date.
 
         Where the directory cannot be written, a line on stderr says so and the table stays in
-        memory. `progress` wraps the iterator of cuts while the manifest is read. Raises `UserError`
-        for a damaged manifest.
+        memory. Raises `UserError` for a damaged manifest.
         """
         path = column_path(dataset.directory, "speakers", dataset.split)
         mark = _fingerprint(dataset)
         try:
             return cls(Ragged.open(path, mark).steps)
         except UserError:  # missing or of an older index; all of it can be made again
-            table = _read_speakers(dataset, progress)
+            table = _read_speakers(dataset)
         try:
             write_ragged(path, (row[None] for row in table), 2, mark)
         except OSError as e:
@@ -119,11 +118,11 @@ def _fingerprint(dataset: TokenDataset) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _read_speakers(dataset: TokenDataset, progress) -> np.ndarray:
+def _read_speakers(dataset: TokenDataset) -> np.ndarray:
     """(N, 2) int32 of speakers and origins, from the manifest."""
     numbers: dict[tuple[str, ...], int] = {}
     speaker, name = array("i"), array("Q")
-    for cut in progress(dataset.cuts(), "speakers"):
+    for cut in bar(dataset.cuts(), "speakers"):
         found = tuple(sorted(speakers_of(cut)))
         speaker.append(numbers.setdefault(found, len(numbers) + 1) if found else 0)
         origin = (cut.get("custom") or {}).get("augmented_from")

@@ -21,7 +21,7 @@ from typing import Literal
 
 import numpy as np
 
-from rvqlm.cli import Progress, quiet
+from rvqlm.cli import bar
 from rvqlm.data.index import (
     file_stamp,
     index_path,
@@ -244,7 +244,7 @@ def _deal(labels, duration, wanted: dict[str, float], seed: int, fixed: np.ndarr
     return of_group[inverse]
 
 
-def split_manifest(config: SplitConfig, progress: Progress = quiet) -> SplitResult:
+def split_manifest(config: SplitConfig) -> SplitResult:
     """Split ``cuts.jsonl.gz`` of a token directory; see `split_by_group`.
 
     Writes ``cuts_SPLIT.jsonl.gz`` and ``splits.json`` (what was done, and of which manifest).
@@ -255,14 +255,14 @@ def split_manifest(config: SplitConfig, progress: Progress = quiet) -> SplitResu
     source, record = directory / "cuts.jsonl.gz", directory / "splits.json"
     read_sidecar(directory)
     stamp = file_stamp(source) if source.exists() else None
-    cuts = progress(read_manifest(source), "grouping")
+    cuts = bar(read_manifest(source), "grouping")
     result = split_by_group(cuts, config)
     targets = {name: manifest_path(directory, name) for name in SPLITS}
     temporary = {name: path.with_name(f".new_{path.name}") for name, path in targets.items()}
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(atomic_open(path)) for path in temporary.values()]
-            lines = progress(manifest_lines(source), "writing")
+            lines = bar(manifest_lines(source), "writing")
             for line, n in zip(lines, result.split.tolist()):
                 if n >= 0:  # -1: dropped
                     files[n].write(line if line.endswith(b"\n") else line + b"\n")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.cli import Progress, quiet
+from rvqlm.cli import bar
 from rvqlm.data.index import TokenDataset, find_splits, manifest_path, read_sidecar
 from rvqlm.data.loader import plan_of
 from rvqlm.data.plan import PlanConfig
@@ -25,7 +25,7 @@ PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _BLOCK = 1 << 20  # codes counted at once
 
 
-def code_counts(dataset: TokenDataset, progress: Progress = quiet) -> np.ndarray:
+def code_counts(dataset: TokenDataset) -> np.ndarray:
     """How often each code occurs in each level: (K, V) int64.
 
     Raises `UserError` naming the first cut with a code outside 0..V-1.
@@ -34,7 +34,7 @@ def code_counts(dataset: TokenDataset, progress: Progress = quiet) -> np.ndarray
     counts, levels = np.zeros(k * v, np.int64), np.arange(k) * v
     pending: list[np.ndarray] = []
     size = 0
-    for row in progress(range(len(dataset)), dataset.split):
+    for row in bar(range(len(dataset)), dataset.split):
         view = dataset.view(row)
         if view.size and (int(view.min()) < 0 or int(view.max()) >= v):
             raise UserError(
@@ -57,7 +57,7 @@ def unigram_entropy(counts: np.ndarray) -> np.ndarray:
     return (p * np.log2(np.where(p > 0, 1.0 / np.maximum(p, 1e-300), 1.0))).sum(axis=1)
 
 
-def describe_split(dataset: TokenDataset, config: PlanConfig, progress: Progress = quiet) -> dict:
+def describe_split(dataset: TokenDataset, config: PlanConfig) -> dict:
     """Statistics of a split, ready for JSON.
 
     Keys: cuts, frames, hours, duration (seconds at `PERCENTILES`, and the mean), codes_used (K),
@@ -65,7 +65,7 @@ def describe_split(dataset: TokenDataset, config: PlanConfig, progress: Progress
     sizes of the batches of the first epoch on one rank, with the flags of `config`).
     """
     rate = float(dataset.info.frame_rate)
-    counts = code_counts(dataset, progress)
+    counts = code_counts(dataset)
     entropy = unigram_entropy(counts)
     seconds = np.percentile(dataset.frames, PERCENTILES) / rate
     plan = plan_of(dataset, config, seed=0, epoch=0, world_size=1)
@@ -93,14 +93,11 @@ def describe_split(dataset: TokenDataset, config: PlanConfig, progress: Progress
 
 
 def check_tokens(
-    manifest_dir: str | os.PathLike,
-    sidecar: dict,
-    checksums: bool = True,
-    progress: Progress = quiet,
+    manifest_dir: str | os.PathLike, sidecar: dict, checksums: bool = True
 ) -> list[str]:
     """Compare every shard with its entry in the sidecar; one message per problem."""
     problems = []
-    for entry in progress(sidecar.get("shards", []), "shards", unit="shards"):
+    for entry in bar(sidecar.get("shards", []), "shards", unit="shards"):
         checksum = entry.get("sha256") if checksums else None
         try:
             check_shard(Path(manifest_dir) / entry["path"], entry["bytes"], checksum)
@@ -109,9 +106,7 @@ def check_tokens(
     return problems
 
 
-def inspect(
-    directory: Path, plan: PlanConfig, checksums: bool = True, progress: Progress = quiet
-) -> dict:
+def inspect(directory: Path, plan: PlanConfig, checksums: bool = True) -> dict:
     """Everything that can be said of a token directory, ready for JSON.
 
     Keys: codec, by (what splits do not share), skipped (items), shards, checksums, splits
@@ -120,13 +115,13 @@ def inspect(
     :param checksums: read every shard to compare its checksum, not only its size.
     """
     sidecar = read_sidecar(directory)
-    problems = check_tokens(directory, sidecar, checksums, progress)
+    problems = check_tokens(directory, sidecar, checksums)
     splits = find_splits(directory)
     stats: dict[str, dict] = {}
     for split in splits:
         try:
             dataset = TokenDataset.open(directory, split)
-            stats[split] = describe_split(dataset, plan, progress)
+            stats[split] = describe_split(dataset, plan)
         except UserError as e:
             problems.append(str(e))
     record = directory / "splits.json"

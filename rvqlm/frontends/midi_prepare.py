@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.cli import Progress, quiet
+from rvqlm.cli import bar
 from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
 from rvqlm.data.conditions import discard, load_info, save_info
 from rvqlm.data.index import TokenDataset, find_splits, read_manifest
@@ -145,12 +145,8 @@ def _starts(directory: Path) -> dict[str, float]:
     return {cut["id"]: cut["start"] for cut in cuts if cut.get("start")}
 
 
-def prepare_midi(
-    config: MidiConfig, progress: Progress = quiet
-) -> tuple[ConditionInfo, dict[str, MidiReport]]:
+def prepare_midi(config: MidiConfig) -> tuple[ConditionInfo, dict[str, MidiReport]]:
     """Write the notes of the splits.
-
-    progress: wraps the iterator of a split's cuts.
 
     Raises `UserError` for files that cannot be used and when no cut has notes.
     """
@@ -164,7 +160,7 @@ def prepare_midi(
     fresh = {split: directory / f".midi_{split}.bin.new" for split in datasets}
     try:
         for split, dataset in datasets.items():
-            cuts = progress(dataset.cuts(), split, len(dataset))
+            cuts = bar(dataset.cuts(), split, len(dataset))
             rows = _rows(cuts, dataset, files, front_end, config.skip_bad, reports[split])
             write_ragged(fresh[split], rows, len(MIDI_FIELDS), dataset.fingerprint)
         old = None

@@ -17,17 +17,17 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, tee
 from pathlib import Path
 
 import numpy as np
 
-from rvqlm.cli import Progress, quiet
+from rvqlm.cli import bar
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.conditions import discard, load_info, save_info
-from rvqlm.data.index import TokenDataset, manifest_path, read_manifest
+from rvqlm.data.index import TokenDataset, find_splits, manifest_path, read_manifest
 from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.errors import UserError
@@ -99,8 +99,8 @@ class _Column:
 class _Preparation:
     """The steps of `prepare_text`."""
 
-    def __init__(self, config: TextConfig, like: ConditionInfo | None, progress: Progress):
-        self.config, self.progress = config, progress
+    def __init__(self, config: TextConfig, like: ConditionInfo | None):
+        self.config = config
         self.front_end = None if like is None else TextFrontEnd.from_info(like)
         self.settings = config.settings() if like is None else self.front_end.settings
         self.unknown: Counter[str] = Counter()
@@ -111,7 +111,7 @@ class _Preparation:
     def texts(self, dataset: TokenDataset, note: str = "") -> Iterator[Transcript]:
         """The texts of a split, with a language each where it needs one."""
         path, config = manifest_path(dataset.directory, dataset.split), self.config
-        cuts = self.progress(read_manifest(path), dataset.split + note, len(dataset))
+        cuts = bar(read_manifest(path), dataset.split + note, len(dataset))
         spoken = self.settings.type == "phonemes"
         source = config.phonemes_field or config.field
         for item in transcripts(cuts, source, config.language_field, str(path)):
@@ -236,19 +236,17 @@ class _Preparation:
         )
 
 
-def prepare_text(config: TextConfig, splits: list[str], progress: Progress = quiet) -> TextReport:
-    """Write the text columns of `splits`; does nothing where they are as `config` wants them.
-
-    progress: wraps the iterator of a split's cuts.
+def prepare_text(config: TextConfig) -> TextReport:
+    """Write the text columns of the splits; does nothing where they are as `config` wants them.
 
     Raises `UserError` for missing or old indexes, splits without any text, symbols that the table
     lacks, and whatever else a user can mend, before anything is changed.
     """
-    directory, datasets, like, current = _open(config, splits)
+    directory, datasets, like, current = _open(config)
     if current is not None:
         return current
     made_of = config.made_of(like)
-    work = _Preparation(config, like, progress)
+    work = _Preparation(config, like)
     columns: dict[str, tuple[_Column, np.ndarray | None]] = {}
     if like is None and config.type == "bpe":
         work.train_pieces(datasets[TRAIN])
@@ -264,7 +262,7 @@ def prepare_text(config: TextConfig, splits: list[str], progress: Progress = qui
     else:
         info = like
 
-    record = _discard_old(directory, splits, info)
+    record = _discard_old(directory, datasets, info)
     for split, (column, renumber) in columns.items():
         path = column_path(directory, "text", split)
         write_ragged(path, column.rows(renumber), 1, column.dataset.fingerprint)
@@ -283,10 +281,10 @@ def prepare_text(config: TextConfig, splits: list[str], progress: Progress = qui
     return TextReport(info, {split: column.report for split, (column, _) in columns.items()})
 
 
-def preview(config: TextConfig, splits: list[str]) -> list[str]:
+def preview(config: TextConfig) -> list[str]:
     """Lines that say what `prepare_text` would do, with the first text of each split."""
-    _, datasets, like, current = _open(config, splits)
-    work = _Preparation(config, like, quiet)
+    _, datasets, like, current = _open(config)
+    work = _Preparation(config, like)
     work.workers = 0
     state = "all is up to date" if current is not None else "these would be written"
     lines = [f"dry run, nothing is written; {state}:"]
@@ -301,9 +299,10 @@ def preview(config: TextConfig, splits: list[str]) -> list[str]:
     return lines
 
 
-def _open(config: TextConfig, splits: list[str]):
+def _open(config: TextConfig):
     """(directory, data sets by split, info of --like, report if there is nothing to do)."""
     directory = Path(config.manifest_dir)
+    splits = find_splits(directory, config.splits)
     datasets = {split: TokenDataset.open(directory, split) for split in splits}
     like = None
     if config.like is not None:
@@ -346,7 +345,7 @@ def _current(directory: Path, datasets: dict[str, TokenDataset], made_of: dict):
     return TextReport(info, reports, up_to_date=True)
 
 
-def _discard_old(directory: Path, splits: list[str], info: ConditionInfo) -> dict:
+def _discard_old(directory: Path, splits: Container[str], info: ConditionInfo) -> dict:
     """Remove what does not go with the new table; returns the record of what does."""
     path = directory / "text_prepared.json"
     try:

@@ -52,7 +52,7 @@ class WorkConfig:
     extra process and all threads."""
     chunk_seconds: float = 0.0
     """Audio per call of the codec, about; long files are encoded chunk by chunk where the codec
-    allows it. Memory and speed depend on it. 0: 3 on a CPU, 10 on a GPU."""
+    allows it. Memory and speed depend on it. 0: 4 on a CPU, 10 on a GPU."""
     batch_size: int = 0
     """Items that are encoded together, their chunks in batches. 0: 1 on a CPU, where batches are
     slower, 32 on a GPU."""
