@@ -65,29 +65,24 @@ def tokenize(config: TokenizeConfig) -> Summary | None:
             plan = _agree(out, identity, listing, ranks, jobs, stack)
             if plan is None:
                 return _already_done(config, identity, ranks)
-        pending = [
-            s
-            for s in range(ranks.rank, len(plan), ranks.world_size)
-            if not done_path(out, s).exists()
-        ]
+
+        def unfinished() -> set[int]:
+            return {s for s in range(len(plan)) if not done_path(out, s).exists()}
+
+        pending = sorted(s for s in unfinished() if s % ranks.world_size == ranks.rank)
         if config.audio.loudness is not None:
             importlib.import_module("pyloudnorm")  # a second, once instead of in every process
         per_file = wants_per_file(config.work.per_file, len(listing))
         ranges = [tuple(r) for r in plan]
         job = ShardJob(source, ranges, out_dir, config.audio, chunk_seconds, batch_size, per_file)
         with ProgressLine(listing.costs, plan, shown=ranks.rank == 0) as line:
-            for shard in range(len(plan)):
-                if done_path(out, shard).exists():
-                    line.already_done(shard)
+            for shard in set(range(len(plan))) - unfinished():
+                line.already_done(shard)
             run_shards(job, pending, jobs, codec, load, line.update)
         if ranks.rank > 0:
             return None
-
-        def unfinished() -> set[int]:
-            shards = (s for s in range(len(plan)) if not done_path(out, s).exists())
-            return {s % ranks.world_size for s in shards}
-
-        ranks.wait(unfinished, out / "parts", "its share")
+        world = ranks.world_size
+        ranks.wait(lambda: {s % world for s in unfinished()}, out / "parts", "its share")
         summary = finish(out_dir, len(plan), codec.info, identity.recorded())
     print_summary(out_dir, summary, codec.info, line, per_file, ranks.world_size)
     return summary
