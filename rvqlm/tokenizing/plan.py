@@ -87,9 +87,9 @@ def read_plan(out: Path, identity: Identity) -> list | None:
 
 
 def make_folders(out: Path) -> None:
-    """``codes`` and ``parts``; `UserError` where that is impossible."""
-    for folder in ("codes", "parts"):
-        make_folder(out / folder, "--out-dir")
+    """The token directory with ``codes`` and ``parts``; `UserError` where that is impossible."""
+    for folder in (out, out / "codes", out / "parts"):
+        make_folder(folder, "--out-dir")
 
 
 def make_plan(out: Path, identity: Identity, listing: Listing, workers: int) -> list:

@@ -9,6 +9,7 @@ gives the same samples whatever came before.
 from __future__ import annotations
 
 import ctypes
+import re
 import zlib
 
 import numpy as np
@@ -63,6 +64,13 @@ def synthesize(
         library.set_voice(name)
         settings = {_RATE: rate, _VOLUME: volume, _PITCH: pitch, _RANGE: pitch_range}
         return _speak(library.lib, text.encode(), settings), library.sampling_rate
+
+
+def phonemes(text: str, voice: str = "en-us") -> str:
+    """IPA of `text` as espeak gives it: words apart by spaces, no punctuation, no marks of a change
+    of language ("(en)")."""
+    ipa = " ".join(ipa for _, ipa in espeak.clauses(text, voice))
+    return " ".join(re.sub(r"\([a-z-]+\)", "", ipa).split())
 
 
 def _speak(lib: ctypes.CDLL, text: bytes, settings: dict[int, int]) -> np.ndarray:

@@ -24,14 +24,13 @@ from pathlib import Path
 
 import numpy as np
 import soxr
+import speech
 from sentences import SentenceMaker
 from speakers import Speaker, all_speakers
-from speech import synthesize as speak
 from tqdm import tqdm
 
 from rvqlm.cli import parse, run_main
 from rvqlm.errors import UserError
-from rvqlm.frontends import phonemes
 
 SAMPLING_RATE = 16000
 TRANSCRIPTS = "transcripts.jsonl"
@@ -128,20 +127,20 @@ def expected_seconds(text: str, rate: int) -> float:
 def synthesize(utterance: Utterance, out_dir: Path) -> dict:
     """Write one utterance and return its line of the transcripts."""
     u = utterance
-    raw, rate = speak(
+    raw, rate = speech.synthesize(
         u.text, u.voice, u.rate, u.pitch, u.pitch_range, variant=u.variant, volume=VOLUME
     )
-    speech = soxr.resample(raw.astype(np.float32) / 32768, rate, SAMPLING_RATE, quality="HQ")
-    rms, peak = float(np.sqrt(np.mean(speech**2))), float(np.abs(speech).max())
+    voice = soxr.resample(raw.astype(np.float32) / 32768, rate, SAMPLING_RATE, quality="HQ")
+    rms, peak = float(np.sqrt(np.mean(voice**2))), float(np.abs(voice).max())
     gain = min(10 ** (u.level / 20) / rms, PEAK / peak)
     lead, tail = round(LEAD * SAMPLING_RATE), round(TAIL * SAMPLING_RATE)
-    audio = np.zeros(lead + len(speech) + tail, np.int16)  # (S,)
-    audio[lead : lead + len(speech)] = np.rint(speech * (gain * 32767)).astype(np.int16)
+    audio = np.zeros(lead + len(voice) + tail, np.int16)  # (S,)
+    audio[lead : lead + len(voice)] = np.rint(voice * (gain * 32767)).astype(np.int16)
 
     _write_wav(out_dir / u.path, audio)
     return {
         **asdict(u),
-        "phonemes": phonemes.strip_marks(phonemes.speak(u.text, u.voice), punctuation=False),
+        "phonemes": speech.phonemes(u.text, u.voice),
         "path": u.path,
         "num_samples": len(audio),
         "sampling_rate": SAMPLING_RATE,
