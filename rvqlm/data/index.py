@@ -51,7 +51,7 @@ def splits_of(manifest_dir: str | os.PathLike) -> list[str]:
 
 
 def find_splits(manifest_dir: str | os.PathLike, wanted: Sequence[str] = ()) -> list[str]:
-    """`wanted`, each once, or else all splits of a token directory; `UserError` where there is none."""
+    """`wanted`, each once, or all splits of a token directory; `UserError` where there is none."""
     read_sidecar(manifest_dir)
     splits = list(dict.fromkeys(wanted)) or splits_of(manifest_dir)
     if not splits:
