@@ -65,7 +65,7 @@ class Config:
     lr: float = 0.02
     """Peak learning rate of Muon; AdamW for vectors and convolutions takes a tenth."""
     bark_weight: float = 1.0
-    """Weight of the loudness error in Bark bands (what PESQ hears) against that of the bins."""
+    """Weight of the loudness error in Bark bands (what PESQ measures) against that of the bins."""
     smooth_weight: float = 0.05
     """Penalty on the change of latents between frames: smoother codes are easier to predict."""
     rate_weight: float = 7e-4

@@ -42,7 +42,7 @@ class BadBatch:
 def save_bad_batch(exp_dir: str | Path, bad: BadBatch, keep: int) -> Path | None:
     """Write ``EXP/bad_batches/step-000123-rank-0.pt`` and delete this rank's oldest beyond `keep`.
 
-    Returns None where nothing was written: `keep` is 0, or the disk refused. Training goes on
+    Returns None where nothing was written: `keep` is 0, or the disk refused. Training continues
     without the file.
     """
     if keep < 1:

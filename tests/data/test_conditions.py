@@ -121,7 +121,7 @@ def test_uniform_numbers():
 
 
 def test_no_prompt_from_the_same_audio(tmp_path):
-    """Copies of a recording, and windows of it that overlap, are no company for each other."""
+    """Copies of a recording, and windows of it that overlap, are no prompts for each other."""
     make_tokens(tmp_path, [40, 40, 40, 30, 30, 30, 9], speakers=1)
     hop = INFO.hop / INFO.sampling_rate
 

@@ -118,7 +118,7 @@ def test_mixing_by_hours_and_by_epoch():
         assert abs(of_second - share) <= FRAMES.max() / (0.3 * 3600 * 50)
         counts = np.bincount(rows[rows >= 300] - 300, minlength=50)
         assert counts.max() - counts.min() <= 2  # an epoch has parts of passes at both ends
-    # over epochs, too, each set goes on where it was
+    # over epochs, too, each set continues where it was
     rows = np.concatenate(
         [items(e, frames, parts, mix_weights=weights, epoch_hours=0.3)[0] for e in range(4)]
     )

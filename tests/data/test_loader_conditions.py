@@ -94,7 +94,7 @@ def test_resuming_anywhere_gives_the_same_conditions(data, flags):
                 )
 
 
-def test_the_company_in_a_batch_changes_nothing(data):
+def test_batch_composition_changes_nothing(data):
     ds = data[0]
     conditions = ConditionSet.open(ds, KINDS)
     alone = TokenLoader(ds, replace(CONFIG, max_cuts=1), seed=1, conditions=conditions)

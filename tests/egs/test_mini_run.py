@@ -42,7 +42,7 @@ def test_everything_is_there(finished):
     folder, output = finished
     page = (folder / "exp" / "report.html").read_text(encoding="utf-8")
     assert "Not on this page yet" not in page
-    assert page.count("data:audio/flac") == 8  # two recordings three ways, two from nothing
+    assert page.count("data:audio/flac") == 8  # two recordings three ways, two unprompted
     assert f"{folder}/exp/report.html" in output
 
     evaluation = json.loads((folder / "exp" / "eval_test.json").read_text())

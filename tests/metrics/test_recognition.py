@@ -35,7 +35,7 @@ def pairs():
 def test_distances_equal_the_recursion(pairs):
     expected = [naive(*pair) for pair in pairs]
     assert edit_distances(*zip(*pairs)).tolist() == expected
-    assert [int(edit_distances([r], [h])[0]) for r, h in pairs] == expected  # whatever the company
+    assert [int(edit_distances([r], [h])[0]) for r, h in pairs] == expected  # whatever the batch
     assert edit_distances([], []).tolist() == []
 
 

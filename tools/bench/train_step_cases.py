@@ -59,12 +59,12 @@ def random_codes(args, size: dict) -> torch.Tensor:
 
 
 def make_batch(args, size: dict, family: str) -> Batch:
-    codes, heard = random_codes(args, size), {}
+    codes, given = random_codes(args, size), {}
     if family == "recognizer":
         symbols = round(size["frames"] / FRAMES_PER_SYMBOL)
         shape = (size["batch"], symbols, 1)
-        heard["text"] = list(torch.randint(1, SYMBOLS, shape))
-    batch = Batch.from_codes(list(codes), conditions=heard)
+        given["text"] = list(torch.randint(1, SYMBOLS, shape))
+    batch = Batch.from_codes(list(codes), conditions=given)
     batch.codes = batch.codes.to(torch.int16)
     return batch
 

@@ -4,7 +4,7 @@
 #
 #   tools/launch/node.sh -- --exp-dir exp/big --manifest-dir data/tokens --parallel fsdp
 #
-# Ctrl-C and SIGTERM end the running step, save and stop; the same command goes on.
+# Ctrl-C and SIGTERM end the running step, save and stop; the same command resumes.
 #
 #   --processes N   how many; all GPUs by default. Without GPUs it has to be given.
 #   --restarts N    start again from latest.pt so many times when a process fails (default 0)

@@ -5,7 +5,7 @@
 #   tools/launch/slurm.sh --nodes 2 --gpus 8 --time 24:00:00 --partition gpu -- \
 #     --exp-dir exp/big --manifest-dir data/tokens --parallel fsdp
 #
-# Before the time is up training saves and the job is put into the queue again, where it goes on
+# Before the time is up training saves and the job is put into the queue again, where it resumes
 # from latest.pt; so a week of training needs no week of queue time. When the job is preempted it
 # saves too, and is queued again where the cluster's PreemptMode is REQUEUE or its PreemptParameters
 # have send_user_signal. After scancel it saves, too, and that is the end.
