@@ -2,8 +2,9 @@
 
 A size gives values to flags that are set neither on the command line nor in ``--config``, so
 any of them can still be changed: ``--size small --nhead 6``. Width, depth and heads, learning rate
-and batch belong together: the learning rates are the best of those tried at that width
-(docs/LOG.md, "Sizes"), with Muon, whose updates are scaled to the size of AdamW's.
+and batch belong together. The rates of tiny and small are measured; those of base and large are a
+half and a quarter of the best at their width with two layers, as neither was trained whole
+(docs/LOG.md, "Sizes"). Muon's updates are scaled to the size of AdamW's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _ALL = {"optimizer": "muon", "activation": "relu2"}
 SIZES: dict[str, dict] = {
     # 0.6 M parameters of blocks: minutes of audio, a minute of training
     "tiny": _ALL
-    | {"decoder-dim": 128, "num-decoder-layers": 2, "nhead": 4, "base-lr": 0.005}
+    | {"decoder-dim": 128, "num-decoder-layers": 2, "nhead": 4, "base-lr": 0.01}
     | {"max-duration": 40.0, "ema-decay": 0.97, "warmup-ratio": 0.05},
     # 2.7 M: hours of audio, minutes on a CPU
     "small": _ALL
