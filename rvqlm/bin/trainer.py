@@ -43,7 +43,7 @@ def read_flags(argv: Sequence[str] | None, before: dict | None = None):
     config_class, _ = model_entry(name)
     return parse(
         flags_class(config_class),
-        "rvqlm trainer",
+        "rvqlm train",
         "Train a model on the codes of audio.",
         argv,
         beneath=with_size(argv, before),
