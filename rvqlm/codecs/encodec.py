@@ -227,9 +227,10 @@ def _from_yaml(checkpoint: NativeCheckpoint) -> dict[str, Any]:
     path = checkpoint.path
     try:
         root = yaml.safe_load(checkpoint.settings)
-        assert isinstance(root, dict)
-    except (yaml.YAMLError, AssertionError):
-        raise UserError(f"codec {path}: its settings (xp.cfg) are not YAML") from None
+    except yaml.YAMLError:
+        root = None
+    if not isinstance(root, dict):
+        raise UserError(f"codec {path}: its settings (xp.cfg) are not YAML")
 
     def read(name: str, default: Any = None) -> Any:
         """Value of ``a.b``; ``${c.d}`` stands for another value (OmegaConf)."""
