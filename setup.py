@@ -15,7 +15,7 @@ extras = {
     # the offline recipe: speech synthesis from a wheel
     "mini": ["espeakng-loader"],
     # text as phonemes (espeak-ng in a wheel) or as pieces of words
-    "text": ["espeakng-loader", "sentencepiece"],
+    "text": ["espeakng-loader", "sentencepiece", "num2words"],
     # MIDI files as a condition
     "midi": ["symusic>=0.6"],
     # an ffmpeg program for m4a, aac, wma, webm where the system has none
@@ -29,7 +29,7 @@ extras = {
 }
 used_by_tests = ("metrics", "mini", "text", "midi", "ffmpeg")
 extras["dev"] = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
-extras["dev"] += ["h5py", "librosa"]  # references to compare with
+extras["dev"] += ["h5py", "librosa", "mido"]  # references to compare with
 extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]
 
 setup(
@@ -59,6 +59,7 @@ setup(
         "transformers>=5.20",  # Mimi: 5.21
         "tyro>=1.0",
         "docstring-parser",
+        "msgspec",
         "PyYAML",
         "tqdm",
         "tensorboard",
