@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rvqlm.errors import UserError
+from rvqlm.files import read_yaml
 
 T = TypeVar("T")
 
@@ -128,16 +129,7 @@ def _type_name(hint: Any) -> str:
 
 def _read_yaml(path: str | Path) -> dict:
     """The keys and values of a ``--config`` file; `UserError` where there are none to read."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"--config {path}: {e.strerror or e}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"--config {path}: not a text file") from None
-    except yaml.YAMLError as e:
-        raise UserError(f"--config {path}: not YAML: {' '.join(str(e).split())}") from None
+    values = read_yaml(path, f"--config {path}")
     if not isinstance(values, dict | None):
         raise UserError(f"--config {path}: expected lines of the form `flag: value`")
     return values or {}

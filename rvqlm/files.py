@@ -1,7 +1,9 @@
 """Reading and writing files: whole or not at all, and what is wrong with one in one line.
 
 Everything that is written goes through `atomic_write`, `atomic_open` or `atomic_folder`, so that a
-crash at any moment leaves either the old content or the new.
+crash at any moment leaves either the old content or the new. Everything that is read may have been
+written by anybody: `read_json`, `read_jsonl` and `read_yaml` take a bounded amount of memory and
+compare what they find with a schema, a type that msgspec understands.
 """
 
 from __future__ import annotations
@@ -12,12 +14,28 @@ import hashlib
 import json
 import os
 import shutil
+import typing
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
-from rvqlm.errors import UserError
+import msgspec
+from msgspec import Meta
+
+from rvqlm.errors import UserError, reason_of
+
+MOST = 64 << 20
+"""Bytes of a JSON or YAML file, and of a line of a JSONL file (unpacked), at most."""
+_DEPTH = 100  # of nested YAML: its C parser has no bound of its own and overflows the stack
+
+Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
+"""In schemas: a whole number from 0 on."""
+Positive = Annotated[int, Meta(ge=1, lt=1 << 62)]
+Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
+"""In schemas: a number that is neither infinite nor NaN, both of which Python's JSON has."""
+Name = Annotated[str, Meta(min_length=1)]
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -69,37 +87,163 @@ def json_line(fields: dict) -> bytes:
         return json.dumps(fields).encode() + b"\n"
 
 
+def fits(value: Any, type: Any) -> Any:
+    """Plain values, as JSON has them, as an instance of a schema.
+
+    A `TypedDict` is only compared: the value itself comes back, with the entries that it does not
+    name. Schemas convert nothing else (no "1" to 1); ``1.0`` is no int.
+
+    >>> fits({"rate": 1}, dict[str, Finite])
+    {'rate': 1.0}
+
+    :raises ValueError: it does not; the message says where: ``$.rate: expected float, got str``.
+    """
+    try:
+        found = msgspec.convert(value, type)
+    except msgspec.ValidationError as e:
+        what, _, place = str(e).replace("`", "").partition(" - at ")
+        what = what[:1].lower() + what[1:]
+        raise ValueError(f"{place}: {what}" if place else what) from None
+    return value if typing.is_typeddict(type) else found
+
+
 def read_json(
-    path: str | Path, remedy: str, missing: str = "", convert: Callable[[Any], Any] = lambda v: v
+    path: str | Path,
+    remedy: str,
+    missing: str = "",
+    convert: Callable[[Any], Any] = lambda v: v,
+    type: Any = Any,
 ) -> Any:
-    """The values of a JSON file, passed through `convert`.
+    """The values of a JSON file that `fits` the schema `type`, passed through `convert`.
 
     Raises `UserError`, ending in `remedy`, where the file is missing (`missing`: what that means)
     or damaged, which is also what the usual errors of `convert` say.
     """
     try:
-        return convert(json.loads(Path(path).read_text(encoding="utf-8")))
+        with open(path, "rb") as file:
+            text = file.read(MOST + 1)
+        if len(text) > MOST:
+            raise ValueError(f"more than {MOST >> 20} MB")
+        return convert(fits(json.loads(text.decode()), type))
     except FileNotFoundError:
         what = f": {missing}" if missing else ""
         raise UserError(f"{path} not found{what}; {remedy}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, UserError) as e:
-        raise UserError(f"{path} is damaged ({e}); {remedy}") from None
+    except OSError as e:
+        raise UserError(f"{path}: {reason_of(e)}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError) as e:
+        what = "nested too deeply" if isinstance(e, RecursionError) else e
+        raise UserError(f"{path} is damaged ({what}); {remedy}") from None
 
 
 def read_lines(path: str | Path, what: str, remedy: str) -> Iterator[bytes]:
     """The lines of a file, gzipped or plain, that are not blank, one at a time.
 
-    Raises `UserError` that begins with `what`, ending in `remedy` where the file is missing.
+    Raises `UserError` that begins with `what`, ending in `remedy` where the file is missing; for a
+    line longer than `MOST` and for as much of nothing, which a few bytes of gzip can stand for.
     """
+    blank = 0
     try:
         with gzip.open(path, "rb") if str(path).lower().endswith(".gz") else open(path, "rb") as f:
-            yield from (line for line in f if line.strip())
+            while line := f.readline(MOST + 1):
+                if line.isspace():
+                    blank += len(line)
+                else:
+                    blank = 0
+                if max(blank, len(line)) > MOST:
+                    raise UserError(f"{what}: a line of more than {MOST >> 20} MB; make it again")
+                if not blank:
+                    yield line
     except FileNotFoundError:
         raise UserError(f"{what} not found; {remedy}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise UserError(f"{what} is cut short or damaged ({e}); make it again") from None
     except OSError as e:
-        raise UserError(f"{what}: {e.strerror or e}") from None
+        raise UserError(f"{what}: {reason_of(e)}") from None
+
+
+def read_jsonl(path: str | Path, what: str, remedy: str, type: Any = dict) -> Iterator[Any]:
+    """The lines of a JSONL file that are not blank, each of which `fits` the schema `type`.
+
+    Raises `UserError` as `read_lines`, and naming the first line that does not fit.
+    """
+    for number, line in enumerate(read_lines(path, what, remedy), 1):
+        try:
+            yield fits(json.loads(line), type)
+        except (ValueError, RecursionError) as e:
+            why = "nested too deeply" if isinstance(e, RecursionError) else e
+            why = "not JSON" if isinstance(e, json.JSONDecodeError | UnicodeDecodeError) else why
+            raise UserError(f"{what}, entry {number}: {why}; make it again") from None
+
+
+def read_yaml(path: str | Path, what: str, type: Any = Any) -> Any:
+    """The values of a YAML file, gzipped or plain, that `fits` the schema `type`; see `parse_yaml`.
+
+    Raises `UserError` that begins with `what`.
+    """
+    try:
+        with gzip.open(path, "rb") if str(path).lower().endswith(".gz") else open(path, "rb") as f:
+            text = f.read(MOST + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as e:
+        raise UserError(f"{what}: {reason_of(e)}") from None
+    return parse_yaml(text, what, type)
+
+
+def parse_yaml(text: bytes | str, what: str, type: Any = Any) -> Any:
+    """The values of a YAML document that `fits` the schema `type`.
+
+    Raises `UserError` that begins with `what` for what is no YAML, for a key that comes twice, and
+    for aliases that stand for more than the document could have spelt out.
+    """
+    import yaml
+
+    class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        seen: set[int] = set()  # mappings, before others were merged into them (<<)
+
+        def flatten_mapping(self, node):
+            if id(node) not in self.seen:
+                self.seen.add(id(node))
+                names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                for name, times in Counter(names).most_common(1):
+                    if times > 1:
+                        raise ValueError(f"key {name!r} given twice")
+            super().flatten_mapping(node)
+
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        if len(text) > MOST:
+            raise ValueError(f"more than {MOST >> 20} MB")
+        _require_small(yaml.parse(text, Loader), len(text))
+        return fits(yaml.load(text, Loader), type)
+    except UnicodeDecodeError:
+        raise UserError(f"{what}: not a text file") from None
+    except (ValueError, OverflowError, UserError) as e:
+        raise UserError(f"{what}: {e}") from None
+    except Exception as e:  # its constructors raise KeyError, IndexError and AttributeError too
+        raise UserError(f"{what}: not YAML: {' '.join(str(e).split())[:200]}") from None
+
+
+def _require_small(events: Iterator, size: int) -> None:
+    """Raise `ValueError` for a YAML document of too many levels, or that names things so often (a
+    list of ten of a list of ten of ...) that written out it would be larger than `size`."""
+    sizes: dict[str, int] = {}
+    within: list[tuple[str | None, int]] = [(None, 0)]  # anchor and nodes of what is open
+    for event in events:
+        kind, anchor, nodes = type(event).__name__, getattr(event, "anchor", None), 0
+        if kind == "AliasEvent":
+            nodes = sizes.get(anchor, size + 1_000)  # unknown: it is within what it names
+        elif kind == "ScalarEvent":
+            nodes = 1
+        elif kind in ("SequenceStartEvent", "MappingStartEvent"):
+            within.append((anchor, 1))
+        elif kind in ("SequenceEndEvent", "MappingEndEvent"):
+            anchor, nodes = within.pop()
+        if nodes and anchor and kind != "AliasEvent":
+            sizes[anchor] = nodes
+        within[-1] = (within[-1][0], within[-1][1] + nodes)
+        if len(within) > _DEPTH:
+            raise ValueError("nested too deeply")
+        if within[-1][1] > size + 1_000:
+            raise ValueError("its aliases (*name) stand for more than a file of its size can say")
 
 
 def link_or_copy(source: str | Path, to: str | Path) -> None:

@@ -1,21 +1,32 @@
 """Files appear whole or not at all, and what is wrong with one is said in one line."""
 
+import contextlib
 import errno
 import gzip
 import json
 import os
+import zlib
+from dataclasses import dataclass
+from typing import TypedDict
 
 import pytest
+import yaml
 
+from rvqlm import files
 from rvqlm.errors import UserError
 from rvqlm.files import (
+    Count,
+    Finite,
     atomic_folder,
     atomic_open,
     atomic_write,
+    fits,
     json_line,
     link_or_copy,
     read_json,
+    read_jsonl,
     read_lines,
+    read_yaml,
     write_json,
 )
 
@@ -153,3 +164,138 @@ def test_lines_of_manifests(tmp_path):
             list(read_lines(path, "m", "run x"))
     with pytest.raises(UserError, match="m: Is a directory"):
         list(read_lines(tmp_path, "m", "run x"))
+
+
+class Line(TypedDict):
+    id: str
+    seconds: Finite
+
+
+@dataclass
+class Rate:
+    """A schema that is an object."""
+
+    rate: Count
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def test_what_fits_a_schema():
+    line = {"id": "\udcff", "seconds": 1, "more": {"\udcff": [1]}}
+    assert fits(line, Line) is line  # with what the schema does not name
+    assert fits({"rate": 3, "more": 4}, Rate) == Rate(3)
+
+
+@pytest.mark.parametrize(
+    ("value", "type", "message"),
+    [
+        ([{"rate": "1"}], list[Rate], "$[0].rate: expected int, got str"),
+        ({"rate": -1}, Rate, "$.rate: expected int >= 0"),
+        ({"rate": 10**30}, Rate, "$.rate: expected int <"),
+        ({"rate": True}, Rate, "$.rate: expected int, got bool"),
+        ({"id": "a"}, Line, "object missing required field seconds"),
+        ({"id": "a", "seconds": float("nan")}, Line, "$.seconds: expected float"),
+        ({"id": "a", "seconds": float("inf")}, Line, "$.seconds: expected float"),
+        ({"id": None, "seconds": 1.0}, Line, "$.id: expected str, got null"),
+        ([], Line, "expected object, got array"),
+    ],
+)
+def test_what_does_not_fit_is_said_with_its_place(value, type, message):
+    with pytest.raises(ValueError) as error:
+        fits(value, type)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"rate": ' + "9" * 9999 + "}", DEEP, '{"rate": NaN}', '{"rate": 1e999}', '"a"', ""]
+)
+def test_json_of_anybody(tmp_path, text):
+    """Digits without end, nesting without end, numbers that are none."""
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"a\.json is damaged .*; run x") as error:
+        read_json(path, "run x", type=Rate)
+    assert len(str(error.value)) < 300
+    path.write_text(text + "\n")
+    with pytest.raises(UserError, match=r"^m, entry 1: .*; make it again") if text else nothing():
+        list(read_jsonl(path, "m", "run x", Rate))
+
+
+def nothing():
+    return contextlib.nullcontext()
+
+
+def test_what_is_no_file(tmp_path):
+    for read in (lambda: read_json(tmp_path, "x"), lambda: read_yaml(tmp_path, "m")):
+        with pytest.raises(UserError, match="Is a directory"):
+            read()
+
+
+def test_lines_are_bounded(tmp_path, monkeypatch):
+    """A few MB of gzip hold a line, or blank lines, of many GB."""
+    monkeypatch.setattr(files, "MOST", 1000)
+    path = tmp_path / "a.jsonl.gz"
+    for text in (b"[" * 1001, b"\n" * 1001, b"1\n" + b" " * 5000 + b"\n2\n"):
+        for path in (tmp_path / "a.jsonl.gz", tmp_path / "a.jsonl"):
+            path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+            with pytest.raises(UserError, match=r"^m: a line of more than 0 MB"):
+                list(read_jsonl(path, "m", "run x", int))
+    path.write_bytes(b"[]" + b" " * 998)
+    assert read_json(path, "run x") == []
+    path.write_bytes(b"[]" + b" " * 999)
+    with pytest.raises(UserError, match="more than 0 MB"):
+        read_json(path, "run x")
+
+
+def test_a_bomb_is_not_unpacked(tmp_path):
+    """Reading stops at the bound: the rest of the stream here is no gzip at all."""
+    packer = zlib.compressobj(9, wbits=31)
+    path = tmp_path / "a.jsonl.gz"
+    data = b"".join(packer.compress(b"1" * (1 << 20)) for _ in range(files.MOST // (1 << 20) + 9))
+    path.write_bytes(data + packer.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 99)
+    with pytest.raises(UserError, match="a line of more than 64 MB"):
+        list(read_lines(path, "m", "run x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &a [1]\nb: [*a, *a]\n", None),
+        ("a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a}\n", None),
+        ("a0: &a0 [x, x, x]\n" + "".join(
+            f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10)
+        ), "its aliases"),
+        ("a: &a [*a]", "its aliases"),
+        ("a: 1\nb: 2\na: 3", "key 'a' given twice"),
+        ("x: [{a: 1, a: 1}]", "key 'a' given twice"),
+        (DEEP, "nested too deeply"),
+        ("a: " + "9" * 9999, "limit"),
+        ("a: 2001-99-99", "month"),
+        ("? [1]\n: 2", "not YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "not YAML"),
+        ("a: \x00", "not YAML"),
+        ("a: *b", "its aliases|undefined"),
+    ],
+)  # fmt: skip
+def test_yaml_of_anybody(tmp_path, text, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    if message is None:
+        assert read_yaml(path, "m") == yaml.safe_load(text)
+        return
+    with pytest.raises(UserError, match=f"^m: .*({message})") as error:
+        read_yaml(path, "m")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_yaml_with_a_schema(tmp_path):
+    path = tmp_path / "a.yaml.gz"
+    path.write_bytes(gzip.compress(b"[{rate: 1}]"))
+    assert read_yaml(path, "m", list[Rate]) == [Rate(1)]
+    path.write_bytes(gzip.compress(b"[{rate: x}]"))
+    with pytest.raises(UserError, match=r"^m: \$\[0\]\.rate: expected int, got str"):
+        read_yaml(path, "m", list[Rate])
+    path.write_bytes(b"[]")
+    with pytest.raises(UserError, match=r"^m: Not a gzipped file"):
+        read_yaml(path, "m")
