@@ -273,7 +273,7 @@ def sha256_of(path: str | Path) -> str:
 def _replacing(path: Path) -> Iterator[Path]:
     """A temporary name; what is written there, a file or a folder, takes the place of `path` at
     the end of the block."""
-    name = f".{path.name}.{os.getpid()}.tmp"
+    name = f".{path.name}.{os.getpid()}.tmp"  # as `remove_torn` knows it
     if len(os.fsencode(name)) > 255:  # more than file systems take
         name = f".{os.getpid()}.tmp"
     temporary = path.with_name(name)
@@ -298,6 +298,31 @@ def _sync(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def remove_torn(folder: str | Path, name: str | None = None) -> None:
+    """Delete what processes that are no more have left half-written in a folder and in those within
+    it; with `name`, only what was to become FOLDER/NAME. The caller holds the folder's lock."""
+    folder = Path(folder)
+    within = [] if name is not None else [p for p in folder.iterdir() if p.is_dir()]
+    for path in (p for place in (folder, *within) for p in place.glob(".*.tmp")):
+        of, _, pid = path.name[1:].removesuffix(".tmp").rpartition(".")
+        if pid.isascii() and pid.isdigit() and name in (None, of) and not _lives(int(pid)):
+            with contextlib.suppress(OSError):
+                remove(path)
+
+
+def _lives(pid: int) -> bool:
+    """Whether another process of this number runs here."""
+    if pid == os.getpid():
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def remove(path: Path) -> None:
