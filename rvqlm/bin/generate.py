@@ -60,6 +60,9 @@ def check(args: GenerateArgs) -> None:
     ]:
         if value <= 0:
             problems.append(f"{flag} {value} must be positive")
+    start = args.conditions.midi_start
+    if not 0 <= start < float("inf") or (start and not args.conditions.midi):
+        problems.append(f"--midi-start {start} must be a second of --midi files, from 0")
     seconds = args.prompts.prompt_seconds
     if seconds < 0 or (seconds == 0 and args.prompts.prompt):
         problems.append(f"--prompt-seconds {seconds} must be positive")

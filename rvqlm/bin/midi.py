@@ -4,8 +4,8 @@
     rvqlm midi --manifest-dir data/tokens --midi-dir corpus/midi
     rvqlm midi --manifest-dir data/tokens --field custom.midi_path
 
-Writes ``midi_SPLIT.bin`` beside each index and ``midi.json``. Where a cut is a part of a recording,
-it gets that part of the recording's notes. Needs symusic: pip install symusic.
+Writes ``midi_SPLIT.bin`` and ``midi-times_SPLIT.bin`` beside each index, and ``midi.json``. Where a
+cut is a part of a recording, it gets that part of the recording's notes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ def _line(split: str, report: MidiReport, max_notes: int) -> str:
     for count, what in (
         (report.without_file, "without a MIDI file"),
         (report.silent, "without a note in their part of it"),
-        (report.limited, f"cut off after {max_notes:,} notes"),
+        (report.limited, f"with more than {max_notes:,} notes, the others not used"),
         (len(report.bad), f"passed over, the first: {report.bad[0] if report.bad else ''}"),
     ):
         line += f"; {count:,} {what}" if count else ""
+    for what, count in report.remarks.items():
+        line += f"; {what}: {count:,}, the first in {report.first[what]}"
     return line
 
 

@@ -4,15 +4,16 @@
 kind     what lies beside ``index_SPLIT.bin``                 written by
 ======== ==================================================== ==================================
 text     ``text.json``, ``text_SPLIT.bin``                    ``rvqlm text``
-midi     ``midi.json``, ``midi_SPLIT.bin``                    ``rvqlm midi``
+midi     ``midi.json``, ``midi_SPLIT.bin``,                   ``rvqlm midi`` (`rvqlm.data.notes`)
+         ``midi-times_SPLIT.bin``
 source   ``source.json``, ``source_SPLIT.bin``                ``rvqlm pair`` (`rvqlm.data.pairs`)
 prompt   ``speakers_SPLIT.bin``                               first use (`rvqlm.data.speakers`)
 ======== ==================================================== ==================================
 
-Text and notes belong to whole recordings. A source is read for the same frames as the target, so
-it goes with windows and crops. A prompt is a random crop of another cut of the same speaker, never
-of the item's own audio; it is drawn from (seed, epoch, row) alone, so neither the composition of
-batches nor an interruption changes it.
+Text belongs to whole recordings. Notes and sources are read for the same frames as the target, so
+they go with windows and crops: notes that begin there, in time from there on. A prompt is a random
+crop of another cut of the same speaker, never of the item's own audio; it is drawn from (seed,
+epoch, row) alone, so neither the composition of batches nor an interruption changes it.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from rvqlm.cli import kebab
 from rvqlm.condition_info import KINDS, MIDI_FIELDS, ConditionInfo
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.mapped import column_path
+from rvqlm.data.notes import NoteTimes, check_grid
 from rvqlm.data.pairs import Pairs
 from rvqlm.data.plan import Items, PlanConfig
 from rvqlm.data.ragged import Ragged
 from rvqlm.data.speakers import Speakers, uniform
+from rvqlm.data.store import frames_to_seconds
 from rvqlm.errors import UserError
 from rvqlm.files import read_json, write_json
 
-WHOLE = ("text", "midi")
-"""Kinds that belong to a whole recording and not to a part of it."""
 _CUT, _START = 0, 1  # streams of random numbers of a prompt
 
 
@@ -58,21 +59,18 @@ def save_info(directory: Path, info: ConditionInfo) -> None:
 def discard(directory: Path, kind: str) -> None:
     """Remove ``KIND.json`` and all columns of the kind, before others are made in another way."""
     (directory / f"{kind}.json").unlink(missing_ok=True)
-    for column in directory.glob(f"{kind}_*.bin"):
+    for column in [*directory.glob(f"{kind}_*.bin"), *directory.glob(f"{kind}-times_*.bin")]:
         column.unlink()
 
 
 class _Tokens:
-    """Text or notes: a ragged column."""
+    """Text: a ragged column."""
 
     def __init__(self, dataset: TokenDataset, kind: str):
         self.dataset, self.kind = dataset, kind
         directory = dataset.directory
         remedy = f"run rvqlm {kind} --manifest-dir {directory}"
-        self.info = load_info(directory, kind, remedy)
-        if seconds := self.info.settings.get("position_step"):  # notes say when they begin
-            step = seconds * float(dataset.info.frame_rate)
-            self.info = replace(self.info, clock=(MIDI_FIELDS.index("position"), step))
+        self.info, self.remedy = load_info(directory, kind, remedy), remedy
         path = column_path(directory, kind, dataset.split)
         self.column = column = Ragged.open(path, dataset.fingerprint, remedy)
         if len(column) != len(dataset) or column.num_fields != self.info.num_fields:
@@ -90,14 +88,52 @@ class _Tokens:
         return int((self.column.lengths == 0).sum())
 
     def read(self, items: Items, epoch: int) -> list[np.ndarray | None]:
-        part = (items.starts > 0) | (items.lengths < self.dataset.frames[items.rows])
-        if part.any():
-            name = self.dataset.id_of(int(items.rows[part][0]))
-            raise UserError(
-                f"a part of cut {name!r} was asked for, and its {self.kind} belongs to the whole: "
-                "use fewer ranks or more data, so that no cut need be divided"
-            )
-        return [self.column.read(row) for row in items.rows.tolist()]
+        whole = (items.starts == 0) & (items.lengths == self.dataset.frames[items.rows])
+        if self.undivided and not whole.all():
+            name = self.dataset.id_of(int(items.rows[~whole][0]))
+            raise UserError(f"a part of cut {name!r} was asked for, and {self.undivided}")
+        columns = (column.tolist() for column in (*items, whole))
+        return [self._read(*item) for item in zip(*columns)]
+
+    def _read(self, row: int, start: int, length: int, whole: bool) -> np.ndarray:
+        return self.column.read(row)
+
+    @property
+    def undivided(self) -> str:
+        """Why no part of a cut can be read, with the remedy; empty where it can."""
+        return (
+            f"{self.kind} belongs to the whole: cut the audio before rvqlm tokenize, use fewer "
+            f"ranks where there are more than cuts, or train without {self.kind}"
+        )
+
+
+class _Notes(_Tokens):
+    """Notes, with their times for parts of cuts."""
+
+    def __init__(self, dataset: TokenDataset):
+        super().__init__(dataset, "midi")
+        settings = self.info.settings
+        self.max_notes = settings.get("max_notes") or None
+        self.times = None
+        if "position_step" in settings:
+            check_grid(settings, dataset.directory / "midi.json", self.remedy)
+            step = settings["position_step"] * float(dataset.info.frame_rate)
+            self.info = replace(self.info, clock=(MIDI_FIELDS.index("position"), step))
+            self.times = NoteTimes.open(dataset, self.column, settings, self.remedy)
+
+    def _read(self, row: int, start: int, length: int, whole: bool) -> np.ndarray:
+        tokens = self.column.read(row)
+        if not whole:
+            # whole samples, so that one window begins where the other ends
+            begin, end = (frames_to_seconds(f, self.dataset.info) for f in (start, start + length))
+            tokens = self.times.part(row, tokens, begin, end)
+        return tokens[: self.max_notes]
+
+    @property
+    def undivided(self) -> str:
+        if self.times is not None:
+            return ""
+        return f"its notes were made by a version that kept no times for parts: {self.remedy} again"
 
 
 class _Prompt:
@@ -169,8 +205,10 @@ class ConditionSet:
         for kind in kinds:
             if kind not in KINDS:
                 raise UserError(f"condition {kind!r}: choose from {', '.join(KINDS)}")
-            if kind in WHOLE:
+            if kind == "text":
                 readers[kind] = _Tokens(dataset, kind)
+            elif kind == "midi":
+                readers[kind] = _Notes(dataset)
             elif kind == "source":
                 readers[kind] = Pairs.open(dataset)
             else:
@@ -181,16 +219,18 @@ class ConditionSet:
         """By kind, how many cuts have none."""
         return {kind: reader.missing() for kind, reader in self._readers.items()}
 
+    @property
+    def undivided(self) -> str:
+        """Why no part of a cut can be read, with the remedy; empty where it can."""
+        found = [r.undivided for r in self._readers.values() if isinstance(r, _Tokens)]
+        return next(filter(None, found), "")
+
     def check_plan(self, config: PlanConfig) -> None:
         """Raise `UserError` for a plan that takes parts of what has to be whole."""
-        whole = " and ".join(kind for kind in self.infos if kind in WHOLE)
         names = ("window_frames", "window_schedule", "crop_frames", "crop_schedule")
         part = next((name for name in names if getattr(config, name)), None)
-        if whole and part:
-            raise UserError(
-                f"--{kebab(part)} takes parts of recordings, and {whole} belongs to the whole of "
-                "each: leave it out and cut the audio before rvqlm tokenize, or train without it"
-            )
+        if part and self.undivided:
+            raise UserError(f"--{kebab(part)} takes parts of recordings, and {self.undivided}")
 
     def state(self) -> dict:
         """What has to be the same for a run to resume; plain values, by the names of flags."""
@@ -239,6 +279,10 @@ class MixedConditions(ConditionSet):
 
     def state(self) -> dict:
         return self.sets[0].state()
+
+    @property
+    def undivided(self) -> str:
+        return next(filter(None, (part.undivided for part in self.sets)), "")
 
     def _read(self, items: Items, epoch: int) -> dict[str, list[np.ndarray | None]]:
         parts = self.dataset.part_of(items.rows)

@@ -26,7 +26,7 @@ from rvqlm.data.index import (
     require_current_split,
     splits_of,
 )
-from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype
+from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype, frames_to_seconds
 from rvqlm.errors import UserError
 from rvqlm.exchange.items import Skipped, TokenItem
 from rvqlm.files import atomic_folder, atomic_open, json_line, sha256_of, write_json
@@ -84,6 +84,10 @@ def _item(
         if "num_samples" in custom:
             left = int(custom["num_samples"]) - first * info.hop
             custom["num_samples"] = max(0, min(left, key.frames * info.hop))
+        if first:  # the window becomes an array of its own; None: where it begins is not known
+            start = custom.get("recording_start")
+            start = None if start is None else start + frames_to_seconds(first, info)
+            custom["recording_start"] = start
     custom.pop("ends_recording", None)
     if not ends:
         custom["ends_recording"] = False

@@ -18,33 +18,25 @@ Time is in seconds: a performance that was played or transcribed (ATEPP, MAESTRO
 encodings by bars (Octuple, arXiv:2106.05630; CPWord, 2101.02402; MIDI-VALLE, 2507.08530) would lay
 an arbitrary grid over it, and they have no pedal. The position says to one step, at any length,
 where in the recording, and so in its codes, a note is; the onset what the rhythm is like, and which
-turn of the positions it is. Files are read with symusic.
+turn of the positions it is. Times are kept in whole 0.1 ms.
 
-All tracks but drums are one instrument. Pedal is controller 64, down from 64 on; soft and sostenuto
-pedals, bends and programs are not kept.
+All tracks but drums are one instrument (`rvqlm.frontends.midi_file`); soft and sostenuto pedals,
+bends and programs are not kept.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple
 
 import numpy as np
 
 from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
+from rvqlm.data.notes import bins, positions
 from rvqlm.errors import UserError
+from rvqlm.frontends.midi_file import Notes, read_midi, write_midi
 
 VERSION = 1  # of the meaning of the fields
-_SUSTAIN, _DOWN = 64, 64  # controller, and the least value that is "down"
-
-
-def _symusic():
-    try:
-        import symusic
-    except ImportError:
-        raise UserError("MIDI files need symusic: pip install symusic, or rvqlm[midi]") from None
-    return symusic
 
 
 @dataclass(frozen=True)
@@ -82,79 +74,6 @@ class MidiSettings:
                 problems.append(f"--{flag} {value!r} is not a number from {low:g} to {high:g}")
         if problems:
             raise UserError("; ".join(problems))
-
-
-class Notes(NamedTuple):
-    """The notes of a file in the order of their onsets, pitches ascending: five (S,) arrays."""
-
-    time: np.ndarray
-    """seconds from the beginning, float64"""
-    duration: np.ndarray
-    """seconds that the key is held"""
-    pitch: np.ndarray
-    velocity: np.ndarray
-    pedal: np.ndarray
-    """seconds from the release of the key to that of the pedal, 0 without"""
-
-    def between(self, start: float, end: float) -> Notes:
-        """The notes that begin in [start, end), with `start` as the beginning of time. Those that
-        still sound from before are left out: their attack lies before it."""
-        first, last = np.searchsorted(self.time, [start, end])
-        part = Notes(*(column[first:last] for column in self))
-        return part._replace(time=part.time - start)
-
-
-def read_notes(path: str | os.PathLike) -> Notes:
-    """The notes of a MIDI file, pedal included.
-
-    Raises `UserError` when it is missing, not a MIDI file, damaged, or without notes.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read()
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror}; give the path of a MIDI file") from None
-    if data[:4] != b"MThd":
-        raise UserError(f"{path}: not a MIDI file (it does not begin with MThd); give a .mid file")
-    try:
-        score = _symusic().Score.from_midi(data, "second")
-        tracks = [track for track in score.tracks if not track.is_drum]
-        notes, controls = ([getattr(t, n).numpy() for t in tracks] for n in ("notes", "controls"))
-    except (RuntimeError, ValueError, TypeError) as e:
-        reason = " ".join(str(e).split())[:120]
-        raise UserError(f"{path}: damaged MIDI file ({reason}); write it again") from None
-    time, duration, pitch, velocity = (
-        _join(notes, name) for name in ("time", "duration", "pitch", "velocity")
-    )
-    if not len(time):
-        raise UserError(f"{path}: no notes in this MIDI file; give one with notes")
-    if not (np.isfinite(time).all() and np.isfinite(duration).all()):
-        raise UserError(f"{path}: damaged MIDI file (times without end); write it again")
-    order = np.lexsort((pitch, time))
-    time, duration, pitch, velocity = (c[order] for c in (time, duration, pitch, velocity))
-    pedal = _sounding_on(controls, time + duration)
-    return Notes(time, duration, pitch.astype(np.int64), velocity.astype(np.int64), pedal)
-
-
-def _join(tracks: list[dict], name: str) -> np.ndarray:
-    return np.concatenate([np.empty(0), *(t[name].astype(np.float64) for t in tracks)])
-
-
-def _sounding_on(controls: list[dict], release: np.ndarray) -> np.ndarray:
-    """Seconds from each release until the pedal, if it is down then, goes up (or all ends)."""
-    time, number, value = (_join(controls, name) for name in ("time", "number", "value"))
-    keep = (number == _SUSTAIN) & np.isfinite(time)
-    time, down = time[keep], value[keep] >= _DOWN
-    if not len(time):
-        return np.zeros(len(release))
-    order = np.argsort(time, kind="stable")
-    time, down = time[order], down[order]
-    end = max(time[-1], release.max())
-    # from the last event backwards: when the pedal is up next
-    up = np.minimum.accumulate(np.where(down, end, time)[::-1])[::-1]
-    at = np.searchsorted(time, release, side="right") - 1  # the event before the release
-    held = (at >= 0) & down[np.maximum(at, 0)]
-    return np.where(held, np.maximum(up[np.maximum(at, 0)] - release, 0.0), 0.0)
 
 
 class MidiFrontEnd:
@@ -207,28 +126,23 @@ class MidiFrontEnd:
 
     def encode(self, path: str | os.PathLike) -> np.ndarray:
         """(S, 6) int32 of a MIDI file; `UserError` when it is none or has no notes."""
-        return self.tokens(read_notes(path))
+        return self.tokens(read_midi(path).notes)
 
     def tokens(self, notes: Notes) -> np.ndarray:
         """(S, 6) int32: one step a note; S is limited by ``max_notes``."""
         s = self.settings
         if s.max_notes:
             notes = Notes(*(column[: s.max_notes] for column in notes))
-        onset = np.diff(notes.time, prepend=0.0)
+        onset, grid = np.diff(notes.time, prepend=0.0), asdict(s)
         columns = (
             notes.pitch,
             notes.velocity * s.velocity_bins // 128,
-            self._bins(notes.duration),
-            self._bins(onset),
-            np.floor(notes.time / s.position_step).astype(np.int64) % s.positions,
-            self._bins(notes.pedal),
+            bins(notes.duration, grid),
+            bins(onset, grid),
+            positions(notes.time, grid),
+            bins(notes.pedal, grid),
         )
         return np.stack(columns, axis=1).astype(np.int32)
-
-    def _bins(self, seconds: np.ndarray) -> np.ndarray:
-        s = self.settings
-        ids = np.rint(s.seconds_steps * np.log1p(np.maximum(seconds, 0.0) / s.seconds_unit))
-        return np.minimum(ids, s.seconds_bins - 1).astype(np.int64)
 
     def _seconds(self, ids: np.ndarray) -> np.ndarray:
         s = self.settings
@@ -268,24 +182,22 @@ class MidiFrontEnd:
             self._seconds(pedal),
         )
 
-    def decode(self, tokens: np.ndarray):
-        """A `symusic.Score` of one piano track, in seconds; ``dump_midi(path)`` writes it.
+    def decode(self, tokens: np.ndarray) -> bytes:
+        """A MIDI file of one piano track that plays the tokens, a millisecond a tick.
 
         The pedal goes down a moment before the first key is released that it holds.
         """
-        library, notes = _symusic(), _apart(self.notes(tokens))
-        score = library.Score(500, ttype="second")  # with 120 beats a minute: 1 ms a tick
-        score.tempos.append(library.Tempo(0.0, 120.0, ttype="second"))
-        track = library.Track(name="piano", program=0, is_drum=False, ttype="second")
-        times = (c.astype(np.float32) for c in (notes.time, notes.duration))
-        values = (c.astype(np.int8) for c in (notes.pitch, notes.velocity))
-        track.notes = library.Note.from_numpy(*times, *values, ttype="second")
+        notes = _apart(self.notes(tokens))
+        events = []  # (millisecond, order within it, bytes): a release before what comes after it
+        for time, duration, pitch, velocity, _ in zip(*(column.tolist() for column in notes)):
+            begin = round(time * 1000)
+            events.append((begin, 3, bytes([0x90, pitch, velocity])))
+            end = max(round((time + duration) * 1000), begin + 1)
+            events.append((end, 1, bytes([0x80, pitch, 64])))
         for down, up in _pedal_presses(notes):
-            for time, value in ((down, 127), (up, 0)):
-                event = library.ControlChange(time, _SUSTAIN, value, ttype="second")
-                track.controls.append(event)
-        score.tracks.append(track)
-        return score
+            events.append((round(down * 1000), 0, bytes([0xB0, 64, 127])))
+            events.append((round(up * 1000), 2, bytes([0xB0, 64, 0])))
+        return write_midi(events)
 
 
 def _apart(notes: Notes) -> Notes:

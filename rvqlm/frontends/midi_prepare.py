@@ -1,17 +1,21 @@
 """Notes of the cuts of a token directory as columns of compound tokens beside their codes.
 
 `prepare_midi` finds the MIDI file of every cut, takes the part that the cut covers and writes
-``midi_SPLIT.bin`` (`rvqlm.data.ragged`) and ``midi.json``, the `ConditionInfo`. The latter is
-written last, and goes away first when the bins change, so that an interruption leaves no mixture.
+``midi_SPLIT.bin`` and ``midi-times_SPLIT.bin`` (`rvqlm.data.ragged`, `rvqlm.data.notes`), and
+``midi.json``, the `ConditionInfo`. The latter is written last, and goes away first when the bins
+change, as times go before other notes come: an interruption leaves no mixture.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +25,12 @@ from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
 from rvqlm.data.conditions import discard, load_info, save_info
 from rvqlm.data.index import TokenDataset, find_splits, read_manifest
 from rvqlm.data.mapped import column_path
-from rvqlm.data.ragged import write_ragged
+from rvqlm.data.notes import SECOND, NoteTimes
+from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.data.splits import recording
 from rvqlm.errors import UserError
-from rvqlm.frontends.midi import MidiFrontEnd, MidiSettings, Notes, read_notes
+from rvqlm.frontends.midi import MidiFrontEnd, MidiSettings
+from rvqlm.frontends.midi_file import MidiScore, read_midi
 from rvqlm.frontends.transcripts import field_value
 
 SUFFIXES = (".mid", ".midi")
@@ -45,16 +51,16 @@ class MidiConfig:
     """Where a cut names the MIDI file of its recording: custom.midi_path, for instance. Copies of
     other speed, tempo or pitch (rvqlm audio augment) get no notes."""
     max_notes: int = 0
-    """Keep only the first so many notes of a cut, for memory: the rest of its audio is then
-    without. 0: keep all."""
+    """Use only the first so many notes of a cut, or of a window of it in training, for memory: the
+    rest of its audio is then without. 0: all."""
     position_step: float = 0.02
     """Seconds to which the time of a note is known."""
     positions: int = 1024
     """Steps of time until the count begins again; times the step, it should reach the end of most
     cuts."""
     skip_bad: bool = False
-    """Let cuts have no notes whose file is missing, damaged or empty, and count them, instead of
-    stopping at the first."""
+    """Let cuts have no notes whose file is missing, damaged or empty, or of which it is not known
+    where they begin in their recordings, and count them, instead of stopping at the first."""
     splits: tuple[str, ...] = ()
     """Only these; none given: all that have a manifest. Those left out lose their notes if bins or
     --max-notes changed."""
@@ -75,6 +81,16 @@ class MidiReport:
     """cuts that had more than ``max_notes``"""
     bad: list[str] = field(default_factory=list)
     """what is wrong with files that were passed over"""
+    remarks: Counter = field(default_factory=Counter)
+    """what is odd in the files, as in `MidiScore`"""
+    first: dict[str, str] = field(default_factory=dict)
+    """by remark, the first file that it is about"""
+
+    def add(self, path: str, score: MidiScore) -> None:
+        """Count what is odd in a file, once."""
+        for what, count in score.remarks.items():
+            self.remarks[what] += count
+            self.first.setdefault(what, path)
 
 
 class MidiFiles:
@@ -93,13 +109,14 @@ class MidiFiles:
             raise UserError(f"--midi-dir {folder}: no such folder")
         self.folder, self.name = folder, name
         self._by_id = {} if name is not None else _named_files(folder)
-        self._starts = _starts(directory)
+        self._starts = _Starts(directory)
 
     def of(self, cut: dict) -> tuple[Path, float, float] | None:
         """Path, and first and last second of the part that the cut covers; None without a file.
 
         Copies of other speed, tempo or pitch have none unless one is named as they are: their notes
-        would be wrong.
+        would be wrong. Raises `UserError` for a field that is no path, and where it is not known
+        where the cut begins.
         """
         own = self._by_id.get(cut["id"])
         offset = cut["start"] - cut["features"]["start"]  # of a window of a token cut
@@ -115,8 +132,8 @@ class MidiFiles:
         if path is None:
             return None
         if not isinstance(path, (str, Path)):
-            raise UserError(f"cut {cut['id']!r}: {self.name} is {str(path)[:40]!r}, not a path")
-        start = offset + self._starts.get(cut["id"], 0.0)
+            raise UserError(f"{self.name} is {str(path)[:40]!r}, not a path")
+        start = offset + self._starts.of(cut)
         return (self.folder or Path()) / path, start, start + cut["duration"]
 
 
@@ -137,12 +154,39 @@ def _named_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _starts(directory: Path) -> dict[str, float]:
-    """Seconds at which cuts begin in their recordings, by id, where that is not 0. Token cuts begin
-    at 0; what they were made from is in ``audio_cuts.jsonl.gz``."""
-    path = directory / "audio_cuts.jsonl.gz"
-    cuts = read_manifest(path) if path.exists() else ()
-    return {cut["id"]: cut["start"] for cut in cuts if cut.get("start")}
+class _Starts:
+    """Seconds at which stored tokens begin in their recordings.
+
+    Token cuts begin at 0. ``recording_start`` of their custom fields says where that is; without
+    it, of earlier versions, ``audio_cuts.jsonl.gz`` has what they were made from.
+    """
+
+    def __init__(self, directory: Path):
+        self.path = directory / "audio_cuts.jsonl.gz"
+        self._of_cut: dict[str, float] = {}
+        self._of_recording: dict[str, float | None] = {}  # None: its cuts begin at several places
+        for cut in read_manifest(self.path) if self.path.exists() else ():
+            start, name = cut.get("start") or 0.0, recording(cut)
+            self._of_cut[cut["id"]] = start
+            if self._of_recording.setdefault(name, start) != start:
+                self._of_recording[name] = None
+
+    def of(self, cut: dict) -> float:
+        """Raises `UserError` where it is not known: the first seconds of the recording would be
+        other notes."""
+        custom, name = cut.get("custom") or {}, recording(cut)
+        if "recording_start" in custom:
+            known = custom["recording_start"]
+        else:
+            whole = 0.0 if name == cut["id"] and name not in self._of_recording else None
+            known = self._of_cut.get(cut["id"], self._of_recording.get(name, whole))
+        if isinstance(known, (int, float)):
+            return known
+        raise UserError(
+            f"where it begins in its recording {name!r} is not known, as {self.path} is missing or "
+            "does not list it: bring it back, tokenize again, or name the MIDI file of this part "
+            "as the cut"
+        )
 
 
 def prepare_midi(config: MidiConfig) -> tuple[ConditionInfo, dict[str, MidiReport]]:
@@ -158,11 +202,12 @@ def prepare_midi(config: MidiConfig) -> tuple[ConditionInfo, dict[str, MidiRepor
     files = MidiFiles(directory, config.midi_dir, config.field)
     reports = {split: MidiReport(len(dataset)) for split, dataset in datasets.items()}
     fresh = {split: directory / f".midi_{split}.bin.new" for split in datasets}
+    times = {split: array("i") for split in datasets}
     try:
         for split, dataset in datasets.items():
             cuts = bar(dataset.cuts(), split, len(dataset))
-            rows = _rows(cuts, dataset, files, front_end, config.skip_bad, reports[split])
-            write_ragged(fresh[split], rows, len(MIDI_FIELDS), dataset.fingerprint)
+            maker = _Maker(dataset, files, front_end, config.skip_bad, reports[split], times[split])
+            write_ragged(fresh[split], maker.rows(cuts), len(MIDI_FIELDS), dataset.fingerprint)
         old = None
         with contextlib.suppress(UserError):  # none, or damaged: about to be made again
             old = load_info(directory, "midi", "")
@@ -170,12 +215,21 @@ def prepare_midi(config: MidiConfig) -> tuple[ConditionInfo, dict[str, MidiRepor
         if old is None or old.settings != info.settings:  # other bins must not stand beside these
             discard(directory, "midi")
         for split, path in fresh.items():
+            NoteTimes.path(directory, split).unlink(missing_ok=True)
             os.replace(path, column_path(directory, "midi", split))
+            _write_times(datasets[split], times[split])
     finally:
         for path in fresh.values():
             path.unlink(missing_ok=True)
     save_info(directory, info)
     return info, reports
+
+
+def _write_times(dataset: TokenDataset, times: array) -> None:
+    starts = Ragged.open(column_path(dataset.directory, "midi", dataset.split)).starts.tolist()
+    rows = (np.array(times[a:b], np.int32)[:, None] for a, b in pairwise(starts))
+    path = NoteTimes.path(dataset.directory, dataset.split)
+    write_ragged(path, rows, 1, dataset.fingerprint)
 
 
 def _rate(reports: dict[str, MidiReport], old: ConditionInfo | None, files: MidiFiles) -> float:
@@ -194,39 +248,63 @@ def _rate(reports: dict[str, MidiReport], old: ConditionInfo | None, files: Midi
     return sum(r.frames for r in counted) / sum(r.notes for r in counted)
 
 
-def _rows(
-    cuts: Iterable[dict],
-    dataset: TokenDataset,
-    files: MidiFiles,
-    front_end: MidiFrontEnd,
-    skip_bad: bool,
-    report: MidiReport,
-) -> Iterator[np.ndarray]:
-    for row, cut in enumerate(cuts):
-        tokens, found, whole = np.empty((0, len(MIDI_FIELDS)), np.int32), files.of(cut), None
-        try:
-            if found is None:
-                report.without_file += 1
+class _Maker:
+    """Notes of the cuts of a split, one after another, and in `times` when they begin."""
+
+    def __init__(
+        self,
+        dataset: TokenDataset,
+        files: MidiFiles,
+        front_end: MidiFrontEnd,
+        skip_bad: bool,
+        report: MidiReport,
+        times: array,
+    ):
+        self.dataset, self.files, self.skip_bad = dataset, files, skip_bad
+        self.report, self.times = report, times
+        self.limit = front_end.settings.max_notes
+        # all are stored: windows of a cut have their own first ones
+        self.front_end = MidiFrontEnd(replace(front_end.settings, max_notes=0))
+        self._seen: set[str] = set()
+
+    def rows(self, cuts: Iterable[dict]) -> Iterator[np.ndarray]:
+        """(S, 6) of each cut; S is 0 without notes."""
+        for frames, cut in zip(self.dataset.frames.tolist(), cuts):
+            try:
+                found = self.files.of(cut)
+                score = None if found is None else self._read(os.fspath(found[0]))
+            except UserError as e:
+                found = score = None
+                self._pass_over(cut, e)
             else:
-                whole = _read(os.fspath(found[0]))
-        except UserError as e:
-            if not skip_bad:
-                raise UserError(
-                    f"cut {cut['id']!r} of {dataset.split}: {e}; or pass over such files with "
-                    "--skip-bad"
-                ) from None
-            report.bad.append(str(e))
-        if whole is not None:
-            notes = whole.between(*found[1:])
-            tokens = front_end.tokens(notes)
-            report.notes += len(tokens)
-            report.silent += not len(tokens)
-            report.limited += len(tokens) < len(notes.time)
-            report.frames += int(dataset.frames[row]) if len(tokens) else 0
-        yield tokens
+                self.report.without_file += found is None
+            tokens = np.empty((0, len(MIDI_FIELDS)), np.int32)
+            if score is not None:
+                notes = score.notes.between(*found[1:])
+                tokens = self.front_end.tokens(notes)
+                self.times.extend(np.rint(notes.time * SECOND).astype(np.int32).tolist())
+                used = min(len(tokens), self.limit or len(tokens))
+                self.report.notes += used
+                self.report.silent += not used
+                self.report.limited += used < len(tokens)
+                self.report.frames += frames if used else 0
+            yield tokens
+
+    def _read(self, path: str) -> MidiScore:
+        score = _read(path)
+        if path not in self._seen:
+            self._seen.add(path)
+            self.report.add(path, score)
+        return score
+
+    def _pass_over(self, cut: dict, error: UserError) -> None:
+        problem = f"cut {cut['id']!r} of {self.dataset.split}: {error}"
+        if not self.skip_bad:
+            raise UserError(f"{problem}; or pass over such cuts with --skip-bad") from None
+        self.report.bad.append(problem)
 
 
 @lru_cache(maxsize=8)
-def _read(path: str) -> Notes:
+def _read(path: str) -> MidiScore:
     """Cuts of one recording follow one another: their file is read once."""
-    return read_notes(path)
+    return read_midi(path)

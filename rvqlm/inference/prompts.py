@@ -27,6 +27,7 @@ from rvqlm.data.plan import Items
 from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
 from rvqlm.frontends.midi import MidiFrontEnd
+from rvqlm.frontends.midi_file import read_midi
 from rvqlm.frontends.text import TextFrontEnd
 
 
@@ -57,7 +58,9 @@ class ConditionArgs:
     text_file: str = ""
     """A text a line, instead of --text."""
     midi: tuple[str, ...] = ()
-    """MIDI files to play."""
+    """MIDI files to play: their notes in as many seconds as are made, the prompt's included."""
+    midi_start: float = 0.0
+    """Second of the MIDI files at which to begin."""
     source: tuple[str, ...] = ()
     """Audio files to accompany, frame by frame."""
     voice: tuple[str, ...] = ()
@@ -121,7 +124,7 @@ def read_prompts(
     """The prompts that flags name, with their conditions; one that is empty without any.
 
     :param codec: encodes audio files.
-    :param new_frames: longest continuation; a ``source`` is read up to its end.
+    :param new_frames: longest continuation; ``source`` and ``midi`` are read up to its end.
     :param seed: of the choice among cuts.
     :raises UserError: files, cuts or conditions that are missing, unusable or not the model's.
     """
@@ -131,7 +134,8 @@ def read_prompts(
     if args.prompt:
         prompts = from_audio(list(args.prompt), codec, frames)
     elif args.manifest_dir:
-        prompts = from_tokens(args, frames, model, seed, conditions.voice_seconds)
+        seconds = conditions.voice_seconds
+        prompts = from_tokens(args, frames, model, seed, seconds, frames + new_frames)
     given = from_arguments(conditions, model.conditions, codec, frames + new_frames)
     return combine(prompts, given, model.info)
 
@@ -190,7 +194,12 @@ def encode_file(path: str, codec, num_frames: int) -> tuple[Tensor, Tensor | Non
 
 
 def from_tokens(
-    args: PromptArgs, num_frames: int, model, seed: int, voice_seconds: float
+    args: PromptArgs,
+    num_frames: int,
+    model,
+    seed: int,
+    voice_seconds: float,
+    max_frames: int | None = None,
 ) -> list[Prompt]:
     """The first ``num_frames`` frames of ``args.num_prompts`` cuts of a split (or of fewer, with a
     word on stderr), drawn by ``seed`` from those that continue for at least half as long again;
@@ -198,6 +207,7 @@ def from_tokens(
 
     :param num_frames: 0 for none of the cut itself, only the conditions that belong to it.
     :param voice_seconds: length of another recording of the speaker, for models that are given one.
+    :param max_frames: conditions that have times are read up to there; None: all of them.
     :raises UserError: no such split, tokens of another codec, no cut of that length, nothing to
         start from at all.
     """
@@ -225,7 +235,7 @@ def from_tokens(
     speakers = _speakers(manifest_dir, split)
     rows = in_turns(rows, [speakers[row] for row in rows])[: args.num_prompts]
     scales = stored_scales(manifest_dir, split, info, {dataset.id_of(row) for row in rows})
-    conditions = conditions_of(dataset, rows, model, seed, voice_seconds)
+    conditions = conditions_of(dataset, rows, model, seed, voice_seconds, max_frames)
     prompts = []
     for row, given in zip(rows, conditions):
         codes = torch.from_numpy(dataset.read(row, 0, num_frames).astype(np.int64))
@@ -273,17 +283,19 @@ def from_arguments(
 
     :param infos: conditions of the model.
     :param codec: encodes ``source`` and ``voice``.
-    :param max_frames: a source is read up to there.
+    :param max_frames: a source, and notes, are read up to there.
     :raises UserError: a condition that the model does not know, unequal numbers, bad files.
     """
     given: dict[str, list[tuple[str, Tensor]]] = {}
+    rate = float(codec.info.frame_rate)
     if texts := args.texts():
         encode = TextFrontEnd.from_info(_known("text", infos)).encode
         given["text"] = [(t, torch.as_tensor(encode(t)).long()[:, None]) for t in texts]
     if args.midi:
-        encode = MidiFrontEnd.from_info(_known("midi", infos)).encode
-        given["midi"] = [(path, torch.as_tensor(encode(path)).long()) for path in args.midi]
-    rate = float(codec.info.frame_rate)
+        front_end = MidiFrontEnd.from_info(_known("midi", infos))
+        span = args.midi_start, args.midi_start + max_frames / rate
+        notes = [_notes(front_end, path, *span) for path in args.midi]
+        given["midi"] = [*zip(args.midi, notes)]
     for kind, paths, frames in (
         ("source", args.source, max_frames),
         ("prompt", args.voice, max(1, round(args.voice_seconds * rate))),
@@ -304,20 +316,43 @@ def from_arguments(
     return found
 
 
-def conditions_of(dataset, rows: list[int], model, seed: int, voice_seconds: float) -> list[Given]:
+def _notes(front_end: MidiFrontEnd, path: str, start: float, end: float) -> Tensor:
+    """(S, 6) int64: the notes of a file that begin in [start, end) seconds; says what is left."""
+    score = read_midi(path)
+    part, total = score.notes.between(start, end), len(score.notes.time)
+    span = f"{start:g} to {end:g} s"
+    if not len(part.time):
+        first, last = score.notes.time[[0, -1]]
+        raise UserError(
+            f"--midi {path}: none of its {total:,} notes begins in {span}, they do from "
+            f"{first:.1f} to {last:.1f} s; give another --midi-start"
+        )
+    tokens = front_end.tokens(part)
+    said = [f"{len(tokens):,} of {total:,} notes, those in {span}"] if len(tokens) < total else []
+    if said := said + ([score.describe()] if score.remarks else []):
+        print(f"{path}: {'; '.join(said)}", file=sys.stderr)
+    return torch.as_tensor(tokens).long()
+
+
+def conditions_of(
+    dataset, rows: list[int], model, seed: int, voice_seconds: float, max_frames: int | None = None
+) -> list[Given]:
     """What a model is given beside the codes of some cuts, as their token directory has it.
 
+    :param max_frames: of notes and of a source, those of the first so many frames; None: all.
     :raises UserError: conditions that were made otherwise than those of the model's training.
     """
     if not model.conditions:
         return [Given() for _ in rows]
     voice_frames = max(1, round(voice_seconds * float(model.info.frame_rate)))
-    conditions = ConditionSet.open(
-        dataset, list(model.conditions), prompt_frames=voice_frames, seed=seed
-    )
+    items = whole = Items.whole(np.asarray(rows), dataset.frames)
+    if max_frames is not None:
+        items = whole._replace(lengths=np.minimum(whole.lengths, max_frames))
+    padded = {}
     for kind, info in model.conditions.items():
+        conditions = ConditionSet.open(dataset, [kind], prompt_frames=voice_frames, seed=seed)
         info.require_same(conditions.infos[kind], "the checkpoint", str(dataset.directory))
-    padded = conditions.read(Items.whole(np.asarray(rows), dataset.frames))
+        padded |= conditions.read(whole if conditions.undivided else items)
     found = []
     for i in range(len(rows)):
         values = {k: p.values[i, : int(p.lengths[i])].long() for k, p in padded.items()}

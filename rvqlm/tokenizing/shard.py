@@ -258,6 +258,7 @@ def _line(done: Done, writer: RvqMmapWriter, info: CodecInfo, dtype: str) -> dic
             custom["scales"] = done.scales
         if (kbps := _original_kbps(cut.recording)) is not None:
             custom.setdefault("orig_kbps", kbps)
+        custom["recording_start"] = cut.start  # token cuts begin at 0
         channel = 0 if isinstance(cut.channel, list) else cut.channel
         token = token_cut(
             done.item.id,

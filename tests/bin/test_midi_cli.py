@@ -7,16 +7,21 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 from condition_fixtures import edit_cuts
+from lhotse import CutSet, Recording
 from midi_files import performance, write_midi
 from token_fixtures import INFO, make_tokens
 
+from rvqlm.bin.main import main as main_command
 from rvqlm.bin.midi import main
 from rvqlm.data.conditions import ConditionSet, load_info
 from rvqlm.data.index import TokenDataset, build_index
 from rvqlm.data.plan import Items
-from rvqlm.data.ragged import Ragged
-from rvqlm.frontends.midi import MidiFrontEnd, read_notes
+from rvqlm.data.ragged import Ragged, write_ragged
+from rvqlm.errors import UserError
+from rvqlm.frontends.midi import MidiFrontEnd
+from rvqlm.frontends.midi_file import read_midi
 
 FRAMES = [500, 400, 300, 200]  # 50 a second: 10, 8, 6 and 4 s
 
@@ -35,7 +40,7 @@ def midi(tokens, *words):
 
 
 def notes_of(path, start=0.0, end=np.inf):
-    return MidiFrontEnd().tokens(read_notes(path).between(start, end)).tolist()
+    return MidiFrontEnd().tokens(read_midi(path).notes.between(start, end)).tolist()
 
 
 def rows(tokens, split="train"):
@@ -100,10 +105,107 @@ def test_windows_of_token_cuts(data):
     def edit(n, cut):
         if n == 0:
             cut.update(id="cut-0000-window", start=100 * hop, duration=200 * hop)
+            cut["custom"]["recording_start"] = 0.0
 
     edit_cuts(tokens, edit)
     assert midi(tokens, "--midi-dir", folder) == 0
     assert rows(tokens)[0] == notes_of(folder / "cut-0000.mid", 2, 6)
+
+
+def test_parts_of_which_it_is_not_known_where_they_begin(data, capsys):
+    """The first seconds of the recording would be other notes than theirs."""
+    tokens, folder = data
+    write_midi(folder / "piece/whole.mid", *performance(7, 30, 200))
+
+    def edit(n, cut):
+        cut["features"]["recording_id"] = "piece/whole" if n < 3 else cut["id"]
+        cut["custom"] = {"recording_start": 18.0} if n == 2 else {}
+
+    edit_cuts(tokens, edit)
+    (folder / "cut-0001.mid").rename(folder / "cut-0003.mid")
+    for name in ("cut-0000.mid", "cut-0002.mid"):
+        (folder / name).unlink()
+    assert midi(tokens, "--midi-dir", folder) == 2
+    said = capsys.readouterr().err
+    assert "cut 'cut-0000' of train: where it begins in its recording 'piece/whole' is" in said
+    assert "audio_cuts.jsonl.gz is missing" in said and "--skip-bad" in said
+    assert midi(tokens, "--midi-dir", folder, "--skip-bad") == 0
+    assert "2 passed over, the first: cut 'cut-0000' of" in capsys.readouterr().out
+    whole = folder / "piece/whole.mid"
+    own = [notes_of(whole, 18, 24), notes_of(folder / "cut-0003.mid", 0, 4)]
+    assert rows(tokens) == [[], [], *own] and all(own)
+    # a window is not listed, but all that was made of its recording begins at one place
+    with gzip.open(tokens / "audio_cuts.jsonl.gz", "wt") as file:
+        line = {"id": "x", "start": 5.0, "recording": {"id": "piece/whole"}}
+        file.write(json.dumps(line) + "\n")
+    assert midi(tokens, "--midi-dir", folder) == 0
+    assert rows(tokens) == [notes_of(whole, 5, 15), notes_of(whole, 5, 13), *own]
+
+
+def test_tokens_of_parts_know_where_they_begin(tmp_path, capsys):
+    """From audio over tokens, windows of them and another directory, without the audio's list."""
+    write_midi(tmp_path / "midi/a.mid", *performance(2, 6, 90))
+    noise = np.random.default_rng(0).standard_normal(16000 * 6) / 10
+    soundfile.write(tmp_path / "a.wav", noise, 16000)
+    whole = CutSet.from_cuts([Recording.from_file(tmp_path / "a.wav").to_cut()])
+    cuts = whole.cut_into_windows(2.0).to_eager()
+    cuts.to_file(tmp_path / "cuts.jsonl")
+    words = ["--input", str(tmp_path / "cuts.jsonl"), "--out-dir", str(tmp_path / "tokens")]
+    assert main_command(["tokenize", *words, "--jobs", "1", "--device", "cpu"]) == 0
+    (tmp_path / "tokens/audio_cuts.jsonl.gz").unlink()
+    with gzip.open(tmp_path / "tokens/cuts.jsonl.gz", "rt") as file:
+        lines = [json.loads(line) for line in file]
+    windows = []
+    for line in lines[1:]:  # the later half of each
+        half = line["duration"] / 2
+        windows.append({**line, "id": f"{line['id']}-late", "start": half, "duration": half})
+    names = ["cuts_train.jsonl.gz", "cuts_test.jsonl.gz"]
+    for name, found in zip(names, (lines, windows)):
+        with gzip.open(tmp_path / "tokens" / name, "wt") as file:
+            file.writelines(json.dumps(line) + "\n" for line in found)
+        build_index(tmp_path / "tokens", name[5:-9])
+    assert midi(tmp_path / "tokens", "--midi-dir", tmp_path / "midi") == 0
+    path = tmp_path / "midi/a.mid"
+    assert rows(tmp_path / "tokens") == [notes_of(path, s, s + 2) for s in (0, 2, 4)]
+    late = rows(tmp_path / "tokens", "test")
+    assert late == [notes_of(path, s, s + 1) for s in (3, 5)] and all(late)
+    moved = ["--manifest-dir", str(tmp_path / "tokens"), "--out-dir", str(tmp_path / "shar")]
+    assert main_command(["export", *moved, "--format", "shar"]) == 0
+    moved = ["--input", str(tmp_path / "shar"), "--out-dir", str(tmp_path / "again")]
+    assert main_command(["import", *moved]) == 0
+    assert main_command(["index", "--manifest-dir", str(tmp_path / "again")]) == 0
+    assert midi(tmp_path / "again", "--midi-dir", tmp_path / "midi") == 0
+    assert rows(tmp_path / "again", "test") == late
+
+
+def test_what_is_odd_in_the_files_is_said(data, capsys):
+    tokens, folder = data
+    for n in (1, 2):
+        write_midi(folder / f"cut-000{n}.mid", *performance(n, 10, 50), [(1, 1, 36, 90)] * n)
+    assert midi(tokens, "--midi-dir", folder) == 0
+    odd = f"drum notes left out: 3, the first in {folder / 'cut-0001.mid'}"
+    assert odd in capsys.readouterr().out
+
+
+def test_times_belong_to_their_notes(data):
+    tokens, folder = data
+    assert midi(tokens, "--midi-dir", folder) == 0
+    dataset = TokenDataset.open(tokens, "train")
+    column, times = (tokens / f"{name}_train.bin" for name in ("midi", "midi-times"))
+    notes = read_midi(folder / "cut-0000.mid").notes.between(0, 10)
+    stored = Ragged.open(times, dataset.fingerprint).read(0)[:, 0]
+    assert stored.tolist() == np.rint(notes.time * 10_000).astype(int).tolist()
+    steps = Ragged.open(column, dataset.fingerprint).read(0)
+    write_ragged(column, [steps[1:], [], [], []], 6, dataset.fingerprint)
+    with pytest.raises(
+        UserError, match=r"midi-times_train.bin does not belong to .* run rvqlm midi"
+    ):
+        ConditionSet.open(dataset, ["midi"])
+    info = json.loads((tokens / "midi.json").read_text())
+    info["settings"]["seconds_unit"] = "fast"
+    (tokens / "midi.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match=r"midi.json: seconds_unit is 'fast', not a number; run"):
+        ConditionSet.open(dataset, ["midi"])
 
 
 def test_a_field_names_the_file(data, capsys, monkeypatch):
@@ -126,7 +228,7 @@ def test_a_field_names_the_file(data, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     assert midi(tokens, "--field", "custom.midi_path") == 0 and rows(tokens) == got
     assert midi(tokens, "--field", "duration") == 2
-    assert "cut 'cut-0000': duration is '10.0', not a path" in capsys.readouterr().err
+    assert "cut 'cut-0000' of train: duration is '10.0', not a path" in capsys.readouterr().err
 
 
 def test_bad_files(data, capsys):
@@ -146,16 +248,20 @@ def test_bad_files(data, capsys):
 def test_limits_and_bins(data, capsys):
     tokens, folder = data
     assert midi(tokens, "--midi-dir", folder, "--max-notes", 20) == 0
-    assert "cut off after 20 notes" in capsys.readouterr().out
-    assert max(map(len, rows(tokens))) == 20
+    assert "3 with more than 20 notes, the others not used" in capsys.readouterr().out
+    dataset = TokenDataset.open(tokens, "train")
+    conditions = ConditionSet.open(dataset, ["midi"])
+    given = conditions.read(Items.whole(np.arange(4), dataset.frames))["midi"]
+    assert given.lengths.tolist() == [20, 20, 20, 0]
+    late = Items(np.array([0]), np.array([300]), np.array([100]))  # has its own first notes
+    assert 0 < int(conditions.read(late)["midi"].lengths[0]) <= 20
     assert load_info(tokens, "midi", "").settings["max_notes"] == 20
     assert midi(tokens, "--midi-dir", folder, "--positions", 100, "--position-step", 0.1) == 0
     info = load_info(tokens, "midi", "")
     assert info.sizes[4] == 100 and info.settings["position_step"] == 0.1
     times = np.array(rows(tokens)[0])[:, 4]
-    np.testing.assert_array_equal(
-        times, np.floor(read_notes(folder / "cut-0000.mid").between(0, 10).time / 0.1)
-    )
+    true = read_midi(folder / "cut-0000.mid").notes.between(0, 10).time
+    np.testing.assert_array_equal(times, np.rint(true * 10_000).astype(int) // 1000)
     assert midi(tokens, "--midi-dir", folder, "--positions", 0, "--max-notes", -1) == 2
     said = capsys.readouterr().err
     assert "--positions 0 is not a number from 2" in said and "--max-notes -1" in said
@@ -175,7 +281,8 @@ def test_other_bins_leave_no_old_columns(data):
     assert rows(tokens, "valid") == before and rows(tokens, "test") == [[], *before[1:]]
     assert load_info(tokens, "midi", "").rate == rate  # of the training split
     assert midi(tokens, "--midi-dir", folder, "--splits", "train", "--max-notes", 9) == 0
-    assert [p.name for p in sorted(tokens.glob("*midi*"))] == ["midi.json", "midi_train.bin"]
+    left = ["midi-times_train.bin", "midi.json", "midi_train.bin"]
+    assert [p.name for p in sorted(tokens.glob("*midi*"))] == left
 
 
 def test_what_is_refused(data, tmp_path, capsys):

@@ -260,14 +260,15 @@ def test_parts_of_recordings_have_no_text_of_their_own(data):
     ds = data[0]
     conditions = ConditionSet.open(ds, ["prompt", "text", "midi"])
     for flag in ("window_frames", "crop_frames"):
-        match = f"--{flag.replace('_', '-')} takes parts .* text and midi belongs to the whole"
+        match = f"--{flag.replace('_', '-')} takes parts .* text belongs to the whole"
         with pytest.raises(UserError, match=match):
             conditions.check_plan(PlanConfig(**{flag: 5}))
+        match = "version that kept no times for parts: run rvqlm midi --manifest-dir .* again"
+        with pytest.raises(UserError, match=match):
+            ConditionSet.open(ds, ["midi"]).check_plan(PlanConfig(**{flag: 5}))
     conditions.check_plan(PlanConfig())
     ConditionSet.open(ds, ["prompt"]).check_plan(PlanConfig(window_frames=5))
-    with pytest.raises(
-        UserError, match=r"a part of cut 'cut-0017' .* its text belongs to the whole"
-    ):
+    with pytest.raises(UserError, match=r"a part of cut 'cut-0017' .* text belongs to the whole"):
         conditions.read(Items(ROWS[2:3], NO[:1], ds.frames[ROWS[2:3]] - 1))
 
 

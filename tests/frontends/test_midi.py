@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import sys
 from dataclasses import replace
 
+import mido
 import numpy as np
 import pytest
 from midi_files import performance, write_midi
 
 from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
 from rvqlm.errors import UserError
-from rvqlm.frontends.midi import MidiFrontEnd, MidiSettings, Notes, read_notes
+from rvqlm.frontends.midi import MidiFrontEnd, MidiSettings
+from rvqlm.frontends.midi_file import Notes, read_midi
 
 CHORD = [(0.5, 0.4, 60, 64), (0.5, 0.4, 64, 80), (0.503, 1.2, 55, 127), (22.1, 0.1, 60, 1)]
 
@@ -51,8 +53,6 @@ def front_end():
 @pytest.mark.parametrize("seed", range(4))
 def test_against_a_naive_reference(tmp_path, front_end, seed):
     notes, pedal = performance(seed, 60, 300)
-    # times off the edges of bins: float32 and the reference may round those in different ways
-    notes = [(t + 0.001 * (round(t * 1000) % 20 == 0), d, p, v) for t, d, p, v in notes]
     write_midi(tmp_path / "a.mid", notes, pedal)
     got = front_end.encode(tmp_path / "a.mid")
     expected = np.array(naive_tokens(notes, pedal))
@@ -83,9 +83,9 @@ def test_known_tokens(tmp_path, front_end):
 
 def test_pedal_that_is_never_lifted_lasts_to_the_end(tmp_path):
     write_midi(tmp_path / "a.mid", [(0, 1, 60, 9), (2, 3, 61, 9)], [(0.5, 100)])
-    np.testing.assert_allclose(read_notes(tmp_path / "a.mid").pedal, [4, 0], atol=1e-5)
+    np.testing.assert_allclose(read_midi(tmp_path / "a.mid").notes.pedal, [4, 0], atol=1e-5)
     write_midi(tmp_path / "a.mid", [(0, 1, 60, 9), (2, 3, 61, 9)], [(1.5, 100), (9, 0)])
-    np.testing.assert_allclose(read_notes(tmp_path / "a.mid").pedal, [0, 4], atol=1e-5)
+    np.testing.assert_allclose(read_midi(tmp_path / "a.mid").notes.pedal, [0, 4], atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -94,7 +94,7 @@ def test_round_trip_within_the_bins(tmp_path, front_end, seed):
     gap = [(t + 25 * (t > 80), d, p, v) for t, d, p, v in notes]  # a rest beyond all positions
     write_midi(tmp_path / "a.mid", gap, [(t + 25 * (t > 80), v) for t, v in pedal])
     tokens = front_end.encode(tmp_path / "a.mid")
-    true, back = read_notes(tmp_path / "a.mid"), front_end.notes(tokens)
+    true, back = read_midi(tmp_path / "a.mid").notes, front_end.notes(tokens)
     assert abs(back.time - true.time).max() <= 0.02  # errors do not add up over 175 s
     assert (np.floor(back.time / 0.02) % 1024 == tokens[:, 4]).all()
     np.testing.assert_array_equal(back.pitch, true.pitch)
@@ -105,7 +105,7 @@ def test_round_trip_within_the_bins(tmp_path, front_end, seed):
         # half a bin: a fortieth of the value and the unit
         assert (abs(np.log((a + 0.05) / (b + 0.05))) <= 1 / 40 + 1e-4).all()
 
-    front_end.decode(tokens).dump_midi(str(tmp_path / "b.mid"))
+    (tmp_path / "b.mid").write_bytes(front_end.decode(tokens))
     again = front_end.encode(tmp_path / "b.mid")
     # notes that a step made simultaneous are in the order of their pitches now
     tokens = tokens[np.lexsort((tokens[:, 0], np.round(back.time, 3)))]
@@ -126,8 +126,8 @@ def test_keys_struck_again_end_before(tmp_path, front_end):
             )
         )
     )
-    front_end.decode(tokens).dump_midi(str(tmp_path / "a.mid"))
-    notes = read_notes(tmp_path / "a.mid")
+    (tmp_path / "a.mid").write_bytes(front_end.decode(tokens))
+    notes = read_midi(tmp_path / "a.mid").notes
     first, second = np.flatnonzero(notes.pitch == 60)
     assert notes.time[first] + notes.duration[first] < notes.time[second]
     assert notes.duration[second] == pytest.approx(1, rel=0.03)
@@ -136,7 +136,7 @@ def test_keys_struck_again_end_before(tmp_path, front_end):
 def test_parts_of_a_recording(tmp_path, front_end):
     notes, pedal = performance(3, 30, 200)
     write_midi(tmp_path / "a.mid", notes, pedal)
-    whole = read_notes(tmp_path / "a.mid")
+    whole = read_midi(tmp_path / "a.mid").notes
     part = whole.between(10.0, 20.0)
     inside = [n for n in sorted(notes, key=lambda n: (n[0], n[2])) if 10 <= n[0] < 20]
     np.testing.assert_allclose(part.time, [n[0] - 10 for n in inside], atol=1e-5)
@@ -220,54 +220,5 @@ def test_tokens_that_are_none(front_end):
     ):
         with pytest.raises(UserError, match=message):
             front_end.notes(tokens)
-    assert len(front_end.decode(np.zeros((0, 6), int)).tracks[0].notes) == 0
-
-
-def test_what_is_no_midi_file(tmp_path, front_end):
-    good = tmp_path / "good.mid"
-    write_midi(good, *performance(1, 10, 30))
-    whole, bad = good.read_bytes(), tmp_path / "bad.mid"
-    with pytest.raises(UserError, match=r"bad.mid: No such file"):
-        front_end.encode(bad)
-    with pytest.raises(UserError, match="Is a directory"):
-        front_end.encode(tmp_path)
-    for data, message in (
-        (b"", "not a MIDI file"),
-        (b"RIFF....WAVE", "not a MIDI file"),
-        (whole[:30], "damaged MIDI file"),
-        (whole[:-9], "damaged MIDI file"),
-        (whole[:14], "no notes in this MIDI file"),
-        (whole[:12] + b"\0\0" + whole[14:], "damaged MIDI file .times without end"),
-        (whole[:12] + b"\xe7\x28" + whole[14:], "damaged MIDI file"),  # frames, not beats
-    ):
-        bad.write_bytes(data)
-        with pytest.raises(UserError, match=message):
-            front_end.encode(bad)
-    write_midi(bad, [], [], [(0, 1, 36, 90)])
-    with pytest.raises(UserError, match="no notes in this MIDI file"):
-        front_end.encode(bad)
-
-
-def test_random_damage_is_an_error_or_tokens(tmp_path, front_end):
-    write_midi(tmp_path / "a.mid", *performance(1, 10, 30))
-    whole, rng = (tmp_path / "a.mid").read_bytes(), np.random.default_rng(0)
-    sizes, errors = front_end.info(1).sizes, 0
-    for n in range(150):
-        data = bytearray(whole if n % 3 else whole[: rng.integers(len(whole))])
-        for at in rng.integers(0, len(data) if n % 2 else min(60, len(data)), 3 if data else 0):
-            data[at] = rng.integers(256)
-        (tmp_path / "b.mid").write_bytes(data)
-        try:
-            tokens = front_end.encode(tmp_path / "b.mid")
-            assert ((tokens >= 0) & (tokens < sizes)).all() and len(tokens)
-        except UserError as e:
-            errors += 1
-            assert "\n" not in str(e)
-    assert 20 < errors < 150
-
-
-def test_without_the_library(tmp_path, front_end, monkeypatch):
-    write_midi(tmp_path / "a.mid", CHORD)
-    monkeypatch.setitem(sys.modules, "symusic", None)
-    with pytest.raises(UserError, match=r"need symusic: pip install symusic, or rvqlm\[midi\]"):
-        front_end.encode(tmp_path / "a.mid")
+    empty = mido.MidiFile(file=io.BytesIO(front_end.decode(np.zeros((0, 6), int))))
+    assert [m.type for m in empty.tracks[0]] == ["set_tempo", "end_of_track"]

@@ -1,14 +1,37 @@
-"""MIDI files made with symusic."""
+"""MIDI files made with mido, and their notes as a plain reader over mido's messages finds them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
+import mido
 import numpy as np
-import symusic
 
 TICK = 0.001  # seconds: 500 ticks a quarter, 120 quarters a minute
+
+
+def save(path: Path, tracks: Iterable[Iterable[tuple]], kind: int = 1, division: int = 500) -> None:
+    """Write a file; tracks are events (tick, message) in any order, kept within a tick."""
+    file = mido.MidiFile(type=kind, ticks_per_beat=division)
+    for events in tracks:
+        track, before = mido.MidiTrack(), 0
+        for tick, message in sorted(events, key=lambda event: event[0]):
+            track.append(message.copy(time=tick - before))
+            before = tick
+        file.tracks.append(track)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file.save(path)
+
+
+def note_events(notes, channel: int = 0) -> list[tuple]:
+    events = []
+    for time, duration, pitch, velocity in notes:
+        begin, end = round(time / TICK), round((time + duration) / TICK)
+        values = {"channel": channel, "note": pitch}
+        events.append((begin, mido.Message("note_on", velocity=velocity, **values)))
+        events.append((end, mido.Message("note_off", **values)))
+    return events
 
 
 def write_midi(
@@ -19,20 +42,11 @@ def write_midi(
 ) -> None:
     """Notes and drums are (time, duration, pitch, velocity), pedals (time, value of controller 64);
     seconds in whole milliseconds."""
-    score = symusic.Score(500)
-    score.tempos.append(symusic.Tempo(0, 120.0))
-    for events, is_drum in ((notes, False), (drums, True)):
-        track = symusic.Track(is_drum=is_drum)
-        for time, duration, pitch, velocity in events:
-            ticks = round(time / TICK), round(duration / TICK)
-            track.notes.append(symusic.Note(*ticks, pitch, velocity))
-        if not is_drum:
-            for time, value in pedal:
-                track.controls.append(symusic.ControlChange(round(time / TICK), 64, value))
-        if len(track.notes):
-            score.tracks.append(track)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    score.dump_midi(str(path))
+    pedals = [
+        (round(time / TICK), mido.Message("control_change", control=64, value=value))
+        for time, value in pedal
+    ]
+    save(path, [pedals + note_events(notes), note_events(drums, 9)])
 
 
 def performance(seed: int, seconds: float, count: int, pedals: int = 10):
@@ -49,3 +63,82 @@ def performance(seed: int, seconds: float, count: int, pedals: int = 10):
     at = np.sort(rng.integers(0, round(seconds * 1000), 2 * pedals)) / 1000
     values = rng.integers(0, 64, 2 * pedals) + np.tile([64, 0], pedals)
     return notes, list(zip(at.tolist(), values.tolist()))
+
+
+# ---------------------------------------------------------------------------------- reference
+
+
+def reference_notes(path: Path) -> list[tuple[float, float, int, int, float]]:
+    """(time, duration, pitch, velocity, pedal) of a file's notes, by onset and pitch: event by
+    event over mido's messages, with mido's arithmetic."""
+    file = mido.MidiFile(path)
+    assert file.type < 2 or len(file.tracks) == 1
+    events, ends = [], []
+    for number, track in enumerate(file.tracks):
+        tick = port = 0
+        for message in track:
+            tick += message.time
+            port = message.port if message.type == "midi_port" else port
+            events.append((tick, number, port, message))
+        ends.append(tick)
+    # all ends of tracks come after what happens at their tick
+    events += [(tick, number, None, None) for number, tick in enumerate(ends)]
+    events.sort(key=lambda event: (event[0], event[3] is None))
+    frames = file.ticks_per_beat < 0  # SMPTE: minus the frames a second, and ticks a frame
+    if frames:
+        fps, a_frame = 256 - (file.ticks_per_beat >> 8 & 255), file.ticks_per_beat & 255
+        seconds_a_tick = 1 / ({29: 30000 / 1001}.get(fps, fps) * a_frame)
+    now, last, tempo = 0.0, 0, 500_000
+    held, sounding, notes, down = {}, {}, [], {}
+    for tick, number, port, message in events:
+        if frames:
+            now = tick * seconds_a_tick
+        else:
+            now += mido.tick2second(tick - last, file.ticks_per_beat, tempo)
+        last = tick
+
+        def release(note, channel, now=now):
+            note["end"] = now
+            if down.get(channel):
+                sounding.setdefault(channel, []).append(note)
+
+        if message is None:
+            for (track, channel, _), waiting in held.items():
+                while track == number and waiting:
+                    release(waiting.pop(0), channel)
+            continue
+        if message.type == "set_tempo" and message.tempo:
+            tempo = message.tempo
+        if message.is_meta or getattr(message, "channel", 9) == 9:
+            continue
+        channel = port, message.channel
+        if message.type in ("note_on", "note_off"):
+            waiting = held.setdefault((number, channel, message.note), [])
+            if message.type == "note_on" and message.velocity:
+                values = {"pitch": message.note, "velocity": message.velocity}
+                note = {"time": now, "channel": channel, "up": None, **values}
+                waiting.append(note)
+                notes.append(note)
+            elif waiting:
+                release(waiting.pop(0), channel)
+        elif message.type == "control_change":
+            if message.control in (120, 123):
+                for (_, of, _), waiting in held.items():
+                    while of == channel and waiting:
+                        release(waiting.pop(0), channel)
+            elif message.control in (64, 121):
+                down[channel] = message.control == 64 and message.value >= 64
+                if not down[channel]:
+                    for note in sounding.pop(channel, []):
+                        note["up"] = now
+                down["last"] = now
+    end = max([down.get("last", 0.0), *(note["end"] for note in notes)])
+    held_on = {id(note) for waiting in sounding.values() for note in waiting}
+    found = []
+    for note in notes:
+        up = end if id(note) in held_on else note["up"]
+        pedal = 0.0 if up is None else up - note["end"]
+        found.append(
+            (note["time"], note["end"] - note["time"], note["pitch"], note["velocity"], pedal)
+        )
+    return sorted(found, key=lambda n: (round(n[0], 4), n[2]))
