@@ -16,8 +16,6 @@ extras = {
     "mini": ["espeakng-loader"],
     # text as phonemes (espeak-ng in a wheel) or as pieces of words
     "text": ["espeakng-loader", "sentencepiece", "num2words"],
-    # MIDI files as a condition
-    "midi": ["symusic>=0.6"],
     # an ffmpeg program for m4a, aac, wma, webm where the system has none
     "ffmpeg": ["imageio-ffmpeg"],
     # the codecs' own packages, for those who want them: each brings torchaudio and much else, and
@@ -27,7 +25,7 @@ extras = {
     # NVIDIA's FSQ codecs exist in this package only
     "nemo": ["nemo_toolkit[tts]"],
 }
-used_by_tests = ("metrics", "mini", "text", "midi", "ffmpeg")
+used_by_tests = ("metrics", "mini", "text", "ffmpeg")
 extras["dev"] = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 extras["dev"] += ["h5py", "librosa", "mido"]  # references to compare with
 extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]

@@ -1,18 +1,29 @@
-"""Prompts of a codec that keeps the loudness of its segments beside the codes."""
+"""Prompts of a codec that keeps loudness beside the codes; notes of the seconds asked for."""
 
 import dataclasses
 import gzip
 import json
+from types import SimpleNamespace
 
+import pytest
 import soundfile
 import torch
+from midi_files import performance, write_midi
+from token_fixtures import INFO as TOKENS
+from token_fixtures import make_tokens
 
+import rvqlm.bin.midi
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.streaming import Encoded
-from rvqlm.data.index import manifest_path
+from rvqlm.data.conditions import load_info
+from rvqlm.data.index import TokenDataset, manifest_path
+from rvqlm.data.notes import NoteTimes
 from rvqlm.data.scales import stored_scales
-from rvqlm.inference.prompts import from_audio
+from rvqlm.errors import UserError
+from rvqlm.frontends.midi import MidiFrontEnd
+from rvqlm.frontends.midi_file import read_midi
+from rvqlm.inference.prompts import ConditionArgs, conditions_of, from_arguments, from_audio
 
 INFO = CodecInfo("loud", "0" * 16, 8000, 80, 1, 4, segment=(10, 720))
 
@@ -70,3 +81,50 @@ def test_stored_scales_are_read_for_codecs_that_have_them(tmp_path):
     assert list(found) == ["b"] and found["b"].equal(torch.tensor([0.1, 0.7]))
     plain = dataclasses.replace(INFO, segment=None)
     assert stored_scales(tmp_path, "dev", plain, {"b"}) == {}
+
+
+def test_notes_of_the_seconds_asked_for(tmp_path, capsys):
+    path, front_end = tmp_path / "a.mid", MidiFrontEnd()
+    write_midi(path, *performance(4, 60, 300), drums=[(1, 1, 36, 90)])
+    notes, codec = read_midi(path).notes, SimpleNamespace(info=TOKENS)  # 50 frames a second
+    infos = {"midi": front_end.info(4.0)}
+
+    def given(frames, **words):
+        args = ConditionArgs(midi=(str(path),), **words)
+        return from_arguments(args, infos, codec, frames)[0].values["midi"]
+
+    part = notes.between(0, 5)
+    assert given(250).tolist() == front_end.tokens(part).tolist() and 0 < len(part.time) < 50
+    said = capsys.readouterr().err
+    assert said == f"{path}: {len(part.time)} of 300 notes, those in 0 to 5 s; " + (
+        "drum notes left out: 1\n"
+    )
+    later = notes.between(12.5, 17.5)
+    assert given(250, midi_start=12.5).tolist() == front_end.tokens(later).tolist()
+    assert given(4000).tolist() == front_end.tokens(notes).tolist()
+    assert "of 300" not in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(
+        UserError, match=r"none of its 300 notes begins in 70 to 75 s, they do from"
+    ):
+        given(250, midi_start=70.0)
+
+
+def test_notes_of_held_out_cuts_up_to_where_is_generated(tmp_path):
+    make_tokens(tmp_path / "tokens", [500, 400], split="test")
+    for n in range(2):
+        write_midi(tmp_path / f"midi/cut-{n:04d}.mid", *performance(n, 8, 60))
+    words = ["--manifest-dir", str(tmp_path / "tokens"), "--midi-dir", str(tmp_path / "midi")]
+    assert rvqlm.bin.midi.main(words) == 0
+    dataset = TokenDataset.open(tmp_path / "tokens", "test")
+    infos = {"midi": load_info(tmp_path / "tokens", "midi", "")}
+    model = SimpleNamespace(conditions=infos, info=TOKENS)
+
+    def lengths(*frames):
+        found = conditions_of(dataset, [0, 1], model, 0, 3.0, *frames)
+        return [len(given.values["midi"]) for given in found]
+
+    times = [read_midi(tmp_path / f"midi/cut-{n:04d}.mid").notes.time for n in range(2)]
+    assert lengths() == [60, 60] == lengths(600)
+    assert lengths(100) == [int((time < 2).sum()) for time in times] and min(lengths(100)) > 0
+    NoteTimes.path(tmp_path / "tokens", "test").unlink()  # of an earlier version: all of them
+    assert lengths(100) == [60, 60]
