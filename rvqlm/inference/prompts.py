@@ -136,7 +136,8 @@ def read_prompts(
     elif args.manifest_dir:
         seconds = conditions.voice_seconds
         prompts = from_tokens(args, frames, model, seed, seconds, frames + new_frames)
-    given = from_arguments(conditions, model.conditions, codec, frames + new_frames)
+    longest = max((len(prompt.codes) for prompt in prompts), default=0)
+    given = from_arguments(conditions, model.conditions, codec, longest + new_frames)
     return combine(prompts, given, model.info)
 
 

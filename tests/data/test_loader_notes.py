@@ -49,8 +49,9 @@ def tokens_of(reference, begin: float, end: float) -> list[list[int]]:
 
     found, before = [], 0.0
     for time, duration, pitch, velocity, pedal in reference:
-        if begin <= round(time, 4) < end:
-            since = round(time, 4) - begin
+        time = round(time * 10_000) / 10_000  # kept in whole 0.1 ms
+        if begin <= time < end:
+            since = time - begin
             position = int(since / 0.02 + 1e-6) % 1024
             onset = bin_of(since - before)
             row = [pitch, velocity // 2, bin_of(duration), onset, position, bin_of(pedal)]
@@ -104,7 +105,7 @@ def test_windows_have_the_notes_of_their_time(data, flags):
         ds, config.for_validation(), seed=0, conditions=ConditionSet.open(ds, ["midi"])
     )
     total = sum(
-        sum(round(note[0], 4) < frames * SECONDS for note in reference)
+        sum(round(note[0] * 10_000) / 10_000 < frames * SECONDS for note in reference)
         for reference, frames in zip(references, FRAMES)
     )
     assert check(ds, references, held_out.epoch_batches(), longest) == total

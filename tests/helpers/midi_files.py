@@ -70,7 +70,7 @@ def performance(seed: int, seconds: float, count: int, pedals: int = 10):
 
 def reference_notes(path: Path) -> list[tuple[float, float, int, int, float]]:
     """(time, duration, pitch, velocity, pedal) of a file's notes, by onset and pitch: event by
-    event over mido's messages, with mido's arithmetic."""
+    event over mido's messages, in whole numbers."""
     file = mido.MidiFile(path)
     assert file.type < 2 or len(file.tracks) == 1
     events, ends = [], []
@@ -87,15 +87,15 @@ def reference_notes(path: Path) -> list[tuple[float, float, int, int, float]]:
     frames = file.ticks_per_beat < 0  # SMPTE: minus the frames a second, and ticks a frame
     if frames:
         fps, a_frame = 256 - (file.ticks_per_beat >> 8 & 255), file.ticks_per_beat & 255
-        seconds_a_tick = 1 / ({29: 30000 / 1001}.get(fps, fps) * a_frame)
-    now, last, tempo = 0.0, 0, 500_000
+        scale, tempo = {29: (30_000, 1001)}.get(fps, (fps, 1))
+        scale *= a_frame
+    else:
+        scale, tempo = file.ticks_per_beat * 1_000_000, 500_000
+    passed, last = 0, 0  # exact
     held, sounding, notes, down = {}, {}, [], {}
     for tick, number, port, message in events:
-        if frames:
-            now = tick * seconds_a_tick
-        else:
-            now += mido.tick2second(tick - last, file.ticks_per_beat, tempo)
-        last = tick
+        passed += (tick - last) * tempo
+        now, last = passed / scale, tick
 
         def release(note, channel, now=now):
             note["end"] = now
@@ -107,7 +107,7 @@ def reference_notes(path: Path) -> list[tuple[float, float, int, int, float]]:
                 while track == number and waiting:
                     release(waiting.pop(0), channel)
             continue
-        if message.type == "set_tempo" and message.tempo:
+        if message.type == "set_tempo" and message.tempo and not frames:
             tempo = message.tempo
         if message.is_meta or getattr(message, "channel", 9) == 9:
             continue
@@ -141,4 +141,4 @@ def reference_notes(path: Path) -> list[tuple[float, float, int, int, float]]:
         found.append(
             (note["time"], note["end"] - note["time"], note["pitch"], note["velocity"], pedal)
         )
-    return sorted(found, key=lambda n: (round(n[0], 4), n[2]))
+    return sorted(found, key=lambda n: (round(n[0] * 10_000), n[2]))
