@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from rvqlm.batch import Padded
-from rvqlm.condition_info import ConditionInfo, Infos, room_of
+from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo, Infos, room_of
 from rvqlm.errors import UserError
 from rvqlm.modules.attention import KVCache
 from rvqlm.modules.embeddings import FieldEmbedding
@@ -154,16 +154,30 @@ class Conditioner(nn.Module):
             at = at - lengths[:, None]
             begin = begin - lengths[:, None] - 1
         elif info.clock is not None:
-            number, unit = info.clock
-            count = values[..., number].long()
-            turns = (count.diff(dim=1) < 0).cumsum(1)
-            count[:, 1:] += turns * info.sizes[number]
-            at = count * unit
+            at = by_clock(info, values)
         elif kind != "source":
             durations = getattr(self, f"durations_{kind}", None)
             at = in_order(info, durations, values[..., 0], mask, frames)
         mask = torch.cat([torch.ones_like(begin, dtype=torch.bool), mask], 1)
         return x + self.kind[row], mask, torch.cat([begin, at], 1)
+
+
+def by_clock(info: ConditionInfo, values: Tensor) -> Tensor:
+    """(B, S) places in frames of steps (B, S, F) that know their time modulo a turn.
+
+    How many turns lie between two notes their onset says, to the precision of its bins.
+    """
+    number, unit = info.clock
+    size = info.sizes[number]
+    counts = values[..., number].long()
+    counts = counts.diff(dim=1, prepend=torch.zeros_like(counts[:, :1])) % size
+    made = info.settings
+    if "seconds_unit" in made:
+        onset = values[..., MIDI_FIELDS.index("onset")].float()
+        seconds = made["seconds_unit"] * torch.expm1(onset / made["seconds_steps"])
+        turns = (seconds / made["position_step"] - counts) / size
+        counts = counts + size * turns.round().clamp(min=0).long()
+    return counts.cumsum(1) * unit
 
 
 def in_order(

@@ -1,12 +1,17 @@
 """Conditions: where they lie in time, what is dropped, and that fusion loses nothing."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
 from rvqlm.batch import Padded
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
-from rvqlm.modules.conditioning import ConditionedTransformer, Conditioner
+from rvqlm.frontends.midi import MidiFrontEnd
+from rvqlm.frontends.midi_file import Notes
+from rvqlm.modules.conditioning import ConditionedTransformer, Conditioner, by_clock
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.transformer import TransformerConfig
 
@@ -59,6 +64,18 @@ def test_notes_lie_where_they_begin():
     times = torch.tensor([3, 90, 90, 5, 40, 2])  # of 100 counts a turn
     notes = Padded.of([torch.stack([torch.zeros_like(times), times], 1)], 2)
     assert places("midi", notes) == [[1.5, 45.0, 45.0, 52.5, 70.0, 101.0]]
+
+
+def test_notes_after_a_rest_of_more_than_a_turn():
+    """As the front end reads its own tokens: 20 ms a position, 20.48 s a turn."""
+    front_end = MidiFrontEnd()
+    time = np.array([21.0, 21.5, 41.9, 41.9, 68.0, 68.1, 89.0])
+    notes = Notes(time, *(np.ones(len(time), np.int64) for _ in range(4)))
+    tokens = front_end.tokens(notes)
+    info = replace(front_end.info(4.0), clock=(4, 0.02 * 50))  # 50 frames a second
+    got = by_clock(info, torch.as_tensor(tokens)[None])[0]
+    assert got.tolist() == np.floor(time * 50 + 1e-6).tolist()
+    np.testing.assert_allclose(front_end.notes(tokens).time * 50, got, atol=1)
 
 
 def test_missing_and_dropped_are_the_same():
