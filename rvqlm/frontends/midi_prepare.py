@@ -226,10 +226,10 @@ def prepare_midi(config: MidiConfig) -> tuple[ConditionInfo, dict[str, MidiRepor
 
 
 def _write_times(dataset: TokenDataset, times: array) -> None:
-    starts = Ragged.open(column_path(dataset.directory, "midi", dataset.split)).starts.tolist()
-    rows = (np.array(times[a:b], np.int32)[:, None] for a, b in pairwise(starts))
+    notes = Ragged.open(column_path(dataset.directory, "midi", dataset.split))
+    rows = (np.array(times[a:b], np.int32)[:, None] for a, b in pairwise(notes.starts.tolist()))
     path = NoteTimes.path(dataset.directory, dataset.split)
-    write_ragged(path, rows, 1, dataset.fingerprint)
+    write_ragged(path, rows, 1, NoteTimes.mark(notes))
 
 
 def _rate(reports: dict[str, MidiReport], old: ConditionInfo | None, files: MidiFiles) -> float:
