@@ -23,7 +23,7 @@ import numpy as np
 from rvqlm.cli import bar
 from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
 from rvqlm.data.conditions import discard, load_info, save_info
-from rvqlm.data.index import TokenDataset, find_splits, read_manifest
+from rvqlm.data.index import TokenDataset, find_splits, read_manifest, read_sidecar
 from rvqlm.data.mapped import column_path
 from rvqlm.data.notes import SECOND, NoteTimes
 from rvqlm.data.ragged import Ragged, write_ragged
@@ -163,6 +163,8 @@ class _Starts:
 
     def __init__(self, directory: Path):
         self.path = directory / "audio_cuts.jsonl.gz"
+        # codes that came without audio are of whole recordings where the names say so
+        self._unlisted = not read_sidecar(directory).get("audio_manifest")
         self._of_cut: dict[str, float] = {}
         self._of_recording: dict[str, float | None] = {}  # None: its cuts begin at several places
         for cut in read_manifest(self.path) if self.path.exists() else ():
@@ -178,7 +180,7 @@ class _Starts:
         if "recording_start" in custom:
             known = custom["recording_start"]
         else:
-            whole = 0.0 if name == cut["id"] and name not in self._of_recording else None
+            whole = 0.0 if self._unlisted and name == cut["id"] else None
             known = self._of_cut.get(cut["id"], self._of_recording.get(name, whole))
         if isinstance(known, (int, float)):
             return known

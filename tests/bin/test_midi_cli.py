@@ -134,10 +134,18 @@ def test_parts_of_which_it_is_not_known_where_they_begin(data, capsys):
     whole = folder / "piece/whole.mid"
     own = [notes_of(whole, 18, 24), notes_of(folder / "cut-0003.mid", 0, 4)]
     assert rows(tokens) == [[], [], *own] and all(own)
+    # the list is lost of what silence was trimmed from, perhaps
+    sidecar = json.loads((tokens / "tokens.json").read_text())
+    sidecar["audio_manifest"] = "audio_cuts.jsonl.gz"
+    (tokens / "tokens.json").write_text(json.dumps(sidecar))
+    assert midi(tokens, "--midi-dir", folder, "--skip-bad") == 0
+    assert "3 passed over" in capsys.readouterr().out
+    assert rows(tokens) == [[], [], own[0], []]
     # a window is not listed, but all that was made of its recording begins at one place
     with gzip.open(tokens / "audio_cuts.jsonl.gz", "wt") as file:
-        line = {"id": "x", "start": 5.0, "recording": {"id": "piece/whole"}}
-        file.write(json.dumps(line) + "\n")
+        for id, start, name in (("x", 5.0, "piece/whole"), ("cut-0003", 0.0, "cut-0003")):
+            line = {"id": id, "start": start, "recording": {"id": name}}
+            file.write(json.dumps(line) + "\n")
     assert midi(tokens, "--midi-dir", folder) == 0
     assert rows(tokens) == [notes_of(whole, 5, 15), notes_of(whole, 5, 13), *own]
 
