@@ -12,7 +12,8 @@
 #   --group-by WHAT        file (default), folder, or a regular expression: what must not be divided
 #                          between training and test, such as the takes of one session
 # Preparation of the audio (each is a stage, left out unless asked for)
-#   --loudness LUFS        bring each recording to this loudness, -23 for example
+#   --loudness LUFS        bring each recording to this loudness, -23 for example; none: leave it
+#                          (default: -26 for the embedded codec, which hears best at that level)
 #   --activity             keep only the stretches that are not silent
 #   --rms-threshold X      level that counts as something, 1 is full scale (default 0.05)
 #   --min-window-seconds S shortest stretch to keep (default 30)
@@ -40,7 +41,7 @@
 #
 # Stages:
 #   0 find the audio and its transcripts: DIR/manifests
-#   1 loudness                            (with --loudness)
+#   1 loudness                            (unless --loudness none)
 #   2 activity                            (with --activity)
 #   3 loudness of what was kept           (with --loudness-after)
 #   4 copies of other speed, tempo, pitch (with --speeds, --tempos, --semitones): DIR/augmented
@@ -100,6 +101,9 @@ if begin_stage 0 "Find the audio"; then
     ${language:+--language "$language"} \
     --speaker-from "$speaker_from" --group-by "$group_by"
 fi
+
+if [[ -z $loudness && $codec == spectral ]]; then loudness=-26; fi # docs/codecs.md, "The embedded codec"
+if [[ $loudness == none ]]; then loudness=; fi
 
 # each preparation reads the manifest that the one before it wrote
 cuts=$manifests/cuts.jsonl.gz
