@@ -6,12 +6,14 @@
 #                          or a text file with one path a line
 #   --texts FILE           transcripts as a table: path <tab> text (<tab> speaker); without it, a
 #                          .txt file beside each recording is its transcript where there is one
+#   --language L           of the transcripts: en, de, ru ...
 #   --speaker-from WHAT    none (default), folder: the folder's name is the speaker, or a regular
 #                          expression whose group names it in the path
 #   --group-by WHAT        file (default), folder, or a regular expression: what must not be divided
 #                          between training and test, such as the takes of one session
 # Preparation of the audio (each is a stage, left out unless asked for)
-#   --loudness LUFS        bring each recording to this loudness, -23 for example
+#   --loudness LUFS        bring each recording to this loudness, -23 for example; none: leave it
+#                          (default: -26 for the embedded codec, which hears best at that level)
 #   --activity             keep only the stretches that are not silent
 #   --rms-threshold X      level that counts as something, 1 is full scale (default 0.05)
 #   --min-window-seconds S shortest stretch to keep (default 30)
@@ -27,31 +29,36 @@
 #   --device DEVICE        of the codec: cpu, cuda or auto (default auto)
 #   --valid X --test X     validation and test set: a share of the hours (default 0.05 each) or a
 #                          whole number of recordings
+# Symbols, for text to speech
+#   --symbols TYPE         what the texts become: phonemes (in the language of --language), chars,
+#                          bpe; left out unless asked for
 # Work
 #   --data-dir DIR         where everything goes (default data/NAME in this folder, NAME that of the
 #                          input)
 #   --seed N               another seed, another split (default 0)
 #   --stage N              first stage to run (default 0)
-#   --stop-stage M         last stage to run (default 7)
+#   --stop-stage M         last stage to run (default 8)
 #
 # Stages:
 #   0 find the audio and its transcripts: DIR/manifests
-#   1 loudness                            (with --loudness)
+#   1 loudness                            (unless --loudness none)
 #   2 activity                            (with --activity)
 #   3 loudness of what was kept           (with --loudness-after)
 #   4 copies of other speed, tempo, pitch (with --speeds, --tempos, --semitones): DIR/augmented
 #   5 tokenize: DIR/tokens
 #   6 split into train, valid and test; index
 #   7 validate, print statistics
+#   8 symbols of the texts                (with --symbols)
 #
 # Each stage resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
-stop_stage=7
+stop_stage=8
 audio=
 texts=
+language=
 speaker_from=none
 group_by=file
 loudness=
@@ -69,6 +76,7 @@ num_codebooks=
 device=auto
 valid=0.05
 test=0.05
+symbols=
 data_dir=
 seed=0
 source "$here/../shared/parse_options.sh"
@@ -90,8 +98,12 @@ tokens=$data_dir/tokens
 
 if begin_stage 0 "Find the audio"; then
   rvqlm audio manifest --input "$audio" --out-dir "$manifests" ${texts:+--texts "$texts"} \
+    ${language:+--language "$language"} \
     --speaker-from "$speaker_from" --group-by "$group_by"
 fi
+
+if [[ -z $loudness && $codec == spectral ]]; then loudness=-26; fi # docs/codecs.md, "The embedded codec"
+if [[ $loudness == none ]]; then loudness=; fi
 
 # each preparation reads the manifest that the one before it wrote
 cuts=$manifests/cuts.jsonl.gz
@@ -144,6 +156,14 @@ fi
 
 if begin_stage 7 "Validate"; then
   rvqlm validate --manifest-dir "$tokens"
+fi
+
+if [[ -n $symbols ]] && begin_stage 8 "Symbols of the texts"; then
+  # stress and pauses are more than minutes of training can learn; a symbol that only some held-out
+  # text has is left out of it, counted
+  how=(--unknown drop)
+  if [[ $symbols == phonemes ]]; then how+=(--no-stress --no-punctuation); fi
+  rvqlm text --manifest-dir "$tokens" --type "$symbols" ${language:+--language "$language"} "${how[@]}"
 fi
 
 end_stage

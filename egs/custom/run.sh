@@ -1,76 +1,128 @@
 #!/usr/bin/env bash
 # Your own recordings, all the way: tokens, a model trained on them, new audio, one page.
 #
-#   ./egs/custom/run.sh --audio my-audio
+#   ./egs/custom/run.sh --audio my-audio                 new audio of the kind that is there
+#   ./egs/custom/run.sh --audio my-voice --task tts --language en --texts my-voice/texts.tsv
 #
 #   --audio PATH           a folder (searched at any depth), a quoted glob such as "music/**/*.mp3",
 #                          or a text file with one path a line
-#   --train-minutes M      minutes of training (default 10)
+#   --task TASK            continue (default): recordings are continued and new ones made up;
+#                          tts: texts are spoken, in the voice of the recordings
+#   --train-minutes M      minutes of training (default 10; tts: 30)
 #   --config FILE          flags of the training (default conf/small.yaml; conf/large.yaml is for a
-#                          GPU of 12 GB)
-#   --window-frames N      train on windows of so many frames of the codec (default 0: recordings
-#   --hop-frames N         whole), which begin every so many frames (default: half a window)
-#   --prompt-seconds S     how much of a recording is the prompt of a continuation (default 2)
-#   --seconds S            longest new audio of a sample (default 6)
-#   --num-samples N        samples of each kind (default 4)
+#                          GPU of 12 GB; tts: ../shared/conf/tts.yaml)
+#   --seconds S            longest new audio of a sample (default 6; tts: --max-seconds)
+#   --num-samples N        samples of each kind (default 4; tts: 32, of which the page has 6)
 #   --prepare "OPTIONS"    options handed on to prepare.sh: codec, loudness, activity, copies,
 #                          transcripts (see ./prepare.sh --help), as in
 #                          --prepare "--codec descript/dac_44khz --loudness -23"
-#   --name NAME            of data/NAME and exp/NAME in this folder (default: that of the input)
+#   --name NAME            of data/NAME and exp/NAME in this folder (default: that of the input;
+#                          tts: exp/NAME-tts)
 #   --data-dir DIR         elsewhere than data/NAME
 #   --exp-dir DIR          elsewhere than exp/NAME
 #   --seed N               of split, training and samples (default 0)
 #   --stage N              first stage to run (default 0)
-#   --stop-stage M         last stage to run (default 5)
+#   --stop-stage M         last stage to run (default: the last)
+# Task continue
+#   --window-frames N      train on windows of so many frames of the codec; 0: recordings whole
+#                          (default: what the configuration says, or else 10 seconds)
+#   --hop-frames N         which begin every so many frames (default: half a window)
+#   --prompt-seconds S     how much of a recording is the prompt of a continuation (default 2)
+# Task tts
+#   --language L           of the texts: en, en-gb, de, ru ...: must be given
+#   --texts FILE           transcripts as a table: path <tab> text (<tab> speaker); without it, the
+#                          .txt file beside each recording
+#   --say TEXT             another sentence to speak, beside those of the test split
+#   --listen-minutes M     minutes of training of the recogniser, which counts wrong phonemes
+#                          (default 10)
+#   --max-seconds S        leave longer recordings out of the training (default 20)
 #
-# Stages: 0 set up, 1 prepare (see prepare.sh), 2 train, 3 evaluate, 4 generate, 5 report.
+# Stages: 0 set up, 1 prepare (see prepare.sh), then
+#   continue: 2 train, 3 evaluate, 4 generate, 5 report
+#   tts: 2 train the recogniser, 3 train the speaking model, 4 say the sentences of the test split,
+#   5 recognize them, real recordings first, 6 report.
 # The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
-stop_stage=5
+stop_stage=6
 audio=
-train_minutes=10
+task=continue
+train_minutes=
 config=
-window_frames=0
+window_frames=
 hop_frames=
 prompt_seconds=2
-seconds=6
-num_samples=4
+language=
+texts=
+say=
+listen_minutes=10
+max_seconds=20
+seconds=
+num_samples=
 prepare=
 name=
 data_dir=
 exp_dir=
 seed=0
 source "$here/../shared/recipe.sh"
-require_number train_minutes prompt_seconds seconds
-require_integer seed window_frames num_samples
+case $task in
+  continue) defaults=(10 6 4 conf/small.yaml '') ;;
+  tts) defaults=(30 "$max_seconds" 32 ../shared/conf/tts.yaml -tts) ;;
+  *) option_error "--task $task is neither continue nor tts" ;;
+esac
+train_minutes=${train_minutes:-${defaults[0]}}
+seconds=${seconds:-${defaults[1]}}
+num_samples=${num_samples:-${defaults[2]}}
+require_number train_minutes prompt_seconds seconds listen_minutes max_seconds
+require_integer seed num_samples ${window_frames:+window_frames} ${hop_frames:+hop_frames}
 [[ -n $audio ]] || option_error "--audio is missing: the folder with your recordings"
-if ((window_frames)); then
-  hop_frames=${hop_frames:-$((window_frames / 2))}
-  require_integer hop_frames
-elif [[ -n $hop_frames ]]; then
-  option_error "--hop-frames goes with --window-frames"
+if [[ $task == tts ]]; then
+  [[ -n $language ]] || option_error "--task tts needs --language: that of the texts, such as en"
+  [[ -z $window_frames$hop_frames ]] || option_error "--window-frames is not for --task tts"
+else
+  [[ -z $language$texts$say ]] || option_error "--language, --texts and --say are for --task tts"
 fi
 
 name=${name:-$(input_name "$audio")}
-enter_recipe audio config data_dir exp_dir
-config=${config:-conf/small.yaml}
+enter_recipe audio texts config data_dir exp_dir
+config=${config:-${defaults[3]}}
 data_dir=${data_dir:-$PWD/data/$name}
-exp_dir=${exp_dir:-exp/$name}
+exp_dir=${exp_dir:-exp/$name${defaults[4]}}
 recipe=$PWD
+
+# choose_windows: window_frames and hop_frames where nobody has said them.
+choose_windows() {
+  if [[ -z $window_frames ]] && ! grep -qE '^(window|crop)-(frames|schedule):' "$config"; then
+    window_frames=$(rvqlm info --json --max-cuts 0 "$tokens" | python -c '
+import json, sys
+codec = json.load(sys.stdin)["codec"]
+print(round(10 * codec["sampling_rate"] / codec["hop"]))')
+  fi
+  if [[ -n $window_frames ]]; then hop_frames=${hop_frames:-$((window_frames / 2))}; fi
+}
 
 set_up 0
 if begin_stage 1 "Prepare the data"; then
   # its options are words; paths among them are relative to where the command was given
   # shellcheck disable=SC2086
   (cd "$called_from" && "$recipe/prepare.sh" --audio "$audio" --data-dir "$data_dir" --seed "$seed" \
-    $prepare)
+    ${language:+--symbols phonemes --language "$language"} ${texts:+--texts "$texts"} $prepare)
 fi
-train_model 2 --window-frames "$window_frames" --hop-frames "${hop_frames:-0}"
-evaluate_model 3
-generate_samples 4 "$num_samples" "$prompt_seconds" --seconds "$seconds" --min-seconds 1 \
-  --temperature 0.9 --top-k 200
-write_report 5 "$num_samples"
+
+if [[ $task == tts ]]; then
+  train_recognizer 2 --filter-max-duration "$max_seconds"
+  train_model 3 --filter-max-duration "$max_seconds"
+  say_sentences 4 "$num_samples" "$seconds" "$say"
+  recognize_samples 5
+  write_report 6 6
+else
+  if ((stage <= 2 && stop_stage >= 2)); then choose_windows; fi
+  train_model 2 ${window_frames:+--window-frames "$window_frames" --hop-frames "$hop_frames"}
+  evaluate_model 3
+  generate_samples 4 "$num_samples" "$prompt_seconds" --seconds "$seconds" --min-seconds 1 \
+    --temperature 0.9 --top-k 200
+  write_report 5 "$num_samples"
+fi
 end_stage

@@ -9,7 +9,7 @@
 #                        minutes of training are enough)
 #   --train-minutes M    minutes of training of the speaking model (default 24; quick: 0.5)
 #   --listen-minutes M   minutes of training of the recogniser (default 4; quick: 0.3)
-#   --config FILE        the model (default conf/tts.yaml; quick: conf/tts_quick.yaml)
+#   --config FILE        the model (default ../shared/conf/tts.yaml; quick: conf/tts_quick.yaml)
 #   --sentences N        held-out sentences to say (default 32; quick: 4)
 #   --seed N             of corpus, split, training and samples (default 0)
 #   --exp-dir DIR        the experiment (default exp/tts-Mmin-seedN, or exp/tts-quick-seedN)
@@ -42,9 +42,8 @@ if $quick; then
   default_config=conf/tts_quick.yaml name=tts-quick-seed$seed sentences=${sentences:-4}
 else
   hours=${hours:-2} train_minutes=${train_minutes:-24} listen_minutes=${listen_minutes:-4}
-  default_config=conf/tts.yaml name=tts-${train_minutes}min-seed$seed sentences=${sentences:-32}
+  default_config=../shared/conf/tts.yaml name=tts-${train_minutes}min-seed$seed sentences=${sentences:-32}
 fi
-how=(--min-seconds 0.5 --temperature 1.0 --top-k 50 --cfg-scale 3)
 require_number hours train_minutes listen_minutes
 require_integer seed sentences
 
@@ -52,32 +51,13 @@ enter_recipe exp_dir data_dir config
 config=${config:-$default_config}
 exp_dir=${exp_dir:-exp/$name}
 data_dir=${data_dir:-data/${hours}h-${voices// /-}-seed$seed}
-recognizer=$exp_dir/recognizer
 
 set_up 0
 prepare_data 1 --hours "$hours" --voices "$voices"
 
-if begin_stage 2 "Train the recogniser"; then
-  rvqlm train --config conf/recognizer.yaml --manifest-dir "$tokens" --exp-dir "$recognizer" \
-    --max-minutes "$listen_minutes" --seed "$seed"
-fi
-
+train_recognizer 2
 train_model 3
-
-if begin_stage 4 "Speak"; then
-  rm -rf "$exp_dir/samples" # of an earlier training
-  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
-  # the phonemes of held-out sentences, nothing of their recordings
-  rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-    --num-prompts "$sentences" --prompt-seconds 0 --seconds 12 --seed "$seed" "${how[@]}"
-  rvqlm generate --exp-dir "$exp_dir" --text "The old captain carried seven green lanterns home." \
-    --seconds 8 --seed "$seed" "${how[@]}"
-fi
-
-if begin_stage 5 "Listen"; then
-  rvqlm recognize --recognizer "$recognizer" --manifest-dir "$tokens" --split test --through-audio
-  rvqlm recognize --recognizer "$recognizer" --samples "$exp_dir/samples"
-fi
-
+say_sentences 4 "$sentences" 12 "The old captain carried seven green lanterns home."
+recognize_samples 5
 write_report 6 6
 end_stage

@@ -14,7 +14,8 @@
 #   end_stage
 #
 # They read $here, $seed, $config, $exp_dir, $data_dir and $train_minutes; the first argument is the
-# number of the stage.
+# number of the stage. Of text to speech there are train_recognizer, say_sentences and
+# recognize_samples, which read $listen_minutes as well.
 
 source "$here/../shared/parse_options.sh"
 source "$here/../shared/stages.sh"
@@ -70,6 +71,39 @@ generate_samples() {
     rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
       --num-prompts "$2" --prompt-seconds "$3" --seed "$seed" "${@:4}"
     rvqlm generate --exp-dir "$exp_dir" --num-samples "$2" --seed "$seed" "${@:4}"
+  fi
+}
+
+# train_recognizer STAGE [FLAG...]: what listens to the samples, for $listen_minutes.
+train_recognizer() {
+  if begin_stage "$1" "Train the recogniser"; then
+    rvqlm train --config ../shared/conf/recognizer.yaml --manifest-dir "$tokens" \
+      --exp-dir "$exp_dir/recognizer" --max-minutes "$listen_minutes" --seed "$seed" "${@:2}"
+  fi
+}
+
+# say_sentences STAGE NUMBER SECONDS TEXT: bits per second of the test split; the words of so many of
+# its sentences, each at most so long, spoken anew with nothing of their recordings; and TEXT.
+say_sentences() {
+  if begin_stage "$1" "Speak"; then
+    local how=(--seed "$seed" --min-seconds 0.5 --temperature 1.0 --top-k 50 --cfg-scale 3)
+    rm -rf "$exp_dir/samples" # of an earlier training
+    rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
+    rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
+      --num-prompts "$2" --prompt-seconds 0 --seconds "$3" "${how[@]}"
+    if [[ -n $4 ]]; then
+      rvqlm generate --exp-dir "$exp_dir" --text "$4" --seconds "$3" "${how[@]}"
+    fi
+  fi
+}
+
+# recognize_samples STAGE: what the recogniser makes of the recordings of the test split, through the
+# codec, and of the samples.
+recognize_samples() {
+  if begin_stage "$1" "Listen"; then
+    rvqlm recognize --recognizer "$exp_dir/recognizer" --manifest-dir "$tokens" --split test \
+      --through-audio
+    rvqlm recognize --recognizer "$exp_dir/recognizer" --samples "$exp_dir/samples"
   fi
 }
 

@@ -78,8 +78,8 @@ V2 = {
 LEAST = {
     "mini/codec_lm": SMALL | {"max_duration": 60.0, "pattern": "delay"},
     "mini/quick": {"optimizer": "muon", "decoder_dim": 128, "num_decoder_layers": 2},
-    "mini/recognizer": {"optimizer": "muon", "decoder_dim": 192, "num_decoder_layers": 4},
-    "mini/tts": SMALL | SPEAKS | {"fusion": "spread", "num_encoder_layers": 2},
+    "shared/recognizer": {"optimizer": "muon", "decoder_dim": 192, "num_decoder_layers": 4},
+    "shared/tts": SMALL | SPEAKS | {"fusion": "spread", "num_encoder_layers": 2},
     "mini/tts_quick": SPEAKS | {"decoder_dim": 96, "num_decoder_layers": 2},
     **{
         f"mini/compare/{name}": SMALL | {"max_duration": 30.0}
@@ -171,7 +171,8 @@ def test_rows_are_of_files():
         # 15 minutes of speech are memorised within a minute of training; 6 hours in 3.2 epochs
         ("mini/run.sh", {"hours": 6, "train_minutes": 7}),
         # 67 % of phonemes wrong after 6 minutes, 43 % after 10, 36.7 % after 24 with guidance 3
-        ("mini/tts.sh", {"hours": 2, "train_minutes": 24, "listen_minutes": 4, "cfg-scale": 3}),
+        ("mini/tts.sh", {"hours": 2, "train_minutes": 24, "listen_minutes": 4}),
+        ("shared/recipe.sh", {"cfg-scale": 3}),
         ("mini/compare.sh", {"hours": 6, "train_minutes": 4}),
     ],
 )

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from pyloudnorm import Meter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -43,17 +44,21 @@ class Config:
     """Recordings for PESQ and STOI, spread evenly over the voices' sorted files."""
     code_count: int = 600
     """Recordings for the code statistics and the encoding speed."""
+    loudness: float | None = None
+    """Bring each recording to this many LUFS first; None: as it is."""
     iterations: int = 16
     """Griffin-Lim iterations."""
     json: Path | None = None
     """Also write the numbers here."""
 
 
-def read(path: Path) -> np.ndarray:
+def read(path: Path, loudness: float | None = None) -> np.ndarray:
     audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
     if rate != 16000:
         raise UserError(f"{path}: {rate} Hz, the codec runs at 16000")
-    return audio[:, 0]
+    if loudness is not None:
+        audio = audio * 10 ** ((loudness - Meter(rate).integrated_loudness(audio)) / 20)
+    return audio[:, 0].astype(np.float32)
 
 
 def spread(paths: list[Path], count: int) -> list[Path]:
@@ -91,7 +96,7 @@ def conditional_entropy(codes: list[np.ndarray], level: int, given: list[tuple[i
     return bits / frames
 
 
-def quality(codec: SpectralCodec, paths: list[Path], iterations: int) -> dict[str, tuple]:
+def quality(codec: SpectralCodec, paths: list[Path], config: Config) -> dict[str, tuple]:
     try:
         from pesq import pesq
         from pystoi import stoi
@@ -99,14 +104,14 @@ def quality(codec: SpectralCodec, paths: list[Path], iterations: int) -> dict[st
         raise UserError(f"{e.name} is missing: pip install pesq pystoi") from None
     scores: dict[str, list] = defaultdict(list)
     for path in paths:
-        audio = read(path)
+        audio = read(path, config.loudness)
         whole = torch.from_numpy(audio)[None, None]
         codes, _ = codec.encode(whole)
         padded, _ = codec.pad_to_hop(whole, None)
         made = {f"{k} levels": codec.decode(codes[..., :k])[0, 0] for k in (8, 4, 2)}
         with one_thread(), torch.inference_mode():
             true = codec.net.stft(padded[0])[0].abs()
-            made["true magnitudes"] = GriffinLim(codec.net.window, iterations)(true)
+            made["true magnitudes"] = GriffinLim(codec.net.window, config.iterations)(true)
         for name, wave in made.items():
             guess = wave[: len(audio)].numpy()
             scores[name].append((pesq(16000, audio, guess, "wb"), stoi(audio, guess, 16000)))
@@ -126,7 +131,7 @@ def measure(config: Config) -> dict:
     result["megabytes"] = config.weights.stat().st_size / 1e6
     print(f"{config.weights} ({result['megabytes']:.2f} MB), {codec.info.bitrate / 1000:g} kbps")
 
-    recordings = [read(p) for p in spread(paths, config.code_count)]
+    recordings = [read(p, config.loudness) for p in spread(paths, config.code_count)]
     seconds = sum(map(len, recordings)) / 16000
     codec.encode(torch.zeros(1, 1, 16000))
     start, codes = time.process_time(), []
@@ -161,7 +166,7 @@ def measure(config: Config) -> dict:
     print("  bits/s: unigram {:.0f}, given before {:.0f}, given both {:.0f}".format(*sums))
 
     chosen = spread(paths, config.count)
-    result["quality"] = quality(codec, chosen, config.iterations)
+    result["quality"] = quality(codec, chosen, config)
     print(f"PESQ-wb and STOI over {len(chosen)} recordings")
     for name, (p, s) in result["quality"].items():
         print(f"  {name:16s} {p:.3f}  {s:.3f}")
