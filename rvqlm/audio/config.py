@@ -23,8 +23,9 @@ class ManifestConfig:
     out_dir: str
     """Folder for recordings.jsonl.gz, supervisions.jsonl.gz and cuts.jsonl.gz."""
     texts: str | None = None
-    """Table of transcripts, a line for each file: path, tab, text, and if known tab, speaker. The
-    path may be short: below the input, or the name alone. Default: text files beside the audio."""
+    """Table of transcripts, a line for each file: path, tab, text, and if known tab, speaker, tab,
+    language; or columns with their names in the first line. The path may be short: below the input,
+    or the name alone. Default: text files beside the audio."""
     text_suffix: str = ".txt"
     """Ending of the text files beside the audio, without --texts: a.txt goes with a.wav."""
     speaker_from: str = "none"
@@ -35,7 +36,8 @@ class ManifestConfig:
     """What must not be divided between training and test: file; folder, all files of one; or a
     regular expression for the path below the input, whose first group is what such files share."""
     language: str | None = None
-    """Language of the transcripts, such as en."""
+    """Language of the transcripts, such as en or Russian, which rvqlm text reads them in. One in
+    the table of --texts comes first."""
     jobs: int = 0
     """Processes; 0 is one per core."""
 

@@ -67,9 +67,8 @@ def make_manifest(config: ManifestConfig) -> str:
                 continue
             transcript = texts.found.get(number, Transcript(None))
             speaker = transcript.speaker or speaker_of(item.id)
-            cut = _cut(
-                recording, transcript.text, speaker, config.language, group_of(item.id) or item.id
-            )
+            language = transcript.language or config.language
+            cut = _cut(recording, transcript.text, speaker, language, group_of(item.id) or item.id)
             writer.write(cut)
             recordings.write(json_line(recording.to_dict()))
             for supervision in cut.supervisions:

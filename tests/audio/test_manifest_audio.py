@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from lhotse import CutSet, RecordingSet, SupervisionSet
 
 from rvqlm.audio.parts import cut_blocks
 from rvqlm.audio.sources import open_source
+from rvqlm.audio.texts import Texts, Transcript, texts_beside, texts_of_table
 from rvqlm.bin.audio import main
+from rvqlm.errors import UserError
 
 RATES = {"wav": 8000, "flac": 44100, "ogg": 16000, "mp3": 22050}
 
@@ -143,8 +146,75 @@ def test_a_table_of_texts(corpus, tmp_path, capsys, monkeypatch):
         "several files have this name: one",
         "a second line for top.wav; the first is used",
         "no audio of this name: nobody.wav",
-        "1 columns where 2 or 3 are wanted",
+        "1 columns where at least 2 are wanted",
     ]
+
+
+def table_of(corpus, tmp_path, text: str) -> Texts:
+    """What the transcripts `text` are for the files a/one.wav and a/two.wav."""
+    table = tmp_path / "table.tsv"
+    table.write_text(text)
+    return texts_of_table(str(table), ["a/one.wav", "a/two.wav"], ["one", "two"])
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "one\thello\tAnna\tru\n",
+        "path\ttext\tspeaker\tlanguage\none\thello\tAnna\tru\n",
+        "ID\tsomething\none\thello\tAnna\tru\n",
+        "\ufefffile\ttext\tlang\tspeaker\r\none.wav\thello\tru\tAnna\r\n",
+        "client_id\tpath\tsentence\tup_votes\tlocale\nAnna\tone.wav\thello\t2\tru\n",
+    ],
+)
+def test_columns_of_a_table(corpus, tmp_path, lines):
+    assert table_of(corpus, tmp_path, lines).found == {0: Transcript("hello", "Anna", "ru")}
+
+
+def test_a_file_called_like_a_column_is_no_header(tmp_path):
+    table = tmp_path / "table.tsv"
+    table.write_text("name\ttext\n")
+    assert texts_of_table(str(table), ["name.wav"], ["name"]).found == {0: Transcript("text")}
+
+
+def test_names_of_two_forms_of_unicode_are_one(tmp_path):
+    composed, apart = "\u00e9t\u00e9", "e\u0301te\u0301"
+    table = tmp_path / "table.tsv"
+    for here, there in ((composed, apart), (apart, composed)):
+        for name in (here, f"{here}.wav", f"a/{here}.wav"):
+            table.write_text(f"{name}\tbonjour\n")
+            found = texts_of_table(str(table), [f"a/{there}.wav"], [there]).found
+            assert found == {0: Transcript("bonjour")}
+    (tmp_path / f"{composed}.wav").touch()
+    (tmp_path / f"{apart}.txt").write_text("bonjour")
+    texts = texts_beside([str(tmp_path / f"{composed}.wav")], ".txt")
+    assert texts.found == {0: Transcript("bonjour")} and not texts.problems
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("x.wav\ta\ny.wav\tb\nz.wav\tc\n",
+         "none of its 3 lines names one of the 2 files; lines: 'x.wav', 'y.wav', ...; "
+         "files: 'one', 'two'"),
+        ("path\ttext\n", "none of its 0 lines names one of the 2 files; lines: none"),
+        ("", "none of its 0 lines"),
+        ("one|hello\n", "table.tsv:1: 1 columns where 2 to 4 are wanted"),
+    ],
+)  # fmt: skip
+def test_a_table_of_which_no_line_fits_is_refused(corpus, tmp_path, lines, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        table_of(corpus, tmp_path, lines)
+
+
+def test_languages_of_a_table_and_of_the_flag(corpus, tmp_path):
+    table = tmp_path / "t.tsv"
+    table.write_text("path\ttext\tlanguage\nanna/one\tпривет\tru\nanna/two\thello\n")
+    words = ["--texts", str(table), "--language", "English"]
+    assert manifest(corpus, tmp_path / "m", *words) == 0
+    cuts = {c.id: c for c in CutSet.from_file(tmp_path / "m/cuts.jsonl.gz")}
+    found = [cuts[f"anna/{n}"].supervisions[0].language for n in ("one", "two")]
+    assert found == ["ru", "English"]
 
 
 def test_speakers_and_groups_by_expression(corpus, tmp_path, capsys):
