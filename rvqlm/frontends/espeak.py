@@ -13,6 +13,7 @@ import _ctypes
 import atexit
 import ctypes
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -50,8 +51,32 @@ class _VoiceStruct(ctypes.Structure):
 @lru_cache(maxsize=1)
 def voices() -> dict[str, str]:
     """Voice files, such as "gmw/en-GB-scotland", by language tag, "en-gb-scotland"."""
+    return {tag: file for tag, file, _ in _voices()}
+
+
+@lru_cache(maxsize=1)
+def names() -> dict[str, str]:
+    """Languages, or their tags, by what they are called: "english" is "en", "english (america)"
+    "en-us"."""
+    found: dict[str, str] = {}
+    for tag, _, name in _voices():
+        name = name.strip().lower()
+        found[name] = tag.lower()
+        found.setdefault(name.partition(" (")[0], tag.lower().partition("-")[0])
+    return found
+
+
+@lru_cache(maxsize=1)
+def _voices() -> list[tuple[str, str, str]]:
     with lock:
-        return dict(sorted(fresh_library().voices(), key=lambda pair: pair[0]))
+        found = sorted(fresh_library().voices())
+    return [voice for voice in found if _dictionary(*voice[:2]).is_file()]
+
+
+def _dictionary(tag: str, voice: str) -> Path:
+    """Of the words of a voice: three voices of the wheel have none, and speak nothing."""
+    said = re.search(r"^dictionary\s+(\S+)", (data_path() / "lang" / voice).read_text(), re.M)
+    return data_path() / f"{said[1] if said else tag.partition('-')[0]}_dict"
 
 
 @lru_cache(maxsize=1024)
@@ -124,13 +149,13 @@ class Library:
             read = end
         return found
 
-    def voices(self) -> Iterator[tuple[str, str]]:
-        """(language tag, voice file)."""
+    def voices(self) -> Iterator[tuple[str, str, str]]:
+        """(language tag, voice file, name)."""
         array, i = self.lib.espeak_ListVoices(None), 0
         while array[i]:
             entry = array[i].contents
             # `languages` holds a priority byte before each tag; ctypes stops at the first zero
-            yield entry.languages[1:].decode(), entry.identifier.decode()
+            yield entry.languages[1:].decode(), entry.identifier.decode(), entry.name.decode()
             i += 1
 
     def close(self) -> None:

@@ -17,33 +17,47 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain, islice
 
 from rvqlm.frontends import espeak
+from rvqlm.frontends.text_numbers import written_out
 from rvqlm.runtime import in_order
 
 STRESS = "ˈˌ"
 PUNCTUATION = ".,;:!?…—"
 # marks of other scripts sound like these: one small table for all languages
 _SAME = str.maketrans("。，、；：！？،؛؟।۔։·–．", ".,,;:!?,;?..:;—.")
+_OTHER_VOICE = re.compile(r"\([a-z-]+\)")  # "(en)": a word of another language
+# signs of its own that espeak has no IPA for: length, the glottal stop, and others
+_AS_IPA = str.maketrans(":?", "ːʔ")
+_OWN_SIGNS = re.compile(r"[!-/;-@\[-`{-~]")
 _TAIL = re.compile(r"[^\w]*\Z")  # from the last letter or digit on
 _TIES = "\u0361\u035c"
 _CHUNK = 128  # texts that a process gets at a time
 _CHUNKS = 160  # of them in the life of a process: 80 MB lost
 
 
-def speak(text: str, language: str = "en-us") -> str:
+def speak(text: str, language: str = "en-us", plain: bool = True) -> str:
     """Phonemes of `text`; empty where there is nothing to say.
 
-    language: a tag of `rvqlm.frontends.espeak.voices`. Raises `UserError` for one that is none.
+    language: a tag of `rvqlm.frontends.espeak.voices`.
+    plain: numbers that espeak misreads are written out before, and its own signs are made IPA or
+    left out. Without, all is as espeak says it.
+
+    Raises `UserError` for a language that is none.
     """
     espeak.voice_of(language)
     text = " ".join(text.replace("\0", " ").split())
+    if plain:
+        text = written_out(text, language)
     if not text:
         return ""
     words: list[str] = []
     for written, ipa in espeak.clauses(text, language):
-        ipa = re.sub(r"\([a-z-]+\)", "", ipa).strip()  # "(en)": a word of another language
+        ipa = _OTHER_VOICE.sub("", ipa).strip()
+        if plain:
+            ipa = _OWN_SIGNS.sub("", ipa.translate(_AS_IPA))
         marks = _marks(written)
         if ipa:
             words.append(ipa + marks)
@@ -85,11 +99,11 @@ def symbols(phonemes: str) -> list[str]:
     return found
 
 
-def _speak_all(texts: list[tuple[str, str]]) -> list[str]:
-    return [speak(text, language) for text, language in texts]
+def _speak_all(texts: list[tuple[str, str]], plain: bool) -> list[str]:
+    return [speak(text, language, plain) for text, language in texts]
 
 
-def speak_all(texts: Iterable[tuple[str, str]], workers: int) -> Iterator[str]:
+def speak_all(texts: Iterable[tuple[str, str]], workers: int, plain: bool = True) -> Iterator[str]:
     """`speak` for a stream of (text, language), in order, by `workers` processes (0: by this one).
 
     Takes from `texts` only a little ahead of what it gives. A text takes espeak 2 ms and leaves
@@ -97,7 +111,8 @@ def speak_all(texts: Iterable[tuple[str, str]], workers: int) -> Iterator[str]:
     """
     texts = iter(texts)
     chunks = iter(lambda: list(islice(texts, _CHUNK)), [])
+    work = partial(_speak_all, plain=plain)
     for chunk in chunks:
         share = chain([chunk], islice(chunks, max(1, workers) * _CHUNKS - 1))
-        for _, spoken in in_order(_speak_all, share, workers, "spawn", "--workers"):
+        for _, spoken in in_order(work, share, workers, "spawn", "--workers"):
             yield from spoken

@@ -13,7 +13,11 @@ its blank. There are no symbols for begin and end: a condition comes with its le
 symbol ``<space>``, in pieces the "▁" of sentencepiece.
 
 Before all else Unicode is composed (NFC; NFKC for bpe, which makes one of letters that only look
-different) and any white space or control characters become single spaces.
+different), marks that nobody says are removed (`rvqlm.frontends.text_clean`), letters that only
+look like those of the other script put right, and any white space or control characters become
+single spaces. A text without a letter or a digit says nothing. What espeak is given is checked for
+its script (`rvqlm.frontends.text_language`), with the numbers that it misreads in words
+(`rvqlm.frontends.text_numbers`).
 """
 
 from __future__ import annotations
@@ -22,16 +26,20 @@ import base64
 import binascii
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
+from rvqlm.files import fits
 from rvqlm.frontends import phonemes
-from rvqlm.frontends.pieces import load_pieces
+from rvqlm.frontends.pieces import UNKNOWN, load_pieces
 from rvqlm.frontends.symbols import SymbolTable, read_symbol, write_symbol
+from rvqlm.frontends.text_clean import clean, has_word
+from rvqlm.frontends.text_language import mend_letters, require_script, tag_of
 
 TYPES = ("phonemes", "chars", "bpe")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
@@ -51,38 +59,78 @@ class TextSettings:
     """phonemes: keep the punctuation at which espeak pauses."""
     lowercase: bool = False
     """chars, bpe: capitals become small letters."""
+    normalization: int = 1
+    """Its version. 0, that of descriptions without one: Unicode and white space alone."""
 
     def __post_init__(self):
         if self.type not in TYPES:
             raise UserError(f"text of type {self.type!r}: choose one of {', '.join(TYPES)}")
+        if self.normalization not in (0, 1):
+            raise UserError(
+                f"text of normalization {self.normalization!r}: this version knows 0 and 1; "
+                "update rvqlm"
+            )
 
     def names(self) -> tuple[str, ...]:
-        """Those settings that the type has."""
+        """Those settings that the type has, but for the version of normalization."""
         if self.type == "phonemes":
             return ("type", "language", "stress", "punctuation")
         return ("type", "lowercase")
 
-    def normalize(self, text: str) -> str:
-        """`text` as the front end sees it; `UserError` where it is no Unicode text."""
+    def normalize(self, text: str, said: Counter[str] | None = None) -> str:
+        """`text` as the front end sees it; `UserError` where it is no Unicode text.
+
+        said: counts what was done to it, by kind.
+        """
         if not text.isascii():
             text = unicodedata.normalize("NFKC" if self.type == "bpe" else "NFC", text)
             require_unicode(text)
+        if self.normalization:
+            text, removed = clean(text)
+            if removed and not text.isascii():  # what was apart may be one letter
+                text = unicodedata.normalize("NFC", text)
+            text, mended = mend_letters(text)
+            if said is not None:
+                said.update({f"{kind} removed": count for kind, count in removed.items()})
+                said["words with letters of another script put right"] += mended
         text = " ".join(_CONTROL.sub(" ", text).split())
+        if self.normalization and not has_word(text):
+            return ""
         return text.lower() if self.lowercase else text
 
-    def words(self, text: str) -> str:
-        """`normalize` for what goes to espeak; `UserError` for what is phonemes already."""
+    def words(self, text: str, language: str | None = None, said: Counter | None = None) -> str:
+        """`normalize` for what goes to espeak; `UserError` for what is phonemes already, and for
+        what espeak cannot read in `language`, a tag (None: that of the settings)."""
         if re.search(f"[{phonemes.STRESS}ː]", text):
             raise UserError(f"text {shorten(text)}: these are phonemes, not written words")
-        return self.normalize(text)
+        text = self.normalize(text, said)
+        if self.normalization:
+            foreign = require_script(text, language or self.language)
+            if said is not None:
+                said["words in Latin letters spoken as English"] += foreign
+        return text
 
     def of_phonemes(self, spoken: str) -> list[str]:
         """Symbols of a ready phoneme string."""
         return phonemes.symbols(phonemes.strip_marks(spoken, self.stress, self.punctuation))
 
     def of_chars(self, text: str) -> list[str]:
-        """Symbols of a text, one a character."""
-        return [write_symbol(c) if c == " " else c for c in self.normalize(text)]
+        """Symbols of a text that `normalize` gave, one a character."""
+        return [write_symbol(c) if c == " " else c for c in text]
+
+    def word_with(self, symbol: str, text: str, tag: str | None = None) -> str | None:
+        """The first word of `text` that has a symbol.
+
+        tag: the language in which it is spoken; None: it is made of symbols itself.
+        """
+        for word in text.split():
+            if tag is None:
+                made = word
+            else:
+                made = phonemes.speak(self.normalize(word), tag, bool(self.normalization))
+            if symbol in made:
+                return word
+        return None
 
 
 class TextFrontEnd:
@@ -115,12 +163,14 @@ class TextFrontEnd:
         """Rebuild it from ``text.json`` or a checkpoint; `UserError` if incomplete."""
         given = dict(info.settings)
         try:
-            symbols, plain = given["symbols"], TextSettings(given["type"])
-            settings = replace(plain, **{name: given[name] for name in plain.names()})
-            bpe = plain.type == "bpe"
+            names = TextSettings(given["type"]).names()
+            version = {"normalization": given.get("normalization", 0)}
+            settings = fits({**{n: given[n] for n in names}, **version}, TextSettings)
+            symbols = fits(given["symbols"], list[str])
+            bpe = settings.type == "bpe"
             model = base64.b64decode(given["model"], validate=True) if bpe else None
             table = SymbolTable(dict(enumerate(symbols)))
-        except (KeyError, TypeError, AttributeError, binascii.Error) as e:
+        except (KeyError, TypeError, AttributeError, ValueError, binascii.Error) as e:
             raise UserError(
                 f"incomplete description of a text condition ({type(e).__name__} {e}); "
                 "run rvqlm text again"
@@ -135,6 +185,8 @@ class TextFrontEnd:
     def info(self, rate: float) -> ConditionInfo:
         """All that rebuilds this front end; rate: frames of codes per symbol."""
         settings = {name: getattr(self.settings, name) for name in self.settings.names()}
+        if self.settings.normalization:
+            settings["normalization"] = self.settings.normalization
         settings["symbols"] = [self.table[id] for id in self.table.ids]
         if self._model is not None:
             settings["model"] = base64.b64encode(self._model).decode()
@@ -143,20 +195,31 @@ class TextFrontEnd:
     def encode(self, text: str, language: str | None = None) -> np.ndarray:
         """(S,) int32 ids; S is 0 for a text with nothing to say.
 
-        language: of this text, for phonemes; None: that of the settings. Raises `UserError` that
-        names symbols without an id, and for unknown languages.
+        language: of this text, for phonemes, as `rvqlm.frontends.text_language.tag_of` knows it;
+        None: that of the settings. Raises `UserError` that names symbols without an id and the
+        words that they are in, and for unknown languages or other scripts than theirs.
         """
-        if self.settings.type == "phonemes":
-            spoken = phonemes.speak(self.settings.words(text), language or self.settings.language)
-            return self.encode_phonemes(spoken, text)
+        settings = self.settings
+        if settings.type == "phonemes":
+            tag = tag_of(language or settings.language)
+            spoken = phonemes.speak(settings.words(text, tag), tag, bool(settings.normalization))
+            return self._ids(settings.of_phonemes(spoken), text, tag)
         if language is not None:
             raise UserError(
                 f"language {language!r}: only phonemes have one, this text is made of "
                 f"{self.settings.type}; leave it out"
             )
         if self._pieces is not None:
-            return np.array(self._pieces.encode(self.settings.normalize(text)), np.int32)
-        return self._ids(self.settings.of_chars(text), text)
+            return np.array(self.encode_pieces(settings.normalize(text))[0], np.int32)
+        return self._ids(settings.of_chars(settings.normalize(text)), text)
+
+    def encode_pieces(self, text: str) -> tuple[list[int], list[str]]:
+        """bpe: ids of a text that `TextSettings.normalize` gave, and what is ``<unk>`` in it."""
+        ids = self._pieces.encode(text)
+        if UNKNOWN not in ids:
+            return ids, []
+        pieces = zip(self._pieces.encode(text, out_type=str), ids)
+        return ids, [piece for piece, id in pieces if id == UNKNOWN]
 
     def encode_phonemes(self, spoken: str, text: str | None = None) -> np.ndarray:
         """(S,) int32 ids of a ready phoneme string (IPA, words apart by spaces).
@@ -170,13 +233,17 @@ class TextFrontEnd:
             )
         return self._ids(self.settings.of_phonemes(spoken), spoken if text is None else text)
 
-    def _ids(self, symbols: Sequence[str], text: str) -> np.ndarray:
+    def _ids(self, symbols: Sequence[str], text: str, tag: str | None = None) -> np.ndarray:
         ids, unknown = lookup(self.table, symbols)
         if unknown:
-            named = ", ".join(describe(symbol) for symbol in dict.fromkeys(unknown))
+            named = []
+            for symbol in dict.fromkeys(unknown):
+                word = self.settings.word_with(symbol, text, tag)
+                named.append(describe(symbol) + (f" of the word {word!r}" if word else ""))
             raise UserError(
-                f"text {shorten(text)}: no symbol for {named} among the {len(self.table)} of the "
-                "table; write it without, or make the table from texts that have it"
+                f"text {shorten(text)}: no symbol for {', '.join(named)} among the "
+                f"{len(self.table)} of the table; write it without, or make the table from texts "
+                "that have it"
             )
         return np.array(ids, np.int32)
 

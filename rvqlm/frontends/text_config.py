@@ -13,6 +13,7 @@ from rvqlm.cli import kebab
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.frontends.text import TextSettings
+from rvqlm.frontends.text_language import tag_of
 
 
 @dataclass
@@ -33,11 +34,12 @@ class TextConfig:
     """phonemes: take them ready from this field (IPA, words apart by spaces), without espeak. New
     texts are still spoken by espeak in generation."""
     language: str | None = None
-    """phonemes: espeak's language of the texts (en-us, de, fr-fr, cmn, ...); with --language-field
-    that of the cuts without. en-us unless given."""
+    """phonemes: language of all texts, as espeak or ISO 639 call it (en-us, de, ru, cmn, "French"),
+    instead of those that the manifest names; with --language-field that of the cuts without. None
+    there and none here: en-us."""
     language_field: str | None = None
-    """phonemes: the field with the language of each cut. The one of most cuts becomes that of new
-    texts, unless --language says it."""
+    """phonemes: the field with the language of each cut; "language" unless given. The one of most
+    cuts becomes that of new texts, unless --language says it."""
     stress: bool = True
     """phonemes: keep the marks of stress."""
     punctuation: bool = True
@@ -46,9 +48,10 @@ class TextConfig:
     """chars, bpe: lower-case all letters."""
     vocab_size: int | None = None
     """bpe: number of pieces; 500 unless given."""
-    unknown: Literal["error", "drop"] = "error"
-    """Symbols that the table lacks, in the other splits or with --like. error: name them and stop;
-    drop: leave them out and count them. bpe has <unk> for them."""
+    unknown: Literal["drop", "error"] = "drop"
+    """Symbols that the table lacks, in the other splits or with --like, and texts that cannot be
+    read, as those in letters of another script than the language's. drop: leave them out, count
+    them and name the cuts in text_skipped_SPLIT.jsonl; error: name them and stop. bpe has <unk>."""
     splits: tuple[str, ...] = ()
     """Only these; none given: all that have a manifest. The table needs the split "train"."""
     workers: int = 0
@@ -103,7 +106,7 @@ class TextConfig:
 
     def settings(self) -> TextSettings:
         assert self.type is not None
-        language = self.language or TextSettings.language
+        language = tag_of(self.language) if self.language else TextSettings.language
         return TextSettings(self.type, language, self.stress, self.punctuation, self.lowercase)
 
     def made_of(self, like: ConditionInfo | None) -> dict:
@@ -112,6 +115,7 @@ class TextConfig:
         names += ("punctuation", "lowercase", "unknown")
         flags = {name: getattr(self, name) for name in names}
         flags["vocab_size"] = self.num_pieces
+        flags["normalization"] = TextSettings.normalization
         return {**flags, "like": None if like is None else digest(like.settings)}
 
 

@@ -5,6 +5,7 @@
 - ``text.json``: the `ConditionInfo`, which a `TextFrontEnd` and a model are built from
 - ``tokens.txt``: the symbols, in k2's format
 - ``text_SPLIT.bin``: a ragged column (`rvqlm.data.ragged`), a row a cut, in the index's order
+- ``text_skipped_SPLIT.jsonl``: the cuts without text or with one that cannot be used, and why
 - ``text_prepared.json``: what each was made of, so that the same command again has nothing to do
 
 Every text is read and spoken once and memory does not grow with their number: symbols get ids in
@@ -14,10 +15,7 @@ files that others read, and goes away first, so that an interruption leaves no m
 
 from __future__ import annotations
 
-import tempfile
-from array import array
-from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, tee
 from pathlib import Path
@@ -31,13 +29,22 @@ from rvqlm.data.index import TokenDataset, find_splits, manifest_path, read_mani
 from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.errors import UserError
-from rvqlm.files import read_json, write_json
-from rvqlm.frontends import espeak, phonemes
+from rvqlm.files import fits, read_json, write_json
+from rvqlm.frontends import phonemes
 from rvqlm.frontends.durations import estimate
-from rvqlm.frontends.pieces import UNKNOWN, train_pieces
+from rvqlm.frontends.pieces import train_pieces
 from rvqlm.frontends.symbols import SPACE, SymbolTable
-from rvqlm.frontends.text import TextFrontEnd, TextSettings, describe, lookup, require_unicode
+from rvqlm.frontends.text import (
+    TextFrontEnd,
+    TextSettings,
+    describe,
+    lookup,
+    require_unicode,
+    shorten,
+)
+from rvqlm.frontends.text_column import Column, SplitReport, skipped_path
 from rvqlm.frontends.text_config import TextConfig, digest
+from rvqlm.frontends.text_language import tag_of
 from rvqlm.frontends.transcripts import Transcript, text_fields, transcripts
 from rvqlm.runtime import num_cores
 
@@ -45,20 +52,6 @@ TRAIN = "train"  # the split that the table comes from
 _PIECES_TEXTS = 1_000_000  # texts that sentencepiece is trained on, at most
 _FEW = 256  # texts that are not worth a process
 _SHOWN = 8  # unknown symbols that a message names
-
-
-@dataclass
-class SplitReport:
-    """What was made of one split."""
-
-    cuts: int
-    symbols: int = 0
-    frames: int = 0
-    """of codes, of the cuts that have text"""
-    without: int = 0
-    """cuts without text, or with nothing to say in it"""
-    unknown: int = 0
-    """symbols left out, or ``<unk>``"""
 
 
 @dataclass
@@ -71,31 +64,6 @@ class TextReport:
     """nothing had to be done"""
 
 
-class _Column:
-    """Ids of one split on their way to its file, in a temporary file."""
-
-    def __init__(self, dataset: TokenDataset):
-        self.dataset = dataset
-        self.report = SplitReport(len(dataset))
-        self.sizes = array("I")
-        self._file = tempfile.TemporaryFile(dir=dataset.directory)  # noqa: SIM115, lives as long
-
-    def add(self, ids: list[int]) -> None:
-        if ids:
-            self.report.symbols += len(ids)
-            self.report.frames += int(self.dataset.frames[len(self.sizes)])
-        else:
-            self.report.without += 1
-        self.sizes.append(len(ids))
-        self._file.write(array("i", ids).tobytes())
-
-    def rows(self, renumber: np.ndarray | None) -> Iterator[np.ndarray]:
-        self._file.seek(0)
-        for size in self.sizes:
-            row = np.frombuffer(self._file.read(4 * size), np.int32)
-            yield row if renumber is None else renumber[row]
-
-
 class _Preparation:
     """The steps of `prepare_text`."""
 
@@ -103,69 +71,89 @@ class _Preparation:
         self.config = config
         self.front_end = None if like is None else TextFrontEnd.from_info(like)
         self.settings = config.settings() if like is None else self.front_end.settings
-        self.unknown: Counter[str] = Counter()
-        self.first: dict[str, str] = {}  # where each unknown symbol was met first
-        self.languages: Counter[str] = Counter()  # of the training split
         self.workers = config.workers or num_cores()
 
-    def texts(self, dataset: TokenDataset, note: str = "") -> Iterator[Transcript]:
-        """The texts of a split, with a language each where it needs one."""
-        path, config = manifest_path(dataset.directory, dataset.split), self.config
+    def texts(self, column: Column, note: str = "") -> Iterator[Transcript]:
+        """The texts of a split as its symbols are made of them, with the tag of a language where
+        they are spoken; empty ones with a `problem` where they cannot be used."""
+        dataset, config = column.dataset, self.config
+        path = manifest_path(dataset.directory, dataset.split)
         cuts = bar(read_manifest(path), dataset.split + note, len(dataset))
-        spoken = self.settings.type == "phonemes"
-        source = config.phonemes_field or config.field
-        for item in transcripts(cuts, source, config.language_field, str(path)):
-            try:
-                require_unicode(item.text)
-                if spoken and item.text:
-                    item = self._with_language(item)
-                if spoken and config.phonemes_field is None:
-                    item = item._replace(text=self.settings.words(item.text))
-                yield item
-            except UserError as e:
-                hint = "; name the field with --phonemes-field" if "are phonemes" in str(e) else ""
-                raise UserError(f"{path}: cut {item.cut!r}: {e}{hint}") from None
+        field = config.phonemes_field or config.field
+        language = None
+        if self.settings.type == "phonemes" and (not config.language or config.language_field):
+            language = config.language_field or "language"
+        for item in transcripts(cuts, field, language):
+            if item.text and item.problem is None:
+                try:
+                    item = self._prepared(item, column)
+                except UserError as e:
+                    item = item._replace(text="", language=None, problem=str(e))
+            if item.problem and config.unknown == "error" and self.settings.type != "bpe":
+                raise UserError(f"{path}: cut {item.cut!r}: {self._hint(item.problem)}")
+            yield item
 
-    def _with_language(self, item: Transcript) -> Transcript:
+    def _prepared(self, item: Transcript, column: Column) -> Transcript:
+        settings, config = self.settings, self.config
+        require_unicode(item.text)
+        tag = None
+        if settings.type == "phonemes":
+            tag = self._language(item, column)
+        if config.phonemes_field is not None:
+            return item._replace(language=tag)
+        if settings.type == "phonemes":
+            text = settings.words(item.text, tag, column.said)
+        else:
+            text = settings.normalize(item.text, column.said)
+        problem = None if text else f"no word in {shorten(item.text)}"
+        return Transcript(item.cut, text, tag if text else None, problem)
+
+    def _language(self, item: Transcript, column: Column) -> str:
         config, language = self.config, item.language
         if language is None:
             if config.language_field is not None and config.language is None and not config.like:
                 raise UserError(
                     f"no language in {config.language_field}; give --language for cuts without"
                 )
+            column.report.assumed += not config.language and not config.like
             language = self.settings.language
-        if config.phonemes_field is None or config.language or config.language_field:
-            espeak.voice_of(language)  # else espeak need not be there
-        return item._replace(language=language)
+        if config.phonemes_field is not None and not config.language_field:
+            return language  # nothing is spoken, and espeak need not be there
+        return tag_of(language)
 
-    def symbols(self, dataset: TokenDataset) -> Iterator[tuple[Transcript, list[str]]]:
+    @staticmethod
+    def _hint(problem: str) -> str:
+        phonemic = "are phonemes" in problem
+        return problem + ("; name the field with --phonemes-field" if phonemic else "")
+
+    def symbols(self, column: Column) -> Iterator[tuple[Transcript, list[str]]]:
         """(text, its symbols) of every cut, for chars and phonemes."""
         settings = self.settings
         make = settings.of_chars if settings.type == "chars" else settings.of_phonemes
         if settings.type == "chars" or self.config.phonemes_field is not None:
-            for item in self.texts(dataset):
+            for item in self.texts(column):
                 yield item, make(item.text)
             return
-        items, ahead = tee(self.texts(dataset))
+        items, ahead = tee(self.texts(column))
         pairs = ((t.text, t.language or settings.language) for t in ahead)
-        workers = min(self.workers, len(dataset) // _FEW)  # starting one takes half a second
-        for item, spoken in zip(items, phonemes.speak_all(pairs, workers)):
-            yield item, make(spoken)
+        workers = min(self.workers, len(column.dataset) // _FEW)  # one takes half a second to start
+        spoken = phonemes.speak_all(pairs, workers, plain=bool(settings.normalization))
+        for item, said in zip(items, spoken):
+            yield item, make(said)
 
-    def train(self, dataset: TokenDataset) -> tuple[_Column, np.ndarray]:
+    def train(self, dataset: TokenDataset) -> tuple[Column, np.ndarray]:
         """Make the table from a split; its column and the final ids of those in the column."""
-        column, met = _Column(dataset), {}
-        for item, symbols in self.symbols(dataset):
-            if item.language is not None:
-                self.languages[item.language] += 1
-            column.add([met.setdefault(symbol, len(met)) for symbol in symbols])
-        self.require_text(column)
+        column, met = Column(dataset), {}
+        for item, symbols in self.symbols(column):
+            column.add(item, [met.setdefault(symbol, len(met)) for symbol in symbols])
+        self.finish(column)
         order = sorted(met, key=lambda symbol: (symbol != SPACE, symbol))
         table = SymbolTable.of(order)
-        self.front_end = TextFrontEnd(self._seen_settings(table), table)
+        settings = self._seen_settings(table, column.report.languages)
+        self.front_end = TextFrontEnd(settings, table)
         return column, np.array([table[symbol] for symbol in met], np.int32)
 
-    def _seen_settings(self, table: SymbolTable) -> TextSettings:
+    def _seen_settings(self, table: SymbolTable, languages: dict[str, int]) -> TextSettings:
         """The settings for new texts: like the texts of the table."""
         settings, config = self.settings, self.config
         if config.phonemes_field is not None:
@@ -175,44 +163,55 @@ class _Preparation:
                 stress=any(c in has for c in phonemes.STRESS),
                 punctuation=any(c in table for c in phonemes.PUNCTUATION),
             )
-        if config.language_field is not None and config.language is None and self.languages:
-            settings = replace(settings, language=self.languages.most_common(1)[0][0])
+        if config.language is None and languages:
+            settings = replace(settings, language=max(languages, key=languages.get))
         return settings
 
     def train_pieces(self, dataset: TokenDataset) -> None:
         step = -(-len(dataset) // _PIECES_TEXTS)
-        texts = (self.settings.normalize(t.text) for t in self.texts(dataset, ": pieces") if t.text)
+        texts = (t.text for t in self.texts(Column(dataset), ": pieces") if t.text)
         model = train_pieces(islice(texts, 0, None, step), self.config.num_pieces)
         self.front_end = TextFrontEnd.of_pieces(self.settings, model)
 
-    def encode(self, dataset: TokenDataset) -> _Column:
+    def encode(self, dataset: TokenDataset) -> Column:
         """The column of a split by the finished table."""
-        column, front_end = _Column(dataset), self.front_end
+        column, front_end = Column(dataset), self.front_end
         if self.settings.type == "bpe":
-            for item in self.texts(dataset):
-                ids = front_end.encode(item.text).tolist()
-                column.report.unknown += ids.count(UNKNOWN)
-                column.add(ids)
+            for item in self.texts(column):
+                column.add(item, *front_end.encode_pieces(item.text))
         else:
-            for item, symbols in self.symbols(dataset):
-                ids, unknown = lookup(front_end.table, symbols)
-                for symbol in unknown:
-                    self.unknown[symbol] += 1
-                    self.first.setdefault(symbol, f"cut {item.cut!r} of {dataset.split}")
-                column.report.unknown += len(unknown)
-                column.add(ids)
-        self.require_text(column)
+            for item, symbols in self.symbols(column):
+                column.add(item, *lookup(front_end.table, symbols))
+        self.finish(column)
         return column
 
-    def require_text(self, column: _Column) -> None:
-        if len(column.sizes) != len(column.dataset):
+    def finish(self, column: Column) -> None:
+        """Complete the report of a column; `UserError` where there is no text at all."""
+        dataset, report = column.dataset, column.report
+        if len(column.sizes) != len(dataset):
             raise UserError(
-                f"the manifest of {column.dataset.split} has {len(column.sizes)} cuts, its index "
-                f"{len(column.dataset)}; run rvqlm index --manifest-dir {column.dataset.directory}"
+                f"the manifest of {dataset.split} has {len(column.sizes)} cuts, its index "
+                f"{len(dataset)}; run rvqlm index --manifest-dir {dataset.directory}"
             )
-        if column.report.symbols:
+        report.said = {what: count for what, count in sorted(column.said.items()) if count}
+        for symbol, count in column.unknown.most_common(_SHOWN):
+            item = column.first[symbol]
+            tag = None
+            if self.settings.type == "phonemes" and self.config.phonemes_field is None:
+                tag = item.language or self.settings.language
+            word = self.settings.word_with(symbol, item.text, tag)
+            where = f"the word {word!r} of " if word else ""
+            times = f"{count} times, first in " if count > 1 else "in "
+            report.named.append(f"{describe(symbol)} {times}{where}cut {item.cut!r}")
+        if report.symbols:
             return
-        path = manifest_path(column.dataset.directory, column.dataset.split)
+        path = manifest_path(dataset.directory, dataset.split)
+        if report.left_out:
+            assumed = f"; {report.assumed:,} name no language: give --language"
+            raise UserError(
+                f"{path}: none of its texts can be used; the first of {report.left_out:,}: "
+                f"{self._hint(report.examples[0])}{assumed if report.assumed else ''}"
+            )
         field = self.config.phonemes_field or self.config.field
         fields = ", ".join(text_fields(next(read_manifest(path)))) or "none"
         raise UserError(
@@ -220,19 +219,16 @@ class _Preparation:
             "name one with --field, or leave the split out (--splits)"
         )
 
-    def require_known(self) -> None:
-        if not self.unknown or self.config.unknown == "drop":
+    def require_known(self, columns: Iterable[Column]) -> None:
+        if self.config.unknown == "drop" or self.settings.type == "bpe":
             return
-        named = [
-            f"{describe(symbol)} {count} times, first in {self.first[symbol]}"
-            if count > 1
-            else f"{describe(symbol)} in {self.first[symbol]}"
-            for symbol, count in self.unknown.most_common(_SHOWN)
-        ]
-        more = f" and {len(self.unknown) - _SHOWN} more" if len(self.unknown) > _SHOWN else ""
+        named = [f"{text} of {c.dataset.split}" for c in columns for text in c.report.named]
+        if not named:
+            return
+        more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
         raise UserError(
-            f"symbols that the table lacks: {', '.join(named)}{more}; correct the texts, or leave "
-            "these symbols out with --unknown drop"
+            f"symbols that the table lacks: {', '.join(named[:_SHOWN])}{more}; correct the texts, "
+            "or leave these symbols out with --unknown drop"
         )
 
 
@@ -247,7 +243,7 @@ def prepare_text(config: TextConfig) -> TextReport:
         return current
     made_of = config.made_of(like)
     work = _Preparation(config, like)
-    columns: dict[str, tuple[_Column, np.ndarray | None]] = {}
+    columns: dict[str, tuple[Column, np.ndarray | None]] = {}
     if like is None and config.type == "bpe":
         work.train_pieces(datasets[TRAIN])
     elif like is None:
@@ -255,7 +251,7 @@ def prepare_text(config: TextConfig) -> TextReport:
     for split, dataset in datasets.items():
         if split not in columns:
             columns[split] = (work.encode(dataset), None)
-    work.require_known()
+    work.require_known(column for column, _ in columns.values())
     if like is None:
         trained = columns[TRAIN][0].report
         info = work.front_end.info(trained.frames / trained.symbols)
@@ -266,6 +262,7 @@ def prepare_text(config: TextConfig) -> TextReport:
     for split, (column, renumber) in columns.items():
         path = column_path(directory, "text", split)
         write_ragged(path, column.rows(renumber), 1, column.dataset.fingerprint)
+        column.write_skipped()
         record[split] = {
             **_identity(column.dataset),
             "made_of": made_of,
@@ -290,10 +287,11 @@ def preview(config: TextConfig) -> list[str]:
     lines = [f"dry run, nothing is written; {state}:"]
     for split, dataset in datasets.items():
         lines.append(f"  {split:<6} {len(dataset):>9,} cuts")
+        column = Column(dataset)
         if work.settings.type == "bpe":
-            first = next(((t.cut, t.text) for t in work.texts(dataset) if t.text), None)
+            first = next(((t.cut, t.text) for t in work.texts(column) if t.text), None)
         else:
-            known = ((t.cut, " ".join(made)) for t, made in work.symbols(dataset) if made)
+            known = ((t.cut, " ".join(made)) for t, made in work.symbols(column) if made)
             first = next(known, None)
         lines.append("         no text" if first is None else f"         {first[0]}: {first[1]}")
     return lines
@@ -336,13 +334,29 @@ def _current(directory: Path, datasets: dict[str, TokenDataset], made_of: dict):
         reports = {}
         for split, dataset in datasets.items():
             entry = record["splits"][split]
-            if entry["made_of"] != made_of or not _identity(dataset).items() <= entry.items():
+            if not _same(entry["made_of"], made_of, entry["report"]):
+                return None
+            if not _identity(dataset).items() <= entry.items():
                 return None
             Ragged.open(column_path(directory, "text", split), dataset.fingerprint)
-            reports[split] = SplitReport(**entry["report"])
+            reports[split] = fits(entry["report"], SplitReport)
     except (UserError, OSError, ValueError, KeyError, TypeError):
         return None  # missing or damaged: made again
     return TextReport(info, reports, up_to_date=True)
+
+
+def _same(before: dict, now: dict, report: dict) -> bool:
+    """Whether a column was made as it would be now; one of an earlier version stays as it is, so
+    that trainings with it go on, unless the language of its texts was not asked for then."""
+    if "normalization" in before:
+        return before == now
+    rest = {k: v for k, v in now.items() if k not in ("normalization", "unknown")}
+    known = now["language"] or now["language_field"] or now["phonemes_field"]
+    return (
+        rest == {k: v for k, v in before.items() if k != "unknown"}
+        and (known or now["type"] != "phonemes" or now["like"])
+        and (now["unknown"] == "drop" or not report["unknown"])
+    )
 
 
 def _discard_old(directory: Path, splits: Container[str], info: ConditionInfo) -> dict:
@@ -357,4 +371,6 @@ def _discard_old(directory: Path, splits: Container[str], info: ConditionInfo) -
     if same:
         return {split: entry for split, entry in record.items() if split not in splits}
     discard(directory, "text")
+    for skipped in directory.glob(skipped_path(directory, "*").name):
+        skipped.unlink()
     return {}

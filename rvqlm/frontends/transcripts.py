@@ -21,32 +21,35 @@ class Transcript(NamedTuple):
     text: str
     """Empty where it has none."""
     language: str | None
+    problem: str | None = None
+    """Why its text cannot be used."""
 
 
 def transcripts(
-    cuts: Iterable[dict], field: str, language_field: str | None, where: str
+    cuts: Iterable[dict], field: str, language_field: str | None
 ) -> Iterator[Transcript]:
     """The texts of cuts (dictionaries of a manifest); those of several supervisions are joined.
 
-    where: the manifest in messages. Raises `UserError` for fields that hold no text.
+    A cut whose fields hold no text, or several languages, has a
+    `problem`.
     """
     for number, cut in enumerate(cuts, 1):
         id = str(cut.get("id", number))
-        place = f"{where}: cut {id!r}"
-        text = " ".join(_values(cut, field, place))
-        language = None
-        if language_field is not None:
-            found = list(dict.fromkeys(_values(cut, language_field, place)))
-            if len(found) > 1:
-                raise UserError(
-                    f"{place}: {language_field} has {' and '.join(found)}; cut it so that each "
-                    "part has one language"
-                )
-            language = found[0] if found else None
-        yield Transcript(id, text, language)
+        try:
+            text = " ".join(_values(cut, field))
+            languages = _values(cut, language_field) if language_field is not None else []
+        except UserError as e:
+            yield Transcript(id, "", None, str(e))
+            continue
+        if len(set(languages)) > 1:
+            named = " and ".join(dict.fromkeys(languages))
+            problem = f"{language_field} has {named}; cut it so that each part has one language"
+            yield Transcript(id, "", None, problem)
+            continue
+        yield Transcript(id, text, languages[0] if languages else None)
 
 
-def _values(cut: dict, field: str, place: str) -> list[str]:
+def _values(cut: dict, field: str) -> list[str]:
     segments = cut.get("supervisions") or []
     if len(segments) > 1:
         segments = sorted(segments, key=lambda s: s.get("start", 0.0))
@@ -55,9 +58,7 @@ def _values(cut: dict, field: str, place: str) -> list[str]:
         found = [own]
     for value in found:
         if not isinstance(value, str):
-            raise UserError(
-                f"{place}: {field} is {str(value)[:40]!r}, not text; name another field"
-            )
+            raise UserError(f"{field} is {str(value)[:40]!r}, not text; name another field")
     return [value for value in (v.strip() for v in found) if value]
 
 

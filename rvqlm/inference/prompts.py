@@ -29,6 +29,7 @@ from rvqlm.errors import UserError
 from rvqlm.frontends.midi import MidiFrontEnd
 from rvqlm.frontends.midi_file import read_midi
 from rvqlm.frontends.text import TextFrontEnd
+from rvqlm.frontends.text_clean import has_word
 
 
 @dataclass
@@ -57,6 +58,8 @@ class ConditionArgs:
     """What is to be said. With a prompt: its words first, then those to come."""
     text_file: str = ""
     """A text a line, instead of --text."""
+    language: str = ""
+    """Language of the texts, for phonemes; empty: the one of most texts in training."""
     midi: tuple[str, ...] = ()
     """MIDI files to play: their notes in as many seconds as are made, the prompt's included."""
     midi_start: float = 0.0
@@ -76,7 +79,7 @@ class ConditionArgs:
         if not self.text_file:
             return list(self.text)
         try:
-            lines = Path(self.text_file).read_text(encoding="utf-8").splitlines()
+            lines = Path(self.text_file).read_text(encoding="utf-8-sig").split("\n")
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"--text-file {self.text_file}: cannot be read ({e})") from None
         if not (texts := [line.strip() for line in lines if line.strip()]):
@@ -290,8 +293,8 @@ def from_arguments(
     given: dict[str, list[tuple[str, Tensor]]] = {}
     rate = float(codec.info.frame_rate)
     if texts := args.texts():
-        encode = TextFrontEnd.from_info(_known("text", infos)).encode
-        given["text"] = [(t, torch.as_tensor(encode(t)).long()[:, None]) for t in texts]
+        front_end = TextFrontEnd.from_info(_known("text", infos))
+        given["text"] = [(t, _symbols(front_end, t, args.language or None)) for t in texts]
     if args.midi:
         front_end = MidiFrontEnd.from_info(_known("midi", infos))
         span = args.midi_start, args.midi_start + max_frames / rate
@@ -314,7 +317,17 @@ def from_arguments(
     for kind, items in given.items():
         for i, sample in enumerate(found):
             sample.about[kind], sample.values[kind] = items[i % len(items)]
+            if kind == "text" and args.language:
+                sample.about["language"] = args.language
     return found
+
+
+def _symbols(front_end: TextFrontEnd, text: str, language: str | None) -> Tensor:
+    """(S, 1) of a text; `UserError` where there is no word in it."""
+    ids = front_end.encode(text, language)
+    if not has_word(text) or not len(ids):
+        raise UserError(f"text {text[:60]!r}: no word in it that could be said")
+    return torch.as_tensor(ids).long()[:, None]
 
 
 def _notes(front_end: MidiFrontEnd, path: str, start: float, end: float) -> Tensor:

@@ -150,10 +150,13 @@ def reference_of(wav: Path, front_end: TextFrontEnd) -> list[int]:
     """Symbols of what a sample was to say; of phonemes as they are, where it was given these."""
     given = _text_of(wav)
     text = given.get("phonemes", given.get("text"))
-    # where phonemes are known, as of the cuts of a manifest, they are what the model was given
-    encode = front_end.encode_phonemes if "phonemes" in given else front_end.encode
     try:
-        ids = encode(text)
+        # where phonemes are known, as of the cuts of a manifest, they are what the model was given
+        if "phonemes" in given:
+            ids = front_end.encode_phonemes(text)
+        else:
+            spoken = front_end.settings.type == "phonemes"
+            ids = front_end.encode(text, given.get("language") if spoken else None)
     except UserError as e:
         raise UserError(f"{wav}: {e}") from None
     if not len(ids):
@@ -164,7 +167,7 @@ def reference_of(wav: Path, front_end: TextFrontEnd) -> list[int]:
 def _text_of(wav: Path) -> dict:
     """What the JSON beside a sample says of its text; empty where it has none."""
     conditions = (read_sample(wav) or {}).get("conditions") or {}
-    return {k: conditions[k] for k in ("text", "phonemes") if k in conditions}
+    return {k: conditions[k] for k in ("text", "phonemes", "language") if k in conditions}
 
 
 # ---------------------------------------------------------------------------------------- cuts

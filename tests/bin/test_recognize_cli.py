@@ -194,6 +194,16 @@ def test_phonemes_of_a_cut_are_not_spoken_again(tmp_path):
         assert reference_of(tmp_path / "a.wav", front_end) == expected
 
 
+def test_a_text_is_read_in_the_language_that_it_was_given_in(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    front_end = TextFrontEnd(TextSettings("phonemes"), SymbolTable.of(["mʲ"[0], *"ʲˈir"]))
+    conditions = {"text": "мир", "language": "Russian"}
+    (tmp_path / "a.json").write_text(json.dumps({"kind": "conditioned", "conditions": conditions}))
+    assert front_end.decode(reference_of(tmp_path / "a.wav", front_end)) == "mʲˈir"
+    letters = TextFrontEnd(TextSettings("chars"), SymbolTable.of("мир"))
+    assert letters.decode(reference_of(tmp_path / "a.wav", letters)) == "мир"
+
+
 def test_mistakes_are_one_line_and_status_2(experiment, samples, tokens, tmp_path, capsys):
     def mistake(*words, recognizer=experiment):
         assert recognize("--recognizer", recognizer, *words) == 2

@@ -8,6 +8,7 @@ import pytest
 from text_fixtures import FRAMES, make_texts
 
 from rvqlm.bin.text import main
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.conditions import ConditionSet, load_info
 from rvqlm.data.index import TokenDataset, build_index
 from rvqlm.data.plan import Items
@@ -16,6 +17,7 @@ from rvqlm.frontends import text_prepare
 from rvqlm.frontends.phonemes import speak, strip_marks
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd
+from rvqlm.frontends.text_config import digest
 
 TRAIN = ["Hello, world!", "the quick brown fox jumps", "over a lazy dog?", None, "Ab. cd"]
 VALID = ["a dog", "Hello!"]
@@ -49,6 +51,12 @@ def contents(directory) -> dict:
     return {p.name: p.read_bytes() for p in directory.iterdir() if p.is_file()}
 
 
+def skipped(directory, split="train") -> dict[str, str]:
+    """Reasons by cut."""
+    lines = (directory / f"text_skipped_{split}.jsonl").read_text().splitlines()
+    return {row["id"]: row["reason"] for row in map(json.loads, lines)}
+
+
 def decoded(directory, split="train") -> list[str]:
     front_end = TextFrontEnd.from_info(load_info(directory, "text", ""))
     dataset = TokenDataset.open(directory, split)
@@ -64,12 +72,13 @@ def test_chars_say_what_the_manifest_says(tokens, capsys):
     info = load_info(tokens, "text", "")
     letters = sorted(set("".join(t or "" for t in TRAIN)) - {" "})
     assert info.settings["symbols"] == ["<eps>", "<space>", *letters]
+    assert info.settings["normalization"] == 1
     assert SymbolTable.from_file(tokens / "tokens.txt").symbols == sorted(info.settings["symbols"])
     assert info.kind == "text" and info.sizes == (len(letters) + 2,)
     symbols = sum(len(t or "") for t in TRAIN)
     assert info.rate == pytest.approx(4 * FRAMES / symbols)  # the fifth cut has no text
     assert f"chars: {info.sizes[0]} symbols, {info.rate:.2f} frames each" in out
-    assert f"5 cuts {symbols:>12,} symbols  1 cuts without text" in out
+    assert f"5 cuts {symbols:>12,} symbols  1 without text" in out
     assert not list(tokens.glob("*tmp*"))
 
 
@@ -113,15 +122,28 @@ def test_ready_phonemes(tmp_path, capsys, monkeypatch):
     front_end = TextFrontEnd.from_info(load_info(tmp_path, "text", ""))
     assert front_end.decode(front_end.encode("No. Yes!")) == "nˈoʊ jˈɛs"
     err = fail(capsys, tmp_path, "--type", "phonemes", "--field", "custom.ipa")
-    assert "cut 'cut-0000'" in err and "these are phonemes" in err and "--phonemes-field" in err
+    assert "cut-0000 (text 'nˈoʊ  jˈɛs': these are phonemes" in err and "--phonemes-field" in err
 
 
-@pytest.mark.parametrize("flags", [("chars",), ("bpe",), ("phonemes",),
+@pytest.mark.parametrize("flags", [("chars",), ("bpe", "--vocab-size", "6"), ("phonemes",),
                                    ("phonemes", "--phonemes-field", "text")])  # fmt: skip
-def test_half_characters_are_named_with_their_cut(tmp_path, capsys, flags):
-    make_texts(tmp_path, train=["good", "a\ud83d"])
-    err = fail(capsys, tmp_path, "--type", *flags)
-    assert "cut 'cut-0001': text 'a\\ud83d': half a character" in err
+def test_one_bad_text_ends_nothing(tmp_path, capsys, flags):
+    make_texts(tmp_path, train=["good", "a\ud83d", {"text": 5}, None, "good"])
+    out = run(capsys, tmp_path, "--type", *flags)
+    assert "1 without text  2 left out" in out
+    assert "cut-0001 (text 'a\\ud83d': half a character (a lone surrogate); correct" in out
+    assert skipped(tmp_path) == {
+        "cut-0001": "text 'a\\ud83d': half a character (a lone surrogate); correct the text",
+        "cut-0002": "text is '5', not text; name another field",
+        "cut-0003": "no text",
+    }
+    assert [bool(text) for text in decoded(tmp_path)] == [True, False, False, False, True]
+    if flags[0] != "bpe":
+        err = fail(capsys, tmp_path, "--type", *flags, "--unknown", "error")
+        assert "cut 'cut-0001': text 'a\\ud83d': half a character" in err
+    make_texts(tmp_path, train=["good", "good"])
+    run(capsys, tmp_path, "--type", *flags)
+    assert not (tmp_path / "text_skipped_train.jsonl").exists()
 
 
 def test_every_cut_in_its_language(tmp_path, capsys):
@@ -129,8 +151,9 @@ def test_every_cut_in_its_language(tmp_path, capsys):
             {"text": "wagon", "custom": {"tag": "en-gb"}}, {"text": "van"}]  # fmt: skip
     make_texts(tmp_path, train=cuts)
     flags = ("--type", "phonemes", "--language-field", "custom.tag", "--workers", "1")
-    err = fail(capsys, tmp_path, *flags)
+    err = fail(capsys, tmp_path, *flags, "--unknown", "error")
     assert "cut 'cut-0003': no language in custom.tag; give --language" in err
+    assert "no language in custom.tag" in run(capsys, tmp_path, *flags)
     run(capsys, tmp_path, *flags, "--language", "en-us")
     expected = [("Wagen", "de"), ("wagon", "de"), ("wagon", "en-gb"), ("van", "en-us")]
     assert decoded(tmp_path) == [speak(*pair) for pair in expected]
@@ -139,11 +162,70 @@ def test_every_cut_in_its_language(tmp_path, capsys):
     run(capsys, tmp_path, *flags)
     assert load_info(tmp_path, "text", "").settings["language"] == "de"  # of most cuts
     make_texts(tmp_path, train=["a", [cuts[0], cuts[2]]])
-    err = fail(capsys, tmp_path, *flags, "--language", "de")
-    assert "cut 'cut-0001': custom.tag has de and en-gb" in err
-    make_texts(tmp_path, train=[{"text": "a", "language": "English"}])
-    err = fail(capsys, tmp_path, "--type", "phonemes", "--language-field", "language")
-    assert "cut 'cut-0000': espeak has no language 'English'; near it: en-029" in err
+    run(capsys, tmp_path, *flags, "--language", "de")
+    assert "custom.tag has de and en-gb" in skipped(tmp_path)["cut-0001"]
+
+
+def test_the_language_of_the_manifest(tmp_path, capsys):
+    def cut(text, language=None):
+        return {"text": text, "language": language}
+
+    train = [cut("Привет, мир", "Russian"), cut("мир", "ru_RU"), cut("Wagen", "deu"), cut("wagon")]
+    make_texts(tmp_path, train=train, valid=[cut("мир", "rus")])
+    flags = ("--type", "phonemes", "--workers", "1")
+    out = run(capsys, tmp_path, *flags)
+    spoken = [("Привет, мир", "ru"), ("мир", "ru"), ("Wagen", "de"), ("wagon", "en-us")]
+    assert decoded(tmp_path) == [speak(*pair) for pair in spoken]
+    assert decoded(tmp_path, "valid") == [speak("мир", "ru")]
+    assert "cuts by language: ru 3, de 1, en-us 1" in out
+    assert "no language named by 1 of them: en-us assumed, say another with --language" in out
+    assert load_info(tmp_path, "text", "").settings["language"] == "ru"
+    assert "up to date" in run(capsys, tmp_path, *flags)
+    # --language is for all
+    out = run(capsys, tmp_path, *flags, "--language", "en", "--splits", "train")
+    assert [bool(text) for text in decoded(tmp_path)] == [False, False, True, True]
+    assert decoded(tmp_path)[2] == speak("Wagen", "en-us")
+    assert "2 left out" in out and "cuts by language: en-us 2" in out and "assumed" not in out
+
+
+def test_a_script_that_is_not_the_language_s(tmp_path, capsys):
+    make_texts(tmp_path, train=["Привет, мир", "снова"])
+    err = fail(capsys, tmp_path, "--type", "phonemes")
+    assert "none of its texts can be used; the first of 2: cut-0000 ('Привет' is written" in err
+    assert "in Cyrillic letters" in err and "2 name no language: give --language" in err
+    make_texts(tmp_path, train=["a “bad” word", "снова", "!!!", "hello *there*"])
+    out = run(capsys, tmp_path, "--type", "phonemes")
+    assert "2 left out" in out and "2 markdown removed, 2 quotes removed" in out
+    reasons = skipped(tmp_path)
+    assert set(reasons) == {"cut-0001", "cut-0002"}
+    assert reasons["cut-0002"] == "no word in '!!!'"
+    assert "'снова' is written in Cyrillic letters" in reasons["cut-0001"]
+    err = fail(capsys, tmp_path, "--type", "phonemes", "--unknown", "error")
+    assert "cuts_train.jsonl.gz: cut 'cut-0001': 'снова' is written" in err
+    make_texts(tmp_path, train=[{"text": "купил iPhone и cлово", "language": "ru"}])
+    out = run(capsys, tmp_path, "--type", "phonemes")
+    assert "1 words in Latin letters spoken as English" in out
+    assert "1 words with letters of another script put right" in out
+
+
+@pytest.mark.parametrize("type", ["chars", "phonemes"])
+def test_an_earlier_version_s_symbols_stay_as_they_are(tmp_path, capsys, type):
+    """A training with them must go on, though texts are cleaned today."""
+    make_texts(tmp_path, train=["a word"])
+    flags = ("--type", type, *(("--language", "en-us") if type == "phonemes" else ()))
+    run(capsys, tmp_path, *flags)
+    info = json.loads((tmp_path / "text.json").read_text())
+    prepared = json.loads((tmp_path / "text_prepared.json").read_text())
+    del info["settings"]["normalization"], prepared["splits"]["train"]["made_of"]["normalization"]
+    prepared["text"] = digest(ConditionInfo.from_dict(info).to_dict())
+    for name, values in (("text", info), ("text_prepared", prepared)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    out = run(capsys, tmp_path, *flags)
+    assert "up to date (of an earlier version" in out and "remove text.json" in out
+    assert json.loads((tmp_path / "text.json").read_text()) == info
+    (tmp_path / "text.json").unlink()
+    assert "up to date" not in run(capsys, tmp_path, *flags)
+    assert load_info(tmp_path, "text", "").settings["normalization"] == 1
 
 
 def test_bpe(tokens, capsys):
@@ -163,7 +245,9 @@ def test_bpe(tokens, capsys):
 def test_unknown_pieces_are_counted(tmp_path, capsys):
     make_texts(tmp_path, train=["banana bandana"], valid=["bat 世", "ban"])
     out = run(capsys, tmp_path, "--type", "bpe", "--vocab-size", "12")
-    assert "3 unknown symbols as <unk>" not in out and "2 unknown symbols as <unk>" in out
+    assert "2 unknown symbols as <unk>" in out
+    assert "as <unk>: 't' (U+0074) in the word 'bat' of cut 'cut-0001'; '世' (U+4E16)" in out
+    assert skipped(tmp_path, "valid") == {"cut-0001": "symbols that the table lacks: 't', '世'"}
 
 
 def test_fields(tmp_path, capsys):
@@ -177,6 +261,7 @@ def test_fields(tmp_path, capsys):
     assert "no cut has text in 'custom.claen'; fields with text in the first cut: text" in err
     assert "custom.clean" in err
     err = fail(capsys, tmp_path, "--type", "chars", "--field", "duration")
+    assert "none of its texts can be used; the first of 2: cut-0000" in err
     assert "duration is '0.2', not text" in err
 
 
@@ -209,13 +294,21 @@ def test_no_text_at_all(tmp_path, capsys):
 
 def test_symbols_that_train_lacks(tmp_path, capsys):
     make_texts(tmp_path, train=["abc"], valid=["axbx", "c"], test=["öxc"])
-    err = fail(capsys, tmp_path, "--type", "chars")
-    assert "'x' (U+0078) 3 times, first in cut 'cut-0001' of valid" in err
-    assert "'ö' (U+00F6) in cut 'cut-0003' of test" in err
+    err = fail(capsys, tmp_path, "--type", "chars", "--unknown", "error")
+    assert "'x' (U+0078) 2 times, first in the word 'axbx' of cut 'cut-0001' of valid" in err
+    assert "'ö' (U+00F6) in the word 'öxc' of cut 'cut-0003' of test" in err
     assert "--unknown drop" in err
-    out = run(capsys, tmp_path, "--type", "chars", "--unknown", "drop")
+    out = run(capsys, tmp_path, "--type", "chars")
     assert decoded(tmp_path, "valid") == ["ab", "c"] and decoded(tmp_path, "test") == ["c"]
     assert out.count("2 unknown symbols left out") == 2
+    assert "left out: 'x' (U+0078) 2 times, first in the word 'axbx' of cut 'cut-0001'" in out
+    assert skipped(tmp_path, "test") == {"cut-0003": "symbols that the table lacks: 'ö', 'x'"}
+
+
+def test_a_phoneme_that_train_lacks_is_named_by_its_word(tmp_path, capsys):
+    make_texts(tmp_path, train=["Hello, world!"], valid=["oh my measure, world"])
+    err = fail(capsys, tmp_path, "--type", "phonemes", "--unknown", "error")
+    assert "'ʒ' (U+0292) in the word 'measure,' of cut 'cut-0001' of valid" in err
 
 
 def test_the_same_again_has_nothing_to_do(tokens, capsys, monkeypatch):
@@ -250,7 +343,7 @@ def test_other_settings_and_other_data_make_all_anew(tokens, capsys):
     assert not (tokens / "text_valid.bin").exists()  # was of the other table
     edit(tokens, lambda cut: cut["supervisions"].clear() if cut["id"] == "cut-0000" else None)
     out = run(capsys, tokens, "--type", "chars", "--lowercase", "--splits", "train")
-    assert "up to date" not in out and "2 cuts without text" in out and decoded(tokens)[0] == ""
+    assert "up to date" not in out and "2 without text" in out and decoded(tokens)[0] == ""
 
 
 def test_like_another_directory(tokens, tmp_path, capsys):
@@ -264,9 +357,8 @@ def test_like_another_directory(tokens, tmp_path, capsys):
     assert (other / "text.json").read_text() == (tokens / "text.json").read_text()
     assert "up to date" in run(capsys, other, "--like", str(tokens))
     make_texts(other, train=["measure"])
-    assert "'ɛ' (U+025B) in cut 'cut-0000' of train; correct" in fail(
-        capsys, other, "--like", str(tokens)
-    )
+    err = fail(capsys, other, "--like", str(tokens), "--unknown", "error")
+    assert "'ɛ' (U+025B) in the word 'measure' of cut 'cut-0000' of train; correct" in err
     err = fail(capsys, other, "--like", str(tokens), "--lowercase", "--language", "de")
     assert "--language, --lowercase: --like settles that" in err
 
@@ -318,13 +410,13 @@ def test_an_interruption_leaves_no_mixture(tokens, capsys, monkeypatch):
         (["--type", "chars", "--no-stress", "--language", "de", "--vocab-size", "9"],
          ["--language, --stress, --vocab-size: not for text of type chars"]),
         (["--type", "chars", "--workers", "2"], ["--workers: not for text of type chars"]),
-        (["--type", "bpe", "--unknown", "drop"], ["--unknown: not for text of type bpe"]),
+        (["--type", "bpe", "--unknown", "error"], ["--unknown: not for text of type bpe"]),
         (["--type", "phonemes", "--lowercase"], ["--lowercase: not for text of type phonemes"]),
         (["--type", "phonemes", "--workers", "-1"], ["--workers -1 must be 0"]),
         (["--type", "phonemes", "--phonemes-field", "a", "--field", "b", "--workers", "2"],
          ["exclude each other", "need no espeak"]),
         (["--type", "bpe", "--vocab-size", "2"], ["--vocab-size 2 is too small"]),
-        (["--type", "phonemes", "--language", "english"], ["no language 'english'; near it: en-"]),
+        (["--type", "phonemes", "--language", "enoch"], ["no language 'enoch'; near it: en-"]),
         (["--type", "chars", "--splits", "train", "dev"], ["index_dev.bin not found; run rvqlm i"]),
     ],
 )  # fmt: skip

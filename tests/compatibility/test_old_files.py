@@ -18,8 +18,10 @@ import rvqlm
 import rvqlm.bin.main
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.checkpoints.sharded import load_sharded
+from rvqlm.data.conditions import load_info
 from rvqlm.data.ragged import Ragged
 from rvqlm.errors import UserError
+from rvqlm.frontends.text import TextFrontEnd
 
 HERE = Path(__file__).parent
 EXPECTED = json.loads((HERE / "fixtures/expected.json").read_text())
@@ -151,6 +153,7 @@ def test_commands_read_them(words, capsys):
 
 def test_columns_made_again_are_the_same(inside, unpacked):
     """Text, notes and pairs, with the fingerprint of the index that they belong to."""
+    Path("tokens/text_prepared.json").unlink()  # else all is up to date
     command("text", "--manifest-dir", "tokens", "--type", "chars", "--unknown", "drop")
     command("midi", "--manifest-dir", "tokens", "--midi-dir", "midi", "--positions", "64")
     command("pair", "--manifest-dir", "tokens", "--source-dir", "accompaniment")
@@ -164,6 +167,17 @@ def test_columns_made_again_are_the_same(inside, unpacked):
         assert old.fingerprint == new.fingerprint and (old.starts == new.starts).all()
         later = new.steps.astype(int) - old.steps
         assert not later[:, [0, 1, 2, 3, 5]].any() and set(later[:, 4]) <= {0, 1}
+
+
+def test_symbols_of_texts_stay_what_they_were(inside, capsys):
+    before = {p.name: p.read_bytes() for p in Path("tokens").glob("t*")}
+    command("text", "--manifest-dir", "tokens", "--type", "chars")
+    assert "up to date (of an earlier version" in capsys.readouterr().out
+    assert before == {p.name: p.read_bytes() for p in Path("tokens").glob("t*")}
+    front_end = TextFrontEnd.from_info(load_info(Path("tokens"), "text", ""))
+    assert front_end.decode(front_end.encode("a big dog")) == "a big dog"
+    with pytest.raises(UserError, match="no symbol for '“'"):  # cleaned away today
+        front_end.encode("“a dog”")
 
 
 def test_a_token_directory_is_found_complete(inside, unpacked, capsys):

@@ -42,3 +42,11 @@ def test_missing_wheel_says_what_to_install(monkeypatch):
 
 def test_a_last_clause_of_one_character_is_spoken():
     assert len(speak("a, b").split()) == 2
+
+
+def test_signs_that_are_no_ipa():
+    assert speak("façade", "en-gb-scotland") == "fəsˈaːd"  # a colon was length, and no pause
+    assert speak("jumps", "is") == "jˈymfs" and speak("kura", "mi") == "kˈura"
+    assert speak("d'accord", "da") == "dˈʔɑksʔoɐ̯"
+    assert speak("jumps", "is", plain=False) == "jˈym#fs"
+    assert speak("say: what?", "en-gb-scotland").endswith("?") and ":" in speak("say: what?")

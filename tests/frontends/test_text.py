@@ -67,9 +67,10 @@ def test_unknown_symbols_are_named_each_once():
     with pytest.raises(UserError) as error:
         chars(" ab").encode("aëbxë a")
     message = str(error.value)
-    assert "'aëbxë a': no symbol for 'ë' (U+00EB), 'x' (U+0078) among the 4" in message
-    with pytest.raises(UserError, match=r"no symbol for '\U0001f642' \(U\+1F642\)"):
-        chars("a").encode("a🙂")
+    assert "'aëbxë a': no symbol for 'ë' (U+00EB) of the word 'aëbxë', 'x' (U+0078)" in message
+    assert message.count("'ë'") == 1 and "among the 4" in message
+    with pytest.raises(UserError, match=r"no symbol for '𝛛' \(U\+1D6DB\)"):
+        chars("a").encode("a𝛛")
     with pytest.raises(UserError, match="symbol id 4: the table has 0 to 3"):
         chars(" ab").decode([1, 4])
     with pytest.raises(UserError, match="half a character"):
@@ -134,8 +135,8 @@ def test_phonemes():
         front_end.encode("Français?", "fr-fr")
     with pytest.raises(UserError, match="'hˈæt': these are phonemes"):
         front_end.encode("hˈæt")
-    with pytest.raises(UserError, match="no language 'fr'; near it: fr-be, fr-ch, fr-fr"):
-        front_end.encode("Oui", "fr")
+    with pytest.raises(UserError, match="no language 'frx'; near it: fr-be, fr-ch, fr-fr"):
+        front_end.encode("Oui", "frx")
     with pytest.raises(UserError, match="no language '你'; there are: af, am"):
         front_end.encode("Oui", "你")
 
@@ -209,10 +210,36 @@ def test_the_description_alone_rebuilds_it(make):
 
 
 def test_settings_hold_only_what_the_type_has():
-    assert set(chars("ab").info(1).settings) == {"type", "lowercase", "symbols"}
-    names = {"type", "language", "stress", "punctuation", "symbols"}
+    all_types = {"type", "normalization", "symbols"}
+    assert set(chars("ab").info(1).settings) == {*all_types, "lowercase"}
+    names = {*all_types, "language", "stress", "punctuation"}
     assert set(phoneme_front_end().info(1).settings) == names
-    assert set(pieces_front_end().info(1).settings) == {"type", "lowercase", "symbols", "model"}
+    assert set(pieces_front_end().info(1).settings) == {*all_types, "lowercase", "model"}
+
+
+def test_descriptions_without_a_version_mean_what_they_meant():
+    """Nothing was cleaned or written out, and no script was asked for."""
+    new = phoneme_front_end(["$5 “a”!", "привет"])
+    info = new.info(1.0)
+    old = {k: v for k, v in info.settings.items() if k != "normalization"}
+    front_end = TextFrontEnd.from_info(ConditionInfo("text", info.sizes, 1.0, old))
+    assert front_end.info(1.0).settings == old
+    assert front_end.decode(front_end.encode("привет")) == speak("привет", plain=False)
+    with pytest.raises(UserError, match="'привет' is written in Cyrillic letters"):
+        new.encode("привет")
+    assert speak("$5") == "fˈaɪv dˈɑːlɚz" and speak("$5", plain=False) == "dˈɑːlɚ fˈaɪv"
+    quoted = TextFrontEnd(TextSettings("chars", normalization=0), SymbolTable.of(["“", "a", "!"]))
+    assert quoted.encode("“a").tolist() == [1, 2] and quoted.encode("!").tolist() == [3]
+    assert chars("a!").encode("“a").tolist() == [1] and chars("a!").encode("!").tolist() == []
+    with pytest.raises(UserError, match="normalization 2: this version knows 0 and 1"):
+        TextSettings("chars", normalization=2)
+
+
+@pytest.mark.parametrize("text", ["", '""', "!!!", " … ", "—", "«»", "\ufeff", "😀"])
+def test_a_text_without_a_word_says_nothing(text):
+    assert phoneme_front_end().encode(text).tolist() == []
+    assert chars(' !"…—«»😀').encode(text).tolist() == []
+    assert pieces_front_end().encode(text).tolist() == []
 
 
 @pytest.mark.parametrize(
@@ -225,6 +252,10 @@ def test_settings_hold_only_what_the_type_has():
         ({"symbols": ["<eps>", "a"]}, "text of 2 symbols"),
         ({"symbols": ["<eps>", "a", "a"]}, "two ids"),
         ({"type": "words"}, "'words': choose one of phonemes, chars, bpe"),
+        ({"lowercase": "no"}, "lowercase: expected bool, got str"),
+        ({"symbols": ["<eps>", 5]}, "expected str, got int"),
+        ({"normalization": 7}, "this version knows 0 and 1"),
+        ({"type": 5}, "choose one of"),
         ({"type": "bpe"}, "KeyError 'model'"),
         ({"type": "bpe", "model": "&"}, "incomplete"),
         ({"type": "bpe", "model": "AAAA"}, "sentencepiece model is damaged"),

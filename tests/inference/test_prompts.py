@@ -1,4 +1,5 @@
-"""Prompts of a codec that keeps loudness beside the codes; notes of the seconds asked for."""
+"""What generation starts from: texts; notes of the seconds asked for; prompts of a codec that keeps
+loudness beside the codes."""
 
 import dataclasses
 import gzip
@@ -23,6 +24,8 @@ from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
 from rvqlm.frontends.midi import MidiFrontEnd
 from rvqlm.frontends.midi_file import read_midi
+from rvqlm.frontends.symbols import SymbolTable
+from rvqlm.frontends.text import TextFrontEnd, TextSettings
 from rvqlm.inference.prompts import ConditionArgs, conditions_of, from_arguments, from_audio
 
 INFO = CodecInfo("loud", "0" * 16, 8000, 80, 1, 4, segment=(10, 720))
@@ -128,3 +131,44 @@ def test_notes_of_held_out_cuts_up_to_where_is_generated(tmp_path):
     assert lengths(100) == [int((time < 2).sum()) for time in times] and min(lengths(100)) > 0
     NoteTimes.path(tmp_path / "tokens", "test").unlink()  # of an earlier version: all of them
     assert lengths(100) == [60, 60]
+
+
+def given(type: str, symbols: str, args: ConditionArgs):
+    """(what the user gave, symbols) of each sample, by a model whose text has these symbols."""
+    table = SymbolTable.of(["<space>", *symbols])
+    front_end = TextFrontEnd(TextSettings(type), table)
+    found = from_arguments(args, {"text": front_end.info(4.0)}, Loud(), 100)
+    return [(g.about, front_end.decode(g.values["text"][:, 0])) for g in found]
+
+
+def test_a_file_of_texts(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_bytes("\ufeffthe fox\r\n\r\n  “the”\u2028dog\r\nfox".encode())
+    found = given("chars", "thefoxdg", ConditionArgs(text_file=str(path)))
+    assert found == [
+        ({"text": "the fox"}, "the fox"),
+        ({"text": "“the”\u2028dog"}, "the dog"),
+        ({"text": "fox"}, "fox"),
+    ]
+    path.write_bytes(b"\xff\xfea\0")
+    with pytest.raises(UserError, match=r"texts\.txt: cannot be read"):
+        given("chars", "a", ConditionArgs(text_file=str(path)))
+
+
+@pytest.mark.parametrize("text", ["", '""', "!!!", "…"])
+@pytest.mark.parametrize("type", ["chars", "phonemes"])
+def test_a_text_without_a_word_is_refused(type, text):
+    with pytest.raises(UserError, match="no word in it that could be said"):
+        given(type, 'a!"…ˈeɪ', ConditionArgs(text=("a", text)))
+
+
+def test_a_text_has_a_language():
+    symbols = "mʲˈirwɜːld"
+    args = ConditionArgs(text=("мир",), language="Russian")
+    found = given("phonemes", symbols, args)
+    assert found == [({"text": "мир", "language": "Russian"}, "mʲˈir")]
+    assert given("phonemes", symbols, ConditionArgs(text=("world",)))[0][1] == "wˈɜːld"
+    with pytest.raises(UserError, match="'мир' is written in Cyrillic letters"):
+        given("phonemes", symbols, ConditionArgs(text=("мир",)))
+    with pytest.raises(UserError, match="only phonemes have one"):
+        given("chars", "мир", args)
