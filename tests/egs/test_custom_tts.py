@@ -7,7 +7,10 @@ import pytest
 import soundfile
 from test_custom_run import EGS, recipe
 
-WORDS = "Guten Morgen liebe Leute heute kommen sieben gute Boote mit neuen Netzen".split()
+WORDS = [
+    "Guten", "Morgen", "liebe", "Leute", "heute", "kommen", "sieben", "gute", "Boote", "mit", "neuen",
+    "Netzen",
+]  # fmt: skip
 
 
 @pytest.fixture
