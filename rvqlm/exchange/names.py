@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 
 _LONGEST = 200  # bytes of a name: file systems allow 255, suffixes and temporary names need some
 
@@ -30,6 +31,59 @@ def path_for_id(folder: Path, id: str, suffix: str) -> Path:
     if good != parts:
         good[-1] += "-" + hashlib.blake2b(id.encode(errors="surrogatepass")).hexdigest()[:12]
     return folder.joinpath(*good[:-1], good[-1] + suffix)
+
+
+def new_path(folder: Path, id: str, suffix: str) -> Path:
+    """`path_for_id` in a folder that is being filled, with the folders of the id made.
+
+    Raises `UserError` where a file of that name is there already: of an equal id, or of one that
+    the file system takes for equal.
+    """
+    path = path_for_id(folder, id, suffix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        taken = path.exists()
+    except OSError as e:  # "a.npy/b" beside "a"
+        raise UserError(f"the item {id!r} cannot be a file: {reason_of(e)}; rename it") from None
+    if taken:
+        raise UserError(
+            f"the item {id!r} would replace another in {path.relative_to(folder)}; ids must "
+            "differ, in more than capital letters where the file system takes these for equal"
+        )
+    return path
+
+
+def flat_name(id: str) -> str:
+    """An id as the name of a file without folders; two ids may have one name, see `Names`.
+
+    >>> flat_name("disc 1/a.b")
+    'disc 1_a.b'
+    """
+    return _plain(id.replace("/", "_"))
+
+
+class Names:
+    """Stems of file names, none of which is given twice or is among those `taken` already.
+
+    >>> names = Names(["b"])
+    >>> [names.take("a"), names.take("a"), names.take("b"), names.take("c", first=0)]
+    ['a', 'a-01', 'b-01', 'c-00']
+    """
+
+    def __init__(self, taken: Iterable[str] = ()):
+        self._taken = {name.casefold() for name in taken}  # as some file systems compare them
+
+    def take(self, name: str, suffixes: Sequence[str] = ("",), first: int | None = None) -> str:
+        """`name`, or where it is taken with any of the suffixes, the next of ``name-01``,
+        ``name-02``, ...; with a `first` number it never goes without one."""
+        numbers = itertools.count(1 if first is None else first)
+        stems = (f"{name}-{number:02d}" for number in numbers)
+        for stem in stems if first is not None else itertools.chain([name], stems):
+            wanted = {(stem + suffix).casefold() for suffix in suffixes}
+            if not wanted & self._taken:
+                break
+        self._taken |= wanted
+        return stem
 
 
 def _plain(part: str) -> str:

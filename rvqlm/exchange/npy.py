@@ -18,7 +18,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_manifest
 from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.items import TokenItem
-from rvqlm.exchange.names import path_for_id
+from rvqlm.exchange.names import new_path
 
 MANIFEST = "manifest.jsonl"
 
@@ -28,8 +28,7 @@ def write_npy(folder: Path, items: Iterable[TokenItem], info: CodecInfo) -> int:
     count = 0
     with open(folder / MANIFEST, "w", encoding="utf-8", errors="surrogatepass") as lines:
         for item in items:
-            path = path_for_id(folder / "codes", item.id, ".npy")
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = new_path(folder / "codes", item.id, ".npy")
             np.save(path, np.ascontiguousarray(item.codes), allow_pickle=False)
             texts = [s["text"] for s in item.supervisions if s.get("text")]
             line = {
