@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import counted, parse, run_main
 from rvqlm.exchange.codec import CodecArgs
 
 
@@ -34,17 +34,21 @@ class Args:
 
 def make_token_dir(source, out_dir: Path, codec: CodecArgs) -> None:
     """Import a `TokenSource`, and say what the new directory holds and what was left out."""
+    from rvqlm.audio.cuts import clock
     from rvqlm.exchange.convert import import_tokens
 
+    if source.remark:
+        print(f"note: {source.remark}", file=sys.stderr)
     written, info = import_tokens(source, str(out_dir), codec)
     print(
-        f"{out_dir}: {written.num_cuts} cuts, {written.hours:.2f} h, {written.num_frames} frames "
-        f"of {info.num_codebooks} codes, codec {info.name} [{info.fingerprint}]"
+        f"{out_dir}: {counted(written.num_cuts, 'cut')}, {clock(3600 * written.hours)}, "
+        f"{counted(written.num_frames, 'frame')} of {info.num_codebooks} codes, codec {info.name} "
+        f"[{info.fingerprint}]"
     )
     if written.skipped:
         print(
-            f"{written.skipped} items skipped, listed in {out_dir}/skipped.jsonl; the first: "
-            f"{written.first_skipped}",
+            f"{counted(written.skipped, 'item')} skipped, listed in {out_dir}/skipped.jsonl; the "
+            f"first: {written.first_skipped}",
             file=sys.stderr,
         )
 

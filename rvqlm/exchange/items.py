@@ -110,6 +110,8 @@ class TokenSource:
     """manifest of the audio cuts, where there is one"""
     count: int | None = None
     """of items, where known beforehand"""
+    remark: str = ""
+    """for the user, on how the input was understood"""
 
     def peek(self) -> TokenItem:
         """The first item that has codes; `UserError` if none has."""

@@ -17,7 +17,7 @@ from rvqlm.errors import UserError
 from rvqlm.exchange.codec import codec_beside, read_codec
 from rvqlm.exchange.directory import read_items, read_token_dir
 from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
-from rvqlm.exchange.names import find_files
+from rvqlm.exchange.names import find_files, left_out
 from rvqlm.exchange.npq import NpqHeader, read_npq
 from rvqlm.exchange.npy import MANIFEST, npy_items, read_npy_manifest
 from rvqlm.exchange.shar import read_shar, shar_files
@@ -116,7 +116,9 @@ def open_files(inputs: Sequence[str | os.PathLike], suffix: str, order: str = "t
     files = find_files(inputs, suffix)
     items = _npq_items(files) if suffix == ".npq" else npy_items(files, order)
     info = codec_beside(files[0][1])
-    return TokenSource(f"{suffix} files", str(inputs[0]), items, info, count=len(files))
+    remark = left_out(inputs, suffix, files)
+    kind = f"{suffix} files"
+    return TokenSource(kind, str(inputs[0]), items, info, count=len(files), remark=remark)
 
 
 def _open_any_files(inputs: list[str], order: str) -> TokenSource:

@@ -23,8 +23,9 @@ from rvqlm.exchange.convert import export_npq, export_tokens
 from rvqlm.exchange.convert import import_tokens as import_source
 from rvqlm.exchange.directory import read_items, write_token_dir
 from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
-from rvqlm.exchange.names import find_files, path_for_id
+from rvqlm.exchange.names import Names, find_files, left_out, path_for_id
 from rvqlm.exchange.npq import read_npq, write_npq
+from rvqlm.exchange.npy import write_npy
 from rvqlm.exchange.source import open_files, open_tokens
 
 
@@ -468,3 +469,44 @@ def test_find_files(tmp_path):
     for nothing in (tmp_path / "none", str(tmp_path / "c*"), tmp_path / "b/other"):
         with pytest.raises(UserError, match=r"no .npq file there"):
             find_files([nothing], ".npq")
+
+
+def test_what_a_pattern_leaves_out_is_said(tmp_path):
+    """The top of an export is not all of it: ids with folders lie deeper."""
+
+    def remark(*inputs):
+        return left_out(inputs, ".npq", find_files(inputs, ".npq"))
+
+    for name in ("n/one.npq", "n/two.npq", "n/deep/three.npq", "n/deep/deeper/four.npq"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("")
+    n = tmp_path / "n"
+    said = remark(str(n / "*.npq"))
+    assert said.startswith(f"2 .npq files below {n} left out, {n}/deep/deeper/four.npq first; give")
+    assert "1 .npq file below" in remark(str(n / "*" / "*.npq"), str(n / "*.npq"))
+    assert remark(str(n / "**" / "*.npq")) == remark(str(n)) == ""
+    top = [str(n / "one.npq"), str(n / "two.npq")]  # as a shell expands an unquoted pattern
+    assert remark(*top) == remark(top[0]) == ""
+    (n / "codec.json").write_text("{}")
+    assert remark(*top) == said and remark(top[0]) == ""
+
+
+def test_names_of_samples():
+    names = Names(["Taken", "many-00"])
+    assert [names.take(n) for n in ("a", "a", "a-01", "taken")] == [
+        "a",
+        "a-01",
+        "a-01-01",
+        "taken-01",
+    ]
+    assert [names.take("a", first=0), names.take("a", first=0)] == ["a-00", "a-02"]
+    assert names.take("many", ["-00", "-01"]) == "many-01"
+    assert names.take("many-01-00") == "many-01-00-01"
+
+
+@pytest.mark.parametrize("ids", [["same", "same"], ["../x", "_/x-" + "0" * 12], ["a", "a.npy/b"]])
+def test_two_ids_are_never_one_file(tmp_path, ids, monkeypatch):
+    monkeypatch.setattr("rvqlm.exchange.names._mark", lambda id: "0" * 12)
+    items = items_of(ids=ids)
+    with pytest.raises(UserError, match=r"would replace another in|cannot be a file: "):
+        write_npy(tmp_path, iter(items), INFO)
