@@ -170,13 +170,14 @@ def write_token_dir(
         out_dir: as the user gave it; paths in the manifests begin with it.
         info: the codec of all of them.
         items: in order; an item with a `split` is also listed in that split's manifest, those
-            without frames and `Skipped` ones go to ``skipped.jsonl``.
+            without frames, with codes that the codec does not have or with the id of another, and
+            `Skipped` ones go to ``skipped.jsonl``.
         source: what ``tokens.json`` remembers of where they came from.
         audio_manifest: gzipped manifest of the audio cuts to put beside the tokens, if there is
             one.
 
-    Raises `UserError` for two items of one id, codes that the codec does not have, and where not
-    one item is usable; then nothing is left behind.
+    Raises `UserError` for tokens of another codec, and where not one item is usable; then nothing
+    is left behind.
     """
     made, samples = Written(), 0
     seen: set[bytes] = set()
@@ -187,15 +188,13 @@ def write_token_dir(
         skips = stack.enter_context(open(folder / "skipped.jsonl", "wb"))
         writer: RvqMmapWriter | None = None
         for item in items:
-            if isinstance(item, TokenItem) and len(item.codes) == 0:
-                item = Skipped(item.id, item.id, "no frames")
+            if isinstance(item, TokenItem):
+                item = _usable(item, info, seen)
             if isinstance(item, Skipped):
                 skips.write(json_line(vars(item)))
                 made.skipped += 1
                 made.first_skipped = made.first_skipped or item
                 continue
-            item.require_made_by(info)
-            _require_new(item.id, seen)
             if made.num_cuts % cuts_per_shard == 0:
                 if writer is not None:
                     writer.close()
@@ -242,8 +241,19 @@ def write_token_dir(
     return made
 
 
-def _require_new(id: str, seen: set[bytes]) -> None:
-    digest = hashlib.blake2b(id.encode(errors="surrogatepass"), digest_size=8).digest()
+def _usable(item: TokenItem, info: CodecInfo, seen: set[bytes]) -> TokenItem | Skipped:
+    """The item, or why it is left out; `UserError` for tokens of another codec."""
+    if len(item.codes) == 0:
+        return Skipped(item.id, item.id, "no frames")
+    try:
+        item.require_made_by(info)
+    except UserError as e:
+        if item.in_range(info.codebook_size):  # else it may be damaged, and the others fine
+            raise
+        return Skipped.of(item.id, item.id, e)
+    digest = hashlib.blake2b(item.id.encode(errors="surrogatepass"), digest_size=8).digest()
     if digest in seen:
-        raise UserError(f"two items have the id {id!r}; ids name cuts, each needs its own")
+        reason = f"two items have the id {item.id!r}; ids name cuts, each needs its own"
+        return Skipped(item.id, item.id, reason)
     seen.add(digest)
+    return item

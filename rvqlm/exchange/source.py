@@ -143,7 +143,7 @@ def _npq_items(files: list[tuple[str, str]]) -> Iterator[TokenItem | Skipped]:
         try:
             header, codes = read_npq(path)
         except UserError as e:
-            yield Skipped(id, path, str(e).removeprefix(f"{path}: "))
+            yield Skipped.of(id, path, e)
             continue
         first = first or (path, header)
         if header.vocab_sizes != first[1].vocab_sizes:

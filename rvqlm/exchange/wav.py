@@ -71,6 +71,10 @@ def decode_files(
             done.failed.append(Skipped(item.id, str(path), reason))
             continue
         mine.add(str(path).casefold())
+        if not item.in_range(codec.info.codebook_size):
+            reason = f"codes that codec {codec.info.name} does not have: damaged"
+            done.failed.append(Skipped(item.id, str(path), reason))
+            continue
         if path.exists() and not overwrite:
             done.kept += 1
             continue

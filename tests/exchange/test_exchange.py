@@ -1,7 +1,9 @@
 """Exports and imports: a token directory comes back as it was, and lhotse reads what we write."""
 
 import gzip
+import io
 import json
+import shutil
 import tarfile
 import tracemalloc
 from dataclasses import replace
@@ -71,11 +73,16 @@ def test_shards_roll_over_and_bytes_follow_from_the_input(tmp_path):
 
 def test_what_is_skipped_is_listed(tmp_path):
     nothing = TokenItem("empty", np.zeros((0, 3), np.int16))
-    items = [Skipped("x", "x.npq", "broken"), *items_of(), nothing]
+    damaged = TokenItem("damaged", np.array([[1, 2, 3], [1, 2, 64]]))
+    again = TokenItem("plain", np.zeros((2, 3), int))
+    items = [Skipped("x", "x.npq", "broken"), *items_of(), nothing, damaged, again]
     written = write_token_dir(str(tmp_path / "t"), INFO, items, {})
     lines = [json.loads(x) for x in (tmp_path / "t/skipped.jsonl").read_text().splitlines()]
-    assert [(x["id"], x["reason"]) for x in lines] == [("x", "broken"), ("empty", "no frames")]
-    assert written.skipped == 2 and written.first_skipped.path == "x.npq"
+    assert [x["id"] for x in lines] == ["x", "empty", "damaged", "plain"]
+    for line, reason in zip(lines, ["broken", "no frames", "codes from 1 to 64", "two items have"]):
+        assert line["reason"].startswith(reason)
+    assert written.skipped == 4 and written.first_skipped.path == "x.npq"
+    assert [g[0] for g in contents(tmp_path / "t")] == AWKWARD
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,6 @@ def test_what_is_skipped_is_listed(tmp_path):
         ([TokenItem("a", np.full((2, 3), -1))], "a: codes from -1"),
         ([TokenItem("a", np.zeros((2, 4), int))], "codes of codec test are integers .T, 3."),
         ([TokenItem("a", np.zeros((2, 3)))], "float64 array"),
-        ([TokenItem("a", np.zeros((2, 3), int))] * 2, "two items have the id 'a'"),
         ([], "nothing to make tokens of"),
         ([Skipped("a", "a.npq", "broken")], "the first of 1, a.npq: broken"),
     ],
@@ -257,6 +263,63 @@ def test_a_shar_folder_that_is_damaged(tmp_path):
     tar.unlink()
     with pytest.raises(UserError, match=r"1 files cuts.*and 0 features"):
         import_tokens([tmp_path / "out"], str(tmp_path / "back"), CodecArgs())
+
+
+def test_sizes_are_checked_before_memory_is_taken(tmp_path):
+    """Members and arrays that claim more than there is; the rest of a Shar folder is read."""
+    write(tmp_path / "t", items_of(ids=["a", "b", "c"]))
+    export_tokens(tmp_path / "t", tmp_path / "out", "shar")
+    tar = tmp_path / "out/all/features.000000.tar"
+    with tarfile.open(tar) as file:
+        parts = [(m.name, file.extractfile(m).read()) for m in file.getmembers()]
+    name, whole = parts[2]
+    assert name == "b.npy" and b"(7, 3)" in whole
+
+    def pack(data, path=tar, mode="w", claims=None):
+        with tarfile.open(path, mode) as file:
+            for name, content in [*parts[:2], ("b.npy", data), *parts[3:]]:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+                if claims and name == "b.npy":  # the header alone
+                    member.size = claims
+                    file.fileobj.write(member.tobuf(tarfile.GNU_FORMAT))
+                    return
+
+    back = str(tmp_path / "back")
+    huge = whole.replace(b"(7, 3), }" + b" " * 20, b"(7000000000, 3), }".ljust(29))
+    for data in (
+        huge,
+        whole.replace(b"(7, 3)", b"(9, 3)"),
+        whole[:-1],
+        b"",
+        np.float32(1).tobytes(),
+    ):
+        pack(data)
+        tracemalloc.start()
+        written, _ = import_tokens([tmp_path / "out"], back, CodecArgs())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (written.num_cuts, written.skipped) == (2, 1) and peak < 10_000_000
+        assert written.first_skipped.id == "b" and "has no tokens" in written.first_skipped.reason
+        shutil.rmtree(back)
+    pack(whole, claims=40 << 30)
+    with pytest.raises(UserError, match=r"features.000000.tar, item 2: .*claims 42,949,672,960 b"):
+        import_tokens([tmp_path / "out"], back, CodecArgs())
+    tar.unlink()  # whose size says nothing
+    pack(whole, tar.with_suffix(".tar.gz"), "w:gz", claims=40 << 30)
+    with pytest.raises(UserError, match=r"features.000000.tar.gz, item 2: .*claims 42,949,672"):
+        import_tokens([tmp_path / "out"], back, CodecArgs())
+
+
+def test_a_damaged_array_costs_itself_alone(tmp_path):
+    folder = export(tmp_path)
+    broken = folder / "codes/plain.npy"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    written, _ = import_tokens([folder], str(tmp_path / "b"), CodecArgs())
+    assert (written.num_cuts, written.first_skipped.id) == (len(AWKWARD) - 1, "plain")
+    written, _ = import_tokens([folder / "codes"], str(tmp_path / "c"), CodecArgs())
+    assert (written.num_cuts, written.first_skipped.id) == (len(AWKWARD) - 1, "plain")
 
 
 def test_features_are_no_tokens(tmp_path):
