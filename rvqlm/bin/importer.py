@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""``rvqlm import``: a token directory from lhotse Shar, .npy or .npq files.
+"""``rvqlm import``: a token directory from lhotse Shar or features, .npy or .npq files.
 
     rvqlm import --input tokens_npy --out-dir data/tokens
 
-Takes what ``rvqlm export`` wrote, with its splits, and other people's Shar folders (tokens as
-integer features), .npy arrays and .npq files, whose codec ``--codec`` or ``--codec-name`` gives.
+Takes what ``rvqlm export`` wrote, with its splits, and other people's Shar folders and manifests
+(tokens as integer features), .npy arrays and .npq files, whose codec ``--codec`` or
+``--codec-name`` gives.
 Without splits there, ``rvqlm split`` makes them; ``rvqlm index`` comes next in either case.
 """
 
@@ -23,8 +24,8 @@ from rvqlm.exchange.codec import CodecArgs
 @dataclass
 class Args:
     input: tuple[str, ...]
-    """A folder of rvqlm export, a Shar folder, or .npy or .npq files: folders, quoted globs,
-    names."""
+    """A folder of rvqlm export, a Shar folder, a lhotse manifest whose features are codes, or .npy
+    or .npq files: folders, quoted globs, names."""
     out_dir: Path
     """Token directory to make; it appears when it is complete."""
     order: Literal["tk", "kt"] | None = None
@@ -54,7 +55,9 @@ def make_token_dir(source, out_dir: Path, codec: CodecArgs) -> None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    description = "Make a token directory of an export, a Shar folder, .npy or .npq files."
+    description = (
+        "Make a token directory of an export, lhotse Shar or features, .npy or .npq files."
+    )
     args = parse(Args, "rvqlm import", description, argv)
     from rvqlm.exchange.source import open_tokens
 

@@ -19,6 +19,9 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import token_cut
 from rvqlm.errors import UserError
 
+MOST_BYTES = 1 << 31
+"""Of one array that is read: five days of 75 frames a second in 8 levels of int64."""
+
 
 @dataclass
 class TokenItem:
@@ -110,7 +113,8 @@ class TokenSource:
     """Tokens from somewhere."""
 
     kind: str
-    """"token directory", "token cuts", "shar", "npy", ".npy files" or ".npq files" """
+    """"token directory", "token cuts", "shar", "features", "npy", ".npy files" or
+    ".npq files" """
     where: str
     """the first of the inputs, for messages"""
     items: Iterator[TokenItem | Skipped]

@@ -24,11 +24,8 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import manifest_lines, read_manifest
 from rvqlm.data.store import Key, code_dtype
 from rvqlm.errors import UserError, reason_of
-from rvqlm.exchange.items import Skipped, TokenItem
+from rvqlm.exchange.items import MOST_BYTES, Skipped, TokenItem
 from rvqlm.exchange.npy import parse_npy
-
-MOST_BYTES = 1 << 31
-"""Of one array: five days of 75 frames a second in 8 levels of int64."""
 
 
 def write_shar(folder: Path, items: Iterable[TokenItem], info: CodecInfo, shard_size: int) -> int:

@@ -1,6 +1,6 @@
 """Whatever holds tokens, opened as a stream of items: the one door of import and decode.
 
-A token directory, a manifest of token cuts, an export of `rvqlm export` or `rvqlm npq export`, a
+A token directory, a manifest of token cuts or of others' features, an export of `rvqlm export` or `rvqlm npq export`, a
 lhotse Shar folder, .npy arrays or .npq files.
 """
 
@@ -11,11 +11,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from rvqlm.audio.cuts import mixed
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_manifest, read_sidecar, splits_of
+from rvqlm.data.store import STORAGE_TYPE
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import codec_beside, read_codec
 from rvqlm.exchange.directory import read_items, read_token_dir
+from rvqlm.exchange.features import is_feature, read_features
 from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
 from rvqlm.exchange.names import find_files, left_out
 from rvqlm.exchange.npq import NpqHeader, read_npq
@@ -96,6 +99,11 @@ def _open_manifest(path: Path) -> TokenSource:
     first = next(read_manifest(path), None)
     if first is None:
         raise UserError(f"{path}: an empty manifest")
+    if is_feature(first):
+        info = codec_beside(path)
+        return TokenSource("features", str(path), read_features(path), info)
+    if first.get("type") == "MixedCut":
+        raise UserError(f"{path}: {mixed(first.get('id'))}")
     features = first.get("features") or {}
     shard = Path(features.get("storage_path") or "")
     for folder in (path.parent, shard.parent.parent):
@@ -103,7 +111,15 @@ def _open_manifest(path: Path) -> TokenSource:
             info = CodecInfo.from_dict(read_sidecar(folder)["codec"])
             return TokenSource("token cuts", str(path), read_items(path, info, folder), info)
     if not features:
-        raise UserError(f"{path}: cuts without tokens; give token cuts, cuts.jsonl.gz for example")
+        raise UserError(
+            f"{path}: cuts without tokens; give token cuts, cuts.jsonl.gz for example, or cuts "
+            "whose features are arrays of codes"
+        )
+    if features.get("storage_type") != STORAGE_TYPE:
+        raise UserError(
+            f"{path}: features stored as {features.get('storage_type')!r}; copy them to files of "
+            "numpy first (lhotse copy-feats --storage-type numpy_files)"
+        )
     raise UserError(
         f"{path}: no tokens.json beside it, nor where its first cut points to ({shard}); put the "
         "manifest into its token directory"
