@@ -55,9 +55,7 @@ def make_token_dir(source, out_dir: Path, codec: CodecArgs) -> None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    description = (
-        "Make a token directory of an export, lhotse Shar or features, .npy or .npq files."
-    )
+    description = "Make a token directory of an export, lhotse Shar or features, .npy or .npq."
     args = parse(Args, "rvqlm import", description, argv)
     from rvqlm.exchange.source import open_tokens
 

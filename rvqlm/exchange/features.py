@@ -1,7 +1,7 @@
 """Codes that other projects keep as lhotse features: cuts, or features alone, over (T, K) arrays.
 
-Read are arrays in files and HDF5 (``numpy_files, numpy_hdf5``) and lhotse's lilcom stores. lilcom is
-for floats, but small integers come back as they were; what is further from an integer than its
+Read are arrays in files and HDF5 (``numpy_files, numpy_hdf5``) and lhotse's lilcom stores. lilcom
+is for floats, but small integers come back as they were; what is further from an integer than its
 rounding is features and not codes. Stores that are behind a URL or a command are refused.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -54,28 +55,26 @@ class _Missing(UserError):
 def _item(id: str, fields: dict, folder: Path, open_hdf5: Callable) -> TokenItem:
     held = fields.get("features") or fields
     if fields.get("type") == "MixedCut" or held.get("storage_type") not in _READERS:
-        kinds = ", ".join(_READERS)
-        raise ValueError(
-            f"a {fields.get('type')} stored as {held.get('storage_type')}, not {kinds}"
-        )
+        stored, kinds = held.get("storage_type"), ", ".join(_READERS)
+        raise ValueError(f"a {fields.get('type')} stored as {stored}, not {kinds}")
     path = Path(held["storage_path"])
     path = path if path.exists() else folder / path
-    array = _READERS[held["storage_type"]](path, held["storage_key"], open_hdf5)
+    codes = _codes(_READERS[held["storage_type"]](path, held["storage_key"], open_hdf5))
     shift = float(held["frame_shift"])
     custom = dict(fields.get("custom") or {})
     if "features" in fields:  # a cut may be a window of its features
         first = round((fields["start"] - held["start"]) / shift)
         count = round(fields["duration"] / shift)
-        if first < 0 or first + count > len(array) + 1:
-            raise ValueError(f"frames {first} to {first + count} of {len(array)}")
-        array = array[first : first + count]
+        if first < 0 or first + count > len(codes) + 1:
+            raise ValueError(f"frames {first} to {first + count} of {len(codes)}")
+        codes = codes[first : first + count]
         recording = fields.get("recording") or {}
         end = fields["start"] + fields["duration"]
         if recording and end < float(recording["duration"]) - shift:
             custom["ends_recording"] = False
     return TokenItem(
         id,
-        _codes(array),
+        codes,
         held.get("recording_id"),
         fields.get("channel") or 0,
         list(fields.get("supervisions") or []),
@@ -123,7 +122,7 @@ def _lilcom_chunky(path: Path, key: str, _) -> np.ndarray:
         raise ValueError(f"chunks at {edges[0]} to {edges[-1]} of {size} bytes")
     chunks = []
     with open(path, "rb") as file:
-        for start, end in zip(edges, edges[1:]):
+        for start, end in pairwise(edges):
             file.seek(start)
             chunks.append(_decompress(file.read(end - start)))
     return np.concatenate(chunks)

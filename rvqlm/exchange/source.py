@@ -1,7 +1,7 @@
 """Whatever holds tokens, opened as a stream of items: the one door of import and decode.
 
-A token directory, a manifest of token cuts or of others' features, an export of `rvqlm export` or `rvqlm npq export`, a
-lhotse Shar folder, .npy arrays or .npq files.
+A token directory, a manifest of token cuts or of others' features, an export of `rvqlm export` or
+`rvqlm npq export`, a lhotse Shar folder, .npy arrays or .npq files.
 """
 
 from __future__ import annotations

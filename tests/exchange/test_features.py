@@ -101,7 +101,7 @@ def test_what_is_no_codes_is_named_and_the_rest_read(tmp_path):
     assert good.id == "cut-8" and all(isinstance(item, Skipped) for item in bad)
     for item, reason in zip(
         bad,
-        ["features, not tokens", "features, not tokens", "allow_pickle=False", "", "No such file",
+        ["features, not tokens", "features, not tokens", "Python objects", "", "No such file",
          "frames 250 to", "stored as lilcom_url, not numpy_files", "a MixedCut stored as"],
         strict=True,
     ):  # fmt: skip
