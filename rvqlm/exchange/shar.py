@@ -20,6 +20,7 @@ from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers import ArrayTarWriter, JsonlShardWriter
 from lhotse.utils import fastcopy
 
+from rvqlm.cli import counted
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import manifest_lines, read_manifest
 from rvqlm.data.store import Key, code_dtype
@@ -69,8 +70,8 @@ def read_shar(folder: Path, split: str | None = None) -> Iterator[TokenItem | Sk
     cuts, arrays = shar_files(folder)
     if not cuts or len(cuts) != len(arrays):
         raise UserError(
-            f"{folder}: {len(cuts)} files cuts.*.jsonl.gz and {len(arrays)} features.*.tar; a Shar "
-            "folder of tokens has as many of one as of the other"
+            f"{folder}: {counted(len(cuts), 'file')} cuts.*.jsonl.gz and {len(arrays)} "
+            "features.*.tar; a Shar folder of tokens has as many of one as of the other"
         )
     for listed, tar in zip(cuts, arrays):
         expected = sum(1 for _ in manifest_lines(listed))

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rvqlm.audio.cuts import mixed
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_manifest, read_sidecar, splits_of
 from rvqlm.data.store import STORAGE_TYPE
@@ -103,7 +102,10 @@ def _open_manifest(path: Path) -> TokenSource:
         info = codec_beside(path)
         return TokenSource("features", str(path), read_features(path), info)
     if first.get("type") == "MixedCut":
-        raise UserError(f"{path}: {mixed(first.get('id'))}")
+        raise UserError(
+            f"{path}: cut {first.get('id')!r} mixes several recordings (a MixedCut) and has no "
+            "tokens; give token cuts"
+        )
     features = first.get("features") or {}
     shard = Path(features.get("storage_path") or "")
     for folder in (path.parent, shard.parent.parent):

@@ -261,7 +261,7 @@ def test_a_shar_folder_that_is_damaged(tmp_path):
             import_tokens([tmp_path / "out"], str(tmp_path / "back"), CodecArgs())
         assert not (tmp_path / "back").exists()
     tar.unlink()
-    with pytest.raises(UserError, match=r"1 files cuts.*and 0 features"):
+    with pytest.raises(UserError, match=r"1 file cuts.*and 0 features"):
         import_tokens([tmp_path / "out"], str(tmp_path / "back"), CodecArgs())
 
 
