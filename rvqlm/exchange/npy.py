@@ -58,7 +58,7 @@ def read_npy(path: str | os.PathLike, order: str = "tk") -> np.ndarray:
     """
     try:
         codes = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as e:
+    except Exception as e:  # its header is parsed as Python, with errors of all kinds
         raise UserError(f"{path}: no .npy array of codes: {reason_of(e)}") from None
     if not isinstance(codes, np.ndarray) or codes.ndim != 2 or codes.dtype.kind not in "iu":
         found = f"{codes.dtype} array of shape {codes.shape}" if hasattr(codes, "dtype") else "zip"

@@ -75,13 +75,17 @@ def test_what_is_skipped_is_listed(tmp_path):
     nothing = TokenItem("empty", np.zeros((0, 3), np.int16))
     damaged = TokenItem("damaged", np.array([[1, 2, 3], [1, 2, 64]]))
     again = TokenItem("plain", np.zeros((2, 3), int))
-    items = [Skipped("x", "x.npq", "broken"), *items_of(), nothing, damaged, again]
+    segment = TokenItem("segment", np.zeros((2, 3), int), supervisions=[{"id": "s", "stort": 0}])
+    length = TokenItem("length", np.zeros((2, 3), int), custom={"num_samples": []})
+    bad = [nothing, damaged, again, segment, length]
+    items = [Skipped("x", "x.npq", "broken"), *items_of(), *bad]
     written = write_token_dir(str(tmp_path / "t"), INFO, items, {})
     lines = [json.loads(x) for x in (tmp_path / "t/skipped.jsonl").read_text().splitlines()]
-    assert [x["id"] for x in lines] == ["x", "empty", "damaged", "plain"]
-    for line, reason in zip(lines, ["broken", "no frames", "codes from 1 to 64", "two items have"]):
+    assert [x["id"] for x in lines] == ["x", "empty", "damaged", "plain", "segment", "length"]
+    reasons = ["broken", "no frames", "codes from 1 to 64", "two items have"]
+    for line, reason in zip(lines, [*reasons, *["its description is damaged: "] * 2]):
         assert line["reason"].startswith(reason)
-    assert written.skipped == 4 and written.first_skipped.path == "x.npq"
+    assert written.skipped == 6 and written.first_skipped.path == "x.npq"
     assert [g[0] for g in contents(tmp_path / "t")] == AWKWARD
 
 
