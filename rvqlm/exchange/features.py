@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.data.index import read_manifest
 from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.items import MOST_BYTES, Skipped, TokenItem
 from rvqlm.exchange.npy import read_npy
+from rvqlm.files import read_jsonl
 
 ROUNDING = 1 / 32  # of lilcom's coarsest usual setting
 
@@ -38,7 +38,8 @@ def read_features(manifest: Path) -> Iterator[TokenItem | Skipped]:
     def open_hdf5(path: Path):
         return _hdf5().File(path, "r")
 
-    for number, fields in enumerate(read_manifest(manifest), 1):
+    lines = read_jsonl(manifest, f"manifest {manifest}", "give one that exists")
+    for number, fields in enumerate(lines, 1):
         id = str(fields.get("id") or fields.get("recording_id") or f"entry {number}")
         try:
             yield _item(id, fields, manifest.parent, open_hdf5)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.index import read_manifest, read_sidecar, splits_of
+from rvqlm.data.index import read_sidecar, splits_of
 from rvqlm.data.store import STORAGE_TYPE
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import codec_beside, read_codec
@@ -23,6 +23,7 @@ from rvqlm.exchange.names import find_files, left_out
 from rvqlm.exchange.npq import NpqHeader, read_npq
 from rvqlm.exchange.npy import MANIFEST, npy_items, read_npy_manifest
 from rvqlm.exchange.shar import read_shar, shar_files
+from rvqlm.files import read_jsonl
 
 MANIFESTS = (".jsonl", ".jsonl.gz")
 
@@ -95,7 +96,7 @@ def _open_one(path: Path, split: str | None) -> TokenSource | None:
 
 def _open_manifest(path: Path) -> TokenSource:
     """Token cuts that lie in some token directory, beside the manifest or where it points to."""
-    first = next(read_manifest(path), None)
+    first = next(read_jsonl(path, f"manifest {path}", "give one that exists"), None)
     if first is None:
         raise UserError(f"{path}: an empty manifest")
     if is_feature(first):
@@ -107,6 +108,8 @@ def _open_manifest(path: Path) -> TokenSource:
             "tokens; give token cuts"
         )
     features = first.get("features") or {}
+    if not isinstance(features, dict):
+        raise UserError(f"{path}: features that are a {type(features).__name__}; make it again")
     shard = Path(features.get("storage_path") or "")
     for folder in (path.parent, shard.parent.parent):
         if (folder / "tokens.json").is_file():
