@@ -84,6 +84,8 @@ class LoudnessConfig:
             problems.append(f"--target-lufs {self.target_lufs:g}: give a level between -70 and 0")
         if not -70 < self.peak_dbfs <= 0:
             problems.append(f"--peak-dbfs {self.peak_dbfs:g}: give a level between -70 and 0")
+        if self.channels == 2 and self.mono != "average":
+            problems.append("--mono does nothing with --channels 2")
         if problems:
             raise UserError("; ".join(problems))
 

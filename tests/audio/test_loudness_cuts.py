@@ -187,6 +187,13 @@ def test_mistakes(corpus, capsys, flags, message):
     assert message in error and not list(corpus.glob("*.tmp"))
 
 
+def test_a_flag_without_effect_is_refused(corpus, capsys):
+    words = ["--input", str(corpus / "cuts.jsonl.gz"), "--out", str(corpus / "o.jsonl.gz")]
+    flags = ["--target-lufs", "-23", "--channels", "2", "--mono", "left"]
+    assert main(["loudness", *words, *flags]) == 2
+    assert "--mono does nothing with --channels 2" in capsys.readouterr().err
+
+
 def test_input_and_output_must_differ(corpus, capsys):
     before = (corpus / "cuts.jsonl.gz").read_bytes()
     words = ["--input", str(corpus / "cuts.jsonl.gz"), "--out", str(corpus / "cuts.jsonl.gz")]
