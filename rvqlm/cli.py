@@ -273,6 +273,15 @@ def bar(items: Iterable, name: str, total: int | None = None, unit: str = "cuts"
     return tqdm(items, name, total, unit=f" {unit}", leave=False, disable=None)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "cut"), counted(12000, "cut")
+    ('1 cut', '12,000 cuts')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def clock(seconds: float) -> str:
     """``1:02:03`` or ``2:03``.
 

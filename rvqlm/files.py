@@ -121,7 +121,8 @@ def read_json(
     """
     try:
         with open(path, "rb") as file:
-            text = file.read(MOST + 1)
+            # no more is asked for than there is: room for it is made beforehand
+            text = file.read(min(MOST, os.fstat(file.fileno()).st_size) + 1)
         if len(text) > MOST:
             raise ValueError(f"more than {MOST >> 20} MB")
         return convert(fits(json.loads(text.decode()), type))

@@ -36,10 +36,11 @@ from rvqlm.audio.cuts import (
     with_custom,
 )
 from rvqlm.audio.parts import cut_blocks, source_path
+from rvqlm.audio.prepare import CANCELLED, AudioConfig, Folding
 from rvqlm.audio.reader import BadAudio
-from rvqlm.cli import bar
+from rvqlm.cli import bar, counted
 
-SAME_LENGTH = 0.1  # seconds by which a track and its reference may differ
+SAME_LENGTH = 0.1  # seconds by which two tracks may differ without a word
 
 
 def frame_rms(blocks: Iterable[np.ndarray], frame: int, stride: int) -> np.ndarray:
@@ -100,26 +101,31 @@ def find_activity(config: ActivityConfig) -> str:
     """Write the manifest of active stretches and return the summary; see `ActivityConfig`.
 
     Ids are ``ID-START`` with the seconds from the beginning of the cut ID; the custom field
-    ``group`` is kept, or becomes the recording's id. Cuts that cannot be read are listed in
-    ``skipped.jsonl``, as are those without an active stretch.
+    ``group`` is kept, or becomes the recording's id. Cuts that cannot be read are listed as
+    skipped, as are those without an active stretch, and those without the other track of a pair.
     """
     total = count_cuts(config.input)
     cuts = bar(read_cuts(config.input), "activity", total)
-    if config.reference is None:
+    if (other := config.other) is None:
         pairs = ((cut, cut) for cut in cuts)
     else:
-        count_cuts(config.reference, "--reference")
-        pairs = _same_ids(cuts, read_cuts(config.reference, "--reference"))
+        count_cuts(other[1], other[0])
+        pairs = _same_ids(cuts, read_cuts(other[1], other[0]))
     seconds, quiet = 0.0, 0
     with CutWriter(config.out, config.input) as writer:
         work = partial(_windows, config=config)
-        for (cut, _), found in in_order(work, pairs, config.jobs):
+        for (cut, partner), found in in_order(work, pairs, config.jobs):
             if isinstance(found, BadAudio):
                 writer.skip(cut.id, found.path, found.reason)
                 continue
-            windows, runs = found
+            windows, runs, cancelled = found
             seconds += cut.duration
             quiet += not windows
+            if cut.duration - partner.duration > SAME_LENGTH:
+                flag = other[0]
+                writer.note(cut.id, f"longer than their {flag.removeprefix('--')}, ended with it")
+            if cancelled and windows:
+                writer.note(cut.id, f"to be skipped by rvqlm tokenize: {CANCELLED}")
             if not windows:
                 reason = f"never active for {config.min_window_seconds:g} s"
                 writer.skip(cut.id, source_path(cut.recording), reason)
@@ -128,7 +134,7 @@ def find_activity(config: ActivityConfig) -> str:
     share = writer.seconds / seconds if seconds else 0.0
     return writer.summary(
         f"{share:.0%} of {clock(seconds)} active"
-        + (f", {quiet} recordings without an active stretch" if quiet else "")
+        + (f", {counted(quiet, 'recording')} without an active stretch" if quiet else "")
     )
 
 
@@ -148,21 +154,26 @@ Spans = list[tuple[float, float]]
 """Starts and ends in seconds."""
 
 
-def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Spans, Spans]:
-    """The windows to keep, from the beginning of a cut and decided by its reference, and all runs
-    of active strides, those included that are too short."""
-    cut, reference = pair
-    if reference is None:
-        raise BadAudio(source_path(cut.recording), f"--reference has no cut {cut.id!r}")
-    if abs(cut.duration - reference.duration) > SAME_LENGTH:
-        raise BadAudio(
-            source_path(cut.recording),
-            f"{cut.duration:.2f} s long, its reference {reference.duration:.2f} s",
-        )
-    rate = reference.recording.sampling_rate
+def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Spans, Spans, bool]:
+    """The windows to keep, from the beginning of a cut and decided by its reference, all runs of
+    active strides, those included that are too short, and whether the channels of what decides
+    cancel each other.
+
+    Of two tracks the longer is read as far as the shorter reaches, so that both, each with the
+    other in its turn, get the same windows.
+    """
+    cut, other = pair
+    if other is None:
+        raise BadAudio(source_path(cut.recording), f"{config.other[0]} has no cut {cut.id!r}")
+    length = min(cut.duration, other.duration)
+    decides = cut if config.reference is None else other
+    if decides.duration > length:
+        decides = decides.truncate(duration=length, preserve_id=True)
+    rate = decides.recording.sampling_rate
     stride = max(1, round(config.rms_stride_seconds * rate))
     frame = round(config.rms_frame_seconds * rate)
-    rms = frame_rms(cut_blocks(reference), frame, stride)
+    folding = Folding(1, AudioConfig(), source_path(decides.recording))
+    rms = frame_rms(folding.watch(cut_blocks(decides)), frame, stride)
     longest = config.max_window_seconds
     windows = active_windows(
         rms,
@@ -173,10 +184,11 @@ def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Span
     seconds = stride / rate
 
     def spans(strides: list[tuple[int, int]]) -> Spans:
-        ends = [(a * seconds, min(b * seconds, cut.duration)) for a, b in strides]
+        ends = [(a * seconds, min(b * seconds, length)) for a, b in strides]
         return [(a, b) for a, b in ends if b > a]
 
-    return spans(windows), spans(active_windows(rms, config.rms_threshold, 1))
+    runs = spans(active_windows(rms, config.rms_threshold, 1))
+    return spans(windows), runs, decides is cut and folding.cancelled
 
 
 def window(cut: Cut, start: float, end: float, runs: Spans) -> Cut:

@@ -42,6 +42,7 @@ from rvqlm.audio.cuts import (
     with_custom,
 )
 from rvqlm.audio.parts import cut_blocks, file_recording, recording_cut, source_path
+from rvqlm.audio.prepare import CANCELLED, AudioConfig, Folding
 from rvqlm.audio.reader import BadAudio
 from rvqlm.cli import bar
 from rvqlm.errors import UserError
@@ -99,18 +100,21 @@ def changes(config: AugmentConfig) -> list[Change]:
 def augment(config: AugmentConfig) -> str:
     """Write copies and manifest and return the summary; see `AugmentConfig`.
 
-    Cuts that cannot be read are listed in ``skipped.jsonl``; memory grows by 100 bytes a cut, to
+    Cuts that cannot be read are listed as skipped; memory grows by 100 bytes a cut and copy, to
     find ids that occur twice.
     """
     total = count_cuts(config.input)
     made = lowered = 0
     make_folder(Path(config.audio_dir), "--audio-dir")
     with CutWriter(config.out, config.input) as writer:
-        cuts = _unique(bar(read_cuts(config.input), "augment", total), config.input)
-        for cut, copies in in_order(partial(_copies, config=config), cuts, config.jobs):
-            if isinstance(copies, BadAudio):
-                writer.skip(cut.id, copies.path, copies.reason)
+        cuts = _unique(bar(read_cuts(config.input), "augment", total), config)
+        for cut, result in in_order(partial(_copies, config=config), cuts, config.jobs):
+            if isinstance(result, BadAudio):
+                writer.skip(cut.id, result.path, result.reason)
                 continue
+            copies, cancelled = result
+            if cancelled:
+                writer.note(cut.id, f"to be skipped by rvqlm tokenize: {CANCELLED}")
             if config.keep_original:
                 writer.write(with_custom(cut, group=group_of(cut)))
             for copy in copies:
@@ -118,33 +122,41 @@ def augment(config: AugmentConfig) -> str:
                 made += 1
                 lowered += bool(copy.recording.transforms)
     return writer.summary(
-        f"{made} copies in {config.audio_dir}"
+        f"{made:,} {'copy' if made == 1 else 'copies'} in {config.audio_dir}"
         + ("" if config.keep_original else ", originals left out")
         + (f"; {lowered} stored at a lower level, with a gain, to avoid clipping" * bool(lowered))
     )
 
 
-def _unique(cuts: Iterator[Cut], path: str) -> Iterator[Cut]:
-    seen = set()
+def _unique(cuts: Iterator[Cut], config: AugmentConfig) -> Iterator[Cut]:
+    """The cuts, none of which, nor a copy of it, has the id of another: their files would be the
+    same."""
+    seen, names = set(), ["", *(one.name for one in changes(config))]
     for cut in cuts:
-        if (key := hash(cut.id)) in seen:  # the files of the two would be the same
-            raise UserError(f"--input {path}: two cuts have the id {cut.id!r}")
-        seen.add(key)
+        for name in names:
+            if (key := hash(cut.id + name)) in seen:
+                raise UserError(
+                    f"--input {config.input}: two cuts, copies included, would have the id "
+                    f"{cut.id + name!r}; rename or leave out one of them"
+                )
+            seen.add(key)
         yield cut
 
 
-def _copies(cut: Cut, config: AugmentConfig) -> list[Cut]:
-    return [_copy(cut, one, config) for one in changes(config)]
+def _copies(cut: Cut, config: AugmentConfig) -> tuple[list[Cut], bool]:
+    """The copies, and whether the channels of a cut, as far as it had to be read, cancel."""
+    folding = Folding(1, AudioConfig(), source_path(cut.recording))
+    return [_copy(cut, one, config, folding) for one in changes(config)], folding.cancelled
 
 
-def _copy(cut: Cut, one: Change, config: AugmentConfig) -> Cut:
+def _copy(cut: Cut, one: Change, config: AugmentConfig, folding: Folding) -> Cut:
     """Render one copy unless it is there already; the cut over it."""
     id, rate = cut.id + one.name, cut.recording.sampling_rate
     if cut.num_channels > 8 or rate > 655350:
         why = f"{cut.num_channels} channels of {rate} Hz do not fit in a FLAC file"
         raise BadAudio(source_path(cut.recording), why)
     path = copy_path(config.audio_dir, id)
-    samples, scale = _render(cut, one, config, path)
+    samples, scale = _render(cut, one, config, path, folding)
     recording = file_recording(id, str(path), rate, cut.num_channels, samples)
     if scale != 1:
         recording.transforms = [Volume(1 / scale)]
@@ -186,7 +198,9 @@ def copy_path(folder: str, id: str) -> Path:
     return Path(folder) / f"{name}.flac"
 
 
-def _render(cut: Cut, one: Change, config: AugmentConfig, path: Path) -> tuple[int, float]:
+def _render(
+    cut: Cut, one: Change, config: AugmentConfig, path: Path, folding: Folding
+) -> tuple[int, float]:
     """Make the file unless it is there; (samples, the power of two that it is scaled by)."""
     key = _key(cut, one, config)
     if (there := _complete(path, key, cut)) is not None:
@@ -196,19 +210,25 @@ def _render(cut: Cut, one: Change, config: AugmentConfig, path: Path) -> tuple[i
 
     def write(to: Path) -> None:
         nonlocal samples, scale
-        samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale)
+        samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale, folding)
         if not samples:
             raise BadAudio(source_path(cut.recording), "too short for a copy")
         if peak > 1:  # rare: quieter on disk, and again with room for the largest sample
             scale = 2.0 ** -math.ceil(math.log2(peak) + 1e-6)
-            samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale)
+            samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale, folding)
 
     atomic_write(path, write)
     return samples, scale
 
 
 def _write(
-    path: Path, cut: Cut, one: Change, config: AugmentConfig, comment: str, scale: float
+    path: Path,
+    cut: Cut,
+    one: Change,
+    config: AugmentConfig,
+    comment: str,
+    scale: float,
+    folding: Folding,
 ) -> tuple[int, float]:
     """Samples and their peak before they are scaled."""
     rate, channels, samples, peak = cut.recording.sampling_rate, cut.num_channels, 0, 0.0
@@ -221,7 +241,7 @@ def _write(
     changed = (one.speed, one.tempo, one.semitones, config.n_fft, config.hop_length)
     with file:
         file.comment = comment
-        for block in change(cut_blocks(cut), rate, *changed):
+        for block in change(folding.watch(cut_blocks(cut)), rate, *changed):
             if not block.shape[1]:
                 continue
             peak = max(peak, float(np.abs(block).max()))

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from rvqlm.audio.prepare import Mono
 from rvqlm.errors import UserError
 
 
@@ -53,9 +54,9 @@ class ManifestConfig:
 
 @dataclass(frozen=True)
 class LoudnessConfig:
-    """Measure the loudness of each recording (ITU-R BS.1770) and write a list in which each has
-    a gain that brings it to one level. Whatever reads the list applies the gain; the audio
-    files stay as they are.
+    """Measure how loud each recording is (ITU-R BS.1770) as the codec will hear it, and write a
+    list in which each has a gain that brings it to one level. Whatever reads the list applies the
+    gain; the audio files stay as they are.
     """
 
     input: str
@@ -68,6 +69,11 @@ class LoudnessConfig:
     peak_dbfs: float = -1.0
     """No sample may become larger than this; 0 is full scale. The gain of such a recording is
     reduced, nothing is limited or clipped, and it stays quieter than the target."""
+    channels: Literal[1, 2] = 1
+    """Channels of the codec that the audio is for (rvqlm codecs says it): others are measured as
+    rvqlm tokenize will give them to it, stereo for a codec of one channel as the average."""
+    mono: Mono = "average"
+    """What --mono of rvqlm tokenize will be."""
     over: Literal["recording", "cuts"] = "recording"
     """What the loudness is measured on: the whole recording, or only those stretches of it that
     the cuts of the manifest cover (after rvqlm audio activity). One gain a recording either way."""
@@ -80,6 +86,8 @@ class LoudnessConfig:
             problems.append(f"--target-lufs {self.target_lufs:g}: give a level between -70 and 0")
         if not -70 < self.peak_dbfs <= 0:
             problems.append(f"--peak-dbfs {self.peak_dbfs:g}: give a level between -70 and 0")
+        if self.channels == 2 and self.mono != "average":
+            problems.append("--mono does nothing with --channels 2")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -108,9 +116,18 @@ class ActivityConfig:
     """Longer stretches are cut into equal pieces that are not longer than this."""
     reference: str | None = None
     """Another manifest, whose cuts of the same ids decide instead: a backing track is cut where
-    the lead track plays."""
+    the lead track plays. Where the two differ in length, both end with the shorter."""
+    partner: str | None = None
+    """Manifest of the other tracks, where this one decides for them: give it, and the two go on
+    with the same stretches where they differ in length or one of them is missing."""
     jobs: int = 0
     """Processes; 0 is one per core."""
+
+    @property
+    def other(self) -> tuple[str, str] | None:
+        """Flag and manifest of the other track of pairs."""
+        given = [("--reference", self.reference), ("--partner", self.partner)]
+        return next(((flag, path) for flag, path in given if path), None)
 
     def __post_init__(self) -> None:
         problems = []
@@ -124,6 +141,8 @@ class ActivityConfig:
             problems.append("--min-window-seconds is shorter than --rms-stride-seconds")
         if (self.max_window_seconds or self.min_window_seconds) < self.min_window_seconds:
             problems.append("--max-window-seconds is shorter than --min-window-seconds")
+        if self.reference and self.partner:
+            problems.append("--reference and --partner exclude each other")
         if problems:
             raise UserError("; ".join(problems))
 

@@ -17,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from lhotse import Recording
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.serialization import deserialize_item
 
 from rvqlm import runtime
 from rvqlm.audio.parts import recording_cut
 from rvqlm.audio.read import close_parked
 from rvqlm.audio.reader import BadAudio, printable
+from rvqlm.cli import counted
 from rvqlm.errors import UserError
 from rvqlm.files import atomic_open, json_line, read_lines
+
+_NAMED = 5  # cuts in a note
 
 
 def _lines(path: str, flag: str) -> Iterator[bytes]:
@@ -61,6 +64,8 @@ def read_cuts(path: str, flag: str = "--input") -> Iterator[Cut]:
             raise UserError(f"{where} is no lhotse cut: {why}") from None
         if isinstance(item, Recording):
             yield recording_cut(item)
+        elif isinstance(item, MixedCut):
+            raise UserError(f"{where}: {mixed(item.id)}")
         elif getattr(item, "recording", None) is not None:
             yield item
         else:
@@ -68,6 +73,25 @@ def read_cuts(path: str, flag: str = "--input") -> Iterator[Cut]:
                 f"{where} is a {type(item).__name__} without audio; give cuts of recordings, as "
                 "rvqlm audio manifest writes them"
             )
+
+
+def mixed(id: str) -> str:
+    """What to say of a MixedCut."""
+    return (
+        f"cut {id!r} mixes several recordings (a MixedCut), and a cut here lies in one; write the "
+        "mixtures as files first (lhotse: CutSet.save_audios) and give their manifest"
+    )
+
+
+def skipped_path(manifest: str | os.PathLike) -> Path:
+    """The list of what is not in a manifest: of its own for each, so that none replaces another's.
+
+    >>> print(skipped_path("a/cuts.jsonl.gz"), skipped_path("a/windows.jsonl.gz"))
+    a/skipped.jsonl a/windows_skipped.jsonl
+    """
+    path = Path(manifest)
+    name = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return path.with_name("skipped.jsonl" if name == "cuts" else f"{name}_skipped.jsonl")
 
 
 def with_custom(item: Any, **fields: Any) -> Any:
@@ -93,15 +117,15 @@ def make_folder(path: Path, flag: str) -> None:
 
 
 class CutWriter:
-    """Writes a manifest of cuts, and ``skipped.jsonl`` beside it, when its block ends, and says on
-    stderr what was skipped.
+    """Writes a manifest of cuts, and beside it the list of what was skipped (`skipped_path`), when
+    its block ends, and says on stderr what was skipped and what there is to note.
 
     Raises `UserError`, leaving the list of what was skipped but no manifest, if no cut came.
     """
 
     def __init__(self, out: str, source: str | None = None):
         self.out = Path(out)
-        self._list = self.out.with_name("skipped.jsonl")
+        self._list = skipped_path(self.out)
         if not out.lower().endswith((".jsonl", ".jsonl.gz")):
             raise UserError(f"--out {out}: the name must end in .jsonl.gz")
         if source is not None and self.out.exists() and os.path.samefile(source, out):
@@ -109,6 +133,7 @@ class CutWriter:
         self.cuts = self.skipped = 0
         self.seconds = 0.0
         self._first: dict | None = None
+        self._notes: dict[str, list[str]] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> CutWriter:
@@ -123,7 +148,7 @@ class CutWriter:
             reasons = "; there was nothing to keep"
             if first := self._first:
                 reasons = (
-                    f", {self.skipped} were skipped; the first, {first['id']}: "
+                    f", {counted(self.skipped, 'item')} skipped; the first, {first['id']}: "
                     f"{first['reason']} (all of them in {self._list})"
                 )
             nothing = UserError(f"{self.out}: no cut is left{reasons}")
@@ -132,12 +157,17 @@ class CutWriter:
             raise nothing
         self._inner.__exit__(*error)
         self._stack.__exit__(*error)
-        if error[0] is None and self.skipped:
+        if error[0] is not None:
+            return
+        if self.skipped:
             print(
-                f"{self.skipped} items skipped, listed in {self._list}; the first: "
+                f"{counted(self.skipped, 'item')} skipped, listed in {self._list}; the first: "
                 f"{self._first['path']}: {self._first['reason']}",
                 file=sys.stderr,
             )
+        for what, names in self._notes.items():
+            shown = ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
+            print(f"{counted(len(names), 'cut')} {what}: {shown}", file=sys.stderr)
 
     def write(self, cut: Cut) -> None:
         self._file.write(json_line(cut.to_dict()))
@@ -151,14 +181,25 @@ class CutWriter:
         self.skipped += 1
         self._first = self._first or line
 
+    def note(self, id: str, what: str) -> None:
+        """Something that the user should know of a cut, said at the end for all of them."""
+        self._notes.setdefault(what, []).append(id)
+
     def summary(self, what: str = "") -> str:
         """``OUT: 12 cuts, 1.50 h`` and what else there is to say."""
-        return f"{self.out}: {self.cuts} cuts, {clock(self.seconds)}" + (f"; {what}" * bool(what))
+        held = f"{self.out}: {counted(self.cuts, 'cut')}, {clock(self.seconds)}"
+        return held + f"; {what}" * bool(what)
 
 
 def clock(seconds: float) -> str:
-    """``90 s`` or ``1.50 h``, whichever can be read."""
-    return f"{seconds / 3600:.2f} h" if seconds >= 600 else f"{seconds:.1f} s"
+    """Whichever can be read.
+
+    >>> clock(90), clock(1000), clock(5400)
+    ('90.0 s', '16.7 min', '1.50 h')
+    """
+    if seconds >= 3600:
+        return f"{seconds / 3600:.2f} h"
+    return f"{seconds / 60:.1f} min" if seconds >= 600 else f"{seconds:.1f} s"
 
 
 # ---------------------------------------------------------------------------------- processes

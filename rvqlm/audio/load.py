@@ -21,9 +21,9 @@ from rvqlm.audio.parts import FilePart, Part, file_recording, part_of, recording
 from rvqlm.audio.prepare import (
     PEAK_DBFS,
     AudioConfig,
+    Folding,
     amplify,
     checked,
-    fold,
     resample,
     sound_range,
 )
@@ -127,8 +127,15 @@ class AudioStream:
 
     def _folded(self, first: int, end: int | None) -> Iterator[np.ndarray]:
         """Samples [first, end) of the part with the codec's channels, (n, channels)."""
+        self._folding = Folding(self._channels, self._config, self.path)
         for block in checked(self._part.blocks(first, end), self.path):
-            yield fold(block, self._channels, self._config, self.path)
+            yield self._folding(block)
+        self.require_sound()
+
+    def require_sound(self) -> None:
+        """`BadAudio` where the channels of the blocks so far have cancelled each other; `blocks`
+        itself says so at its end only."""
+        self._folding.require_sound()
 
     def _range(self) -> tuple[int, int | None, int | None]:
         """What to encode, and how much there is as far as that is known now."""
@@ -180,5 +187,6 @@ def _whole(stream: AudioStream, max_samples: int | None = None) -> np.ndarray:
         blocks.append(block)
         there += block.shape[1]
         if max_samples is not None and there >= max_samples:
+            stream.require_sound()
             break
     return np.ascontiguousarray(np.concatenate(blocks, axis=1)[:, :max_samples])

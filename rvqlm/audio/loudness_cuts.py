@@ -1,5 +1,8 @@
 """``rvqlm audio loudness``: one gain for each recording, so that all are equally loud.
 
+Measured is what a codec will hear: the channels of the cuts, folded as `rvqlm tokenize` does it.
+(Stereo is up to 3 dB louder than its average: the energies of the channels are added.)
+
 The gain is attached to the recording as lhotse's ``Volume`` transform, a factor that every reader
 multiplies the samples with: `cut.load_audio()` and `rvqlm tokenize` give the same samples, nothing
 is copied, and windows of one recording keep their relations. (lhotse's ``LoudnessNormalization``
@@ -17,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from lhotse import Recording
 from lhotse.augmentation import Volume
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
@@ -25,9 +27,10 @@ from lhotse.utils import fastcopy
 from rvqlm.audio.config import LoudnessConfig
 from rvqlm.audio.cuts import CutWriter, count_cuts, in_order, read_cuts
 from rvqlm.audio.loudness import Meter, gain_to
-from rvqlm.audio.parts import cut_blocks, recording_cut, source_path, transforms_of
+from rvqlm.audio.parts import cut_blocks, source_path, transforms_of
+from rvqlm.audio.prepare import AudioConfig, Folding
 from rvqlm.audio.reader import BadAudio
-from rvqlm.cli import bar
+from rvqlm.cli import bar, counted
 
 Span = tuple[float, float]
 """Start and end in seconds."""
@@ -47,42 +50,47 @@ class Gain:
 def normalize_loudness(config: LoudnessConfig) -> str:
     """Measure, write the manifest and return the summary; see `LoudnessConfig`.
 
-    Recordings that cannot be read are listed in ``skipped.jsonl`` and their cuts left out; those
-    with nothing to measure (silence, less than 400 ms) keep their level. Memory grows with the
+    Recordings that cannot be read, or whose channels cancel each other, are listed as skipped and
+    their cuts left out; those with nothing to measure (silence, less than 400 ms) keep their level.
+    Where cuts take different channels of a recording, these are measured apart. Memory grows with
+    the
     number of recordings (about 200 bytes each, with ``--over cuts`` 150 more for each cut).
     """
     total = count_cuts(config.input)
     covered: dict[int, list[Span]] = defaultdict(list)
     if config.over == "cuts":
         for cut in read_cuts(config.input):
-            covered[_key(cut.recording)].append((cut.start, cut.end))
+            covered[_key(cut)].append((cut.start, cut.end))
     gains: dict[int, Gain | None] = {}
     with CutWriter(config.out, config.input) as writer:
 
-        def recordings() -> Iterator[tuple[int, Recording, list[Span]]]:
+        def recordings() -> Iterator[tuple[int, Cut, list[Span]]]:
             seen = set()
             for cut in bar(read_cuts(config.input), "loudness", total):
-                key = _key(cut.recording)
+                key = _key(cut)
                 if key not in seen:
                     seen.add(key)
                     whole = [(0.0, cut.recording.duration)]
-                    yield key, cut.recording, _joined(covered[key]) if covered else whole
+                    yield key, cut, _joined(covered[key]) if covered else whole
 
-        work = partial(_measure, target=config.target_lufs, peak_dbfs=config.peak_dbfs)
-        for (key, recording, _), result in in_order(work, recordings(), config.jobs):
+        for (key, cut, _), result in in_order(
+            partial(_measure, config=config), recordings(), config.jobs
+        ):
             if isinstance(result, BadAudio):
-                writer.skip(recording.id, source_path(recording), result.reason)
+                writer.skip(cut.recording.id, source_path(cut.recording), result.reason)
             gains[key] = None if isinstance(result, BadAudio) else result
         for cut in bar(read_cuts(config.input), "writing", total):
-            gain = gains[_key(cut.recording)]
+            gain = gains[_key(cut)]
             if gain is not None:
                 writer.write(_louder(cut, gain.decibels))
     return writer.summary(_describe([g for g in gains.values() if g is not None], config))
 
 
-def _key(recording: Recording) -> int:
-    """The same for equal recordings; ids alone may repeat in manifests that were joined."""
-    text = json.dumps(recording.to_dict(), sort_keys=True, default=str).encode()
+def _key(cut: Cut) -> int:
+    """The same for equal channels of equal recordings; ids alone may repeat in manifests that were
+    joined."""
+    what = [cut.recording.to_dict(), cut.channel]
+    text = json.dumps(what, sort_keys=True, default=str).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
 
 
@@ -97,15 +105,18 @@ def _joined(spans: list[Span]) -> list[Span]:
     return joined
 
 
-def _measure(item: tuple[int, Recording, list[Span]], target: float, peak_dbfs: float) -> Gain:
-    _, recording, spans = item
-    whole, meter = recording_cut(recording), Meter(recording.sampling_rate)
+def _measure(item: tuple[int, Cut, list[Span]], config: LoudnessConfig) -> Gain:
+    """Of some stretches of the recording that a cut is of, in the channels of the cut."""
+    _, cut, spans = item
+    meter = Meter(cut.recording.sampling_rate)
+    fold = Folding(config.channels, AudioConfig(mono=config.mono), source_path(cut.recording))
     for start, end in spans:
-        for block in cut_blocks(fastcopy(whole, start=start, duration=end - start)):
-            meter.add(block)
+        for block in cut_blocks(fastcopy(cut, start=start, duration=end - start)):
+            meter.add(fold(block.T).T)
         meter.restart()
+    fold.require_sound()
     lufs = meter.loudness()
-    return Gain(lufs, meter.peak, *gain_to(lufs, meter.peak, target, peak_dbfs))
+    return Gain(lufs, meter.peak, *gain_to(lufs, meter.peak, config.target_lufs, config.peak_dbfs))
 
 
 def _louder(cut: Cut, decibels: float) -> Cut:
@@ -122,7 +133,7 @@ def _louder(cut: Cut, decibels: float) -> Cut:
 
 def _describe(gains: list[Gain], config: LoudnessConfig) -> str:
     measured = sorted(g.lufs for g in gains if math.isfinite(g.lufs))
-    said = [f"{len(measured)} recordings brought to {config.target_lufs:g} LUFS"]
+    said = [f"{counted(len(measured), 'recording')} brought to {config.target_lufs:g} LUFS"]
     if measured:
         said[0] += f" (before: {measured[0]:.1f} to {measured[-1]:.1f})"
     if held := [g for g in gains if g.held]:

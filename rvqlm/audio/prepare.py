@@ -28,6 +28,18 @@ PEAK_DBFS = -1.0
 
 TRIM_DBFS = -50.0
 
+CANCELLED_DB = 20.0
+"""Channels whose average is so much softer than they are cancel each other; that of unrelated ones
+loses 3 dB, and of six channels 8."""
+
+SILENCE = 1e-4
+"""RMS (-80 dBFS) below which nothing is there to be cancelled."""
+
+CANCELLED = (
+    "its channels are in opposite phase and cancel each other where they are averaged; give "
+    "--mono left or --mono right"
+)
+
 
 @dataclass(frozen=True)
 class AudioConfig:
@@ -104,6 +116,50 @@ def fold(block: np.ndarray, channels: int, config: AudioConfig, path: str) -> np
     if channels == 2 and have == 1 and config.stereo == "duplicate":
         return np.repeat(block, 2, axis=1)
     raise BadAudio(path, f"{have} channels where {channels} are wanted")
+
+
+class Folding:
+    """`fold` for the blocks of one recording, which notices channels that cancel each other: stereo
+    in opposite phase becomes silence where it is averaged.
+
+    >>> folding = Folding(1, AudioConfig(), "a.wav")
+    >>> wave = np.sin(np.arange(8000)).astype(np.float32)
+    >>> folding(np.stack([wave, -wave], axis=1)).any()
+    np.False_
+    >>> folding.cancelled
+    True
+    """
+
+    def __init__(self, channels: int, config: AudioConfig, path: str):
+        self.channels, self.config, self.path = channels, config, path
+        self._samples, self._before, self._after = 0, 0.0, 0.0  # energies of a channel
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        """(n, C) samples as (n, channels); `BadAudio` where the settings refuse that."""
+        made = fold(block, self.channels, self.config, self.path)
+        if self.channels == 1 < block.shape[1] and self.config.mono == "average":
+            self._samples += len(block)
+            self._before += float(np.square(block, dtype=np.float64).sum()) / block.shape[1]
+            self._after += float(np.square(made, dtype=np.float64).sum())
+        return made
+
+    def watch(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Blocks (C, n) as they are, for those who only want to know what folding would do."""
+        for block in blocks:
+            self(block.T)
+            yield block
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nearly all of the sound so far was lost to averaging."""
+        if self._before <= self._samples * SILENCE**2:
+            return False
+        return self._after < self._before * 10 ** (-CANCELLED_DB / 10)
+
+    def require_sound(self) -> None:
+        """`BadAudio` where the channels have cancelled each other."""
+        if self.cancelled:
+            raise BadAudio(self.path, CANCELLED)
 
 
 def amplify(block: np.ndarray, factor: float) -> np.ndarray:

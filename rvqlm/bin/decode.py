@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import counted, parse, run_main
 from rvqlm.errors import UserError
 
 
@@ -83,8 +83,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if args.num_codebooks > levels:
         raise UserError(f"--num-codebooks {args.num_codebooks}: the tokens have {levels} levels")
     codec, remark = load_codec_for(source, args.codec, device)
-    if remark:
-        print(f"note: {remark}", file=sys.stderr)
+    for text in filter(None, (remark, source.remark)):
+        print(f"note: {text}", file=sys.stderr)
     began = time.perf_counter()
     done = decode_files(
         source,
@@ -97,7 +97,7 @@ def _run(argv: Sequence[str] | None) -> int:
         chunk_seconds=args.chunk_seconds,
         overwrite=args.overwrite,
     )
-    words = f"{args.out_dir}: {done.made} wav files"
+    words = f"{args.out_dir}: {counted(done.made, 'wav file')}"
     if done.made:
         spent = time.perf_counter() - began
         speed = done.seconds / spent
@@ -108,7 +108,9 @@ def _run(argv: Sequence[str] | None) -> int:
     for item in done.failed:
         print(f"skipped: {item}", file=sys.stderr)
     if done.failed and not done.made + done.kept:
-        raise UserError(f"not one of {len(done.failed)} inputs could be decoded; reasons above")
+        raise UserError(
+            f"not one of {counted(len(done.failed), 'input')} could be decoded; reasons above"
+        )
     return 0
 
 

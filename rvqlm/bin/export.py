@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import counted, parse, run_main
 from rvqlm.errors import UserError
 
 
@@ -46,7 +46,8 @@ def _run(argv: Sequence[str] | None) -> int:
     count, splits = export_tokens(
         args.manifest_dir, args.out_dir, args.format, args.split, args.shard_size
     )
-    print(f"{args.out_dir}: {count} cuts as {args.format}, {', '.join(splits) or 'no splits'}")
+    held = f"{counted(count, 'cut')} as {args.format}"
+    print(f"{args.out_dir}: {held}, {', '.join(splits) or 'no splits'}")
     return 0
 
 

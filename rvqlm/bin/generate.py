@@ -3,8 +3,9 @@
 
 Continues audio files (``--prompt a.wav b.wav``) or held-out cuts (``--manifest-dir DIR
 --num-prompts 4``), or makes audio unprompted, or from the conditions that the model was trained
-with (``--text "Good morning."``; with ``--manifest-dir``, those of the cuts). Each sample is a wav
-and a JSON of the same name that says how it was made and what it measures.
+with (``--text "Good morning."``; with ``--manifest-dir``, those of the cuts); or fills a gap in a
+recording (``--prompt a.wav --infill 1.5-2.5``). Each sample is a wav and a JSON of the same name
+that says how it was made and what it measures.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rvqlm.cli import command_line, parse, run_main
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
+from rvqlm.inference.files import names_in
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
@@ -30,6 +32,8 @@ class FileArgs(OutputArgs):
 
     out_dir: str = ""
     """Where to write; empty: EXP/samples (beside a checkpoint file: its directory's samples)."""
+    overwrite: bool = False
+    """Replace samples of the same names. Without it new ones get the next free numbers."""
 
 
 @dataclass
@@ -68,6 +72,13 @@ def check(args: GenerateArgs) -> None:
         problems.append(f"--prompt-seconds {seconds} must be positive")
     if not 0 <= args.output.min_seconds <= args.output.seconds:
         problems.append("--min-seconds must lie between 0 and --seconds")
+    if args.prompts.infill:
+        if not (args.prompts.prompt or args.prompts.manifest_dir):
+            problems.append("--infill goes with --prompt or --manifest-dir")
+        plain = {"seconds": args.output, "min_seconds": args.output, "prompt_seconds": args.prompts}
+        for name, group in plain.items():
+            if getattr(group, name) != getattr(type(group), name):
+                problems.append(f"--{name.replace('_', '-')} does nothing with --infill")
     if problems:
         raise UserError("; ".join(problems))
 
@@ -84,9 +95,10 @@ def run(argv: Sequence[str] | None) -> int:
     codec = load_codec_like(model.info, args.codec or None, device)
     new_frames = max(1, round(out.seconds * float(model.info.frame_rate)))
     prompts = read_prompts(args.prompts, args.conditions, model, codec, new_frames, out.seed)
-    request = SampleRequest(prompts, out, args.sampling, args.demask)
     folder = Path(out.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
     folder.mkdir(parents=True, exist_ok=True)
+    taken = () if out.overwrite else names_in(folder)
+    request = SampleRequest(prompts, out, args.sampling, args.demask, taken)
     about = {
         "model": model.name,
         "checkpoint": args.model.checkpoint if exp.is_dir() else str(exp),

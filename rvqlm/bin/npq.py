@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """``rvqlm npq``: NPQ files, one recording's RVQ codes each.
 
-rvqlm npq info npq_out/*.npq
+rvqlm npq info npq_out
 rvqlm npq import --input npq_out --codec descript/dac_44khz --out-dir data/tokens
 rvqlm npq export --manifest-dir data/tokens --out-dir npq_out
 rvqlm npq to-wav song.npq --codec descript/dac_44khz --out reconstructed.wav
@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from rvqlm.cli import bar, dispatch, parse, run_main
+from rvqlm.cli import bar, counted, dispatch, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import CodecArgs
 
@@ -37,7 +37,7 @@ def _info(argv: Sequence[str] | None) -> int:
     args = parse(InfoArgs, "rvqlm npq info", "Read headers and check codes.\n\n" + about, argv)
     import json
 
-    from rvqlm.exchange.names import find_files
+    from rvqlm.exchange.names import find_files, left_out
 
     if not args.files:
         raise UserError("give NPQ files, a folder of them or a quoted glob")
@@ -51,6 +51,8 @@ def _info(argv: Sequence[str] | None) -> int:
             bad += 1
             found, text = {"error": str(e)}, str(e)
         print(json.dumps({"path": path, **found}) if args.json else text)
+    if remark := left_out(args.files, npq.SUFFIX, files):
+        print(f"note: {remark}", file=sys.stderr)
     if bad:
         raise UserError(f"{bad} of {len(files)} files could not be read")
     return 0
@@ -104,7 +106,10 @@ def _export(argv: Sequence[str] | None) -> int:
     count, frames = export_npq(
         bar(items, "export"), info, args.out_dir, args.dtype, args.drop_scales
     )
-    print(f"{args.out_dir}: {count} NPQ files, {frames} frames of {info.num_codebooks} codes")
+    print(
+        f"{args.out_dir}: {counted(count, 'NPQ file')}, {counted(frames, 'frame')} of "
+        f"{info.num_codebooks} codes"
+    )
     return 0
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rvqlm.cli import parse, run_main
-from rvqlm.data.pairs import PairConfig, make_pairs
+from rvqlm.cli import counted, parse, run_main
+from rvqlm.data.pairs import PairConfig, make_pairs, some_of
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -26,10 +26,18 @@ def _run(argv: Sequence[str] | None) -> int:
     for split, matched in found.items():
         without = matched.cuts - matched.paired
         print(
-            f"  {split:<6} {matched.paired:>9,} of {matched.cuts:,} cuts have a source"
+            f"  {split:<6} {matched.paired:>9,} of {counted(matched.cuts, 'cut')} "
+            f"{'has' if matched.cuts == 1 else 'have'} a source"
             + (f", {matched.shorter:,} a shorter one" if matched.shorter else "")
             + (f"; without: {', '.join(matched.unmatched)}" if without else "")
             + (", ..." if without > len(matched.unmatched) else "")
+        )
+    if unlike := [words for matched in found.values() for words in matched.unlike]:
+        print(
+            f"{counted(len(unlike), 'pair')} of lengths that differ by more than "
+            f"{counted(config.tolerance_frames, 'frame')}, paired as far as the shorter reaches: "
+            f"{some_of(unlike)}",
+            file=sys.stderr,
         )
     print(f"wrote {config.manifest_dir / 'source.json'}")
     return 0

@@ -128,7 +128,7 @@ def locate(path: str | Path) -> Path:
     local = all(isinstance(huggingface_hub.try_to_load_from_cache(name, f), str) for f in files)
     try:
         if not local and not constants.HF_HUB_OFFLINE:
-            require_network()
+            require_network(name)
         folder = huggingface_hub.snapshot_download(
             name, allow_patterns=files, local_files_only=local
         )

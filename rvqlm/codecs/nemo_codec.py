@@ -22,7 +22,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Backend, Codec, fingerprint
 from rvqlm.codecs.cards import CODECS_ENV, HUB, Card, cached, candidates, remembered
 from rvqlm.errors import UserError, reason_of
-from rvqlm.hub import require_network
+from rvqlm.hub import require_asked, require_network
 
 PREFIX = "nemo:"
 
@@ -143,6 +143,10 @@ def load_nemo(name: str, num_codebooks: int | None = None) -> Codec:
     models = BACKEND.require(name)
     wanted = name.removeprefix(PREFIX)
     path = _find(wanted)
+    if path is None:
+        require_asked(name)  # NeMo fetches it
+    elif Path(wanted).expanduser().is_file():
+        require_asked(name, "what is in a .nemo file says which code is run to load it")
     try:
         if path is None:
             model = models.AudioCodecModel.from_pretrained(wanted, map_location="cpu")
@@ -172,8 +176,10 @@ def _find(name: str) -> Path | None:
     import huggingface_hub
 
     try:
-        require_network()
+        require_network(name)
         return Path(huggingface_hub.hf_hub_download(name, file))
+    except UserError:
+        raise
     except Exception as e:
         raise UserError(
             f"codec {name}: {file} is neither in the Hugging Face cache nor to be had from the "

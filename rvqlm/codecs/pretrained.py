@@ -1,7 +1,8 @@
 """Codecs in transformers' format: a folder, or a hub name that stands for one.
 
 A hub name is looked for in the folders of ``RVQLM_CODECS``, then in the Hugging Face cache, then
-(unless offline) on the hub. What is found there is wrapped by the adapter for its type.
+(unless offline, and only where a user gave the name) on the hub. What is found there is wrapped by
+the adapter for its type.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _from_pretrained(transformers, source: str, name: str, local_files_only: boo
     logging.disable_progress_bar()
     try:
         if not local_files_only:
-            require_network()
+            require_network(name)
         config = transformers.AutoConfig.from_pretrained(source, local_files_only=local_files_only)
         model_class = model_class_of(transformers, config, name)
         model, loading = model_class.from_pretrained(

@@ -16,6 +16,7 @@ from rvqlm.codecs import native, nemo_codec, packages, pretrained, spectral
 from rvqlm.codecs.base import Backend, Codec
 from rvqlm.codecs.cards import Card
 from rvqlm.errors import UserError
+from rvqlm.hub import read_from_a_file
 from rvqlm.runtime import pick_device
 
 BACKENDS = (
@@ -89,11 +90,13 @@ def load_codec_like(
 
     Args:
         info: from a token folder or checkpoint.
-        name_or_path: where to load from; None uses the name that `info` remembers.
+        name_or_path: where to load from; None uses the name that `info` remembers, from this
+            machine only: nothing is fetched that nobody asked for.
         device: as in `load_codec`.
         dtype: as in `load_codec`; any serves for decoding.
     """
     source = info.name if name_or_path is None else os.fspath(name_or_path)
-    codec = load_codec(source, device, info.num_codebooks, dtype)
+    with read_from_a_file(name_or_path is None):
+        codec = load_codec(source, device, info.num_codebooks, dtype)
     info.require_same(codec.info, "the tokens", f"codec {source}")
     return codec

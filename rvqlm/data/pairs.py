@@ -13,12 +13,12 @@ import hashlib
 import os
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from rvqlm.cli import bar
+from rvqlm.cli import bar, counted
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.index import TokenDataset, read_sidecar
@@ -45,8 +45,9 @@ class PairConfig:
     """Endings of ids that name the part and not the piece (_solo _backing): taken off on both
     sides before ids are compared. None given: ids must be equal."""
     tolerance_frames: int = 2
-    """Frames that a target and its source may differ in length. The target is never cut: a longer
-    source ends with it, and the last frames of a longer target have no source."""
+    """Frames that a target and its source may differ in length without a word. The target is never
+    cut: a longer source ends with it, and the last frames of a longer target have no source. Where
+    most pairs differ by more, they are refused: these are hardly the same pieces."""
     allow_missing: bool = False
     """Let cuts without a match have no source, instead of refusing them."""
 
@@ -65,6 +66,8 @@ class Matched:
     """Pairs whose source ends before the target does."""
     unmatched: list[str]
     """The first ids without a source."""
+    unlike: list[str] = field(default_factory=list)
+    """Pairs that differ in length by more than the tolerance, in words."""
 
 
 def _open_all(directory: Path) -> list[TokenDataset]:
@@ -82,6 +85,11 @@ def _mark(target: TokenDataset, sources: Iterable[str]) -> str:
     return hashlib.sha256(" ".join([target.fingerprint, *sources]).encode()).hexdigest()[:16]
 
 
+def some_of(words: Sequence[str]) -> str:
+    """The first few, for a message."""
+    return "; ".join(words[:_SHOWN]) + "; ..." * (len(words) > _SHOWN)
+
+
 def strip_suffix(name: str, suffixes: Sequence[str]) -> str:
     """`name` without the longest of the suffixes that it ends in."""
     fitting = [s for s in suffixes if s and name.endswith(s)]
@@ -91,7 +99,8 @@ def strip_suffix(name: str, suffixes: Sequence[str]) -> str:
 def make_pairs(config: PairConfig) -> dict[str, Matched]:
     """Pair every indexed split of the targets with the cuts of the sources; see the module.
 
-    Raises `UserError` for other codecs, ambiguous ids, cuts without match or of other lengths.
+    Raises `UserError` for other codecs, ambiguous ids, cuts without match, and where most pairs are
+    of other lengths.
     """
     target_dir, source_dir = Path(config.manifest_dir), Path(config.source_dir)
     tolerance = config.tolerance_frames
@@ -113,7 +122,7 @@ def make_pairs(config: PairConfig) -> dict[str, Matched]:
     order = np.argsort(keys, kind="stable")
     keys, frames, places = keys[order], frames[order], places[order]
     _refuse_twins(keys, places, sources)
-    found, columns, unlike = {}, {}, []
+    found, columns = {}, {}
     for target in targets:
         wanted = hashes(target)
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
@@ -125,16 +134,19 @@ def make_pairs(config: PairConfig) -> dict[str, Matched]:
             int((lacking > 0).sum()),
             [target.id_of(row) for row in np.flatnonzero(~has)[:_SHOWN].tolist()],
         )
-        for row in np.flatnonzero(abs(lacking) > tolerance)[: _SHOWN - len(unlike)].tolist():
+        for row in np.flatnonzero(abs(lacking) > tolerance).tolist():
             have, other = int(target.frames[row]), int(frames[at[row]])
-            unlike.append(f"{target.id_of(row)!r} has {have} frames, its source {other}")
+            found[target.split].unlike.append(
+                f"{target.id_of(row)!r} has {have} frames, its source {other}"
+            )
         columns[target.split] = np.where(has, places[at], -1)
     _refuse_unmatched(found, config.allow_missing, target_dir, source_dir)
-    if unlike:
+    unlike = [words for matched in found.values() for words in matched.unlike]
+    if 2 * len(unlike) > (pairs := sum(matched.paired for matched in found.values())):
         raise UserError(
-            f"lengths differ by more than --tolerance-frames {tolerance}: {'; '.join(unlike)}"
-            f"{'; ...' * (len(unlike) == _SHOWN)}; pair recordings that begin and end together, "
-            "or raise it"
+            f"the lengths of {len(unlike)} of {counted(pairs, 'pair')} differ by more than "
+            f"--tolerance-frames {tolerance}: {some_of(unlike)}; pair recordings that begin and "
+            "end together, or raise it"
         )
     prints = [s.fingerprint for s in sources]
     for target in targets:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.files import read_json, write_json
+from rvqlm.hub import read_from_a_file
 
 if TYPE_CHECKING:  # commands import this file for their flags: torch and lhotse must wait
     from rvqlm.codecs.base import Codec
@@ -115,7 +116,8 @@ def load_codec_for(source: TokenSource, name: str = "", device: str = "cpu") -> 
         return load_codec(name, device, source.peek().codes.shape[1]), ""
     if not is_unknown(info):
         return load_codec_like(info, name or None, device), ""
-    codec = load_codec(name or info.name, device, info.num_codebooks)
+    with read_from_a_file(not name):
+        codec = load_codec(name or info.name, device, info.num_codebooks)
     made_by = codec.info  # for what is not known of the tokens' codec
     assumed = replace(
         info, fingerprint=made_by.fingerprint, channels=made_by.channels, segment=made_by.segment

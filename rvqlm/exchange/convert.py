@@ -22,7 +22,7 @@ from rvqlm.errors import UserError
 from rvqlm.exchange.codec import CodecArgs, codec_of, write_codec
 from rvqlm.exchange.directory import Written, new_folder, read_token_dir, write_token_dir
 from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
-from rvqlm.exchange.names import path_for_id
+from rvqlm.exchange.names import new_path
 from rvqlm.exchange.npq import SUFFIX, write_npq
 from rvqlm.exchange.npy import write_npy
 from rvqlm.exchange.shar import write_shar
@@ -105,8 +105,7 @@ def export_npq(
                     "and NPQ has no place for them; export as shar or npy (rvqlm export), or give "
                     "--drop-scales to lose them"
                 )
-            path = path_for_id(folder, item.id, SUFFIX)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = new_path(folder, item.id, SUFFIX)
             write_npq(
                 path,
                 item.codes,

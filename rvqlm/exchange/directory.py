@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lhotse.cut import MonoCut
+
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import (
     locate,
@@ -27,7 +29,7 @@ from rvqlm.data.index import (
     splits_of,
 )
 from rvqlm.data.store import DTYPES, Key, RvqMmapWriter, Shard, code_dtype, frames_to_seconds
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.items import Skipped, TokenItem
 from rvqlm.files import atomic_folder, atomic_open, json_line, sha256_of, write_json
 from rvqlm.version import __version__
@@ -170,13 +172,14 @@ def write_token_dir(
         out_dir: as the user gave it; paths in the manifests begin with it.
         info: the codec of all of them.
         items: in order; an item with a `split` is also listed in that split's manifest, those
-            without frames and `Skipped` ones go to ``skipped.jsonl``.
+            without frames, with codes that the codec does not have or with the id of another, and
+            `Skipped` ones go to ``skipped.jsonl``.
         source: what ``tokens.json`` remembers of where they came from.
         audio_manifest: gzipped manifest of the audio cuts to put beside the tokens, if there is
             one.
 
-    Raises `UserError` for two items of one id, codes that the codec does not have, and where not
-    one item is usable; then nothing is left behind.
+    Raises `UserError` for tokens of another codec, and where not one item is usable; then nothing
+    is left behind.
     """
     made, samples = Written(), 0
     seen: set[bytes] = set()
@@ -187,23 +190,20 @@ def write_token_dir(
         skips = stack.enter_context(open(folder / "skipped.jsonl", "wb"))
         writer: RvqMmapWriter | None = None
         for item in items:
-            if isinstance(item, TokenItem) and len(item.codes) == 0:
-                item = Skipped(item.id, item.id, "no frames")
-            if isinstance(item, Skipped):
-                skips.write(json_line(vars(item)))
+            cut = _cut_of(item, info, dtype, seen) if isinstance(item, TokenItem) else item
+            if isinstance(cut, Skipped):
+                skips.write(json_line(vars(cut)))
                 made.skipped += 1
-                made.first_skipped = made.first_skipped or item
+                made.first_skipped = made.first_skipped or cut
                 continue
-            item.require_made_by(info)
-            _require_new(item.id, seen)
             if made.num_cuts % cuts_per_shard == 0:
                 if writer is not None:
                     writer.close()
                 path = folder / "codes" / f"shard-{made.num_cuts // cuts_per_shard:05d}.rvq"
                 writer = stack.enter_context(RvqMmapWriter(path, dtype=dtype))
-            key = writer.write(item.id, item.codes)
-            place = Path(out_dir) / "codes" / writer.path.name
-            line = json_line(item.cut(place, key, info).to_dict())
+            cut.features.storage_key = writer.write(item.id, item.codes)
+            cut.features.storage_path = str(Path(out_dir) / "codes" / writer.path.name)
+            line = json_line(cut.to_dict())
             for name in {None, item.split}:
                 if name not in manifests:
                     path = folder / f"cuts_{name}.jsonl.gz"
@@ -242,8 +242,25 @@ def write_token_dir(
     return made
 
 
-def _require_new(id: str, seen: set[bytes]) -> None:
-    digest = hashlib.blake2b(id.encode(errors="surrogatepass"), digest_size=8).digest()
+def _cut_of(item: TokenItem, info: CodecInfo, dtype: str, seen: set[bytes]) -> MonoCut | Skipped:
+    """The cut of an item, whose codes are still to be stored, or why it is left out; `UserError`
+    for tokens of another codec."""
+    if len(item.codes) == 0:
+        return Skipped(item.id, item.id, "no frames")
+    try:
+        item.require_made_by(info)
+    except UserError as e:
+        if item.in_range(info.codebook_size):  # else it may be damaged, and the others fine
+            raise
+        return Skipped.of(item.id, item.id, e)
+    digest = hashlib.blake2b(item.id.encode(errors="surrogatepass"), digest_size=8).digest()
     if digest in seen:
-        raise UserError(f"two items have the id {id!r}; ids name cuts, each needs its own")
+        reason = f"two items have the id {item.id!r}; ids name cuts, each needs its own"
+        return Skipped(item.id, item.id, reason)
+    try:
+        cut = item.cut("", str(Key(0, *item.codes.shape, dtype)), info)
+        item.num_samples(info)
+    except (TypeError, ValueError, LookupError, AttributeError, UserError) as e:
+        return Skipped(item.id, item.id, f"its description is damaged: {reason_of(e)}")
     seen.add(digest)
+    return cut

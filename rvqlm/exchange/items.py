@@ -19,6 +19,9 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import token_cut
 from rvqlm.errors import UserError
 
+MOST_BYTES = 1 << 31
+"""Of one array that is read: five days of 75 frames a second in 8 levels of int64."""
+
 
 @dataclass
 class TokenItem:
@@ -52,6 +55,11 @@ class TokenItem:
             self.id, path, key, info, recording, self.channel, supervisions, custom=self.custom
         )
 
+    def in_range(self, codebook_size: int) -> bool:
+        """Whether all codes are below the size of a codebook, and none negative."""
+        codes = self.codes
+        return not codes.size or (int(codes.min()) >= 0 and int(codes.max()) < codebook_size)
+
     def require_made_by(self, info: CodecInfo) -> None:
         """`UserError` where levels, codes or rate are not those of a codec."""
         codes, V, rate = self.codes, info.codebook_size, float(info.frame_rate)
@@ -60,12 +68,12 @@ class TokenItem:
                 f"{self.id}: a {codes.dtype} array of shape {tuple(codes.shape)}; codes of codec "
                 f"{info.name} are integers (T, {info.num_codebooks})"
             )
-        low, high = (int(codes.min()), int(codes.max())) if codes.size else (0, 0)
-        if low < 0 or max((high + 1, *(self.vocab_sizes or ()))) > V:
+        if not self.in_range(V) or max((0, *(self.vocab_sizes or ()))) > V:
+            found = f" from {codes.min()} to {codes.max()}" if codes.size else ""
             sizes = f", vocabularies of up to {max(self.vocab_sizes)}" if self.vocab_sizes else ""
             raise UserError(
-                f"{self.id}: codes from {low} to {high}{sizes}, codec {info.name} has {V}: these "
-                "are tokens of another codec, or damaged"
+                f"{self.id}: codes{found}{sizes}, codec {info.name} has {V}: these are tokens of "
+                "another codec, or damaged"
             )
         if self.token_rate is not None and not rates_fit(self.token_rate, rate, len(codes)):
             raise UserError(
@@ -91,6 +99,11 @@ class Skipped:
     path: str
     reason: str
 
+    @classmethod
+    def of(cls, id: str, path: str | os.PathLike, error: Exception) -> Skipped:
+        """For an error whose message may begin with the path."""
+        return cls(id, str(path), str(error).removeprefix(f"{path}: "))
+
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
 
@@ -100,7 +113,8 @@ class TokenSource:
     """Tokens from somewhere."""
 
     kind: str
-    """"token directory", "token cuts", "shar", "npy", ".npy files" or ".npq files" """
+    """"token directory", "token cuts", "shar", "features", "npy", ".npy files" or
+    ".npq files" """
     where: str
     """the first of the inputs, for messages"""
     items: Iterator[TokenItem | Skipped]
@@ -110,6 +124,8 @@ class TokenSource:
     """manifest of the audio cuts, where there is one"""
     count: int | None = None
     """of items, where known beforehand"""
+    remark: str = ""
+    """for the user, on how the input was understood"""
 
     def peek(self) -> TokenItem:
         """The first item that has codes; `UserError` if none has."""

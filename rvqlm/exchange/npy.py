@@ -7,6 +7,7 @@ of the token cut (``recording_id, channel, supervisions, custom, split``) for co
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -17,8 +18,8 @@ import numpy as np
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_manifest
 from rvqlm.errors import UserError, reason_of
-from rvqlm.exchange.items import TokenItem
-from rvqlm.exchange.names import path_for_id
+from rvqlm.exchange.items import Skipped, TokenItem
+from rvqlm.exchange.names import new_path
 
 MANIFEST = "manifest.jsonl"
 
@@ -28,8 +29,7 @@ def write_npy(folder: Path, items: Iterable[TokenItem], info: CodecInfo) -> int:
     count = 0
     with open(folder / MANIFEST, "w", encoding="utf-8", errors="surrogatepass") as lines:
         for item in items:
-            path = path_for_id(folder / "codes", item.id, ".npy")
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path = new_path(folder / "codes", item.id, ".npy")
             np.save(path, np.ascontiguousarray(item.codes), allow_pickle=False)
             texts = [s["text"] for s in item.supervisions if s.get("text")]
             line = {
@@ -58,7 +58,7 @@ def read_npy(path: str | os.PathLike, order: str = "tk") -> np.ndarray:
     """
     try:
         codes = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, OverflowError) as e:
+    except Exception as e:  # its header is parsed as Python, with errors of all kinds
         raise UserError(f"{path}: no .npy array of codes: {reason_of(e)}") from None
     if not isinstance(codes, np.ndarray) or codes.ndim != 2 or codes.dtype.kind not in "iu":
         found = f"{codes.dtype} array of shape {codes.shape}" if hasattr(codes, "dtype") else "zip"
@@ -66,11 +66,40 @@ def read_npy(path: str | os.PathLike, order: str = "tk") -> np.ndarray:
     return codes if order == "tk" else codes.T
 
 
-def read_npy_manifest(manifest: Path) -> Iterator[TokenItem]:
-    """The items that `write_npy` wrote, one at a time; `UserError` naming a line that is wrong."""
+def parse_npy(data: bytes) -> np.ndarray:
+    """Codes (T, K), a read-only view, of the bytes of a .npy file.
+
+    No more memory is taken than there are bytes, whatever the header claims. Raises ValueError for
+    what is damaged or no two-dimensional integer array.
+    """
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"version {version} of .npy")
+    shape, fortran, dtype = readers[version](file)
+    if len(shape) != 2 or dtype.kind not in "iu":
+        raise ValueError(f"a {dtype} array of shape {shape}: features, not tokens")
+    if min(shape) < 0 or shape[0] * shape[1] * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"{shape} codes of {dtype} in {len(data) - file.tell():,} bytes")
+    codes = np.frombuffer(data, dtype, offset=file.tell())
+    return codes.reshape(shape, order="F" if fortran else "C")
+
+
+def read_npy_manifest(manifest: Path) -> Iterator[TokenItem | Skipped]:
+    """The items that `write_npy` wrote, one at a time, or why one cannot be read; `UserError`
+    naming a line that is wrong."""
     for number, line in enumerate(read_manifest(manifest), 1):
         try:
-            codes = read_npy(manifest.parent / line["path"])
+            path = manifest.parent / line["path"]
+            try:
+                codes = read_npy(path)
+            except UserError as e:
+                yield Skipped.of(str(line["id"]), path, e)
+                continue
             if len(codes) != line["num_frames"]:
                 raise UserError(
                     f"{manifest}, entry {number}: {line['path']} has {len(codes)} frames, listed "
@@ -89,11 +118,15 @@ def read_npy_manifest(manifest: Path) -> Iterator[TokenItem]:
             raise UserError(f"{manifest}, entry {number}: incomplete ({e!r})") from None
 
 
-def npy_items(files: list[tuple[str, str]], order: str) -> Iterator[TokenItem]:
-    """Arrays without a manifest, (id, path) each; `order` "tk" or "kt"."""
+def npy_items(files: list[tuple[str, str]], order: str) -> Iterator[TokenItem | Skipped]:
+    """Arrays without a manifest, (id, path) each, or why one is none; `order` "tk" or "kt"."""
     levels = None
     for id, path in files:
-        codes = read_npy(path, order)
+        try:
+            codes = read_npy(path, order)
+        except UserError as e:
+            yield Skipped.of(id, path, e)
+            continue
         levels = levels or codes.shape[1]
         if codes.shape[1] != levels:
             other = "kt" if order == "tk" else "tk"

@@ -7,24 +7,26 @@ lhotse reads with ``CutSet.from_shar(in_dir=...)`` has tokens in ``cut.load_feat
 
 from __future__ import annotations
 
-import io
+import json
+import os
+import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from lhotse.cut import MonoCut
-from lhotse.shar.readers import LazySharIterator
+from lhotse.serialization import deserialize_item
 from lhotse.shar.utils import to_shar_placeholder
 from lhotse.shar.writers import ArrayTarWriter, JsonlShardWriter
 from lhotse.utils import fastcopy
 
+from rvqlm.cli import counted
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.index import manifest_lines
+from rvqlm.data.index import manifest_lines, read_manifest
 from rvqlm.data.store import Key, code_dtype
 from rvqlm.errors import UserError, reason_of
-from rvqlm.exchange.items import TokenItem
-
-_READER_FIELDS = ("shard_origin", "shar_epoch")  # what lhotse's reader adds to custom
+from rvqlm.exchange.items import MOST_BYTES, Skipped, TokenItem
+from rvqlm.exchange.npy import parse_npy
 
 
 def write_shar(folder: Path, items: Iterable[TokenItem], info: CodecInfo, shard_size: int) -> int:
@@ -60,54 +62,73 @@ def shar_files(folder: Path) -> tuple[list[Path], list[Path]]:
     return cuts, sorted(p for p in folder.glob("features.*") if ".tar" in p.suffixes)
 
 
-def read_shar(folder: Path, split: str | None = None) -> Iterator[TokenItem]:
-    """The items of a Shar folder, one at a time.
+def read_shar(folder: Path, split: str | None = None) -> Iterator[TokenItem | Skipped]:
+    """The items of a Shar folder, one at a time, or why one has no tokens.
 
-    Raises `UserError` naming the folder and the cut for what is damaged, cut short, or no tokens.
+    Raises `UserError` naming the folder for files that are damaged or cut short.
     """
     cuts, arrays = shar_files(folder)
     if not cuts or len(cuts) != len(arrays):
         raise UserError(
-            f"{folder}: {len(cuts)} files cuts.*.jsonl.gz and {len(arrays)} features.*.tar; a Shar "
-            "folder of tokens has as many of one as of the other"
+            f"{folder}: {counted(len(cuts), 'file')} cuts.*.jsonl.gz and {len(arrays)} "
+            "features.*.tar; a Shar folder of tokens has as many of one as of the other"
         )
-    for pair in zip(cuts, arrays):
-        expected = sum(1 for _ in manifest_lines(pair[0]))
-        reader = iter(LazySharIterator({"cuts": [str(pair[0])], "features": [str(pair[1])]}))
-        for number in range(expected):
+    for listed, tar in zip(cuts, arrays):
+        expected = sum(1 for _ in manifest_lines(listed))
+        members = _members(tar)
+        for number, fields in enumerate(read_manifest(listed), 1):
             try:
-                cut = next(reader)
+                name, data, about = next(members)
             except StopIteration:
                 raise UserError(
-                    f"{pair[1]}: {number} arrays, {pair[0].name} lists {expected} cuts; the file "
+                    f"{tar}: {number - 1} arrays, {listed.name} lists {expected} cuts; the file "
                     "is cut short: copy it again"
                 ) from None
-            except Exception as e:  # of tarfile, json, and assertions of lhotse
-                raise UserError(f"{pair[1]}, item {number + 1}: damaged: {reason_of(e)}") from None
-            yield _item(cut, pair[1], split)
+            except Exception as e:  # of tarfile and json
+                raise UserError(f"{tar}, item {number}: damaged: {reason_of(e)}") from None
+            id = str(fields.get("id"))
+            if name != id:
+                raise UserError(f"{tar}, item {number}: damaged: {name!r} where {id!r} is listed")
+            try:
+                yield _item(fields, data, about, split)
+            except Exception as e:  # lhotse asserts, and looks up what is not there
+                yield Skipped(id, str(tar), f"cut {id!r} has no tokens: {reason_of(e)}")
 
 
-def _item(cut, source: Path, split: str | None) -> TokenItem:
-    features = getattr(cut, "features", None)
-    if not isinstance(cut, MonoCut) or not isinstance(getattr(features, "storage_key", 0), bytes):
-        raise UserError(f"{source}: cut {cut.id!r} is a {type(cut).__name__} without tokens")
-    try:
-        # the whole member: lhotse would count its frames from rounded seconds
-        codes = np.load(io.BytesIO(features.storage_key), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as e:
-        raise UserError(f"{source}: the array of cut {cut.id!r} is damaged ({e})") from None
-    if codes.ndim != 2 or codes.dtype.kind not in "iu":
-        raise UserError(
-            f"{source}: cut {cut.id!r} has a {codes.dtype} array of shape {codes.shape}: features, "
-            "not tokens"
-        )
-    custom = {k: v for k, v in (cut.custom or {}).items() if k not in _READER_FIELDS}
+def _members(path: Path) -> Iterator[tuple[str, bytes, dict]]:
+    """Names, contents and descriptions of the arrays in a tar file, as lhotse pairs them."""
+    packed = path.suffix != ".tar"
+    most = MOST_BYTES if packed else min(MOST_BYTES, path.stat().st_size)
+    with tarfile.open(path, mode="r|*") as tar:
+        waiting: tuple[str, bytes] | None = None
+        for member in tar:
+            tar.members = []  # it would remember them all
+            if member.size > most:
+                raise ValueError(f"{member.name!r} claims {member.size:,} bytes")
+            name, suffix = os.path.splitext(member.name)
+            data = tar.extractfile(member).read() if member.isfile() else b""
+            if waiting is None:
+                waiting = name, data
+                continue
+            about = {} if suffix == ".nometa" else json.loads(data)
+            if waiting[0] != name or not isinstance(about, dict):
+                raise ValueError(f"{waiting[0]!r} is followed by {member.name!r}")
+            yield name, waiting[1], about
+            waiting = None
+        if waiting is not None:
+            raise ValueError(f"no description of {waiting[0]!r}")
+
+
+def _item(fields: dict, data: bytes, about: dict, split: str | None) -> TokenItem:
+    cut = deserialize_item(fields)
+    if not isinstance(cut, MonoCut) or "num_features" not in about:
+        raise ValueError(f"a {type(cut).__name__} without features")
     return TokenItem(
         cut.id,
-        codes,
-        features.recording_id,
+        parse_npy(data),
+        about.get("recording_id"),
         cut.channel,
         [s.to_dict() for s in cut.supervisions],
-        custom,
+        dict(cut.custom or {}),
         split,
     )

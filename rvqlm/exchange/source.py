@@ -1,7 +1,7 @@
 """Whatever holds tokens, opened as a stream of items: the one door of import and decode.
 
-A token directory, a manifest of token cuts, an export of `rvqlm export` or `rvqlm npq export`, a
-lhotse Shar folder, .npy arrays or .npq files.
+A token directory, a manifest of token cuts or of others' features, an export of `rvqlm export` or
+`rvqlm npq export`, a lhotse Shar folder, .npy arrays or .npq files.
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.index import read_manifest, read_sidecar, splits_of
+from rvqlm.data.index import read_sidecar, splits_of
+from rvqlm.data.store import STORAGE_TYPE
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import codec_beside, read_codec
 from rvqlm.exchange.directory import read_items, read_token_dir
+from rvqlm.exchange.features import is_feature, read_features
 from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
-from rvqlm.exchange.names import find_files
+from rvqlm.exchange.names import find_files, left_out
 from rvqlm.exchange.npq import NpqHeader, read_npq
 from rvqlm.exchange.npy import MANIFEST, npy_items, read_npy_manifest
 from rvqlm.exchange.shar import read_shar, shar_files
+from rvqlm.files import read_jsonl
 
 MANIFESTS = (".jsonl", ".jsonl.gz")
 
@@ -93,17 +96,35 @@ def _open_one(path: Path, split: str | None) -> TokenSource | None:
 
 def _open_manifest(path: Path) -> TokenSource:
     """Token cuts that lie in some token directory, beside the manifest or where it points to."""
-    first = next(read_manifest(path), None)
+    first = next(read_jsonl(path, f"manifest {path}", "give one that exists"), None)
     if first is None:
         raise UserError(f"{path}: an empty manifest")
+    if is_feature(first):
+        info = codec_beside(path)
+        return TokenSource("features", str(path), read_features(path), info)
+    if first.get("type") == "MixedCut":
+        raise UserError(
+            f"{path}: cut {first.get('id')!r} mixes several recordings (a MixedCut) and has no "
+            "tokens; give token cuts"
+        )
     features = first.get("features") or {}
+    if not isinstance(features, dict):
+        raise UserError(f"{path}: features that are a {type(features).__name__}; make it again")
     shard = Path(features.get("storage_path") or "")
     for folder in (path.parent, shard.parent.parent):
         if (folder / "tokens.json").is_file():
             info = CodecInfo.from_dict(read_sidecar(folder)["codec"])
             return TokenSource("token cuts", str(path), read_items(path, info, folder), info)
     if not features:
-        raise UserError(f"{path}: cuts without tokens; give token cuts, cuts.jsonl.gz for example")
+        raise UserError(
+            f"{path}: cuts without tokens; give token cuts, cuts.jsonl.gz for example, or cuts "
+            "whose features are arrays of codes"
+        )
+    if features.get("storage_type") != STORAGE_TYPE:
+        raise UserError(
+            f"{path}: features stored as {features.get('storage_type')!r}; copy them to files of "
+            "numpy first (lhotse copy-feats --storage-type numpy_files)"
+        )
     raise UserError(
         f"{path}: no tokens.json beside it, nor where its first cut points to ({shard}); put the "
         "manifest into its token directory"
@@ -116,7 +137,9 @@ def open_files(inputs: Sequence[str | os.PathLike], suffix: str, order: str = "t
     files = find_files(inputs, suffix)
     items = _npq_items(files) if suffix == ".npq" else npy_items(files, order)
     info = codec_beside(files[0][1])
-    return TokenSource(f"{suffix} files", str(inputs[0]), items, info, count=len(files))
+    remark = left_out(inputs, suffix, files)
+    kind = f"{suffix} files"
+    return TokenSource(kind, str(inputs[0]), items, info, count=len(files), remark=remark)
 
 
 def _open_any_files(inputs: list[str], order: str) -> TokenSource:
@@ -141,7 +164,7 @@ def _npq_items(files: list[tuple[str, str]]) -> Iterator[TokenItem | Skipped]:
         try:
             header, codes = read_npq(path)
         except UserError as e:
-            yield Skipped(id, path, str(e).removeprefix(f"{path}: "))
+            yield Skipped.of(id, path, e)
             continue
         first = first or (path, header)
         if header.vocab_sizes != first[1].vocab_sizes:

@@ -59,13 +59,22 @@ def decode_files(
         num_codebooks, subtype, chunk_seconds: see `decode_to_wav`.
         overwrite: decode again what is there.
     """
-    done = Decoded()
+    done, mine = Decoded(), set()
     total = min(filter(None, (num, len(ids), source.count)), default=None)
     for item in bar(_chosen(source.items, ids, num), "decode", total):
         if isinstance(item, Skipped):
             done.failed.append(item)
             continue
         path = path_for_id(out_dir, item.id, ".wav")
+        if str(path).casefold() in mine:
+            reason = "would replace the file of another item of the input; ids must differ"
+            done.failed.append(Skipped(item.id, str(path), reason))
+            continue
+        mine.add(str(path).casefold())
+        if not item.in_range(codec.info.codebook_size):
+            reason = f"codes that codec {codec.info.name} does not have: damaged"
+            done.failed.append(Skipped(item.id, str(path), reason))
+            continue
         if path.exists() and not overwrite:
             done.kept += 1
             continue

@@ -111,6 +111,7 @@ def make_request(
     max_frames: int | None = None,
     limits: Tensor | None = None,
     min_frames: int | Tensor = 0,
+    min_new_frames: int = 0,
     sampling: SamplingConfig | None = None,
     demask: DemaskConfig | None = None,
     conditions: Mapping[str, Padded] | None = None,
@@ -148,6 +149,10 @@ def make_request(
     prompt_codes = prompt_codes.to(device).long()
     if P and int(prompt_lengths.max()) > P:
         raise UserError(f"a prompt length of {int(prompt_lengths.max())} exceeds its {P} frames")
+    if not 0 <= min_new_frames <= (max_new_frames or min_new_frames):
+        raise UserError(
+            f"min_new_frames {min_new_frames}: give at least 0 and at most max_new_frames"
+        )
     if limits is None:
         if (max_frames is None) == (max_new_frames is None):
             raise UserError("give max_new_frames or max_frames, one of them")
@@ -164,11 +169,12 @@ def make_request(
     given = prompt_codes[mask_of(prompt_lengths, P)]
     if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < V):
         raise UserError(f"prompt codes must lie in 0 ... {V - 1}")
+    shortest = torch.as_tensor(min_frames, device=device).expand(B)
     return Request(
         prompt_codes=prompt_codes,
         prompt_lengths=prompt_lengths,
         limits=limits,
-        min_frames=torch.as_tensor(min_frames, device=device).expand(B),
+        min_frames=torch.maximum(shortest, prompt_lengths + min_new_frames),
         sampling=sampling,
         demask=demask,
         conditions=conditions,

@@ -34,6 +34,11 @@ def read_sample(wav: Path) -> dict | None:
     )
 
 
+def names_in(folder: Path) -> set[str]:
+    """Stems of the samples in a folder, those included of which a part only is there."""
+    return {path.stem for path in folder.iterdir() if path.suffix in (".wav", ".json")}
+
+
 def read_samples(folder: Path) -> list[tuple[Path, dict]]:
     """(wav, its JSON) of the samples in a folder, newest training step first.
 

@@ -6,8 +6,9 @@ settings and seed give the same audio and the same description of it.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import decode_long
+from rvqlm.exchange.names import Names
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 from rvqlm.inference.files import write_sample
 from rvqlm.inference.prompts import Prompt, pad
@@ -48,15 +50,19 @@ class SampleRequest:
     output: OutputArgs = field(default_factory=OutputArgs)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     demask: DemaskConfig = field(default_factory=DemaskConfig)
+    taken: Collection[str] = ()
+    """Names that no sample may have: those of samples that are to stay."""
 
     def jobs(self) -> list[tuple[int, Prompt, str]]:
         """Of each sample its number in the random stream, its prompt, and its name."""
-        prompts, many = self.prompts, self.output.num_samples
+        prompts, many, names = self.prompts, self.output.num_samples, Names(self.taken)
         if len(prompts) == 1 and prompts[0].kind == "unprompted":
-            return [(i, prompts[0], f"unprompted-{i:02d}") for i in range(many)]
-        named = [
-            (p, p.name if many == 1 else f"{p.name}-{j:02d}") for p in prompts for j in range(many)
-        ]
+            prompts, many = prompts * many, 1
+        endings = [f"-{j:02d}" for j in range(many)] if many > 1 else [""]
+        named = []
+        for prompt in prompts:
+            stem = names.take(prompt.name, endings, first=0 if prompt.numbered else None)
+            named += [(prompt, stem + ending) for ending in endings]
         return [(i, p, name) for i, (p, name) in enumerate(named)]
 
     def settings(self) -> dict:
@@ -98,9 +104,16 @@ def generate(
     :param progress: called after each pass of the model.
     :raises UserError: what the model cannot do, see `TokenModel.generate`.
     """
-    jobs, size = request.jobs(), request.output.batch_size
-    for batch in (jobs[i : i + size] for i in range(0, len(jobs), size)):
-        yield from _generate_batch(model, codec, batch, request, about, progress)
+    size = request.output.batch_size
+    # what is filled in together has gaps of one length at one place, and as much behind them
+    for _, alike in itertools.groupby(request.jobs(), key=lambda job: _shape(job[1])):
+        jobs = list(alike)
+        for batch in (jobs[i : i + size] for i in range(0, len(jobs), size)):
+            yield from _generate_batch(model, codec, batch, request, about, progress)
+
+
+def _shape(prompt: Prompt) -> tuple[int, ...] | None:
+    return None if prompt.after is None else (len(prompt.codes), prompt.gap, len(prompt.after))
 
 
 def _generate_batch(
@@ -117,25 +130,35 @@ def _generate_batch(
         progress()
 
     began = time.perf_counter()
-    made = model.generate(
-        torch.nn.utils.rnn.pad_sequence([p.codes for p in prompts], batch_first=True),
-        lengths,
-        min_frames=lengths + round(out.min_seconds * rate),
-        limits=lengths + max(1, round(out.seconds * rate)),
-        sampling=request.sampling,
-        demask=request.demask,
-        conditions=pad([p.given for p in prompts], model.conditions),
-        seed=out.seed,
-        rows=[number for number, _, _ in jobs],
-        progress=count,
-    )
+    codes = torch.nn.utils.rnn.pad_sequence([p.codes for p in prompts], batch_first=True)
+    options = {
+        "sampling": request.sampling,
+        "demask": request.demask,
+        "conditions": pad([p.given for p in prompts], model.conditions),
+        "seed": out.seed,
+        "rows": [number for number, _, _ in jobs],
+        "progress": count,
+    }
+    behind = 0 if prompts[0].after is None else len(prompts[0].after)
+    if prompts[0].after is not None:
+        after = torch.stack([p.after for p in prompts])
+        made = model.infill(codes, after, prompts[0].gap, **options)
+    else:
+        made = model.generate(
+            codes,
+            lengths,
+            min_frames=lengths + round(out.min_seconds * rate),
+            limits=lengths + max(1, round(out.seconds * rate)),
+            **options,
+        )
     elapsed = time.perf_counter() - began
-    new_seconds = int((made.lengths - made.prompt_lengths).sum()) / rate
+    new_seconds = int((made.lengths - made.prompt_lengths - behind).sum()) / rate
     for (_, prompt, name), codes, stop in zip(jobs, made.items(), made.stop):
         # a continuation stays as loud as its prompt ended, where a codec keeps loudness apart
         scales = codec.scales_for(len(codes), prompt.scales)
         audio = decode_long(codec, codes.to(codec.device), scales=scales)  # (C, S)
-        given = len(prompt.codes)
+        given, end = len(prompt.codes), len(codes) - behind
+        new = slice(info.num_samples(given), info.num_samples(end) if behind else None)
         row = {
             "kind": prompt.kind,
             **about,
@@ -145,11 +168,12 @@ def _generate_batch(
             "prompt": prompt.source,
             "conditions": prompt.given.about,
             "prompt_seconds": given / rate,
+            **({"infill": [given / rate, end / rate]} if behind else {}),
             "seconds": len(codes) / rate,
             "stop": stop,
             # of what the model made, not of what it was given
-            "silence_ratio": silence_ratio(audio[:, info.num_samples(given) :], info.sampling_rate),
-            "repetition_ratio": repetition_ratio(codes[given:]),
+            "silence_ratio": silence_ratio(audio[:, new], info.sampling_rate),
+            "repetition_ratio": repetition_ratio(codes[given:end]),
             # of all items of the batch together
             "batch_size": len(jobs),
             "passes": passes,

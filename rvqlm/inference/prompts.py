@@ -6,6 +6,7 @@ to sound like) come beside it, or alone, for models that were trained with them.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from rvqlm.audio.load import load_file
 from rvqlm.batch import Padded
+from rvqlm.cli import counted
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.chunking import encode_whole
 from rvqlm.condition_info import ConditionInfo
@@ -26,6 +28,7 @@ from rvqlm.data.index import TokenDataset, manifest_path, read_manifest
 from rvqlm.data.plan import Items
 from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
+from rvqlm.exchange.names import flat_name
 from rvqlm.frontends.midi import MidiFrontEnd
 from rvqlm.frontends.midi_file import read_midi
 from rvqlm.frontends.text import TextFrontEnd
@@ -47,6 +50,24 @@ class PromptArgs:
     prompt_seconds: float = 3.0
     """How much of each prompt the model is given. 0 with --manifest-dir: none of the cuts, only the
     conditions that belong to them."""
+    infill: str = ""
+    """Make this stretch of each prompt anew, in seconds, and keep the rest of it: 1.5-2.5. For
+    models that see both sides, masked and valle."""
+
+    def gap(self, frame_rate: float) -> tuple[int, int] | None:
+        """First frame of --infill and the one behind it.
+
+        :raises UserError: no two times, or nothing between them.
+        """
+        if not self.infill:
+            return None
+        found = re.fullmatch(r"(\d+(?:\.\d*)?)-(\d+(?:\.\d*)?)", self.infill)
+        start, end = (round(float(s) * frame_rate) for s in found.groups()) if found else (0, 0)
+        if start >= end:
+            raise UserError(
+                f"--infill {self.infill}: give its start and end in seconds, such as 1.5-2.5"
+            )
+        return start, end
 
 
 @dataclass
@@ -104,18 +125,26 @@ class Prompt:
     codes: Tensor
     """(P, K) int64; P = 0 for none."""
     name: str
-    """Stem of the sample's file name."""
+    """Stem of the sample's file name, as far as no other sample has it."""
     source: str | None = None
     """Path of the audio file or id of the cut; None when unprompted."""
     scales: Tensor | None = None
     """(n,) float32 of its segments, for codecs that store such beside the codes."""
     given: Given = field(default_factory=Given)
     """Its conditions."""
+    after: Tensor | None = None
+    """(A, K) int64 codes behind the gap that is to be filled; None where it is continued."""
+    gap: int = 0
+    """Frames of the gap."""
+    numbered: bool = False
+    """Whether the name always gets a number: that of a text or other condition, or none at all."""
 
     @property
     def kind(self) -> str:
-        """What the sample is: ``continuation`` of a recording, ``conditioned`` on what is given
-        beside the codes, or ``unprompted``."""
+        """What the sample is: ``continuation`` of a recording, ``infilling`` of a gap in one,
+        ``conditioned`` on what is given beside the codes, or ``unprompted``."""
+        if self.after is not None:
+            return "infilling"
         if len(self.codes):
             return "continuation"
         return "conditioned" if self.given.values else "unprompted"
@@ -133,15 +162,35 @@ def read_prompts(
     """
     rate = float(model.info.frame_rate)
     frames = max(1, round(args.prompt_seconds * rate)) if args.prompt_seconds else 0
+    gap = args.gap(rate)
     prompts = []
     if args.prompt:
-        prompts = from_audio(list(args.prompt), codec, frames)
+        prompts = from_audio(list(args.prompt), codec, None if gap else frames)
     elif args.manifest_dir:
-        seconds = conditions.voice_seconds
-        prompts = from_tokens(args, frames, model, seed, seconds, frames + new_frames)
+        most = None if gap else frames + new_frames
+        prompts = from_tokens(args, frames, model, seed, conditions.voice_seconds, most)
     longest = max((len(prompt.codes) for prompt in prompts), default=0)
-    given = from_arguments(conditions, model.conditions, codec, longest + new_frames)
+    if gap:
+        prompts = [with_gap(prompt, *gap, rate) for prompt in prompts]
+    else:
+        longest += new_frames
+    given = from_arguments(conditions, model.conditions, codec, longest)
     return combine(prompts, given, model.info)
+
+
+def with_gap(prompt: Prompt, start: int, end: int, frame_rate: float) -> Prompt:
+    """A whole recording as what lies before and after a gap of frames [start, end).
+
+    :raises UserError: a recording that does not go on behind the gap.
+    """
+    codes = prompt.codes
+    if len(codes) <= end:
+        raise UserError(
+            f"--infill: {prompt.source} ends after {len(codes) / frame_rate:.2f} s, and the gap "
+            f"at {end / frame_rate:.2f} s; leave something behind it"
+        )
+    name = prompt.name.replace("continuation-", "infilling-", 1)
+    return replace(prompt, name=name, codes=codes[:start], after=codes[end:], gap=end - start)
 
 
 def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[Prompt]:
@@ -151,7 +200,7 @@ def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[
     """
     no_codes = torch.empty(0, info.num_codebooks, dtype=torch.int64)
     if not given:
-        return prompts or [Prompt(no_codes, "unprompted")]
+        return prompts or [Prompt(no_codes, "unprompted", numbered=True)]
     prompts = prompts or [Prompt(no_codes, "conditioned")]
     if 1 not in (len(prompts), len(given)) and len(prompts) != len(given):
         raise UserError(
@@ -163,36 +212,32 @@ def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[
         prompt, more = prompts[i % len(prompts)], given[i % len(given)]
         own = prompt.given
         merged = Given({**own.values, **more.values}, {**own.about, **more.about})
-        name = prompt.name if len(prompts) > 1 else f"{prompt.name}-{i:02d}"
-        found.append(replace(prompt, name=name, given=merged))
+        found.append(replace(prompt, given=merged, numbered=len(prompts) == 1))
     return found
 
 
 # ---------------------------------------------------------------------------------- prompts
 
 
-def from_audio(paths: list[str], codec, num_frames: int) -> list[Prompt]:
-    """Encode the first ``num_frames`` frames of each file.
+def from_audio(paths: list[str], codec, num_frames: int | None) -> list[Prompt]:
+    """Encode the first ``num_frames`` frames of each file, or all of it.
 
     :raises UserError: a file that is missing, unreadable, empty or not finite.
     """
     prompts = []
     for path in paths:
         codes, scales = encode_file(path, codec, num_frames)
-        prompts.append(Prompt(codes, f"continuation-{Path(path).stem}", path, scales))
-    names = [p.name for p in prompts]
-    for i, prompt in enumerate(prompts):  # files of the same stem in different folders
-        if names.count(prompt.name) > 1:
-            prompt.name = f"{prompt.name}-{i:02d}"
+        name = f"continuation-{flat_name(Path(path).stem)}"
+        prompts.append(Prompt(codes, name, path, scales))
     return prompts
 
 
-def encode_file(path: str, codec, num_frames: int) -> tuple[Tensor, Tensor | None]:
-    """The first ``num_frames`` frames of an audio file: codes (P, K) int64 and scales, if any."""
+def encode_file(path: str, codec, num_frames: int | None) -> tuple[Tensor, Tensor | None]:
+    """The first ``num_frames`` frames of an audio file, or all: codes (P, K) int64 and scales, if
+    any."""
     info = codec.info
-    audio = load_file(
-        path, info.sampling_rate, info.channels, max_samples=info.num_samples(num_frames)
-    )
+    most = None if num_frames is None else info.num_samples(num_frames)
+    audio = load_file(path, info.sampling_rate, info.channels, max_samples=most)
     codes, scales = encode_whole(codec, torch.from_numpy(audio))
     return codes[:num_frames].cpu(), scales
 
@@ -216,6 +261,7 @@ def from_tokens(
         start from at all.
     """
     info, manifest_dir, split = model.info, args.manifest_dir, args.split
+    gap = args.gap(float(info.frame_rate))
     if not num_frames and not model.conditions:
         raise UserError(
             "--prompt-seconds 0: the model is given nothing but the codes of its prompt; leave out "
@@ -223,16 +269,19 @@ def from_tokens(
         )
     dataset = TokenDataset.open(manifest_dir, split, num_codebooks=info.num_codebooks)
     dataset.info.require_same(info, f"{manifest_dir} ({split})", "the checkpoint")
-    rows = np.flatnonzero(np.asarray(dataset.frames) * 2 >= 3 * num_frames)
+    if gap:
+        least, wanted, flag = gap[1] + 1, "long enough to go on behind --infill", "--infill"
+    else:
+        least, flag = -(-3 * num_frames // 2), "--prompt-seconds"
+        wanted = f"longer than 1.5 times the prompt of {num_frames} frames"
+    rows = np.flatnonzero(np.asarray(dataset.frames) >= least)
     if not len(rows):
-        raise UserError(
-            f"{manifest_dir}: no cut of split {split!r} is longer than 1.5 times the prompt of "
-            f"{num_frames} frames; lower --prompt-seconds"
-        )
+        raise UserError(f"{manifest_dir}: no cut of split {split!r} is {wanted}; lower {flag}")
     if len(rows) < args.num_prompts:
         print(
-            f"{manifest_dir}: only {len(rows)} cuts of split {split!r} are longer than 1.5 times "
-            f"the prompt of {num_frames} frames, {args.num_prompts} asked for: continuing these",
+            f"{manifest_dir}: only {counted(len(rows), 'cut')} of split {split!r} "
+            f"{'is' if len(rows) == 1 else 'are'} {wanted}, {args.num_prompts} asked for: taking "
+            "what there is",
             file=sys.stderr,
         )
     rows = np.random.default_rng(seed).permutation(rows).tolist()
@@ -242,12 +291,13 @@ def from_tokens(
     conditions = conditions_of(dataset, rows, model, seed, voice_seconds, max_frames)
     prompts = []
     for row, given in zip(rows, conditions):
-        codes = torch.from_numpy(dataset.read(row, 0, num_frames).astype(np.int64))
+        codes = dataset.read(row) if gap else dataset.read(row, 0, num_frames)
+        codes = torch.from_numpy(codes.astype(np.int64))
         name = dataset.id_of(row)
         kind = "continuation" if num_frames else "conditioned"
-        prompt = Prompt(codes, f"{kind}-{name.replace('/', '_')}", name, given=given)
+        prompt = Prompt(codes, f"{kind}-{flat_name(name)}", name, given=given)
         if name in scales:
-            prompt.scales = scales[name][: info.num_scales(num_frames)]
+            prompt.scales = scales[name][: info.num_scales(len(codes))]
         prompts.append(prompt)
     return prompts
 

@@ -19,6 +19,7 @@ import torch
 
 from rvqlm.data.index import TokenDataset
 from rvqlm.errors import UserError
+from rvqlm.exchange.names import Names, flat_name
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.inference.files import write_sample
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
@@ -154,9 +155,10 @@ class SampleWriter:
             found, remarks = [], [f"no recordings to compare with: {e}"]
         for remark in remarks:
             print(f"samples: {remark}", file=sys.stderr, flush=True)
+        names = Names()
         for recording in found:
             for kind, audio in recording.audio().items():
-                name = f"{kind}-{recording.cut.id.replace('/', '_')}"
+                name = names.take(f"{kind}-{flat_name(recording.cut.id)}")
                 audio = torch.from_numpy(np.ascontiguousarray(audio))
                 about = {"kind": kind, "id": recording.cut.id, "text": recording.text}
                 path = self.folder / "reference" / f"{name}.wav"

@@ -34,8 +34,8 @@ def look_at_manifest(path: Path) -> tuple[str, dict]:
             )
         kinds[kind] += 1
         try:
-            seconds[kind] += float(entry.get("duration", 0.0))
-        except (TypeError, ValueError):
+            seconds[kind] += _seconds(entry)
+        except (TypeError, ValueError, LookupError, AttributeError):
             raise UserError(f"{path}: entry {number} has no duration that is a number") from None
         held = entry.get("features") if kind == "token cuts" else entry
         audio = entry.get("recording") or held
@@ -59,6 +59,14 @@ def look_at_manifest(path: Path) -> tuple[str, dict]:
         facts["codecs"] = ", ".join(codecs)
     facts["with_text"], facts["speakers"] = texts, len(named)
     return f"manifest of {kind}", facts
+
+
+def _seconds(entry: dict) -> float:
+    """Length of an entry; a mixed cut lasts until the last of its tracks ends."""
+    if entry.get("type") != "MixedCut":
+        return float(entry.get("duration", 0.0))
+    ends = (float(t.get("offset", 0.0)) + _seconds(t["cut"]) for t in entry.get("tracks") or ())
+    return max(ends, default=0.0)
 
 
 def _entries(path: Path) -> Iterator[dict]:
@@ -87,6 +95,8 @@ def _kind(entry: dict) -> str | None:
         if isinstance(features, dict):
             tokens = features.get("storage_type") == STORAGE_TYPE
             return "token cuts" if tokens else "cuts with features"
+        if entry["type"] == "MixedCut":
+            return "mixed cuts (several recordings in one)"
         return "audio cuts" if "recording" in entry else "cuts"
     if "storage_type" in entry and "num_features" in entry:
         return "features"

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rvqlm.audio.cuts import clock
 from rvqlm.checkpoints.loading import last_stage
+from rvqlm.cli import counted
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import MAGIC as INDEX_MAGIC
 from rvqlm.data.index import index_path, read_sidecar, same_file, splits_of
@@ -33,6 +35,7 @@ from rvqlm.exchange.source import open_tokens
 from rvqlm.inspection import model as inspect_model
 from rvqlm.inspection.codes import CodeCounts, count_codes
 from rvqlm.inspection.manifest import look_at_manifest
+from rvqlm.inspection.records import look_at_record
 
 MANIFEST_SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".yaml", ".yml", ".yaml.gz")
 _FRAMES_A_CUT = 1000  # a shard does not know its cuts
@@ -98,6 +101,8 @@ def _file(path: Path, start: bytes, max_cuts: int) -> Look:
         return _shard(path, max_cuts)
     if name.endswith(".npq"):
         read_npq(path)  # says what is wrong with it
+    if record := look_at_record(path, start):
+        return Look(*record)
     if name.endswith(MANIFEST_SUFFIXES):
         found = Look(*look_at_manifest(path))
         if found.kind == "manifest of token cuts" and max_cuts:
@@ -217,7 +222,8 @@ def _token_dir(path: Path, max_cuts: int) -> Look:
         index = index_path(path, split)
         if index.exists():
             seen = _index(index)
-            splits[split] = f"{seen.facts['num_cuts']} cuts, {seen.facts['hours']:.2f} h, indexed"
+            held = counted(seen.facts["num_cuts"], "cut")
+            splits[split] = f"{held}, {clock(3600 * seen.facts['hours'])}, indexed"
             problems += seen.problems
         else:
             splits[split] = "no index: run rvqlm index"

@@ -112,16 +112,19 @@ class TokenModel(nn.Module):
     ) -> Generation:
         """Continue prompts, or generate unprompted: prompt + continuation.
 
+        A model that was trained on ends ends by itself, after a few frames if it has learned
+        little; ``min_new_frames`` equal to ``max_new_frames`` gives that many in any case.
+
         :param prompt_codes: (B, P, K) integers; None generates ``batch_size`` items unprompted.
         :param prompt_lengths: (B,) valid frames of the prompts; all P by default.
         :param max_new_frames: longest continuation. Or instead ``max_frames``: longest sequence,
             prompt included; ``limits``: (B,) the same for each item.
         :param temperature, top_k: how codes are drawn; or ``sampling``, a `SamplingConfig`, which
             has top_p and cfg_scale too. ``demask``: `DemaskConfig` of masked models.
-        :param options: further ``min_frames`` (one number or (B,)): no end before this many
-            frames, prompt included; ``conditions``: `Padded` by kind; ``batch_size``; ``seed`` of
-            the draws; ``rows``: number of each item in the random stream; ``progress``: called
-            after each step with the number of steps made.
+        :param options: further ``min_new_frames``: no end before the continuation has so many;
+            ``min_frames`` (one number or (B,)): the same, prompt included; ``conditions``: `Padded`
+            by kind; ``batch_size``; ``seed`` of the draws; ``rows``: number of each item in the
+            random stream; ``progress``: called after each step with the number of steps made.
         :raises UserError: a prompt that leaves no room, codes out of range, bad options.
         """
         options.setdefault("sampling", SamplingConfig(temperature, top_k))

@@ -126,8 +126,8 @@ def test_a_manifest_of_windows(tmp_path, capsys):
     assert [c.custom["group"] for c in cuts] == ["album", "album", "stereo"]
     assert [s.text for s in cuts[0].supervisions] == ["text 1"]
     assert cuts[0].supervisions[0].start == 0 and cuts[0].supervisions[0].duration == 2
-    assert "3 cuts" in said.out and "1 recordings without an active stretch" in said.out
-    skipped = [json.loads(s) for s in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert "3 cuts" in said.out and "1 recording without an active stretch" in said.out
+    skipped = [json.loads(s) for s in (tmp_path / "out_skipped.jsonl").read_text().splitlines()]
     assert [(s["id"], s["reason"]) for s in skipped] == [
         ("silent", "never active for 1 s"),
         ("gone", "no such file"),
@@ -176,20 +176,61 @@ def test_the_reference_decides(tmp_path, capsys):
     backing = [
         track(tmp_path / "b", n, [(sum(s for s, _ in p), 0.9)], 11025) for n, p in pattern.items()
     ]
-    short = track(tmp_path / "b", "z", [(1.5, 0.5)])
-    lone = track(tmp_path / "b", "lone", [(2, 0.5)])
+    backings = save(tmp_path / "back.jsonl.gz", backing[::-1])
     leads = save(tmp_path / "lead.jsonl.gz", lead)
-    backings = save(tmp_path / "back.jsonl.gz", [backing[1], lone, backing[0], short])
     of_lead = activity(leads, tmp_path / "l.jsonl.gz")
     of_backing = activity(backings, tmp_path / "b.jsonl.gz", "--reference", leads)
-    expected = {c.id: (c.start, c.duration) for c in of_lead if not c.id.startswith("z")}
-    assert {c.id for c in of_backing} == set(expected) == {"x-1.000", "y-0.000"}
-    for cut in of_backing:  # to within a sample of its own rate
-        assert (cut.start, cut.duration) == pytest.approx(expected[cut.id], abs=1 / 11025)
+    assert [c.id for c in of_lead] == ["x-1.000", "y-0.000", "z-0.000"]
+    same_windows(of_lead, of_backing)
     assert {c.sampling_rate for c in of_backing} == {11025}
-    skipped = [json.loads(s) for s in (tmp_path / "skipped.jsonl").read_text().splitlines()]
-    assert skipped[0]["reason"] == "--reference has no cut 'lone'"
-    assert skipped[1]["reason"] == "1.50 s long, its reference 2.00 s"
+    assert "skipped" not in capsys.readouterr().err
+
+
+def same_windows(ours, theirs):
+    expected = {c.id: (c.start, c.duration) for c in theirs}
+    assert {c.id for c in ours} == set(expected)
+    for cut in ours:  # to within a sample of its own rate
+        assert (cut.start, cut.duration) == pytest.approx(expected[cut.id], abs=1 / 11025)
+
+
+def test_of_two_tracks_the_longer_ends_with_the_shorter(tmp_path, capsys):
+    """Neither is left out for its length, and windows beyond the end of one are in none of both."""
+    (tmp_path / "b").mkdir()
+    lead = [
+        track(tmp_path, "long", [(4, 0.5)]),
+        track(tmp_path, "short", [(2, 0.5)]),
+        track(tmp_path, "beyond", [(2, 0.5), (2, 0), (2, 0.5)]),
+        track(tmp_path, "alone", [(2, 0.5)]),
+    ]
+    backing = [
+        track(tmp_path / "b", "short", [(3, 0.5)], 11025),
+        track(tmp_path / "b", "lone", [(2, 0.5)], 11025),
+        track(tmp_path / "b", "long", [(2.95, 0.5)], 11025),
+        track(tmp_path / "b", "beyond", [(3, 0.5)], 11025),
+    ]
+    leads, backings = save(tmp_path / "l.jsonl.gz", lead), save(tmp_path / "b.jsonl.gz", backing)
+    of_lead = activity(leads, tmp_path / "lead.jsonl.gz", "--partner", backings)
+    said = capsys.readouterr().err
+    assert "2 cuts longer than their partner, ended with it: long, beyond\n" in said
+    of_backing = activity(backings, tmp_path / "backing.jsonl.gz", "--reference", leads)
+    assert "1 cut longer than their reference, ended with it: short\n" in capsys.readouterr().err
+    assert [(c.id, round(c.duration, 3)) for c in of_lead] == [
+        ("long-0.000", 2.9), ("short-0.000", 2.0), ("beyond-0.000", 2.0),
+    ]  # fmt: skip
+    same_windows(of_lead, of_backing)
+    for name, lone, flag in ("lead", "alone", "partner"), ("backing", "lone", "reference"):
+        (skipped,) = (tmp_path / f"{name}_skipped.jsonl").read_text().splitlines()
+        assert json.loads(skipped)["reason"] == f"--{flag} has no cut {lone!r}"
+
+
+def test_channels_that_cancel_are_active_but_named(tmp_path, capsys):
+    cut = track(tmp_path, "a", [(2, 0.5)])
+    audio = cut.load_audio()[0]
+    soundfile.write(tmp_path / "b.wav", np.stack([audio, -audio], axis=1), RATE, subtype="FLOAT")
+    against = recording_cut(Recording.from_file(tmp_path / "b.wav"))
+    activity(save(tmp_path / "cuts.jsonl.gz", [cut, against]), tmp_path / "o.jsonl.gz")
+    said = capsys.readouterr().err
+    assert "1 cut to be skipped by rvqlm tokenize: its channels" in said and said.endswith(": b\n")
 
 
 @pytest.mark.parametrize(
@@ -201,6 +242,7 @@ def test_the_reference_decides(tmp_path, capsys):
         (["--max-window-seconds", "0.5"], "--max-window-seconds is shorter"),
         (["--rms-stride-seconds", "0"], "--rms-stride-seconds 0 is below"),
         (["--reference", "x.jsonl"], "--reference x.jsonl not found"),
+        (["--partner", "x.jsonl"], "--partner x.jsonl not found"),
     ],
 )
 def test_mistakes(tmp_path, capsys, flags, message):

@@ -78,6 +78,28 @@ def test_channels_are_averaged_or_refused(tmp_path):
     assert load_file(path, 16000, 8).shape == (8, 8000)
 
 
+def test_channels_in_opposite_phase_are_no_silence(tmp_path):
+    """Their average is; said for a file read in part, at other rates and within a cut too."""
+    wave = tone(1.0)
+    path = save(tmp_path / "a.wav", np.hstack([wave, -0.95 * wave]))
+    assert "its channels are in opposite phase" in reason(path, 16000)
+    assert "opposite phase" in reason(path, 8000, 1, max_samples=2000)
+    assert "opposite phase" in reason(path, 8000, 1, AudioConfig(trim_silence=True, loudness=-23.0))
+    with pytest.raises(BadAudio, match="give --mono left or --mono right"):
+        load_cut(recording_cut(Recording.from_file(path)).truncate(offset=0.5), 16000)
+    assert np.array_equal(load_file(path, 16000, 2), np.hstack([wave, -0.95 * wave]).T)
+    assert np.array_equal(load_file(path, 16000, 1, AudioConfig(mono="left"))[0], wave[:, 0])
+    rng = np.random.default_rng(0)
+    fine = {  # unrelated, all but silent, and with one that is silent
+        "wide": rng.uniform(-0.1, 0.1, (8000, 2)),
+        "hush": np.array([[1, -1]] * 8000) / 32768,
+        "left": np.hstack([wave, 0 * wave]),
+        "inverse": np.hstack([wave, -0.7 * wave]),
+    }
+    for name, audio in fine.items():
+        load_file(save(tmp_path / f"{name}.wav", audio), 16000)
+
+
 def test_what_is_wrong_with_a_file(tmp_path):
     assert reason(tmp_path / "no.wav", 16000) == "no such file"
     empty = tmp_path / "empty.wav"

@@ -324,4 +324,37 @@ def test_equal_ids_are_refused(tmp_path, capsys):
     )
     words = ["--input", str(tmp_path / "cuts.jsonl"), "--out", str(tmp_path / "o.jsonl.gz")]
     assert main(["augment", *words, "--audio-dir", str(tmp_path / "c"), "--speeds", "2"]) == 2
-    assert "two cuts have the id 'a'" in capsys.readouterr().err
+    assert "two cuts, copies included, would have the id 'a'" in capsys.readouterr().err
+
+
+def test_lists_of_skipped_items_survive_each_other(corpus, capsys):
+    """Each manifest has its own: activity and augment write into one folder in every example."""
+    shape = ["--min-window-seconds", "0.5", "--rms-frame-seconds", "0.2", "--jobs", "1"]
+    source, windows = corpus / "cuts.jsonl.gz", corpus / "windows.jsonl.gz"
+    assert main(["activity", "--input", str(source), "--out", str(windows), *shape]) == 0
+    listed = (corpus / "windows_skipped.jsonl").read_text()
+    assert '"gone"' in listed
+    words = ["--input", str(windows), "--out", str(corpus / "all.jsonl.gz"), "--jobs", "1"]
+    assert main(["augment", *words, "--audio-dir", str(corpus / "c"), "--speeds", "0.9"]) == 0
+    assert (corpus / "windows_skipped.jsonl").read_text() == listed
+    assert (corpus / "all_skipped.jsonl").read_text() == ""
+
+
+def test_a_copy_never_takes_the_id_of_another_cut(tmp_path, capsys):
+    cuts = [track(tmp_path, "a"), track(tmp_path, "a-speed0.9")]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    words = ["--input", str(tmp_path / "cuts.jsonl.gz"), "--out", str(tmp_path / "o.jsonl.gz")]
+    words += ["--audio-dir", str(tmp_path / "c"), "--speeds", "0.9", "--jobs", "1"]
+    assert main(["augment", *words]) == 2
+    assert "two cuts, copies included, would have the id 'a-speed0.9'" in capsys.readouterr().err
+
+
+def test_channels_that_cancel_are_named(tmp_path, capsys):
+    cut = track(tmp_path, "a")
+    audio = cut.load_audio()[0]
+    soundfile.write(tmp_path / "a.wav", np.stack([audio, -audio], axis=1), RATE, subtype="FLOAT")
+    cuts = [recording_cut(Recording.from_file(tmp_path / "a.wav"))]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    augment(tmp_path, "o.jsonl.gz", "--speeds", "0.9")
+    said = capsys.readouterr().err
+    assert "1 cut to be skipped by rvqlm tokenize: its channels are in opposite phase" in said

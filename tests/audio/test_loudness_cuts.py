@@ -14,6 +14,7 @@ from lhotse.cut import MonoCut
 from rvqlm.audio.cuts import in_order, read_cuts
 from rvqlm.audio.load import load_cut
 from rvqlm.audio.parts import cut_blocks, recording_cut
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.bin.audio import main
 
 
@@ -54,27 +55,58 @@ def loudness(corpus, out, *flags):
     return {c.id: c for c in read_cuts(str(corpus / out))}
 
 
+def level_of(cut, channels=1, **config):
+    """Loudness in LUFS of what a codec hears of a cut."""
+    heard = load_cut(cut, cut.sampling_rate, channels, AudioConfig(**config))
+    return pyloudnorm.Meter(cut.sampling_rate).integrated_loudness(heard.T.astype(np.float64))
+
+
 def test_recordings_reach_the_target_and_their_windows_one_gain(corpus, capsys):
     cuts = loudness(corpus, "a.jsonl.gz", "--target-lufs", "-30", "--jobs", "1")
     said = capsys.readouterr()
     for name in ("loud", "soft"):
         cut = recording_cut(cuts[f"{name}-0"].recording)
-        level = pyloudnorm.Meter(cut.sampling_rate).integrated_loudness(
-            cut.load_audio().T.astype(np.float64)
-        )
-        assert level == pytest.approx(-30, abs=1e-4)
+        assert level_of(cut) == pytest.approx(-30, abs=1e-4)
         assert cuts[f"{name}-0"].recording == cuts[f"{name}-1"].recording
     spiky = recording_cut(cuts["spiky-0"].recording).load_audio()
     assert np.abs(spiky).max() == pytest.approx(10 ** (-1 / 20), abs=1e-6)
     assert not cuts["silent-0"].recording.transforms
     assert "broken" not in cuts and len(cuts) == 8
-    skipped = [json.loads(s) for s in (corpus / "skipped.jsonl").read_text().splitlines()]
+    skipped = [json.loads(s) for s in (corpus / "a_skipped.jsonl").read_text().splitlines()]
     assert [s["id"] for s in skipped] == ["broken"] and "broken.wav" in said.err
     assert "3 recordings brought to -30 LUFS" in said.out
     assert "1 of them stay below" in said.out and "1 silent" in said.out
     higher = loudness(corpus, "b.jsonl.gz", "--target-lufs", "-30", "--peak-dbfs", "0")
     spiky = recording_cut(higher["spiky-0"].recording).load_audio()
     assert np.abs(spiky).max() == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_target_is_reached_in_what_the_codec_hears(tmp_path, capsys):
+    """Equal channels add up in stereo and not in their average, so that what is measured matters;
+    channels that cancel are nothing to be heard, and said to be."""
+    one, two = noise(2, 0.1, seed=1), noise(2, 0.2, seed=2)
+    sounds = {"mono": one, "equal": np.tile(one, 2), "left": np.hstack([one, 0 * one])}
+    sounds |= {"wide": np.hstack([one, two]), "six": noise(2, 0.1, channels=6, seed=3)}
+    sounds["against"] = np.hstack([one, -0.99 * one])
+    cuts = []
+    for name, audio in sounds.items():
+        soundfile.write(tmp_path / f"{name}.wav", audio, 16000, subtype="FLOAT")
+        cuts.append(recording_cut(Recording.from_file(tmp_path / f"{name}.wav")))
+    wide = cuts[3].recording  # a cut of each channel of it, as of a telephone call
+    cuts += [MonoCut(f"wide-{c}", 0, 2, c, recording=wide) for c in (0, 1)]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+
+    def check(out, left_out, channels=1, *flags, **config):
+        flags = ["--target-lufs", "-30", "--channels", str(channels), *flags, "--jobs", "1"]
+        made = loudness(tmp_path, out, *flags)
+        assert {c.id for c in cuts} - set(made) == left_out
+        for cut in made.values():
+            assert level_of(cut, channels, **config) == pytest.approx(-30, abs=1e-4)
+        return capsys.readouterr().err
+
+    assert "against.wav: its channels are in opposite phase" in check("average.jsonl", {"against"})
+    check("left.jsonl", set(), 1, "--mono", "left", mono="left")
+    check("stereo.jsonl", {"six"}, 2)  # as in rvqlm tokenize, which refuses six
 
 
 def test_lhotse_and_rvqlm_load_the_same_samples(corpus):
@@ -155,6 +187,13 @@ def test_mistakes(corpus, capsys, flags, message):
     assert message in error and not list(corpus.glob("*.tmp"))
 
 
+def test_a_flag_without_effect_is_refused(corpus, capsys):
+    words = ["--input", str(corpus / "cuts.jsonl.gz"), "--out", str(corpus / "o.jsonl.gz")]
+    flags = ["--target-lufs", "-23", "--channels", "2", "--mono", "left"]
+    assert main(["loudness", *words, *flags]) == 2
+    assert "--mono does nothing with --channels 2" in capsys.readouterr().err
+
+
 def test_input_and_output_must_differ(corpus, capsys):
     before = (corpus / "cuts.jsonl.gz").read_bytes()
     words = ["--input", str(corpus / "cuts.jsonl.gz"), "--out", str(corpus / "cuts.jsonl.gz")]
@@ -170,9 +209,9 @@ def test_nothing_usable_leaves_the_reasons_and_no_manifest(tmp_path, capsys):
     (tmp_path / "a.wav").unlink()
     words = ["--input", str(tmp_path / "cuts.jsonl.gz"), "--out", str(tmp_path / "o.jsonl.gz")]
     assert main(["loudness", *words, "--target-lufs", "-23", "--jobs", "1"]) == 2
-    assert "no cut is left, 1 were skipped; the first, a: no such file" in capsys.readouterr().err
+    assert "no cut is left, 1 item skipped; the first, a: no such file" in capsys.readouterr().err
     assert not (tmp_path / "o.jsonl.gz").exists() and not list(tmp_path.glob("*.tmp"))
-    assert "no such file" in (tmp_path / "skipped.jsonl").read_text()
+    assert "no such file" in (tmp_path / "o_skipped.jsonl").read_text()
 
 
 def test_results_come_in_order():

@@ -274,7 +274,7 @@ def test_a_manifest_is_no_input_and_nothing_usable_no_output(corpus, tmp_path, c
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/x.wav").write_bytes(b"?")
     assert manifest(tmp_path / "bad", tmp_path / "n") == 2
-    assert "no cut is left, 1 were skipped" in capsys.readouterr().err
+    assert "no cut is left, 1 item skipped" in capsys.readouterr().err
     assert [f.name for f in (tmp_path / "n").iterdir()] == ["skipped.jsonl"]
 
 

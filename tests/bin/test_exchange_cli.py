@@ -5,6 +5,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ import torch
 import rvqlm.bin.main
 from rvqlm.codecs.registry import load_codec
 from rvqlm.exchange.directory import read_token_dir, write_token_dir
-from rvqlm.exchange.items import TokenItem
+from rvqlm.exchange.items import TokenItem, TokenSource
 from rvqlm.exchange.npq import read_npq
+from rvqlm.exchange.wav import decode_files
 
 IDS = ["one", "日本 語/zwei.b", "../three"]
 LEVELS = 4
@@ -139,6 +141,15 @@ def test_decode_resumes(tokens, tmp_path, capsys):
     assert (tmp_path / "one.wav").stat().st_mtime_ns == before
     assert command(*words, "--overwrite", "--subtype", "float", "--num-codebooks", 1) == 0
     assert soundfile.info(tmp_path / "one.wav").subtype == "FLOAT"
+
+
+def test_decode_never_takes_the_file_of_another_item(tmp_path, codec, capsys):
+    """Two equal ids in what comes from elsewhere are two items; the second was "there already"."""
+    items = [TokenItem(f"x{n}", np.full((5, 4), n), custom={}) for n in range(2)]
+    source = TokenSource("npy", "here", iter([replace(i, id="x") for i in items]), codec.info)
+    done = decode_files(source, codec, tmp_path)
+    assert (done.made, done.kept, [f.id for f in done.failed]) == (1, 0, ["x"])
+    assert "would replace the file of another item" in str(done.failed[0])
 
 
 def test_decode_chosen_ones(tokens, tmp_path, capsys):

@@ -8,12 +8,18 @@ import soundfile
 import torch
 
 import rvqlm.bin.main
+from rvqlm.audio.load import load_file
 from rvqlm.checkpoints.file import save_checkpoint
+from rvqlm.codecs.chunking import encode_whole
 from rvqlm.codecs.registry import load_codec
+from rvqlm.inference.generate import SampleRequest, generate
+from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import config_dict
+from rvqlm.models.masked import Masked, MaskedConfig
 
 LEVELS = 2
+SMALL = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1}
 
 
 def rvqlm_command(*words):
@@ -23,18 +29,20 @@ def rvqlm_command(*words):
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     """An untrained model of two levels of the embedded codec, in a checkpoint."""
-    folder = tmp_path_factory.mktemp("exp")
-    info = load_codec("spectral", num_codebooks=LEVELS).info
     torch.manual_seed(0)
-    model = CodecLM(CodecLMConfig(decoder_dim=16, nhead=2, num_decoder_layers=1), info)
+    model = CodecLM(CodecLMConfig(**SMALL), load_codec("spectral", num_codebooks=LEVELS).info)
     torch.nn.init.normal_(model.heads.weight)
+    return save_experiment(model, tmp_path_factory.mktemp("exp"))
+
+
+def save_experiment(model, folder):
     state = {
         "format": 3,
         "model": model.state_dict(),
         "ema": None,
         "model_name": model.name,
         "model_config": config_dict(model),
-        "codec": info.to_dict(),
+        "codec": model.info.to_dict(),
         "conditions": {},
         "step": 7,
         "optimizer": [],
@@ -88,6 +96,88 @@ def test_continues_audio_files(experiment, tone, tmp_path):
     assert row["prompt_seconds"] == 0.5 and row["seconds"] <= 0.9
     audio, _ = soundfile.read(out / "continuation-a tone-01.wav")
     assert len(audio) == round(row["seconds"] * 16000)
+
+
+def test_nothing_that_is_there_is_replaced(experiment, tone, tmp_path):
+    """Prompts of one name, or of one that looks like another's with its number, and later calls."""
+    out = tmp_path / "out"
+    words = ["generate", "--exp-dir", experiment, "--out-dir", out, "--seconds", 0.1]
+    (tmp_path / "x").mkdir()
+    prompts = [tmp_path / name for name in ("a.wav", "x/a.wav", "a-01.wav")]
+    for path in prompts:
+        path.write_bytes(tone.read_bytes())
+    assert rvqlm_command(*words, "--prompt", *prompts) == 0
+    samples = {p.stem: json.loads(p.read_text())["prompt"] for p in out.glob("*.json")}
+    assert sorted(samples.values()) == sorted(map(str, prompts)) and len(samples) == 3
+    assert {p.stem for p in out.glob("*.wav")} == set(samples)
+
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    assert rvqlm_command(*words, "--prompt", prompts[0], "--seed", 5) == 0
+    assert rvqlm_command(*words, "--num-samples", 2) == 0
+    assert rvqlm_command(*words, "--num-samples", 2, "--seed", 5) == 0
+    assert {p: p.read_bytes() for p in before} == before
+    new = {p.stem for p in out.glob("*.wav")} - set(samples)
+    unprompted = {f"unprompted-{i:02d}" for i in range(4)}
+    assert new - unprompted == {"continuation-a-02"} and new > unprompted
+    first = json.loads((out / "unprompted-00.json").read_text())
+    assert first["seed"] == 0
+    assert rvqlm_command(*words, "--num-samples", 2, "--seed", 9, "--overwrite") == 0
+    assert json.loads((out / "unprompted-00.json").read_text())["seed"] == 9
+    assert len(list(out.glob("*.wav"))) == len(before) // 2 + 5
+
+
+def test_fills_gaps(experiment, tmp_path, capsys):
+    """What lies around a gap stays as it is, of files and of cuts; other families refuse."""
+    torch.manual_seed(0)
+    info = load_codec("spectral", num_codebooks=LEVELS).info
+    model = Masked(MaskedConfig(**SMALL), info)
+    masked = save_experiment(model, tmp_path)
+    audio, rng = tmp_path / "audio", np.random.default_rng(0)
+    audio.mkdir()
+    for n, seconds in enumerate((1.0, 1.5, 0.4)):
+        noise = rng.uniform(-0.2, 0.2, round(16000 * seconds))
+        soundfile.write(audio / f"r{n}.wav", noise, 16000)
+    tokens, out = tmp_path / "tokens", tmp_path / "out"
+    made = ["--input", audio, "--out-dir", tokens, "--num-codebooks", LEVELS, "--jobs", 1]
+    assert rvqlm_command("tokenize", *made) == 0
+    assert rvqlm_command("split", "--manifest-dir", tokens, "--valid", 0, "--test", 0) == 0
+    assert rvqlm_command("index", "--manifest-dir", tokens) == 0
+    words = ["generate", "--exp-dir", masked / "best.pt", "--out-dir", out, "--infill", "0.5-0.8"]
+    files = [audio / "r0.wav", audio / "r1.wav"]
+    assert rvqlm_command(*words, "--prompt", *files, "--num-samples", 2) == 0
+    samples = {p.stem: json.loads(p.read_text()) for p in out.glob("*.json")}
+    assert set(samples) == {f"infilling-r{n}-{j:02d}" for n in (0, 1) for j in (0, 1)}
+    for name, about in samples.items():
+        assert about["kind"] == "infilling" and about["infill"] == [0.5, 0.8]
+        assert about["seconds"] == (1.0 if "r0" in name else 1.5) and about["batch_size"] == 2
+        assert about["generation_seconds"] * about["real_time_factor"] == pytest.approx(0.6)
+    codec = load_codec("spectral", num_codebooks=LEVELS)
+    args = PromptArgs(prompt=tuple(map(str, files)), infill="0.5-0.8")
+    prompts = read_prompts(args, ConditionArgs(), model, codec, 1, 0)
+    for sample, path in zip(generate(model, codec, SampleRequest(prompts), {}), files):
+        codes = encode_whole(codec, torch.from_numpy(load_file(str(path), 16000))).codes
+        assert len(sample.codes) == len(codes) and sample.audio.shape[1] == 320 * len(codes)
+        same = (sample.codes == codes).all(1)
+        assert same[:25].all() and same[40:].all() and not same[25:40].all()
+    cuts = ["--manifest-dir", tokens, "--split", "train", "--out-dir", tmp_path / "cuts"]
+    assert rvqlm_command(*words, *cuts) == 0
+    assert {p.stem for p in (tmp_path / "cuts").glob("*.wav")} == {"infilling-r0", "infilling-r1"}
+    assert "only 2 cuts of split 'train' are long enough" in capsys.readouterr().err
+
+    def refused(*flags):
+        assert rvqlm_command(*words, *flags) == 2
+        return capsys.readouterr().err
+
+    assert "--infill goes with --prompt or --manifest-dir" in refused()
+    prompt = ["--prompt", files[0]]
+    assert "--seconds does nothing with --infill" in refused(*prompt, "--seconds", 3)
+    assert "--infill 2: give its start and end" in refused(*prompt, "--infill", "2")
+    assert "--infill 2-1: give its start and end" in refused(*prompt, "--infill", "2-1")
+    assert "r0.wav ends after 1.00 s, and the gap at 1.00 s" in refused(
+        *prompt, "--infill", "0.5-1"
+    )
+    said = refused(*prompt, "--exp-dir", experiment)
+    assert "codec-lm sees only what came before and cannot fill a gap" in said
 
 
 def test_continues_held_out_cuts(experiment, tmp_path, capsys):

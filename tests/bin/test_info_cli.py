@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from text_fixtures import make_texts
 
 import rvqlm.bin.main
 from rvqlm.checkpoints.file import save_checkpoint
@@ -115,7 +116,7 @@ def test_kinds(things, capsys, name, kind):
 
 def test_facts(things):
     assert look(things / "tokens").facts["cuts"] == 10
-    assert look(things / "tokens").facts["splits"] == {"train": "10 cuts, 0.00 h, indexed"}
+    assert look(things / "tokens").facts["splits"] == {"train": "10 cuts, 8.9 s, indexed"}
     facts = look(things / "tokens/cuts.jsonl.gz").facts
     assert (facts["cuts"], facts["with_text"], facts["speakers"]) == (10, 10, 2)
     facts = look(things / "recordings.jsonl.gz").facts
@@ -128,6 +129,49 @@ def test_facts(things):
     assert facts["model"] == "codec-lm" and facts["best"] == {"loss": 4.5}
     model = CodecLM(CodecLMConfig(decoder_dim=16, nhead=2, num_decoder_layers=1), INFO)
     assert facts["parameters"] == sum(t.numel() for t in model.state_dict().values())
+
+
+def test_small_files_of_its_own(things, tmp_path, capsys):
+    """What lies beside tokens, models and samples is named too."""
+    tokens, backing = tmp_path / "tokens", tmp_path / "backing"
+    make_texts(tokens, train=["one two", None], test=["two"])
+    make_texts(backing, train=["one two", "two"], test=["two"])
+    run = rvqlm.bin.main.main
+    assert run(["text", "--manifest-dir", str(tokens), "--type", "chars"]) == 0
+    assert run(["pair", "--manifest-dir", str(tokens), "--source-dir", str(backing)]) == 0
+    skips = ["not a file", "not a file", "too short"]
+    lines = "".join(json.dumps({"id": "a", "path": "b", "reason": r}) + "\n" for r in skips)
+    (tmp_path / "all_skipped.jsonl").write_text(lines)
+    (tmp_path / "eval_test.json").write_text('{"split": "test", "loss": 4.5, "steps": [1, 2]}')
+    soundfile.write(tmp_path / "a.wav", np.zeros(80), 8000)
+    (tmp_path / "a.json").write_text('{"kind": "unprompted", "seed": 3}')
+    capsys.readouterr()
+    found = {p: look(tmp_path / p) for p in (
+        "tokens/text.json", "tokens/source.json", "tokens/text_train.bin", "all_skipped.jsonl",
+        "eval_test.json", "a.json")}  # fmt: skip
+    assert [look.kind for look in found.values()] == [
+        "condition 'text' of a token directory", "condition 'source' of a token directory",
+        "column of a token directory, a row for each cut", "list of what was left out, and why",
+        "evaluation of a model", "sample, as described beside its wav",
+    ]  # fmt: skip
+    text, source, column, skipped, evaluation, sample = (look.facts for look in found.values())
+    assert text["type"] == "chars" and text["fields"] == 1
+    assert source["fields"] == 3 and source["directory"] == "../backing"
+    assert (column["rows"], column["empty"], column["steps"]) == (2, 1, 7)
+    assert skipped["items"] == 3 and skipped["reasons"] == {"not a file": 2, "too short": 1}
+    assert evaluation["loss"] == 4.5 and sample["seed"] == 3
+    assert look(things / "exp/metrics.jsonl").facts["kinds"] == {"train": 1, "unreadable": 1}
+
+
+def test_a_mixed_cut_is_one(tmp_path, capsys):
+    track = {"id": "a", "type": "MonoCut", "start": 0, "duration": 1.0, "channel": 0}
+    tracks = [{"type": "MonoCut", "offset": at, "cut": track} for at in (0.0, 1.5)]
+    mixed = {"id": "mix", "type": "MixedCut", "tracks": tracks}
+    (tmp_path / "m.jsonl").write_text(json.dumps(mixed) + "\n")
+    assert command(tmp_path / "m.jsonl", "--json") == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["kind"] == "manifest of mixed cuts (several recordings in one)"
+    assert row["hours"] * 3600 == pytest.approx(2.5)
 
 
 def test_codec_weights(tmp_path):

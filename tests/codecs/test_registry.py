@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import json
 import pkgutil
@@ -15,6 +16,8 @@ from rvqlm.codecs.cards import CODECS_ENV
 from rvqlm.codecs.registry import BACKENDS, CARDS, backend_of, load_codec, load_codec_like
 from rvqlm.codecs.transformers_codec import TransformersCodec
 from rvqlm.errors import UserError
+from rvqlm.exchange.codec import load_codec_for
+from rvqlm.exchange.items import TokenSource
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +187,40 @@ def test_no_backend_is_forgotten():
         assert backend.extra in ("", *extras), f"{backend.name}: setup.py has no such extra"
     for field in ("name", "give"):
         assert len({getattr(backend, field) for backend in BACKENDS}) == len(BACKENDS)
+
+
+def test_a_name_out_of_a_file_is_not_fetched(dac, monkeypatch, no_network):
+    """Tokens of somebody else name their codec: the hub hears of it when a user says so."""
+    calls = []
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: calls.append(a) or 1 / 0)
+    info = load_codec(dac).info
+    named = dataclasses.replace(info, name="nobody/nothing")
+    source = TokenSource(".npq files", "here", iter([]), named)
+    unknown = dataclasses.replace(named, fingerprint="unknown:nobody/nothing")
+    for load in (
+        lambda: load_codec_like(named),
+        lambda: load_codec_for(source),
+        lambda: load_codec_for(dataclasses.replace(source, info=unknown)),
+    ):
+        with pytest.raises(
+            UserError, match=r"^codec nobody/nothing: .*; give --codec nobody/nothi"
+        ):
+            load()
+    assert not calls
+    with pytest.raises(UserError, match=r"cannot load nobody/nothing|network"):
+        load_codec_like(named, "nobody/nothing")
+    assert len(calls) == 1
+    # what is on this machine needs no word
+    monkeypatch.setenv(CODECS_ENV, str(dac.parents[1]))
+    here = dataclasses.replace(info, name="someone/tiny_dac")
+    assert load_codec_like(here).info.fingerprint == info.fingerprint
+
+
+def test_a_nemo_file_out_of_a_file_is_not_loaded(tmp_path, monkeypatch):
+    """Its configuration names the classes that are called."""
+    file = tmp_path / "x.nemo"
+    file.write_bytes(b"")
+    monkeypatch.setattr(Backend, "require", lambda self, name, **_: None)
+    info = dataclasses.replace(load_codec("spectral").info, name=str(file))
+    with pytest.raises(UserError, match="which code is run to load it, and its name was read"):
+        load_codec_like(info)

@@ -1,7 +1,9 @@
 """Exports and imports: a token directory comes back as it was, and lhotse reads what we write."""
 
 import gzip
+import io
 import json
+import shutil
 import tarfile
 import tracemalloc
 from dataclasses import replace
@@ -23,8 +25,9 @@ from rvqlm.exchange.convert import export_npq, export_tokens
 from rvqlm.exchange.convert import import_tokens as import_source
 from rvqlm.exchange.directory import read_items, write_token_dir
 from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
-from rvqlm.exchange.names import find_files, path_for_id
+from rvqlm.exchange.names import Names, find_files, left_out, path_for_id
 from rvqlm.exchange.npq import read_npq, write_npq
+from rvqlm.exchange.npy import write_npy
 from rvqlm.exchange.source import open_files, open_tokens
 
 
@@ -70,11 +73,20 @@ def test_shards_roll_over_and_bytes_follow_from_the_input(tmp_path):
 
 def test_what_is_skipped_is_listed(tmp_path):
     nothing = TokenItem("empty", np.zeros((0, 3), np.int16))
-    items = [Skipped("x", "x.npq", "broken"), *items_of(), nothing]
+    damaged = TokenItem("damaged", np.array([[1, 2, 3], [1, 2, 64]]))
+    again = TokenItem("plain", np.zeros((2, 3), int))
+    segment = TokenItem("segment", np.zeros((2, 3), int), supervisions=[{"id": "s", "stort": 0}])
+    length = TokenItem("length", np.zeros((2, 3), int), custom={"num_samples": []})
+    bad = [nothing, damaged, again, segment, length]
+    items = [Skipped("x", "x.npq", "broken"), *items_of(), *bad]
     written = write_token_dir(str(tmp_path / "t"), INFO, items, {})
     lines = [json.loads(x) for x in (tmp_path / "t/skipped.jsonl").read_text().splitlines()]
-    assert [(x["id"], x["reason"]) for x in lines] == [("x", "broken"), ("empty", "no frames")]
-    assert written.skipped == 2 and written.first_skipped.path == "x.npq"
+    assert [x["id"] for x in lines] == ["x", "empty", "damaged", "plain", "segment", "length"]
+    reasons = ["broken", "no frames", "codes from 1 to 64", "two items have"]
+    for line, reason in zip(lines, [*reasons, *["its description is damaged: "] * 2]):
+        assert line["reason"].startswith(reason)
+    assert written.skipped == 6 and written.first_skipped.path == "x.npq"
+    assert [g[0] for g in contents(tmp_path / "t")] == AWKWARD
 
 
 @pytest.mark.parametrize(
@@ -84,7 +96,6 @@ def test_what_is_skipped_is_listed(tmp_path):
         ([TokenItem("a", np.full((2, 3), -1))], "a: codes from -1"),
         ([TokenItem("a", np.zeros((2, 4), int))], "codes of codec test are integers .T, 3."),
         ([TokenItem("a", np.zeros((2, 3)))], "float64 array"),
-        ([TokenItem("a", np.zeros((2, 3), int))] * 2, "two items have the id 'a'"),
         ([], "nothing to make tokens of"),
         ([Skipped("a", "a.npq", "broken")], "the first of 1, a.npq: broken"),
     ],
@@ -254,8 +265,65 @@ def test_a_shar_folder_that_is_damaged(tmp_path):
             import_tokens([tmp_path / "out"], str(tmp_path / "back"), CodecArgs())
         assert not (tmp_path / "back").exists()
     tar.unlink()
-    with pytest.raises(UserError, match=r"1 files cuts.*and 0 features"):
+    with pytest.raises(UserError, match=r"1 file cuts.*and 0 features"):
         import_tokens([tmp_path / "out"], str(tmp_path / "back"), CodecArgs())
+
+
+def test_sizes_are_checked_before_memory_is_taken(tmp_path):
+    """Members and arrays that claim more than there is; the rest of a Shar folder is read."""
+    write(tmp_path / "t", items_of(ids=["a", "b", "c"]))
+    export_tokens(tmp_path / "t", tmp_path / "out", "shar")
+    tar = tmp_path / "out/all/features.000000.tar"
+    with tarfile.open(tar) as file:
+        parts = [(m.name, file.extractfile(m).read()) for m in file.getmembers()]
+    name, whole = parts[2]
+    assert name == "b.npy" and b"(7, 3)" in whole
+
+    def pack(data, path=tar, mode="w", claims=None):
+        with tarfile.open(path, mode) as file:
+            for name, content in [*parts[:2], ("b.npy", data), *parts[3:]]:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
+                if claims and name == "b.npy":  # the header alone
+                    member.size = claims
+                    file.fileobj.write(member.tobuf(tarfile.GNU_FORMAT))
+                    return
+
+    back = str(tmp_path / "back")
+    huge = whole.replace(b"(7, 3), }" + b" " * 20, b"(7000000000, 3), }".ljust(29))
+    for data in (
+        huge,
+        whole.replace(b"(7, 3)", b"(9, 3)"),
+        whole[:-1],
+        b"",
+        np.float32(1).tobytes(),
+    ):
+        pack(data)
+        tracemalloc.start()
+        written, _ = import_tokens([tmp_path / "out"], back, CodecArgs())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert (written.num_cuts, written.skipped) == (2, 1) and peak < 10_000_000
+        assert written.first_skipped.id == "b" and "has no tokens" in written.first_skipped.reason
+        shutil.rmtree(back)
+    pack(whole, claims=40 << 30)
+    with pytest.raises(UserError, match=r"features.000000.tar, item 2: .*claims 42,949,672,960 b"):
+        import_tokens([tmp_path / "out"], back, CodecArgs())
+    tar.unlink()  # whose size says nothing
+    pack(whole, tar.with_suffix(".tar.gz"), "w:gz", claims=40 << 30)
+    with pytest.raises(UserError, match=r"features.000000.tar.gz, item 2: .*claims 42,949,672"):
+        import_tokens([tmp_path / "out"], back, CodecArgs())
+
+
+def test_a_damaged_array_costs_itself_alone(tmp_path):
+    folder = export(tmp_path)
+    broken = folder / "codes/plain.npy"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    written, _ = import_tokens([folder], str(tmp_path / "b"), CodecArgs())
+    assert (written.num_cuts, written.first_skipped.id) == (len(AWKWARD) - 1, "plain")
+    written, _ = import_tokens([folder / "codes"], str(tmp_path / "c"), CodecArgs())
+    assert (written.num_cuts, written.first_skipped.id) == (len(AWKWARD) - 1, "plain")
 
 
 def test_features_are_no_tokens(tmp_path):
@@ -468,3 +536,44 @@ def test_find_files(tmp_path):
     for nothing in (tmp_path / "none", str(tmp_path / "c*"), tmp_path / "b/other"):
         with pytest.raises(UserError, match=r"no .npq file there"):
             find_files([nothing], ".npq")
+
+
+def test_what_a_pattern_leaves_out_is_said(tmp_path):
+    """The top of an export is not all of it: ids with folders lie deeper."""
+
+    def remark(*inputs):
+        return left_out(inputs, ".npq", find_files(inputs, ".npq"))
+
+    for name in ("n/one.npq", "n/two.npq", "n/deep/three.npq", "n/deep/deeper/four.npq"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("")
+    n = tmp_path / "n"
+    said = remark(str(n / "*.npq"))
+    assert said.startswith(f"2 .npq files below {n} left out, {n}/deep/deeper/four.npq first; give")
+    assert "1 .npq file below" in remark(str(n / "*" / "*.npq"), str(n / "*.npq"))
+    assert remark(str(n / "**" / "*.npq")) == remark(str(n)) == ""
+    top = [str(n / "one.npq"), str(n / "two.npq")]  # as a shell expands an unquoted pattern
+    assert remark(*top) == remark(top[0]) == ""
+    (n / "codec.json").write_text("{}")
+    assert remark(*top) == said and remark(top[0]) == ""
+
+
+def test_names_of_samples():
+    names = Names(["Taken", "many-00"])
+    assert [names.take(n) for n in ("a", "a", "a-01", "taken")] == [
+        "a",
+        "a-01",
+        "a-01-01",
+        "taken-01",
+    ]
+    assert [names.take("a", first=0), names.take("a", first=0)] == ["a-00", "a-02"]
+    assert names.take("many", ["-00", "-01"]) == "many-01"
+    assert names.take("many-01-00") == "many-01-00-01"
+
+
+@pytest.mark.parametrize("ids", [["same", "same"], ["../x", "_/x-" + "0" * 12], ["a", "a.npy/b"]])
+def test_two_ids_are_never_one_file(tmp_path, ids, monkeypatch):
+    monkeypatch.setattr("rvqlm.exchange.names._mark", lambda id: "0" * 12)
+    items = items_of(ids=ids)
+    with pytest.raises(UserError, match=r"would replace another in|cannot be a file: "):
+        write_npy(tmp_path, iter(items), INFO)

@@ -50,6 +50,20 @@ def test_end_decision_is_obeyed(model, bias, expected):
     assert (made.codes[0, :expected] >= 0).all()
 
 
+def test_a_continuation_has_the_frames_that_were_asked_for(model):
+    """An end that a model learned comes when it likes, unless `min_new_frames` forbids it."""
+    torch.nn.init.zeros_(model.end_head.linear.weight)
+    torch.nn.init.constant_(model.end_head.linear.bias, 50.0)  # ends at once
+    prompts = torch.randint(V, (2, 6, K))
+    lengths = torch.tensor([6, 3])
+    assert model.generate(prompts, lengths, 5).lengths.tolist() == [6, 3]
+    made = model.generate(prompts, lengths, 5, min_new_frames=5)
+    assert made.lengths.tolist() == [11, 8]
+    assert model.generate(prompts, lengths, 5, min_new_frames=3).lengths.tolist() == [9, 6]
+    with pytest.raises(UserError, match="min_new_frames 6: give at least 0 and at most"):
+        model.generate(prompts, lengths, 5, min_new_frames=6)
+
+
 def test_items_that_end_early_are_padded(model):
     made = model.generate(batch_size=8, max_frames=30, seed=1)
     assert made.codes.shape[1] == int(made.lengths.max())
