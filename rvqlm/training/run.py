@@ -42,8 +42,11 @@ from rvqlm.training.memory import (
     optimizer_bytes,
     prescan,
 )
-from rvqlm.training.meter import Speed, forward_flops, peak_flops
+from rvqlm.training.meter import Speed, peak_flops, training_flops
 from rvqlm.training.trainer import Trainer
+
+FLOPS_OF_ITEMS = 8
+"""Items whose floating-point operations stand for those of all, at most."""
 
 
 class Setup:
@@ -224,10 +227,16 @@ class Setup:
         )  # fmt: skip
 
     def _speed(self) -> Speed:
-        batch = items_of(next(iter(self.loader.epoch_batches())), torch.tensor([0]))
-        batch = batch.to(self.device)
-        flops = 3 * forward_flops(self.model, batch) / batch.codes.shape[1]
-        return Speed(flops, peak_flops(self.device, self.dtype))
+        """Counted on some items, one at a time, which takes less memory than a step: how much a
+        model computes of an item depends on its length and may be random."""
+        peak = peak_flops(self.device, self.dtype)
+        if peak is None:
+            return Speed()
+        batch = next(iter(self.loader.epoch_batches()))
+        number, frames = min(FLOPS_OF_ITEMS, len(batch.lengths)), batch.codes.shape[1]
+        items = (items_of(batch, torch.tensor([n])).to(self.device) for n in range(number))
+        flops = sum(training_flops(self.model, item, self.dtype) for item in items)
+        return Speed(flops / (number * frames), peak)
 
     def _resume(self, path: Path) -> None:
         trainer = self.trainer
