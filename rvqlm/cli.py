@@ -273,24 +273,25 @@ def bar(items: Iterable, name: str, total: int | None = None, unit: str = "cuts"
     return tqdm(items, name, total, unit=f" {unit}", leave=False, disable=None)
 
 
-def plural(count: int, noun: str) -> str:
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> counted(1, "cut"), counted(12000, "cut"), counted(2, "batch")
+    ('1 cut', '12,000 cuts', '2 batches')
     """
-    >>> plural(1, "cut"), plural(1200, "cut"), plural(2, "batch")
-    ('1 cut', '1,200 cuts', '2 batches')
-    """
-    ending = "" if count == 1 else "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
-    return f"{count:,} {noun}{ending}"
+    ending = "" if number == 1 else "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
+    return f"{number:,} {noun}{ending}"
 
 
 def span(seconds: float | None) -> str:
     """
-    >>> span(4.25), span(42), span(725), span(7500), span(None)
-    ('4.2 s', '42 s', '12.1 min', '2.1 h', '–')
+    >>> span(0.25), span(42), span(725), span(7500), span(None)
+    ('0.2 s', '42 s', '12.1 min', '2.1 h', '–')
     """
     if seconds is None:
         return "–"
     if seconds < 100:
-        return f"{seconds:.{1 if 0 < seconds < 10 else 0}f} s"
+        return f"{seconds:.{1 if 0 < seconds < 1 else 0}f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rvqlm.cli import command_line, parse, plural, run_main
+from rvqlm.cli import command_line, counted, parse, run_main
 from rvqlm.files import write_json
 from rvqlm.inference.evaluate import EvaluateConfig, evaluate_split
 from rvqlm.runtime import tune_malloc
@@ -35,10 +35,10 @@ def print_result(result: dict) -> None:
     """Figures by level, with the standard error of nats, and of all levels."""
     bound = "at most " if result["bound"] else ""
     unsure = result["uncertainty"]
+    cuts, frames = counted(result["cuts"], "cut"), counted(result["frames"], "frame")
     print(
-        f"{result['split']}: {plural(result['cuts'], 'cut')}, {plural(result['frames'], 'frame')}, "
-        f"{result['checkpoint']} (step {result['step']})"
-        + (f", {plural(result['eval_draws'], 'masking')} of each" if result["eval_draws"] else "")
+        f"{result['split']}: {cuts}, {frames}, {result['checkpoint']} (step {result['step']})"
+        + (f", {counted(result['eval_draws'], 'masking')} of each" if result["eval_draws"] else "")
         + (f", given {' and '.join(result['conditions'])}" if result["conditions"] else "")
     )
     columns = {"nats": "6.3f", "error": "6.3f", "unigram_nats": "8.3f", "accuracy": "9.2%"}
