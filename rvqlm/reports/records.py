@@ -19,7 +19,8 @@ SHOWN = 3
 def conditions_of(evaluation: dict, flags: dict) -> list[str]:
     """What a model's figures were conditioned on; evaluations of older versions do not say it, and
     a model has the conditions of its training."""
-    return list(evaluation.get("conditions", flags.get("conditions") or []))
+    found = evaluation.get("conditions")
+    return list(found if found is not None else flags.get("conditions") or [])
 
 
 def given_words(conditions: Iterable[str]) -> str:
