@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rvqlm.cli import flatten
+from rvqlm.cli import flatten, span
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.files import read_json
@@ -29,7 +29,7 @@ IDENTITY = ("pattern", "masking")
 SHAPE = ("decoder-dim", "num-decoder-layers")
 IGNORED = re.compile(
     r"model-name|exp-dir|manifest-dir|device|num-threads|train-stage"
-    r"|eval-draws|num-epochs|max-steps|max-minutes|(log|valid|save)-.*"
+    r"|eval-draws|quiet|num-epochs|max-steps|max-minutes|(log|valid|save)-.*"
 )
 """Flags that do not make models differ, or that columns of the table show."""
 
@@ -139,7 +139,7 @@ def _add_training(row: Row, training: Training) -> None:
     data = record.get("data") or {}
     row.codec = data.get("codec") or row.codec
     splits = {k: v["hours"] for k, v in data.items() if isinstance(v, dict) and "hours" in v}
-    row.data = ", ".join(f"{number(h)} h of {k}" for k, h in splits.items()) or row.data
+    row.data = ", ".join(f"{span(3600 * h)} of {k}" for k, h in splits.items()) or row.data
 
 
 def describe_machine(machine: dict) -> str:

@@ -23,7 +23,7 @@ import torch
 from rvqlm.checkpoints.file import differing_flags, load_checkpoint
 from rvqlm.checkpoints.init_from import init_from
 from rvqlm.checkpoints.loading import find_checkpoint
-from rvqlm.cli import flatten
+from rvqlm.cli import counted, flatten, span
 from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
@@ -31,6 +31,7 @@ from rvqlm.errors import UserError
 from rvqlm.files import remove, write_json, write_text
 from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
+from rvqlm.training.announce import budget_words, epoch_words, length_words, schedule_words
 from rvqlm.training.config import TrainerConfig
 from rvqlm.training.distributed import World
 from rvqlm.training.memory import (
@@ -64,6 +65,7 @@ class Setup:
         world: World,
         make_samples: Callable,
     ):
+        self.config = config
         self.device, self.dtype, self.world = device, dtype, world
         self.make_samples = make_samples
         levels = config.num_quantizers or None
@@ -95,8 +97,9 @@ class Setup:
         self.state_path = self._checkpoint_to_resume()
         self.memory_line = ""
 
-    def say(self, text: str) -> None:
-        if self.world.main:
+    def say(self, text: str, problem: bool = False) -> None:
+        """A line on the terminal; with --quiet only what is a `problem`."""
+        if self.world.main and (problem or not self.config.quiet):
             print(text, file=sys.stderr, flush=True)
 
     def run(self, command: str) -> int:
@@ -108,7 +111,7 @@ class Setup:
             self.config = config = self._with_max_duration()
         trainer = self.trainer = self._make_trainer()
         if config.dry_run:
-            for line in describe_plan(trainer, self.loader.epoch_steps):
+            for line in describe_plan(trainer):
                 if self.world.main:
                     print(line)
             return 0
@@ -120,7 +123,7 @@ class Setup:
         if trainer.progress >= 1:
             self.say(
                 f"{self.exp_dir}: training is finished (step {trainer.step}, epoch "
-                f"{trainer.epochs:.2f}, {trainer.elapsed / 60:.1f} minutes); raise --num-epochs, "
+                f"{trainer.epochs:.2f}, {span(trainer.elapsed)}); raise --num-epochs, "
                 "--max-steps or --max-minutes to continue"
             )
             return 0
@@ -132,21 +135,20 @@ class Setup:
         if self.world.main:
             write_config(config)
             write_run(self.exp_dir, self._record(), command)
-        if self.state_path is None:
-            self._announce()
+        self._announce()
         outcome = trainer.fit()
         if self.world.main:
             end_run(self.exp_dir, outcome, trainer.step)
         if outcome != "finished":
             self.say(
                 f"{outcome}: saved {self.exp_dir / 'latest.pt'} at step {trainer.step}; run again "
-                "to continue"
+                "to continue",
+                problem=True,
             )
             return 128 + signal.Signals[outcome]
         best = trainer.best
         self.say(
-            f"done: step {trainer.step}, epoch {trainer.epochs:.2f}, "
-            f"{trainer.elapsed / 60:.1f} minutes; "
+            f"done: step {trainer.step}, epoch {trainer.epochs:.2f}, {span(trainer.elapsed)}; "
             f"best validation loss {best['loss']:.4f} at step {best['step']}"
         )
         return 0
@@ -244,7 +246,7 @@ class Setup:
         best = trainer.best
         self.say(
             f"resumed {path}: step {trainer.step}, epoch {trainer.epochs:.2f}, "
-            f"{trainer.elapsed / 60:.1f} minutes"
+            f"{span(trainer.elapsed)}"
             + (f", best {best['loss']:.4f} at step {best['step']}" if best["step"] else "")
             + f"; restored weights, {'averages, ' if trainer.ema else ''}"
             f"{trainer.config.optim.optimizer}, schedule, guards, position in the data, log"
@@ -253,15 +255,25 @@ class Setup:
     # ------------------------------------------------------------------------------- records
 
     def _announce(self) -> None:
+        config, valid = self.config, self.trainer.valid
+        kind = str(self.dtype).removeprefix("torch.")
         self.say(
-            f"{self.model.name}: {self.parameters:,} parameters on {self.device}, "
-            f"{self.train_data.hours:.2f} h of codes, {self.loader.epoch_steps} batches an epoch"
+            f"{self.model.name}: {self.parameters:,} parameters on {self.device} in {kind}, "
+            f"{counted(self.world.size, 'rank')}"
         )
+        words = epoch_words(self.loader, config)
+        self.say(f"train: {length_words(self.train_data)}; {words}")
+        items = counted(valid.epoch_items, "item")
+        if most := config.log.valid_max_batches:
+            items += f", the first {counted(most, 'batch')} of them used"
+        self.say(f"valid: {length_words(self.valid_data)}; {items}")
+        steps = -(-self.loader.epoch_steps // config.optim.accum)
+        self.say(f"{schedule_words(config)}; {budget_words(config, steps)}")
         if self.memory_line:
             self.say(self.memory_line)
         for kind, count in (self.conditions.missing() if self.conditions else {}).items():
             if count:
-                self.say(f"{count} of {len(self.train_data)} cuts have no {kind}: trained without")
+                self.say(f"{count:,} of {counted(len(self.train_data), 'cut')} without {kind}")
 
     def _record(self) -> dict:
         machine = describe_machine()
@@ -336,10 +348,11 @@ _OF_A_RUN = (
 
 def write_config(config: TrainerConfig) -> None:
     """EXP/config.yaml: every flag, to be used as ``--config``. What is asked of one start only
-    (--resume, --dry-run) is left out."""
+    (--resume, --dry-run, --quiet) is left out."""
     import yaml
 
-    flags = {k: v for k, v in flatten(config).items() if k not in ("resume", "dry-run")}
+    of_a_start = ("resume", "dry-run", "quiet")
+    flags = {k: v for k, v in flatten(config).items() if k not in of_a_start}
     write_text(Path(config.exp_dir) / "config.yaml", yaml.safe_dump(flags, sort_keys=False))
 
 

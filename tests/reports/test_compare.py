@@ -61,7 +61,7 @@ def test_a_row_says_what_the_commands_left(two, tmp_path):
         "split test, 628 recordings, 136,868 frames, prompt fraction 0: the same",
         "Drawn with temperature 0.9, top-k 200, seed 0; besides: steps 16 (masked).",
         "Codec: toy, fingerprint `0123456789abcdef`, 2 x 64, 50 frames/s, 600 bits/s",
-        "Data: 5.1 h of train, 0.1 h of valid.",
+        "Data: 5.1 h of train, 6.0 min of valid.",
         "Machine: Test CPU 3000, 2 cores, torch 2.13.0.",
         "Commit: `feedc0ffee12`.",
     ):
