@@ -276,10 +276,10 @@ def bar(items: Iterable, name: str, total: int | None = None, unit: str = "cuts"
 def counted(number: int, noun: str) -> str:
     """A number with its noun.
 
-    >>> counted(1, "cut"), counted(12000, "cut"), counted(2, "batch")
-    ('1 cut', '12,000 cuts', '2 batches')
+    >>> counted(1, "cut"), counted(12000, "epoch"), counted(2, "batch")
+    ('1 cut', '12,000 epochs', '2 batches')
     """
-    ending = "" if number == 1 else "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
+    ending = "" if number == 1 else "es" if noun.endswith(("tch", "sh", "s", "x")) else "s"
     return f"{number:,} {noun}{ending}"
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""``rvqlm split``: train, valid and test that share no speaker, no recording and no group.
+"""``rvqlm split``: train, valid and test that share no recording and no group, nor, where there are
+enough of them, a speaker.
 
     rvqlm split --manifest-dir data/tokens --valid 0.05 --test 0.05
 

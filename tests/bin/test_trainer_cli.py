@@ -211,7 +211,7 @@ def test_what_a_training_begins_with_and_quiet(tokens, tmp_path, capfd):
         assert words in said
     assert trainer.main(command(quiet, tokens, "--max-steps", "2", "--quiet")) == 0
     assert "".join(capfd.readouterr()) == ""
-    assert "quiet" not in (quiet / "config.yaml").read_text()
+    assert "quiet:" not in (quiet / "config.yaml").read_text()
     assert trainer.main(command(quiet, tokens, "--max-steps", "3")) == 0
     assert "resumed" in capfd.readouterr().err  # said again where that is not asked for
 
