@@ -156,11 +156,13 @@ def speed_chart(run: Training) -> dict:
 def extent(hours: float | None) -> tuple[str, str]:
     """Length of a corpus as number and unit.
 
-    >>> extent(0.299), extent(6.04), extent(None)
-    (('18', 'minutes'), ('6', 'hours'), ('–', 'hours'))
+    >>> extent(0.008), extent(0.299), extent(6.04), extent(None)
+    (('29', 'seconds'), ('18', 'minutes'), ('6', 'hours'), ('–', 'hours'))
     """
     if hours is None or hours >= 1:
         return number(hours, 2), "hours"
+    if hours < 2 / 60:
+        return number(3600 * hours, 2), "seconds"
     return number(60 * hours, 2), "minutes"
 
 
@@ -231,7 +233,7 @@ def headline(
         "realtime": speed / float(info.frame_rate) if speed else None,
         "padding": mean(r.get("padding") for r in run.train),
         "memory_mb": last.get("memory_mb"),
-        "hours_seen": frames / float(info.frame_rate) / 3600 if frames else None,
+        "seconds_seen": frames / float(info.frame_rate) if frames else None,
     }
 
 
