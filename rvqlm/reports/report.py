@@ -378,6 +378,7 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         "head": headline(run, evaluations, info, tokens, split, given),
         "given": given_words(given),
         "masked": run.scores_hidden_codes,
+        "prompted": run.family == "valle",
         "recognizes": run.recognizes,
         "recognitions": recognitions,
         "left_out": left_out(manifest_dir, tokens),
