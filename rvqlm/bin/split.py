@@ -1,6 +1,5 @@
 #!/usr/bin/env python3
-"""``rvqlm split``: train, valid and test that share no recording and no group, nor, where there are
-enough of them, a speaker.
+"""``rvqlm split``: train, valid and test that share no speaker, no recording and no group.
 
     rvqlm split --manifest-dir data/tokens --valid 0.05 --test 0.05
 

@@ -1,5 +1,4 @@
-"""Training, validation and test sets that share no recording and no group, nor a speaker where
-there are enough of them or --by speaker asks for it.
+"""Training, validation and test sets that share no speaker, no recording and no group.
 
 Cuts that share a recording, the custom field ``group`` (the name of another recording, or any
 other name) or, dividing by speaker, a speaker form a group (a connected component). Groups are

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import lhotse
 import numpy as np
 import torch
 
-from rvqlm import hub
 from rvqlm.audio.load import load_cut
 from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.reader import BadAudio
@@ -77,8 +75,8 @@ def read_held_out(
     cuts = {c.id: c for c in lhotse.CutSet.from_jsonl_lazy(manifest) if c.id in row_of}
     codec, remarks = None, []
     try:
-        with contextlib.nullcontext() if download else hub.local_only():
-            codec = load_codec_like(info)
+        # by its remembered name: from this machine only
+        codec = load_codec_like(info, info.name if download else None)
     except UserError as e:
         hint = "" if download else " (--download looks on the hub, too)"
         remarks.append(f"No codec reconstructions: {e}{hint}.")

@@ -198,7 +198,7 @@ class Trainer:
         """Judge the summed gradients; scale, clip, step and average if they are good.
 
         The verdict comes from sums over all ranks, so all of them decide alike, and reaches Python
-        in one transfer, for which a GPU is waited for.
+        in one transfer: the only point of a step where a GPU is waited for.
 
         :param minimised: (2,) loss and tokens of this rank.
         """
