@@ -276,11 +276,21 @@ def bar(items: Iterable, name: str, total: int | None = None, unit: str = "cuts"
 def counted(number: int, noun: str) -> str:
     """A number with its noun.
 
-    >>> counted(1, "cut"), counted(12000, "epoch"), counted(2, "batch")
-    ('1 cut', '12,000 epochs', '2 batches')
+    >>> counted(1, "cut"), counted(12000, "cut")
+    ('1 cut', '12,000 cuts')
     """
-    ending = "" if number == 1 else "es" if noun.endswith(("tch", "sh", "s", "x")) else "s"
-    return f"{number:,} {noun}{ending}"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def clock(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``.
+
+    >>> clock(3723), clock(123)
+    ('1:02:03', '2:03')
+    """
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
 def span(seconds: float | None) -> str:
@@ -293,17 +303,6 @@ def span(seconds: float | None) -> str:
     if seconds < 100:
         return f"{seconds:.{1 if 0 < seconds < 1 else 0}f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def clock(seconds: float) -> str:
-    """``1:02:03`` or ``2:03``.
-
-    >>> clock(3723), clock(123)
-    ('1:02:03', '2:03')
-    """
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
 def dispatch(

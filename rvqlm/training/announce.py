@@ -45,8 +45,12 @@ def epoch_words(loader, config: TrainerConfig) -> str:
     windowed = config.data.window_frames or config.data.window_schedule
     steps = -(-loader.epoch_steps // config.optim.accum)
     items = counted(loader.epoch_items, "window" if windowed else "item")
-    batches = counted(loader.epoch_steps, "batch") + " a rank" * (loader.world_size > 1)
+    batches = batches_words(loader.epoch_steps) + " a rank" * (loader.world_size > 1)
     return f"{items}, {batches}, {counted(steps, 'optimizer step')} an epoch"
+
+
+def batches_words(number: int) -> str:
+    return f"{number:,} batch{'' if number == 1 else 'es'}"
 
 
 def length_words(data) -> str:

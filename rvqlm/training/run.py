@@ -31,7 +31,13 @@ from rvqlm.errors import UserError
 from rvqlm.files import remove, write_json, write_text
 from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
-from rvqlm.training.announce import budget_words, epoch_words, length_words, schedule_words
+from rvqlm.training.announce import (
+    batches_words,
+    budget_words,
+    epoch_words,
+    length_words,
+    schedule_words,
+)
 from rvqlm.training.config import TrainerConfig
 from rvqlm.training.distributed import World
 from rvqlm.training.memory import (
@@ -265,7 +271,7 @@ class Setup:
         self.say(f"train: {length_words(self.train_data)}; {words}")
         items = counted(valid.epoch_items, "item")
         if most := config.log.valid_max_batches:
-            items += f", the first {counted(most, 'batch')} of them used"
+            items += f", the first {batches_words(most)} of them used"
         self.say(f"valid: {length_words(self.valid_data)}; {items}")
         steps = -(-self.loader.epoch_steps // config.optim.accum)
         self.say(f"{schedule_words(config)}; {budget_words(config, steps)}")
