@@ -11,12 +11,24 @@ from __future__ import annotations
 
 from fractions import Fraction
 from math import log
+from typing import TypedDict
 
 import numpy as np
 import torch
 
+from rvqlm.files import Count, Finite
+
 NORMAL = 1.96
 """Standard errors at each side of a figure that hold the true one in 95 % of cases, of many."""
+
+
+class Uncertainty(TypedDict):
+    """What `ByRecording.uncertainty` returns, and eval_SPLIT.json has."""
+
+    recordings: Count
+    nats: list[Finite | None]
+    bits_per_second: Finite | None
+    plus_minus: Finite | None
 
 
 class ByRecording:
@@ -42,7 +54,7 @@ class ByRecording:
         for number, value in zip(index.tolist(), values):
             self.sums[number] = self.sums.get(number, 0.0) + value
 
-    def uncertainty(self, frame_rate: Fraction) -> dict:
+    def uncertainty(self, frame_rate: Fraction) -> Uncertainty:
         """Standard errors of the mean nats of each level and of their sum as bits per second, and
         what to add to and take from the latter for a 95 % interval; None of a level that fewer than
         two recordings scored, and of all levels then."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Annotated, TypedDict
+
+from msgspec import Meta
 
 from rvqlm.cli import counted
-from rvqlm.errors import UserError
-from rvqlm.files import read_json, read_jsonl
+from rvqlm.files import Count, Finite, Positive, read_json, read_jsonl
 from rvqlm.reports.experiment import REMEDY
 
 SHOWN = 3
@@ -78,9 +81,10 @@ def left_out(manifest_dir: Path, sidecar: dict) -> list[LeftOut]:
         seen.add(place)
         for ending in ("skipped", "warned"):
             for path in sorted(folder.glob(f"*{ending}.jsonl")):
-                lines = list(read_jsonl(path, str(path), REMEDY))
-                if lines:
-                    found.append(LeftOut(path, len(lines), [_reason(e) for e in lines[:SHOWN]]))
+                entries = read_jsonl(path, str(path), REMEDY)
+                examples = [_reason(entry) for entry in islice(entries, SHOWN)]
+                if examples:
+                    found.append(LeftOut(path, len(examples) + sum(1 for _ in entries), examples))
     return found
 
 
@@ -90,6 +94,27 @@ def _reason(entry: dict) -> str:
 
 
 # ---------------------------------------------------------------------------------- error rates
+
+
+class _Row(TypedDict):
+    name: str
+    recognized: str
+    symbols: Count
+    errors: Count
+
+
+class _Optional(TypedDict, total=False):
+    interval: Annotated[list[Finite], Meta(min_length=2, max_length=2)] | None
+    identified: Annotated[list[Count], Meta(min_length=2, max_length=2)] | None
+    chance: Finite | None
+    command: str | None
+    recognizer: str
+    rows: list[_Row]
+
+
+class _Recognition(_Optional):
+    error_rate: Finite
+    items: Positive
 
 
 @dataclass
@@ -114,11 +139,9 @@ class Recognition:
         """
         if not path.exists():
             return None
-        found = read_json(path, REMEDY, type=dict)
-        names = ("error_rate", "interval", "items", "identified", "chance", "command", "rows")
-        if absent := [name for name in names[:3] if name not in found]:
-            raise UserError(f"{path}: no {', '.join(absent)} in it; {REMEDY}")
-        return cls(label, *(found.get(name) for name in names[:-1]), found.get("rows") or [])
+        found = read_json(path, REMEDY, type=_Recognition)
+        names = ("error_rate", "interval", "items", "identified", "chance", "command")
+        return cls(label, *(found.get(name) for name in names), found.get("rows", []))
 
 
 def of_samples(exp_dir: Path) -> Recognition | None:
@@ -139,7 +162,8 @@ def of_recordings(folder: Path, split: str) -> list[Recognition]:
 def recognizer_of(exp_dir: Path) -> Path | None:
     """Folder of the recogniser that transcribed an experiment's samples."""
     path = exp_dir / "samples" / "recognition.json"
-    named = read_json(path, REMEDY, type=dict).get("recognizer") if path.exists() else None
+    found = read_json(path, REMEDY, type=_Recognition) if path.exists() else {}
+    named = found.get("recognizer")
     if not named:
         return None
     # written by a command that may have run elsewhere: recipes keep it in the experiment

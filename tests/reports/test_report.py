@@ -364,7 +364,7 @@ def test_error_rates_and_samples_beside_their_sentence(exp, tokens, toy_codec):
         assert words in text, words
     assert "error rate of samples of the model: 36.7%" in summary(content)
     (exp / "samples" / "recognition.json").write_text('{"rows": []}')
-    with pytest.raises(UserError, match="no error_rate"):
+    with pytest.raises(UserError, match=r"recognition.json is damaged .*error_rate"):
         collect(ReportArgs(exp, tokens))
 
 
