@@ -84,8 +84,8 @@ class MaskedConfig(GridConfig):
     predict_length: bool = True
     """Learn how many frames a sequence has; generation then chooses its length."""
     eval_draws: int = 4
-    """Random maskings of each held-out item that its nats are averaged over: more are less noisy
-    and slower."""
+    """Random maskings of each held-out item in validation: more are less noisy and slower.
+    rvqlm evaluate makes as many, and at least 4."""
 
     def problems(self) -> list[str]:
         found = super().problems()
