@@ -293,6 +293,18 @@ def clock(seconds: float) -> str:
     return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
+def span(seconds: float | None) -> str:
+    """
+    >>> span(0.25), span(42), span(725), span(7500), span(None)
+    ('0.2 s', '42 s', '12.1 min', '2.1 h', '–')
+    """
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.{1 if 0 < seconds < 1 else 0}f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def dispatch(
     prog: str,
     description: str,

@@ -31,6 +31,12 @@ def imports() -> dict[str, set[str]]:
     return found
 
 
+def test_the_training_room_imports_no_codec():
+    for module, names in imports().items():
+        if module.startswith("training."):
+            assert not [n for n in names if n.split(".")[0] in ("codecs", "audio")], module
+
+
 def test_every_import_runs_downward():
     graph = {m: found for m, found in imports().items() if not m.endswith("__init__")}
     rooms = {m: m.split(".")[0] for m in graph}

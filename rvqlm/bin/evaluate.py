@@ -12,8 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rvqlm.cli import command_line, parse, run_main
-from rvqlm.errors import UserError
+from rvqlm.cli import command_line, counted, parse, run_main
 from rvqlm.files import write_json
 from rvqlm.inference.evaluate import EvaluateConfig, evaluate_split
 from rvqlm.runtime import tune_malloc
@@ -33,22 +32,32 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def print_result(result: dict) -> None:
-    if result["bits_per_second"] is None:
-        raise UserError(f"{result['checkpoint']}: only some levels are trained; train the others")
+    """Figures by level, with the standard error of nats, and of all levels."""
     bound = "at most " if result["bound"] else ""
+    unsure = result["uncertainty"]
+    cuts, frames = counted(result["cuts"], "cut"), counted(result["frames"], "frame")
     print(
-        f"{result['split']}: {result['cuts']} cuts, {result['frames']} frames, "
-        f"{result['checkpoint']} (step {result['step']})"
+        f"{result['split']}: {cuts}, {frames}, {result['checkpoint']} (step {result['step']})"
+        + (f", {counted(result['eval_draws'], 'masking')} of each" if result["eval_draws"] else "")
+        + (f", given {' and '.join(result['conditions'])}" if result["conditions"] else "")
     )
-    columns = {"nats": "6.3f", "unigram_nats": "8.3f", "accuracy": "9.2%"}
-    columns |= {k: "8.4f" for k, v in result.items() if isinstance(v, list) and k not in columns}
-    print("level   nats  unigram  accuracy", *(f"{name:>8}" for name in list(columns)[3:]))
-    for level, row in enumerate(zip(*(result[name] for name in columns))):
-        cells = (f"{value:{form}}" for value, form in zip(row, columns.values()))
+    columns = {"nats": "6.3f", "error": "6.3f", "unigram_nats": "8.3f", "accuracy": "9.2%"}
+    by_level = {**result, "error": unsure["nats"]}
+    known = (k for k, v in result.items() if isinstance(v, list) and k != "conditions")
+    columns |= {k: "8.4f" for k in known if k not in columns}
+    print("level   nats     +-  unigram  accuracy", *(f"{name:>8}" for name in list(columns)[4:]))
+    for level, row in enumerate(zip(*(by_level[name] for name in columns))):
+        cells = (
+            f"{value:{form}}" if value is not None else "-".rjust(int(form.split(".")[0]))
+            for value, form in zip(row, columns.values())
+        )
         print(f"{level:5d}", *cells)
+    within = unsure["plus_minus"]
     print(
-        f"loss {result['loss']:.4f} nats/code; {bound}{result['bits_per_second']:,.0f} bits/s, "
-        f"unigram {result['unigram_bits_per_second']:,.0f}"
+        f"loss {result['loss']:.4f} nats/code; {bound}{result['bits_per_second']:,.0f}"
+        + (f" +- {within:,.0f}" if within is not None else "")
+        + f" bits/s, unigram {result['unigram_bits_per_second']:,.0f}"
+        + (" (+-: 95 %, over recordings)" if within is not None else "")
     )
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rvqlm.cli import command_line, parse, run_main
+from rvqlm.cli import command_line, counted, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.files import write_text
 from rvqlm.frontends.text import TextFrontEnd
@@ -65,7 +65,8 @@ def _run(argv: Sequence[str] | None) -> int:
     front_end = TextFrontEnd.from_info(model.conditions["text"])
     rows = [item.row(front_end.decode) for item in found]
     for row in rows if config.samples else ():
-        print(f"{row['name']}  {row['errors']} errors in {row['symbols']} symbols")
+        errors, symbols = counted(row["errors"], "error"), counted(row["symbols"], "symbol")
+        print(f"{row['name']}  {errors} in {symbols}")
         print(f"  reference   {row['reference']}\n  recognized  {row['recognized']}")
     summary = summarize(found)
     print(describe(summary))
@@ -89,7 +90,7 @@ def describe(summary: dict) -> str:
     lines = [
         f"error rate {summary['error_rate']:.1%}"
         + (f" (95 %: {interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
-        + f" of {of:,} symbols in {summary['items']:,} items: "
+        + f" of {counted(of, 'symbol')} in {counted(summary['items'], 'item')}: "
         f"{summary['substitutions'] / of:.1%} substitutions, "
         f"{summary['deletions'] / of:.1%} deletions, {summary['insertions'] / of:.1%} insertions"
     ]
@@ -97,7 +98,7 @@ def describe(summary: dict) -> str:
         found, of = summary["identified"]
         lines.append(
             f"against the texts of other items, by chance: {summary['chance']:.1%}; nearer to its "
-            f"own text than to any other's: {found} of {of} items"
+            f"own text than to any other's: {found} of {counted(of, 'item')}"
         )
     return "\n".join(lines)
 

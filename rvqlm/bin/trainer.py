@@ -64,7 +64,7 @@ def flags_of_the_run(argv: Sequence[str] | None) -> dict:
     path = path / "latest.pt" if path.is_dir() else path
     if not path.is_file():
         return {}
-    of_a_start = ("exp-dir", "resume", "dry-run", "init-from")
+    of_a_start = ("exp-dir", "resume", "dry-run", "quiet", "init-from")
     flags = load_checkpoint(path, mapped=True, gather=False).get("config", {})
     return {k: v for k, v in flags.items() if k not in of_a_start}
 

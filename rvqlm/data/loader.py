@@ -92,6 +92,11 @@ class TokenLoader:
         """Batches of the current epoch on each rank, those handed out included."""
         return sum(s for _, s in self._history[:-1]) + self._current_plan().num_steps
 
+    @property
+    def epoch_items(self) -> int:
+        """Items (cuts, windows or crops) of what is left of the current epoch, of all ranks."""
+        return int(self._current_plan().count.sum())
+
     def _current_plan(self) -> EpochPlan:
         if self._plan is None:
             (world, done), *later = self._history

@@ -15,6 +15,8 @@ from rvqlm.data.plan import PlanConfig
 from rvqlm.errors import UserError
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.metrics import losses
+from rvqlm.metrics.uncertainty import ByRecording
+from rvqlm.models.base import TokenModel
 from rvqlm.runtime import pick_precision
 from rvqlm.training.config import TrainerConfig
 
@@ -34,6 +36,9 @@ class EvaluateConfig:
     prompt_fraction: float = 0.0
     """Share of each cut that is given as a prompt and not scored; models that train on prompts are
     best compared so."""
+    eval_draws: int = 0
+    """Random maskings of each recording that a masked model is scored by: more are less noisy and
+    slower. 0: as in training, and at least 4."""
     max_duration: float = 0.0
     """Seconds of audio in a batch; 0: as in training."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -45,19 +50,22 @@ class EvaluateConfig:
             raise UserError(f"--max-duration {self.max_duration}: at least 0")
         if not 0 <= self.prompt_fraction < 1:
             raise UserError(f"--prompt-fraction {self.prompt_fraction}: in [0, 1)")
+        if self.eval_draws < 0:
+            raise UserError(f"--eval-draws {self.eval_draws}: at least 0")
 
 
 def evaluate_split(config: EvaluateConfig) -> dict:
-    """Metrics of `Totals` over a split, whether its bits are an upper bound, and the unigram's; the
-    content of eval_SPLIT.json.
+    """Metrics of `Totals` over a split, how sure they are (`ByRecording`), whether its bits are an
+    upper bound, what it was conditioned on, and the unigram's; the content of eval_SPLIT.json.
 
-    :raises UserError: no such model, one that predicts no codes, or tokens or conditions of another
-        kind than those of its training.
+    :raises UserError: no such model, one that predicts no codes or only some levels, or tokens or
+        conditions of another kind than those of its training.
     """
     model, path, state, device = config.model.load(config.exp_dir)
     dtype = pick_precision(config.precision, device)
     if not model.generates:
         raise UserError(f"{path}: a {model.name} predicts no codes; use rvqlm recognize")
+    draws = _set_draws(model, config.eval_draws)
     manifest_dir = config.manifest_dir
     # an exported model need not have all flags of its training
     flags = flatten(TrainerConfig("", "")) | state["config"]
@@ -86,7 +94,17 @@ def evaluate_split(config: EvaluateConfig) -> dict:
             cuts.update(batch.index.tolist())
             yield batch
 
-    totals = losses.evaluate_batches(model, counted(), info, device, dtype)
+    recordings = ByRecording(levels)
+    totals = losses.evaluate_batches(model, counted(), info, device, dtype, recordings)
+    metrics = totals.metrics(info.frame_rate)
+    if metrics["bits_per_second"] is None:
+        missing = ", ".join(str(k) for k, nats in enumerate(metrics["nats"]) if nats is None)
+        if draws is not None:
+            raise UserError(
+                f"--split {config.split}: {draws} random maskings of each of its {len(cuts)} "
+                f"recordings did not score level {missing}; give --eval-draws {levels}"
+            )
+        raise UserError(f"{path}: level {missing} is not trained; train the others first")
     of_train = losses.count_codes((train.view(row) for row in range(len(train))), info)
     unigram = losses.unigram_nats(of_train, counts)
     return {
@@ -95,8 +113,26 @@ def evaluate_split(config: EvaluateConfig) -> dict:
         "step": state["step"],
         "cuts": len(cuts),
         "prompt_fraction": config.prompt_fraction,
-        **totals.metrics(info.frame_rate),
+        **metrics,
+        "uncertainty": recordings.uncertainty(info.frame_rate),
+        "eval_draws": draws,
+        "conditions": list(model.conditions),
         "bound": not model.exact_likelihood,
         "unigram_nats": unigram,
         "unigram_bits_per_second": losses.bits_per_second(unigram, info.frame_rate),
     }
+
+
+LEAST_DRAWS = 4
+"""Fewer serve a training, whose figures are compared with each other."""
+
+
+def _set_draws(model: TokenModel, asked: int) -> int | None:
+    """Random maskings of each recording; None where the family has none."""
+    trained = getattr(model.config, "eval_draws", None)
+    if trained is None:
+        if asked:
+            raise UserError(f"--eval-draws {asked}: only masked models draw; this is {model.name}")
+        return None
+    model.config.eval_draws = asked or max(LEAST_DRAWS, trained)
+    return model.config.eval_draws

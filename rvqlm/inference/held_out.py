@@ -51,6 +51,7 @@ def read_held_out(
     prompts: list[str],
     number: int,
     max_seconds: float,
+    download: bool = False,
 ) -> tuple[list[HeldOut], list[str]]:
     """Recordings of a split, and remarks on what is missing.
 
@@ -60,6 +61,7 @@ def read_held_out(
     :param info: of the token directory, all levels.
     :param prompts: ids or paths of recordings that samples begin with; these come first.
     :param max_seconds: recordings are cut to this length.
+    :param download: fetch the codec from the hub where it is not on this machine.
     """
     try:
         dataset = TokenDataset.open(manifest_dir, split)
@@ -73,9 +75,11 @@ def read_held_out(
     cuts = {c.id: c for c in lhotse.CutSet.from_jsonl_lazy(manifest) if c.id in row_of}
     codec, remarks = None, []
     try:
-        codec = load_codec_like(info)
+        # by its remembered name: from this machine only
+        codec = load_codec_like(info, info.name if download else None)
     except UserError as e:
-        remarks.append(f"No codec reconstructions: {e}.")
+        hint = "" if download else " (--download looks on the hub, too)"
+        remarks.append(f"No codec reconstructions: {e}{hint}.")
 
     settings = read_sidecar(manifest_dir).get("audio") or {}
     channels = AudioConfig(**{k: v for k, v in settings.items() if k in ("mono", "stereo")})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rvqlm.audio.load import load_file
-from rvqlm.cli import bar
+from rvqlm.cli import bar, counted
 from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.data.conditions import ConditionSet
@@ -112,7 +112,7 @@ def find_samples(given: Sequence[str]) -> list[Path]:
                 "text; run rvqlm generate with --text first"
             )
         if left_out := len(wavs) - len(told):
-            print(f"{left_out} samples were given no text: left out", file=sys.stderr)
+            print(f"left out: {counted(left_out, 'sample')} without a text", file=sys.stderr)
         return told
     for path in paths:
         if not path.is_file():
@@ -200,7 +200,8 @@ def recognize_cuts(
     if not references:
         raise UserError(f"{manifest_dir}: no cut of split {split!r} has a text")
     if len(references) < count:
-        print(f"{count - len(references)} cuts have no text: left out", file=sys.stderr)
+        left_out = counted(count - len(references), "cut")
+        print(f"left out: {left_out} without a text", file=sys.stderr)
     if through_audio:
         encoder, decoder = (
             load_codec_like(i, config.codec or None, device) for i in (model.info, stored.info)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rvqlm.batch import PAD, Batch
 from rvqlm.codec_info import CodecInfo
+from rvqlm.metrics.uncertainty import ByRecording
 
 
 class Totals:
@@ -71,8 +72,10 @@ class Totals:
         """The mean of each metric by name, a list for one per level; and of ``nats`` the loss per
         code, its exponential and bits, and bits per second; frames and padding. Python floats.
 
-        A level that was not scored, as in a training of some levels only, has None, and bits per
-        second are None then; where nothing was scored the loss is None too.
+        The loss is the mean over levels of their mean nats: where levels were not scored equally
+        often, as when an item scores one level at random, none counts by how often it was. A level
+        that was not scored, as in a training of some levels only, has None and no part in the loss,
+        and bits per second are None then; where nothing was scored the loss is None too.
         """
         means = {}
         for name, value in self.sums.items():
@@ -81,8 +84,8 @@ class Totals:
                 means[name] = total / max(count, 1.0)
             else:
                 means[name] = [t / n if n else None for t, n in zip(total, count)]
-        nats, count = self.sums["nats"].sum(1).tolist()
-        loss = nats / count if count else None
+        scored = [nats for nats in means["nats"] if nats is not None]
+        loss = sum(scored) / len(scored) if scored else None
         complete = None not in means["nats"]
         return {
             "loss": loss,
@@ -120,8 +123,10 @@ def evaluate_batches(
     info: CodecInfo,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    recordings: ByRecording | None = None,
 ) -> Totals:
-    """Sums of `model` over `batches`, without dropout; `dtype` is that of autocast."""
+    """Sums of `model` over `batches`, without dropout; `dtype` is that of autocast. ``recordings``
+    gets those of each recording."""
     totals = Totals(info.num_codebooks, device)
     training = model.training
     model.eval()
@@ -132,6 +137,8 @@ def evaluate_batches(
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 out = model(batch.to(device))
             totals.add(out, frames, cells)
+            if recordings is not None:
+                recordings.add(batch.index, out.items)
     finally:
         model.train(training)
     return totals

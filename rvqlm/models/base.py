@@ -31,16 +31,25 @@ class LMOutput:
     sums: dict[str, tuple[Tensor, Tensor]]
     """Metrics by name as (sum, count), detached: (K,) each for one per level, scalars for one of
     the batch. Always there, and over the same count of codes: ``nats``, -log p of the codes,
-    unweighted, without smoothing; ``accuracy``, codes that were the most likely ones."""
+    unweighted, without smoothing; ``accuracy``, codes that were the most likely ones. A level's
+    count is that of what scored it: where an item scores some levels only, levels differ."""
+    items: tuple[Tensor, Tensor] | None = None
+    """Nats and count (B, K) of each item, which add up to those in `sums`; without gradients
+    only."""
 
     @classmethod
     def of_levels(
         cls, loss: HeadLoss, count: Tensor, level_weights: Tensor | None = None
     ) -> LMOutput:
-        """From the loss of heads over ``count`` (K,) codes."""
-        weights = count if level_weights is None else count * level_weights
-        sums = {name: (value, count) for name, value in loss.sums.items()}
-        return cls(loss.loss, weights.sum(), sums)
+        """From the loss of heads over cells, an equal number of rows for each item, of which
+        ``count`` (B, K) were scored (or the sum of their weights)."""
+        of_levels = count.sum(0)
+        weights = of_levels if level_weights is None else of_levels * level_weights
+        sums = {name: (value, of_levels) for name, value in loss.sums.items()}
+        items = None
+        if loss.cells is not None:
+            items = loss.cells.unflatten(0, (len(count), -1)).sum(1), count
+        return cls(loss.loss, weights.sum(), sums, items)
 
     @property
     def nats(self) -> Tensor:

@@ -178,7 +178,7 @@ class CodecLM(TokenModel):
                 self._diagonal(scored[:, :used]).reshape(B * T, K),
             )
         loss = self.heads.loss(*flat, level_weights, label_smoothing)
-        out = LMOutput.of_levels(loss, scored.sum((0, 1)).float(), level_weights)
+        out = LMOutput.of_levels(loss, scored.sum(1).float(), level_weights)
         if self.end_head is not None:
             # the decision before frame t stands where level 0 of frame t would
             frames = torch.arange(T + 1, device=hidden.device)

@@ -13,6 +13,16 @@ What the numbers mean:
   times the nats of n hidden units (frames, or cells) of N is what making them one by one in a
   random order costs (Uria et al., 2014, arXiv:1310.1757; Hoogeboom et al., 2022, arXiv:2110.02037;
   docs/metrics.md)
+
+How the second is estimated. A masking of an item gives each hidden cell a weight w, such that over
+maskings the weighted nats of level k have the mean that is wanted, those of all the item's cells of
+level k, and the weights alone the number of these cells. Both sums are without bias, but what a
+masking scores of a level varies, with coarse_first between all and nothing: a level's mean nats are
+therefore the ratio of the two sums, over all items and maskings, as a weighted mean is (Hájek,
+1971). It lies between the smallest and the largest nats (an accuracy never above 1), is exact where
+all cells cost the same, and has a bias of the order of 1 / items, far below its standard error. The
+nats of a frame are the sum over levels of these means, so that no level counts by how often it was
+drawn.
 """
 
 from __future__ import annotations
@@ -74,8 +84,8 @@ class MaskedConfig(GridConfig):
     predict_length: bool = True
     """Learn how many frames a sequence has; generation then chooses its length."""
     eval_draws: int = 4
-    """Random maskings of each held-out item that its nats are averaged over: more are less noisy
-    and slower."""
+    """Random maskings of each held-out item in validation: more are less noisy and slower.
+    rvqlm evaluate makes as many, and at least 4."""
 
     def problems(self) -> list[str]:
         found = super().problems()
@@ -106,7 +116,7 @@ class Masked(TokenModel):
     """Transformer that fills in hidden codes.
 
     >>> info = CodecInfo("demo", "", 16000, 320, num_codebooks=4, codebook_size=16)
-    >>> config = MaskedConfig(decoder_dim=32, nhead=2, num_decoder_layers=1)
+    >>> config = MaskedConfig(masking="frame", decoder_dim=32, nhead=2, num_decoder_layers=1)
     >>> model = Masked(config, info).eval()
     >>> batch = Batch.from_codes([torch.randint(16, (5, 4)), torch.randint(16, (3, 4))])
     >>> model(batch).count.tolist()  # 5 + 3 codes per level
@@ -158,7 +168,7 @@ class Masked(TokenModel):
         self, batch: Batch, label_smoothing: float = 0.0, level_weights: Tensor | None = None
     ) -> LMOutput:
         """In training the loss of hidden codes; otherwise an estimate of a bound on that of all
-        (see the module), without bias, and the same for an item whenever and in whatever batch.
+        (see the module), and the same for an item whenever and in whatever batch.
 
         Items of a batch without ``prompt_lengths`` know random frames at their ends in training.
         """
@@ -190,19 +200,20 @@ class Masked(TokenModel):
     def _hidden_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
         mask = self.training_mask(batch)
         loss = self._score(batch, mask, mask.predicted, context, level_weights, smoothing)
-        return LMOutput.of_levels(loss, mask.predicted.sum((0, 1)).float(), level_weights)
+        return LMOutput.of_levels(loss, mask.predicted.sum(1).float(), level_weights)
 
     def _all_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
         K, draws = self.info.num_codebooks, range(self.config.eval_draws)
-        parts = []
+        parts, count = [], 0
         for mask in (self.held_out_mask(batch, draw) for draw in draws):
             # each hidden cell stands for so many of all that the item has
             share = K * batch.scored().sum(1) / mask.predicted.sum((1, 2)).clamp(min=1) / len(draws)
             weights = mask.predicted * share[:, None, None]
+            count = count + weights.sum(1)
             parts.append(self._score(batch, mask, weights, context, level_weights, smoothing))
         sums = {name: sum(part.sums[name] for part in parts) for name in parts[0].sums}
-        loss = HeadLoss(sum(part.loss for part in parts), sums)
-        count = batch.scored().sum().float().expand(K)
+        cells = None if parts[0].cells is None else sum(part.cells for part in parts)
+        loss = HeadLoss(sum(part.loss for part in parts), sums, cells)
         return LMOutput.of_levels(loss, count, level_weights)
 
     # -------------------------------------------------------------------------------------- masks

@@ -31,6 +31,7 @@ from rvqlm.generation.sampling import uniforms
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig
 from rvqlm.models.valle_parts import CoarseDecoder, CoarseModel, FineModel
+from rvqlm.modules.fused_loss import HeadLoss
 
 
 @dataclass
@@ -175,19 +176,23 @@ class Valle(TokenModel):
             prompts = self.split(lengths) if self.training else torch.zeros_like(lengths)
             batch = replace(batch, prompt_lengths=prompts)
         weights = torch.ones(K, device=device) if level_weights is None else level_weights
+        B, rows = len(batch.lengths), torch.arange(len(batch.lengths), device=device)
         loss = normalizer = torch.zeros((), device=device)
-        count, sums, ends = torch.zeros(K, device=device), {}, None
+        count, nats = torch.zeros(2, B, K, device=device)  # of each item
+        sums, ends = {}, None
 
-        def add(found: dict[str, Tensor], first_level: int) -> None:
-            for name, value in found.items():
-                total = sums.setdefault(name, torch.zeros_like(count, dtype=value.dtype))
+        def add(found: HeadLoss, first_level: int, level: Tensor | int) -> None:
+            for name, value in found.sums.items():
+                total = sums.setdefault(name, torch.zeros(K, dtype=value.dtype, device=device))
                 total[first_level : first_level + len(value)] += value
+            if found.cells is not None:
+                nats[rows, level] = found.cells.view(B, -1).sum(1).to(nats)
 
         if self.stage != 2 or not self.training:
             coarse, ends = self.ar.loss(batch, weights[:1], label_smoothing)
-            count[0] = batch.scored().sum()
-            add(coarse.sums, 0)
-            loss, normalizer = loss + coarse.loss, normalizer + count[0] * weights[0]
+            count[:, 0] = batch.scored().sum(1)
+            add(coarse, 0, level=0)
+            loss, normalizer = loss + coarse.loss, normalizer + count[:, 0].sum() * weights[0]
             if ends is not None:
                 loss = loss + ends[0]
         if self.stage != 1:
@@ -197,12 +202,15 @@ class Valle(TokenModel):
                 fine, frames = self.nar.loss(
                     batch, known, level, context, weights[1:], label_smoothing
                 )
-                count.index_add_(0, level, frames.float())
-                add(fine.sums, 1)
+                count[rows, level] = frames.float()
+                add(fine, 1, level)
                 loss = loss + fine.loss * (K - 1 if self.training else 1)
             # of all levels: what the random ones come to on average
             normalizer = normalizer + frames.sum() * weights[1:].sum()
-        out = LMOutput(loss, normalizer, {name: (value, count) for name, value in sums.items()})
+        of_levels = {name: (value, count.sum(0)) for name, value in sums.items()}
+        out = LMOutput(loss, normalizer, of_levels)
+        if not torch.is_grad_enabled():
+            out.items = nats, count
         if ends is not None:
             out.sums["end_nats"] = (ends[0].detach(), ends[1])
         return out

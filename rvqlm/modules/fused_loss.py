@@ -53,6 +53,9 @@ class HeadLoss(NamedTuple):
     """Per level (K,), float32, detached, by the name of the mean they make: ``nats``, -log p of the
     targets, neither weighted nor smoothed; ``accuracy``, targets whose logit is larger than all
     others; and what else `CELL_METRICS` names."""
+    cells: Tensor | None = None
+    """Nats of each target, weighted as in the sums, float32 in the shape of the targets, 0 where
+    not valid; of a loss without gradients only."""
 
 
 class Scorer:
@@ -75,29 +78,41 @@ class Scorer:
         self.level_weights = level_weights.to(self.sum_dtype)
         self.loss = torch.zeros((), device=device, dtype=self.sum_dtype)
         self.sums = {name: torch.zeros_like(self.level_weights) for name in CELL_METRICS}
-        self.grad_weight = None
+        self.grad_weight = self.cells = None
         if self.with_grad:
             self.grad_weight = torch.zeros(weight.shape, device=device, dtype=self.sum_dtype)
 
-    def add(self, hidden: Tensor, targets: Tensor, valid: Tensor) -> Tensor | None:
+    def keep_cells(self, targets: Tensor) -> None:
+        """Note the nats of each cell of ``targets``, (N, K) or (N,), in `cells`: too much work for
+        training."""
+        if not self.with_grad:
+            self.cells = torch.zeros(targets.shape, dtype=self.sum_dtype, device=targets.device)
+
+    def add(
+        self, hidden: Tensor, targets: Tensor, valid: Tensor, at: Tensor | None = None
+    ) -> Tensor | None:
         """Score rows.
 
         :param hidden: (N, d), or (N, K, d) with a state per level.
         :param targets: (N, K) int64; anything where not valid.
         :param valid: (N, K) bool, or weights of the cells, 0 where they do not count.
+        :param at: (N,) rows of `cells`, where these have others too.
         :return: gradient of the loss by ``hidden``, if asked for.
         """
+        if at is None:
+            at = torch.arange(len(hidden), device=hidden.device)
         hidden = hidden.detach().to(self.dtype)
         some = valid.any(1)
         kept, cells = torch.stack([some.sum(), valid.count_nonzero()]).tolist()
         if cells < DENSE * kept * valid.shape[1]:
             level, rows = valid.T.nonzero(as_tuple=True)
             counts, weights = valid.count_nonzero(0).tolist(), valid[rows, level]
-            return self.add_by_level(hidden, targets[rows, level], rows, counts, weights)
+            places = at[rows], level
+            return self.add_by_level(hidden, targets[rows, level], rows, counts, weights, places)
         if kept == len(hidden):
-            return self._add_dense(hidden, targets, valid)
+            return self._add_dense(hidden, targets, valid, at)
         rows = some.nonzero().squeeze(1)
-        grad = self._add_dense(hidden[rows], targets[rows], valid[rows])
+        grad = self._add_dense(hidden[rows], targets[rows], valid[rows], at[rows])
         return torch.zeros_like(hidden).index_copy_(0, rows, grad) if self.with_grad else None
 
     def add_by_level(
@@ -107,6 +122,7 @@ class Scorer:
         rows: Tensor,
         counts: Sequence[int],
         weights: Tensor,
+        places: tuple[Tensor, ...],
     ) -> Tensor | None:
         """Score single cells, level after level.
 
@@ -115,6 +131,7 @@ class Scorer:
         :param rows: (M,) row of each cell; a level has no row twice.
         :param counts: K numbers of cells.
         :param weights: (M,) of the cells; bool: all count alike.
+        :param places: indices (M,) of each in `cells`.
         """
         hidden = hidden.detach().to(self.dtype)
         shared_state = hidden.ndim == 2  # then several levels add to the gradient of one row
@@ -131,7 +148,8 @@ class Scorer:
                 h = hidden[at]  # (n, d)
                 logits = (h @ weight.T).to(self.sum_dtype)
                 use = None if weights.dtype == torch.bool else weights[part]
-                self._score(logits, targets[part], use, level=level)
+                nats = self._score(logits, targets[part], use, level=level)
+                self._keep(nats, *(place[part] for place in places))
                 if self.with_grad:
                     g = logits.to(self.dtype)
                     _add_product(self.grad_weight[k], g.T, h)
@@ -142,11 +160,11 @@ class Scorer:
                 start = part.stop
         return grad
 
-    def _add_dense(self, hidden, targets, valid) -> Tensor | None:
+    def _add_dense(self, hidden, targets, valid, at) -> Tensor | None:
         """All cells of all rows; hidden (N, d) or (N, K, d)."""
         # one matmul serves all levels unless both states and classifiers differ between them
         if hidden.ndim == 3 and len(self.weight) > 1:
-            return self._add_levels(hidden, targets, valid)
+            return self._add_levels(hidden, targets, valid, at)
         K, (W, V, d) = targets.shape[1], self.weight.shape
         flat = self.weight.view(W * V, d)
         grad = torch.empty_like(hidden) if self.with_grad else None
@@ -160,7 +178,7 @@ class Scorer:
             for start in range(first, rows.stop, block):
                 part = slice(start, min(start + block, rows.stop))
                 logits = (hidden[part].reshape(-1, d) @ flat.T).view(-1, K, V).to(self.sum_dtype)
-                self._score(logits, targets[part], valid[part])
+                self._keep(self._score(logits, targets[part], valid[part]), at[part])
                 if half:
                     g[start - first : part.stop - first] = logits
             if self.with_grad:
@@ -169,7 +187,7 @@ class Scorer:
                 _add_product(self.grad_weight.view(W * V, d), g.T, h)
         return grad
 
-    def _add_levels(self, hidden, targets, valid) -> Tensor | None:
+    def _add_levels(self, hidden, targets, valid, at) -> Tensor | None:
         """`_add_dense` of hidden (N, K, d) and a classifier a level: a matmul a level."""
         K, V = self.weight.shape[:2]
         grad = torch.empty_like(hidden) if self.with_grad else None
@@ -178,18 +196,23 @@ class Scorer:
             part = slice(start, start + block)
             h = hidden[part].transpose(0, 1)  # (K, n, d)
             logits = torch.bmm(h, self.weight.mT).to(self.sum_dtype)
-            self._score(logits, targets[part].T, valid[part].T, rows=1)
+            self._keep(self._score(logits, targets[part].T, valid[part].T, rows=1).T, at[part])
             if self.with_grad:
                 g = logits.to(self.dtype)
                 grad[part] = torch.bmm(g, self.weight).transpose(0, 1)
                 _add_product(self.grad_weight, g.mT, h)
         return grad
 
-    def _score(self, logits, targets, use, rows: int = 0, level: int | None = None) -> None:
+    def _keep(self, nats: Tensor, *place: Tensor) -> None:
+        if self.cells is not None:
+            self.cells[place] = nats
+
+    def _score(self, logits, targets, use, rows: int = 0, level: int | None = None) -> Tensor:
         """Add up loss and `CELL_METRICS` of a block; its logits (n, K, V), (K, n, V) with ``rows``
         1, or (n, V) of one ``level``, become the gradient of the loss, in place.
 
         :param use: bool or weights of the cells; None: all.
+        :return: weighted nats of the cells, in the shape of ``targets``.
         """
         levels = ... if level is None else level
         factors = self.level_weights[levels].unsqueeze(-1) if rows else self.level_weights[levels]
@@ -222,12 +245,13 @@ class Scorer:
             p.scatter_add_(-1, t, -(1 - smoothing) * scale)
             if smoothing:
                 p.sub_(scale * (smoothing / V))
+        return cells["nats"]
 
     def loss_of(self, compute: Callable[[], Sequence[Tensor]], *inputs: Tensor) -> HeadLoss:
         """The loss, once ``compute``, outside of autocast, has added all cells up and returned its
         gradients by ``inputs``."""
         loss, *sums = _GradientsInForward.apply(self, compute, *inputs)
-        return HeadLoss(loss, dict(zip(self.sums, sums)))
+        return HeadLoss(loss, dict(zip(self.sums, sums)), self.cells)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -272,6 +296,7 @@ def fused_loss(
 ) -> HeadLoss:
     """Loss of classifiers (K or 1, V, d) on hidden states (N, d) or (N, K, d)."""
     scorer = Scorer(hidden, weight, level_weights, targets.shape[1], smoothing)
+    scorer.keep_cells(targets)
 
     def compute():
         return scorer.add(hidden, targets.long(), valid), scorer.grad_weight
@@ -290,12 +315,14 @@ def fused_loss_of_level(
 ) -> HeadLoss:
     """The same where each row of hidden states (N, d) has one level and one target: (N,) each."""
     scorer = Scorer(hidden, weight, level_weights, len(weight), smoothing)
+    scorer.keep_cells(targets)
 
     def compute():
         rows = valid.nonzero().squeeze(1)
         rows = rows[level[rows].argsort(stable=True)]
         counts = level[rows].long().bincount(minlength=len(weight)).tolist()
-        grad = scorer.add_by_level(hidden, targets[rows].long(), rows, counts, valid[rows])
+        of_rows = targets[rows].long(), rows, counts, valid[rows], (rows,)
+        grad = scorer.add_by_level(hidden, *of_rows)
         return grad, scorer.grad_weight
 
     return scorer.loss_of(compute, hidden, weight)
@@ -320,6 +347,7 @@ def fused_trunk_loss(
     """
     K, device_type = targets.shape[1], hidden.device.type
     scorer = Scorer(hidden, weight, level_weights, K, smoothing)
+    scorer.keep_cells(targets)
     parameters = [p for p in parameters if p.requires_grad]
 
     def compute():
@@ -332,7 +360,7 @@ def fused_trunk_loss(
             autocast = torch.autocast(device_type, scorer.dtype, enabled=scorer.mixed)
             with torch.set_grad_enabled(scorer.with_grad), autocast:
                 states = trunk(h, t)
-            grad_states = scorer.add(states, t, valid[chunk])
+            grad_states = scorer.add(states, t, valid[chunk], at=chunk)
             if scorer.with_grad:
                 grad_h, *new = torch.autograd.grad(
                     states, [h, *parameters], grad_states.to(states.dtype)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rvqlm.cli import counted
 from rvqlm.errors import UserError
 from rvqlm.inference.files import read_samples
 from rvqlm.inference.held_out import HeldOut
@@ -123,6 +124,16 @@ def sample_clips(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
             )
         )
     return clips
+
+
+def add_errors(clips: list[Clip], transcripts: dict[str, dict]) -> None:
+    """Say on the cards of samples what a recogniser heard, by their names."""
+    for clip in clips:
+        if row := transcripts.get(clip.title):
+            clip.details |= {
+                "wrong": f"{row['errors']} of {counted(row['symbols'], 'symbol')}",
+                "heard as": row["recognized"] or "nothing",
+            }
 
 
 def _details(about: dict) -> dict[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rvqlm.cli import flatten
+from rvqlm.cli import flatten, span
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.files import read_json
@@ -21,6 +21,7 @@ from rvqlm.inference.files import read_samples
 from rvqlm.models.factory import model_entry
 from rvqlm.reports.experiment import REMEDY, Training, stage_folders
 from rvqlm.reports.formatting import mean, number
+from rvqlm.reports.records import Recognition, conditions_of, of_samples, outdated
 from rvqlm.training.config import flags_class
 
 IDENTITY = ("pattern", "masking")
@@ -28,7 +29,7 @@ IDENTITY = ("pattern", "masking")
 SHAPE = ("decoder-dim", "num-decoder-layers")
 IGNORED = re.compile(
     r"model-name|exp-dir|manifest-dir|device|num-threads|train-stage"
-    r"|num-epochs|max-steps|max-minutes|(log|valid|save)-.*"
+    r"|eval-draws|quiet|num-epochs|max-steps|max-minutes|(log|valid|save)-.*"
 )
 """Flags that do not make models differ, or that columns of the table show."""
 
@@ -70,8 +71,12 @@ class Row:
     """Padding ratio of all batches of the training."""
     memory_mb: float | None = None
     evaluation: dict | None = None
+    given: list[str] | None = None
+    """Conditions of its evaluation; None: not evaluated."""
     samples: dict[str, Samples] = field(default_factory=dict)
     """By kind."""
+    recognition: Recognition | None = None
+    """Error rate of its samples."""
     codec: dict | None = None
     data: str | None = None
     machine: str | None = None
@@ -134,7 +139,7 @@ def _add_training(row: Row, training: Training) -> None:
     data = record.get("data") or {}
     row.codec = data.get("codec") or row.codec
     splits = {k: v["hours"] for k, v in data.items() if isinstance(v, dict) and "hours" in v}
-    row.data = ", ".join(f"{number(h)} h of {k}" for k, h in splits.items()) or row.data
+    row.data = ", ".join(f"{span(3600 * h)} of {k}" for k, h in splits.items()) or row.data
 
 
 def describe_machine(machine: dict) -> str:
@@ -173,6 +178,12 @@ def _add_evaluation(row: Row, places: list[Path], split: str) -> None:
     if absent := [k for k in wanted if k not in found]:
         raise UserError(f"{path}: no {', '.join(absent)} in it; run rvqlm evaluate again")
     row.evaluation = {"split": split, "prompt_fraction": 0.0} | found
+    row.given = conditions_of(found, row.flags)
+    if outdated(found, row.family):
+        row.remark(
+            f"eval_{split}.json is of an earlier version, whose nats of single levels depend on "
+            "how often each was masked; run rvqlm evaluate again"
+        )
     row.commands += [found["command"]] if found.get("command") else []
 
 
@@ -184,6 +195,7 @@ def _add_samples(row: Row, places: list[Path]) -> None:
             f"{row.exp_dir} --batch-size 1"
         )
         return
+    row.recognition = next((r for p in places if (r := of_samples(p))), None)
     newest = int(found[0][1].get("step") or 0)
     current = [(w, a) for w, a in found if int(a.get("step") or 0) == newest]
     if old := len(found) - len(current):
@@ -217,7 +229,7 @@ def _summarize(found: list[tuple[Path, dict]]) -> Samples:
         ),
         silence=mean(a.get("silence_ratio") for a in abouts),
         repetition=mean(a.get("repetition_ratio") for a in abouts),
-        settings={**(abouts[0].get("settings") or {}), "seed": abouts[0].get("seed")},
+        settings=settings_of(abouts),
         beginnings=sorted(
             str(a.get("prompt") or (a.get("conditions") or {}).get("text") or a.get("seed"))
             for a in abouts
@@ -225,6 +237,23 @@ def _summarize(found: list[tuple[Path, dict]]) -> Samples:
         wavs=[str(w) for w, _ in found],
         commands=list(dict.fromkeys(a["command"] for a in abouts if a.get("command"))),
     )
+
+
+def settings_of(abouts: Sequence[dict]) -> dict:
+    """How samples were drawn; a setting in which they differ has each value with its number.
+
+    >>> settings_of([{"settings": {"top_k": 5}, "seed": seed} for seed in (0, 0, 1)])
+    {'top_k': 5, 'seed': '0 (2 of 3), 1 (1 of 3)'}
+    """
+    each = [{**(about.get("settings") or {}), "seed": about.get("seed")} for about in abouts]
+    names = dict.fromkeys(name for settings in each for name in settings)
+    found = {}
+    for name in names:
+        values = [settings.get(name) for settings in each]
+        numbers = {value: values.count(value) for value in values}
+        words = (f"{value} ({n} of {len(values)})" for value, n in numbers.items())
+        found[name] = values[0] if len(numbers) == 1 else ", ".join(words)
+    return found
 
 
 # ---------------------------------------------------------------- comparing

@@ -20,6 +20,7 @@ from rvqlm.reports.compare import (
     grouped,
 )
 from rvqlm.reports.formatting import number, percent, render_template, shown
+from rvqlm.reports.records import Recognition, given_words
 
 KINDS = {
     "continuation": "continuations of held-out recordings",
@@ -28,7 +29,7 @@ KINDS = {
 }
 IDLE = {"top_k": 0, "top_p": 1.0, "cfg_scale": 1.0}
 """Settings of samples that change nothing at these values."""
-LEFT = ("experiment", "model", "samples")
+LEFT = ("experiment", "model", "given", "samples")
 """Columns of text; numbers stand at the right."""
 
 
@@ -59,6 +60,16 @@ def render(rows: list[Row], title: str = "", base: Path | None = None, num_sampl
             if e.get("unigram_nats")
         ),
         evaluated_on=evaluated_on(evaluated[0][1]),
+        given=sorted({given_words(r.given) for r in rows if r.given is not None}),
+        given_by_row=grouped((r.name, given_words(r.given)) for r in rows if r.given is not None),
+        uncertain=any(uncertainty(e) is not None for _, e in evaluated),
+        draws=grouped((name, e["eval_draws"]) for name, e in evaluated if e.get("eval_draws")),
+        chance=grouped(
+            (r.name, f"{100 * r.recognition.chance:.1f} %")
+            for r in rows
+            if r.recognition and r.recognition.chance is not None
+        ),
+        recognized=any(r.recognition for r in rows),
         exact=not all(e["bound"] for _, e in evaluated),
         bounds=any(e["bound"] for _, e in evaluated),
         samples=describe_samples(kind, made) if made else None,
@@ -85,6 +96,7 @@ def table(rows: list[Row], kind: str, base: Path, num_samples: int) -> str:
         "training, min": lambda r: shown(r.minutes, number),
         "steps": lambda r: shown(r.steps, "{:,}"),
         "frames seen": lambda r: shown(r.frames_seen, "{:,}"),
+        "given": lambda r: shown(r.given, given_words),
         "bits/s": bits_cell,
         "nats per level": lambda r: shown(r.evaluation, lambda e: nats_words(e["nats"])),
         "passes per s": of_samples(lambda s: shown(s.passes_per_second, number)),
@@ -93,7 +105,12 @@ def table(rows: list[Row], kind: str, base: Path, num_samples: int) -> str:
         "memory, MB": lambda r: shown(r.memory_mb, "{:,.0f}"),
         "silent": of_samples(lambda s: shown(s.silence, percent)),
         "repeating": of_samples(lambda s: shown(s.repetition, percent)),
+        "errors": lambda r: shown(r.recognition, error_cell),
     }
+    if not any(r.given for r in rows):
+        del columns["given"]
+    if not any(r.recognition for r in rows):
+        del columns["errors"]
     if num_samples:
         columns["samples"] = of_samples(
             lambda s: " ".join(
@@ -132,8 +149,23 @@ def option_words(name: str, value) -> str:
 
 
 def bits_cell(row: Row) -> str:
-    bits = (row.evaluation or {}).get("bits_per_second")
-    return shown(bits, ("<= " if bits and row.evaluation["bound"] else "= ") + "{:,.0f}")
+    evaluation = row.evaluation or {}
+    bits = evaluation.get("bits_per_second")
+    within = shown(uncertainty(evaluation), " ± {:,.0f}").strip("-")
+    return shown(bits, ("<= " if bits and evaluation["bound"] else "= ") + "{:,.0f}" + within)
+
+
+def uncertainty(evaluation: dict) -> float | None:
+    return (evaluation.get("uncertainty") or {}).get("plus_minus")
+
+
+def error_cell(recognition: Recognition) -> str:
+    """Error rate and interval in per cent."""
+    text = f"{100 * recognition.error_rate:.1f} %"
+    if recognition.interval:
+        low, high = (100 * share for share in recognition.interval)
+        text += f" ({low:.1f} to {high:.1f})"
+    return text
 
 
 def nats_words(nats: list[float | None]) -> str:

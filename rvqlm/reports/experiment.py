@@ -38,6 +38,22 @@ class Training:
         )
 
     @property
+    def family(self) -> str | None:
+        """Name of the model's family, where run.json says it."""
+        return self.about.get("model")
+
+    @property
+    def scores_hidden_codes(self) -> bool:
+        """Whether figures of training are of random hidden codes alone, and so compare with no
+        figure of held-out recordings, which are of all codes."""
+        return self.family == "masked"
+
+    @property
+    def recognizes(self) -> bool:
+        """Whether the model writes down what it hears and predicts no codes."""
+        return self.family == "recognizer"
+
+    @property
     def train(self) -> list[dict]:
         return self.log.get("train", [])
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from rvqlm.cli import span
+
 
 def number(value: float | None, digits: int = 3) -> str:
     """Three significant digits below 1000, grouped thousands above.
@@ -30,18 +32,6 @@ def percent(share: float) -> str:
     '25 %'
     """
     return f"{100 * share:.0f} %"
-
-
-def span(seconds: float | None) -> str:
-    """
-    >>> span(42), span(725), span(7500), span(None)
-    ('42 s', '12.1 min', '2.1 h', '–')
-    """
-    if seconds is None:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def shown(value, form: str | Callable[[float], str]) -> str:

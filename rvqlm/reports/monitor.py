@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.cli import clock
+from rvqlm.cli import clock, counted, span
 from rvqlm.errors import UserError
 from rvqlm.files import atomic_write
 from rvqlm.reports.experiment import Training, stage_folders
-from rvqlm.reports.formatting import percent, shown, span
+from rvqlm.reports.formatting import percent, shown
 from rvqlm.training.schedule import Budget
 
 PATIENCE = 120.0
@@ -138,6 +138,7 @@ def describe(w: Watched, width: int = 100) -> list[str]:
     losses = w.curve("train", "loss")[1]
     skips = ", ".join(f"{number} {reason}" for reason, number in w.skipped.items())
     parts = {k.removeprefix("time_"): v for k, v in train.items() if k.startswith("time_")}
+    hidden = " (hidden codes)" if w.training.scores_hidden_codes else ""
     parts |= {"rest": max(0.0, 1 - sum(parts.values()))}
     lines = [
         f"{w.exp_dir}: {state}",
@@ -145,16 +146,17 @@ def describe(w: Watched, width: int = 100) -> list[str]:
         f"{clock(w.elapsed)} of training, {shown(share, percent)} of the budget"
         + (f", {clock(left)} left" if left else ""),
         f"  model    {run.get('model')}, {shown(run.get('parameters'), '{:,}')} parameters, "
-        f"{run.get('ranks')} ranks, commit {run.get('commit')}, started "
-        f"{len(run.get('started', []))} times",
-        f"  loss     train {shown(train.get('loss'), '{:.4f}')}, valid "
+        f"{shown(run.get('ranks'), lambda n: counted(n, 'rank'))}, commit {run.get('commit')}, "
+        f"started {counted(len(run.get('started', [])), 'time')}",
+        f"  loss     train {shown(train.get('loss'), '{:.4f}')}{hidden}, valid "
         f"{shown(valid.get('loss'), '{:.4f}')}{best}; "
         f"valid perplexity {shown(valid.get('perplexity'), '{:,.1f}')}, "
         f"{shown(valid.get('bits_per_second'), '{:,.0f}')} bits/s",
         f"  levels   {nats} nats ({'valid' if valid else 'train'})",
         f"  curve    {sparkline(losses, max(10, width - 12))}",
         f"  steps    lr {shown(train.get('lr'), '{:.3g}')}, gradient "
-        f"{shown(train.get('grad_norm'), '{:.3g}')}; skipped {skips}; {w.rollbacks} rollbacks",
+        f"{shown(train.get('grad_norm'), '{:.3g}')}; skipped {skips}; "
+        f"{counted(w.rollbacks, 'rollback')}",
         f"  speed    {shown(train.get('frames_per_second'), '{:,.0f}')} frames/s, MFU "
         f"{shown(train.get('mfu'), percent)}, padding {shown(train.get('padding'), percent)}, "
         f"memory {shown(train.get('memory_mb'), '{:,.0f}')} MB",
@@ -173,7 +175,7 @@ ROWS: dict[str, Callable[[Watched], str]] = {
     "": lambda w: str(w.asked),
     "state": lambda w: w.state().split(":")[0],
     "step": lambda w: shown(w.newest.get("step"), "{:,}"),
-    "hours": lambda w: f"{w.elapsed / 3600:.2f}",
+    "training": lambda w: clock(w.elapsed),
     "train loss": _last("train", "loss", "{:.4f}"),
     "valid loss": _last("valid", "loss", "{:.4f}"),
     "best valid": lambda w: shown(w.best and w.best[0], "{:.4f}"),
@@ -213,7 +215,9 @@ def plot(experiments: list[Watched], out: str | Path) -> Path:
     alone = len(experiments) == 1
     for number, w in enumerate(experiments):
         color, name, records = f"C{number}", str(w.asked), w.training.train
-        loss.plot(*w.curve("train", "loss"), color=color, alpha=0.5, label=f"{name} train")
+        hidden = " (hidden codes)" if w.training.scores_hidden_codes else ""
+        label = f"{name} train{hidden}"
+        loss.plot(*w.curve("train", "loss"), color=color, alpha=0.5, label=label)
         loss.plot(*w.curve("valid", "loss"), color=color, marker=".", label=f"{name} valid")
         steps = [r["step"] for r in records]
         for level in range(len(records[0]["nats"]) if records else 0):

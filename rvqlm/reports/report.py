@@ -17,16 +17,27 @@ from itertools import zip_longest
 from pathlib import Path
 
 from rvqlm.checkpoints.loading import last_stage
+from rvqlm.cli import counted
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
 from rvqlm.files import read_json
-from rvqlm.inference.held_out import is_prompt, read_held_out, speaker_of
+from rvqlm.inference.held_out import HeldOut, is_prompt, read_held_out, speaker_of
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.reports import clips
 from rvqlm.reports.experiment import REMEDY, Training, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
 from rvqlm.reports.formatting import mean, number, percent
+from rvqlm.reports.records import (
+    Recognition,
+    conditions_of,
+    given_words,
+    left_out,
+    of_recordings,
+    of_samples,
+    outdated,
+    recognizer_of,
+)
 from rvqlm.version import __version__
 
 
@@ -46,6 +57,8 @@ class ReportArgs:
     """Originals and reconstructions are cut to this length."""
     title: str | None = None
     """Heading of the page; a sentence made from the numbers if not given."""
+    download: bool = False
+    """Fetch the codec that the tokens name from the hub, where it is not on this machine."""
 
     def check(self) -> None:
         problems = []
@@ -61,13 +74,14 @@ class ReportArgs:
 
 
 def _curves(run: Training, value: Callable[[dict], float]) -> list[Series]:
-    """A value of the records of training and of validation over the minutes of training."""
+    """A value of the records of training and of validation over the minutes of training; of
+    validation alone where the two are not of the same codes."""
+    curves = [("held out", "valid", run.valid)]
+    if not run.scores_hidden_codes:
+        curves.insert(0, ("train", "train", run.train))
     return [
         Series(label, kind, _minutes(records), [value(r) for r in records])
-        for label, kind, records in (
-            ("train", "train", run.train),
-            ("held out", "valid", run.valid),
-        )
+        for label, kind, records in curves
     ]
 
 
@@ -86,6 +100,25 @@ def total_chart(run: Training, info: CodecInfo, unigram: list[float] | None) -> 
         references,
         x_label="minutes of training",
         y_label="bits per second of audio",
+    )
+
+
+def hidden_chart(run: Training) -> dict:
+    """Nats of the hidden codes in training, of a model that compares with nothing else."""
+    losses = [r.get("loss") or math.nan for r in run.train]
+    return chart(
+        [Series("train, hidden codes", "train", _minutes(run.train), losses)],
+        x_label="minutes of training",
+        y_label="nats per hidden code",
+    )
+
+
+def error_chart(run: Training) -> dict:
+    """Error rate of a recogniser."""
+    return chart(
+        _curves(run, lambda r: r.get("error_rate", math.nan)),
+        x_label="minutes of training",
+        y_label="symbol error rate",
     )
 
 
@@ -123,11 +156,13 @@ def speed_chart(run: Training) -> dict:
 def extent(hours: float | None) -> tuple[str, str]:
     """Length of a corpus as number and unit.
 
-    >>> extent(0.299), extent(6.04), extent(None)
-    (('18', 'minutes'), ('6', 'hours'), ('–', 'hours'))
+    >>> extent(0.008), extent(0.299), extent(6.04), extent(None)
+    (('29', 'seconds'), ('18', 'minutes'), ('6', 'hours'), ('–', 'hours'))
     """
     if hours is None or hours >= 1:
         return number(hours, 2), "hours"
+    if hours < 2 / 60:
+        return number(3600 * hours, 2), "seconds"
     return number(60 * hours, 2), "minutes"
 
 
@@ -147,16 +182,24 @@ def clip_table(kinds: dict[str, list[clips.Clip]]) -> list[dict]:
 
 
 def headline(
-    run: Training, evaluations: dict[str, dict], info: CodecInfo, tokens: dict, split: str
+    run: Training,
+    evaluations: dict[str, dict],
+    info: CodecInfo,
+    tokens: dict,
+    split: str,
+    given: list[str],
 ) -> dict:
-    """The numbers at the top of the page."""
+    """The numbers at the top of the page.
+
+    :param given: the model's conditions.
+    """
     evaluation = evaluations.get(split, {})
     best = min(run.valid, key=lambda r: r.get("bits_per_second") or math.inf, default={})
-    bits = (evaluation or best).get("bits_per_second")
+    bits = None if run.recognizes else (evaluation or best).get("bits_per_second")
     last_tenth = run.train[-max(1, len(run.train) // 10) :]
-    of_train = evaluations.get("train") or {
-        "bits_per_second": mean(r.get("bits_per_second") for r in last_tenth)
-    }
+    of_train = evaluations.get("train", {}).get("bits_per_second")
+    if of_train is None and not run.scores_hidden_codes:
+        of_train = mean(r.get("bits_per_second") for r in last_tenth)
     unigram = evaluation.get("unigram_bits_per_second")
     speeds = [v for r in run.train if math.isfinite(v := r.get("frames_per_second") or math.nan)]
     speed = statistics.median_high(speeds) if speeds else None
@@ -166,7 +209,7 @@ def headline(
         ("codes stored plainly", "plain", info.bitrate),
         ("unigram: how often each code occurs", "unigram", unigram),
         ("model, held-out recordings", "valid", bits),
-        ("model, training recordings", "train", of_train["bits_per_second"]),
+        ("model, training recordings", "train", of_train),
     ]
     return {
         "bits": bits,
@@ -174,7 +217,9 @@ def headline(
         "plain": info.bitrate,
         "saved": 1 - bits / unigram if bits and unigram else None,
         "source": f"split “{split}”" if evaluation else "best validation during training",
-        "bound": bool(evaluation.get("bound")),
+        "bound": bool(evaluation.get("bound", run.scores_hidden_codes)),
+        "given": given,
+        "within": (evaluation.get("uncertainty") or {}).get("plus_minus"),
         "bars": [
             {"label": label, "kind": kind, "value": value, "width": 100 * value / info.bitrate}
             for label, kind, value in bars
@@ -188,7 +233,7 @@ def headline(
         "realtime": speed / float(info.frame_rate) if speed else None,
         "padding": mean(r.get("padding") for r in run.train),
         "memory_mb": last.get("memory_mb"),
-        "hours_seen": frames / float(info.frame_rate) / 3600 if frames else None,
+        "seconds_seen": frames / float(info.frame_rate) if frames else None,
     }
 
 
@@ -212,6 +257,57 @@ def level_table(evaluation: dict, info: CodecInfo) -> list[dict]:
 
 
 # ---------------------------------------------------------------- the page
+
+BESIDE = ("continuation", "conditioned")
+"""Kinds of samples that stand beside the recording that they continue or whose text they say."""
+
+
+def says(clip: clips.Clip, recording: HeldOut) -> bool:
+    """Whether a sample was given the text of a recording."""
+    return bool(clip.text) and clip.text == recording.text
+
+
+def recognized(exp_dir: Path, split: str, own: bool) -> tuple[list[Recognition], dict[str, dict]]:
+    """Error rates of an experiment's samples, of recordings by the same recogniser (or by the
+    experiment itself, where it is one), and the transcripts of samples by name."""
+    samples = of_samples(exp_dir)
+    recognizer = exp_dir if own else recognizer_of(exp_dir)
+    found = [samples] if samples else []
+    if recognizer is not None:
+        found += of_recordings(recognizer, split)
+    transcripts = {Path(row["name"]).stem: row for row in (samples.rows if samples else [])}
+    return found, transcripts
+
+
+def missing_commands(
+    args: ReportArgs, run: Training, evaluation: dict | None, samples: dict, recognitions: bool
+) -> list[str]:
+    """What the page lacks, with the commands that make it and that this model can run."""
+    exp, data, split = args.exp_dir, args.manifest_dir, args.split
+    remarks = []
+    if run.recognizes:
+        if not recognitions:
+            remarks.append(
+                f"No error rate of the “{split}” split; run: rvqlm recognize --recognizer {exp} "
+                f"--manifest-dir {data} --split {split}"
+            )
+        return remarks
+    if evaluation is None:
+        remarks.append(
+            f"The held-out numbers are validation figures of the training; for the “{split}” split "
+            f"run: rvqlm evaluate --exp-dir {exp} --manifest-dir {data} --split {split}"
+        )
+    elif outdated(evaluation, run.family):
+        remarks.append(
+            "The held-out figures of single levels are those of an earlier version, which depend "
+            f"on how often each was masked; run again: rvqlm evaluate --exp-dir {exp} "
+            f"--manifest-dir {data} --split {split}"
+        )
+    if not samples:
+        remarks.append(
+            f"No samples of the model; make some: rvqlm generate --exp-dir {exp} --seconds 8"
+        )
+    return remarks
 
 
 def collect(args: ReportArgs, command: str | None = None) -> dict:
@@ -237,44 +333,40 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
     if trained_on:
         CodecInfo.from_dict(trained_on).require_same(info, str(exp_dir), str(manifest_dir))
 
-    remarks = []
     evaluation = evaluations.get(split)
-    if evaluation is None:
-        remarks.append(
-            f"The held-out numbers are validation figures of the training; for the “{split}” split "
-            f"run: rvqlm evaluate --exp-dir {exp_dir} --split {split}"
-        )
     samples = clips.sample_clips(exp_dir / "samples", args.num_samples)
-    if not samples:
-        remarks.append(
-            f"No samples of the model; make some: rvqlm generate --exp-dir {exp_dir} --seconds 8"
-        )
-    continuations = samples.pop("continuation", [])
-    prompts = [c.prompt for c in continuations if c.prompt]
+    recognitions, transcripts = recognized(exp_dir, split, run.recognizes)
+    remarks = missing_commands(args, run, evaluation, samples, bool(recognitions))
+    clips.add_errors([c for of_kind in samples.values() for c in of_kind], transcripts)
+    made = {kind: samples.pop(kind, []) for kind in BESIDE}
+    beside = [c for of_kind in made.values() for c in of_kind]
+    prompts = [c.prompt for c in beside if c.prompt]
     found, missing = read_held_out(
-        manifest_dir, split, info, prompts, args.num_samples, args.max_seconds
+        manifest_dir, split, info, prompts, args.num_samples, args.max_seconds, args.download
     )
     remarks += missing
     pairs = [clips.held_out_clips(recording, info.sampling_rate) for recording in found]
     kinds = {
         "original": [c for pair in pairs for c in pair if c.kind == "original"],
         "codec": [c for pair in pairs for c in pair if c.kind == "codec"],
-        "continuation": continuations,
+        **made,
         **samples,
     }
-    rows, alone = [], continuations
+    rows, alone = [], beside
     for recording, pair in zip(found, pairs):
         cut = recording.cut
-        alone = [c for c in alone if not is_prompt(cut, c.prompt)]
-        cards = [c.card() for c in pair]
-        cards += [c.card() for c in continuations if is_prompt(cut, c.prompt)]
+        its = [c for c in beside if is_prompt(cut, c.prompt) or says(c, recording)]
+        alone = [c for c in alone if c not in its]
         about = {"id": cut.id, "speaker": speaker_of(cut), "text": recording.text}
-        rows.append(about | {"cards": cards})
-    if alone:
-        samples = {"continuation": alone, **samples}
+        rows.append(about | {"cards": [c.card() for c in [*pair, *its]]})
+    samples = {kind: [c for c in alone if c.kind == kind] for kind in BESIDE} | samples
+    samples = {kind: of_kind for kind, of_kind in samples.items() if of_kind}
+    flags = run.flags() if run.config else {}
+    given = conditions_of(evaluation or {}, flags)
     commands = list(run.about.get("commands", []))  # in the order of the work
     commands += [e.get("command") for e in evaluations.values()]
     commands += [c.command for of_kind in kinds.values() for c in of_kind]
+    commands += [one.command for one in recognitions]
     machine = run.about.get("machine") or {}
     started = next(iter(run.about.get("started", [])), None)
     unigram = (evaluation or next(iter(evaluations.values()), {})).get("unigram_nats")
@@ -283,13 +375,20 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         "title": args.title,
         "name": exp_dir.resolve().name,
         "info": info,
-        "head": headline(run, evaluations, info, tokens, split),
+        "head": headline(run, evaluations, info, tokens, split, given),
+        "given": given_words(given),
+        "masked": run.scores_hidden_codes,
+        "prompted": run.family == "valle",
+        "recognizes": run.recognizes,
+        "recognitions": recognitions,
+        "left_out": left_out(manifest_dir, tokens),
         "remarks": remarks,
         "rows": rows,
         "samples": {kind: [c.card() for c in of_kind] for kind, of_kind in samples.items()},
         "clip_table": clip_table(kinds),
-        "total": total_chart(run, info, unigram),
-        "panels": level_charts(run, info, unigram),
+        "total": error_chart(run) if run.recognizes else total_chart(run, info, unigram),
+        "hidden": hidden_chart(run) if run.scores_hidden_codes else None,
+        "panels": [] if run.recognizes else level_charts(run, info, unigram),
         "speed": speed_chart(run),
         "levels": level_table(evaluation, info) if evaluation else [],
         "split": split,
@@ -312,15 +411,19 @@ def summary(content: dict) -> list[str]:
     head, lines = content["head"], []
     if head["bits"]:
         unigram = f", unigram {number(head['unigram'])}" if head["unigram"] else ""
+        within = f" +- {number(head['within'])}" if head["within"] else ""
+        given = f" given {given_words(head['given'])}" if head["given"] else ""
         lines.append(
-            f"held out ({head['source']}): {number(head['bits'])} bits/s{unigram}, "
-            f"stored plainly {number(head['plain'])}"
+            f"held out ({head['source']}): {'at most ' * head['bound']}{number(head['bits'])}"
+            f"{within} bits/s{given}{unigram}, stored plainly {number(head['plain'])}"
         )
+    for one in content["recognitions"]:
+        lines.append(f"error rate of {one.label}: {one.error_rate:.1%}")
     for row in content["clip_table"]:
         shares = [
             f"{name} {percent(row[key])}"
             for name, key in (("silent", "silence"), ("repeating", "repetition"))
             if row[key] is not None
         ]
-        lines.append(f"{row['kind']}: {row['clips']} clips, {', '.join(shares)}")
+        lines.append(f"{row['kind']}: {', '.join([counted(row['clips'], 'clip'), *shares])}")
     return lines + [f"missing: {remark}" for remark in content["remarks"]]

@@ -445,6 +445,8 @@ class TrainerConfig:
     moments over them, for models that don't fit otherwise."""
     num_threads: int = 0
     """CPU threads; 0: torch's choice."""
+    quiet: bool = False
+    """Print nothing but problems: steps that were not taken, rollbacks, an interruption."""
     dry_run: bool = False
     """Print parameters, batches, steps and memory, then exit without writing anything."""
     data: TrainPlan = field(default_factory=TrainPlan)

@@ -141,14 +141,17 @@ def _truncate(path: Path, step: int) -> None:
 
 
 class Progress:
-    """A bar on a terminal; in a file or pipe, a line every half minute."""
+    """A bar on a terminal; in a file or pipe, a line every half minute. ``quiet``: neither, and of
+    the lines that stay only warnings."""
 
-    def __init__(self, share: float, enabled: bool = True, every: float = 30.0):
-        self.enabled, self.every = enabled, every
+    def __init__(
+        self, share: float, enabled: bool = True, quiet: bool = False, every: float = 30.0
+    ):
+        self.warns, self.enabled, self.every = enabled, enabled and not quiet, every
         self.started, self.first = time.monotonic(), share
         self.printed = self.started
         self.bar = None
-        if enabled and sys.stderr.isatty():
+        if self.enabled and sys.stderr.isatty():
             self.bar = tqdm(
                 total=100.0,
                 initial=100 * share,
@@ -176,6 +179,11 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         if self.enabled:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """A line that stays, with --quiet too."""
+        if self.warns:
             tqdm.write(text, file=sys.stderr)
             sys.stderr.flush()
 

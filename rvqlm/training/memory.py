@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from rvqlm.batch import Batch
+from rvqlm.cli import counted
 from rvqlm.errors import UserError
+from rvqlm.training.announce import budget_words, epoch_words, schedule_words
 
 HEAP = 2.5
 """Bytes that a process on a CPU grows by for each that the forward pass keeps, since the heap's
@@ -206,7 +208,7 @@ def _gb(size: float) -> str:
     return f"{size / 1e9:.2f} GB" if size < 1e10 else f"{size / 1e9:.0f} GB"
 
 
-def describe_plan(trainer, batches_per_epoch: int) -> list[str]:
+def describe_plan(trainer) -> list[str]:
     """Lines of ``--dry-run`` for a `Trainer` that hasn't started."""
     model, config = trainer.model, trainer.config
     parameters = sum(p.numel() for p in model.parameters())
@@ -216,23 +218,17 @@ def describe_plan(trainer, batches_per_epoch: int) -> list[str]:
     batch = next(iter(trainer.train.epoch_batches()))
     activations = activation_bytes(model, batch, trainer.device, trainer.dtype)
     total = 2 * weights + moments + average + activations
-    steps = -(-batches_per_epoch // config.optim.accum)
-    limits = []
-    if config.num_epochs:
-        limits.append(f"{config.num_epochs} epochs (about {config.num_epochs * steps} steps)")
-    if config.max_steps:
-        limits.append(f"{config.max_steps} steps ({config.max_steps / steps:.2f} epochs)")
-    if config.max_minutes:
-        limits.append(f"{config.max_minutes:g} minutes")
+    steps = -(-trainer.train.epoch_steps // config.optim.accum)
     mb = 2**20
     return [
         f"model       {model.name}, {parameters:,} parameters",
         f"device      {trainer.device}, {str(trainer.dtype).removeprefix('torch.')}, "
-        f"{trainer.world.size} ranks",
-        f"epoch       {batches_per_epoch} batches a rank, {steps} steps",
-        f"batch       {tuple(batch.codes.shape)} at most, {batch.num_frames} frames, "
+        f"{counted(trainer.world.size, 'rank')}",
+        f"epoch       {epoch_words(trainer.train, config)}",
+        f"batch       {tuple(batch.codes.shape)} at most, {batch.num_frames:,} frames, "
         f"{config.optim.accum} in a step",
-        f"budget      {', or '.join(limits)}",
+        f"budget      {budget_words(config, steps)}",
+        f"schedule    {schedule_words(config)}",
         f"memory      about {total / mb:,.0f} MB: weights and gradients {2 * weights / mb:,.0f}, "
         f"optimizer {moments / mb:,.0f}, average {average / mb:,.0f}, "
         f"activations {activations / mb:,.0f}",

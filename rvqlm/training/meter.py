@@ -1,6 +1,6 @@
 """Figures of training steps: each has an `Outcome`, `Meter` adds them up between two lines of the
 log, `Stopwatch` tells where their time goes, `Speed` and `memory_mb` how much of the machine they
-use; `forward_flops` and `peak_flops` are what MFU is made of.
+use; `training_flops` and `peak_flops` are what MFU is made of.
 
 Meters are saved with checkpoints, so that log lines survive a kill.
 """
@@ -10,18 +10,19 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from rvqlm.batch import Batch
 from rvqlm.metrics.losses import Totals
+from rvqlm.modules.transformer import Transformer
 from rvqlm.training.distributed import World
 
 SKIPS = ("nonfinite", "outlier", "overflow")
@@ -188,21 +189,60 @@ def memory_mb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def forward_flops(model, batch: Batch) -> int:
-    """Operations of the matrix products and attention of a forward pass, a multiply-add as two, the
-    masked half of causal attention counted too (as in Chowdhery et al., 2022)."""
+class Flops(TorchDispatchMode):
+    """Counts operations of matrix products, convolutions and attention, a multiply-add as two; the
+    masked half of causal attention too (as in Chowdhery et al., 2022), but not the scores that
+    fused kernels compute again in the backward pass.
+
+    As torch's `FlopCounterMode`, which knows neither products added in place nor the attention of
+    CPUs, and whose hooks on modules a loss that calls autograd in its forward pass does not bear.
+    """
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        kind = function._overloadpacket
+        name = kind.__name__
+        if "attention" in name:
+            backward = name.endswith("_backward")
+            query, key, value = (t.shape for t in args[backward : backward + 3])
+            self.total += (2 if backward else 1) * sdpa_flop_count(query, key, value)
+        elif counted := flop_registry.get(IN_PLACE.get(kind, kind)):
+            self.total += counted(*args, **kwargs, out_val=out)
+        return out
+
+
+IN_PLACE = {
+    torch.ops.aten.addmm_: torch.ops.aten.addmm,
+    torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm,
+}
+
+
+def training_flops(model, batch: Batch, dtype: torch.dtype = torch.float32) -> int:
+    """Operations of the forward and backward pass of a micro-batch as training makes them: one
+    random level where training scores one, and what is frozen or not used not at all. What
+    activation checkpointing computes again is left out. Leaves no gradients, and the random numbers
+    as they were."""
+    device = batch.codes.device
+    configs = [m.config for m in model.modules() if isinstance(m, Transformer)]
+    again = [c for c in configs if c.activation_checkpointing]
     training = model.training
-    model.eval()
+    model.train()
+    for config in again:
+        config.activation_checkpointing = False
     try:
-        # the counter does not know the attention kernel of CPUs; the plain one, which it knows,
-        # would hold all scores of a long batch in a GPU's memory
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        plain = sdpa_kernel(SDPBackend.MATH) if on_cpu else nullcontext()
-        with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
-            model(batch)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), Flops() as counter:
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                loss = model(batch).loss
+            loss.backward()
     finally:
         model.train(training)
-    return counter.get_total_flops()
+        model.zero_grad()
+        for config in again:
+            config.activation_checkpointing = True
+    return counter.total
 
 
 @cache

@@ -23,7 +23,7 @@ import torch
 from rvqlm.checkpoints.file import differing_flags, load_checkpoint
 from rvqlm.checkpoints.init_from import init_from
 from rvqlm.checkpoints.loading import find_checkpoint
-from rvqlm.cli import flatten
+from rvqlm.cli import counted, flatten, span
 from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
@@ -31,6 +31,13 @@ from rvqlm.errors import UserError
 from rvqlm.files import remove, write_json, write_text
 from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
+from rvqlm.training.announce import (
+    batches_words,
+    budget_words,
+    epoch_words,
+    length_words,
+    schedule_words,
+)
 from rvqlm.training.config import TrainerConfig
 from rvqlm.training.distributed import World
 from rvqlm.training.memory import (
@@ -42,8 +49,11 @@ from rvqlm.training.memory import (
     optimizer_bytes,
     prescan,
 )
-from rvqlm.training.meter import Speed, forward_flops, peak_flops
+from rvqlm.training.meter import Speed, peak_flops, training_flops
 from rvqlm.training.trainer import Trainer
+
+FLOPS_OF_ITEMS = 8
+"""Items whose floating-point operations stand for those of all, at most."""
 
 
 class Setup:
@@ -61,6 +71,7 @@ class Setup:
         world: World,
         make_samples: Callable,
     ):
+        self.config = config
         self.device, self.dtype, self.world = device, dtype, world
         self.make_samples = make_samples
         levels = config.num_quantizers or None
@@ -92,8 +103,9 @@ class Setup:
         self.state_path = self._checkpoint_to_resume()
         self.memory_line = ""
 
-    def say(self, text: str) -> None:
-        if self.world.main:
+    def say(self, text: str, problem: bool = False) -> None:
+        """A line on the terminal; with --quiet only what is a `problem`."""
+        if self.world.main and (problem or not self.config.quiet):
             print(text, file=sys.stderr, flush=True)
 
     def run(self, command: str) -> int:
@@ -105,7 +117,7 @@ class Setup:
             self.config = config = self._with_max_duration()
         trainer = self.trainer = self._make_trainer()
         if config.dry_run:
-            for line in describe_plan(trainer, self.loader.epoch_steps):
+            for line in describe_plan(trainer):
                 if self.world.main:
                     print(line)
             return 0
@@ -117,7 +129,7 @@ class Setup:
         if trainer.progress >= 1:
             self.say(
                 f"{self.exp_dir}: training is finished (step {trainer.step}, epoch "
-                f"{trainer.epochs:.2f}, {trainer.elapsed / 60:.1f} minutes); raise --num-epochs, "
+                f"{trainer.epochs:.2f}, {span(trainer.elapsed)}); raise --num-epochs, "
                 "--max-steps or --max-minutes to continue"
             )
             return 0
@@ -129,21 +141,20 @@ class Setup:
         if self.world.main:
             write_config(config)
             write_run(self.exp_dir, self._record(), command)
-        if self.state_path is None:
-            self._announce()
+        self._announce()
         outcome = trainer.fit()
         if self.world.main:
             end_run(self.exp_dir, outcome, trainer.step)
         if outcome != "finished":
             self.say(
                 f"{outcome}: saved {self.exp_dir / 'latest.pt'} at step {trainer.step}; run again "
-                "to continue"
+                "to continue",
+                problem=True,
             )
             return 128 + signal.Signals[outcome]
         best = trainer.best
         self.say(
-            f"done: step {trainer.step}, epoch {trainer.epochs:.2f}, "
-            f"{trainer.elapsed / 60:.1f} minutes; "
+            f"done: step {trainer.step}, epoch {trainer.epochs:.2f}, {span(trainer.elapsed)}; "
             f"best validation loss {best['loss']:.4f} at step {best['step']}"
         )
         return 0
@@ -224,10 +235,16 @@ class Setup:
         )  # fmt: skip
 
     def _speed(self) -> Speed:
-        batch = items_of(next(iter(self.loader.epoch_batches())), torch.tensor([0]))
-        batch = batch.to(self.device)
-        flops = 3 * forward_flops(self.model, batch) / batch.codes.shape[1]
-        return Speed(flops, peak_flops(self.device, self.dtype))
+        """Counted on some items, one at a time, which takes less memory than a step: how much a
+        model computes of an item depends on its length and may be random."""
+        peak = peak_flops(self.device, self.dtype)
+        if peak is None:
+            return Speed()
+        batch = next(iter(self.loader.epoch_batches()))
+        number, frames = min(FLOPS_OF_ITEMS, len(batch.lengths)), batch.codes.shape[1]
+        items = (items_of(batch, torch.tensor([n])).to(self.device) for n in range(number))
+        flops = sum(training_flops(self.model, item, self.dtype) for item in items)
+        return Speed(flops / (number * frames), peak)
 
     def _resume(self, path: Path) -> None:
         trainer = self.trainer
@@ -235,7 +252,7 @@ class Setup:
         best = trainer.best
         self.say(
             f"resumed {path}: step {trainer.step}, epoch {trainer.epochs:.2f}, "
-            f"{trainer.elapsed / 60:.1f} minutes"
+            f"{span(trainer.elapsed)}"
             + (f", best {best['loss']:.4f} at step {best['step']}" if best["step"] else "")
             + f"; restored weights, {'averages, ' if trainer.ema else ''}"
             f"{trainer.config.optim.optimizer}, schedule, guards, position in the data, log"
@@ -244,15 +261,25 @@ class Setup:
     # ------------------------------------------------------------------------------- records
 
     def _announce(self) -> None:
+        config, valid = self.config, self.trainer.valid
+        kind = str(self.dtype).removeprefix("torch.")
         self.say(
-            f"{self.model.name}: {self.parameters:,} parameters on {self.device}, "
-            f"{self.train_data.hours:.2f} h of codes, {self.loader.epoch_steps} batches an epoch"
+            f"{self.model.name}: {self.parameters:,} parameters on {self.device} in {kind}, "
+            f"{counted(self.world.size, 'rank')}"
         )
+        words = epoch_words(self.loader, config)
+        self.say(f"train: {length_words(self.train_data)}; {words}")
+        items = counted(valid.epoch_items, "item")
+        if most := config.log.valid_max_batches:
+            items += f", the first {batches_words(most)} of them used"
+        self.say(f"valid: {length_words(self.valid_data)}; {items}")
+        steps = -(-self.loader.epoch_steps // config.optim.accum)
+        self.say(f"{schedule_words(config)}; {budget_words(config, steps)}")
         if self.memory_line:
             self.say(self.memory_line)
         for kind, count in (self.conditions.missing() if self.conditions else {}).items():
             if count:
-                self.say(f"{count} of {len(self.train_data)} cuts have no {kind}: trained without")
+                self.say(f"{count:,} of {counted(len(self.train_data), 'cut')} without {kind}")
 
     def _record(self) -> dict:
         machine = describe_machine()
@@ -327,10 +354,11 @@ _OF_A_RUN = (
 
 def write_config(config: TrainerConfig) -> None:
     """EXP/config.yaml: every flag, to be used as ``--config``. What is asked of one start only
-    (--resume, --dry-run) is left out."""
+    (--resume, --dry-run, --quiet) is left out."""
     import yaml
 
-    flags = {k: v for k, v in flatten(config).items() if k not in ("resume", "dry-run")}
+    of_a_start = ("resume", "dry-run", "quiet")
+    flags = {k: v for k, v in flatten(config).items() if k not in of_a_start}
     write_text(Path(config.exp_dir) / "config.yaml", yaml.safe_dump(flags, sort_keys=False))
 
 

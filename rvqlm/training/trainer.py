@@ -246,7 +246,7 @@ class Trainer:
             outcome.grad_norm, self.model.progress, outcome.batches,
         )  # fmt: skip
         path = save_bad_batch(self.exp_dir, bad, self.config.guard.keep_bad_batches)
-        self.bar.say(
+        self.bar.warn(
             f"step {self.step}: {outcome.verdict} (loss {outcome.loss:.4g}, gradient "
             f"{outcome.grad_norm:.4g}), not taken" + (f"; batch in {path}" if path else "")
         )
@@ -265,7 +265,7 @@ class Trainer:
         self.optimizers.zero_grad()
         self.guard.rolled_back()
         self.interval.rollbacks += 1
-        self.bar.say(
+        self.bar.warn(
             f"step {self.step}: {why}; back to the weights of {path} (step {state['step']}) with "
             f"{self.guard.lr_factor:g} of the learning rate; the data continues"
         )
@@ -350,7 +350,7 @@ class Trainer:
         """Opens the log and the progress bar, watches for signals and hangs."""
         self.log = MetricsLog(self.exp_dir, self.step, self.world.main)
         self.samples = self.make_samples(self.log) if self.make_samples else None
-        self.bar = Progress(self.progress, self.world.main)
+        self.bar = Progress(self.progress, self.world.main, self.config.quiet)
         self.watchdog.start()
         try:
             with self.stop:

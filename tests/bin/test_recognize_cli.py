@@ -105,7 +105,7 @@ def samples(tmp_path):
 def test_samples(experiment, samples, capsys):
     assert recognize("--recognizer", experiment, "--samples", samples) == 0
     out = capsys.readouterr()
-    assert "1 samples were given no text: left out" in out.err
+    assert "left out: 1 sample without a text" in out.err
     result = json.loads((samples / "recognition.json").read_text())
     rows = {row["name"].rsplit("/", 1)[1]: row for row in result["rows"]}
     assert list(rows) == [f"s-{n}.wav" for n in range(9)]
@@ -162,7 +162,7 @@ def test_cuts_from_their_codes_and_through_audio(experiment, tokens, capsys):
     words = ["--recognizer", experiment, "--manifest-dir", folder]
     assert recognize(*words) == 0
     out = capsys.readouterr()
-    assert "1 cuts have no text: left out" in out.err and "reference" not in out.out
+    assert "left out: 1 cut without a text" in out.err and "reference" not in out.out
     result = json.loads((experiment / "recognition_test.json").read_text())
     assert {row["name"]: row["reference"] for row in result["rows"]} == said
     assert [row["name"] for row in result["rows"]] == list(said)  # in the order of the index

@@ -203,11 +203,30 @@ def test_unknown_yaml_key(tokens, tmp_path, capfd):
     assert "'decoder_dimm'; did you mean 'decoder-dim'" in capfd.readouterr().err
 
 
+def test_what_a_training_begins_with_and_quiet(tokens, tmp_path, capfd):
+    loud, quiet = (tmp_path / name for name in ("loud", "quiet"))
+    assert trainer.main(command(loud, tokens, "--max-steps", "2")) == 0
+    said = capfd.readouterr().err
+    for words in ("parameters on cpu", "optimizer steps an epoch", "learning rate", "valid: "):
+        assert words in said
+    assert trainer.main(command(quiet, tokens, "--max-steps", "2", "--quiet")) == 0
+    assert "".join(capfd.readouterr()) == ""
+    assert "quiet:" not in (quiet / "config.yaml").read_text()
+    assert trainer.main(command(quiet, tokens, "--max-steps", "3")) == 0
+    assert "resumed" in capfd.readouterr().err  # said again where that is not asked for
+
+
 def test_dry_run_writes_nothing(tokens, tmp_path, capfd):
     exp_dir = tmp_path / "exp"
     assert trainer.main(command(exp_dir, tokens, "--num-epochs", "3", "--dry-run")) == 0
     out = capfd.readouterr().out
-    for word in ("parameters", "batches a rank", "3 epochs", "memory", "activations"):
+    for word in (
+        "parameters",
+        "7 batches, 7 optimizer steps an epoch",
+        "3 epochs",
+        "memory",
+        "activations",
+    ):
         assert word in out
     assert not exp_dir.exists()
 

@@ -52,6 +52,8 @@ def add_evaluation(exp: Path, nats=(2.5, 3.0), bound: bool = True, split="test",
     values = {
         "split": split, "step": 20, "cuts": 628, "frames": 136_868, "prompt_fraction": 0.0,
         "nats": list(nats), "bits_per_second": sum(nats) / log(2) * 50, "bound": bound,
+        "uncertainty": {"recordings": 628, "nats": [None, None], "bits_per_second": None,
+                        "plus_minus": None},
         "unigram_nats": unigram, "unigram_bits_per_second": sum(unigram) / log(2) * 50,
         "command": f"rvqlm evaluate --exp-dir {exp}",
     } | more  # fmt: skip

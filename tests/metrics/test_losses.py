@@ -54,6 +54,22 @@ def test_bits_per_second():
     assert bits_per_second([math.log(2)], Fraction(44100, 512)) == pytest.approx(44100 / 512)
 
 
+def test_no_level_counts_by_how_often_it_was_scored():
+    """As in training where each item scores one level: whatever the dealing, the means stay."""
+    totals = [Totals(3) for _ in range(2)]
+    for total, counts in zip(totals, ([10.0, 40.0, 1.0], [5.0, 5.0, 5.0])):
+        count = torch.tensor(counts, dtype=torch.float64)
+        total.sums["nats"] = torch.stack([torch.tensor([1.0, 2.0, 6.0]) * count, count])
+    assert [t.metrics(Fraction(50))["loss"] for t in totals] == [pytest.approx(3.0)] * 2
+    totals[0].merge(totals[1])
+    metrics = totals[0].metrics(Fraction(50))
+    assert metrics["nats"] == [1.0, 2.0, 6.0] and metrics["loss"] == pytest.approx(3.0)
+    assert metrics["bits_per_second"] == pytest.approx(3 * metrics["bits_per_token"] * 50)
+    totals[0].sums["nats"][:, 2] = 0  # a level that nothing scored has no part in the loss
+    metrics = totals[0].metrics(Fraction(50))
+    assert metrics["loss"] == pytest.approx(1.5) and metrics["bits_per_second"] is None
+
+
 def filled(x: float) -> Totals:
     """With metrics of a name and a shape that nothing but the model that returns them knows."""
     totals = Totals(2)

@@ -2,15 +2,18 @@
 
 import importlib.util
 import itertools
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from entropy_source import MarkovSource
-from masked_models import K, V, make, random_items
+from masked_models import INFO, K, V, make, random_items
 
 from rvqlm.batch import Batch
+from rvqlm.metrics.losses import evaluate_batches
+from rvqlm.metrics.uncertainty import ByRecording
 from rvqlm.modules.masking import MASKINGS
 
 
@@ -58,6 +61,52 @@ def exact_bound(model, codes):
     )
 
 
+@pytest.mark.parametrize("draws", [1, 4])
+@pytest.mark.parametrize("masking", MASKINGS)
+@torch.no_grad()
+def test_nats_of_a_level_are_those_of_what_scored_it(masking, draws):
+    """One cell at a time, in float64: no level's mean nats depend on how often it was scored."""
+    model = make(masking=masking, predict_length=False, eval_draws=draws).double().eval()
+    items, prompts = random_items([6, 3, 5, 4, 7], seed=3), [2, 0, 1, 0, 3]
+    batches = [
+        Batch.from_codes(items[:3], prompt_lengths=prompts[:3]),
+        Batch.from_codes(items[3:], prompt_lengths=prompts[3:]),
+    ]
+    batches[1].index += 3
+    nats, hits, weights = torch.zeros(3, 5, K, dtype=torch.float64)
+    for batch, draw in itertools.product(batches, range(draws)):
+        mask = model.held_out_mask(batch, draw)
+        for b, t, k in mask.predicted.nonzero().tolist():
+            codes = batch.codes[b : b + 1, : batch.lengths[b]].long()
+            seen = codes.masked_fill(mask.hidden[b : b + 1, : batch.lengths[b]], V)
+            logits = model.heads(model.hidden(seen, batch.lengths[b : b + 1], None))[0, t, k]
+            scored = batch.lengths[b] - batch.prompt_lengths[b]
+            weight, item = scored / mask.predicted[b].sum(), int(batch.index[b])
+            nats[item, k] -= weight * logits.log_softmax(-1)[codes[0, t, k]]
+            hits[item, k] += weight * (logits.argmax() == codes[0, t, k])
+            weights[item, k] += weight
+    recordings = ByRecording(K)
+    found = evaluate_batches(model, batches, INFO, torch.device("cpu"), recordings=recordings)
+    metrics = found.metrics(INFO.frame_rate)
+    of_level = weights.sum(0)
+    scored = of_level > 0
+    want = (nats.sum(0) / of_level)[scored].tolist()
+    assert [n for n in metrics["nats"] if n is not None] == pytest.approx(want, rel=1e-6)
+    want_hits = (hits.sum(0) / of_level)[scored].tolist()
+    assert [a for a in metrics["accuracy"] if a is not None] == pytest.approx(want_hits, rel=1e-6)
+    assert max(want_hits) <= 1
+    assert metrics["loss"] == pytest.approx(sum(want) / len(want), rel=1e-6)
+    if masking != "coarse_first" or draws > 1:
+        assert scored.all()
+        bits = sum(want) / math.log(2) * float(INFO.frame_rate)
+        assert metrics["bits_per_second"] == pytest.approx(bits)
+    # what each recording adds
+    factor = K / draws
+    for item in range(5):
+        expected = torch.stack([nats[item], weights[item]]) * factor
+        np.testing.assert_allclose(recordings.sums[item], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("masking", MASKINGS)
 def test_held_out_nats_estimate_the_bound_without_bias(masking):
     """Against the sum over every possible mask: 2 ** 9 of cells, 2 ** 3 of frames."""
@@ -65,17 +114,20 @@ def test_held_out_nats_estimate_the_bound_without_bias(masking):
     codes, n = random_items([3], seed=2)[0], 3000
     with torch.no_grad():
         want = exact_bound(model, codes)
-        found = []
+        found, counts = [], torch.zeros(K)
         for start in range(0, n, 500):
             batch = Batch.from_codes([codes] * 500)
             batch.index += start
             out = model(batch)
             found.append(out.nats / 500)
-            assert out.count.tolist() == [1500.0] * K
+            counts += out.count
+    assert (counts / (3 * n) - 1).abs().max() < (1e-5 if masking == "frame" else 0.02)
+    ratio = torch.stack(found).sum(0) * 500 / counts * 3  # what is reported: nats of an item
     found = torch.stack(found)
     error = found.std(0) / len(found) ** 0.5
     assert (error / want).max() < 0.03
     assert ((found.mean(0) - want).abs() < 5 * error + 1e-3).all()
+    assert ((ratio - want).abs() < 5 * error + 1e-3).all()
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
@@ -93,11 +145,12 @@ def test_without_context_the_bound_is_the_cross_entropy(masking, monkeypatch):
         codes, torch.full((400,), 5), torch.ones(400, dtype=torch.bool), torch.arange(400)
     )
     want = -torch.stack([p[k].log()[codes[..., k]].sum() for k in range(K)])
-    torch.testing.assert_close(model(batch).nats, want, rtol=0.02, atol=0)
+    out = model(batch)
+    torch.testing.assert_close(out.nats / out.count * 2000, want, rtol=0.02, atol=0)
     # all alike: no matter which cells are drawn
     torch.nn.init.zeros_(model.heads.weight)
-    total = model(batch).nats.sum() / (400 * 5 * K)
-    torch.testing.assert_close(total, torch.tensor(float(V)).log())
+    out = model(batch)
+    torch.testing.assert_close(out.nats / out.count, torch.full((K,), float(V)).log())
 
 
 @pytest.mark.parametrize("masking", MASKINGS)
@@ -134,7 +187,7 @@ def test_held_out_nats_are_the_same_every_time_and_in_any_batch(masking):
     torch.testing.assert_close(out.loss, sum(o.loss for o in parts))
     torch.testing.assert_close(out.nats, sum(o.nats for o in parts))
     torch.testing.assert_close(out.sums["accuracy"][0], sum(o.sums["accuracy"][0] for o in parts))
-    assert out.count.tolist() == [14.0] * K
+    torch.testing.assert_close(out.count, sum(o.count for o in parts))
     batch.index += 1
     assert not torch.isclose(model(batch).nats, out.nats).any()
 

@@ -61,7 +61,7 @@ def test_a_row_says_what_the_commands_left(two, tmp_path):
         "split test, 628 recordings, 136,868 frames, prompt fraction 0: the same",
         "Drawn with temperature 0.9, top-k 200, seed 0; besides: steps 16 (masked).",
         "Codec: toy, fingerprint `0123456789abcdef`, 2 x 64, 50 frames/s, 600 bits/s",
-        "Data: 5.1 h of train, 0.1 h of valid.",
+        "Data: 5.1 h of train, 6.0 min of valid.",
         "Machine: Test CPU 3000, 2 cores, torch 2.13.0.",
         "Commit: `feedc0ffee12`.",
     ):
@@ -80,6 +80,49 @@ def test_exact_and_bounded_figures_are_marked(two):
     assert "`=`: each code is predicted from all codes before it" in text and "upper bound" in text
     add_evaluation(two[1], bound=False)
     assert "upper bound" not in render(compare(two))
+
+
+def test_what_models_were_given_stands_beside_their_bits(two):
+    text = render(compare(two))
+    assert "given" not in cells(text)[0] and "± " not in text and "errors" not in cells(text)[0]
+    unsure = {"recordings": 628, "nats": [0.01] * 2, "bits_per_second": 6.1, "plus_minus": 12.0}
+    add_evaluation(two[1], nats=(2.0, 3.5), conditions=["text"], uncertainty=unsure, eval_draws=4)
+    text = render(compare(two))
+    delay, masked = cells(text)
+    assert delay["given"] == "nothing" and masked["given"] == "text"
+    assert masked["bits/s"] == f"<= {5.5 / log(2) * 50:,.0f} ± 12" and "±" not in delay["bits/s"]
+    assert "NOT given the same: nothing (delay); text (masked)" in text
+    assert "random maskings of each recording: 4." in text and "95 % interval over rec" in text
+    # an evaluation of before says nothing: the flags of the training do
+    add_training(two[0], conditions=["text"])
+    text = render(compare(two))
+    assert [row["given"] for row in cells(text)] == ["text", "text"]
+    assert "Every model is given text" in text and "NOT given" not in text
+
+
+def test_masked_figures_of_an_earlier_version_are_remarked(two):
+    path = two[1] / "eval_test.json"
+    found = json.loads(path.read_text())
+    del found["uncertainty"]
+    path.write_text(json.dumps(found))
+    (remark,) = compare(two)[1].remarks
+    assert "how often each was masked; run rvqlm evaluate again" in remark
+
+
+def test_error_rates_of_samples(two):
+    values = {"error_rate": 0.367, "interval": [0.344, 0.391], "items": 33, "chance": 0.913}
+    (two[1] / "samples" / "recognition.json").write_text(json.dumps(values))
+    text = render(compare(two))
+    assert [row["errors"] for row in cells(text)] == ["-", "36.7 % (34.4 to 39.1)"]
+    assert "by chance 91.3 %" in text
+
+
+def test_settings_in_which_samples_differ_are_all_named(two):
+    other = {"temperature": 0.7, "top_k": 200, "top_p": 1.0, "cfg_scale": 1.0}
+    add_sample(two[0], "c", settings=other, seed=3)
+    text = render(compare(two))
+    assert "temperature 0.9 (2 of 3), 0.7 (1 of 3), seed 0 (2 of 3), 3 (1 of 3) (delay)" in text
+    assert "temperature 0.9, steps 16, seed 0 (masked)" in text
 
 
 def test_only_what_differs_is_named(tmp_path):

@@ -22,11 +22,12 @@ from rvqlm.data.index import build_index
 from rvqlm.data.store import RvqMmapWriter, token_cut
 from rvqlm.errors import UserError
 from rvqlm.files import sha256_of
+from rvqlm.inference import held_out
 from rvqlm.inference.held_out import choose_cuts
 from rvqlm.reports import figures
 from rvqlm.reports.clips import encode_flac
 from rvqlm.reports.formatting import number, render_template
-from rvqlm.reports.report import ReportArgs, collect
+from rvqlm.reports.report import ReportArgs, collect, summary
 
 INFO = CodecInfo("toy", "0123456789abcdef", 8000, 160, 3, 64)
 NATS = [2.5, 3.0, 3.5]
@@ -116,7 +117,7 @@ def exp(tmp_path: Path) -> Path:
            "commit": "feedc0ffee12", "parameters": 9_123_456, "data": {"codec": INFO.to_dict()},
            "machine": {"cpu": "Test CPU 3000", "cores": 2, "gpus": []}}  # fmt: skip
     (exp / "run.json").write_text(json.dumps(run))
-    (exp / "config.yaml").write_text("base-lr: 0.00123\n")
+    (exp / "config.yaml").write_text("model-name: codec-lm\nbase-lr: 0.00123\n")
     (exp / "stages.tsv").write_text("0\t9\tSet-up\n1\t60\tPrepare\n0\t1\tSet-up\n")
     evaluation = {"split": "test", "step": 490, "cuts": 3, "frames": 1450, "nats": NATS,
                   "accuracy": [0.31, 0.21, 0.11], "bits_per_second": bits(NATS), "bound": True,
@@ -267,7 +268,7 @@ def test_missing_pieces_are_named_with_their_command(exp, tokens, monkeypatch):
     (tokens.parent / "audio" / "rec0.wav").unlink()
     page = Page(build_report(exp, tokens))
     assert "Not on this page yet" in page.text
-    assert f"rvqlm evaluate --exp-dir {exp} --split test" in page.text
+    assert f"rvqlm evaluate --exp-dir {exp} --manifest-dir {tokens} --split test" in page.text
     assert f"rvqlm generate --exp-dir {exp}" in page.text
     assert "toy.safetensors not found" in page.text
     assert "No original of cut0" in page.text
@@ -282,6 +283,145 @@ def test_missing_pieces_are_named_with_their_command(exp, tokens, monkeypatch):
     assert "index_test.bin not found" in page.text and not audio_of(page)
 
 
+def _change(path: Path, **values) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_what_a_model_was_given_stands_beside_its_figures(exp, tokens, toy_codec):
+    page = Page(build_report(exp, tokens))
+    assert "given its" not in page.text and "not to be compared with a model" not in page.text
+    unsure = {"recordings": 3, "nats": [0.1] * 3, "bits_per_second": 10.0, "plus_minus": 19.6}
+    _change(exp / "eval_test.json", conditions=["text"], uncertainty=unsure, eval_draws=4)
+    content = collect(ReportArgs(exp, tokens))
+    text = Page(render_template("report.html", **content)).text
+    for words in (
+        f"≤ {number(bits(NATS))} bits per second of held-out audio, given its text; ± 19.6",
+        "not to be compared with a model that is given nothing",
+        "95 % interval over recordings",
+        "given the text; 4 random maskings of each",
+    ):
+        assert words in text, words
+    assert f"at most {number(bits(NATS))} +- 19.6 bits/s given text" in summary(content)[0]
+    # an evaluation that does not say it: the flags of the training do
+    evaluation = json.loads((exp / "eval_test.json").read_text())
+    del evaluation["conditions"]
+    (exp / "eval_test.json").write_text(json.dumps(evaluation))
+    (exp / "config.yaml").write_text("model-name: codec-lm\nconditions: [prompt, text]\n")
+    assert "given its prompt and text" in Page(build_report(exp, tokens)).text
+
+
+def test_masked_training_is_not_drawn_beside_held_out_figures(exp, tokens, toy_codec):
+    content = collect(ReportArgs(exp, tokens))
+    assert [line["kind"] for line in content["total"]["lines"]] == ["train", "valid"]
+    assert content["hidden"] is None
+    assert "train" in [bar["kind"] for bar in content["head"]["bars"]]
+    _change(exp / "run.json", model="masked")
+    content = collect(ReportArgs(exp, tokens))
+    assert [line["kind"] for line in content["total"]["lines"]] == ["valid"]
+    assert all([line["kind"] for line in p["lines"]] == ["valid"] for p in content["panels"])
+    assert "train" not in [bar["kind"] for bar in content["head"]["bars"]]
+    (line,) = content["hidden"]["lines"]
+    assert line["label"] == "train, hidden codes"
+    text = Page(render_template("report.html", **content)).text
+    assert "not on one scale" in text and "depend on how often each was masked" in text
+    _change(exp / "eval_test.json", uncertainty={"plus_minus": None})
+    assert "how often each was masked" not in Page(build_report(exp, tokens)).text
+
+
+def _recognition(path: Path, rate: float, **more) -> None:
+    path.parent.mkdir(exist_ok=True)
+    values = {"error_rate": rate, "interval": [rate - 0.01, rate + 0.01], "items": 2,
+              "identified": [1, 2], "chance": 0.9, "rows": [],
+              "command": f"rvqlm recognize {path.stem}"} | more  # fmt: skip
+    path.write_text(json.dumps(values))
+
+
+def test_error_rates_and_samples_beside_their_sentence(exp, tokens, toy_codec):
+    _change(exp / "run.json", model="masked")
+    audio = np.zeros(8000)
+    add_sample(exp, "a", audio, kind="conditioned", prompt="cut1", conditions={"phonemes": "wɜ"})
+    add_sample(exp, "b", audio, kind="conditioned", prompt=None, conditions={"text": "<words> 2"})
+    add_sample(exp, "c", audio, kind="conditioned", prompt=None, conditions={"text": "own"})
+    rows = [{"name": "elsewhere/a.wav", "errors": 1, "symbols": 1, "recognized": "heard it"}]
+    named = "gone/recognizer/best.pt"  # as a recipe writes it in another folder
+    _recognition(exp / "samples" / "recognition.json", 0.367, rows=rows, recognizer=named)
+    _recognition(exp / "recognizer" / "recognition_test.json", 0.029)
+    _recognition(exp / "recognizer" / "recognition_test_audio.json", 0.043, interval=None)
+    content = collect(ReportArgs(exp, tokens))
+    titles = {row["id"]: [c["title"] for c in row["cards"]] for row in content["rows"]}
+    assert titles["cut1"] == ["original", "codec", "a"]
+    assert titles["cut2"] == ["original", "codec", "b"] and len(titles["cut0"]) == 2
+    assert [c["title"] for c in content["samples"]["conditioned"]] == ["c"]
+    text = Page(render_template("report.html", **content)).text
+    for words in (
+        "Samples of the model 2 36.7 % 35.7 to 37.7 % 1 of 2 90.0 %",
+        "Real recordings, stored codes (test) 2 2.9 %",
+        "The same, decoded and encoded again (test) 2 4.3 % –",
+        "heard it",
+        "1 of 1 symbol",
+        "rvqlm recognize recognition_test_audio",
+    ):
+        assert words in text, words
+    assert "error rate of samples of the model: 36.7%" in summary(content)
+    (exp / "samples" / "recognition.json").write_text('{"rows": []}')
+    with pytest.raises(UserError, match=r"recognition.json is damaged .*error_rate"):
+        collect(ReportArgs(exp, tokens))
+
+
+def test_the_page_of_a_recogniser_offers_what_it_can_do(exp, tokens, toy_codec):
+    _change(exp / "run.json", model="recognizer")
+    (exp / "eval_test.json").unlink()
+    page = Page(build_report(exp, tokens))
+    command = f"rvqlm recognize --recognizer {exp} --manifest-dir {tokens} --split test"
+    assert command in page.text and page.open == []
+    for word in ("rvqlm evaluate", "rvqlm generate", "bits per second of held-out", "unigram"):
+        assert word not in page.text.split("Do it again")[0]
+    _recognition(exp / "recognition_test.json", 0.029)
+    page = Page(build_report(exp, tokens))
+    assert "2.9 % of the symbols of real recordings, stored codes (test) wrong" in page.text
+    assert "Not on this page yet" not in page.text
+
+
+def test_files_left_out_by_any_stage_are_named(exp, tokens, toy_codec, tmp_path):
+    assert "No list of left-out files" in Page(build_report(exp, tokens)).text
+    manifests = tmp_path / "manifests"
+    manifests.mkdir()
+    source = {"path": str(manifests / "cuts.jsonl.gz")}
+    _change(tokens / "tokens.json", input=source, skipped=4)
+    assert "4 left out by rvqlm tokenize" in Page(build_report(exp, tokens)).text
+    entries = [{"id": f"f{i}", "path": f"f{i}.mp3", "reason": "no audio in it"} for i in range(4)]
+    lists = {
+        manifests / "skipped.jsonl": entries[:1],
+        manifests / "windows_skipped.jsonl": [],
+        manifests / "warned.jsonl": [{"id": "w", "reason": "2 of 12 s are lost"}],
+        tokens / "skipped.jsonl": entries,
+    }
+    for path, lines in lists.items():
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = Page(build_report(exp, tokens)).text
+    for words in (
+        f"1 item left out ({manifests / 'skipped.jsonl'}): f0.mp3: no audio in it",
+        f"1 item kept with a warning ({manifests / 'warned.jsonl'}): w: 2 of 12 s are lost",
+        f"4 items left out ({tokens / 'skipped.jsonl'}): f0.mp3: no audio in it; f1.mp3",
+    ):
+        assert words in text, words
+    assert "windows_skipped" not in text and "No list of left-out files" not in text
+
+
+def test_the_codec_is_named_where_fetching_it_is_asked_for(exp, tokens, monkeypatch):
+    """A name out of the tokens alone is for this machine; see `load_codec_like`."""
+    asked = []
+
+    def load(info, name=None, *args):
+        asked.append(name)
+        raise UserError("not here")
+
+    monkeypatch.setattr(held_out, "load_codec_like", load)
+    assert "not here (--download looks on the hub" in Page(build_report(exp, tokens)).text
+    page = Page(build_report(exp, tokens, download=True))
+    assert asked == [None, INFO.name] and "--download" not in page.text
+
+
 def test_statistics_of_the_splits(exp, tokens, toy_codec):
     split = {"cuts": 1234, "hours": 1.5, "duration": dict.fromkeys(["p0", "p50", "p95", "p100"], 2),
              "codes_used": [61, 62, 63], "entropy_bits": [4.5, 5.0, 5.5],
@@ -289,6 +429,7 @@ def test_statistics_of_the_splits(exp, tokens, toy_codec):
              "plan": {"batches": 77, "padding": 0.0017}}  # fmt: skip
     (tokens / "stats.json").write_text(json.dumps({"by": "speaker", "splits": {"train": split}}))
     text = Page(build_report(exp, tokens)).text
+    assert "may be in several" not in text and "of speakers that took no part either" in text
     for word in ("1,234", "share a speaker", "61", "5.50", "750 bits/s", "77", "0.17 %"):
         assert word in text
 
@@ -338,7 +479,7 @@ def test_command_writes_where_it_says(exp, tokens, toy_codec, capsys):
     printed = capsys.readouterr().out
     assert str(out) in printed
     assert f"{number(bits(NATS))} bits/s, unigram {number(bits(UNIGRAM))}" in printed
-    assert "original: 1 clips, silent 0 %" in printed
+    assert "original: 1 clip, silent 0 %" in printed
     assert "missing: No samples" in printed
     first = out.read_text()
     assert f"--manifest-dir {tokens}" in first  # its own command is on the page

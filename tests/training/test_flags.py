@@ -52,6 +52,7 @@ TRAINER = {
     "compile": None,  # tests/training/test_compiling.py
     "parallel": ("", "--parallel fsdp"),
     "num-threads": ("", "--num-threads -1"),
+    "quiet": ("", "--quiet"),
     "dry-run": ("", "--dry-run"),
     # data
     "max-duration": ("", "--max-duration 2"),
@@ -178,7 +179,7 @@ class Runs:
                 seen.update(key.encode() + tensor.to(torch.float32).numpy().tobytes())
         lines = map(json.loads, (exp_dir / "metrics.jsonl").read_text().splitlines())
         lines = list(lines)
-        marks = ("largest batch" in out, any(x.get("mfu") for x in lines))
+        marks = ("learning rate" in out, "largest batch" in out, any(x.get("mfu") for x in lines))
         log = [{k: v for k, v in x.items() if k not in TIMINGS} for x in lines]
         files = {p.relative_to(exp_dir).as_posix().split("-2026")[0] for p in exp_dir.rglob("*.pt")}
         files = sorted(files)

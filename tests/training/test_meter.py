@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
 
 from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
-from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.models.codec_lm import CodecLMConfig
+from rvqlm.models.factory import build_model
+from rvqlm.modules.transformer import Transformer
 from rvqlm.training import meter
-from rvqlm.training.meter import Speed, Stopwatch, forward_flops, peak_flops
+from rvqlm.training.meter import Speed, Stopwatch, peak_flops, training_flops
 
 
 def test_seconds_by_part(monkeypatch):
@@ -63,33 +65,97 @@ def test_share_of_the_peak():
     assert Speed().mfu(100.0, 1) is None
 
 
-class Linear(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.linear = nn.Linear(7, 5)
+# A multiply-add is two operations, and the backward pass multiplies twice for each product of the
+# forward pass.
 
-    def forward(self, batch):
-        return self.linear(batch)
-
-
-def test_operations_of_a_linear_layer():
-    model = Linear().train()
-    assert forward_flops(model, torch.randn(3, 11, 7)) == 2 * 3 * 11 * 7 * 5
-    assert model.training and model.linear.weight.grad is None
+D, L, T, B, K, V = 16, 2, 20, 2, 3, 32
+INFO = CodecInfo("x", "", 16000, 320, num_codebooks=K, codebook_size=V)
+SHAPE = {"decoder_dim": D, "nhead": 2, "num_decoder_layers": L}
+TEXT = {"text": ConditionInfo("text", (9,), rate=10.0)}
 
 
-def test_operations_of_a_transformer():
-    info = CodecInfo("x", "", 16000, 320, num_codebooks=3, codebook_size=32)
-    d, L, T, B = 16, 2, 20, 2
-    config = CodecLMConfig(pattern="parallel", decoder_dim=d, nhead=2, num_decoder_layers=L)
-    model = CodecLM(config, info)
-    batch = Batch.from_codes([torch.randint(32, (T, 3)) for _ in range(B)])
-    S = T + 1  # the end is a decision of its own
-    inner = config.feedforward(d)
-    per_step = L * (d * 3 * d + d * d + 2 * d * inner) + 3 * 32 * d
-    attention = L * 2 * S * S * d
-    expected = 2 * B * (S * per_step + attention)
-    assert forward_flops(model, batch) == pytest.approx(expected, rel=0.02)
+def transformer(steps: int, width: int = D, layers: int = L) -> int:
+    """Multiply-adds of blocks over the steps of one item."""
+    inner = CodecLMConfig(**SHAPE).feedforward(width)
+    per_step = width * 3 * width + width * width + 2 * width * inner
+    return layers * (steps * per_step + 2 * steps * steps * width)
+
+
+def by_hand(case: str) -> tuple[dict, int]:
+    """Changes to the flags, and multiply-adds of the forward pass of one item."""
+    head, whole = D * V, {"prompt_fraction": 0.0, "mask_schedule": "fixed", "mask_ratio": 1.0}
+    adaptive = (2 * L + 1) * D * 2 * D  # gain and bias of every norm, once an item
+    end = D * (T + 1)
+    if case == "parallel":  # a step more than frames, whose codes are not scored
+        return {"pattern": "parallel"}, transformer(T + 1) + T * K * head + end
+    if case == "flatten":  # one level a step
+        return {"pattern": "flatten"}, transformer(T * K + 1) + T * K * head + end
+    if case == "valle":  # one random level, not K - 1
+        changes = {"prompt_mode": "none", "unprompted_share": 1.0}
+        ar, nar = transformer(T + 1) + T * head + end, transformer(T) + T * head + adaptive
+        return {"model_name": "valle", **changes}, ar + nar
+    if case == "valle stage 1":
+        changes = {"prompt_mode": "none", "unprompted_share": 1.0, "train_stage": 1}
+        return {"model_name": "valle", **changes}, transformer(T + 1) + T * head + end
+    if case == "masked":  # one masking, not four
+        changes = {"predict_length": False, **whole}
+        return {"model_name": "masked", **changes}, transformer(T) + T * K * head
+    if case == "masked, coarse_first":
+        changes = {"masking": "coarse_first", "predict_length": False, **whole}
+        return {"model_name": "masked", **changes}, transformer(T) + T * head
+    if case == "scheduled sampling":  # a forward pass more, without a backward one: a third
+        extra = (transformer(T + 1) + (T + 1) * K * head) / 3
+        changes = {"pattern": "parallel", "scheduled_sampling": 0.5}
+        return changes, transformer(T + 1) + T * K * head + end + extra
+    assert case == "depth"
+    d, layers = 8, 1
+    changes = {"pattern": "parallel", "head": "depth", "depth_dim": d, "depth_layers": layers}
+    into = D * K * d  # and K levels of a frame behind each other
+    states = T * (into + transformer(K, d, layers)) + T * K * d * V
+    return changes | {"depth_nhead": 2}, transformer(T + 1) + states + end
+
+
+CASES = ["parallel", "flatten", "depth", "scheduled sampling", "valle", "valle stage 1"]
+CASES += ["masked", "masked, coarse_first"]
+
+
+def make(case: str, **more):
+    flags, expected = by_hand(case)
+    name = flags.pop("model_name", "codec-lm")
+    torch.manual_seed(0)
+    return build_model(name, {**SHAPE, **flags, **more}, INFO), expected
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_operations_of_a_family_counted_by_hand(case):
+    model, expected = make(case)
+    batch = Batch.from_codes([torch.randint(V, (T, K)) for _ in range(B)])
+    state = torch.get_rng_state()
+    found = training_flops(model.eval(), batch)
+    assert found == pytest.approx(3 * 2 * B * expected, rel=0.01)
+    # nothing is left of it
+    assert torch.equal(torch.get_rng_state(), state) and not model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("case", ["parallel", "valle", "masked"])
+def test_what_is_computed_again_is_left_out(case):
+    batch = Batch.from_codes([torch.randint(V, (T, K)) for _ in range(B)])
+    plain, again = make(case)[0], make(case, activation_checkpointing=True)[0]
+    assert training_flops(again, batch) == training_flops(plain, batch)
+    networks = [m for m in again.modules() if isinstance(m, Transformer)]
+    assert networks and all(m.config.activation_checkpointing for m in networks)
+
+
+def test_operations_of_a_recogniser_and_of_half_precision():
+    config = {**SHAPE, "conditions": ("text",), "dropout": 0.0}
+    model = build_model("recognizer", config, INFO, TEXT)
+    texts = {"text": [torch.randint(1, 9, (5, 1)) for _ in range(B)]}
+    batch = Batch.from_codes([torch.randint(V, (T, K)) for _ in range(B)], conditions=texts)
+    assert training_flops(model, batch) > 3 * 2 * B * transformer(T // 4)
+    model, batch.conditions = make("parallel")[0], {}
+    whole = training_flops(model, batch)
+    assert training_flops(model, batch, torch.bfloat16) == pytest.approx(whole, rel=0.01)
 
 
 def test_peak_of_a_cpu_is_measured():

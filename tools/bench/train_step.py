@@ -90,7 +90,9 @@ def measure(args: Args, size: dict, family: str, precision: str, compiled: bool)
     import torch
 
     torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
-    from train_step_cases import Loader, count_flops, make_batch, make_model, make_musicgen, peak
+    from train_step_cases import Loader, make_batch, make_model, make_musicgen, peak
+
+    from rvqlm.training.meter import training_flops
 
     device, dtype = pick_device(args.device), getattr(torch, DTYPES[precision])
     if family == "peak":
@@ -104,7 +106,7 @@ def measure(args: Args, size: dict, family: str, precision: str, compiled: bool)
         return {"bare": times, "memory": memory_mb(device)}
     model = make_model(args, size, family).to(device).train()
     batch = make_batch(args, size, family)
-    result = {"flops": count_flops(model, batch, device, dtype), "bare": [], "trainer": []}
+    result = {"flops": training_flops(model, batch.to(device), dtype), "bare": [], "trainer": []}
     if compiled:
         from rvqlm.training.compiling import compile_model, warm_up
 

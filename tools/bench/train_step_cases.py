@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
@@ -81,34 +79,6 @@ def make_model(args, size: dict, family: str) -> torch.nn.Module:
     }
     text = ConditionInfo("text", (SYMBOLS,), rate=FRAMES_PER_SYMBOL)
     return build_model(name, {**shape, **changes}, info, {"text": text})
-
-
-def count_flops(model, batch: Batch, device, dtype) -> int:
-    """Operations of the matrix products and attention of forward and backward."""
-    with Flops() as counter:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model(batch.to(device)).loss
-        loss.backward()
-    model.zero_grad()
-    return counter.total
-
-
-class Flops(TorchDispatchMode):
-    """torch's `FlopCounterMode` with attention on CPUs, and without its hooks on modules, which a
-    loss that calls autograd in its forward pass does not bear."""
-
-    total = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        out = function(*args, **(kwargs or {}))
-        name = function._overloadpacket
-        if name in flop_registry:
-            self.total += flop_registry[name](*args, **(kwargs or {}), out_val=out)
-        elif name is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
-            self.total += sdpa_flop_count(*(t.shape for t in args[:3]))
-        elif name is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
-            self.total += sdpa_backward_flop_count(*(t.shape for t in args[:4]))
-        return out
 
 
 def peak(device, dtype) -> float:

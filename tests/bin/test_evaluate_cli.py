@@ -1,0 +1,74 @@
+"""rvqlm evaluate of masked models: how many maskings, how sure the figures are, what is refused."""
+
+import json
+import math
+
+import pytest
+import torch
+from saved_models import save_model
+from token_fixtures import INFO, make_tokens
+
+from rvqlm.bin import evaluate
+from rvqlm.models.factory import build_model
+
+SHAPE = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1}
+
+
+@pytest.fixture
+def tokens(tmp_path):
+    make_tokens(tmp_path / "tokens", [20, 9, 14, 11, 30, 16], split="test")
+    return tmp_path / "tokens"
+
+
+def run(exp, tokens, *more) -> int:
+    words = ["--exp-dir", exp, "--manifest-dir", tokens, "--unigram-split", "test"]
+    return evaluate.main([*map(str, words), "--num-threads", "1", "--device", "cpu", *more])
+
+
+def save(folder, name, **flags):
+    torch.manual_seed(0)
+    model = build_model(name, {**SHAPE, **flags}, INFO)
+    save_model(model, folder / "best.pt")
+    return folder
+
+
+def test_a_masked_model_has_at_least_four_maskings(tokens, tmp_path, capsys):
+    exp = save(tmp_path / "exp", "masked", masking="coarse_first", eval_draws=1)
+    assert run(exp, tokens) == 0
+    found, out = json.loads((exp / "eval_test.json").read_text()), capsys.readouterr().out
+    assert found["eval_draws"] == 4 and found["conditions"] == [] and found["bound"]
+    assert "6 cuts, 100 frames" in out and "4 maskings of each" in out
+    # an untrained model: every level costs ln V, however often it was masked
+    assert found["nats"] == pytest.approx([math.log(64)] * 3, rel=0.02)
+    assert found["loss"] == pytest.approx(sum(found["nats"]) / 3)
+    assert found["bits_per_second"] == pytest.approx(sum(found["nats"]) / math.log(2) * 50)
+    unsure = found["uncertainty"]
+    assert unsure["recordings"] == 6 and len(unsure["nats"]) == 3
+    assert f"+- {unsure['plus_minus']:,.0f} bits/s" in out
+    assert run(exp, tokens, "--eval-draws", "6") == 0
+    assert json.loads((exp / "eval_test.json").read_text())["eval_draws"] == 6
+
+
+def test_levels_that_no_masking_drew_are_named(tmp_path, capsys):
+    make_tokens(tmp_path / "one", [20], split="test")
+    exp = save(tmp_path / "exp", "masked", masking="coarse_first", eval_draws=1)
+    assert run(exp, tmp_path / "one", "--eval-draws", "1") == 2
+    error = capsys.readouterr().err
+    assert "did not score level 1, 2; give --eval-draws 3" in error
+    assert run(exp, tmp_path / "one", "--eval-draws", "3") == 0
+    found = json.loads((exp / "eval_test.json").read_text())
+    assert found["uncertainty"]["plus_minus"] is None  # one recording says nothing of others
+    assert "+-: 95" not in capsys.readouterr().out
+
+
+def test_other_families_have_no_maskings(tokens, tmp_path, capsys):
+    exp = save(tmp_path / "exp", "codec-lm")
+    assert run(exp, tokens, "--eval-draws", "4") == 2
+    assert "only masked models draw; this is codec-lm" in capsys.readouterr().err
+    assert run(exp, tokens, "--eval-draws", "-1") == 2
+    assert run(exp, tokens) == 0
+    found = json.loads((exp / "eval_test.json").read_text())
+    assert found["eval_draws"] is None and found["uncertainty"]["plus_minus"] > 0
+    exp = save(tmp_path / "coarse", "valle", train_stage=1)
+    assert run(exp, tokens) == 2
+    assert "level 1, 2 is not trained" in capsys.readouterr().err
