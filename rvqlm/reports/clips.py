@@ -3,7 +3,8 @@
 Five kinds, told apart everywhere: `original` (held-out recordings), `codec` (the same after a
 round trip through the tokens, the best a model of these tokens could sound), `continuation` (the
 model continues the beginning of a held-out recording), `conditioned` (made from a text or other
-condition, without a beginning) and `unprompted` (the model was given nothing).
+condition, without a beginning), `infilling` (a part of a recording is made anew) and `unprompted`
+(the model was given nothing).
 Audio is embedded as 16-bit FLAC: Chromium, Firefox and Safari play it, it is half a wav, and unlike
 MP3 or Vorbis it adds no coding noise to a page that is about coding noise.
 """

@@ -25,6 +25,7 @@ from rvqlm.reports.records import Recognition, given_words
 KINDS = {
     "continuation": "continuations of held-out recordings",
     "conditioned": "made from a text or other condition, without a beginning",
+    "infilling": "recordings with a part made anew",
     "unprompted": "unprompted",
 }
 IDLE = {"top_k": 0, "top_p": 1.0, "cfg_scale": 1.0}

@@ -8,8 +8,8 @@ import soundfile
 from test_custom_run import EGS, recipe
 
 WORDS = [
-    "Guten", "Morgen", "liebe", "Leute", "heute", "kommen", "sieben", "gute", "Boote", "mit", "neuen",
-    "Netzen",
+    "Guten", "Morgen", "liebe", "Leute", "heute", "kommen", "sieben", "gute", "Boote", "mit",
+    "neuen", "Netzen",
 ]  # fmt: skip
 
 
