@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "rvqlm"
 FLOORS = (  # from the ground; a file or folder imports from those before it only
     *("version", "errors", "files", "locks", "hub", "codec_info", "patterns", "runtime"),
     *("condition_info", "cli", "batch", "dtensors"),
-    *("audio", "codecs", "metrics", "modules", "data", "frontends"),
+    *("containers", "audio", "codecs", "metrics", "modules", "data", "frontends"),
     *("tokenizing", "exchange", "generation", "models", "checkpoints", "training", "inference"),
     *("inspection", "doctor", "reports", "bin"),
 )

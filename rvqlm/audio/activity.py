@@ -105,20 +105,22 @@ def find_activity(config: ActivityConfig) -> str:
     skipped, as are those without an active stretch, and those without the other track of a pair.
     """
     total = count_cuts(config.input)
-    cuts = bar(read_cuts(config.input), "activity", total)
-    if (other := config.other) is None:
-        pairs = ((cut, cut) for cut in cuts)
-    else:
+    if (other := config.other) is not None:
         count_cuts(other[1], other[0])
-        pairs = _same_ids(cuts, read_cuts(other[1], other[0]))
     seconds, quiet = 0.0, 0
     with CutWriter(config.out, config.input) as writer:
+        cuts = bar(read_cuts(config.input, skip=writer.skip), "activity", total)
+        if other is None:
+            pairs = ((cut, cut) for cut in cuts)
+        else:
+            pairs = _same_ids(cuts, read_cuts(other[1], other[0]))
         work = partial(_windows, config=config)
         for (cut, partner), found in in_order(work, pairs, config.jobs):
             if isinstance(found, BadAudio):
                 writer.skip(cut.id, found.path, found.reason)
                 continue
-            windows, runs, cancelled = found
+            windows, runs, cancelled, notes = found
+            writer.warn(cut.id, source_path(cut.recording), notes)
             seconds += cut.duration
             quiet += not windows
             if cut.duration - partner.duration > SAME_LENGTH:
@@ -154,10 +156,12 @@ Spans = list[tuple[float, float]]
 """Starts and ends in seconds."""
 
 
-def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Spans, Spans, bool]:
-    """The windows to keep, from the beginning of a cut and decided by its reference, all runs of
-    active strides, those included that are too short, and whether the channels of what decides
-    cancel each other.
+def _windows(
+    pair: tuple[Cut, Cut | None], config: ActivityConfig
+) -> tuple[Spans, Spans, bool, list]:
+    """The windows to keep, from the beginning of a cut and decided by its reference; all runs of
+    active strides, those included that are too short; whether the channels of what decides cancel
+    each other; and what of its audio is missing or damaged.
 
     Of two tracks the longer is read as far as the shorter reaches, so that both, each with the
     other in its turn, get the same windows.
@@ -173,7 +177,9 @@ def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Span
     stride = max(1, round(config.rms_stride_seconds * rate))
     frame = round(config.rms_frame_seconds * rate)
     folding = Folding(1, AudioConfig(), source_path(decides.recording))
-    rms = frame_rms(folding.watch(cut_blocks(decides)), frame, stride)
+    notes: list[str] = []
+    blocks = cut_blocks(decides, config.outside, notes)
+    rms = frame_rms(folding.watch(blocks), frame, stride)
     longest = config.max_window_seconds
     windows = active_windows(
         rms,
@@ -188,7 +194,7 @@ def _windows(pair: tuple[Cut, Cut | None], config: ActivityConfig) -> tuple[Span
         return [(a, b) for a, b in ends if b > a]
 
     runs = spans(active_windows(rms, config.rms_threshold, 1))
-    return spans(windows), runs, decides is cut and folding.cancelled
+    return spans(windows), runs, decides is cut and folding.cancelled, notes
 
 
 def window(cut: Cut, start: float, end: float, runs: Spans) -> Cut:

@@ -107,13 +107,14 @@ def augment(config: AugmentConfig) -> str:
     made = lowered = 0
     make_folder(Path(config.audio_dir), "--audio-dir")
     with CutWriter(config.out, config.input) as writer:
-        cuts = _unique(bar(read_cuts(config.input), "augment", total), config)
+        cuts = _unique(bar(read_cuts(config.input, skip=writer.skip), "augment", total), config)
         for cut, result in in_order(partial(_copies, config=config), cuts, config.jobs):
             if isinstance(result, BadAudio):
                 writer.skip(cut.id, result.path, result.reason)
                 continue
-            copies, cancelled = result
-            if cancelled:
+            copies, heard = result
+            writer.warn(cut.id, source_path(cut.recording), heard.notes)
+            if heard.folding.cancelled:
                 writer.note(cut.id, f"to be skipped by rvqlm tokenize: {CANCELLED}")
             if config.keep_original:
                 writer.write(with_custom(cut, group=group_of(cut)))
@@ -143,20 +144,34 @@ def _unique(cuts: Iterator[Cut], config: AugmentConfig) -> Iterator[Cut]:
         yield cut
 
 
-def _copies(cut: Cut, config: AugmentConfig) -> tuple[list[Cut], bool]:
-    """The copies, and whether the channels of a cut, as far as it had to be read, cancel."""
-    folding = Folding(1, AudioConfig(), source_path(cut.recording))
-    return [_copy(cut, one, config, folding) for one in changes(config)], folding.cancelled
+def _copies(cut: Cut, config: AugmentConfig) -> tuple[list[Cut], _Heard]:
+    """The copies, and what was noticed of the cut."""
+    heard = _Heard(Folding(1, AudioConfig(), source_path(cut.recording)))
+    return [_copy(cut, one, config, heard) for one in changes(config)], heard
 
 
-def _copy(cut: Cut, one: Change, config: AugmentConfig, folding: Folding) -> Cut:
+@dataclass
+class _Heard:
+    """What is noticed of a cut as far as it has to be read: not where all copies are there."""
+
+    folding: Folding
+    notes: list[str] | None = None
+    """what is missing or damaged; None if nothing was read"""
+
+    def blocks(self, cut: Cut, config: AugmentConfig) -> Iterator[np.ndarray]:
+        """The audio of the cut, (C, n)."""
+        self.notes = []
+        return self.folding.watch(cut_blocks(cut, config.outside, self.notes))
+
+
+def _copy(cut: Cut, one: Change, config: AugmentConfig, heard: _Heard) -> Cut:
     """Render one copy unless it is there already; the cut over it."""
     id, rate = cut.id + one.name, cut.recording.sampling_rate
     if cut.num_channels > 8 or rate > 655350:
         why = f"{cut.num_channels} channels of {rate} Hz do not fit in a FLAC file"
         raise BadAudio(source_path(cut.recording), why)
     path = copy_path(config.audio_dir, id)
-    samples, scale = _render(cut, one, config, path, folding)
+    samples, scale = _render(cut, one, config, path, heard)
     recording = file_recording(id, str(path), rate, cut.num_channels, samples)
     if scale != 1:
         recording.transforms = [Volume(1 / scale)]
@@ -199,7 +214,7 @@ def copy_path(folder: str, id: str) -> Path:
 
 
 def _render(
-    cut: Cut, one: Change, config: AugmentConfig, path: Path, folding: Folding
+    cut: Cut, one: Change, config: AugmentConfig, path: Path, heard: _Heard
 ) -> tuple[int, float]:
     """Make the file unless it is there; (samples, the power of two that it is scaled by)."""
     key = _key(cut, one, config)
@@ -210,12 +225,12 @@ def _render(
 
     def write(to: Path) -> None:
         nonlocal samples, scale
-        samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale, folding)
+        samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale, heard)
         if not samples:
             raise BadAudio(source_path(cut.recording), "too short for a copy")
         if peak > 1:  # rare: quieter on disk, and again with room for the largest sample
             scale = 2.0 ** -math.ceil(math.log2(peak) + 1e-6)
-            samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale, folding)
+            samples, peak = _write(to, cut, one, config, f"{key} {scale}", scale, heard)
 
     atomic_write(path, write)
     return samples, scale
@@ -228,7 +243,7 @@ def _write(
     config: AugmentConfig,
     comment: str,
     scale: float,
-    folding: Folding,
+    heard: _Heard,
 ) -> tuple[int, float]:
     """Samples and their peak before they are scaled."""
     rate, channels, samples, peak = cut.recording.sampling_rate, cut.num_channels, 0, 0.0
@@ -241,7 +256,7 @@ def _write(
     changed = (one.speed, one.tempo, one.semitones, config.n_fft, config.hop_length)
     with file:
         file.comment = comment
-        for block in change(folding.watch(cut_blocks(cut)), rate, *changed):
+        for block in change(heard.blocks(cut, config), rate, *changed):
             if not block.shape[1]:
                 continue
             peak = max(peak, float(np.abs(block).max()))

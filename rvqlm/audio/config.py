@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from rvqlm.audio.items import FILES_ONLY, Outside
 from rvqlm.audio.prepare import Mono
 from rvqlm.errors import UserError
 
@@ -79,6 +80,7 @@ class LoudnessConfig:
     the cuts of the manifest cover (after rvqlm audio activity). One gain a recording either way."""
     jobs: int = 0
     """Processes; 0 is one per core."""
+    outside: Outside = FILES_ONLY
 
     def __post_init__(self) -> None:
         problems = []
@@ -122,6 +124,7 @@ class ActivityConfig:
     with the same stretches where they differ in length or one of them is missing."""
     jobs: int = 0
     """Processes; 0 is one per core."""
+    outside: Outside = FILES_ONLY
 
     @property
     def other(self) -> tuple[str, str] | None:
@@ -177,6 +180,7 @@ class AugmentConfig:
     """Samples from one such window to the next."""
     jobs: int = 0
     """Processes; 0 is one per core."""
+    outside: Outside = FILES_ONLY
 
     def __post_init__(self) -> None:
         problems = []

@@ -8,25 +8,26 @@ which lists what could not be used. Nothing here grows with the number of cuts.
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from lhotse import Recording
-from lhotse.cut import Cut, MixedCut
-from lhotse.serialization import deserialize_item
+from lhotse.cut import Cut
 
 from rvqlm import runtime
+from rvqlm.audio.items import entry_of, item_of
 from rvqlm.audio.parts import recording_cut
 from rvqlm.audio.read import close_parked
 from rvqlm.audio.reader import BadAudio, printable
 from rvqlm.cli import counted
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_open, json_line, read_lines
+from rvqlm.files import atomic_open, json_line, read_jsonl, read_lines
 
 _NAMED = 5  # cuts in a note
 
@@ -48,50 +49,36 @@ def count_cuts(path: str, flag: str = "--input") -> int:
     return count
 
 
-def read_cuts(path: str, flag: str = "--input") -> Iterator[Cut]:
+def read_cuts(
+    path: str, flag: str = "--input", skip: Callable[[str, str, str], object] | None = None
+) -> Iterator[Cut]:
     """The cuts of a lhotse manifest (JSONL, gzipped or not), one at a time.
 
-    A manifest of recordings is read as one of cuts over whole recordings. Raises `UserError` for
-    all that is not a cut within one recording.
+    A manifest of recordings is read as one of cuts over whole recordings. Entries that are no cut
+    within one recording, or none that could be read, are passed over; `skip`, such as
+    `CutWriter.skip`, gets id, path and reason of each. Raises `UserError` for what is no entry.
     """
     for number, line in enumerate(_lines(path, flag), 1):
-        where = f"{flag} {path}: item {number}"
+        fields = entry_of(line, f"{flag} {path}: item {number}")
         try:
-            fields = json.loads(line)
-            item = deserialize_item(fields)
-        except Exception as e:  # lhotse asserts, and looks up what is not there
-            why = f"{type(e).__name__} {e}".splitlines()[0]
-            raise UserError(f"{where} is no lhotse cut: {why}") from None
-        if isinstance(item, Recording):
-            yield recording_cut(item)
-        elif isinstance(item, MixedCut):
-            raise UserError(f"{where}: {mixed(item.id)}")
-        elif getattr(item, "recording", None) is not None:
-            yield item
-        else:
-            raise UserError(
-                f"{where} is a {type(item).__name__} without audio; give cuts of recordings, as "
-                "rvqlm audio manifest writes them"
-            )
+            item = item_of(fields)
+        except ValueError as e:
+            if skip is not None:
+                skip(str(fields["id"]), path, str(e))
+            continue
+        yield recording_cut(item) if isinstance(item, Recording) else item
 
 
-def mixed(id: str) -> str:
-    """What to say of a MixedCut."""
-    return (
-        f"cut {id!r} mixes several recordings (a MixedCut), and a cut here lies in one; write the "
-        "mixtures as files first (lhotse: CutSet.save_audios) and give their manifest"
-    )
+def list_path(manifest: str | os.PathLike, what: str) -> Path:
+    """The list of what was skipped, or warned of, in making a manifest: of its own for each, so
+    that none replaces another's.
 
-
-def skipped_path(manifest: str | os.PathLike) -> Path:
-    """The list of what is not in a manifest: of its own for each, so that none replaces another's.
-
-    >>> print(skipped_path("a/cuts.jsonl.gz"), skipped_path("a/windows.jsonl.gz"))
-    a/skipped.jsonl a/windows_skipped.jsonl
+    >>> list_path("a/cuts.jsonl.gz", "skipped").name, list_path("loud.jsonl", "warned").name
+    ('skipped.jsonl', 'loud_warned.jsonl')
     """
     path = Path(manifest)
     name = path.name.removesuffix(".gz").removesuffix(".jsonl")
-    return path.with_name("skipped.jsonl" if name == "cuts" else f"{name}_skipped.jsonl")
+    return path.with_name(f"{what}.jsonl" if name == "cuts" else f"{name}_{what}.jsonl")
 
 
 def with_custom(item: Any, **fields: Any) -> Any:
@@ -116,29 +103,41 @@ def make_folder(path: Path, flag: str) -> None:
         raise UserError(f"{flag} {path}: {e.strerror}; choose a folder to write in") from None
 
 
-class CutWriter:
-    """Writes a manifest of cuts, and beside it the list of what was skipped (`skipped_path`), when
-    its block ends, and says on stderr what was skipped and what there is to note.
+class _Line(TypedDict):
+    """Of a list of what was skipped or warned of."""
 
-    Raises `UserError`, leaving the list of what was skipped but no manifest, if no cut came.
+    id: str
+    path: str
+    reason: str
+
+
+class CutWriter:
+    """Writes a manifest of cuts, and beside it the lists of what was skipped and of what is in it
+    but not as it should be (`list_path`), when its block ends, and says on stderr what is in them
+    and what else there is to note.
+
+    Raises `UserError`, leaving these lists but no manifest, if no cut came.
     """
 
     def __init__(self, out: str, source: str | None = None):
         self.out = Path(out)
-        self._list = skipped_path(self.out)
+        self._lists = {what: list_path(self.out, what) for what in ("skipped", "warned")}
         if not out.lower().endswith((".jsonl", ".jsonl.gz")):
             raise UserError(f"--out {out}: the name must end in .jsonl.gz")
         if source is not None and self.out.exists() and os.path.samefile(source, out):
             raise UserError(f"--out {out} is the input; choose another name")
-        self.cuts = self.skipped = 0
+        self.cuts = 0
         self.seconds = 0.0
-        self._first: dict | None = None
+        self._counts = Counter()
+        self._first: dict[str, dict] = {}
         self._notes: dict[str, list[str]] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> CutWriter:
         make_folder(self.out.parent, "--out")
-        self._skips = self._stack.enter_context(atomic_open(self._list))
+        self._files = {
+            what: self._stack.enter_context(atomic_open(path)) for what, path in self._lists.items()
+        }
         self._inner = contextlib.ExitStack()
         self._file = self._inner.enter_context(atomic_open(self.out))
         return self
@@ -146,28 +145,30 @@ class CutWriter:
     def __exit__(self, *error) -> None:
         if error[0] is None and not self.cuts:
             reasons = "; there was nothing to keep"
-            if first := self._first:
+            if first := self._first.get("skipped"):
                 reasons = (
                     f", {counted(self.skipped, 'item')} skipped; the first, {first['id']}: "
-                    f"{first['reason']} (all of them in {self._list})"
+                    f"{first['reason']} (all of them in {self._lists['skipped']})"
                 )
             nothing = UserError(f"{self.out}: no cut is left{reasons}")
             self._inner.__exit__(UserError, nothing, None)
             self._stack.__exit__(None, None, None)
+            self._without_empty()
             raise nothing
         self._inner.__exit__(*error)
         self._stack.__exit__(*error)
         if error[0] is not None:
             return
-        if self.skipped:
-            print(
-                f"{counted(self.skipped, 'item')} skipped, listed in {self._list}; the first: "
-                f"{self._first['path']}: {self._first['reason']}",
-                file=sys.stderr,
-            )
+        self._without_empty()
+        for what, number in sorted((+self._counts).items()):
+            print(listed(what, number, self._lists[what], self._first[what]), file=sys.stderr)
         for what, names in self._notes.items():
             shown = ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
             print(f"{counted(len(names), 'cut')} {what}: {shown}", file=sys.stderr)
+
+    def _without_empty(self) -> None:
+        if not self._counts["warned"]:  # few folders need that list
+            self._lists["warned"].unlink(missing_ok=True)
 
     def write(self, cut: Cut) -> None:
         self._file.write(json_line(cut.to_dict()))
@@ -176,10 +177,33 @@ class CutWriter:
 
     def skip(self, id: str, path: str, reason: str) -> None:
         """Say why an item is not in the manifest."""
+        self._list("skipped", id, path, reason)
+
+    def warn(self, id: str, path: str, notes: Sequence[str] | None) -> None:
+        """Say what of an item is damaged or missing, if anything is. None: it was not read this
+        time, and what the list said before is still so."""
+        if notes is None and (before := self._warned_before.get(id)) is not None:
+            self._list("warned", id, path, before)
+        elif notes:
+            self._list("warned", id, path, "; ".join(notes))
+
+    @functools.cached_property
+    def _warned_before(self) -> dict[str, str]:
+        """Reasons by id, from the list that this one will replace."""
+        with contextlib.suppress(UserError):
+            lines = read_jsonl(self._lists["warned"], "warnings", "", _Line)
+            return {line["id"]: line["reason"] for line in lines}
+        return {}
+
+    def _list(self, what: str, id: str, path: str, reason: str) -> None:
         line = {"id": id, "path": printable(path), "reason": reason}
-        self._skips.write(json_line(line))
-        self.skipped += 1
-        self._first = self._first or line
+        self._files[what].write(json_line(line))
+        self._counts[what] += 1
+        self._first.setdefault(what, line)
+
+    @property
+    def skipped(self) -> int:
+        return self._counts["skipped"]
 
     def note(self, id: str, what: str) -> None:
         """Something that the user should know of a cut, said at the end for all of them."""
@@ -189,6 +213,15 @@ class CutWriter:
         """``OUT: 12 cuts, 1.50 h`` and what else there is to say."""
         held = f"{self.out}: {counted(self.cuts, 'cut')}, {clock(self.seconds)}"
         return held + f"; {what}" * bool(what)
+
+
+def listed(what: str, number: int, path: str | os.PathLike, first: dict) -> str:
+    """The sentence about a list of items that were skipped, or warned of."""
+    meaning = {"skipped": "skipped", "warned": "not all that was promised"}[what]
+    return (
+        f"{counted(number, 'item')} {meaning}, listed in {path}; the first: {first['path']}: "
+        f"{first['reason']}"
+    )
 
 
 def clock(seconds: float) -> str:

@@ -58,7 +58,8 @@ def load_cut(
     with, these are the samples that were encoded: its range and gain say what trimming and
     loudness normalisation did.
     """
-    return _whole(AudioStream(part_of(cut), cut, cut.id, sampling_rate, channels, config))
+    part = part_of(cut, config.outside)
+    return _whole(AudioStream(part, cut, cut.id, sampling_rate, channels, config))
 
 
 def open_file(path: str, recording_id: str, info: CodecInfo, config: AudioConfig) -> AudioStream:
@@ -70,9 +71,8 @@ def open_file(path: str, recording_id: str, info: CodecInfo, config: AudioConfig
 
 def open_cut(cut: Cut, info: CodecInfo, config: AudioConfig) -> AudioStream:
     """A lhotse cut on its way to the codec `info`."""
-    return AudioStream(
-        part_of(cut), cut, cut.id, info.sampling_rate, info.channels, config, info.hop
-    )
+    part = part_of(cut, config.outside)
+    return AudioStream(part, cut, cut.id, info.sampling_rate, info.channels, config, info.hop)
 
 
 class AudioStream:
@@ -98,6 +98,11 @@ class AudioStream:
         self.path = part.path
         self.num_samples = 0
         """of the blocks so far, at the codec's rate"""
+
+    @property
+    def notes(self) -> list[str]:
+        """What of it is missing or damaged, complete after the last block."""
+        return self._part.notes
 
     def blocks(self) -> Iterator[np.ndarray]:
         """(channels, n) float32 at the codec's rate; raises `BadAudio` anywhere up to the end."""
@@ -170,7 +175,8 @@ class AudioStream:
         ends = custom.get("ends_recording", cut.end > cut.recording.duration - margin)
         self.ends_recording: bool = ends
         """whether nothing but silence was left behind this cut"""
-        if self._config.trim_silence and (first, kept) != (0, total):
+        trimmed = self._config.trim_silence and (first, kept) != (0, total)
+        if trimmed or part.lacks:
             cut = shortened(cut, first, kept)
             if ends != (cut.end > cut.recording.duration - margin):
                 custom["ends_recording"] = ends

@@ -45,6 +45,8 @@ class Gain:
     decibels: float
     held: bool
     """by the peak"""
+    notes: tuple[str, ...] = ()
+    """what of the recording is missing or damaged"""
 
 
 def normalize_loudness(config: LoudnessConfig) -> str:
@@ -66,7 +68,7 @@ def normalize_loudness(config: LoudnessConfig) -> str:
 
         def recordings() -> Iterator[tuple[int, Cut, list[Span]]]:
             seen = set()
-            for cut in bar(read_cuts(config.input), "loudness", total):
+            for cut in bar(read_cuts(config.input, skip=writer.skip), "loudness", total):
                 key = _key(cut)
                 if key not in seen:
                     seen.add(key)
@@ -78,6 +80,8 @@ def normalize_loudness(config: LoudnessConfig) -> str:
         ):
             if isinstance(result, BadAudio):
                 writer.skip(cut.recording.id, source_path(cut.recording), result.reason)
+            else:
+                writer.warn(cut.recording.id, source_path(cut.recording), result.notes)
             gains[key] = None if isinstance(result, BadAudio) else result
         for cut in bar(read_cuts(config.input), "writing", total):
             gain = gains[_key(cut)]
@@ -110,13 +114,16 @@ def _measure(item: tuple[int, Cut, list[Span]], config: LoudnessConfig) -> Gain:
     _, cut, spans = item
     meter = Meter(cut.recording.sampling_rate)
     fold = Folding(config.channels, AudioConfig(mono=config.mono), source_path(cut.recording))
+    notes: list[str] = []
     for start, end in spans:
-        for block in cut_blocks(fastcopy(cut, start=start, duration=end - start)):
+        part = fastcopy(cut, start=start, duration=end - start)
+        for block in cut_blocks(part, config.outside, notes):
             meter.add(fold(block.T).T)
         meter.restart()
     fold.require_sound()
     lufs = meter.loudness()
-    return Gain(lufs, meter.peak, *gain_to(lufs, meter.peak, config.target_lufs, config.peak_dbfs))
+    gain = gain_to(lufs, meter.peak, config.target_lufs, config.peak_dbfs)
+    return Gain(lufs, meter.peak, *gain, tuple(dict.fromkeys(notes)))
 
 
 def _louder(cut: Cut, decibels: float) -> Cut:

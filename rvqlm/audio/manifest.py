@@ -20,13 +20,13 @@ from lhotse.cut import Cut
 
 from rvqlm.audio.config import ManifestConfig
 from rvqlm.audio.cuts import CutWriter, clock, in_order, make_folder
-from rvqlm.audio.parts import file_recording, recording_cut
+from rvqlm.audio.parts import file_recording, recording_cut, source_path
 from rvqlm.audio.read import open_audio
 from rvqlm.audio.reader import BLOCK_SAMPLES, BadAudio
 from rvqlm.audio.source import Item
 from rvqlm.audio.sources import open_source
 from rvqlm.audio.texts import Texts, Transcript, texts_beside, texts_of_table
-from rvqlm.cli import bar
+from rvqlm.cli import bar, counted
 from rvqlm.errors import UserError
 from rvqlm.files import atomic_open, json_line
 
@@ -61,10 +61,12 @@ def make_manifest(config: ManifestConfig) -> str:
         # last in, first out: where it finds no cut at all, nothing else appears either
         writer = stack.enter_context(CutWriter(str(out / "cuts.jsonl.gz")))
         work = in_order(_recording, bar(items, "files", len(items)), config.jobs)
-        for number, (item, recording) in enumerate(work):
-            if isinstance(recording, BadAudio):
-                writer.skip(item.id, recording.path, recording.reason)
+        for number, (item, found) in enumerate(work):
+            if isinstance(found, BadAudio):
+                writer.skip(item.id, found.path, found.reason)
                 continue
+            recording, notes = found
+            writer.warn(item.id, source_path(recording), notes)
             transcript = texts.found.get(number, Transcript(None))
             speaker = transcript.speaker or speaker_of(item.id)
             language = transcript.language or config.language
@@ -83,11 +85,11 @@ def make_manifest(config: ManifestConfig) -> str:
     _report_texts(texts, said, out)
     parts = [f"{said['text']} with transcript"] if said["text"] else ["no transcripts"]
     if named := speakers - {None}:
-        without = f" ({said['no speaker']} files without)" if said["no speaker"] else ""
-        parts.append(f"{len(named)} speakers{without}")
+        without = f" ({counted(said['no speaker'], 'file')} without)" if said["no speaker"] else ""
+        parts.append(f"{counted(len(named), 'speaker')}{without}")
     if config.group_by != "file":
-        parts.append(f"{len(groups)} groups")
-    return f"{out}: {writer.cuts} files, {clock(writer.seconds)}; {', '.join(parts)}"
+        parts.append(counted(len(groups), "group"))
+    return f"{out}: {counted(writer.cuts, 'file')}, {clock(writer.seconds)}; {', '.join(parts)}"
 
 
 def _files(path: str) -> list[Item]:
@@ -99,19 +101,20 @@ def _files(path: str) -> list[Item]:
     return items
 
 
-def _recording(item: Item) -> Recording:
-    """The recording of a file, of exactly as many samples as can be read."""
+def _recording(item: Item) -> tuple[Recording, list[str]]:
+    """The recording of a file, of exactly as many samples as can be read, and what is missing."""
     if item.unusable is not None:
         raise BadAudio(item.audio, item.unusable)
-    with open_audio(item.audio) as reader:
+    with open_audio(item.audio, quick=True) as reader:
         rate, channels, samples = reader.sampling_rate, reader.num_channels, reader.num_samples
         if samples is None:
             samples = 0
             while num := len(reader.read(BLOCK_SAMPLES)):
                 samples += num
+        notes = reader.notes
     if samples == 0:
         raise BadAudio(item.audio, "zero-length audio")
-    return file_recording(item.id, item.audio, rate, channels, samples)
+    return file_recording(item.id, item.audio, rate, channels, samples), notes
 
 
 def _cut(
@@ -156,9 +159,12 @@ def _report_texts(texts: Texts, said: Counter, out: Path) -> None:
     if texts.problems:
         place, why = texts.problems[0]
         print(
-            f"{len(texts.problems)} transcripts not used, listed in {listed}; the first: "
-            f"{place}: {why}",
+            f"{counted(len(texts.problems), 'transcript')} not used, listed in {listed}; "
+            f"the first: {place}: {why}",
             file=sys.stderr,
         )
     if texts.found and said["no text"]:
-        print(f"{said['no text']} files without transcript, listed in {listed}", file=sys.stderr)
+        print(
+            f"{counted(said['no text'], 'file')} without transcript, listed in {listed}",
+            file=sys.stderr,
+        )

@@ -1,25 +1,40 @@
 """Where the samples of a cut come from: its file, block by block, or lhotse.
 
 A cut of a plain file, with nothing but gains attached, is read here in blocks; one whose recording
-has several sources, comes from a URL or a command, or has other transforms goes through lhotse and
-is in memory whole. Whatever makes a recording unusable is a `BadAudio` with the reason.
+has several sources, comes from a URL or a command, or has other transforms goes through lhotse,
+which decodes by `open_audio` as well, and is in memory whole. Whatever makes a recording unusable
+is a `BadAudio` with the reason.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import soxr
 from lhotse import AudioSource, MonoCut, MultiCut, Recording
+from lhotse.audio import backend as lhotse_backend
 from lhotse.augmentation import AudioTransform, Volume
 from lhotse.cut import Cut
 from lhotse.utils import compute_num_samples, fastcopy
 
+from rvqlm.audio.items import FILES_ONLY, Outside
 from rvqlm.audio.prepare import checked
-from rvqlm.audio.read import open_at, park
-from rvqlm.audio.reader import BLOCK_SAMPLES, MISSING_SECONDS, BadAudio, Reader
+from rvqlm.audio.read import open_at, open_audio, park
+from rvqlm.audio.reader import (
+    BLOCK_SAMPLES,
+    MISSING_SECONDS,
+    BadAudio,
+    Reader,
+    first_line,
+    require_audio,
+)
 
 
 def recording_cut(recording: Recording) -> Cut:
@@ -70,12 +85,16 @@ def shortened(cut: Cut, first: int, num: int) -> Cut:
     return fastcopy(shorter, start=start / rate, duration=num / rate)
 
 
-def cut_blocks(cut: Cut) -> Iterator[np.ndarray]:
+def cut_blocks(
+    cut: Cut, outside: Outside = FILES_ONLY, notes: list[str] | None = None
+) -> Iterator[np.ndarray]:
     """The audio of a cut in blocks (C, n) float32: the samples of ``cut.load_audio()``.
+
+    outside: where it may come from beside files. notes: gets what is missing or damaged.
 
     Raises `BadAudio`, for samples that are not finite too.
     """
-    part, empty = part_of(cut), True
+    part, empty = part_of(cut, outside), True
     try:
         part.open()
         for block in checked(part.blocks(0, None), part.path, loudest=math.inf):
@@ -84,6 +103,8 @@ def cut_blocks(cut: Cut) -> Iterator[np.ndarray]:
             empty = False
             yield block.T
     finally:
+        if notes is not None:
+            notes += part.notes
         part.close()
     if empty:
         raise BadAudio(part.path, "zero-length audio")
@@ -96,6 +117,10 @@ class Part(ABC):
     sampling_rate: int
     gains: Sequence[float] = ()
     """factors that samples of `blocks` are still to be multiplied by, one after another"""
+    notes: list[str]
+    """what is missing or damaged, complete when `blocks` has come to its end"""
+    lacks = 0
+    """samples at its end that it should have and has not"""
 
     @property
     def gain(self) -> float:
@@ -115,11 +140,10 @@ class Part(ABC):
 
 
 class FilePart(Part):
-    """Samples [start, start + num) of a file.
+    """Samples [start, start + num) of a file; num: None for all.
 
-    num: None for all; fewer in the file, some milliseconds aside, are an error.
-    rate, channels: what a manifest says of the file: its sampling rate, and the positions of the
-    wanted channels. gains: factors that a manifest asks for.
+    rate, channels, length: what a manifest says of the file: its sampling rate, the positions of
+    the wanted channels, and its samples. gains: factors that a manifest asks for.
     """
 
     def __init__(
@@ -130,9 +154,11 @@ class FilePart(Part):
         rate: int | None = None,
         channels: list[int] | None = None,
         gains: Sequence[float] = (),
+        length: int | None = None,
     ):
         self.path, self.start, self.num, self.gains = path, start, num, gains
-        self._said_rate, self._channels = rate, channels
+        self._said_rate, self._channels, self._said_length = rate, channels, length
+        self.notes, self._unlike = [], False
         self._reader: Reader | None = None
 
     def open(self) -> None:
@@ -149,6 +175,13 @@ class FilePart(Part):
         if self._channels is not None and max(self._channels) >= self.num_channels:
             why = f"the cut is on channel {max(self._channels)}, the file has fewer"
             raise BadAudio(self.path, why)
+        said, found = self._said_length, reader.num_samples
+        if None not in (said, found) and abs(said - found) > MISSING_SECONDS * self.sampling_rate:
+            self._unlike = True
+            self._note(f"has {found} samples, its manifest says {said}; make the manifest anew")
+
+    def _note(self, *notes: str) -> None:
+        self.notes += [note for note in notes if note not in self.notes]
 
     def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
         if self._reader is None or self._reader.position != self.start + first:
@@ -169,11 +202,16 @@ class FilePart(Part):
             if self._channels is not None and self._channels != [*range(self.num_channels)]:
                 block = block[:, self._channels]
             yield block
-        # where nothing at all was read the file is too short for another reason: zero length
-        if left and left < wanted and left > MISSING_SECONDS * self.sampling_rate:
-            raise BadAudio(
-                self.path, f"{left} samples fewer than its manifest says; make the manifest anew"
-            )
+        self._note(*self._reader.notes)
+        margin = MISSING_SECONDS * self.sampling_rate
+        if left and wanted == left and self.num is not None:
+            ends = self._reader.position / self.sampling_rate
+            begins = (self.start + first) / self.sampling_rate
+            raise BadAudio(self.path, f"begins at {begins:.2f} s, the file ends at {ends:.2f} s")
+        if left and left > margin:
+            self.lacks = left
+        if self.lacks and not self._unlike:
+            self._note(f"{left} samples fewer than its manifest says; make the manifest anew")
 
     def close(self) -> None:
         reader, self._reader = self._reader, None
@@ -187,43 +225,110 @@ class LhotsePart(Part):
     """A cut that lhotse reads, whole."""
 
     def __init__(self, cut: Cut, path: str):
-        self.cut, self.path = cut, path
+        self.cut, self.path, self.notes = cut, path, []
 
     def open(self) -> None:
         self.sampling_rate = self.cut.sampling_rate
+        require_audio(self.path, self.sampling_rate, self.cut.num_channels)
 
     def close(self) -> None:
         pass
 
     def blocks(self, first: int, end: int | None) -> Iterator[np.ndarray]:
         cut = self.cut if end is None else shortened(self.cut, first, end - first)
-        try:
-            audio = cut.load_audio().T
-        except Exception as e:  # lhotse has many backends, and errors of all kinds
-            first_line = (str(e).strip().splitlines() or [""])[0]
-            raise BadAudio(self.path, f"unreadable: {type(e).__name__}: {first_line}") from None
+        with _decoding_here() as decoder:
+            try:
+                audio = cut.load_audio().T
+            except MemoryError:
+                raise
+            except Exception as e:  # lhotse has errors of all kinds
+                why = decoder.failed or f"unreadable: {type(e).__name__}: {first_line(e)}"
+                raise BadAudio(self.path, why) from None
+        self.notes = list(dict.fromkeys(self.notes + decoder.notes))
         for i in range(0, len(audio), BLOCK_SAMPLES):
             yield audio[i : i + BLOCK_SAMPLES]
 
 
-def part_of(cut: Cut) -> Part:
-    """The part of its recording that a cut is; `BadAudio` where that does not exist."""
+class _Decoder(lhotse_backend.AudioBackend):
+    """What lhotse decodes with meanwhile: `open_audio`."""
+
+    def __init__(self):
+        self.notes: list[str] = []
+        self.failed: str | None = None
+        """why; lhotse makes errors of its own of those that it meets"""
+
+    def read_audio(self, path_or_fd, offset=0.0, duration=None, force_opus_sampling_rate=None):
+        if isinstance(path_or_fd, (str, os.PathLike)):
+            return self._read(os.fspath(path_or_fd), offset, duration, force_opus_sampling_rate)
+        with tempfile.NamedTemporaryFile() as file:  # what a command or a URL gave
+            file.write(path_or_fd.read())
+            file.flush()
+            return self._read(file.name, offset, duration, None)
+
+    def _read(self, path: str, offset: float, duration: float | None, opus_rate: int | None):
+        try:
+            audio, rate = self._decoded(path, offset, duration)
+        except BadAudio as e:
+            self.failed = e.reason
+            raise RuntimeError(e.reason) from None
+        if opus_rate and path.lower().endswith(".opus") and opus_rate != rate:
+            audio, rate = soxr.resample(audio, rate, opus_rate, "HQ"), opus_rate
+        return audio.T, rate
+
+    def _decoded(self, path: str, offset: float, duration: float | None):
+        with open_audio(path) as reader:
+            rate = reader.sampling_rate
+            reader.seek(compute_num_samples(offset, rate))
+            num = 1 << 62 if duration is None else compute_num_samples(duration, rate)
+            blocks = []
+            while num and len(block := reader.read(min(num, BLOCK_SAMPLES))):
+                blocks.append(block)
+                num -= len(block)
+            self.notes += reader.notes
+        if not blocks:
+            raise BadAudio(path, "zero-length audio")
+        return np.concatenate(blocks), rate
+
+
+_lhotse_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _decoding_here() -> Iterator[_Decoder]:
+    """lhotse decodes by `_Decoder` within this block."""
+    with _lhotse_lock:
+        before = lhotse_backend.get_current_audio_backend()
+        decoder = _Decoder()
+        lhotse_backend.set_current_audio_backend(decoder)
+        try:
+            yield decoder
+        finally:
+            lhotse_backend.set_current_audio_backend(before)
+
+
+def part_of(cut: Cut, outside: Outside = FILES_ONLY) -> Part:
+    """The part of its recording that a cut is; `BadAudio` where that does not exist or comes from
+    elsewhere than `outside` allows."""
     recording = getattr(cut, "recording", None)
     if recording is None:
         raise BadAudio(cut.id, f"{type(cut).__name__} without a recording of its own")
-    path, transforms = source_path(recording), transforms_of(recording)
-    plain = len(recording.sources) == 1 and recording.sources[0].type == "file"
-    if not plain or not all(isinstance(t, Volume) for t in transforms):
-        return LhotsePart(cut, path)
-    rate, there = recording.sampling_rate, recording.sources[0].channels
+    path = source_path(recording)
+    if (why := outside.refusal(recording)) is not None:
+        raise BadAudio(path, why)
+    rate, there = recording.sampling_rate, recording.channel_ids
     wanted = cut.channel if isinstance(cut.channel, list) else [cut.channel]
     if not set(wanted) <= set(there):
         raise BadAudio(path, f"the cut is on channel {max(wanted)}, its recording has {there}")
+    transforms = transforms_of(recording)
+    plain = len(recording.sources) == 1 and recording.sources[0].type == "file"
+    if not plain or not all(isinstance(t, Volume) for t in transforms):
+        return LhotsePart(cut, path)
     return FilePart(
         path,
         compute_num_samples(cut.start, rate),
         compute_num_samples(cut.duration, rate),
         rate,
-        [there.index(c) for c in wanted],
+        [recording.sources[0].channels.index(c) for c in wanted],
         [t.factor for t in transforms],
+        recording.num_samples,
     )

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import soxr
 
+from rvqlm.audio.items import FILES_ONLY, Outside
 from rvqlm.audio.reader import BadAudio
 from rvqlm.errors import UserError
 
@@ -59,6 +60,7 @@ class AudioConfig:
     """Leave out silence at the beginning and end of every item, in whole frames."""
     trim_dbfs: float | None = None
     """With --trim-silence: samples up to this level are silence. Default: -50."""
+    outside: Outside = FILES_ONLY
 
     def __post_init__(self) -> None:
         problems = []

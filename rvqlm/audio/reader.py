@@ -13,8 +13,12 @@ BLOCK_SAMPLES = 1 << 16
 """Samples (per channel) of the blocks that go from here to the codec."""
 
 MISSING_SECONDS = 0.025
-"""How much shorter than its header or manifest a file may be: those of compressed files are
-inexact."""
+"""How much shorter or longer than its header or manifest a file may be without a word: those of
+compressed files are inexact."""
+
+LOWEST_RATE, HIGHEST_RATE, MOST_CHANNELS = 1000, 768_000, 64
+"""What is taken for audio. A file of 1 Hz is none, and an hour of it at a codec's rate would fill
+any memory."""
 
 
 class BadAudio(UserError):
@@ -36,7 +40,9 @@ class Reader(ABC):
     sampling_rate: int
     num_channels: int
     num_samples: int | None
-    """of the whole file, as its header says; None where only decoding would tell"""
+    """of the whole file, as it will be read; None where only decoding would tell"""
+    notes: list[str]
+    """what of the file is missing, damaged or left out, as far as that is known by now"""
     can_seek = False
     """exactly, and without decoding all that comes before"""
     position = 0
@@ -46,16 +52,11 @@ class Reader(ABC):
     def read(self, num: int) -> np.ndarray:
         """The next `num` samples, (num, C) float32; fewer at the end of the file, then none.
 
-        Raises `BadAudio` for damaged data, and at the end of a file that is shorter than it says.
+        Raises `BadAudio` where nothing of a file can be decoded; where a part of it can, that is
+        all there is, and `notes` says so.
         """
         block = self._read(num)
         self.position += len(block)
-        if len(block) < num and self.num_samples is not None:
-            missing = self.num_samples - self.position
-            if missing > MISSING_SECONDS * self.sampling_rate:
-                raise BadAudio(
-                    self.path, f"truncated: {self.position} of {self.num_samples} samples are there"
-                )
         return block
 
     def seek(self, sample: int) -> None:
@@ -78,6 +79,15 @@ class Reader(ABC):
         self.close()
 
 
+def require_audio(path: str | os.PathLike, rate: float, channels: int) -> None:
+    """`BadAudio` for a rate or a number of channels that no recording has."""
+    if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+        limits = f"{LOWEST_RATE} to {HIGHEST_RATE} Hz"
+        raise BadAudio(path, f"its header says {rate:g} Hz; audio is taken from {limits}")
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise BadAudio(path, f"{channels} channels; at most {MOST_CHANNELS} are taken")
+
+
 def printable(path: str | os.PathLike) -> str:
     """A file name for messages and manifests; bytes that are no UTF-8 become ``\\xff``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
@@ -91,5 +101,7 @@ def first_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     if text.startswith("Error opening") and "': " in text:
         text = text.split("': ", 1)[1]
+    elif text.startswith("Error opening <"):  # a window, which has no name
+        text = text.partition(">: ")[2]
     code = getattr(error, "code", None)  # some of its errors have a number and no words
     return text.removeprefix("Error :").strip() or f"libsndfile's error {code}"

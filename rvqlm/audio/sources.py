@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from lhotse.serialization import deserialize_item, load_json, load_yaml
 
 from rvqlm.audio.file_source import FileSource, matching
+from rvqlm.audio.items import cost_of, entry_of, item_of
 from rvqlm.audio.source import MANIFEST_SUFFIXES, Item, Listing, Source
 from rvqlm.errors import UserError
-from rvqlm.files import read_lines
+from rvqlm.files import MOST, fits, read_lines, read_yaml
 
 
 def open_source(paths: str | Sequence[str]) -> Source:
@@ -50,80 +50,76 @@ def _is_manifest(path: str) -> bool:
 class ManifestSource(Source):
     """A lhotse manifest of recordings or of cuts with recordings.
 
-    JSONL is streamed and never held in memory; the formats that are one document are.
+    JSONL is streamed and never held in memory; the formats that are one document (up to 64 MB) are.
+    An entry that no audio can be read for is an item as well, which is skipped when its turn comes.
     """
 
     def __init__(self, path: str):
         self.path = path
-        lower = path.lower()
-        self._documents: list[dict] | None = None
-        if not lower.endswith((".jsonl", ".jsonl.gz")):
-            try:
-                self._documents = list((load_yaml if ".yaml" in lower else load_json)(path))
-            except Exception as e:
-                reason = " ".join(str(e).split())  # YAML's are drawn over several lines
-                raise UserError(f"--input {path}: not a lhotse manifest: {reason}") from None
+        self._documents: list | None = None
+        if not path.lower().endswith((".jsonl", ".jsonl.gz")):
+            self._documents = _documents(path)
 
-    def _lines(self, first: int = 0) -> Iterator[tuple[int, bytes]]:
-        """(number, text) of the items from `first` on, unparsed."""
+    def _entries(self, first: int = 0) -> Iterator[tuple[dict, bytes]]:
+        """The entries from `first` on, and what they were read from."""
         if self._documents is not None:
             lines = (json.dumps(document).encode() for document in self._documents)
         else:
             lines = read_lines(self.path, f"--input {self.path}", "give a manifest that exists")
-        yield from itertools.islice(enumerate(lines), first, None)
-
-    def _parse(self, number: int, line: bytes) -> dict:
-        try:
-            fields = json.loads(line)
-            fields["id"], fields["duration"]
-            return fields
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(
-                f"--input {self.path}: item {number + 1} is no lhotse recording or cut: {e}"
-            ) from None
+        for number, line in itertools.islice(enumerate(lines, 1), first, None):
+            yield entry_of(line, f"--input {self.path}: item {number}"), line
 
     def ids(self) -> Iterator[str]:
-        for number, line in self._lines():
-            yield self._parse(number, line)["id"]
+        for fields, _ in self._entries():
+            yield str(fields["id"])
 
     def scan(self) -> Listing:
-        digest, costs, seen = hashlib.sha256(), [], set()
-        for number, line in self._lines():
-            fields = self._parse(number, line)
-            self._require_audio(number, fields)
-            if fields["id"] in seen:
-                raise UserError(f"--input {self.path}: two items have the id {fields['id']!r}")
-            seen.add(fields["id"])
+        digest, costs, seen, first_reason = hashlib.sha256(), [], set(), ""
+        for fields, line in self._entries():
+            if (id := str(fields["id"])) in seen:
+                raise UserError(f"--input {self.path}: two items have the id {id!r}")
+            seen.add(id)
             digest.update(line)
-            costs.append(float(fields["duration"]))
+            costs.append(cost_of(fields))
+            if first_reason is not None:
+                try:
+                    item_of(fields)
+                    first_reason = None  # there is something to do
+                except ValueError as e:
+                    first_reason = first_reason or f"{id}: {e}"
         if not costs:
             raise UserError(f"--input {self.path}: the manifest is empty")
+        if first_reason is not None:
+            raise UserError(
+                f"--input {self.path}: none of its entries ({len(costs)}) can be read as audio; "
+                f"the first, {first_reason}"
+            )
         return Listing(np.array(costs) + 1e-3, digest.hexdigest()[:16], sum(costs) / 3600)
 
-    def _require_audio(self, number: int, fields: dict) -> None:
-        kind = fields.get("type")
-        cut = kind in ("MonoCut", "MultiCut", "Cut") and "recording" in fields
-        if cut or "sources" in fields:
-            return
-        found = "supervisions" if kind is None else f"{kind} items without recordings"
-        raise UserError(
-            f"--input {self.path}: item {number + 1}: a manifest of {found}; tokenize needs "
-            "recordings, or cuts that each lie in one recording"
-        )
-
     def items(self, first: int, last: int) -> Iterator[Item]:
-        for number, line in self._lines(first):
-            if number >= last:
-                return
-            fields = self._parse(number, line)
+        for fields, _ in itertools.islice(self._entries(first), last - first):
+            id = str(fields["id"])
             try:
-                item = deserialize_item(fields)
-            except Exception as e:
-                raise UserError(
-                    f"--input {self.path}: item {number + 1} is not what lhotse understands: "
-                    f"{type(e).__name__} {e}"
-                ) from None
-            yield Item(item.id, item)
+                yield Item(id, item_of(fields))
+            except ValueError as e:
+                yield Item(id, self.path, str(e))
+
+
+def _documents(path: str) -> list:
+    """The entries of a JSON or YAML manifest; `UserError` where it is none."""
+    what = f"--input {path}: not a lhotse manifest"
+    if ".yaml" in path.lower():
+        return read_yaml(path, what, list)
+    lines, size = [], 0
+    for line in read_lines(path, f"--input {path}", "give a manifest that exists"):
+        lines.append(line)
+        size += len(line)
+        if size > MOST:
+            raise UserError(f"{what}: more than {MOST >> 20} MB; give it as .jsonl.gz")
+    try:
+        return fits(json.loads(b"".join(lines)), list)
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{what}: {e}") from None
 
 
 class JoinedSource(Source):

@@ -17,7 +17,7 @@ from torch import Tensor
 from rvqlm.audio.load import AudioStream
 from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.read import close_parked
-from rvqlm.audio.reader import BadAudio
+from rvqlm.audio.reader import BadAudio, first_line
 from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.channel import Channel
@@ -118,6 +118,11 @@ class ReadAhead:
                         self._put("block", block)
                 except BadAudio as e:
                     self._put("bad", e)
+                except (_Stopped, MemoryError):
+                    raise
+                except Exception as e:  # whatever a decoder does to one file, others follow
+                    why = f"unreadable: {type(e).__name__}: {first_line(e)}"
+                    self._put("bad", BadAudio(item.path, why))
                 else:
                     self._put("done", stream)
             self._put("end", None)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from rvqlm.audio.cuts import listed
 from rvqlm.audio.source import Listing
-from rvqlm.cli import clock
+from rvqlm.cli import clock, counted
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
 from rvqlm.data.index import read_manifest
@@ -154,8 +155,8 @@ def print_summary(
             print(text)
     seconds = summary.hours * 3600
     print(
-        f"{out_dir}: {summary.num_cuts} cuts, {summary.hours:.2f} h, {summary.num_frames} frames "
-        f"of {info.num_codebooks} codes; {size(summary.token_bytes)}, "
+        f"{out_dir}: {counted(summary.num_cuts, 'cut')}, {summary.hours:.2f} h, "
+        f"{summary.num_frames} frames of {info.num_codebooks} codes; {size(summary.token_bytes)}, "
         f"{summary.token_bytes * 8 / 1000 / seconds:.2f} kbps as stored, "
         f"{summary.pcm_bytes / summary.token_bytes:.1f} times less than {size(summary.pcm_bytes)} "
         "of 16-bit PCM"
@@ -168,13 +169,12 @@ def print_summary(
         )
     else:
         print("all of it was done before")
-    if summary.skipped:
-        first = summary.first_skipped
-        print(
-            f"{summary.skipped} items skipped, listed in {out_dir}/skipped.jsonl; the "
-            f"first: {first['path']}: {first['reason']}",
-            file=sys.stderr,
-        )
+    for what, number, first in (
+        ("skipped", summary.skipped, summary.first_skipped),
+        ("warned", summary.warned, summary.first_warned),
+    ):
+        if number:
+            print(listed(what, number, f"{out_dir}/{what}.jsonl", first), file=sys.stderr)
 
 
 def per_file_lines(out: Path, info: CodecInfo, speeds: dict[str, float]) -> Iterator[str]:

@@ -274,6 +274,9 @@ def _line(done: Done, writer: RvqMmapWriter, info: CodecInfo, dtype: str) -> dic
             custom=custom,
         )
         line = {"cut": token.to_dict(), "audio": cut.to_dict()}
+        if stream.notes:
+            line["warn"] = {"id": done.item.id, "path": done.item.path,
+                            "reason": "; ".join(stream.notes)}  # fmt: skip
     if done.group is not None:
         line["group"] = done.group
     return line

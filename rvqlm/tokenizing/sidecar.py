@@ -31,17 +31,28 @@ class Summary:
     hours: float
     skipped: int
     first_skipped: dict | None
+    warned: int
+    first_warned: dict | None
     token_bytes: int
     pcm_bytes: int
     """of the audio that was encoded, as it came: its rate and channels, 16 bit"""
 
     @classmethod
-    def of(cls, sidecar: dict, first_skipped: dict | None = None) -> Summary:
+    def of(
+        cls, sidecar: dict, first_skipped: dict | None = None, first_warned: dict | None = None
+    ) -> Summary:
         """Of a ``tokens.json``."""
-        names = ("num_cuts", "num_frames", "hours", "skipped")
-        stored = sum(shard["bytes"] for shard in sidecar["shards"])
-        pcm = sidecar.get("pcm_bytes", 0)
-        return cls(*(sidecar[name] for name in names), first_skipped, stored, pcm)
+        return cls(
+            sidecar["num_cuts"],
+            sidecar["num_frames"],
+            sidecar["hours"],
+            sidecar["skipped"],
+            first_skipped,
+            sidecar.get("warned", 0),
+            first_warned,
+            sum(shard["bytes"] for shard in sidecar["shards"]),
+            sidecar.get("pcm_bytes", 0),
+        )
 
 
 def finish(
@@ -58,13 +69,14 @@ def finish(
     Raises `UserError`, leaving no sidecar, if not one item could be used or the disk is full.
     """
     out = Path(out_dir)
-    frames = samples = cuts = skipped = pcm = 0
-    first = None
+    frames = samples = cuts = skipped = warned = pcm = 0
+    first = first_warned = None
     for torn in out.glob(".*.tmp"):  # of a run that was killed here
         torn.unlink()
     try:
         with (
             atomic_open(out / "skipped.jsonl") as skips,
+            atomic_open(out / "warned.jsonl") as warnings,
             contextlib.suppress(_NothingUsable),
             atomic_open(out / "cuts.jsonl.gz", level=4) as token_cuts,
             atomic_open(out / "audio_cuts.jsonl.gz", level=4) as audio_cuts,
@@ -74,6 +86,9 @@ def finish(
                     skips.write(json_line(line["skip"]))
                     skipped, first = skipped + 1, first or line["skip"]
                     continue
+                if (said := line.get("warn")) is not None:
+                    warnings.write(json_line(said))
+                    warned, first_warned = warned + 1, first_warned or said
                 cut = line["cut"]
                 token_cuts.write(json_line(cut))
                 audio_cuts.write(json_line(line["audio"]))
@@ -83,6 +98,8 @@ def finish(
                 pcm += pcm_bytes(line["audio"])
             if not cuts:  # the list of what was skipped stays
                 raise _NothingUsable
+        if not warned:  # few directories need that list
+            (out / "warned.jsonl").unlink(missing_ok=True)
         if not cuts:
             clean_up(out_dir, num_shards)
             raise UserError(
@@ -103,6 +120,7 @@ def finish(
             "shards": shards,
             "audio_manifest": "audio_cuts.jsonl.gz",
             "skipped": skipped,
+            "warned": warned,
             "pcm_bytes": pcm,
             **identity,
             "rvqlm_version": __version__,
@@ -111,7 +129,7 @@ def finish(
     except OSError as e:
         raise disk_error(e, out) from None
     remove_parts(out_dir)
-    return Summary.of(sidecar, first)
+    return Summary.of(sidecar, first, first_warned)
 
 
 def pcm_bytes(audio_cut: dict) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rvqlm.audio.source import Listing
 from rvqlm.audio.sources import open_source
+from rvqlm.cli import counted
 from rvqlm.codecs.registry import load_codec
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
@@ -130,5 +131,5 @@ def _already_done(config: TokenizeConfig, identity: Identity, ranks: Ranks) -> S
         return None
     if not config.work.dry_run:
         remove_parts(out_dir)  # a kill between the sidecar and this leaves them behind
-    print(f"{out_dir}: complete, {sidecar['num_cuts']} cuts; nothing to do")
+    print(f"{out_dir}: complete, {counted(sidecar['num_cuts'], 'cut')}; nothing to do")
     return Summary.of(sidecar)

@@ -3,13 +3,15 @@ import pytest
 import soundfile
 import soxr
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+from lhotse.augmentation import ReverbWithImpulseResponse
 from lhotse.cut import MultiCut
 from loudness_of import measure
 
 from rvqlm.audio import parts as audio_module
 from rvqlm.audio import reader as audio_reader
+from rvqlm.audio.items import Outside
 from rvqlm.audio.load import load_cut, load_file, open_cut, open_file
-from rvqlm.audio.parts import recording_cut
+from rvqlm.audio.parts import cut_blocks, recording_cut
 from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.reader import BadAudio
 from rvqlm.codec_info import CodecInfo
@@ -168,23 +170,87 @@ def test_manifests_that_do_not_fit_their_files(tmp_path):
         return e.value.reason
 
     assert "16000 Hz, its manifest says 8000" in why(recording(path, rate=8000, num=4000))
-    assert "8000 samples fewer" in why(recording(path, num=16000))
-    assert "zero-length" in why(recording(path, num=99999), start=2.0, duration=0.5)
+    behind = why(recording(path, num=99999), start=2.0, duration=0.5)
+    assert behind == "begins at 2.00 s, the file ends at 0.50 s"
     assert "the file has fewer" in why(recording(path, channels=(0, 1)), channel=1)
     assert load_cut(recording_cut(recording(path, num=8100)), 16000).shape == (1, 8000)  # mp3s
     with pytest.raises(BadAudio, match="without a recording"):
         load_cut(MonoCut("c", 0, 1, 0), 16000)
 
 
+def test_a_file_shorter_than_its_manifest_is_read_as_far_as_it_goes(tmp_path):
+    path = save(tmp_path / "a.wav", tone())
+    segments = [SupervisionSegment("s", "r", 0.1, 0.8, text="a")]
+    cut = MonoCut("c", 0.25, 0.75, 0, segments, recording=recording(path, num=16000))
+    stream = open_cut(cut, INFO, AudioConfig())
+    audio, made = streamed(stream)
+    assert audio.shape == (1, 4000) and (made.start, made.duration) == (0.25, 0.25)
+    assert stream.notes == ["has 8000 samples, its manifest says 16000; make the manifest anew"]
+    assert np.array_equal(load_cut(made, 16000), audio) and stream.ends_recording
+    # a file that has become longer is named as well, as the rest of it is not read
+    stream = open_cut(recording_cut(recording(path, num=4000)), INFO, AudioConfig())
+    assert streamed(stream)[0].shape == (1, 4000)
+    assert "has 8000 samples, its manifest says 4000" in stream.notes[0]
+
+
 def test_what_is_not_a_plain_file_goes_through_lhotse(tmp_path):
     path = save(tmp_path / "a.wav", tone())
     command = Recording("r", [AudioSource("command", [0], f"cat {path}")], 16000, 8000, 0.5)
-    assert np.allclose(load_cut(recording_cut(command), 16000)[0], tone()[:, 0])
+    trusting = AudioConfig(outside=Outside(allow_commands=True))
+    assert np.array_equal(load_cut(recording_cut(command), 16000, 1, trusting)[0], tone()[:, 0])
     quiet = recording_cut(recording(path)).perturb_volume(0.5)
     assert np.allclose(load_cut(quiet, 16000)[0], tone()[:, 0] / 2, atol=1e-6)
     broken = Recording("r", [AudioSource("command", [0], "false")], 16000, 8000, 0.5)
-    with pytest.raises(BadAudio, match="unreadable"):
-        load_cut(recording_cut(broken), 16000)
+    with pytest.raises(BadAudio, match="empty file"):
+        load_cut(recording_cut(broken), 16000, 1, trusting)
+    # two files as the channels of one recording, and lhotse's transforms on an odd file
+    two = [AudioSource("file", [0], path), AudioSource("file", [1], path)]
+    both = Recording("r", two, 16000, 8000, 0.5, channel_ids=[0, 1])
+    assert np.array_equal(load_cut(recording_cut(both), 16000, 2), np.repeat(tone().T, 2, 0))
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = bytes(4)
+    (tmp_path / "piped.wav").write_bytes(data)
+    fast = recording_cut(recording(tmp_path / "piped.wav")).perturb_speed(2.0)
+    assert load_cut(fast, 16000).shape == (1, 4000)
+
+
+def outside_of(tmp_path):
+    """Recordings whose audio does not lie in files, and what each would do if it were read."""
+    path, ran = save(tmp_path / "a.wav", tone()), tmp_path / "ran"
+    touch = f"touch {ran}; cat {path}"
+
+    def one(kind, source, **fields):
+        return Recording("r", [AudioSource(kind, [0], source)], 16000, 8000, 0.5, **fields)
+
+    file = [AudioSource("file", [0], path), AudioSource("command", [1], touch)]
+    room = ReverbWithImpulseResponse(rir=one("command", touch).to_dict()).to_dict()
+    yield "a shell command", one("command", touch)
+    yield "a shell command", one("url", f"pipe:{touch}")
+    yield "a shell command", Recording("r", file, 16000, 8000, 0.5, channel_ids=[0, 1])
+    yield "a shell command", one("file", path, transforms=[room])
+    yield "--allow-urls only", one("url", "http://127.0.0.1:9/a.wav")
+    yield "of type 'memory'", one("memory", "abc")
+    yield "of type 'shar'", one("shar", "")
+    yield "of type 'kaldi'", one("kaldi", "a.ark:12")
+
+
+def test_nothing_but_files_is_read_unless_it_is_allowed(tmp_path):
+    for why, rec in outside_of(tmp_path):
+        for read in (lambda cut: load_cut(cut, 16000), lambda cut: list(cut_blocks(cut))):
+            with pytest.raises(BadAudio, match=why):
+                read(recording_cut(rec))
+    assert not (tmp_path / "ran").exists()
+    cut = recording_cut(next(outside_of(tmp_path))[1])
+    assert len(list(cut_blocks(cut, Outside(allow_commands=True)))) == 1
+    assert (tmp_path / "ran").exists()  # or else the above would be no test
+    with pytest.raises(BadAudio, match="a shell command"):
+        load_cut(cut, 16000, config=AudioConfig(outside=Outside(allow_urls=True)))
+    # names of files are never taken for anything else
+    for name in ("http://127.0.0.1:9/a.wav", "pipe:touch ran", "concat:a.wav|a.wav"):
+        fast = recording_cut(recording(name)).perturb_speed(2.0)
+        with pytest.raises(BadAudio, match="no such file"):
+            load_cut(fast, 16000)
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 192000])

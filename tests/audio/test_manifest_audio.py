@@ -139,7 +139,7 @@ def test_a_table_of_texts(corpus, tmp_path, capsys, monkeypatch):
         "top": ("from here", None),
     }
     said = capsys.readouterr()
-    assert "5 with transcript, 4 speakers (1 files without)" in said.out
+    assert "5 with transcript, 4 speakers (1 file without)" in said.out
     assert "4 transcripts not used" in said.err
     reasons = [u["reason"] for u in lines(tmp_path / "m/texts_unmatched.jsonl")]
     assert reasons == [

@@ -79,11 +79,11 @@ def test_input_that_nothing_can_be_made_of(tmp_path, corpus):
     (tmp_path / "e.jsonl").touch()
     assert "manifest is empty" in error(tmp_path / "e.jsonl")
     segment = {"id": "s", "recording_id": "r", "start": 0, "duration": 1.0, "channel": 0}
-    assert "a manifest of supervisions; tokenize needs" in error(manifest_of(tmp_path, segment))
+    assert "the first, s: a supervision; give recordings" in error(manifest_of(tmp_path, segment))
     cut = {"id": "c", "start": 0, "duration": 1, "channel": 0, "type": "MonoCut"}
-    assert "MonoCut items without recordings" in error(manifest_of(tmp_path, cut))
+    assert "c: a MonoCut without a recording" in error(manifest_of(tmp_path, cut))
     mixed = {"id": "c", "duration": 1, "tracks": [], "type": "MixedCut"}
-    assert "MixedCut" in error(manifest_of(tmp_path, mixed))
+    assert "cut 'c' mixes several recordings" in error(manifest_of(tmp_path, mixed))
     recording = RecordingSet.from_dir(corpus, "*.wav").to_eager()[0].to_dict()
     assert f"two items have the id {recording['id']!r}" in error(
         manifest_of(tmp_path, recording, recording)
