@@ -22,9 +22,9 @@ from lhotse.cut import Cut
 
 from rvqlm import runtime
 from rvqlm.audio.items import entry_of, item_of
-from rvqlm.audio.parts import recording_cut
+from rvqlm.audio.parts import recording_cut, source_path
 from rvqlm.audio.read import close_parked
-from rvqlm.audio.reader import BadAudio, printable
+from rvqlm.audio.reader import BadAudio, first_line, printable
 from rvqlm.cli import counted
 from rvqlm.errors import UserError
 from rvqlm.files import atomic_open, json_line, read_jsonl, read_lines
@@ -217,7 +217,7 @@ class CutWriter:
 
 def listed(what: str, number: int, path: str | os.PathLike, first: dict) -> str:
     """The sentence about a list of items that were skipped, or warned of."""
-    meaning = {"skipped": "skipped", "warned": "not all that was promised"}[what]
+    meaning = {"skipped": "skipped", "warned": "incomplete, damaged or unlike the manifest"}[what]
     return (
         f"{counted(number, 'item')} {meaning}, listed in {path}; the first: {first['path']}: "
         f"{first['reason']}"
@@ -256,5 +256,19 @@ def _guarded(work: Callable[[Any], Any], item: Any) -> Any:
         return work(item)
     except BadAudio as e:
         return e
+    except (UserError, OSError, MemoryError):  # of the machine, not of the item
+        raise
+    except Exception as e:  # whatever a decoder does to one file, others follow
+        return BadAudio(_path_of(item), f"unreadable: {type(e).__name__}: {first_line(e)}")
     finally:
         close_parked()
+
+
+def _path_of(item: Any) -> str:
+    """For messages: the file that an item of work, or one of several, is about."""
+    for one in item if isinstance(item, tuple) else (item,):
+        if hasattr(one, "recording"):
+            return source_path(one.recording)
+        if hasattr(one, "path"):
+            return one.path
+    return "?"

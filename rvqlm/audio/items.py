@@ -23,8 +23,11 @@ if TYPE_CHECKING:  # it takes seconds to import, and flags do not need it
     from lhotse import Recording
     from lhotse.cut import Cut
 
+OVERSHOOT_SECONDS = 0.5
+"""How far a cut may reach beyond its recording (as in Kaldi); it ends with that then."""
+
 _Seconds = Annotated[float, Meta(ge=0, le=1e9)]
-_Channels = list[Count] | Count
+_Channels = Annotated[list[Count], Meta(min_length=1)] | Count
 
 
 class _Source(TypedDict):
@@ -122,11 +125,13 @@ def item_of(fields: dict) -> Recording | Cut:
             "manifest` writes them"
         )
     fields = _text_ids(fields)
-    fits(fields, _Recording if "sources" in fields else _Cut)
+    _require(fields, _Recording if "sources" in fields else _Cut)
     if "sources" not in fields:
         start, whole = fields["start"], fields["recording"]["duration"]
         if start >= whole:
             raise ValueError(f"begins at {start:g} s, its recording ends at {whole:g} s")
+        if (end := start + fields["duration"]) > whole + OVERSHOOT_SECONDS:
+            raise ValueError(f"ends at {end:g} s, its recording at {whole:g} s")
     if not fields["duration"]:
         raise ValueError("zero-length audio")
     try:
@@ -136,6 +141,19 @@ def item_of(fields: dict) -> Recording | Cut:
         why = f"{type(e).__name__} {e}".splitlines()[0]
         raise ValueError(f"not what lhotse understands: {why}") from None
     return item
+
+
+def _require(fields: dict, schema: Any) -> None:
+    """Raise `ValueError` with the place and what is there, unless the entry fits the schema."""
+    try:
+        fits(fields, schema)
+    except ValueError as e:
+        place, _, what = str(e).removeprefix("$.").partition(": ")
+        found: Any = fields
+        for name in place.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        shown = "" if isinstance(found, (dict, list, type(None))) else f" is {found!r:.40}"
+        raise ValueError(f"{place}{shown}: {what}") from None
 
 
 def _text_ids(fields: dict) -> dict:

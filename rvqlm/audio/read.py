@@ -127,7 +127,7 @@ class _Recording(Reader):
     def _by_ffmpeg(self, rate: int | None = None) -> Reader:
         span = (self._segment.start, self._segment.end)
         whole = span == (0, os.path.getsize(self.path))
-        return FfmpegReader(self.path, None if whole else span, rate)
+        return FfmpegReader(self.path, None if whole else span, rate or self._segment.rate)
 
     def _go_on(self) -> bool:
         """Hand over to ffmpeg, at the sample that comes next; False where that is not possible."""
@@ -149,6 +149,8 @@ class _Recording(Reader):
         """Fewer samples do not mean the end here, none do."""
         while not self._ended:
             why = ""
+            if isinstance(self._inner, SndfileReader) and self.num_samples is not None:
+                num = min(num, self.num_samples - self.position)  # tags may follow
             try:
                 block = self._inner.read(num)
             except BadAudio as e:
@@ -183,7 +185,8 @@ class _Recording(Reader):
         if promised >= 0 and abs(promised - self.position) > margin * self.sampling_rate:
             what = "could be decoded" if self.position < promised else "are in it"
             self.notes.append(f"{self.position} of {promised} samples {what}")
-        if self.notes and isinstance(self._inner, SndfileReader) and find_ffmpeg() is None:
+        flawed = self.notes or self._segment.by_ffmpeg
+        if flawed and isinstance(self._inner, SndfileReader) and find_ffmpeg() is None:
             self.notes.append(f"ffmpeg may be able to read more: {INSTALL}")
 
     def seek(self, sample: int) -> None:

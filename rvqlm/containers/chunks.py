@@ -42,6 +42,8 @@ _LONGEST = 1 << 40
 _ENDLESS = 0x7FFF0000
 """Sizes of 32 bits from here on are what programs write that do not know the length yet."""
 
+_MORE = "its header tells of {} bytes of audio where {} are there"
+
 
 def begins(file: Bytes, pos: int) -> bool:
     """Whether such a container begins at `pos`."""
@@ -56,18 +58,16 @@ def begins(file: Bytes, pos: int) -> bool:
 
 
 def scan(file: Bytes, start: int, end: int, quick: bool) -> Layout | None:
-    """The container at `start`, and those that follow it directly."""
+    """The container at `start`, and those that follow it."""
     segments, notes, pos = [], [], start
-    while pos < end:
+    while pos < end and begins(file, pos):
         found = _au(file, pos, end) if file.at(pos, 4) == b".snd" else _one(file, pos, end)
         if found is None:
             return None
         segment, said = found
         segments.append(segment)
         notes += said
-        pos = segment.end
-        if pos < end and not begins(file, pos):
-            break
+        pos = skip_tags(file, segment.end, end)
     return Layout(tuple(segments), tuple(notes))
 
 
@@ -85,24 +85,28 @@ def _one(file: Bytes, start: int, end: int) -> tuple[Segment, list[str]] | None:
         if name == b"ds64":
             long_size, sizes = struct.unpack("<Q", file.at(pos + head + 8, 8))[0], [pos + head + 8]
         pos = _after(pos, size, kind)
-    body, there = pos + head, end - pos - head
+    there = end - pos - head
     said, place, pattern = size, pos + kind.name, kind.size
     if sizes and size == 0xFFFFFFFF:
         said, place, pattern = long_size, sizes[0], "<Q"
-    unknown = said <= 0 or said >= (_ENDLESS if pattern.endswith("I") else _LONGEST)
-    if unknown and said <= there and said > 0:
-        unknown = False  # it is really that long
-    if unknown and not (said == 0 and _next_container(file, body, end, kind)[1]):
-        limit = 0xFFFFFFFE if pattern.endswith("I") else 1 << 62
-        right = struct.pack(pattern, min(there, limit) + kind.counted)
-        return Segment(start, end, patches=((place - start, right),) if there else ()), []
-    if said > there:
-        return Segment(start, end), [f"cut short: {there} of {said} bytes of its audio are there"]
-    after, understood = _next_container(file, _after(pos, said, kind), end, kind)
-    if not understood:
-        note = f"{end - after} bytes behind the audio that its header tells of are left out"
-        return Segment(start, end), [note]
-    return Segment(start, after), []
+
+    def patched(size: int) -> Segment:
+        right = struct.pack(pattern, size + kind.counted)
+        return Segment(start, end, patches=((place - start, right),) if there else ())
+
+    limit, endless = (0xFFFFFFFE, _ENDLESS) if pattern.endswith("I") else (1 << 62, _LONGEST)
+    if said > there and said < endless:
+        # libsndfile would drop the last samples of a CAF file
+        segment = patched(there) if kind is _KINDS[b"caff"] else Segment(start, end)
+        return segment, [f"cut short: {there} of {said} bytes of its audio are there"]
+    if said > there or said < 0:
+        return patched(min(there, limit)), []
+    last = _own_end(file, _after(pos, said, kind), end, kind)
+    if last is not None:
+        return Segment(start, last), []
+    if said == 0:
+        return patched(min(there, limit)), []
+    return Segment(start, end), [_MORE.format(said, there)]
 
 
 def _chunk(file: Bytes, pos: int, kind: _Kind) -> tuple[bytes, int]:
@@ -117,42 +121,36 @@ def _after(pos: int, size: int, kind: _Kind) -> int:
     return pos + head + -(-max(0, size) // kind.multiple) * kind.multiple
 
 
-def _next_container(file: Bytes, pos: int, end: int, kind: _Kind) -> tuple[int, bool]:
-    """Go through the chunks behind the audio: (where another container begins or the file ends,
-    whether all up to there was understood)."""
+def _own_end(file: Bytes, pos: int, end: int, kind: _Kind) -> int | None:
+    """Go through the chunks behind the audio: where they end and tags, another container or nothing
+    follows; None where something else does."""
     head = kind.name + struct.calcsize(kind.size)
-    while pos < end:
-        if begins(file, pos):
-            return pos, True
-        if (after := skip_tags(file, pos, end)) > pos:
-            pos = after
-            continue
+    while pos < end and not begins(file, pos) and skip_tags(file, pos, end) == pos:
         rest = file.at(pos, min(4096, end - pos))
-        if len(rest) == end - pos and not any(rest):  # what fills a block of the disk
-            return end, True
+        if len(rest) == end - pos and (not any(rest) or len(rest) < 4):  # what fills a block
+            break
         if pos + head > end:
-            return pos, end - pos < 4  # a byte of padding too many
+            return None
         name, size = _chunk(file, pos, kind)
         named = all(32 <= c < 127 for c in name[:4])
         if not named or size < 0 or _after(pos, size, kind) > end + kind.multiple:
-            return pos, False
+            return None
         pos = _after(pos, size, kind)
-    return end, True
+    return min(pos, end)
 
 
 def _au(file: Bytes, start: int, end: int) -> tuple[Segment, list[str]] | None:
     offset, said = struct.unpack(">2I", file.at(start + 4, 8))
     there = end - start - offset
+    unknown = ((8, b"\xff\xff\xff\xff"),)
     if there < 0:
         return None
-    if said == 0 and there:
-        return Segment(start, end, patches=((8, b"\xff\xff\xff\xff"),)), []
-    if said == 0xFFFFFFFF:
-        return Segment(start, end), []
+    if said == 0xFFFFFFFF or (said == 0 and there):
+        return Segment(start, end, patches=unknown), []
     if said > there:
         return Segment(start, end), [f"cut short: {there} of {said} bytes of its audio are there"]
     after = start + offset + said
-    if after < end and not begins(file, after):
-        note = f"{end - after} bytes behind the audio that its header tells of are left out"
-        return Segment(start, end), [note]
-    return Segment(start, after), []
+    behind = skip_tags(file, after, end)
+    if behind == end or begins(file, behind):
+        return Segment(start, after), []
+    return Segment(start, end, patches=unknown), [_MORE.format(said, there)]  # as others read it

@@ -21,6 +21,8 @@ class Segment:
     """An MP3 that does not say how long it is."""
     promised: int | None = None
     """samples that the header of a recording that is not sound speaks of"""
+    rate: int | None = None
+    """to decode at, where that is not fixed"""
     patches: tuple[tuple[int, bytes], ...] = ()
     """what stands in the file at some place (counted from `start`), put right"""
 

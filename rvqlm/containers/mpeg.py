@@ -107,7 +107,7 @@ def scan(file: Bytes, start: int, end: int, quick: bool) -> Layout | None:
             Segment(piece[0].starts[0], piece[-1].end, whole, not whole, count is None, promised)
         )
         if promised is None and (lacks := piece[-1].lacks):
-            notes.append(f"perhaps cut short: its last frame lacks {lacks} bytes")
+            notes.append(f"perhaps cut short: its last frame lacks {lacks} byte{'s' * (lacks > 1)}")
         if lost:
             place = f"{piece[0].end / (end - start):.0%}"
             notes.append(

@@ -37,26 +37,26 @@ def begins(file: Bytes, pos: int) -> bool:
     return page is not None and page.intact and bool(page.flags & _FIRST)
 
 
-def scan(file: Bytes, start: int, end: int, quick: bool) -> Layout | None:
-    """The streams from `start` on; None where several lie side by side."""
+def scan(file: Bytes, start: int, end: int, quick: bool) -> Layout:
+    """The streams from `start` on."""
     if quick and _is_one(file, start, end):
         return Layout((_segment(file, start, end, True),))
     links: list[list[_Page]] = []
     broken: set[int] = set()
     notes, lost, expected = [], 0, start
     for page in _pages(file, start, end):
-        lost += page.start - expected
-        if page.start > expected and links:
-            broken.add(len(links) - 1)
+        if page.start > expected and (gap := page.start - skip_tags(file, expected, end)):
+            lost += gap
+            broken.add(max(0, len(links) - 1))
         expected = page.end
         if page.flags & _FIRST:
-            if links and links[-1][-1].flags & _FIRST:
-                return None
+            if links and links[-1][-1].flags & _FIRST:  # several side by side
+                return Layout((Segment(start, end, False, True),))
             links.append([page, page])
             continue
         first, before = links[-1]
         if page.serial != first.serial:
-            return None
+            return Layout((Segment(start, end, False, True),), ("has pages of no stream",))
         if page.number != before.number + 1 or not page.intact:
             broken.add(len(links) - 1)
         links[-1][1] = page
@@ -78,8 +78,15 @@ def _segment(file: Bytes, start: int, end: int, sound: bool) -> Segment:
     head = _page(file, start, end, check=False).head
     if head[:5] == b"\x7fFLAC":
         return Segment(start, end, False, True, promised=flac.info_of(head[17:51]).samples)
-    known = head[:7] == b"\x01vorbis" or head[:8] == b"OpusHead"
-    return Segment(start, end, sound and known, not (sound and known))
+    opus = head[:8] == b"OpusHead"
+    sound = sound and (opus or head[:7] == b"\x01vorbis")
+    return Segment(start, end, sound, not sound, rate=_opus_rate(head) if opus else None)
+
+
+def _opus_rate(head: bytes) -> int:
+    """What libsndfile decodes an Opus stream at: as little as the audio had before, or more."""
+    before = int.from_bytes(head[12:16], "little") or 48000
+    return next((rate for rate in (8000, 12000, 16000, 24000) if before <= rate), 48000)
 
 
 def _is_one(file: Bytes, start: int, end: int) -> bool:
@@ -99,9 +106,12 @@ def _pages(file: Bytes, pos: int, end: int) -> Iterator[_Page]:
     """The pages that are complete, those behind damage and tags included."""
     while pos < end:
         page = _page(file, pos, end, check=True)
+        if page is not None and not page.intact:  # it may have been cut short by the next
+            inner = file.find(_PAGE, pos + 4, page.end)
+            page = page if inner < 0 else None
         if page is None:
-            pos = skip_tags(file, pos, end)
-            pos = file.find(_PAGE, pos + (file.at(pos, 4) == _PAGE), end)
+            behind = skip_tags(file, pos, end)
+            pos = file.find(_PAGE, behind if behind > pos else pos + 1, end)
             if pos < 0:
                 return
             continue
