@@ -14,7 +14,7 @@ import os
 from rvqlm.containers import chunks, flac, mpeg, ogg
 from rvqlm.containers.layout import Bytes, Layout, before_tags, skip_tags
 
-_SMALL = 4 << 20
+_SMALL = 1 << 18
 """Bytes of a file that is read whole in a moment."""
 _JUNK = 1 << 20
 """Bytes before a recording, at most, that may be something else."""
