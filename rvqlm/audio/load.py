@@ -37,13 +37,18 @@ def load_file(
     channels: int = 1,
     config: AudioConfig = AudioConfig(),  # noqa: B008 - frozen
     max_samples: int | None = None,
+    notes: list[str] | None = None,
 ) -> np.ndarray:
     """One audio file as a codec wants it: (channels, S) float32 at `sampling_rate`.
 
-    With `max_samples` reading stops there, and nothing behind is decoded or checked.
+    With `max_samples` reading stops there, and nothing behind is decoded or checked. `notes` gets
+    what of the file is missing or damaged.
     """
     part = FilePart(os.fspath(path))
-    return _whole(AudioStream(part, None, "", sampling_rate, channels, config), max_samples)
+    audio = _whole(AudioStream(part, None, "", sampling_rate, channels, config), max_samples)
+    if notes is not None:
+        notes += part.notes
+    return audio
 
 
 def load_cut(

@@ -237,7 +237,10 @@ def encode_file(path: str, codec, num_frames: int | None) -> tuple[Tensor, Tenso
     any."""
     info = codec.info
     most = None if num_frames is None else info.num_samples(num_frames)
-    audio = load_file(path, info.sampling_rate, info.channels, max_samples=most)
+    notes: list[str] = []
+    audio = load_file(path, info.sampling_rate, info.channels, max_samples=most, notes=notes)
+    if notes:
+        print(f"{path}: {'; '.join(notes)}", file=sys.stderr)
     codes, scales = encode_whole(codec, torch.from_numpy(audio))
     return codes[:num_frames].cpu(), scales
 

@@ -139,7 +139,11 @@ def recognize_samples(
 
     def items() -> Iterator[_Item]:
         for wav, reference in zip(wavs, references):
-            audio = load_file(str(wav), loaded.info.sampling_rate, loaded.info.channels)
+            notes: list[str] = []
+            info = loaded.info
+            audio = load_file(str(wav), info.sampling_rate, info.channels, notes=notes)
+            if notes:
+                print(f"{wav}: {'; '.join(notes)}", file=sys.stderr)
             codes = encode_whole(loaded, torch.from_numpy(audio)).codes
             yield _Item(str(wav), codes, reference)
 

@@ -127,6 +127,19 @@ def test_what_is_wrong_with_a_file(tmp_path):
     assert reason(torn, 16000).startswith(("unreadable", "zero-length"))
 
 
+def test_a_file_alone_is_told_apart_from_a_damaged_one(tmp_path):
+    path, notes = tmp_path / "a.wav", []
+    soundfile.write(path, tone(), 16000)
+    load_file(path, 16000, notes=notes)
+    assert not notes
+    path.write_bytes(path.read_bytes()[:-1000])
+    assert load_file(path, 16000, notes=notes).shape == (1, 7500)
+    assert notes == ["cut short: 15000 of 16000 bytes of its audio are there"]
+    notes.clear()
+    load_file(path, 16000, max_samples=100, notes=notes)
+    assert not notes  # what is used of it is whole
+
+
 def recording(path, rate=16000, num=8000, channels=(0,), **kwargs):
     return Recording(
         id="r",
