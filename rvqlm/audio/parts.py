@@ -179,6 +179,9 @@ class FilePart(Part):
         if None not in (said, found) and abs(said - found) > MISSING_SECONDS * self.sampling_rate:
             self._unlike = True
             self._note(f"has {found} samples, its manifest says {said}; make the manifest anew")
+        promised = reader.promised
+        if None not in (said, promised) and promised - said > MISSING_SECONDS * self.sampling_rate:
+            self._note(f"damaged: its header promises {promised} samples, its manifest has {said}")
 
     def _note(self, *notes: str) -> None:
         self.notes += [note for note in notes if note not in self.notes]

@@ -218,6 +218,8 @@ class _Chain(Reader):
         self.sampling_rate, self.num_channels = first.sampling_rate, first.num_channels
         self.can_seek = first.can_seek and not self._following
         self.num_samples = first.num_samples
+        if not self._following:
+            self.promised = layout.segments[0].promised
         if self._following and first.num_samples is not None:
             self.num_samples = self._length()
 

@@ -41,6 +41,8 @@ class Reader(ABC):
     num_channels: int
     num_samples: int | None
     """of the whole file, as it will be read; None where only decoding would tell"""
+    promised: int | None = None
+    """samples that the header of a damaged file speaks of"""
     notes: list[str]
     """what of the file is missing, damaged or left out, as far as that is known by now"""
     can_seek = False

@@ -143,10 +143,9 @@ class Encoder:
     def _enough_memory(self, item: Item, seconds: float | None = None) -> Iterator[None]:
         try:
             yield
-        except (MemoryError, RuntimeError) as e:
-            # torch's own are of these two kinds
-            full = isinstance(e, (MemoryError, torch.OutOfMemoryError))
-            if not full and "allocate memory" not in str(e):
+        except (MemoryError, RuntimeError) as e:  # torch has a class of its own for GPUs only
+            known = isinstance(e, (MemoryError, torch.OutOfMemoryError))
+            if not known and "allocate memory" not in str(e):
                 raise
             what = "it" if seconds is None else f"{seconds:.0f} s of audio from it on"
             remedy = "use fewer --jobs, or a smaller --chunk-seconds or --batch-size"

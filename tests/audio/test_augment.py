@@ -358,3 +358,21 @@ def test_channels_that_cancel_are_named(tmp_path, capsys):
     augment(tmp_path, "o.jsonl.gz", "--speeds", "0.9")
     said = capsys.readouterr().err
     assert "1 cut to be skipped by rvqlm tokenize: its channels are in opposite phase" in said
+
+
+def test_damage_of_an_original_stays_listed_when_its_copies_are_there(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.3, 0.3, 9000), 16000)
+    data = (tmp_path / "a.wav").read_bytes()
+    (tmp_path / "a.wav").write_bytes(data[:-2000])
+    recording = Recording("r", Recording.from_file(tmp_path / "a.wav").sources, 16000, 9000, 9 / 16)
+    cut = recording_cut(recording)
+    manifest, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    manifest.write_text(json.dumps(cut.to_dict()) + "\n")
+    flags = ["augment", "--input", str(manifest), "--out", str(out), "--speeds", "1.1"]
+    listed = []
+    for _ in range(3):
+        assert main([*flags, "--audio-dir", str(tmp_path / "copies"), "--jobs", "1"]) == 0
+        listed.append((tmp_path / "out_warned.jsonl").read_text())
+    (line,) = map(json.loads, listed[0].splitlines())
+    assert line["id"] == "r" and "8000 samples, its manifest says 9000" in line["reason"]
+    assert listed[0] == listed[1] == listed[2]  # read once, then taken from the list

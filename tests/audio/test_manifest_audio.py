@@ -283,3 +283,25 @@ def test_subcommands(capsys):
     assert "augment" in capsys.readouterr().out
     assert main(["manifset"]) == 2
     assert "did you mean 'manifest'" in capsys.readouterr().err
+
+
+def test_damaged_files_are_warned_of_again_when_they_are_read_by_their_manifest(tmp_path, capsys):
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    soundfile.write(folder / "a.flac", np.random.default_rng(0).uniform(-0.5, 0.5, 40_000), 16000)
+    soundfile.write(folder / "b.wav", np.zeros(1000), 16000)
+    whole = (folder / "a.flac").read_bytes()
+    (folder / "a.flac").write_bytes(whole[: len(whole) // 2])
+    assert manifest(folder, tmp_path / "m") == 0
+    (line,) = map(json.loads, (tmp_path / "m/warned.jsonl").read_text().splitlines())
+    cuts = {c.id: c for c in CutSet.from_file(tmp_path / "m/cuts.jsonl.gz")}
+    assert line["id"] == "a" and f"{cuts['a'].num_samples} of 40000 samples" in line["reason"]
+    assert "1 item incomplete, damaged or unlike the manifest" in capsys.readouterr().err
+    notes = []
+    read = sum(b.shape[1] for b in cut_blocks(cuts["a"], notes=notes))
+    promises = f"its header promises 40000 samples, its manifest has {read}"
+    assert read == cuts["a"].num_samples and promises in notes[0]
+    # mended, it is not warned of any more
+    (folder / "a.flac").write_bytes(whole)
+    assert manifest(folder, tmp_path / "m") == 0
+    assert not (tmp_path / "m/warned.jsonl").exists()
