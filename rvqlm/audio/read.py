@@ -157,19 +157,20 @@ class _Recording(Reader):
                 block, why = np.empty((0, self.num_channels), np.float32), e.reason
             if len(block):
                 return block
-            missing = self._promised() - self.position > MISSING_SECONDS * self.sampling_rate
+            promised, margin = self._promise()
+            missing = promised is not None and promised - self.position > margin
             if (why or missing) and self._go_on():
                 continue
             self._end(why)
         return np.empty((0, self.num_channels), np.float32)
 
-    def _promised(self) -> int:
-        """Samples that the header speaks of, -1 if it does not."""
-        if isinstance(self._inner, SndfileReader) and self._segment.sound:
-            return -1 if self._inner.num_samples is None else self._inner.num_samples
-        of_ffmpeg = getattr(self._inner, "promised", None)
-        found = self._segment.promised or self.num_samples or of_ffmpeg
-        return -1 if found is None else found
+    def _promise(self) -> tuple[int | None, float]:
+        """Samples that the header speaks of, if it does, and how many more or fewer may be there
+        without a word."""
+        own = self.num_samples if self._segment.sound else self._segment.promised
+        if own is not None:
+            return own, MISSING_SECONDS * self.sampling_rate
+        return self._inner.promised, _FFMPEG_MISSING_SECONDS * self.sampling_rate
 
     def _end(self, why: str) -> None:
         """There is nothing more: note what is missing."""
@@ -179,10 +180,8 @@ class _Recording(Reader):
                 why += f"; ffmpeg may be able to read it: {INSTALL}"
             raise BadAudio(self.path, why)
         self.notes += [why] * bool(why) + self._inner.notes
-        promised = self._promised()
-        own = self._segment.promised or self.num_samples
-        margin = MISSING_SECONDS if own is not None else _FFMPEG_MISSING_SECONDS
-        if promised >= 0 and abs(promised - self.position) > margin * self.sampling_rate:
+        promised, margin = self._promise()
+        if promised is not None and abs(promised - self.position) > margin:
             what = "could be decoded" if self.position < promised else "are in it"
             self.notes.append(f"{self.position} of {promised} samples {what}")
         flawed = self.notes or self._segment.by_ffmpeg
