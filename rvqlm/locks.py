@@ -69,7 +69,8 @@ def locked(
 
     :param command: for messages, ``rvqlm train``.
     :param wait: seconds to wait for another command's end, which is said on stderr.
-    :param make: make the folder if it is missing; left empty, it goes again.
+    :param make: make the folder, with `beside` that above it, if it is missing; left empty, it goes
+        again.
     :param beside: `folder` appears when it is complete; the lock lies beside it.
     :param hint: what else a user can do, for the message.
     :raises UserError: another command holds it, with its host, process and time.
@@ -77,7 +78,7 @@ def locked(
     folder = Path(folder)
     full = folder.resolve()
     path = full.with_name(f".{full.name}.lock") if beside else full / NAME
-    made = _make_folder(path.parent) if make or beside else []
+    made = _make_folder(path.parent) if make else []
     began, waited = time.monotonic(), False
     while True:
         try:

@@ -60,8 +60,6 @@ def finish(
     out = Path(out_dir)
     frames = samples = cuts = skipped = pcm = 0
     first = None
-    for torn in out.glob(".*.tmp"):  # of a run that was killed here
-        torn.unlink()
     try:
         with (
             atomic_open(out / "skipped.jsonl") as skips,

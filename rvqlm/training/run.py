@@ -28,7 +28,8 @@ from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.errors import UserError
-from rvqlm.files import remove, write_json, write_text
+from rvqlm.files import write_json, write_text
+from rvqlm.locks import locked
 from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
 from rvqlm.training.announce import (
@@ -98,7 +99,7 @@ class Setup:
         infos = self.conditions.infos if self.conditions else {}
         self.model = build_model(config.model_name, config.model, self.info, infos).to(device)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.config = enter_stage(config, self.model)
+        self.config = dataclasses.replace(config, exp_dir=str(stage_dir(config)))
         self.exp_dir = Path(self.config.exp_dir)
         self.state_path = self._checkpoint_to_resume()
         self.memory_line = ""
@@ -123,7 +124,6 @@ class Setup:
             return 0
         if self.world.main:
             self.exp_dir.mkdir(parents=True, exist_ok=True)
-            remove_torn_files(self.exp_dir)
         if self.state_path is not None:
             self._resume(self.state_path)
         if trainer.progress >= 1:
@@ -306,12 +306,25 @@ class Setup:
 # ---------------------------------------------------------------------------------------- stages
 
 
-def enter_stage(config, model):
-    """The trainer's config with the directory of the model's stage."""
-    name = f"stage{model.stage}"
-    if not model.stage or Path(config.exp_dir).name == name:  # as EXP/stageN/config.yaml says it
-        return config
-    return dataclasses.replace(config, exp_dir=str(Path(config.exp_dir) / name))
+def stage_dir(config: TrainerConfig) -> Path:
+    """Where the training of these flags works: --exp-dir, or its folder of the model's stage."""
+    exp_dir, stage = Path(config.exp_dir), getattr(config.model, "train_stage", 0)
+    if not stage or exp_dir.name == f"stage{stage}":  # as EXP/stageN/config.yaml says it
+        return exp_dir
+    return exp_dir / f"stage{stage}"
+
+
+def lock_folder(config: TrainerConfig, world: World, stack: contextlib.ExitStack) -> bool:
+    """Take the folder of the training for all ranks until `stack` is closed; whether another
+    training was waited for. The main rank holds the lock, a refusal is raised on all."""
+
+    def lock() -> bool:
+        hint = "" if config.save.lock_minutes else ", or give --lock-minutes to wait"
+        wait = 60 * config.save.lock_minutes
+        lock = locked(stage_dir(config), "rvqlm train", wait, make=True, hint=hint)
+        return stack.enter_context(lock) if world.main else False
+
+    return bool(world.agree(world.together(lock))[0])
 
 
 @torch.no_grad()
@@ -386,13 +399,6 @@ def end_run(exp_dir: str | Path, outcome: str, step: int) -> None:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def remove_torn_files(exp_dir: str | Path) -> None:
-    """Delete half-written checkpoints of a process that was killed while it wrote them."""
-    for pattern in (".*.tmp", "archive/.*.tmp"):
-        for path in Path(exp_dir).glob(pattern):
-            remove(path)
 
 
 def move_aside(exp_dir: str | Path) -> Path | None:
