@@ -10,6 +10,7 @@ saved and continues likewise.
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from rvqlm.runtime import tune_malloc
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    faulthandler.enable(2)  # what a library breaks leaves a word
     tune_malloc()
     return run_main(_main, argv)
 

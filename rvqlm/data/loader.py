@@ -1,4 +1,4 @@
-"""`TokenLoader`: the epoch plan read from memory maps into padded batches, one thread ahead.
+"""`TokenLoader`: the epoch plan read from shards into padded batches, one thread ahead.
 
 Reading is a copy out of the page cache, so one prefetch thread keeps up with any trainer and no
 worker processes are needed. `state_dict` describes the batches that were handed out, whatever the

@@ -343,3 +343,18 @@ def test_a_damaged_set_ends_with_its_name(tmp_path, capsys):
         next(loader)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 20 and "no more are named" in said[-1]
+
+
+def test_a_shard_that_is_shortened_while_it_is_read_is_an_error(tmp_path):
+    """And no SIGBUS, which ends a process without a word."""
+    make_tokens(tmp_path, [20000] * 4)
+    shard = next((tmp_path / "codes").glob("*.rvq"))
+    ds = TokenDataset.open(tmp_path, "train")
+    loader = TokenLoader(ds, PlanConfig(max_duration=400, max_cuts=1), seed=0, prefetch=1)
+    next(loader)
+    size = shard.stat().st_size
+    os.truncate(shard, 4096)
+    with pytest.raises(UserError, match=rf"{shard} is truncated: 4096 bytes, \d+ needed"):
+        take(loader, 8)
+    os.truncate(shard, size)
+    loader.close()
