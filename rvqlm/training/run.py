@@ -27,7 +27,7 @@ from rvqlm.cli import counted, flatten, span
 from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.files import write_json, write_text
 from rvqlm.locks import locked
 from rvqlm.models.factory import build_model
@@ -140,11 +140,11 @@ class Setup:
             warm_up(trainer.module, self.compiled_shapes, like, self.dtype, self.say)
         if self.world.main:
             write_config(config)
-            write_run(self.exp_dir, self._record(), command)
+            record = write_run(self.exp_dir, self._record(), command)
         self._announce()
         outcome = trainer.fit()
         if self.world.main:
-            end_run(self.exp_dir, outcome, trainer.step)
+            end_run(self.exp_dir, record, outcome, trainer.step)
         if outcome != "finished":
             self.say(
                 f"{outcome}: saved {self.exp_dir / 'latest.pt'} at step {trainer.step}; run again "
@@ -375,26 +375,32 @@ def write_config(config: TrainerConfig) -> None:
     write_text(Path(config.exp_dir) / "config.yaml", yaml.safe_dump(flags, sort_keys=False))
 
 
-def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
-    """EXP/run.json: `record` of this start, and the commands and times of all starts so far."""
+def write_run(exp_dir: str | Path, record: dict, command: str) -> dict:
+    """EXP/run.json: `record` of this start, and the commands and times of all starts so far.
+    Returns what it holds, for `end_run`."""
     path = Path(exp_dir) / "run.json"
     before: dict = {}
-    with contextlib.suppress(OSError, ValueError):
-        before = json.loads(path.read_text())
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # begun anew
+        found = json.loads(path.read_text())
+        before = {name: list(found.get(name, [])) for name in ("commands", "started", "ended")}
     history = {name: before.get(name, []) for name in ("commands", "started", "ended")}
     history["commands"].append(command)
     history["started"].append(_now())
-    write_json(path, {**history, **record})
+    write_json(path, record := {**history, **record})
+    return record
 
 
-def end_run(exp_dir: str | Path, outcome: str, step: int) -> None:
-    """Note in EXP/run.json how this start ended; one that was killed leaves none."""
-    path = Path(exp_dir) / "run.json"
-    record = json.loads(path.read_text())
+def end_run(exp_dir: str | Path, record: dict, outcome: str, step: int) -> None:
+    """Note in EXP/run.json how this start ended; one that was killed leaves none. `record` is all
+    else that stands there, whatever became of the file since."""
     # starts that were killed stand as such, so that the lists stay side by side
-    killed = [{"outcome": "killed"}] * (len(record["started"]) - 1 - len(record.get("ended", [])))
+    killed = [{"outcome": "killed"}] * (len(record["started"]) - 1 - len(record["ended"]))
     this = {"outcome": outcome, "step": step, "time": _now()}
-    write_json(path, record | {"ended": [*record.get("ended", []), *killed, this]})
+    path = Path(exp_dir) / "run.json"
+    try:
+        write_json(path, record | {"ended": [*record["ended"], *killed, this]})
+    except OSError as e:  # the training itself is saved
+        print(f"{path}: {reason_of(e)}; how this start ended is not noted", file=sys.stderr)
 
 
 def _now() -> str:
