@@ -34,7 +34,7 @@ SILENT_SECONDS = 30.0
 SETTLE_SECONDS = 1.0
 """Without flock: so long after writing its name into the file the last writer has won."""
 
-_RECORD_BYTES = 1024
+_RECORD_BYTES = 512
 """Each record has the same length: one write replaces another whole."""
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -154,7 +154,11 @@ def _try(file: int, path: Path, folder: Path, command: str) -> bool:
             raise _Busy(owner)
         print(f"{folder}: {_described(owner)} was killed; its lock is taken over", file=sys.stderr)
     record = {"command": command, "since": datetime.now().isoformat(" ", "seconds"), **_identity()}
-    os.pwrite(file, json.dumps(record).ljust(_RECORD_BYTES - 1).encode() + b"\n", 0)
+    try:
+        os.pwrite(file, json.dumps(record).ljust(_RECORD_BYTES - 1).encode() + b"\n", 0)
+    except OSError as e:  # the disk is full
+        path.unlink(missing_ok=True)
+        raise OSError(e.errno, e.strerror, str(folder)) from None
     with contextlib.suppress(OSError):  # others may write here too
         os.fchmod(file, 0o666)
     if not real:

@@ -170,7 +170,7 @@ def flock(request, monkeypatch):
 
 def leave(folder, **fields):
     """The lock of a command that was killed, or that lives where flock does not reach."""
-    (folder / NAME).write_text(json.dumps(RECORD | fields).ljust(1024))
+    (folder / NAME).write_text(json.dumps(RECORD | fields).ljust(512))
 
 
 RECORD = {"command": "rvqlm train", "since": "2026-01-01 00:00:00", **locks._identity()}
@@ -263,3 +263,13 @@ def test_what_dead_commands_left_half_written_goes(tmp_path):
     beside.mkdir()
     with locked(tmp_path / "out", "x", beside=True):
         assert not beside.exists() and all(p.exists() for p in kept)
+
+
+def test_a_full_disk_is_said_of_the_folder(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(OSError, match=f"No space left.*{tmp_path}"), locked(tmp_path, "x"):
+        pass
+    assert not [*tmp_path.iterdir()]
