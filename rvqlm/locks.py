@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from rvqlm.errors import UserError
 from rvqlm.files import remove_torn
@@ -109,6 +110,20 @@ def locked(
                 parent.rmdir()
 
 
+def try_lock(file: int | BinaryIO, shared: bool = False) -> bool | None:
+    """Lock an open file with flock, until it is closed; False if another holds its lock, None where
+    the file system knows no locks."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return True
+    except OSError as e:
+        if e.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if e.errno in _NO_FLOCK:
+            return None
+        raise
+
+
 def _make_folder(folder: Path) -> list[Path]:
     """Make a folder; those that were missing, the innermost first."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
@@ -137,15 +152,8 @@ def _take(path: Path, folder: Path, command: str) -> int | None:
 
 
 def _try(file: int, path: Path, folder: Path, command: str) -> bool:
-    real = True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        if e.errno in (errno.EAGAIN, errno.EACCES):
-            raise _Busy(_read(file)) from None
-        if e.errno not in _NO_FLOCK:
-            raise
-        real = False
+    if (real := try_lock(file)) is False:
+        raise _Busy(_read(file))
     if not _is(file, path):
         return False
     owner = _read(file)
@@ -237,14 +245,14 @@ def _started(pid: int) -> str | None:
         return ""
 
 
-def _dead(owner: dict, path: Path, folder: Path, real: bool) -> bool:
+def _dead(owner: dict, path: Path, folder: Path, real: bool | None) -> bool:
     """Whether the process that a lock file names is no more.
 
     :param real: we hold the flock, so that no process of this machine does.
     """
     here = _machine()
     if owner["boot"] == here["boot"] and (real or owner["space"] == here["space"]):
-        return real or _started(owner["pid"]) != owner["started"]
+        return bool(real) or _started(owner["pid"]) != owner["started"]
     print(f"{folder}: seeing whether {_described(owner)} still lives", file=sys.stderr, flush=True)
     touched, began = _touched(path), time.monotonic()
     while time.monotonic() - began < SILENT_SECONDS:

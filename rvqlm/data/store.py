@@ -20,8 +20,6 @@ tokens.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import mmap
 import os
@@ -41,6 +39,7 @@ from lhotse.features.io import (
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import sha256_of
+from rvqlm.locks import try_lock
 
 STORAGE_TYPE = "rvq_mmap"
 MAPPED_BYTES = 1 << 23
@@ -138,15 +137,9 @@ class RvqMmapWriter(FeaturesWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # not "wb": another writer's shard must survive until we hold the lock
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
+        if try_lock(self._file) is False:
             self._file.close()
-            if e.errno in (errno.EAGAIN, errno.EACCES):
-                raise UserError(
-                    f"token shard {self.path} is being written by another process"
-                ) from None
-            raise
+            raise UserError(f"token shard {self.path} is being written by another process")
         size = os.fstat(self._file.fileno()).st_size
         keep = 0 if mode == "w" else size if valid_bytes is None else valid_bytes
         if keep > size:
