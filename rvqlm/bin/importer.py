@@ -39,9 +39,9 @@ def make_token_dir(source, out_dir: Path, codec: CodecArgs) -> None:
     from rvqlm.audio.cuts import clock
     from rvqlm.exchange.convert import import_tokens
 
-    if source.remark:
-        print(f"note: {source.remark}", file=sys.stderr)
     with locked(out_dir, "rvqlm import", make=True, beside=True):
+        if source.remark:
+            print(f"note: {source.remark}", file=sys.stderr)
         written, info = import_tokens(source, str(out_dir), codec)
     print(
         f"{out_dir}: {counted(written.num_cuts, 'cut')}, {clock(3600 * written.hours)}, "

@@ -38,7 +38,7 @@ CHAINS = {
     f"--target-lufs -20 --jobs 1; {AUGMENT}",
     "decode": "decode --input ../other --out-dir wav --split train",
     "generate": "generate --exp-dir ../exp --out-dir made --seconds 0.2 --num-samples 2 "
-    "--batch-size 1 --seed 1",
+    "--batch-size 1 --seed 1 --overwrite",
 }
 # folders that appear when they are complete
 NEW = {

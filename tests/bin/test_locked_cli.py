@@ -52,7 +52,7 @@ COMMANDS = {
     "decode": "--input tokens --out-dir {out}",
 }
 BESIDE = {  # the folder appears when it is complete
-    "export": "--manifest-dir tokens --out-dir {out} --format npy",
+    "export": "--manifest-dir tokens --out-dir {out} --format npy --split train",
     "import": "--input exported --out-dir {out}",
     "npq export": "--manifest-dir tokens --out-dir {out}",
     "export-model": "exp --out {out}",
