@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import typing
 import zlib
 from collections import Counter
@@ -308,13 +309,14 @@ def remove_torn(folder: str | Path, name: str | None = None) -> None:
     within = [] if name is not None else [p for p in folder.iterdir() if p.is_dir()]
     for path in (p for place in (folder, *within) for p in place.glob(".*.tmp")):
         of, _, pid = path.name[1:].removesuffix(".tmp").rpartition(".")
-        if pid.isascii() and pid.isdigit() and name in (None, of) and not _lives(int(pid)):
+        if pid.isascii() and pid.isdigit() and name in (None, of):
             with contextlib.suppress(OSError):
-                remove(path)
+                if not _is_of(path, int(pid)):
+                    remove(path)
 
 
-def _lives(pid: int) -> bool:
-    """Whether another process of this number runs here."""
+def _is_of(path: Path, pid: int) -> bool:
+    """Whether a file may be in the hands of another process that runs here."""
     if pid == os.getpid():
         return False
     try:
@@ -323,7 +325,13 @@ def _lives(pid: int) -> bool:
         return False
     except PermissionError:  # somebody else's
         pass
-    return True
+    try:  # the same numbers come again, in containers each time
+        ticks = float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return True
+    began = time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
+    return path.stat().st_mtime > began - 1
 
 
 def remove(path: Path) -> None:

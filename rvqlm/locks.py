@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 from rvqlm.errors import UserError
 from rvqlm.files import remove_torn
@@ -34,7 +35,7 @@ SILENT_SECONDS = 30.0
 SETTLE_SECONDS = 1.0
 """Without flock: so long after writing its name into the file the last writer has won."""
 
-_RECORD_BYTES = 1024
+_RECORD_BYTES = 512
 """Each record has the same length: one write replaces another whole."""
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -69,7 +70,8 @@ def locked(
 
     :param command: for messages, ``rvqlm train``.
     :param wait: seconds to wait for another command's end, which is said on stderr.
-    :param make: make the folder if it is missing; left empty, it goes again.
+    :param make: make the folder, with `beside` that above it, if it is missing; left empty, it goes
+        again.
     :param beside: `folder` appears when it is complete; the lock lies beside it.
     :param hint: what else a user can do, for the message.
     :raises UserError: another command holds it, with its host, process and time.
@@ -77,7 +79,7 @@ def locked(
     folder = Path(folder)
     full = folder.resolve()
     path = full.with_name(f".{full.name}.lock") if beside else full / NAME
-    made = _make_folder(path.parent) if make or beside else []
+    made = _make_folder(path.parent) if make else []
     began, waited = time.monotonic(), False
     while True:
         try:
@@ -108,6 +110,20 @@ def locked(
                 parent.rmdir()
 
 
+def try_lock(file: int | BinaryIO, shared: bool = False) -> bool | None:
+    """Lock an open file with flock, until it is closed; False if another holds its lock, None where
+    the file system knows no locks."""
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        return True
+    except OSError as e:
+        if e.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if e.errno in _NO_FLOCK:
+            return None
+        raise
+
+
 def _make_folder(folder: Path) -> list[Path]:
     """Make a folder; those that were missing, the innermost first."""
     missing = [p for p in (folder, *folder.parents) if not p.exists()]
@@ -136,15 +152,8 @@ def _take(path: Path, folder: Path, command: str) -> int | None:
 
 
 def _try(file: int, path: Path, folder: Path, command: str) -> bool:
-    real = True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as e:
-        if e.errno in (errno.EAGAIN, errno.EACCES):
-            raise _Busy(_read(file)) from None
-        if e.errno not in _NO_FLOCK:
-            raise
-        real = False
+    if (real := try_lock(file)) is False:
+        raise _Busy(_read(file))
     if not _is(file, path):
         return False
     owner = _read(file)
@@ -153,7 +162,11 @@ def _try(file: int, path: Path, folder: Path, command: str) -> bool:
             raise _Busy(owner)
         print(f"{folder}: {_described(owner)} was killed; its lock is taken over", file=sys.stderr)
     record = {"command": command, "since": datetime.now().isoformat(" ", "seconds"), **_identity()}
-    os.pwrite(file, json.dumps(record).ljust(_RECORD_BYTES - 1).encode() + b"\n", 0)
+    try:
+        os.pwrite(file, json.dumps(record).ljust(_RECORD_BYTES - 1).encode() + b"\n", 0)
+    except OSError as e:  # the disk is full
+        path.unlink(missing_ok=True)
+        raise OSError(e.errno, e.strerror, str(folder)) from None
     with contextlib.suppress(OSError):  # others may write here too
         os.fchmod(file, 0o666)
     if not real:
@@ -232,14 +245,14 @@ def _started(pid: int) -> str | None:
         return ""
 
 
-def _dead(owner: dict, path: Path, folder: Path, real: bool) -> bool:
+def _dead(owner: dict, path: Path, folder: Path, real: bool | None) -> bool:
     """Whether the process that a lock file names is no more.
 
     :param real: we hold the flock, so that no process of this machine does.
     """
     here = _machine()
     if owner["boot"] == here["boot"] and (real or owner["space"] == here["space"]):
-        return real or _started(owner["pid"]) != owner["started"]
+        return bool(real) or _started(owner["pid"]) != owner["started"]
     print(f"{folder}: seeing whether {_described(owner)} still lives", file=sys.stderr, flush=True)
     touched, began = _touched(path), time.monotonic()
     while time.monotonic() - began < SILENT_SECONDS:

@@ -68,7 +68,7 @@ def test_nothing_is_left_when_the_block_ends(tmp_path):
 
 
 def test_a_folder_that_appears_when_complete_has_its_lock_beside_it(tmp_path):
-    with locked(tmp_path / "new" / "out", "rvqlm export", beside=True):
+    with locked(tmp_path / "new" / "out", "rvqlm export", make=True, beside=True):
         assert not (tmp_path / "new" / "out").exists()
         assert "rvqlm export" in refusal(tmp_path / "new" / "out", beside=True)
         with locked(tmp_path / "new" / "other", "x", beside=True):
@@ -170,7 +170,7 @@ def flock(request, monkeypatch):
 
 def leave(folder, **fields):
     """The lock of a command that was killed, or that lives where flock does not reach."""
-    (folder / NAME).write_text(json.dumps(RECORD | fields).ljust(1024))
+    (folder / NAME).write_text(json.dumps(RECORD | fields).ljust(512))
 
 
 RECORD = {"command": "rvqlm train", "since": "2026-01-01 00:00:00", **locks._identity()}
@@ -247,14 +247,29 @@ def test_what_dead_commands_left_half_written_goes(tmp_path):
     torn = [folder / f".latest.pt.{dead}.tmp", folder / "archive" / f".a.pt.{os.getpid()}.tmp"]
     torn += [folder / f".best.dcp.{dead}.tmp" / "part"]
     kept = [folder / f".x.json.{os.getppid()}.tmp", folder / ".user.tmp", folder / "latest.pt"]
+    older = folder / f".y.json.{os.getppid()}.tmp"  # than the process that has the number now
     kept += [tmp_path / f".other.{dead}.tmp", tmp_path / f".exp.json.{dead}.tmp"]
     for path in (*torn, *kept):
         path.parent.mkdir(exist_ok=True)
         path.touch()
+    older.touch()
+    os.utime(older, (1, 1))
     with locked(folder, "x"):
         write_text(folder / "new", "")
-    assert not any(p.exists() for p in (*torn, torn[2].parent)) and all(p.exists() for p in kept)
+    assert not any(p.exists() for p in (*torn, torn[2].parent, older)) and all(
+        p.exists() for p in kept
+    )
     beside = tmp_path / f".out.{dead}.tmp"
     beside.mkdir()
     with locked(tmp_path / "out", "x", beside=True):
         assert not beside.exists() and all(p.exists() for p in kept)
+
+
+def test_a_full_disk_is_said_of_the_folder(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(OSError, match=f"No space left.*{tmp_path}"), locked(tmp_path, "x"):
+        pass
+    assert not [*tmp_path.iterdir()]

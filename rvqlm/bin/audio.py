@@ -12,9 +12,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rvqlm.audio.config import ActivityConfig, AugmentConfig, LoudnessConfig, ManifestConfig
 from rvqlm.cli import dispatch, parse, run_main
+from rvqlm.locks import locked
 
 COMMANDS = {  # what each does; in the order of their use
     "manifest": "list a folder of audio, with transcripts and speakers where there are any",
@@ -37,7 +39,10 @@ def run(name: str, argv: Sequence[str]) -> int:
         description = " ".join(config_class.__doc__.split())
         config = parse(config_class, f"rvqlm audio {name}", description, argv)
         # lhotse takes seconds to import, and the help does not need it
-        print(getattr(importlib.import_module(f"rvqlm.audio.{module}"), function)(config))
+        work = getattr(importlib.import_module(f"rvqlm.audio.{module}"), function)
+        folder = config.out_dir if name == "manifest" else Path(config.out).parent
+        with locked(folder, f"rvqlm audio {name}", make=True):
+            print(work(config))
         return 0
 
     return run_main(command, argv, f"audio {name}")

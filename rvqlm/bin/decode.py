@@ -19,6 +19,7 @@ from typing import Literal
 
 from rvqlm.cli import counted, parse, run_main
 from rvqlm.errors import UserError
+from rvqlm.locks import locked
 
 
 @dataclass
@@ -86,17 +87,18 @@ def _run(argv: Sequence[str] | None) -> int:
     for text in filter(None, (remark, source.remark)):
         print(f"note: {text}", file=sys.stderr)
     began = time.perf_counter()
-    done = decode_files(
-        source,
-        codec,
-        args.out_dir,
-        ids=args.ids,
-        num=args.num,
-        num_codebooks=args.num_codebooks or None,
-        subtype=args.subtype,
-        chunk_seconds=args.chunk_seconds,
-        overwrite=args.overwrite,
-    )
+    with locked(args.out_dir, "rvqlm decode", make=True):
+        done = decode_files(
+            source,
+            codec,
+            args.out_dir,
+            ids=args.ids,
+            num=args.num,
+            num_codebooks=args.num_codebooks or None,
+            subtype=args.subtype,
+            chunk_seconds=args.chunk_seconds,
+            overwrite=args.overwrite,
+        )
     words = f"{args.out_dir}: {counted(done.made, 'wav file')}"
     if done.made:
         spent = time.perf_counter() - began

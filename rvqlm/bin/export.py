@@ -18,6 +18,7 @@ from typing import Literal
 
 from rvqlm.cli import counted, parse, run_main
 from rvqlm.errors import UserError
+from rvqlm.locks import locked
 
 
 @dataclass
@@ -43,9 +44,10 @@ def _run(argv: Sequence[str] | None) -> int:
         raise UserError("--shard-size is for --format shar; npy writes one file per cut")
     from rvqlm.exchange.convert import export_tokens
 
-    count, splits = export_tokens(
-        args.manifest_dir, args.out_dir, args.format, args.split, args.shard_size
-    )
+    with locked(args.out_dir, "rvqlm export", make=True, beside=True):
+        count, splits = export_tokens(
+            args.manifest_dir, args.out_dir, args.format, args.split, args.shard_size
+        )
     held = f"{counted(count, 'cut')} as {args.format}"
     print(f"{args.out_dir}: {held}, {', '.join(splits) or 'no splits'}")
     return 0

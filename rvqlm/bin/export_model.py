@@ -20,6 +20,7 @@ from typing import Annotated
 import tyro
 
 from rvqlm.cli import parse, run_main
+from rvqlm.locks import locked
 
 
 @dataclass
@@ -42,7 +43,8 @@ def _run(argv: Sequence[str] | None) -> int:
     model, _, state = load_model(args.exp, args.which, use_ema=not args.raw_weights)
     # an exported model, which can be exported again, says what it has
     averaged = state.get("averaged_weights", state.get("ema") is not None and not args.raw_weights)
-    out = save_pretrained(model, args.out, state, averaged)
+    with locked(args.out, "rvqlm export-model", beside=True):
+        out = save_pretrained(model, args.out, state, averaged)
     size = sum(p.stat().st_size for p in out.iterdir())
     kind = "averaged weights" if averaged else "weights"
     print(f"wrote {out}: {model.name}, {kind} of step {state['step']:,}, {size / 1e6:,.1f} MB")

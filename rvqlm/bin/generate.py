@@ -23,6 +23,7 @@ from rvqlm.inference.files import names_in
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
+from rvqlm.locks import locked
 from rvqlm.runtime import tune_malloc
 
 
@@ -96,16 +97,19 @@ def run(argv: Sequence[str] | None) -> int:
     new_frames = max(1, round(out.seconds * float(model.info.frame_rate)))
     prompts = read_prompts(args.prompts, args.conditions, model, codec, new_frames, out.seed)
     folder = Path(out.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
-    folder.mkdir(parents=True, exist_ok=True)
-    taken = () if out.overwrite else names_in(folder)
-    request = SampleRequest(prompts, out, args.sampling, args.demask, taken)
     about = {
         "model": model.name,
         "checkpoint": args.model.checkpoint if exp.is_dir() else str(exp),
         "step": int(state["step"]),
         "command": command_line("generate", argv),
     }
-    with tqdm(unit="step", desc="generate", leave=False) as bar:
+    with (
+        locked(folder, "rvqlm generate", make=True),
+        tqdm(unit="step", desc="generate", leave=False) as bar,
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = () if out.overwrite else names_in(folder)
+        request = SampleRequest(prompts, out, args.sampling, args.demask, taken)
         for sample in generate(model, codec, request, about, bar.update):
             row = sample.about
             tqdm.write(

@@ -19,6 +19,7 @@ from typing import Literal
 
 from rvqlm.cli import counted, parse, run_main
 from rvqlm.exchange.codec import CodecArgs
+from rvqlm.locks import locked
 
 
 @dataclass
@@ -38,9 +39,10 @@ def make_token_dir(source, out_dir: Path, codec: CodecArgs) -> None:
     from rvqlm.audio.cuts import clock
     from rvqlm.exchange.convert import import_tokens
 
-    if source.remark:
-        print(f"note: {source.remark}", file=sys.stderr)
-    written, info = import_tokens(source, str(out_dir), codec)
+    with locked(out_dir, "rvqlm import", make=True, beside=True):
+        if source.remark:
+            print(f"note: {source.remark}", file=sys.stderr)
+        written, info = import_tokens(source, str(out_dir), codec)
     print(
         f"{out_dir}: {counted(written.num_cuts, 'cut')}, {clock(3600 * written.hours)}, "
         f"{counted(written.num_frames, 'frame')} of {info.num_codebooks} codes, codec {info.name} "

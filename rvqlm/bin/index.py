@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rvqlm.cli import parse, run_main
 from rvqlm.data.index import TokenDataset, build_index, find_splits
+from rvqlm.locks import locked
 
 
 @dataclass
@@ -27,10 +28,11 @@ class Args:
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm index", "Index the splits of a token directory.", argv)
-    for split in find_splits(args.manifest_dir, args.splits):
-        path = build_index(args.manifest_dir, split)
-        ds = TokenDataset.open(args.manifest_dir, split)
-        print(f"  {split:<6} {len(ds):>9,} cuts  {ds.hours:>9.2f} h  {path}")
+    with locked(args.manifest_dir, "rvqlm index"):
+        for split in find_splits(args.manifest_dir, args.splits):
+            path = build_index(args.manifest_dir, split)
+            ds = TokenDataset.open(args.manifest_dir, split)
+            print(f"  {split:<6} {len(ds):>9,} cuts  {ds.hours:>9.2f} h  {path}")
     return 0
 
 

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 
 from rvqlm.cli import parse, run_main
 from rvqlm.frontends.midi_prepare import MidiConfig, MidiReport, prepare_midi
+from rvqlm.locks import locked
 
 
 def _run(argv: Sequence[str] | None) -> int:
     description = "Make tokens of the notes of a token directory, for MIDI to audio."
     config = parse(MidiConfig, "rvqlm midi", description, argv)
-    info, reports = prepare_midi(config)
+    with locked(config.manifest_dir, "rvqlm midi"):
+        info, reports = prepare_midi(config)
     fields = ", ".join(f"{n} {s}" for n, s in zip(info.settings["fields"], info.sizes))
     print(f"{info.rate:.2f} frames a note; {fields}  {config.manifest_dir / 'midi.json'}")
     for split, report in reports.items():

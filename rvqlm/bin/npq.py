@@ -20,6 +20,7 @@ import tyro
 from rvqlm.cli import bar, counted, dispatch, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import CodecArgs
+from rvqlm.locks import locked
 
 
 @dataclass
@@ -103,9 +104,10 @@ def _export(argv: Sequence[str] | None) -> int:
 
     info = CodecInfo.from_dict(read_sidecar(args.manifest_dir)["codec"])
     items = read_token_dir(args.manifest_dir, [args.split])
-    count, frames = export_npq(
-        bar(items, "export"), info, args.out_dir, args.dtype, args.drop_scales
-    )
+    with locked(args.out_dir, "rvqlm npq export", make=True, beside=True):
+        count, frames = export_npq(
+            bar(items, "export"), info, args.out_dir, args.dtype, args.drop_scales
+        )
     print(
         f"{args.out_dir}: {counted(count, 'NPQ file')}, {counted(frames, 'frame')} of "
         f"{info.num_codebooks} codes"

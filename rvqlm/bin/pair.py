@@ -17,12 +17,14 @@ from collections.abc import Sequence
 
 from rvqlm.cli import counted, parse, run_main
 from rvqlm.data.pairs import PairConfig, make_pairs, some_of
+from rvqlm.locks import locked
 
 
 def _run(argv: Sequence[str] | None) -> int:
     description = "Pair the cuts of two token directories: a target and what it accompanies."
     config = parse(PairConfig, "rvqlm pair", description, argv)
-    found = make_pairs(config)
+    with locked(config.manifest_dir, "rvqlm pair"):
+        found = make_pairs(config)
     for split, matched in found.items():
         without = matched.cuts - matched.paired
         print(

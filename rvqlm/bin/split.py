@@ -14,11 +14,13 @@ from collections.abc import Sequence
 
 from rvqlm.cli import parse, run_main
 from rvqlm.data.splits import SPLITS, SplitConfig, split_manifest
+from rvqlm.locks import locked
 
 
 def _run(argv: Sequence[str] | None) -> int:
     config = parse(SplitConfig, "rvqlm split", "Divide cuts into train, valid and test.", argv)
-    result = split_manifest(config)
+    with locked(config.manifest_dir, "rvqlm split"):
+        result = split_manifest(config)
     also, unit = (" or group", "groups of ") if result.grouped else ("", "")
     print(f"split by {result.by}, no two splits share a {result.by}{also} (checked)")
     for n, name in enumerate(SPLITS):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rvqlm.cli import parse, run_main
+from rvqlm.locks import locked
 
 if TYPE_CHECKING:  # the processes that run espeak import this file again: torch would be a burden
     from rvqlm.frontends.text_column import SplitReport
@@ -31,7 +32,9 @@ def _run(argv: Sequence[str] | None) -> int:
     if config.dry_run:
         print("\n".join(preview(config)))
     else:
-        print(_describe(config, prepare_text(config)))
+        with locked(config.manifest_dir, "rvqlm text"):
+            report = prepare_text(config)
+        print(_describe(config, report))
     return 0
 
 

@@ -10,8 +10,10 @@ saved and continues likewise.
 
 from __future__ import annotations
 
+import faulthandler
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rvqlm.cli import command_line, parse, peek, run_main
@@ -19,6 +21,7 @@ from rvqlm.runtime import tune_malloc
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    faulthandler.enable(2)  # what a library breaks leaves a word
     tune_malloc()
     return run_main(_main, argv)
 
@@ -26,9 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     from rvqlm.training.config import check
 
-    config = read_flags(argv, flags_of_the_run(argv))
-    check(config)
-    return train(config, command_line("trainer", argv))
+    def read():
+        config = read_flags(argv, flags_of_the_run(argv))
+        check(config)
+        return config
+
+    return train(read, command_line("trainer", argv))
 
 
 def read_flags(argv: Sequence[str] | None, before: dict | None = None):
@@ -69,17 +75,22 @@ def flags_of_the_run(argv: Sequence[str] | None) -> dict:
     return {k: v for k, v in flags.items() if k not in of_a_start}
 
 
-def train(config, command: str) -> int:
-    """Run a training from its flags (`flags_class`); returns the exit status. `command` is what
-    run.json records."""
+def train(read: Callable, command: str) -> int:
+    """Run a training; returns the exit status.
+
+    :param read: gives its flags (`flags_class`), some of which may be those of the run in its
+        folder.
+    :param command: what run.json records.
+    """
     import torch
 
     from rvqlm import runtime
     from rvqlm.errors import UserError
     from rvqlm.training.distributed import World
     from rvqlm.training.guards import set_tf32
-    from rvqlm.training.run import Setup
+    from rvqlm.training.run import Setup, lock_folder
 
+    config = read()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     device = runtime.pick_device(config.device)
@@ -94,7 +105,10 @@ def train(config, command: str) -> int:
     if device.type == "cuda" and world.size > 1:
         device = torch.device("cuda", world.local_rank)
     try:
-        return Setup(config, device, dtype, world, make_samples).run(command)
+        with ExitStack() as stack:
+            if not config.dry_run and lock_folder(config, world, stack):
+                config = read()  # the run that was waited for has left its own
+            return Setup(config, device, dtype, world, make_samples).run(command)
     except UserError as e:
         if world.size > 1 and not world.main:  # the main rank says what all of them found
             raise UserError(f"rank {world.rank}: {e}") from None

@@ -1,4 +1,7 @@
-"""Archives: checkpoints of earlier steps in EXP/archive, by step and time, the newest ones kept.
+"""Archives: checkpoints of earlier steps in EXP/archive, by step and time, the latest steps kept.
+
+After a return to an earlier step the archives of later ones are of a training that was given up:
+with the next archive they move to EXP/archive/abandoned.
 
 An archive is a second name of a file that exists, so it costs no time and its bytes only once the
 first name moves on; where the file system has no hard links it is a copy.
@@ -14,7 +17,7 @@ from pathlib import Path
 from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint, write_errors
 from rvqlm.checkpoints.shards import named_by
 from rvqlm.errors import UserError, reason_of
-from rvqlm.files import atomic_folder, atomic_write, link_or_copy
+from rvqlm.files import atomic_folder, atomic_write, link_or_copy, remove
 
 _NAME = re.compile(r"(step|best)-(?P<step>\d{8,})-(?P<stamp>\d{8}-\d{6})\.pt")
 
@@ -23,7 +26,7 @@ def archive(
     exp_dir: str | Path, source: str | Path, step: int, keep: int, now: datetime | None = None
 ) -> Path:
     """Keep the checkpoint `source` as EXP/archive/step-STEP-TIME.pt, or, if it is named best.pt,
-    as best-STEP-TIME.pt, and delete the oldest of the same kind beyond `keep`.
+    as best-STEP-TIME.pt, and delete those of the same kind beyond `keep`, of the earliest steps.
 
     :param step: optimizer steps done.
     :param keep: archives to keep, this one included; 0: all.
@@ -38,6 +41,7 @@ def archive(
     target = folder / f"{kind}-{step:08d}-{stamp}.pt"
     with write_errors(target):
         folder.mkdir(exist_ok=True)
+        _tidy(exp_dir, step)
         shards = _shards_of(source)
         if shards is None:
             atomic_write(target, lambda to: link_or_copy(source, to))
@@ -49,14 +53,35 @@ def archive(
 
 
 def archives(exp_dir: str | Path, kind: str = "step") -> list[Path]:
-    """Archives of an experiment, the oldest first.
+    """Archives of an experiment, the earliest step first, of one step the oldest.
 
     :param kind: ``step``: the periodic ones; ``best``.
     """
     found = (Path(exp_dir) / "archive").glob(f"{kind}-*.pt")
     names = [match for path in found if (match := _NAME.fullmatch(path.name))]
-    names.sort(key=lambda match: (match["stamp"], int(match["step"])))
+    names.sort(key=lambda match: (int(match["step"]), match["stamp"]))  # clocks may be set back
     return [Path(exp_dir) / "archive" / match[0] for match in names]
+
+
+def step_of(path: Path) -> int:
+    """Of an archive."""
+    return int(_NAME.fullmatch(path.name)["step"])
+
+
+def _tidy(exp_dir: str | Path, step: int) -> None:
+    """Move archives of steps after this one, and delete what a kill has left of others."""
+    folder = Path(exp_dir) / "archive"
+    for path in (*archives(exp_dir, "step"), *archives(exp_dir, "best")):
+        if step_of(path) > step:
+            (folder / "abandoned").mkdir(exist_ok=True)
+            if path.with_suffix(".dcp").is_dir():
+                target = folder / "abandoned" / path.with_suffix(".dcp").name
+                remove(target)
+                path.with_suffix(".dcp").rename(target)
+            path.rename(folder / "abandoned" / path.name)
+    for shards in folder.glob("*.dcp"):  # its file comes after it
+        if _NAME.fullmatch(f"{shards.stem}.pt") and not shards.with_suffix(".pt").exists():
+            shutil.rmtree(shards)
 
 
 def _delete(paths: list[Path], keep: int) -> None:

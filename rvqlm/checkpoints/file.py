@@ -116,15 +116,18 @@ def damage(path: Path) -> str | None:
                 return f"cut short: {size:,} bytes, the table of contents after them is gone"
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-            # this attribute is outside all checksums, and torch reads nothing of a "directory"
-            bad = bad or next(
-                (i.filename for i in archive.infolist() if i.external_attr & 16), None
-            )
+            bad = bad or next((i.filename for i in archive.infolist() if _is_foreign(i)), None)
     except (PermissionError, MemoryError):
         raise
     except Exception as e:  # whatever a wrong header makes zipfile raise
         return reason_of(e)
     return bad and f"its part {bad} is not what was written"
+
+
+def _is_foreign(part: zipfile.ZipInfo) -> bool:
+    """What torch never writes: packed parts, which may be of any size when unpacked, and an
+    attribute outside all checksums, with which it would read nothing."""
+    return part.compress_type != zipfile.ZIP_STORED or bool(part.external_attr & 16)
 
 
 def _instead(path: Path) -> str:

@@ -76,21 +76,20 @@ def load_sharded(path: Path, into: dict, world) -> dict:
         return shards.read_whole(path, state)
     from torch.distributed.tensor import Shard, zeros
 
-    def check() -> Path:
-        directory = shards.directory_of(path, state)
-        files = sorted(state["sharded_files"].items())
-        own = dict(files[world.rank :: world.size])  # each file is read by one rank
+    def check() -> tuple[Path, dict[str, list[int]]]:
+        directory, files = shards.directory_of(path, state), shards.files_of(path, state)
+        own = dict(sorted(files.items())[world.rank :: world.size])  # each is read by one rank
         shards.require_intact(directory, own)
-        return directory
+        return directory, files
 
     def read() -> dict[str, Tensor]:
         def make(size, dtype):
             return zeros(size, dtype=dtype, device_mesh=mesh, placements=[Shard(0)])
 
         with shards.errors(directory, "read"):
-            return shards.read_tensors(directory, make, process_group=world.control)
+            return shards.read_tensors(directory, files, make, process_group=world.control)
 
-    directory = world.together(check)
+    directory, files = world.together(check)
     return put_back(state, world.together(read))
 
 

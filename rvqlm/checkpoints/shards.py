@@ -5,8 +5,8 @@
                                      torch.distributed.checkpoint
 
 In the file a sharded tensor is represented by the name under which the directory has it, and every
-file of the directory by its size and CRC-32. `rvqlm.checkpoints.sharded` is how ranks write and
-read both.
+file of the directory by its size and CRC-32; no other file is read. `rvqlm.checkpoints.sharded` is
+how ranks write and read both.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from rvqlm.errors import UserError, reason_of
 from rvqlm.files import blocks
 
 _MARK = "sharded:"
+_CONTENTS = ".metadata"
 
 
 def read_whole(path: Path, state: dict) -> dict:
@@ -33,39 +34,54 @@ def read_whole(path: Path, state: dict) -> dict:
     :param path: of the small file; `state` is what it holds.
     :raises UserError: the directory is missing or damaged.
     """
-    directory = directory_of(path, state)
-    require_intact(directory, state["sharded_files"])
+    directory, files = directory_of(path, state), files_of(path, state)
+    require_intact(directory, files)
 
     def make(size: torch.Size, dtype: torch.dtype) -> Tensor:
         return torch.empty(size, dtype=dtype)
 
     with errors(directory, "read"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # so it is meant
-        return put_back(state, read_tensors(directory, make, no_dist=True))
+        return put_back(state, read_tensors(directory, files, make, no_dist=True))
 
 
 def read_tensors(
-    directory: Path, make: Callable[[torch.Size, torch.dtype], Tensor], **how
+    directory: Path,
+    files: dict[str, list[int]],
+    make: Callable[[torch.Size, torch.dtype], Tensor],
+    **how,
 ) -> dict[str, Tensor]:
     """All tensors of a directory by name, each read into what `make` returns for its size and type.
 
-    The one place that reads the table of contents, which is a pickle: `require_intact` has found
-    it to be the one that was written.
-
+    :param files: the files that may be read, which `require_intact` has seen.
     :param how: further arguments of ``torch.distributed.checkpoint.load``.
     """
     import torch.distributed.checkpoint as dcp
 
-    reader = dcp.FileSystemReader(directory)
-    known = reader.read_metadata().state_dict_metadata
+    from rvqlm.checkpoints.contents import read_contents
+
+    contents = read_contents(directory / _CONTENTS, files)
+
+    class Reader(dcp.FileSystemReader):
+        def read_metadata(self, *args, **kwargs):
+            """Not torch's, which would run what the file says."""
+            return contents
+
+    known = contents.state_dict_metadata
     found = {k: make(m.size, m.properties.dtype) for k, m in known.items()}
-    dcp.load(found, storage_reader=reader, **how)
+    dcp.load(found, storage_reader=Reader(directory), **how)
     return found
 
 
 def directory_of(path: Path, state: dict) -> Path:
-    """Where the tensors of the checkpoint `path` are; `UserError` if they are gone."""
-    directory = Path(path).parent / state["sharded"]
+    """Where the tensors of the checkpoint `path` are; `UserError` if they are gone, or anywhere but
+    beside it."""
+    name = state["sharded"]
+    if not is_plain(name):
+        raise UserError(
+            f"{path}: damaged, {str(name)[:80]!r} is no folder beside it; give another checkpoint"
+        )
+    directory = Path(path).parent / name
     if not directory.is_dir():
         raise UserError(
             f"{directory}: the tensors of {path} are gone; a sharded checkpoint is the file and "
@@ -74,14 +90,38 @@ def directory_of(path: Path, state: dict) -> Path:
     return directory
 
 
+def files_of(path: Path, state: dict) -> dict[str, list[int]]:
+    """Size and CRC-32 of each file of the directory; `UserError` if `path` does not tell them."""
+    files = state.get("sharded_files")
+    if (
+        not isinstance(files, dict)
+        or _CONTENTS not in files
+        or not all(is_plain(name) for name in files)
+        or not all(isinstance(v, list) and [*map(type, v)] == [int, int] for v in files.values())
+    ):
+        raise UserError(
+            f"{path}: damaged, it does not tell the files of its directory and their checksums; "
+            "give another checkpoint"
+        )
+    return files
+
+
+def is_plain(name) -> bool:
+    """Whether something is the name of a file or folder, without a way to elsewhere."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not {*"/\\\0"} & {*name}
+
+
 def named_by(path: Path) -> str | None:
     """Name of the directory that a checkpoint file refers to; None if the checkpoint is whole.
 
-    Raises what torch does for damaged files.
+    Raises what torch does for damaged files, ValueError for a name of what is not beside it.
     """
     # mapped: the tensors are not read
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return state.get("sharded") if isinstance(state, dict) else None
+    name = state.get("sharded") if isinstance(state, dict) else None
+    if not (name is None or is_plain(name)):
+        raise ValueError(f"{str(name)[:80]!r} is no folder beside it")
+    return name
 
 
 def require_intact(directory: Path, files: dict[str, list[int]]) -> None:

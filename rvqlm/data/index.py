@@ -3,7 +3,7 @@
 `build_index` streams ``cuts_SPLIT.jsonl.gz`` once and writes ``index_SPLIT.bin``: a JSON header,
 then the frames of every cut as one column (uint32) and where it lies as another (uint64: one bit
 "ends its recording", 15 bits shard, 48 bits byte offset). `TokenDataset` maps it, checks that it
-still belongs to its manifest, shards and codec, and reads codes straight from the mapped shards;
+still belongs to its manifest, shards and codec, and reads codes straight from the shards;
 no lhotse object is made at train time and nothing grows with the number of cuts.
 
 Shards are found through the directory (``DIR/codes/NAME``), so a token directory can be moved.

@@ -1,8 +1,11 @@
-"""`TokenLoader`: the epoch plan read from memory maps into padded batches, one thread ahead.
+"""`TokenLoader`: the epoch plan read from shards into padded batches, one thread ahead.
 
 Reading is a copy out of the page cache, so one prefetch thread keeps up with any trainer and no
 worker processes are needed. `state_dict` describes the batches that were handed out, whatever the
 thread has read ahead since; loading it continues with the very next batch, for any `prefetch`.
+
+Items with codes that no codebook has (a shard changed since it was written) are left out of their
+batch and named on stderr, the same ones in every run.
 
 The state of an epoch is the list of ``[world size, steps done]`` that it was consumed with. On
 another number of ranks the batches that are left are dealt anew, in the same order, so every item
@@ -11,21 +14,26 @@ of the epoch still comes exactly once.
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from rvqlm.batch import PAD, Batch
+from rvqlm.batch import PAD, Batch, Padded
 from rvqlm.data.channel import Channel
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.plan import EpochPlan, PlanConfig, check_epochs, plan_epoch
 from rvqlm.errors import UserError
+
+MOST_NAMED = 20
+"""Damaged items that are named; there may be millions."""
 
 
 class TokenLoader:
@@ -62,6 +70,7 @@ class TokenLoader:
         if conditions is not None:
             conditions.check_plan(config)
         self.conditions = conditions
+        self._damaged = _Damaged(dataset)
         self.dataset, self.config, self.seed = dataset, config, seed
         self.rank, self.world_size, self.prefetch, self.pin = rank, world_size, prefetch, pin
         if len(config.change_epochs()) > 1:
@@ -207,7 +216,14 @@ class TokenLoader:
         plan, number = plans[which], int(grids[which].argmax())
         step = number // plan.world_size
         rank = (number - step) % plan.world_size  # as EpochPlan.batch turns them
-        return read_batch(self.dataset, plan, rank, step, epochs[which], conditions=self.conditions)
+        found = read_batch(
+            self.dataset, plan, rank, step, epochs[which], conditions=self.conditions
+        )
+        found.codes.clamp_(PAD, self.dataset.info.codebook_size - 1)  # damaged ones
+        for kind, padded in found.conditions.items():
+            last = torch.tensor(self.conditions.infos[kind].sizes, dtype=padded.values.dtype) - 1
+            torch.minimum(padded.values, last, out=padded.values)
+        return found
 
     def shapes(self) -> set[tuple[int, int]]:
         """(B, T) of the batches of this epoch, on all ranks."""
@@ -240,7 +256,10 @@ class TokenLoader:
     def _run(self, channel: Channel, positions: Iterator) -> threading.Thread:
         thread = threading.Thread(
             target=_produce,
-            args=(channel, positions, self.dataset, self.rank, self.pin, self.conditions),
+            args=(
+                *(channel, positions, self.dataset, self.rank, self.pin, self.conditions),
+                self._damaged,
+            ),
             name="rvqlm-prefetch",
             daemon=True,
         )
@@ -279,9 +298,14 @@ def read_batch(
     number: int | None = None,
     pin: bool = False,
     conditions: ConditionSet | None = None,
+    damaged: Callable[[int], None] | None = None,
 ) -> Batch:
-    """The batch of `rank` at `step` of a plan, read from the shards. `number` is its `Batch.step`,
-    `step` unless given."""
+    """The batch of `rank` at `step` of a plan, read from the shards.
+
+    :param number: its `Batch.step`, `step` unless given.
+    :param damaged: called with each row that is left out, since its codes or conditions are none;
+        there may be no other. None: all are there as they are.
+    """
     items = plan.batch(rank, step)
     rows, starts, lengths = items
     multiple = plan.length_multiple
@@ -290,11 +314,14 @@ def read_batch(
     shape = (len(rows), longest, dataset.info.num_codebooks)
     codes = torch.empty(shape, dtype=dtype, pin_memory=pin)
     out = codes.numpy()
+    good, unsigned = np.ones(len(rows), bool), f"<u{dataset.dtype.itemsize}"
     for n, (row, start, length) in enumerate(zip(*(column.tolist() for column in items))):
-        out[n, :length] = dataset.view(row, start, length)
+        view = dataset.view(row, start, length)
+        good[n] = view.view(unsigned).max(initial=0) < dataset.info.codebook_size
+        out[n, :length] = view
         out[n, length:] = PAD
     at_end = starts.astype(np.int64) + lengths == dataset.frames[rows]
-    return Batch(
+    batch = Batch(
         codes=codes,
         lengths=torch.from_numpy(lengths.astype(np.int64)),
         ends=torch.from_numpy(at_end & dataset.ends(rows)),
@@ -304,6 +331,42 @@ def read_batch(
         begins=torch.from_numpy(starts == 0),
         conditions=conditions.read(items, epoch, pin) if conditions else {},
     )
+    for kind, padded in batch.conditions.items():
+        sizes = torch.tensor(conditions.infos[kind].sizes, dtype=padded.values.dtype)
+        good &= (padded.values < sizes).flatten(1).all(1).numpy()
+    if damaged is None or good.all():
+        return batch
+    for row in rows[~good].tolist():
+        damaged(row)
+    return _some(batch, torch.from_numpy(good))
+
+
+def _some(batch: Batch, kept: Tensor) -> Batch:
+    """Those items of a batch for which `kept` (B,) is true."""
+    fields = {k: v[kept] for k, v in vars(batch).items() if isinstance(v, Tensor)}
+    conditions = {k: Padded(*(t[kept] for t in p)) for k, p in batch.conditions.items()}
+    return replace(batch, **fields, conditions=conditions)
+
+
+class _Damaged:
+    """Names each damaged item once, on stderr."""
+
+    def __init__(self, dataset: TokenDataset):
+        self.dataset, self.seen = dataset, set()
+
+    def __call__(self, row: int) -> None:
+        if row in self.seen:
+            return
+        self.seen.add(row)
+        if len(self.seen) <= MOST_NAMED:
+            what = f"cut {self.dataset.id_of(row)!r} (row {row} of {self.dataset.split})"
+            also = "; no more are named" if len(self.seen) == MOST_NAMED else ""
+            print(
+                f"{self.dataset.directory}: {what} has codes or conditions out of range and is "
+                f"left out; rvqlm validate finds the damage{also}",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _one_epoch(plan: EpochPlan, epoch: int) -> Iterator[tuple[EpochPlan, int, int, int]]:
@@ -312,11 +375,19 @@ def _one_epoch(plan: EpochPlan, epoch: int) -> Iterator[tuple[EpochPlan, int, in
 
 
 def _produce(
-    channel: Channel, positions: Iterator, dataset, rank: int, pin: bool, conditions
+    channel: Channel, positions: Iterator, dataset, rank: int, pin: bool, conditions, damaged
 ) -> None:
     try:
         for plan, epoch, step, number in positions:
-            batch = read_batch(dataset, plan, rank, step, epoch, number, pin, conditions)
+            for n in range(plan.num_steps):  # where no item is left, the next batch comes twice
+                other = (step + n) % plan.num_steps
+                batch = read_batch(
+                    dataset, plan, rank, other, epoch, number, pin, conditions, damaged
+                )
+                if len(batch.codes):
+                    break
+            else:
+                raise UserError(f"{dataset.directory}: all items of an epoch are damaged")
             if not channel.put((batch, plan)):
                 return
     except BaseException as e:  # every error belongs to whoever takes the batches

@@ -32,7 +32,7 @@ from rvqlm.data.index import (
 )
 from rvqlm.data.store import hash64
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_open, write_json
+from rvqlm.files import atomic_open, remove, write_json
 
 SPLITS = ("train", "valid", "test")
 
@@ -258,8 +258,11 @@ def split_manifest(config: SplitConfig) -> SplitResult:
     cuts = bar(read_manifest(source), "grouping")
     result = split_by_group(cuts, config)
     targets = {name: manifest_path(directory, name) for name in SPLITS}
-    temporary = {name: path.with_name(f".new_{path.name}") for name, path in targets.items()}
+    folder = directory / f".splits.{os.getpid()}.tmp"  # as `files.remove_torn` knows it
+    temporary = {name: folder / path.name for name, path in targets.items()}
+    remove(folder)
     try:
+        folder.mkdir()
         with ExitStack() as stack:
             files = [stack.enter_context(atomic_open(path)) for path in temporary.values()]
             lines = bar(manifest_lines(source), "writing")
@@ -268,8 +271,7 @@ def split_manifest(config: SplitConfig) -> SplitResult:
                     files[n].write(line if line.endswith(b"\n") else line + b"\n")
         require_disjoint(temporary, result.by)
     except BaseException:
-        for path in temporary.values():
-            path.unlink(missing_ok=True)
+        remove(folder)
         raise
     write_json(record, {"source": None})
     for name, path in targets.items():
@@ -277,8 +279,8 @@ def split_manifest(config: SplitConfig) -> SplitResult:
         if result.groups[name]:
             os.replace(temporary[name], path)
         else:
-            temporary[name].unlink()
             path.unlink(missing_ok=True)
+    remove(folder)
     counts = [int((result.split == n).sum()) for n in range(len(SPLITS))]
     write_json(
         record,

@@ -3,9 +3,9 @@
 A shard is the arrays of many cuts, one after another, without headers: little-endian integers,
 time first. What is known of an array is its key, ``offset,T,K,dtype`` (offset in bytes), which
 lhotse keeps in ``cut.features.storage_key``; the shard's path is ``storage_path``. Shards only
-ever grow, so a killed writer leaves at worst a torn tail, which the next one cuts off. Reading
-maps the file into memory. Importing this module registers both ends with lhotse; it has to be
-imported in every process that reads tokens.
+ever grow, so a killed writer leaves at worst a torn tail, which the next one cuts off. Importing
+this module registers both ends with lhotse; it has to be imported in every process that reads
+tokens.
 
 >>> import tempfile
 >>> info = CodecInfo("demo", "0" * 16, 44100, 512, 2, 1024)
@@ -20,14 +20,12 @@ imported in every process that reads tokens.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from lhotse import Features, MonoCut, SupervisionSegment
@@ -39,10 +37,13 @@ from lhotse.features.io import (
 )
 
 from rvqlm.codec_info import CodecInfo
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.files import sha256_of
+from rvqlm.locks import try_lock
 
 STORAGE_TYPE = "rvq_mmap"
+MAPPED_BYTES = 1 << 23
+"""Of a longer array only what is looked at is read."""
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int16", "uint16", "uint32")}
 
 
@@ -136,15 +137,9 @@ class RvqMmapWriter(FeaturesWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # not "wb": another writer's shard must survive until we hold the lock
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
+        if try_lock(self._file) is False:
             self._file.close()
-            if e.errno in (errno.EAGAIN, errno.EACCES):
-                raise UserError(
-                    f"token shard {self.path} is being written by another process"
-                ) from None
-            raise
+            raise UserError(f"token shard {self.path} is being written by another process")
         size = os.fstat(self._file.fileno()).st_size
         keep = 0 if mode == "w" else size if valid_bytes is None else valid_bytes
         if keep > size:
@@ -212,11 +207,17 @@ class RvqMmapWriter(FeaturesWriter):
 
 
 class Shard:
-    """A shard mapped into memory, read-only; maps again when the file has grown or changed."""
+    """A shard to read; opens it again when the file has grown or changed.
+
+    Arrays are read, not mapped into memory: with a map of a file that somebody shortens, or of a
+    disk that fails, the process would end without a word. Very long ones are mapped all the same,
+    for commands that pass them on piece by piece.
+    """
 
     def __init__(self, path: str | os.PathLike):
         self.path = str(path)
-        self._map = np.empty(0, np.uint8)
+        self._file: BinaryIO | None = None
+        self._size = 0
         self._stamp: tuple[int, int] | None = None  # inode, size
         self.refresh()
 
@@ -232,27 +233,36 @@ class Shard:
         stamp = (stat.st_ino, stat.st_size)
         if stamp == self._stamp:
             return
-        if stat.st_size:
-            with open(self.path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), stat.st_size, access=mmap.ACCESS_READ)
-            self._map = np.frombuffer(mapped, np.uint8)
-        else:  # an empty file cannot be mapped
-            self._map = np.empty(0, np.uint8)
-        self._stamp = stamp
+        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115, lives as long as we do
+        self._size, self._stamp = stat.st_size, stamp
 
     def __len__(self) -> int:
         """Size in bytes."""
-        return len(self._map)
+        return self._size
 
     def view(self, offset: int, frames: int, codebooks: int, dtype: np.dtype) -> np.ndarray:
-        """Read-only (frames, codebooks) view of the file; `UserError` past its end."""
-        end = offset + frames * codebooks * dtype.itemsize
-        if end > len(self._map):
-            raise truncated_shard(self.path, len(self._map), end)
-        return self._map[offset:end].view(dtype).reshape(frames, codebooks)
+        """(frames, codebooks) of the file, read-only; `UserError` past its end."""
+        size = frames * codebooks * dtype.itemsize
+        if offset + size > self._size:
+            raise truncated_shard(self.path, self._size, offset + size)
+        file, found = self._file, b""
+        try:
+            if size > MAPPED_BYTES:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return np.frombuffer(mapped, dtype, size // dtype.itemsize, offset).reshape(
+                    frames, codebooks
+                )
+            while len(found) < size:
+                part = os.pread(file.fileno(), size - len(found), offset + len(found))
+                if not part:  # shortened since it was opened
+                    raise truncated_shard(self.path, os.fstat(file.fileno()).st_size, offset + size)
+                found = part if not found else found + part
+        except OSError as e:
+            raise UserError(f"token shard {self.path}: {reason_of(e)}") from None
+        return np.frombuffer(found, dtype).reshape(frames, codebooks)
 
 
-_SHARDS: dict[str, Shard] = {}  # lhotse makes a reader per array: maps are shared in a process
+_SHARDS: dict[str, Shard] = {}  # lhotse makes a reader per array: files are shared in a process
 
 
 @register_reader
@@ -267,7 +277,7 @@ class RvqMmapReader(FeaturesReader):
         if shard is None:
             shard = _SHARDS[path] = Shard(path)
         else:
-            shard.refresh()  # reading a map of a file that has shrunk would kill the process
+            shard.refresh()
         self.shard = shard
 
     def read(

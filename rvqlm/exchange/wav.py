@@ -119,7 +119,7 @@ def decode_to_wav(
     item.require_made_by(codec.info)
     info, scales = codec.info, item.custom.get("scales")
     codes = item.codes if num_codebooks is None else item.codes[:, :num_codebooks]
-    # torch does little with unsigned types; a copy: the shard is mapped read-only
+    # torch does little with unsigned types; a copy: what a shard gives is read-only
     kind = np.int16 if codes.dtype.itemsize <= 2 and info.codebook_size <= 1 << 15 else np.int64
     codes = torch.from_numpy(np.array(codes, dtype=kind))
     scales = None if scales is None else torch.tensor(scales, dtype=torch.float32)

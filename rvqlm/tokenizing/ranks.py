@@ -2,11 +2,11 @@
 
 Ranks share nothing but the output folder. Each holds the lock of a file there for as long as it
 lives: a lock that is free again without the rank's work being done means that it will never be.
+Where the file system has no locks, that goes unnoticed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import sys
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rvqlm.errors import UserError
+from rvqlm.locks import try_lock
 
 GONE_SECONDS = 10.0
 """How long a lock must have been free: of an earlier run's rank it is free until its own starts."""
@@ -64,16 +65,14 @@ class Ranks:
                 file = open(path, "ab")  # noqa: SIM115
             except FileNotFoundError:
                 return None
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if try_lock(file) is not False:
                 if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
                     return file
-            except OSError:  # or one that looks whether it is free, for a moment
-                if time.monotonic() > deadline:
-                    file.close()
-                    raise UserError(
-                        f"{path}: another process is rank {self.rank} of this folder; stop it first"
-                    ) from None
+            elif time.monotonic() > deadline:  # longer than one looks whether it is free
+                file.close()
+                raise UserError(
+                    f"{path}: another process is rank {self.rank} of this folder; stop it first"
+                )
             file.close()  # rank 0 took the file away in this very moment
             time.sleep(0.02)
 
@@ -114,9 +113,6 @@ def _state(path: Path) -> str:
     """``alive``, ``gone`` or ``absent``: whether there is a lock, and whether somebody holds it."""
     try:
         with open(path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return "gone"
+            return "gone" if try_lock(file, shared=True) else "alive"
     except FileNotFoundError:
         return "absent"
-    except OSError:
-        return "alive"

@@ -9,7 +9,6 @@ the next, so that the result does not depend on how often, or where, work was in
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import time
@@ -27,6 +26,7 @@ from rvqlm.codecs.base import Codec
 from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, token_cut
 from rvqlm.errors import UserError
 from rvqlm.files import sha256_of, write_json
+from rvqlm.locks import try_lock
 from rvqlm.tokenizing.encode import Done, Encoder
 from rvqlm.tokenizing.reading import QUEUED_BLOCKS, ReadAhead
 
@@ -123,17 +123,14 @@ class ShardLog:
 
     def _lock(self) -> None:
         deadline = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                if time.monotonic() > deadline:
-                    self._file.close()
-                    raise UserError(
-                        f"{self.path}: another rvqlm tokenize is writing this folder; wait for it "
-                        "or stop it"
-                    ) from None
-                time.sleep(0.05)
+        while try_lock(self._file) is False:
+            if time.monotonic() > deadline:
+                self._file.close()
+                raise UserError(
+                    f"{self.path}: another rvqlm tokenize is writing this folder; wait for it or "
+                    "stop it"
+                )
+            time.sleep(0.05)
 
     def append(self, line: dict) -> None:
         """Add an item; on an error (a full disk) the log is as it was before."""

@@ -71,8 +71,6 @@ def finish(
     out = Path(out_dir)
     frames = samples = cuts = skipped = warned = pcm = 0
     first = first_warned = None
-    for torn in out.glob(".*.tmp"):  # of a run that was killed here
-        torn.unlink()
     try:
         with (
             atomic_open(out / "skipped.jsonl") as skips,

@@ -18,6 +18,7 @@ from rvqlm.cli import counted
 from rvqlm.codecs.registry import load_codec
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
+from rvqlm.locks import locked
 from rvqlm.runtime import pick_device
 from rvqlm.tokenizing.config import TokenizeConfig
 from rvqlm.tokenizing.plan import Identity, make_folders, make_plan, plan_path, read_plan
@@ -39,10 +40,19 @@ def tokenize(config: TokenizeConfig) -> Summary | None:
     Raises `UserError` (one line, with the remedy) for everything a user can mend; what was
     finished until then is kept and continued by the next call.
     """
-    ranks, out_dir = Ranks.from_environment(), config.input.out_dir
-    out = Path(out_dir)
+    ranks, out = Ranks.from_environment(), Path(config.input.out_dir)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out-dir {out}: a file of that name exists; choose a folder")
+    with contextlib.ExitStack() as stack:
+        if ranks.rank == 0 and not config.work.dry_run:
+            stack.enter_context(locked(out, "rvqlm tokenize", make=True))
+        return _tokenize(config, ranks)
+
+
+def _tokenize(config: TokenizeConfig, ranks: Ranks) -> Summary | None:
+    """The work of a rank in a folder that nobody else writes in."""
+    out_dir = config.input.out_dir
+    out = Path(out_dir)
     source = open_source(config.input.input)
     device = pick_device(ranks.device(config.codec.device))
     load = (config.codec.codec, str(device), config.codec.num_codebooks, config.codec.dtype)

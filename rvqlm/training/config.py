@@ -309,11 +309,16 @@ class SaveConfig:
     keep_archived: int = 10
     """How many archives to keep, the newest ones, of periodic ones and of best ones so many each;
     0: all. Each is as large as latest.pt."""
+    lock_minutes: float = 0.0
+    """Wait so many minutes, 50 at most, for another training in EXP_DIR to end, for schedulers that
+    start a job again while it still lives; 0: refused at once."""
 
     def examine(self, found: Problems, config: TrainerConfig) -> None:
         """Add everything wrong with the group; `config` is the whole of the flags."""
         found.at_least(0, "save_every_steps", "save_every_minutes")
-        found.at_least(0, "archive_every", "archive_every_steps", "keep_archived")
+        found.at_least(0, "archive_every", "archive_every_steps", "keep_archived", "lock_minutes")
+        # other ranks wait for the main rank, an hour at most
+        found.need_of("lock_minutes", not self.lock_minutes > 50, "at most 50")
         archives = self.archive_every or self.archive_every_steps or self.archive_best
         found.need(
             bool(archives) or not found.changed("keep_archived"),

@@ -47,7 +47,11 @@ class MetricsLog:
         if not enabled:
             return
         _truncate(self.path, step)
-        self._open_board(step)
+        try:
+            self._open_board(step)
+        except OSError as e:
+            self.board = None
+            self._complain(e)
 
     def _open_board(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

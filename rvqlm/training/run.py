@@ -27,8 +27,9 @@ from rvqlm.cli import counted, flatten, span
 from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
-from rvqlm.errors import UserError
-from rvqlm.files import remove, write_json, write_text
+from rvqlm.errors import UserError, reason_of
+from rvqlm.files import write_json, write_text
+from rvqlm.locks import locked
 from rvqlm.models.factory import build_model
 from rvqlm.runtime import describe_machine, seed_everything
 from rvqlm.training.announce import (
@@ -98,7 +99,7 @@ class Setup:
         infos = self.conditions.infos if self.conditions else {}
         self.model = build_model(config.model_name, config.model, self.info, infos).to(device)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.config = enter_stage(config, self.model)
+        self.config = dataclasses.replace(config, exp_dir=str(stage_dir(config)))
         self.exp_dir = Path(self.config.exp_dir)
         self.state_path = self._checkpoint_to_resume()
         self.memory_line = ""
@@ -123,7 +124,6 @@ class Setup:
             return 0
         if self.world.main:
             self.exp_dir.mkdir(parents=True, exist_ok=True)
-            remove_torn_files(self.exp_dir)
         if self.state_path is not None:
             self._resume(self.state_path)
         if trainer.progress >= 1:
@@ -140,11 +140,11 @@ class Setup:
             warm_up(trainer.module, self.compiled_shapes, like, self.dtype, self.say)
         if self.world.main:
             write_config(config)
-            write_run(self.exp_dir, self._record(), command)
+            record = write_run(self.exp_dir, self._record(), command)
         self._announce()
         outcome = trainer.fit()
         if self.world.main:
-            end_run(self.exp_dir, outcome, trainer.step)
+            end_run(self.exp_dir, record, outcome, trainer.step)
         if outcome != "finished":
             self.say(
                 f"{outcome}: saved {self.exp_dir / 'latest.pt'} at step {trainer.step}; run again "
@@ -306,12 +306,25 @@ class Setup:
 # ---------------------------------------------------------------------------------------- stages
 
 
-def enter_stage(config, model):
-    """The trainer's config with the directory of the model's stage."""
-    name = f"stage{model.stage}"
-    if not model.stage or Path(config.exp_dir).name == name:  # as EXP/stageN/config.yaml says it
-        return config
-    return dataclasses.replace(config, exp_dir=str(Path(config.exp_dir) / name))
+def stage_dir(config: TrainerConfig) -> Path:
+    """Where the training of these flags works: --exp-dir, or its folder of the model's stage."""
+    exp_dir, stage = Path(config.exp_dir), getattr(config.model, "train_stage", 0)
+    if not stage or exp_dir.name == f"stage{stage}":  # as EXP/stageN/config.yaml says it
+        return exp_dir
+    return exp_dir / f"stage{stage}"
+
+
+def lock_folder(config: TrainerConfig, world: World, stack: contextlib.ExitStack) -> bool:
+    """Take the folder of the training for all ranks until `stack` is closed; whether another
+    training was waited for. The main rank holds the lock, a refusal is raised on all."""
+
+    def lock() -> bool:
+        hint = "" if config.save.lock_minutes else ", or give --lock-minutes to wait"
+        wait = 60 * config.save.lock_minutes
+        lock = locked(stage_dir(config), "rvqlm train", wait, make=True, hint=hint)
+        return stack.enter_context(lock) if world.main else False
+
+    return bool(world.agree(world.together(lock))[0])
 
 
 @torch.no_grad()
@@ -362,37 +375,36 @@ def write_config(config: TrainerConfig) -> None:
     write_text(Path(config.exp_dir) / "config.yaml", yaml.safe_dump(flags, sort_keys=False))
 
 
-def write_run(exp_dir: str | Path, record: dict, command: str) -> None:
-    """EXP/run.json: `record` of this start, and the commands and times of all starts so far."""
+def write_run(exp_dir: str | Path, record: dict, command: str) -> dict:
+    """EXP/run.json: `record` of this start, and the commands and times of all starts so far.
+    Returns what it holds, for `end_run`."""
     path = Path(exp_dir) / "run.json"
     before: dict = {}
-    with contextlib.suppress(OSError, ValueError):
-        before = json.loads(path.read_text())
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # begun anew
+        found = json.loads(path.read_text())
+        before = {name: list(found.get(name, [])) for name in ("commands", "started", "ended")}
     history = {name: before.get(name, []) for name in ("commands", "started", "ended")}
     history["commands"].append(command)
     history["started"].append(_now())
-    write_json(path, {**history, **record})
+    write_json(path, record := {**history, **record})
+    return record
 
 
-def end_run(exp_dir: str | Path, outcome: str, step: int) -> None:
-    """Note in EXP/run.json how this start ended; one that was killed leaves none."""
-    path = Path(exp_dir) / "run.json"
-    record = json.loads(path.read_text())
+def end_run(exp_dir: str | Path, record: dict, outcome: str, step: int) -> None:
+    """Note in EXP/run.json how this start ended; one that was killed leaves none. `record` is all
+    else that stands there, whatever became of the file since."""
     # starts that were killed stand as such, so that the lists stay side by side
-    killed = [{"outcome": "killed"}] * (len(record["started"]) - 1 - len(record.get("ended", [])))
+    killed = [{"outcome": "killed"}] * (len(record["started"]) - 1 - len(record["ended"]))
     this = {"outcome": outcome, "step": step, "time": _now()}
-    write_json(path, record | {"ended": [*record.get("ended", []), *killed, this]})
+    path = Path(exp_dir) / "run.json"
+    try:
+        write_json(path, record | {"ended": [*record["ended"], *killed, this]})
+    except OSError as e:  # the training itself is saved
+        print(f"{path}: {reason_of(e)}; how this start ended is not noted", file=sys.stderr)
 
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def remove_torn_files(exp_dir: str | Path) -> None:
-    """Delete half-written checkpoints of a process that was killed while it wrote them."""
-    for pattern in (".*.tmp", "archive/.*.tmp"):
-        for path in Path(exp_dir).glob(pattern):
-            remove(path)
 
 
 def move_aside(exp_dir: str | Path) -> Path | None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from rvqlm.batch import Batch
-from rvqlm.checkpoints.archives import archive
+from rvqlm.checkpoints.archives import archive, archives, step_of
 from rvqlm.checkpoints.file import FORMAT, require_same_run
 from rvqlm.checkpoints.sharded import load_sharded, save_sharded
 from rvqlm.cli import flatten
@@ -379,14 +379,20 @@ class Trainer:
         self.interval.gather(self.world)
         if self.world.main:
             self.log.sync()
-        flags, latest, best = self.config.save, self.exp_dir / "latest.pt", self.exp_dir / "best.pt"
+        latest, best = self.exp_dir / "latest.pt", self.exp_dir / "best.pt"
         path, also = (best, latest) if improved else (latest, None)
-        save_sharded(self.state_dict(), path, self.world, also=also)
+        wanted = {"latest": archived, "best": improved and self.config.save.archive_best}
+        archives = [name for name, now in wanted.items() if now]
+        save_sharded({**self.state_dict(), "archives": archives}, path, self.world, also=also)
+        self._archive(archives)
+
+    def _archive(self, names: list[str]) -> None:
+        """Archive these checkpoints, ``latest`` and ``best``, of this step. All ranks call it."""
 
         def keep() -> None:
-            for path, wanted in ((latest, archived), (best, improved and flags.archive_best)):
-                if wanted and self.world.main:
-                    archive(self.exp_dir, path, self.step, flags.keep_archived)
+            for name in names if self.world.main else ():
+                path = self.exp_dir / f"{name}.pt"
+                archive(self.exp_dir, path, self.step, self.config.save.keep_archived)
 
         self.world.together(keep)
 
@@ -438,9 +444,14 @@ class Trainer:
         self.epoch_meter.load_state_dict(state["epoch_meter"])
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint file."""
+        """Continue from a checkpoint file. All ranks call it."""
         state = load_sharded(path, self.state_dict(), self.world)
         self.load_state_dict(state, str(path))
+        if path == self.exp_dir / "latest.pt":  # a kill may have come before its archives
+            kinds = {"latest": "step", "best": "best"}
+            made = {n: {step_of(p) for p in archives(self.exp_dir, k)} for n, k in kinds.items()}
+            names = state.get("archives", ())
+            self._archive([name for name in names if self.step not in made[name]])
 
     def _load_weights(self, state: dict) -> None:
         """Weights, moments and averages."""

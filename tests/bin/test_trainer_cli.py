@@ -110,7 +110,7 @@ def test_sigterm_saves_and_a_second_start_continues(tokens, tmp_path, capfd):
     assert process.returncode == 143
     assert "saved" in err and "Traceback" not in err
     step = load_checkpoint(tmp_path / "latest.pt")["step"]
-    torn = tmp_path / ".latest.pt.123.tmp"
+    torn = tmp_path / f".latest.pt.{2**22 + 1}.tmp"
     torn.write_text("half a checkpoint of a killed process")
     assert trainer.main([*flags, "--max-steps", str(step + 2)]) == 0
     assert not torn.exists()

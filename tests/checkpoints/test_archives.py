@@ -9,7 +9,7 @@ from families import make
 from saved_models import checkpoint_of, save_model
 from toy import toy_flags
 
-from rvqlm.checkpoints.archives import archive, archives
+from rvqlm.checkpoints.archives import archive, archives, step_of
 from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.errors import UserError
 from rvqlm.training.config import check
@@ -54,17 +54,33 @@ def test_what_others_put_there_stays(model, tmp_path):
     ]
 
 
-def test_after_a_return_to_an_earlier_step_the_newest_count(model, tmp_path):
+def steps(exp_dir, kind="step") -> list[int]:
+    return [step_of(p) for p in archives(exp_dir, kind)]
+
+
+def test_after_a_return_to_an_earlier_step_its_own_archives_count(model, tmp_path):
+    """Those of later steps are of another training: neither deleted nor averaged with."""
     latest = save_model(model, tmp_path / "latest.pt")
-    for hour, step in enumerate((100, 200, 300, 150)):
-        last = archive(tmp_path, latest, step, 2, NOON + timedelta(hours=hour))
-    assert [p.name[5:13] for p in archives(tmp_path)] == ["00000300", "00000150"]
-    # a clock that was set back: the one just made is never the one that goes
-    last = archive(tmp_path, latest, 160, 2, NOON - timedelta(hours=5))
-    assert last.exists() and len(archives(tmp_path)) == 2
-    for step in range(5):
-        archive(tmp_path, latest, step, 0, NOON)
-    assert len(archives(tmp_path)) == 7
+    best = save_model(model, tmp_path / "best.pt")
+    for hour, step in enumerate((100, 200, 300, 400)):
+        archive(tmp_path, latest, step, 3, NOON + timedelta(hours=hour))
+        archive(tmp_path, best, step, 3, NOON + timedelta(hours=hour))
+    for hour, step in enumerate((250, 300, 350)):
+        archive(tmp_path, latest, step, 3, NOON + timedelta(hours=9 + hour))
+    assert steps(tmp_path) == [250, 300, 350] and steps(tmp_path, "best") == [200]
+    abandoned = sorted(p.name for p in (tmp_path / "archive" / "abandoned").iterdir())
+    assert abandoned == [
+        *("best-00000300-20261125-140000.pt", "best-00000400-20261125-150000.pt"),
+        *("step-00000300-20261125-140000.pt", "step-00000400-20261125-150000.pt"),
+    ]
+
+
+def test_a_clock_that_is_set_back_deletes_none_of_the_newest(model, tmp_path):
+    latest = save_model(model, tmp_path / "latest.pt")
+    for step, hours in ((1, 0), (2, 1), (3, -5), (4, -4), (5, -100)):
+        last = archive(tmp_path, latest, step, 2, NOON + timedelta(hours=hours))
+        assert last.exists() and steps(tmp_path)[-2:] == [*range(1, step + 1)][-2:]
+        assert len(steps(tmp_path)) <= 2
 
 
 def test_an_archive_costs_no_second_write(model, tmp_path, monkeypatch):
@@ -93,10 +109,14 @@ def test_a_sharded_checkpoint_takes_its_directory_along(model, tmp_path):
     assert (made.parent / archived["sharded"] / "0.distcp").read_bytes() == b"tensors"
     assert archived["step"] == 7 and torch.equal(archived["optimizer"][0]["exp_avg"], torch.ones(3))
     (tmp_path / "latest-7.dcp" / "0.distcp").write_bytes(b"others")
+    torn = made.with_name("step-00000008-20261125-110000.dcp")  # of a kill: no file goes with it
+    torn.mkdir()
     archive(tmp_path, tmp_path / "latest.pt", 8, 1, NOON + timedelta(seconds=1))
     assert names(tmp_path) == [
         *("step-00000008-20261125-120001.dcp", "step-00000008-20261125-120001.pt")
     ]
+    archive(tmp_path, tmp_path / "latest.pt", 6, 1, NOON)
+    assert (made.parent / "abandoned" / "step-00000008-20261125-120001.dcp" / "0.distcp").exists()
 
 
 def test_what_cannot_be_archived(model, tmp_path):

@@ -10,7 +10,7 @@ from toy import toy_flags, toy_trainer
 from rvqlm.checkpoints import file as module
 from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.errors import UserError
-from rvqlm.training.run import remove_torn_files
+from rvqlm.files import remove_torn
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_crash_between_write_and_rename_leaves_the_one_before(exp_dir, tmp_pat
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert len(list(tmp_path.iterdir())) == 2  # the new one, whole, beside the old one
     assert load_checkpoint(tmp_path / "latest.pt")["step"] == 4
-    remove_torn_files(tmp_path)
+    remove_torn(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["latest.pt"]
 
 

@@ -288,3 +288,73 @@ def test_the_interpreter_ends_in_the_middle_of_an_epoch(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "['MainThread']\n"
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A directory with codes that no codebook has: in row 3, negative in row 7 and in row 11."""
+    codes = make_tokens(tmp_path, [20] * 16)
+    shard = next((tmp_path / "codes").glob("*.rvq"))
+    values = np.fromfile(shard, "<i2").reshape(16, 20, 3)
+    values[3, 19, 2], values[7, 0, 0], values[11, 5, 1] = 64, -1, -32768
+    values.tofile(shard)
+    return TokenDataset.open(tmp_path, "train"), codes
+
+
+@pytest.mark.parametrize("cuts", [1, 5])
+def test_damaged_items_are_left_out_and_named(damaged, capsys, cuts):
+    """The others come, in the same batches in every run, after a resume too; a batch of which
+    nothing is left is replaced."""
+    ds, codes = damaged
+    config = PlanConfig(max_duration=8, max_cuts=cuts, shuffle_window=60)
+    loader = TokenLoader(ds, config, seed=0)
+    steps = 2 * loader.epoch_steps
+    batches = take(loader, steps)
+    for batch in batches:
+        assert len(batch.codes) and batch.codes.min() >= 0 and batch.codes.max() < 64
+        for row, item in zip(batch.index.tolist(), batch.codes):
+            np.testing.assert_array_equal(item.numpy(), codes[row])
+    seen = {row for batch in batches[: loader.epoch_steps] for row in batch.index.tolist()}
+    assert seen == {*range(16)} - {3, 7, 11}
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 3 and all("left out" in line for line in said)
+    assert {f"'cut-{row:04d}' (row {row} of train)" for row in (3, 7, 11)} == {
+        line.split("cut ", 1)[1].split(" has")[0] for line in said
+    }
+    first = TokenLoader(ds, config, seed=0)
+    take(first, steps // 3)
+    again = TokenLoader(ds, config, seed=0)
+    again.load_state_dict(first.state_dict())
+    assert all(same(a, b) for a, b in zip(batches[steps // 3 :], take(again, steps // 3)))
+    valid = [row for batch in again.epoch_batches() for row in batch.index.tolist()]
+    assert {*valid} == seen
+    worst = again.worst_batch()  # of its full size: it shows what memory is needed
+    assert len(worst.codes) == cuts and worst.codes.max() < 64 and worst.codes.min() >= PAD
+    for each in (loader, first, again):
+        each.close()
+
+
+def test_a_damaged_set_ends_with_its_name(tmp_path, capsys):
+    make_tokens(tmp_path, [20] * 64)
+    shard = next((tmp_path / "codes").glob("*.rvq"))
+    np.full(64 * 20 * 3, 99, "<i2").tofile(shard)
+    loader = TokenLoader(TokenDataset.open(tmp_path, "train"), CONFIG, seed=0)
+    with pytest.raises(UserError, match=f"{tmp_path}: all items"):
+        next(loader)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 20 and "no more are named" in said[-1]
+
+
+def test_a_shard_that_is_shortened_while_it_is_read_is_an_error(tmp_path):
+    """And no SIGBUS, which ends a process without a word."""
+    make_tokens(tmp_path, [20000] * 4)
+    shard = next((tmp_path / "codes").glob("*.rvq"))
+    ds = TokenDataset.open(tmp_path, "train")
+    loader = TokenLoader(ds, PlanConfig(max_duration=400, max_cuts=1), seed=0, prefetch=1)
+    next(loader)
+    size = shard.stat().st_size
+    os.truncate(shard, 4096)
+    with pytest.raises(UserError, match=rf"{shard} is truncated: 4096 bytes, \d+ needed"):
+        take(loader, 8)
+    os.truncate(shard, size)
+    loader.close()

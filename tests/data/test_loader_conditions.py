@@ -167,3 +167,19 @@ def test_other_conditions_are_refused_on_resuming(data):
         loader(None).load_state_dict(state)
     before = {k: v for k, v in loader(None).state_dict().items() if k != "conditions"}
     loader(None).load_state_dict(before)  # of a version without conditions
+
+
+def test_an_item_with_a_condition_out_of_range_is_left_out(tmp_path, capsys):
+    target, source = tmp_path / "target", tmp_path / "source"
+    make_tokens(target, [20] * 6)
+    make_tokens(source, [20] * 6, seed=9)
+    make_pairs(PairConfig(target, source))
+    shard = next((source / "codes").glob("*.rvq"))
+    values = np.fromfile(shard, "<i2").reshape(6, 20, 3)
+    values[2, 4, 1] = 64
+    values.tofile(shard)
+    ds = TokenDataset.open(target, "train")
+    loader = TokenLoader(ds, CONFIG, 0, conditions=ConditionSet.open(ds, ("source",)))
+    seen = [row for batch in loader.epoch_batches() for row in batch.index.tolist()]
+    assert sorted(seen) == [0, 1, 3, 4, 5]
+    assert "'cut-0002' (row 2 of train)" in capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_killed_during_the_merge(corpus, tmp_path, monkeypatch):
         except Stop:
             monkeypatch.setattr(os, "replace", original)
             assert not (out / "tokens.json").exists()
-            (out / ".cuts.jsonl.gz.1.tmp").touch()  # a kill leaves such files
+            (out / f".cuts.jsonl.gz.{2**22 + 1}.tmp").touch()  # a kill leaves such files
             tokenize.tokenize(config(corpus, out))
             assert contents(out) == contents(tmp_path / "whole")
     assert stop >= 6  # plan, done, three manifests, sidecar

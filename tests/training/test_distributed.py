@@ -1,16 +1,18 @@
 """Two and three ranks against one process with the same batches: losses, gradients, weights,
 averages, generation."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import CLIP, CLOSE, MODELS, Run, batch_of, flat, same, start
-from toy import ToyModel
+from toy import ToyModel, toy_flags
 
 from rvqlm.dtensors import is_sharded
 from rvqlm.errors import UserError
 from rvqlm.training.distributed import World
+from rvqlm.training.run import lock_folder
 
 
 def equals_one_process(rank: int, size: int, folder: Path) -> None:
@@ -110,6 +112,20 @@ def errors_are_raised_together(rank: int, size: int, folder: Path) -> None:
     assert world.agree(float(rank), 5.0) == [size - 1, 5.0]
 
 
+def ranks_share_one_lock(rank: int, size: int, folder: Path) -> None:
+    """The main rank holds it; a refusal is one on all ranks, and nothing was touched."""
+    world, flags = World(), toy_flags(folder / "experiment")
+    with ExitStack() as stack:
+        assert lock_folder(flags, world, stack) is False
+        assert [p.name for p in (folder / "experiment").iterdir()] == [".rvqlm.lock"]
+        world.barrier()
+        with pytest.raises(UserError, match=r"rvqlm train .*--lock-minutes"), ExitStack() as other:
+            lock_folder(flags, world, other)
+        world.barrier()
+    world.barrier()
+    assert not [*(folder / "experiment").iterdir()]
+
+
 def test_two_ranks(tmp_path):
     checks = [
         equals_one_process,
@@ -118,6 +134,7 @@ def test_two_ranks(tmp_path):
         one_rank_generates,
         skipped_gradients_stay_here,
         errors_are_raised_together,
+        ranks_share_one_lock,
     ]
     start(2, tmp_path, checks)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from toy import ToyConfig, ToyLoader, ToyModel, toy_flags, toy_trainer
 
+from rvqlm.checkpoints.archives import archives, step_of
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.errors import UserError
 from rvqlm.training.bad_batch import load_bad_batch
@@ -204,6 +205,40 @@ def test_damaged_latest_is_refused_and_an_archive_goes_on(tmp_path):
     assert [int(p.name.split("-")[1]) for p in archived] == [4, 8]
     trainer.resume(archived[0])
     assert trainer.step == 4 and trainer.fit() == "finished"
+
+
+@pytest.mark.parametrize("kind", ["step", "best"])
+def test_killed_before_the_archive(tmp_path, monkeypatch, kind):
+    """Between latest.pt and its second name: the next start makes that."""
+    from rvqlm.training import trainer as module
+
+    flags = toy_flags(
+        tmp_path, max_steps=12, archive_every_steps=4, valid_every_steps=4, archive_best=True
+    )
+    real, calls = module.archive, []
+
+    def killed(exp_dir, path, step, keep):
+        calls.append(path.name)
+        if step == 8 and path.name == {"step": "latest.pt", "best": "best.pt"}[kind]:
+            raise KeyboardInterrupt
+        return real(exp_dir, path, step, keep)
+
+    monkeypatch.setattr(module, "archive", killed)
+    with pytest.raises(KeyboardInterrupt):
+        toy_trainer(flags).fit()
+    assert "best.pt" in calls
+    monkeypatch.setattr(module, "archive", real)
+    trainer = toy_trainer(flags)
+    trainer.resume(tmp_path / "latest.pt")
+    assert trainer.step == 8
+    whole = [step_of(p) for p in archives(tmp_path, kind)]
+    assert whole[-1] == 8
+    trainer = toy_trainer(flags)  # nothing twice
+    trainer.resume(tmp_path / "latest.pt")
+    assert [step_of(p) for p in archives(tmp_path, kind)] == whole
+    assert trainer.fit() == "finished"
+    assert [step_of(p) for p in archives(tmp_path)] == [4, 8, 12]
+    assert all(load_checkpoint(p)["step"] == step_of(p) for p in archives(tmp_path))
 
 
 WORKER = """

@@ -109,6 +109,7 @@ TRAINER = {
     "hang-minutes": None,  # tests/training/test_watchdog.py
     "memory-check": ("", "--no-memory-check"),
     # save
+    "lock-minutes": None,  # tests/bin/test_locked_cli.py
     "save-every-steps": None,  # tests/training/test_trainer.py: when each is done
     "save-every-minutes": None,
     "archive-every": ("", "--archive-every 1 --num-epochs 2 --max-steps 0"),

@@ -35,7 +35,7 @@ def encodec_model(name, file=None):
     model = getattr(encodec.EncodecModel, make)(pretrained=False).eval()
     model.set_target_bandwidth(float(ENCODEC[name][1]))
     if file is not None:
-        model.load_state_dict(torch.load(file))
+        model.load_state_dict(torch.load(file, weights_only=True))
     return model
 
 
