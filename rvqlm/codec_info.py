@@ -9,8 +9,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from math import log2
+from typing import Annotated
+
+from msgspec import Meta
 
 from rvqlm.errors import UserError
+from rvqlm.files import fits
+
+Size = Annotated[int, Meta(ge=1, lt=1 << 31)]
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,14 @@ class CodecInfo:
     name: str
     fingerprint: str
     """16 hex digits: hash of configuration and weights."""
-    sampling_rate: int
+    sampling_rate: Size
     """Hz"""
-    hop: int
+    hop: Size
     """Samples per frame."""
-    num_codebooks: int
-    codebook_size: int
-    channels: int = 1
-    segment: tuple[int, int] | None = None
+    num_codebooks: Annotated[int, Meta(ge=1, le=1 << 12)]
+    codebook_size: Size
+    channels: Annotated[int, Meta(ge=1, le=1 << 10)] = 1
+    segment: tuple[Size, Size] | None = None
     """(frames, stride in samples) of a codec that encodes a recording as segments which overlap a
     little (EnCodec 48 kHz: 150 frames every 47,520 samples), each with a float32 scale; None for
     all others."""
@@ -84,11 +90,12 @@ class CodecInfo:
 
     @classmethod
     def from_dict(cls, values: dict) -> CodecInfo:
-        names = {f.name for f in fields(cls)}
+        """:raises UserError: entries are missing, or of another type or size than a codec has."""
         try:
-            return cls(**{k: v for k, v in values.items() if k in names})
-        except TypeError as e:
-            raise UserError(f"incomplete codec description {values!r}: {e}") from None
+            return fits(values, cls)
+        except ValueError as e:
+            said = repr(values)[:200]
+            raise UserError(f"incomplete or impossible codec description {said}: {e}") from None
 
     def require_same(self, other: CodecInfo, mine: str, theirs: str) -> None:
         """Raise `UserError` naming both sides unless the two describe the same codec.

@@ -12,10 +12,14 @@ tokens of a new text exactly as training did.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated
 
-from rvqlm.codec_info import CodecInfo
+from msgspec import Meta
+
+from rvqlm.codec_info import CodecInfo, Size
 from rvqlm.errors import UserError
+from rvqlm.files import Count, Finite, fits
 
 KINDS = ("text", "midi", "source", "prompt")
 
@@ -33,19 +37,19 @@ class ConditionInfo:
     """
 
     kind: str
-    sizes: tuple[int, ...]
+    sizes: Annotated[tuple[Size, ...], Meta(min_length=1)]
     """Vocabulary size of each field; ids of field f are 0 ... sizes[f] - 1."""
-    rate: float = 1.0
+    rate: Annotated[float, Meta(gt=0, le=1e9)] = 1.0
     """Frames of codes per step of the condition, on average over the training data: steps are
     placed on the time axis of the frames at this rate. 1 for codes."""
     settings: dict = field(default_factory=dict)
     """How the tokens are made (plain JSON values): the front end's settings and its symbols."""
-    clock: tuple[int, float] | None = None
+    clock: tuple[Count, Finite] | None = None
     """Where steps know their time: the field that counts it, modulo its size, and the frames of one
     count. None: steps are spread by their durations."""
-    durations: tuple[float, ...] | None = None
+    durations: tuple[Finite, ...] | None = None
     """Frames that each id of the first field takes on average; None: all `rate`."""
-    margins: tuple[float, float] = (0.0, 0.0)
+    margins: tuple[Finite, Finite] = (0.0, 0.0)
     """Frames before the first step and after the last, on average."""
 
     def __post_init__(self):
@@ -74,10 +78,15 @@ class ConditionInfo:
 
     @classmethod
     def from_dict(cls, values: dict) -> ConditionInfo:
+        """:raises UserError: entries are missing, unknown, or of another type or size."""
         try:
-            return cls(**values)
-        except TypeError as e:
-            raise UserError(f"incomplete description of a condition {values!r}: {e}") from None
+            known = {f.name for f in fields(cls)}
+            if unknown := [key for key in values if key not in known]:
+                raise ValueError(f"unknown {unknown[0]!r}")
+            return fits(values, cls)
+        except (ValueError, TypeError) as e:
+            said = repr(values)[:200]
+            raise UserError(f"incomplete description of a condition {said}: {e}") from None
 
     def require_same(self, other: ConditionInfo, mine: str, theirs: str) -> None:
         """Raise `UserError` naming both sides unless tokens of the one mean the same in the other.

@@ -75,9 +75,35 @@ def write_text(path: str | Path, text: str) -> None:
     atomic_write(path, lambda to: to.write_text(text, encoding="utf-8", newline="\n"))
 
 
-def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
-    """Write plain values as JSON, atomically."""
-    write_text(path, json.dumps(value, indent=indent) + "\n")
+def write_json(
+    path: str | Path, value: Any, indent: int | None = 1, checksum: bool = False
+) -> None:
+    """Write plain values as JSON, atomically.
+
+    :param checksum: add one to the dictionary, under that name, which `read_json` compares.
+    """
+    write_text(path, json.dumps(with_checksum(value) if checksum else value, indent=indent) + "\n")
+
+
+def with_checksum(values: dict) -> dict:
+    """The values with "checksum", the CRC-32 of them all however they are laid out, at the end.
+
+    >>> with_checksum({"a": (1, 2)})
+    {'a': [1, 2], 'checksum': 'crc32:726169d5'}
+    """
+    plain = {k: v for k, v in json.loads(json.dumps(values)).items() if k != "checksum"}
+    crc = zlib.crc32(json.dumps(plain, sort_keys=True).encode())
+    return plain | {"checksum": f"crc32:{crc:08x}"}
+
+
+def without_checksum(values: Any) -> Any:
+    """The values without "checksum"; `ValueError` where it is another one than theirs. A file
+    without one is taken as it is."""
+    if not isinstance(values, dict) or "checksum" not in values:
+        return values
+    if values["checksum"] != with_checksum(values)["checksum"]:
+        raise ValueError('other values than its checksum is of; if you edited it, drop "checksum"')
+    return {k: v for k, v in values.items() if k != "checksum"}
 
 
 def json_line(fields: dict) -> bytes:
@@ -115,18 +141,16 @@ def read_json(
     convert: Callable[[Any], Any] = lambda v: v,
     type: Any = Any,
 ) -> Any:
-    """The values of a JSON file that `fits` the schema `type`, passed through `convert`.
+    """The values of a JSON file that `fits` the schema `type`, passed through `convert`; a checksum
+    that it has is compared and left out.
 
     Raises `UserError`, ending in `remedy`, where the file is missing (`missing`: what that means)
     or damaged, which is also what the usual errors of `convert` say.
     """
     try:
         with open(path, "rb") as file:
-            # no more is asked for than there is: room for it is made beforehand
-            text = file.read(min(MOST, os.fstat(file.fileno()).st_size) + 1)
-        if len(text) > MOST:
-            raise ValueError(f"more than {MOST >> 20} MB")
-        return convert(fits(json.loads(text.decode()), type))
+            text = _all_of(file)
+        return convert(fits(without_checksum(json.loads(text.decode())), type))
     except FileNotFoundError:
         what = f": {missing}" if missing else ""
         raise UserError(f"{path} not found{what}; {remedy}") from None
@@ -135,6 +159,15 @@ def read_json(
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError) as e:
         what = "nested too deeply" if isinstance(e, RecursionError) else e
         raise UserError(f"{path} is damaged ({what}); {remedy}") from None
+
+
+def _all_of(file: BinaryIO) -> bytes:
+    parts, size = [], 0
+    while part := file.read(1 << 16):
+        parts.append(part)
+        if (size := size + len(part)) > MOST:
+            raise ValueError(f"more than {MOST >> 20} MB")
+    return b"".join(parts)
 
 
 def read_lines(path: str | Path, what: str, remedy: str) -> Iterator[bytes]:
@@ -184,8 +217,8 @@ def read_yaml(path: str | Path, what: str, type: Any = Any) -> Any:
     """
     try:
         with gzip.open(path, "rb") if str(path).lower().endswith(".gz") else open(path, "rb") as f:
-            text = f.read(MOST + 1)
-    except (EOFError, gzip.BadGzipFile, zlib.error, OSError) as e:
+            text = _all_of(f)
+    except (EOFError, ValueError, zlib.error, OSError) as e:
         raise UserError(f"{what}: {reason_of(e)}") from None
     return parse_yaml(text, what, type)
 
@@ -212,8 +245,6 @@ def parse_yaml(text: bytes | str, what: str, type: Any = Any) -> Any:
 
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        if len(text) > MOST:
-            raise ValueError(f"more than {MOST >> 20} MB")
         _require_small(yaml.parse(text, Loader), len(text))
         return fits(yaml.load(text, Loader), type)
     except UnicodeDecodeError:

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""``rvqlm split``: train, valid and test that share no speaker, no recording and no group.
+"""``rvqlm split``: train, valid and test that share no recording, no group and, if there are
+enough, no speaker.
 
     rvqlm split --manifest-dir data/tokens --valid 0.05 --test 0.05
 
@@ -23,6 +24,9 @@ def _run(argv: Sequence[str] | None) -> int:
         result = split_manifest(config)
     also, unit = (" or group", "groups of ") if result.grouped else ("", "")
     print(f"split by {result.by}, no two splits share a {result.by}{also} (checked)")
+    if result.by == "recording":
+        why = f", since {result.why}" * bool(result.why)
+        print(f"  a speaker may be in several of them{why}")
     for n, name in enumerate(SPLITS):
         print(
             f"  {name:<6} {int((result.split == n).sum()):>9,} cuts  "

@@ -3,8 +3,9 @@
 
     rvqlm validate --manifest-dir data/tokens --max-duration 150
 
-Checks the size and checksum of every shard, that every index belongs to its manifest, that all
-codes are codes of the codec and that splits share nothing; prints hours, durations, codes used
+Checks the size and checksum of every shard, that every index is that of its manifest, the columns
+of texts, notes and sources, that all codes are codes of the codec and that splits share nothing;
+names the files of earlier versions that have no checksum; prints hours, durations, codes used
 and unigram entropy per level, and the padding of the epoch plan; writes them to ``stats.json``
 for the report. Exit status 2 when something is wrong.
 """
@@ -76,6 +77,9 @@ def _run(argv: Sequence[str] | None) -> int:
     path = args.manifest_dir / "stats.json"
     write_json(path, report)
     print(table(report))
+    if without := report["without_checksum"]:
+        more = f" and {len(without) - 6} more" * (len(without) > 6)
+        print(f"\nno checksum on record: {', '.join(without[:6])}{more} (of an earlier version)")
     problems = report["problems"]
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)

@@ -45,7 +45,7 @@ _CUT, _START = 0, 1  # streams of random numbers of a prompt
 def load_info(directory: Path, kind: str, remedy: str) -> ConditionInfo:
     """``KIND.json`` of a token directory; `UserError` ending in `remedy` if it cannot be used."""
     path = directory / f"{kind}.json"
-    info = read_json(path, remedy, f"no {kind}", ConditionInfo.from_dict)
+    info = read_json(path, remedy, f"no {kind}", convert=ConditionInfo.from_dict)
     if info.kind != kind:
         raise UserError(f"{path} describes {info.kind}, not {kind}; {remedy}")
     return info
@@ -53,7 +53,7 @@ def load_info(directory: Path, kind: str, remedy: str) -> ConditionInfo:
 
 def save_info(directory: Path, info: ConditionInfo) -> None:
     """Write ``KIND.json``; after the columns, so that an interruption leaves no mixture."""
-    write_json(directory / f"{info.kind}.json", info.to_dict())
+    write_json(directory / f"{info.kind}.json", info.to_dict(), checksum=True)
 
 
 def discard(directory: Path, kind: str) -> None:

@@ -19,19 +19,33 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from rvqlm.cli import bar
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.mapped import map_columns, write_columns
-from rvqlm.data.store import DTYPES, STORAGE_TYPE, Key, Shard, truncated_shard
-from rvqlm.errors import UserError
-from rvqlm.files import read_json, read_lines, sha256_of
+from rvqlm.data.mapped import has_checksum, map_columns, write_columns
+from rvqlm.data.schemas import Cut, IndexHeader, Sidecar, Splits
+from rvqlm.data.store import (
+    DTYPES,
+    STORAGE_TYPE,
+    Key,
+    Shard,
+    hash64,
+    name_bytes,
+    truncated_shard,
+)
+from rvqlm.errors import UserError, reason_of
+from rvqlm.files import read_json, read_jsonl, read_lines, sha256_of
 
 MAGIC = b"RVQIDX01"
 OFFSET_BITS, SHARD_BITS = 48, 15
 ENDS = 1 << (OFFSET_BITS + SHARD_BITS)
+_NEEDED = (
+    *("storage_path", "storage_key", "num_frames", "num_features"),
+    *("frame_shift", "sampling_rate", "start"),
+)
 _BLOCK = 65536  # cuts whose lengths and places go into the fingerprint together
 
 
@@ -59,15 +73,22 @@ def find_splits(manifest_dir: str | os.PathLike, wanted: Sequence[str] = ()) -> 
     return splits
 
 
-def read_sidecar(manifest_dir: str | os.PathLike) -> dict:
-    """``tokens.json`` of a token directory; its "codec" entry is a valid `CodecInfo` dict."""
+def require_split(directory: Path, split: str) -> None:
+    """Raise `UserError` unless the directory has a split of this name."""
+    there = splits_of(directory)
+    if split not in there and (directory / "tokens.json").exists():
+        flag = f" with --{split} above 0" if split in ("valid", "test") else ""
+        others = f" (there are {', '.join(there)})" if there else ""
+        raise UserError(
+            f"{directory} has no split {split!r}{others}; run rvqlm split{flag} and rvqlm index"
+        )
 
-    def checked(sidecar: dict) -> dict:
-        CodecInfo.from_dict(sidecar["codec"])
-        return sidecar
+
+def read_sidecar(manifest_dir: str | os.PathLike) -> dict:
+    """``tokens.json`` of a token directory (`rvqlm.data.schemas.Sidecar`)."""
 
     path = Path(manifest_dir) / "tokens.json"
-    return read_json(path, "run rvqlm tokenize", "not a token directory", checked)
+    return read_json(path, "run rvqlm tokenize", "not a token directory", type=Sidecar)
 
 
 def manifest_lines(path: str | os.PathLike) -> Iterator[bytes]:
@@ -75,16 +96,12 @@ def manifest_lines(path: str | os.PathLike) -> Iterator[bytes]:
     return read_lines(path, f"manifest {path}", "run rvqlm tokenize and rvqlm split")
 
 
-def read_manifest(path: str | os.PathLike) -> Iterator[dict]:
-    """The cuts of a JSONL manifest as dictionaries, one at a time."""
-    for number, line in enumerate(manifest_lines(path), 1):
-        try:
-            cut = json.loads(line)
-        except ValueError:
-            raise UserError(f"{path}, entry {number}: not JSON; make it again") from None
-        if not isinstance(cut, dict):
-            raise UserError(f"{path}, entry {number}: not a cut; make it again")
-        yield cut
+def read_manifest(path: str | os.PathLike, schema: Any = Cut) -> Iterator[dict]:
+    """The cuts of a JSONL manifest as dictionaries, one at a time.
+
+    :param schema: that every line fits.
+    """
+    return read_jsonl(path, f"manifest {path}", "run rvqlm tokenize and rvqlm split", schema)
 
 
 def locate(cut: dict, info: CodecInfo, where: str = "manifest") -> tuple[str, Key, bool]:
@@ -102,7 +119,20 @@ def locate(cut: dict, info: CodecInfo, where: str = "manifest") -> tuple[str, Ke
             f"{name} is stored as {features.get('storage_type')!r}, not {STORAGE_TYPE!r}; "
             "run rvqlm tokenize"
         )
+    if absent := [k for k in _NEEDED if features.get(k) is None]:
+        raise UserError(f"{name}: incomplete, no {', '.join(absent)} of its features")
+    if absent := [k for k in ("start", "duration") if k not in cut]:
+        raise UserError(f"{name}: incomplete, no {', '.join(absent)}")
     key = Key.parse(features["storage_key"])
+    if (key.frames, key.codebooks) != (features["num_frames"], features["num_features"]):
+        raise UserError(
+            f"{name} has {features['num_frames']} x {features['num_features']} codes, its storage "
+            f"key {features['storage_key']} says {key.frames} x {key.codebooks}; tokenize it again"
+        )
+    if key.offset % key.stride:
+        raise UserError(
+            f"{name} begins within a frame of its shard (storage key {key}); tokenize it again"
+        )
     hop = features["frame_shift"] * features["sampling_rate"]
     if (
         key.codebooks != info.num_codebooks
@@ -125,10 +155,9 @@ def locate(cut: dict, info: CodecInfo, where: str = "manifest") -> tuple[str, Ke
             "frames inside its tokens; cut windows in whole frames"
         )
     ends = first + count == key.frames and (cut.get("custom") or {}).get("ends_recording", True)
-    stride = key.codebooks * DTYPES[key.dtype].itemsize
     return (
         features["storage_path"],
-        Key(key.offset + first * stride, count, key.codebooks, key.dtype),
+        Key(key.offset + first * key.stride, count, key.codebooks, key.dtype),
         bool(ends),
     )
 
@@ -136,20 +165,26 @@ def locate(cut: dict, info: CodecInfo, where: str = "manifest") -> tuple[str, Ke
 def build_index(manifest_dir: str | os.PathLike, split: str) -> Path:
     """Write ``index_SPLIT.bin`` for ``cuts_SPLIT.jsonl.gz``; returns its path.
 
-    Takes 12 bytes of memory a cut.
+    Takes 20 bytes of memory a cut.
     Raises `UserError` for a missing or damaged manifest, for cuts of another codec or off the
-    token clock or outside their shard, and for a split of an older ``cuts.jsonl.gz``.
+    token clock or outside their shard, for two of one id, and for a split of an older
+    ``cuts.jsonl.gz``.
     """
-    directory, manifest = Path(manifest_dir), manifest_path(manifest_dir, split)
-    sidecar = read_sidecar(directory)
-    info = CodecInfo.from_dict(sidecar["codec"])
+    directory = Path(manifest_dir)
     require_current_split(directory)
-    cuts = read_manifest(manifest)
-    target = index_path(directory, split)
+    header, columns = index_of(directory, split)
+    write_columns(index_path(directory, split), MAGIC, header, columns)
+    return index_path(directory, split)
+
+
+def index_of(directory: Path, split: str) -> tuple[dict, list[bytes]]:
+    """Header and columns of an index, from the manifest; raises `UserError` like `build_index`."""
+    manifest, sidecar = manifest_path(directory, split), read_sidecar(directory)
+    info = CodecInfo.from_dict(sidecar["codec"])
     digest = hashlib.sha256(json.dumps(info.to_dict(), sort_keys=True).encode())
     shards: dict[str, int] = {}  # file name -> number
     ends_at: dict[int, int] = {}  # bytes each shard must have
-    frames, places = array("I"), array("Q")
+    frames, places, names = array("I"), array("Q"), array("Q")
     count = total = 0
     dtype = None
 
@@ -157,11 +192,8 @@ def build_index(manifest_dir: str | os.PathLike, split: str) -> Path:
         digest.update(np.array(frames[first:], "<u4").tobytes())
         digest.update(np.array(places[first:], "<u8").tobytes())
 
-    for cut in bar(cuts, split):
-        try:
-            path, key, ends = locate(cut, info, str(manifest))
-        except (KeyError, TypeError, AttributeError) as e:
-            raise UserError(f"{manifest}, cut {count + 1}: incomplete, no {e}") from None
+    for cut in bar(read_manifest(manifest), split):
+        path, key, ends = locate(cut, info, str(manifest))
         dtype = dtype or key.dtype
         if key.dtype != dtype:
             raise UserError(f"{manifest}: tokens of types {dtype} and {key.dtype} are mixed")
@@ -171,13 +203,15 @@ def build_index(manifest_dir: str | os.PathLike, split: str) -> Path:
             raise UserError(f"{manifest}: cut {cut['id']!r} is too large for the index")
         frames.append(key.frames)
         places.append(bool(ends) * ENDS | shard << OFFSET_BITS | key.offset)
-        digest.update(cut["id"].encode() + b"\n")
+        names.append(hash64(cut["id"]))
+        digest.update(name_bytes(cut["id"]) + b"\n")
         count, total = count + 1, total + key.frames
         if count % _BLOCK == 0:
             fingerprint_from(count - _BLOCK)
     fingerprint_from(count - count % _BLOCK)
     if count == 0:
         raise UserError(f"{manifest} has no cuts; tokenize some audio, or change the split")
+    _require_apart(manifest, np.array(names))
     listed = [{"path": f"codes/{Path(p).name}", "bytes": ends_at[n]} for p, n in shards.items()]
     if len({s["path"] for s in listed}) != len(listed):
         raise UserError(f"{manifest}: two shards of one name in different folders: {[*shards]}")
@@ -196,9 +230,21 @@ def build_index(manifest_dir: str | os.PathLike, split: str) -> Path:
         "fingerprint": digest.hexdigest()[:16],
     }
     aligned = bytes(-4 * count % 8)
-    columns = (np.array(frames, "<u4").tobytes(), aligned, np.array(places, "<u8").tobytes())
-    write_columns(target, MAGIC, header, columns)
-    return target
+    return header, [np.array(frames, "<u4").tobytes(), aligned, np.array(places, "<u8").tobytes()]
+
+
+def _require_apart(manifest: Path, names: np.ndarray) -> None:
+    """Raise `UserError` where two cuts have one id, given the hashes of all."""
+    values, times = np.unique(names, return_counts=True)
+    twice, seen = set(values[times > 1].tolist()), set()
+    for cut in read_manifest(manifest) if twice else ():
+        if hash64(cut["id"]) in twice:
+            if cut["id"] in seen:
+                raise UserError(
+                    f"{manifest}: two cuts have the id {cut['id']!r}; leave one of them out, or "
+                    "tokenize again"
+                )
+            seen.add(cut["id"])
 
 
 def file_stamp(path: Path) -> dict:
@@ -223,18 +269,22 @@ def same_file(path: Path, stamp: dict) -> bool:
     return stat.st_mtime_ns == stamp["mtime_ns"] or sha256_of(path) == stamp["sha256"]
 
 
+def read_splits(directory: Path) -> dict:
+    """``splits.json`` (`rvqlm.data.schemas.Splits`); empty where `rvqlm split` did not run."""
+    path = directory / "splits.json"
+    again = f"run rvqlm split --manifest-dir {directory} again"
+    return read_json(path, again, type=Splits) if path.exists() else {}
+
+
 def require_current_split(directory: Path) -> None:
     """Cuts of an older tokenization would point at other codes, silently: refuse them."""
-    record = directory / "splits.json"
-    if record.exists():
-        again = f"run rvqlm split --manifest-dir {directory} again"
-        stamp = read_json(record, again, convert=lambda splits: splits["source"])
-        if stamp is None:
-            raise UserError(
-                f"splitting {directory} was interrupted; run rvqlm split --manifest-dir {directory}"
-            )
-        if not same_file(directory / stamp["name"], stamp):
-            raise UserError(f"{directory / stamp['name']} has changed since it was split; {again}")
+    if not (record := read_splits(directory)):
+        return
+    again, stamp = f"run rvqlm split --manifest-dir {directory}", record["source"]
+    if stamp is None:
+        raise UserError(f"splitting {directory} was interrupted; {again}")
+    if not same_file(directory / stamp["name"], stamp):
+        raise UserError(f"{directory / stamp['name']} has changed since it was split; {again}")
 
 
 def _open_shard(directory: Path, entry: dict) -> Shard:
@@ -242,6 +292,20 @@ def _open_shard(directory: Path, entry: dict) -> Shard:
     if len(shard) < entry["bytes"]:
         raise truncated_shard(shard.path, len(shard), entry["bytes"])
     return shard
+
+
+def _require_whole(header: dict, columns: np.ndarray) -> None:
+    """Raise `ValueError` for columns without a checksum that do not go with their header."""
+    count = header["num_cuts"]
+    frames, places = columns[: 4 * count].view("<u4"), columns[-8 * count :].view("<u8")
+    stride = Key(0, 0, header["codec"]["num_codebooks"], header["dtype"]).stride
+    offsets = (places & np.uint64((1 << OFFSET_BITS) - 1)).astype(np.int64)
+    shards = (places >> np.uint64(OFFSET_BITS) & np.uint64((1 << SHARD_BITS) - 1)).astype(np.int64)
+    sizes = np.array([shard["bytes"] for shard in header["shards"]], np.int64)
+    if shards.max() >= len(sizes) or int(frames.sum(dtype=np.int64)) != header["num_frames"]:
+        raise ValueError("columns of another header")
+    if (offsets + frames.astype(np.int64) * stride > sizes[shards]).any():
+        raise ValueError("places outside the shards")
 
 
 class TokenDataset:
@@ -271,6 +335,7 @@ class TokenDataset:
         self.num_frames: int = header["num_frames"]
         self.dtype = DTYPES[header["dtype"]]
         count = header["num_cuts"]
+        self._columns = columns
         self.frames = columns[: 4 * count].view("<u4")
         self._places = columns[-8 * count :].view("<u8")
         self._shards = [_open_shard(directory, entry) for entry in header["shards"]]
@@ -287,14 +352,17 @@ class TokenDataset:
         directory, path = Path(manifest_dir), index_path(manifest_dir, split)
         again = f"run rvqlm index --manifest-dir {directory}"
         try:
-            header, columns = map_columns(path, MAGIC)
+            header, columns = map_columns(path, MAGIC, IndexHeader)
             count = header["num_cuts"]
             if len(columns) != 4 * count + (-4 * count % 8) + 8 * count:
                 raise ValueError("wrong size")
+            if not has_checksum(header):
+                _require_whole(header, columns)
         except FileNotFoundError:
+            require_split(directory, split)
             raise UserError(f"index {path} not found; {again}") from None
-        except (ValueError, KeyError) as e:
-            raise UserError(f"index {path} is damaged ({e}); {again}") from None
+        except (ValueError, OSError) as e:
+            raise UserError(f"index {path} is damaged ({reason_of(e)}); {again}") from None
         manifest = directory / header["manifest"]["name"]
         if not manifest.exists():
             raise UserError(f"manifest {manifest} of index {path} is missing; run rvqlm split")
@@ -349,6 +417,10 @@ class TokenDataset:
     def ends(self, rows: np.ndarray) -> np.ndarray:
         """(n,) bool: the cut ends where its recording does."""
         return self._places[rows] >= ENDS
+
+    def holds(self, columns: list[bytes]) -> bool:
+        """Whether the columns of the index are these (`index_of`)."""
+        return np.array_equal(self._columns, np.frombuffer(b"".join(columns), np.uint8))
 
     def extents(self) -> tuple[np.ndarray, np.ndarray]:
         """(N,) uint64 twice: where each cut begins and ends over the bytes of all shards. Windows

@@ -25,6 +25,7 @@ from rvqlm.data.index import TokenDataset, read_sidecar
 from rvqlm.data.mapped import column_path
 from rvqlm.data.plan import Items
 from rvqlm.data.ragged import Ragged, write_ragged
+from rvqlm.data.schemas import PairsRecord
 from rvqlm.data.store import hash64
 from rvqlm.errors import UserError
 from rvqlm.files import read_json, write_json
@@ -161,7 +162,7 @@ def make_pairs(config: PairConfig) -> dict[str, Matched]:
         "directory": os.path.relpath(source_dir.resolve(), target_dir.resolve()),
         "indexes": {s.split: s.fingerprint for s in sources},
     }
-    write_json(target_dir / "source.json", record)
+    write_json(target_dir / "source.json", record, checksum=True)
     return found
 
 
@@ -209,10 +210,8 @@ class Pairs:
         """
         path = dataset.directory / "source.json"
         again = f"run rvqlm pair --manifest-dir {dataset.directory} --source-dir OTHER"
-        other, prints = read_json(
-            path, again, "no sources", lambda record: (record["directory"], dict(record["indexes"]))
-        )
-        other = dataset.directory / other
+        record = read_json(path, again, "no sources", type=PairsRecord)
+        other, prints = dataset.directory / record["directory"], record["indexes"]
         again = again.replace("OTHER", os.path.normpath(other))
         if not other.is_dir():
             raise UserError(

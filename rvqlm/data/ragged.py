@@ -24,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.data.mapped import map_columns, write_columns
-from rvqlm.errors import UserError
+from rvqlm.data.mapped import has_checksum, map_columns, write_columns
+from rvqlm.data.schemas import RaggedHeader
+from rvqlm.errors import UserError, reason_of
 
 MAGIC = b"RVQRAG01"
 _LIMITS = {"uint8": 1 << 8, "uint16": 1 << 16, "int32": 1 << 31}  # in order of size
@@ -94,7 +95,7 @@ class Ragged:
     """
 
     def __init__(self, path: Path, header: dict, starts: np.ndarray, steps: np.ndarray):
-        self.path, self.starts, self.steps = path, starts, steps
+        self.path, self.header, self.starts, self.steps = path, header, starts, steps
         self.num_fields: int = header["fields"]
         self.fingerprint: str = header["fingerprint"]
         self.max_ids: tuple[int, ...] = tuple(header["max_ids"])
@@ -114,9 +115,9 @@ class Ragged:
         """
         path = Path(path)
         try:
-            header, columns = map_columns(path, MAGIC)
+            header, columns = map_columns(path, MAGIC, RaggedHeader)
             count, steps, fields = header["rows"], header["steps"], header["fields"]
-            if header["dtype"] not in _LIMITS or len(header["max_ids"]) != fields:
+            if len(header["max_ids"]) != fields:
                 raise ValueError("wrong header")
             dtype = np.dtype(header["dtype"]).newbyteorder("<")
             if len(columns) != 8 * (count + 1) + steps * fields * dtype.itemsize:
@@ -125,11 +126,14 @@ class Ragged:
             if starts[0] != 0 or starts[-1] != steps or (starts[1:] < starts[:-1]).any():
                 raise ValueError("rows out of order")
             values = columns[8 * (count + 1) :].view(dtype).reshape(steps, fields)
+            checked = has_checksum(header) or not steps
+            if not checked and (values.max(0).tolist() != header["max_ids"] or values.min() < 0):
+                raise ValueError("other ids than its header says")
             ragged = cls(path, header, starts, values)
         except FileNotFoundError:
             raise UserError(f"{path} not found; {remedy}") from None
-        except (ValueError, KeyError, TypeError) as e:
-            raise UserError(f"{path} is damaged ({e}); {remedy}") from None
+        except (ValueError, OSError) as e:
+            raise UserError(f"{path} is damaged ({reason_of(e)}); {remedy}") from None
         if fingerprint is not None and ragged.fingerprint != fingerprint:
             raise UserError(
                 f"{path} belongs to other data (fingerprint {ragged.fingerprint}, the index has "

@@ -1,4 +1,5 @@
-"""Training, validation and test sets that share no speaker, no recording and no group.
+"""Training, validation and test sets that share no recording, no group and, where every cut has a
+speaker and there are enough of them, no speaker.
 
 Cuts that share a recording, the custom field ``group`` (the name of another recording, or any
 other name) or, dividing by speaker, a speaker form a group (a connected component). Groups are
@@ -77,6 +78,8 @@ class SplitResult:
     """augmented copies of cuts for validation or test"""
     grouped: bool = False
     """whether the custom field ``group`` joins recordings"""
+    why: str = ""
+    """why it is not by speaker, where that was left open (--by auto)"""
 
 
 def _hash(kind: str, name: str) -> int:
@@ -125,11 +128,10 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
     copies = array("b")
     silent = None
     for number, cut in enumerate(cuts):
-        try:
-            seconds.append(cut["duration"])
-            records.append(_hash("recording", recording(cut)))
-        except (KeyError, TypeError) as e:
-            raise UserError(f"cut {number + 1} of the manifest is incomplete: no {e}") from None
+        if "duration" not in cut:
+            raise UserError(f"cut {cut['id']!r} of the manifest is incomplete: no duration")
+        seconds.append(cut["duration"])
+        records.append(_hash("recording", recording(cut)))
         copies.append(config.augmented == "train" and is_augmented(cut))
         if group(cut) != recording(cut):
             member.append(number)
@@ -151,8 +153,10 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
             raise UserError(f"--test-speakers {name}: no cut has this speaker")
     needed = 1 + sum(max(1, int(s)) if s else 0 for s in wanted.values())
     duration, dropping = np.array(seconds), np.array(copies, bool)
+    why = ""
     for by in {"auto": ("speaker", "recording")}.get(key, (key,)):
         if by == "speaker" and silent is not None:
+            why = f"cut {silent!r} has no speaker"
             continue
         together = _groups(
             np.array(records),
@@ -164,6 +168,7 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
         split = _deal(together, weight, wanted, config.seed, fixed) if enough else None
         if split is not None:
             break
+        why = f"{_count(together)} speakers are too few or too unequal"
     else:
         other = "; try --by recording" if key == "speaker" else ""
         raise UserError(
@@ -178,6 +183,7 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
         {name: float(duration[split == n].sum()) for n, name in enumerate(SPLITS)},
         int((split < 0).sum()),
         bool(ties),
+        why if by == "recording" else "",
     )
 
 
@@ -273,7 +279,7 @@ def split_manifest(config: SplitConfig) -> SplitResult:
     except BaseException:
         remove(folder)
         raise
-    write_json(record, {"source": None})
+    write_json(record, {"source": None}, checksum=True)
     for name, path in targets.items():
         index_path(directory, name).unlink(missing_ok=True)
         if result.groups[name]:
@@ -287,6 +293,7 @@ def split_manifest(config: SplitConfig) -> SplitResult:
         {
             "source": stamp,
             "by": result.by,
+            "asked": config.by,
             "seed": config.seed,
             "valid": config.valid,
             "test": list(config.test_speakers) or config.test,
@@ -301,6 +308,7 @@ def split_manifest(config: SplitConfig) -> SplitResult:
                 for n, name in enumerate(SPLITS)
             },
         },
+        checksum=True,
     )
     return result
 

@@ -2,7 +2,8 @@
 
 `describe_split` streams every code of a split once: hours, durations, codes used and unigram
 entropy per level, padding of the epoch plan. `check_tokens` compares shards with the sizes and
-checksums in ``tokens.json``. Memory does not grow with the data.
+checksums in ``tokens.json``, `check_split` an index with its manifest and the columns beside it
+with their checksums. Memory is that of an index.
 """
 
 from __future__ import annotations
@@ -13,13 +14,24 @@ from pathlib import Path
 import numpy as np
 
 from rvqlm.cli import bar
-from rvqlm.data.index import TokenDataset, find_splits, manifest_path, read_sidecar
+from rvqlm.condition_info import KINDS
+from rvqlm.data.conditions import WHOLE, ConditionSet
+from rvqlm.data.index import (
+    TokenDataset,
+    find_splits,
+    index_of,
+    index_path,
+    manifest_path,
+    read_sidecar,
+    read_splits,
+)
 from rvqlm.data.loader import plan_of
+from rvqlm.data.mapped import column_path, has_checksum
 from rvqlm.data.plan import PlanConfig
+from rvqlm.data.ragged import Ragged
 from rvqlm.data.splits import require_disjoint
 from rvqlm.data.store import check_shard
 from rvqlm.errors import UserError
-from rvqlm.files import read_json
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _BLOCK = 1 << 20  # codes counted at once
@@ -37,10 +49,11 @@ def code_counts(dataset: TokenDataset) -> np.ndarray:
     for row in bar(range(len(dataset)), dataset.split):
         view = dataset.view(row)
         if view.size and (int(view.min()) < 0 or int(view.max()) >= v):
+            frame, level = np.argwhere((view < 0) | (view >= v))[0].tolist()
             raise UserError(
                 f"cut {dataset.id_of(row)!r} of {dataset.directory} ({dataset.split}) has code "
-                f"{int(view[(view < 0) | (view >= v)][0])}, codec {dataset.info.name} has {v}: the "
-                "shard is corrupted; tokenize again, or restore it from a copy"
+                f"{view[frame, level]} in frame {frame}, level {level}; codec {dataset.info.name} "
+                f"has {v}: the shard is corrupted; tokenize again, or restore it from a copy"
             )
         pending.append(view)
         size += view.size
@@ -106,17 +119,56 @@ def check_tokens(
     return problems
 
 
+def check_split(dataset: TokenDataset) -> tuple[list[str], list[str]]:
+    """Compare an index with its manifest, and what lies beside its rows with it and with checksums:
+    problems, and files that have no checksum to compare."""
+    directory, split = dataset.directory, dataset.split
+    problems = []
+    path = index_path(directory, split)
+    try:
+        header, columns = index_of(directory, split)
+        again = f"run rvqlm index --manifest-dir {directory}"
+        if header["fingerprint"] != dataset.fingerprint or not dataset.holds(columns):
+            problems.append(f"index {path} is not that of its manifest; {again}")
+    except UserError as e:
+        problems.append(str(e))
+    headers = {path: dataset.header}
+    for kind in KINDS:
+        column = column_path(directory, "speakers" if kind == "prompt" else kind, split)
+        if not column.exists():
+            continue
+        try:
+            headers[column] = Ragged.open(column).header
+            if kind != "prompt":
+                ConditionSet.open(dataset, [kind])
+        except UserError as e:
+            problems.append(str(e))
+    return problems, [path.name for path, header in headers.items() if not has_checksum(header)]
+
+
+def _without_checksum(directory: Path, sidecar: dict) -> list[str]:
+    """JSON files of a token directory, and shards, that have no checksum on record."""
+    names = ("tokens.json", "splits.json", *(f"{kind}.json" for kind in WHOLE), "source.json")
+    found = [n for n in names if (directory / n).exists()]
+    found = [n for n in found if b'"checksum"' not in (directory / n).read_bytes()]
+    listed = {s["path"] for s in sidecar.get("shards", []) if "sha256" in s}
+    shards = (f"codes/{path.name}" for path in sorted(directory.glob("codes/*.rvq")))
+    return found + [path for path in shards if path not in listed]
+
+
 def inspect(directory: Path, plan: PlanConfig, checksums: bool = True) -> dict:
     """Everything that can be said of a token directory, ready for JSON.
 
     Keys: codec, by (what splits do not share), skipped (items), shards, checksums, splits
-    (`describe_split` of each), problems (a message each).
+    (`describe_split` of each), problems (a message each), without_checksum (names of files, of
+    earlier versions mostly, in which a change would go unseen).
 
     :param checksums: read every shard to compare its checksum, not only its size.
     """
     sidecar = read_sidecar(directory)
     problems = check_tokens(directory, sidecar, checksums)
     splits = find_splits(directory)
+    without = _without_checksum(directory, sidecar)
     stats: dict[str, dict] = {}
     for split in splits:
         try:
@@ -124,8 +176,15 @@ def inspect(directory: Path, plan: PlanConfig, checksums: bool = True) -> dict:
             stats[split] = describe_split(dataset, plan)
         except UserError as e:
             problems.append(str(e))
-    record = directory / "splits.json"
-    by = read_json(record, "run rvqlm split again").get("by") if record.exists() else None
+            continue
+        found, lacking = check_split(dataset)
+        problems += found
+        without += lacking
+    by = None
+    try:
+        by = read_splits(directory).get("by")
+    except UserError as e:
+        problems.append(str(e))
     try:
         require_disjoint({s: manifest_path(directory, s) for s in splits}, by or "recording")
     except UserError as e:
@@ -138,4 +197,5 @@ def inspect(directory: Path, plan: PlanConfig, checksums: bool = True) -> dict:
         "checksums": checksums,
         "splits": stats,
         "problems": list(dict.fromkeys(problems)),  # two splits may share a broken shard
+        "without_checksum": list(dict.fromkeys(without)),
     }

@@ -23,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -46,6 +47,8 @@ MAPPED_BYTES = 1 << 23
 """Of a longer array only what is looked at is read."""
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int16", "uint16", "uint32")}
 
+_KEY = re.compile(r"([0-9]{1,18}),([0-9]{1,18}),([0-9]{1,9}),(\w+)", re.ASCII)
+
 
 def code_dtype(codebook_size: int) -> str:
     """Name of the integer type that tokens of a codebook of this size are stored in."""
@@ -54,10 +57,17 @@ def code_dtype(codebook_size: int) -> str:
     return "uint16" if codebook_size <= 65536 else "uint32"
 
 
+def name_bytes(name: str) -> bytes:
+    """UTF-8 of a name; of a file name that is none, its bytes."""
+    try:
+        return name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # half a character, from JSON
+        return name.encode(errors="surrogatepass")
+
+
 def hash64(name: str) -> int:
     """64 bits of a name, for sets and tables of names of millions of cuts."""
-    name = name.encode(errors="surrogateescape")  # file names that are no UTF-8
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(name_bytes(name), digest_size=8).digest(), "big")
 
 
 class Key(NamedTuple):
@@ -71,19 +81,21 @@ class Key(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Key:
-        try:
-            offset, frames, codebooks, dtype = text.split(",")
-            key = cls(int(offset), int(frames), int(codebooks), dtype)
-            if dtype not in DTYPES or min(key[:3]) < 0:
-                raise ValueError
-        except (ValueError, AttributeError):
-            raise UserError(f"not a key of a token shard: {text!r}") from None
-        return key
+        found = _KEY.fullmatch(text) if isinstance(text, str) else None
+        if found is None or found[4] not in DTYPES:
+            raise UserError(f"not a key of a token shard: {str(text)[:60]!r}")
+        offset, frames, codebooks, dtype = found.groups()
+        return cls(int(offset), int(frames), int(codebooks), dtype)
+
+    @property
+    def stride(self) -> int:
+        """Bytes of a frame."""
+        return self.codebooks * DTYPES[self.dtype].itemsize
 
     @property
     def end(self) -> int:
         """Bytes of the shard that must exist for the array to be readable."""
-        return self.offset + self.frames * self.codebooks * DTYPES[self.dtype].itemsize
+        return self.offset + self.frames * self.stride
 
     def __str__(self) -> str:
         return f"{self.offset},{self.frames},{self.codebooks},{self.dtype}"

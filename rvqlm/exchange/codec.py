@@ -134,7 +134,7 @@ def load_codec_for(source: TokenSource, name: str = "", device: str = "cpu") -> 
 
 def write_codec(path: str | os.PathLike, info: CodecInfo, **more) -> None:
     """Write ``codec.json``: the codec, and whatever else an export has to say."""
-    write_json(path, {"codec": info.to_dict(), **more})
+    write_json(path, {"codec": info.to_dict(), **more}, checksum=True)
 
 
 def read_codec(path: str | os.PathLike) -> tuple[CodecInfo, dict]:

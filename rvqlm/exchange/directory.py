@@ -238,7 +238,7 @@ def write_token_dir(
             "input": source,
             "rvqlm_version": __version__,
         }
-        write_json(folder / "tokens.json", sidecar, indent=2)
+        write_json(folder / "tokens.json", sidecar, indent=2, checksum=True)
     return made
 
 

@@ -274,7 +274,8 @@ def prepare_text(config: TextConfig) -> TextReport:
         info = replace(info, durations=durations, margins=margins)
     work.front_end.table.to_file(directory / "tokens.txt")
     save_info(directory, info)
-    write_json(directory / "text_prepared.json", {"text": digest(info.to_dict()), "splits": record})
+    prepared = {"text": digest(info.to_dict()), "splits": record}
+    write_json(directory / "text_prepared.json", prepared, checksum=True)
     return TextReport(info, {split: column.report for split, (column, _) in columns.items()})
 
 

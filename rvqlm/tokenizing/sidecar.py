@@ -123,7 +123,7 @@ def finish(
             **identity,
             "rvqlm_version": __version__,
         }
-        write_json(out / "tokens.json", sidecar, indent=2)
+        write_json(out / "tokens.json", sidecar, indent=2, checksum=True)
     except OSError as e:
         raise disk_error(e, out) from None
     remove_parts(out_dir)

@@ -202,6 +202,7 @@ def test_the_codec_must_be_that_of_the_tokens(tokens, tmp_path, capsys):
     other = tmp_path / "other"
     other.mkdir()
     side["codec"]["fingerprint"] = "0" * 16
+    side.pop("checksum")
     (other / "tokens.json").write_text(json.dumps(side))
     (other / "cuts.jsonl.gz").write_bytes((tokens / "cuts.jsonl.gz").read_bytes())
     assert command("decode", "--input", other, "--out-dir", tmp_path / "w") == 2

@@ -191,7 +191,7 @@ def test_sources_out_of_date(tokens, tmp_path):
     column = solo / "source_train.bin"
     whole = column.read_bytes()
     column.write_bytes(whole[:-1])
-    refused(f"source_train.bin is damaged .wrong size.; {again} {backing}")
+    refused(f"source_train.bin is damaged .other bytes than its checksum is of.; {again} {backing}")
     column.write_bytes(whole)
     (solo / "source.json").write_text(record[:40])
     refused("source.json is damaged")

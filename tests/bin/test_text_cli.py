@@ -417,7 +417,7 @@ def test_an_interruption_leaves_no_mixture(tokens, capsys, monkeypatch):
          ["exclude each other", "need no espeak"]),
         (["--type", "bpe", "--vocab-size", "2"], ["--vocab-size 2 is too small"]),
         (["--type", "phonemes", "--language", "enoch"], ["no language 'enoch'; near it: en-"]),
-        (["--type", "chars", "--splits", "train", "dev"], ["index_dev.bin not found; run rvqlm i"]),
+        (["--type", "chars", "--splits", "train", "dev"], ["has no split 'dev' (there are train"]),
     ],
 )  # fmt: skip
 def test_flags_that_do_not_fit(tokens, capsys, flags, messages):

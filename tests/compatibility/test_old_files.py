@@ -160,13 +160,21 @@ def test_columns_made_again_are_the_same(inside, unpacked):
     for path in (unpacked / "tokens").glob("*_*.bin"):
         made = inside / "tokens" / path.name
         if not path.name.startswith("midi_"):
-            assert made.read_bytes() == path.read_bytes(), path.name
+            old, new = (content(folder / "tokens" / path.name) for folder in (unpacked, inside))
+            assert (new[0] | old[0], new[1]) == (new[0], old[1]), path.name
             continue
         # times were float32, which put a note at 0.38 s before the step that begins there
         old, new = Ragged.open(path), Ragged.open(made)
         assert old.fingerprint == new.fingerprint and (old.starts == new.starts).all()
         later = new.steps.astype(int) - old.steps
         assert not later[:, [0, 1, 2, 3, 5]].any() and set(later[:, 4]) <= {0, 1}
+
+
+def content(path: Path) -> tuple[dict, bytes]:
+    """Header and columns."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[8:16], "little")
+    return json.loads(data[16 : 16 + size]), data[16 + size :]
 
 
 def test_symbols_of_texts_stay_what_they_were(inside, capsys):

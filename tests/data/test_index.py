@@ -17,6 +17,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import TokenDataset, build_index, index_path, manifest_path
 from rvqlm.data.store import RvqMmapWriter, frames_to_seconds, token_cut
 from rvqlm.errors import UserError
+from rvqlm.files import write_json
 
 FRAMES = [5, 1, 30, 17, 200, 8]
 
@@ -33,7 +34,7 @@ def read(directory, split="train"):
 
 def edit_sidecar(directory, **changes):
     path = directory / "tokens.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_json(path, {**json.loads(path.read_text()), **changes}, checksum=True)
 
 
 @pytest.mark.parametrize("v, dtype", [(64, "int16"), (40000, "uint16"), (70000, "uint32")])
@@ -209,8 +210,8 @@ def test_damaged_files(tmp_path):
     manifest.write_bytes(b"plain text")
     with pytest.raises(UserError, match="cut short or damaged"):
         build_index(tmp_path, "train")
-    manifest.write_bytes(gzip.compress(b"{}\n[]\n"))
-    with pytest.raises(UserError, match="has no tokens"):
+    manifest.write_bytes(gzip.compress(b"{}\n"))
+    with pytest.raises(UserError, match="entry 1: object missing required field id"):
         build_index(tmp_path, "train")
     manifest.write_bytes(gzip.compress(b"no json\n"))
     with pytest.raises(UserError, match="entry 1: not JSON"):
@@ -238,7 +239,7 @@ def test_damaged_files(tmp_path):
         (lambda c: c.pop("features"), "has no tokens"),
         (lambda c: c["features"].update(storage_type="numpy_files"), "stored as 'numpy_files'"),
         (lambda c: c["features"].update(storage_key="7"), "not a key"),
-        (lambda c: c.pop("duration"), "incomplete, no 'duration'"),
+        (lambda c: c.pop("duration"), "incomplete, no duration"),
     ],
 )
 def test_cuts_that_do_not_fit(tmp_path, change, message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from token_fixtures import drop_checksums
 
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.errors import UserError
@@ -74,6 +75,11 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
         with pytest.raises(UserError, match=r"x.bin is damaged .*; run rvqlm text"):
             Ragged.open(path, MARK, "run rvqlm text")
     path.write_bytes(whole + b"\0")
+    with pytest.raises(UserError, match="other bytes than its checksum"):
+        Ragged.open(path)
+    write_ragged(path, random_rows(1, 9)[:6], 1, MARK)
+    drop_checksums(tmp_path)
+    path.write_bytes(path.read_bytes() + b"\0")
     with pytest.raises(UserError, match="wrong size"):
         Ragged.open(path)
     path.unlink()
@@ -84,6 +90,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
 def test_broken_starts_and_other_data_are_refused(tmp_path):
     path = tmp_path / "x.bin"
     write_ragged(path, [np.arange(5), np.arange(3)], 1, MARK)
+    drop_checksums(tmp_path)
     whole = bytearray(path.read_bytes())
     whole[16 + int.from_bytes(whole[8:16], "little") + 8] = 9  # where row 1 begins
     path.write_bytes(whole)

@@ -13,7 +13,7 @@ import rvqlm
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import build_index
 from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, token_cut
-from rvqlm.files import sha256_of
+from rvqlm.files import sha256_of, write_json
 
 INFO = CodecInfo("test", "0123456789abcdef", 16000, 320, 3, 64)
 
@@ -68,7 +68,7 @@ def make_tokens(
         "skipped": 0,
         "rvqlm_version": getattr(rvqlm, "__version__", "0"),
     }
-    (directory / "tokens.json").write_text(json.dumps(sidecar))
+    write_json(directory / "tokens.json", sidecar, checksum=True)
     for name in ["cuts.jsonl.gz"] + ([f"cuts_{split}.jsonl.gz"] if split else []):
         with gzip.open(directory / name, "wt") as file:
             file.writelines(lines)
@@ -77,4 +77,20 @@ def make_tokens(
     return codes
 
 
-__all__ = ["INFO", "Key", "make_tokens"]
+def drop_checksums(directory: Path) -> None:
+    """Make the files of a token directory those of a version that had no checksums."""
+    for path in directory.glob("*.json"):
+        values = json.loads(path.read_text())
+        if values.pop("checksum", None):
+            path.write_text(json.dumps(values))
+    for path in directory.glob("*.bin"):
+        data = path.read_bytes()
+        size = int.from_bytes(data[8:16], "little")
+        header = json.loads(data[16 : 16 + size])
+        for name in ("checksum", "columns"):
+            header.pop(name, None)
+        text = json.dumps(header).encode().ljust(size)
+        path.write_bytes(data[:16] + text + data[16 + size :])
+
+
+__all__ = ["INFO", "Key", "drop_checksums", "make_tokens"]
