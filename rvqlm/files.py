@@ -28,7 +28,9 @@ from msgspec import Meta
 from rvqlm.errors import UserError, reason_of
 
 MOST = 64 << 20
-"""Bytes of a JSON or YAML file, and of a line of a JSONL file (unpacked), at most."""
+"""Bytes of a line of a JSONL file, unpacked, at most; of a JSON or YAML file too, or `_RATIO` times
+its size where that is more."""
+_RATIO = 50
 _DEPTH = 100  # of nested YAML: its C parser has no bound of its own and overflows the stack
 
 Count = Annotated[int, Meta(ge=0, lt=1 << 62)]
@@ -37,6 +39,8 @@ Positive = Annotated[int, Meta(ge=1, lt=1 << 62)]
 Finite = Annotated[float, Meta(ge=-1e300, le=1e300)]
 """In schemas: a number that is neither infinite nor NaN, both of which Python's JSON has."""
 Name = Annotated[str, Meta(min_length=1)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+"""In schemas: a SHA-256."""
 
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
@@ -141,32 +145,47 @@ def read_json(
     convert: Callable[[Any], Any] = lambda v: v,
     type: Any = Any,
 ) -> Any:
-    """The values of a JSON file that `fits` the schema `type`, passed through `convert`; a checksum
-    that it has is compared and left out.
+    """The values of a JSON file, gzipped or plain, that `fits` the schema `type`, passed through
+    `convert`; a checksum that it has is compared and left out.
 
     Raises `UserError`, ending in `remedy`, where the file is missing (`missing`: what that means)
     or damaged, which is also what the usual errors of `convert` say.
     """
     try:
-        with open(path, "rb") as file:
-            text = _all_of(file)
+        text = _all_of(path)
         return convert(fits(without_checksum(json.loads(text.decode())), type))
     except FileNotFoundError:
         what = f": {missing}" if missing else ""
         raise UserError(f"{path} not found{what}; {remedy}") from None
-    except OSError as e:
-        raise UserError(f"{path}: {reason_of(e)}") from None
+    except (OSError, EOFError, zlib.error) as e:
+        raise UserError(f"{path}: {reason_of(e)}; {remedy}") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, UserError) as e:
         what = "nested too deeply" if isinstance(e, RecursionError) else e
         raise UserError(f"{path} is damaged ({what}); {remedy}") from None
 
 
-def _all_of(file: BinaryIO) -> bytes:
-    parts, size = [], 0
-    while part := file.read(1 << 16):
-        parts.append(part)
-        if (size := size + len(part)) > MOST:
-            raise ValueError(f"more than {MOST >> 20} MB")
+def read_text(path: str | Path) -> str:
+    """A text file in UTF-8; `UserError` for another, or one that is too large for a text."""
+    try:
+        return _all_of(path).decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file (UTF-8)") from None
+    except (ValueError, OSError) as e:
+        raise UserError(f"{path}: {reason_of(e)}") from None
+
+
+def _open(path: str | Path) -> BinaryIO:
+    return gzip.open(path, "rb") if str(path).lower().endswith(".gz") else open(path, "rb")
+
+
+def _all_of(path: str | Path) -> bytes:
+    """What is in a file, gzipped or plain; `ValueError` where its size bounds nothing."""
+    most, size, parts = max(MOST, _RATIO * os.stat(path).st_size), 0, []
+    with _open(path) as file:
+        while part := file.read(1 << 16):
+            parts.append(part)
+            if (size := size + len(part)) > most:
+                raise ValueError(f"more than {most >> 20} MB")
     return b"".join(parts)
 
 
@@ -178,7 +197,7 @@ def read_lines(path: str | Path, what: str, remedy: str) -> Iterator[bytes]:
     """
     blank = 0
     try:
-        with gzip.open(path, "rb") if str(path).lower().endswith(".gz") else open(path, "rb") as f:
+        with _open(path) as f:
             while line := f.readline(MOST + 1):
                 if line.isspace():
                     blank += len(line)
@@ -216,8 +235,7 @@ def read_yaml(path: str | Path, what: str, type: Any = Any) -> Any:
     Raises `UserError` that begins with `what`.
     """
     try:
-        with gzip.open(path, "rb") if str(path).lower().endswith(".gz") else open(path, "rb") as f:
-            text = _all_of(f)
+        text = _all_of(path)
     except (EOFError, ValueError, zlib.error, OSError) as e:
         raise UserError(f"{what}: {reason_of(e)}") from None
     return parse_yaml(text, what, type)

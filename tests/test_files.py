@@ -241,11 +241,14 @@ def test_lines_are_bounded(tmp_path, monkeypatch):
             path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
             with pytest.raises(UserError, match=r"^m: a line of more than 0 MB"):
                 list(read_jsonl(path, "m", "run x", int))
-    path.write_bytes(b"[]" + b" " * 998)
+    path = tmp_path / "a.json.gz"
+    path.write_bytes(gzip.compress(b"[]" + b" " * 998))
     assert read_json(path, "run x") == []
-    path.write_bytes(b"[]" + b" " * 999)
+    path.write_bytes(gzip.compress(b"[]" + b" " * 99_999))
     with pytest.raises(UserError, match="more than 0 MB"):
         read_json(path, "run x")
+    with pytest.raises(UserError, match="more than 0 MB"):
+        read_yaml(path, "m")
 
 
 def test_a_bomb_is_not_unpacked(tmp_path):

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 
 from rvqlm.checkpoints.file import write_errors
+from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError, reason_of
-from rvqlm.files import atomic_folder, sha256_of
+from rvqlm.files import Count, Digest, Finite, atomic_folder, fits, read_json, sha256_of, write_json
 from rvqlm.models.factory import model_identity
 from rvqlm.version import __version__
 
@@ -21,6 +24,28 @@ FORMAT = 1
 _TRAINING = ("epoch", "total_frames", "elapsed", "best")
 _PRIVATE = ("exp-dir", "manifest-dir", "resume", "init-from", "dry-run", "device", "num-threads")
 """Flags that say where something was, not how the model was trained."""
+
+
+class _Training(TypedDict, total=False):
+    epoch: Count
+    total_frames: Count
+    elapsed: Finite
+    best: dict
+    mean_of_steps: list[Count]
+    rvqlm_version: str
+
+
+class Exported(_Training):
+    """``config.json``; what the model's options may be, `build_model` knows."""
+
+    model_name: str
+    model_config: dict[str, Any]
+    codec: CodecInfo
+    conditions: dict[str, ConditionInfo]
+    averaged_weights: bool
+    step: Count
+    config: dict[str, Any]
+    weights_sha256: Digest
 
 
 def save_pretrained(
@@ -47,8 +72,7 @@ def save_pretrained(
         save_model(model, str(folder / WEIGHTS), {"format": "pt"})
         config = describe(model, state or {}, averaged)
         config["weights_sha256"] = sha256_of(folder / WEIGHTS)
-        text = json.dumps(config, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        (folder / CONFIG).write_text(text, encoding="utf-8")
+        write_json(folder / CONFIG, config, checksum=True)
     return directory
 
 
@@ -84,27 +108,19 @@ def read_config(directory: Path) -> dict:
     Its flags (``config``) are those that the training had, but for paths; none if the model was
     saved without its checkpoint.
     """
-    path = directory / CONFIG
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise UserError(f"{path}: {e.strerror or e}") from None
-    except ValueError as e:
-        raise UserError(f"{path}: damaged, not JSON ({e}); export the model again") from None
-    if not isinstance(state, dict) or state.get("model_type") != "rvqlm":
+    path, again = directory / CONFIG, "export the model again"
+    state = read_json(path, again, "no exported model", type=dict)
+    if state.get("model_type") != "rvqlm":
         raise UserError(f"{path}: not a model of rvqlm export-model; give one of those")
     if state.get("format") != FORMAT:
         raise UserError(
             f"{path}: format {state.get('format')!r}, this version reads {FORMAT}; use the version "
             "that wrote it"
         )
-    needed = ("model_name", "model_config", "codec", "conditions", "averaged_weights", "step")
-    needed += ("config", "weights_sha256")
-    if missing := [k for k in needed if k not in state]:
-        raise UserError(f"{path}: damaged, no {', '.join(missing)}; export the model again")
-    for name in ("model_config", "codec", "conditions", "config"):
-        if not isinstance(state[name], dict):
-            raise UserError(f"{path}: damaged, {name} is {state[name]!r}; export the model again")
+    try:
+        fits(state, Exported)
+    except (ValueError, UserError) as e:
+        raise UserError(f"{path} is damaged ({e}); {again}") from None
     # JSON has no tuples, options have no lists
     options = state["model_config"].items()
     state["model_config"] = {k: tuple(v) if isinstance(v, list) else v for k, v in options}

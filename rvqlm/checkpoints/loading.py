@@ -10,9 +10,11 @@ import torch
 from rvqlm.checkpoints.exported import CONFIG, WEIGHTS, is_exported, read_config, read_weights
 from rvqlm.checkpoints.file import NAMES, load_checkpoint
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import ConditionInfo, Infos
 from rvqlm.errors import UserError
 from rvqlm.models.factory import build_model
+
+_SMALL = 1 << 20  # numbers that need no weights to account for them
 
 
 def from_pretrained(path: str | Path, device: torch.device | str = "cpu"):
@@ -50,8 +52,9 @@ def load_model(
     try:
         info = CodecInfo.from_dict(state["codec"])
         conditions = {k: ConditionInfo.from_dict(c) for k, c in state["conditions"].items()}
+        require_size(weights, state, info, conditions)
         model = build_model(state["model_name"], state["model_config"], info, conditions)
-    except (UserError, TypeError, ValueError, KeyError, AttributeError) as e:
+    except (UserError, TypeError, ValueError, LookupError, AttributeError, RuntimeError) as e:
         raise UserError(
             f"{path}: the model cannot be built ({_line(e)}); use the version that wrote it "
             f"({state.get('rvqlm_version', 'unknown')})"
@@ -61,6 +64,22 @@ def load_model(
     except RuntimeError as e:
         raise UserError(f"{path}: weights don't fit model {model.name}: {_line(e)}") from e
     return model.to(device).eval(), info, state
+
+
+def require_size(weights: dict, state: dict, info: CodecInfo, conditions: Infos) -> None:
+    """Raise `UserError`, before any memory is taken, for options of a model much larger than the
+    weights there are."""
+    stored, tensors = sum(w.numel() for w in weights.values()), len(weights)
+    options = {k: v for k, v in state["model_config"].items() if isinstance(v, int)}
+    sizes = [info.codebook_size, *(size for c in conditions.values() for size in c.sizes)]
+    layers = max((v for k, v in options.items() if "layers" in k), default=0)
+    if max([*options.values(), *sizes]) <= stored + _SMALL and layers <= tensors + 1:
+        with torch.device("meta"):
+            model = build_model(state["model_name"], state["model_config"], info, conditions)
+        tensors = (*model.parameters(), *model.buffers())
+        if sum(t.numel() for t in tensors) <= 2 * stored + _SMALL:
+            return
+    raise UserError(f"its options are of a model much larger than {stored:,} weights")
 
 
 def read(path: Path, use_ema: bool = True) -> tuple[dict[str, torch.Tensor], dict]:

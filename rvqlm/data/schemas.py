@@ -12,10 +12,9 @@ from msgspec import Meta
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.files import Count, Finite, Name, Positive
+from rvqlm.files import Count, Digest, Finite, Name, Positive
 
 Dtype = Literal["uint8", "int16", "uint16", "uint32"]
-Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 FileName = Annotated[str, Meta(pattern=r"^[^/\0]+$")]
 ShardName = Annotated[str, Meta(pattern=r"^codes/[^/\0]+$")]
 
@@ -70,7 +69,6 @@ class Custom(TypedDict, total=False):
 class _Entry(TypedDict, total=False):
     type: str | None
     start: Finite
-    duration: Annotated[float, Meta(gt=0, le=1e9)]
     channel: int | list[int] | None
     supervisions: list[Supervision] | None
     features: Features | None
@@ -78,10 +76,24 @@ class _Entry(TypedDict, total=False):
     custom: Custom | None
 
 
-class Cut(_Entry):
-    """A line of a manifest of cuts; recordings and supervisions have these fields too."""
+class _Long(_Entry, total=False):
+    duration: Annotated[float, Meta(gt=0, le=1e9)]
+
+
+class Cut(_Long):
+    """A line of a manifest of cuts."""
 
     id: Name
+
+
+class Entry(_Entry, total=False):
+    """A line of a manifest of anything: cuts, recordings, supervisions, features."""
+
+    duration: Finite | None
+    recording_id: str | None
+    sampling_rate: Positive | None
+    speaker: str | int | None
+    text: str | None
 
 
 # --------------------------------------------------------------------- the token directory

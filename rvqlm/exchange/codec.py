@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from rvqlm.codec_info import CodecInfo
+from rvqlm.data.schemas import FileName
 from rvqlm.errors import UserError
 from rvqlm.files import read_json, write_json
 from rvqlm.hub import read_from_a_file
@@ -137,12 +138,22 @@ def write_codec(path: str | os.PathLike, info: CodecInfo, **more) -> None:
     write_json(path, {"codec": info.to_dict(), **more}, checksum=True)
 
 
+class _Parts(TypedDict, total=False):
+    format: str
+    splits: list[FileName] | None
+
+
+class _Described(_Parts):
+    codec: CodecInfo
+
+
 def read_codec(path: str | os.PathLike) -> tuple[CodecInfo, dict]:
     """Codec and all fields of a ``codec.json``; `UserError` when it is damaged."""
     return read_json(
         path,
         "give the codec with --codec",
         convert=lambda fields: (CodecInfo.from_dict(fields["codec"]), fields),
+        type=_Described,
     )
 
 

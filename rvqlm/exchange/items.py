@@ -49,7 +49,10 @@ class TokenItem:
 
     def cut(self, path: str | os.PathLike, key: str, info: CodecInfo) -> MonoCut:
         """The lhotse cut over these codes once they lie in a shard."""
-        supervisions = [SupervisionSegment.from_dict(dict(s)) for s in self.supervisions]
+        try:
+            supervisions = [SupervisionSegment.from_dict(dict(s)) for s in self.supervisions]
+        except (TypeError, ValueError, LookupError) as e:
+            raise UserError(f"{self.id}: its supervisions are not lhotse's: {e}") from None
         recording = self.id if self.recording_id is None else self.recording_id
         return token_cut(
             self.id, path, key, info, recording, self.channel, supervisions, custom=self.custom

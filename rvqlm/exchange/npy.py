@@ -12,16 +12,30 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_manifest
+from rvqlm.data.schemas import Cut, FileName
 from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.items import Skipped, TokenItem
 from rvqlm.exchange.names import new_path
+from rvqlm.files import Count, Name
 
 MANIFEST = "manifest.jsonl"
+
+
+class _About(TypedDict, total=False):
+    num_samples: Count
+    recording_id: str | None
+    split: FileName | None
+
+
+class _Line(Cut, _About):
+    path: Name
+    num_frames: Count
 
 
 def write_npy(folder: Path, items: Iterable[TokenItem], info: CodecInfo) -> int:
@@ -92,7 +106,7 @@ def parse_npy(data: bytes) -> np.ndarray:
 def read_npy_manifest(manifest: Path) -> Iterator[TokenItem | Skipped]:
     """The items that `write_npy` wrote, one at a time, or why one cannot be read; `UserError`
     naming a line that is wrong."""
-    for number, line in enumerate(read_manifest(manifest), 1):
+    for number, line in enumerate(read_manifest(manifest, _Line), 1):
         try:
             path = manifest.parent / line["path"]
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rvqlm.files import atomic_write, read_json, write_json
+from rvqlm.metrics.schemas import Sample
 
 
 def write_sample(path: Path, audio, sampling_rate: int, about: dict) -> Path:
@@ -29,9 +30,7 @@ def read_sample(wav: Path) -> dict | None:
     path = wav.with_suffix(".json")
     if not path.exists():
         return None
-    return read_json(
-        path, "delete it and generate again", convert=lambda x: x | {"kind": x["kind"]}
-    )
+    return read_json(path, "delete it and generate again", type=Sample)
 
 
 def names_in(folder: Path) -> set[str]:
@@ -46,4 +45,4 @@ def read_samples(folder: Path) -> list[tuple[Path, dict]]:
     """
     found = [(wav, read_sample(wav)) for wav in sorted(folder.glob("*.wav"))]
     described = [(wav, about) for wav, about in found if about is not None]
-    return sorted(described, key=lambda item: -int(item[1].get("step") or 0))  # stable
+    return sorted(described, key=lambda item: -(item[1].get("step") or 0))  # stable

@@ -9,8 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from rvqlm.data.index import read_manifest
+from rvqlm.data.schemas import Entry
 from rvqlm.data.store import STORAGE_TYPE
 from rvqlm.errors import UserError
+from rvqlm.files import fits, read_json, read_yaml
 
 
 def look_at_manifest(path: Path) -> tuple[str, dict]:
@@ -35,7 +37,7 @@ def look_at_manifest(path: Path) -> tuple[str, dict]:
         kinds[kind] += 1
         try:
             seconds[kind] += _seconds(entry)
-        except (TypeError, ValueError, LookupError, AttributeError):
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
             raise UserError(f"{path}: entry {number} has no duration that is a number") from None
         held = entry.get("features") if kind == "token cuts" else entry
         audio = entry.get("recording") or held
@@ -64,26 +66,27 @@ def look_at_manifest(path: Path) -> tuple[str, dict]:
 def _seconds(entry: dict) -> float:
     """Length of an entry; a mixed cut lasts until the last of its tracks ends."""
     if entry.get("type") != "MixedCut":
-        return float(entry.get("duration", 0.0))
+        return float(entry.get("duration") or 0.0)
     ends = (float(t.get("offset", 0.0)) + _seconds(t["cut"]) for t in entry.get("tracks") or ())
     return max(ends, default=0.0)
 
 
 def _entries(path: Path) -> Iterator[dict]:
     if ".jsonl" in path.suffixes:
-        yield from read_manifest(path)
+        yield from read_manifest(path, Entry)
         return
-    from lhotse.serialization import load_json, load_yaml
-
-    try:
-        reader = load_yaml if any(s in path.suffixes for s in (".yaml", ".yml")) else load_json
-        document = reader(path)
-    except Exception as e:  # of json, yaml and gzip
-        raise UserError(f"{path}: damaged: {' '.join(str(e).split())[:200]}") from None
+    if {".yaml", ".yml"} & set(path.suffixes):
+        document = read_yaml(path, str(path))
+    else:
+        document = read_json(path, "make it again")
     if not isinstance(document, list) or not all(isinstance(d, dict) for d in document):
         held = f"a document with {[*document][:6]}" if isinstance(document, dict) else "a document"
         raise UserError(f"{path}: {held}, no manifest: nothing that rvqlm knows")
-    yield from document
+    for number, entry in enumerate(document, 1):
+        try:
+            yield fits(entry, Entry)
+        except ValueError as e:
+            raise UserError(f"{path}, entry {number}: {e}") from None
 
 
 def _kind(entry: dict) -> str | None:

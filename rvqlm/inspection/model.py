@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
 from rvqlm.checkpoints.exported import CONFIG, read_config, read_weights
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError, reason_of
-from rvqlm.metrics.log import scan_log
+from rvqlm.files import read_json
+from rvqlm.metrics.log import read_run, scan_log
 
 Found = tuple[str, dict, CodecInfo | None]
 
@@ -81,10 +81,10 @@ def look_at_experiment(path: Path) -> Found:
         short = {k: v for k, v in last.items() if isinstance(v, (int, float, str))}
         facts["last_metrics"] = {k: v for k, v in short.items() if len(str(v)) < 40}
     try:
-        commands = json.loads((path / "run.json").read_text())["commands"]
-        facts["starts"], facts["command"] = len(commands), commands[-1]
-    except (OSError, ValueError, KeyError, IndexError, TypeError):
-        pass
+        commands = read_run(path).get("commands", [])
+        facts |= {"starts": len(commands), "command": commands[-1]} if commands else {}
+    except UserError as e:
+        facts["command"] = f"unknown: {e}"
     facts["samples"] = sum(1 for _ in (path / "samples").glob("*.wav"))
     return "experiment", facts, info
 
@@ -92,10 +92,9 @@ def look_at_experiment(path: Path) -> Found:
 def is_model(folder: Path) -> bool:
     """Whether ``config.json`` is one of `rvqlm export-model`; transformers' codecs have one too."""
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(folder / CONFIG, "", type=dict).get("model_type") == "rvqlm"
+    except UserError:
         return False
-    return isinstance(config, dict) and config.get("model_type") == "rvqlm"
 
 
 def look_at_pretrained(folder: Path) -> Found:
@@ -113,10 +112,8 @@ def look_at_codec(folder: Path) -> Found:
     """A folder with ``config.json``: a codec in transformers' format, or some other model."""
     from rvqlm.codecs.registry import load_codec
 
-    try:
-        kind = str(json.loads((folder / "config.json").read_text()).get("model_type"))
-    except (OSError, ValueError, AttributeError) as e:
-        raise UserError(f"{folder / 'config.json'}: not a model configuration ({e})") from None
+    config = read_json(folder / "config.json", "give the folder of a model", type=dict)
+    kind = str(config.get("model_type"))
     try:
         info = load_codec(folder).info
     except UserError as e:

@@ -7,7 +7,6 @@ where it holds tokens, counts of a sample of its codes. Nothing large is read wh
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections import Counter
@@ -23,7 +22,9 @@ from rvqlm.cli import counted
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import MAGIC as INDEX_MAGIC
 from rvqlm.data.index import index_path, read_sidecar, same_file, splits_of
-from rvqlm.data.store import DTYPES, Shard
+from rvqlm.data.mapped import map_columns
+from rvqlm.data.schemas import IndexHeader
+from rvqlm.data.store import DTYPES, Shard, code_dtype
 from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.codec import codec_beside, read_codec
 from rvqlm.exchange.items import TokenItem, TokenSource
@@ -155,7 +156,8 @@ def _shard(path: Path, max_cuts: int) -> Look:
     if not (folder / "tokens.json").is_file():
         return Look(kind, {"note": f"no {folder / 'tokens.json'}, which says what is in a shard"})
     sidecar = read_sidecar(folder)
-    info, dtype = CodecInfo.from_dict(sidecar["codec"]), DTYPES[sidecar["dtype"]]
+    info = CodecInfo.from_dict(sidecar["codec"])
+    dtype = DTYPES[sidecar.get("dtype") or code_dtype(info.codebook_size)]
     entry = next((s for s in sidecar.get("shards", []) if Path(s["path"]).name == path.name), None)
     problems = []
     size = path.stat().st_size
@@ -173,20 +175,15 @@ def _shard(path: Path, max_cuts: int) -> Look:
 
 def _index(path: Path) -> Look:
     try:
-        with open(path, "rb") as file:
-            file.seek(8)
-            size = int.from_bytes(file.read(8), "little")
-            if size > path.stat().st_size:
-                raise ValueError("cut short")
-            header = json.loads(file.read(size))
-        facts = {k: header[k] for k in ("num_cuts", "num_frames", "hours", "dtype", "fingerprint")}
-        facts["shards"] = len(header["shards"])
-        manifest = path.parent / header["manifest"]["name"]
-        facts["manifest"] = manifest.name
-        info = CodecInfo.from_dict(header["codec"])
-        current = same_file(manifest, header["manifest"])
-    except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"{path}: a damaged index ({e!r}); run rvqlm index again") from None
+        header, _ = map_columns(path, INDEX_MAGIC, IndexHeader)
+    except (ValueError, OSError) as e:
+        raise UserError(f"{path}: a damaged index ({e}); run rvqlm index again") from None
+    facts = {k: header[k] for k in ("num_cuts", "num_frames", "hours", "dtype", "fingerprint")}
+    facts["shards"] = len(header["shards"])
+    manifest = path.parent / header["manifest"]["name"]
+    facts["manifest"] = manifest.name
+    info = CodecInfo.from_dict(header["codec"])
+    current = same_file(manifest, header["manifest"])
     problem = f"{manifest} is not what it was made of; run rvqlm index again"
     return Look("index of a split", facts, info, problems=[] if current else [problem])
 
@@ -221,7 +218,11 @@ def _token_dir(path: Path, max_cuts: int) -> Look:
     for split in splits_of(path):
         index = index_path(path, split)
         if index.exists():
-            seen = _index(index)
+            try:
+                seen = _index(index)
+            except UserError as e:
+                splits[split], problems = "damaged index", [*problems, str(e)]
+                continue
             held = counted(seen.facts["num_cuts"], "cut")
             splits[split] = f"{held}, {clock(3600 * seen.facts['hours'])}, indexed"
             problems += seen.problems

@@ -1,4 +1,5 @@
-"""Reading EXP/metrics.jsonl: one JSON object a line, with `kind` (train, valid, sample) and `step`.
+"""Reading what a training says of itself: EXP/metrics.jsonl, one JSON object a line, with `kind`
+(train, valid, sample) and `step`; EXP/run.json, the commands and circumstances.
 
 A kill tears at most the last line. `read_log` reads a log as a whole, `scan_log` one that may be
 damaged anywhere.
@@ -11,12 +12,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rvqlm.errors import UserError
+from rvqlm.files import MOST, fits, read_json
+from rvqlm.metrics.schemas import Record, Run
 
 
 def scan_log(path: str | Path) -> Iterator[tuple[int, dict | None]]:
     """(line number from 1, record) of a log; None for a damaged line."""
     with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):  # one at a time: a log of weeks has a GB
+        lines = iter(lambda: file.readline(MOST), b"")  # one at a time: a log of weeks has a GB
+        for number, line in enumerate(lines, 1):
             yield number, _record(line)
 
 
@@ -56,7 +60,15 @@ def by_kind(records: Iterable[dict]) -> dict[str, list[dict]]:
 
 def _record(line: bytes) -> dict | None:
     try:
-        found = json.loads(line)
-        return found if isinstance(found["kind"], str) and isinstance(found["step"], int) else None
-    except (ValueError, KeyError, TypeError):
+        return fits(json.loads(line), Record)
+    except (ValueError, RecursionError):
         return None
+
+
+def read_run(folder: str | Path) -> dict:
+    """``run.json`` of an experiment (`rvqlm.metrics.schemas.Run`); empty where there is none.
+
+    :raises UserError: it is damaged.
+    """
+    path = Path(folder) / "run.json"
+    return read_json(path, "delete it and resume the training", type=Run) if path.exists() else {}

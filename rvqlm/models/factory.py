@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
+from rvqlm.files import fits
 from rvqlm.models.base import TokenModel
 from rvqlm.models.cards import card_of
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
@@ -40,7 +41,10 @@ def build_model(name: str, config, info: CodecInfo, conditions: Infos | None = N
         unknown = set(config) - {f.name for f in fields(config_class)}
         if unknown:
             raise UserError(f"model {name} has no option {', '.join(sorted(unknown))}")
-        config = config_class(**config)
+        try:
+            config = fits(config, config_class)
+        except ValueError as e:
+            raise UserError(f"options of model {name}: {e}") from None
     return model_class(config, info, conditions or {})
 
 

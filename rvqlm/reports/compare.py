@@ -18,8 +18,9 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.files import read_json
 from rvqlm.inference.files import read_samples
+from rvqlm.metrics.schemas import Evaluation
 from rvqlm.models.factory import model_entry
-from rvqlm.reports.experiment import REMEDY, Training, stage_folders
+from rvqlm.reports.experiment import Training, stage_folders
 from rvqlm.reports.formatting import mean, number
 from rvqlm.reports.records import Recognition, conditions_of, of_samples, outdated
 from rvqlm.training.config import flags_class
@@ -173,10 +174,7 @@ def _add_evaluation(row: Row, places: list[Path], split: str) -> None:
             f"{row.exp_dir} --manifest-dir {tokens} --split {split}"
         )
         return
-    found = read_json(path, REMEDY)
-    wanted = ("cuts", "frames", "nats", "bits_per_second", "bound")
-    if absent := [k for k in wanted if k not in found]:
-        raise UserError(f"{path}: no {', '.join(absent)} in it; run rvqlm evaluate again")
+    found = read_json(path, "run rvqlm evaluate again", type=Evaluation)
     row.evaluation = {"split": split, "prompt_fraction": 0.0} | found
     row.given = conditions_of(found, row.flags)
     if outdated(found, row.family):
@@ -219,7 +217,8 @@ def _add_samples(row: Row, places: list[Path]) -> None:
 def _summarize(found: list[tuple[Path, dict]]) -> Samples:
     abouts = [about for _, about in found]
     # what a batch of several costs is shared by them in a way that depends on its size
-    alone = [a for a in abouts if a.get("batch_size") == 1]
+    measured = ("seconds", "passes", "generation_seconds")
+    alone = [a for a in abouts if a.get("batch_size") == 1 and all(k in a for k in measured)]
     seconds = sum(a["seconds"] - (a.get("prompt_seconds") or 0) for a in alone)
     return Samples(
         count=len(found),

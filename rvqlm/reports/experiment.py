@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from rvqlm.errors import UserError
-from rvqlm.files import read_json
-from rvqlm.metrics.log import by_kind, read_log
+from rvqlm.files import parse_yaml, read_text
+from rvqlm.metrics.log import by_kind, read_log, read_run
+from rvqlm.metrics.schemas import Extent
 
 REMEDY = "run the command that writes it again"
 """Where a JSON file of an experiment is damaged."""
+
+
+_STAGE = re.compile(r"([0-9]{1,6})\t([0-9]{1,12}(?:\.[0-9]*)?)\t(.*)", re.ASCII)
+
+_Named = TypedDict("_Named", {"model-name": str})
+_BUDGET = ("num-epochs", "max-steps", "max-minutes", "accum")
+_Budget = TypedDict("_Budget", dict.fromkeys(_BUDGET, Extent), total=False)
+
+
+class Flags(_Named, _Budget):
+    """``config.yaml``: of its flags those that are read one by one."""
 
 
 @dataclass
@@ -28,12 +42,11 @@ class Training:
     @classmethod
     def read(cls, folder: Path) -> Training:
         """:raises UserError: damaged files."""
-        names = ("run.json", "config.yaml", "metrics.jsonl")
-        about, config, log = (folder / name for name in names)
+        config, log = (folder / name for name in ("config.yaml", "metrics.jsonl"))
         return cls(
             folder=folder,
-            about=read_json(about, REMEDY) if about.exists() else {},
-            config=config.read_text(encoding="utf-8") if config.exists() else "",
+            about=read_run(folder),
+            config=read_text(config) if config.exists() else "",
             log=by_kind(read_log(log)) if log.exists() else {},
         )
 
@@ -66,15 +79,8 @@ class Training:
 
         :raises UserError: it holds something else.
         """
-        import yaml
-
-        try:
-            flags = yaml.safe_load(self.config)
-            flags["model-name"]
-        except (yaml.YAMLError, KeyError, TypeError) as e:
-            reason, path = " ".join(str(e).split()), self.folder / "config.yaml"
-            raise UserError(f"{path}: not flags of rvqlm trainer ({reason})") from None
-        return flags
+        what = f"{self.folder / 'config.yaml'}: not flags of rvqlm trainer"
+        return parse_yaml(self.config, what, Flags)
 
 
 def stage_folders(exp_dir: Path) -> list[Path]:
@@ -91,7 +97,12 @@ def read_stages(path: Path) -> list[tuple[str, float]]:
     if not path.exists():
         return []
     longest: dict[int, tuple[float, str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        stage, seconds, title = line.split("\t", 2)
-        longest[int(stage)] = max(longest.get(int(stage), (-1.0, "")), (float(seconds), title))
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        found = _STAGE.fullmatch(line)
+        if found is None:
+            raise UserError(
+                f"{path}, line {number}: not a number, seconds and a title; delete that line"
+            )
+        stage = int(found[1])
+        longest[stage] = max(longest.get(stage, (-1.0, "")), (float(found[2]), found[3]))
     return [(title, seconds) for _, (seconds, title) in sorted(longest.items())]

@@ -6,7 +6,6 @@ A training is read anew at each look, so one that was resumed or moved aside nee
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from math import isfinite
@@ -16,7 +15,8 @@ import numpy as np
 
 from rvqlm.cli import clock, counted, span
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_write
+from rvqlm.files import atomic_write, read_json
+from rvqlm.metrics.schemas import Rank
 from rvqlm.reports.experiment import Training, stage_folders
 from rvqlm.reports.formatting import percent, shown
 from rvqlm.training.schedule import Budget
@@ -83,8 +83,8 @@ class Watched:
             return "running"
         ranks = []
         for path in sorted((self.exp_dir / "ranks").glob("rank-*.json")):
-            with contextlib.suppress(ValueError):  # torn by a crash of the machine
-                place = json.loads(path.read_text())
+            with contextlib.suppress(UserError):  # torn by a crash of the machine
+                place = read_json(path, "", type=Rank)
                 ranks.append(f"rank {place['rank']} in {place['where']}")
         return f"no line for {span(age)}: stalled or killed" + f" ({', '.join(ranks)})" * bool(
             ranks
@@ -220,9 +220,9 @@ def plot(experiments: list[Watched], out: str | Path) -> Path:
         loss.plot(*w.curve("train", "loss"), color=color, alpha=0.5, label=label)
         loss.plot(*w.curve("valid", "loss"), color=color, marker=".", label=f"{name} valid")
         steps = [r["step"] for r in records]
-        for level in range(len(records[0]["nats"]) if records else 0):
+        for level in range(max((len(r.get("nats", [])) for r in records), default=0)):
             style = {"color": f"C{level}"} if alone else {"color": color, "alpha": 0.4}
-            nats = [r["nats"][level] for r in records]
+            nats = [dict(enumerate(r.get("nats", []))).get(level) for r in records]
             levels.plot(steps, nats, label=f"level {level}" if alone else None, **style)
         rate.plot(*w.curve("train", "lr"), color=color)
         gradient.plot(*w.curve("train", "grad_norm"), color=color)

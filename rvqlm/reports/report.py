@@ -24,6 +24,7 @@ from rvqlm.errors import UserError
 from rvqlm.files import read_json
 from rvqlm.inference.held_out import HeldOut, is_prompt, read_held_out, speaker_of
 from rvqlm.metrics.losses import bits_per_second
+from rvqlm.metrics.schemas import Evaluation, Stats
 from rvqlm.reports import clips
 from rvqlm.reports.experiment import REMEDY, Training, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
@@ -126,15 +127,15 @@ def level_charts(run: Training, info: CodecInfo, unigram: list[float] | None) ->
     """One chart a level, all with the same scale."""
 
     def nats(record: dict, level: int) -> float:
-        value = record["nats"][level]
-        return math.nan if value is None else value  # a level that is not trained
+        values = record.get("nats", [])[level : level + 1]
+        return math.nan if values in ([], [None]) else values[0]  # a level that is not trained
 
     panels = [_curves(run, partial(nats, level=level)) for level in range(info.num_codebooks)]
     top = math.log(info.codebook_size)
     low = min([top, *(v for panel in panels for s in panel for v in s.y if math.isfinite(v))])
     high = 1.02 * top
     limits = (low - 0.05 * (high - low), high)
-    marks = [[Reference("unigram", "unigram", value)] for value in unigram or []]
+    marks = [[Reference("unigram", "unigram", value)] for value in (unigram or [])[: len(panels)]]
     return [
         chart(panel, mark, limits=limits, ticks=3) for panel, mark in zip_longest(panels, marks)
     ]
@@ -240,15 +241,15 @@ def headline(
 def level_table(evaluation: dict, info: CodecInfo) -> list[dict]:
     """One row a level of a `rvqlm evaluate` result."""
     top = math.log(info.codebook_size)
-    columns = (evaluation[name] for name in ("nats", "unigram_nats", "accuracy"))
+    columns = (evaluation.get(name, []) for name in ("nats", "unigram_nats", "accuracy"))
     return [
         {
             "level": level,
             "nats": nats,
             "unigram": unigram,
-            "saved": 1 - nats / unigram,
+            "saved": 1 - nats / unigram if unigram else 0.0,
             "accuracy": accuracy,
-            "perplexity": math.exp(nats),
+            "perplexity": math.exp(min(nats, 700)),
             "width": 100 * nats / top,
             "mark": 100 * unigram / top,
         }
@@ -324,7 +325,7 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
             f"train first: rvqlm trainer --exp-dir {exp_dir}"
         )
     evaluations = {
-        path.stem.removeprefix("eval_"): read_json(path, REMEDY)
+        path.stem.removeprefix("eval_"): read_json(path, REMEDY, type=Evaluation)
         for path in sorted(exp_dir.glob("eval_*.json"))
     }
     tokens = read_sidecar(manifest_dir)
@@ -393,17 +394,25 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         "levels": level_table(evaluation, info) if evaluation else [],
         "split": split,
         "evaluation": evaluation,
-        "stats": read_json(stats, REMEDY) if stats.exists() else None,
+        "stats": read_json(stats, REMEDY, type=Stats) if stats.exists() else None,
         "tokens": tokens,
         "stages": read_stages(exp_dir / "stages.tsv"),
         "commands": list(dict.fromkeys(c for c in [*commands, command] if c)),
         "machine": {k: v for k, v in machine.items() if v not in (None, "", [])},
         "commit": run.about.get("commit") or machine.get("commit"),
-        "started": started and f"{datetime.fromisoformat(started):%-d %B %Y, %H:%M %Z}",
+        "started": started and _date(started),
         "config": run.config,
         "level_ceiling": math.log(info.codebook_size),
         "version": __version__,
     }
+
+
+def _date(text: str) -> str:
+    """``2 January 2026, 03:04 UTC`` of an ISO date; another text as it is."""
+    try:
+        return f"{datetime.fromisoformat(text):%-d %B %Y, %H:%M %Z}"
+    except ValueError:
+        return text
 
 
 def summary(content: dict) -> list[str]:

@@ -1,6 +1,7 @@
 """Exported models: bit for bit what was trained, for every family; plain files; no surprises."""
 
 import json
+import shutil
 import struct
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from rvqlm.checkpoints.exported import save_pretrained
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.checkpoints.loading import find_checkpoint, from_pretrained, load_model
 from rvqlm.errors import UserError
+from rvqlm.files import write_json
 from rvqlm.inspection.model import is_model, look_at_pretrained
 from rvqlm.models.factory import MODELS, build_model
 
@@ -146,6 +148,7 @@ def test_damage_is_one_line(exported, tmp_path):
         (exported / "config.json").read_text(),
     )
     parsed = json.loads(config)
+    assert parsed.pop("checksum")
     lacking = {k: v for k, v in parsed.items() if k != "codec"}
     flipped = weights[:-5] + bytes([weights[-5] ^ 1]) + weights[-4:]
     for number, (w, c, message) in enumerate(
@@ -153,13 +156,13 @@ def test_damage_is_one_line(exported, tmp_path):
             (weights[:-1], config, "model.safetensors: damaged"),
             (flipped, config, "model.safetensors: damaged"),
             (b"", config, "model.safetensors: damaged"),
-            (weights, config[:-9], "config.json: damaged, not JSON"),
-            (weights, "[]", "not a model of rvqlm export-model"),
+            (weights, config[:-9], "config.json is damaged .Unterminated string"),
+            (weights, "[]", "config.json is damaged .expected object, got array"),
             (weights, '{"model_type": "dac"}', "not a model of rvqlm export-model"),
-            (weights, json.dumps(lacking), "config.json: damaged, no codec"),
+            (weights, json.dumps(lacking), "object missing required field codec"),
             (weights, json.dumps(parsed | {"format": 9}), "format 9, this version reads 1"),
             (weights, json.dumps(parsed | {"model_name": "x"}), "unknown model 'x'"),
-            (weights, json.dumps(parsed | {"codec": []}), "config.json: damaged, codec is"),
+            (weights, json.dumps(parsed | {"codec": []}), "codec: expected object, got array"),
             (
                 weights,
                 json.dumps(parsed | {"model_config": {"decoder_dim": "wide"}}),
@@ -253,3 +256,34 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left"):
         save_pretrained(make("delay"), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"decoder_dim": 1 << 30},
+        {"num_decoder_layers": 1_000_000},
+        {"dim_feedforward": 10**12},
+        {"decoder_dim": 1 << 19},
+    ],
+)
+def test_a_model_larger_than_its_weights_is_never_made(exported, tmp_path, change):
+    """Before any memory is taken: numbers in a file are not believed."""
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    values["model_config"] |= change
+    write_json(path, values, checksum=True)
+    with pytest.raises(UserError, match=r"options are of a model much larger than .* weights") as e:
+        rvqlm.from_pretrained(folder)
+    assert "\n" not in str(e.value)
+
+
+def test_a_changed_option_is_noticed(exported, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(exported, folder)
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"rope_base": 10000.0', '"rope_base": 30000.0'))
+    with pytest.raises(UserError, match=r"config\.json is damaged .*checksum"):
+        rvqlm.from_pretrained(folder)
