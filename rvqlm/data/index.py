@@ -220,7 +220,7 @@ def index_of(directory: Path, split: str) -> tuple[dict, list[bytes]]:
     digest.update(json.dumps([s["path"] for s in listed]).encode())
     header = {
         "manifest": file_stamp(manifest),
-        "tokens": sidecar.get("shards", []),
+        "tokens": sidecar["shards"],
         "codec": info.to_dict(),
         "dtype": dtype,
         "num_cuts": count,
@@ -372,7 +372,7 @@ class TokenDataset:
         CodecInfo.from_dict(header["codec"]).require_same(
             CodecInfo.from_dict(sidecar["codec"]), str(path), str(directory / "tokens.json")
         )
-        if header["tokens"] != sidecar.get("shards", []):
+        if header["tokens"] != sidecar["shards"]:
             raise UserError(
                 f"index {path} is older than the tokens of {directory / 'tokens.json'}; run rvqlm "
                 f"split and rvqlm index with --manifest-dir {directory}"

@@ -113,13 +113,7 @@ class SidecarShard(StoredShard, _Checked):
 
 
 class _Sidecar(TypedDict, total=False):
-    dtype: Dtype
-    num_cuts: Count
-    num_frames: Count
-    hours: Finite
-    shards: list[SidecarShard]
     audio_manifest: str
-    skipped: Count
     pcm_bytes: Count
     input: dict
     audio: dict
@@ -131,6 +125,12 @@ class Sidecar(_Sidecar):
     """``tokens.json``."""
 
     codec: CodecInfo
+    dtype: Dtype
+    num_cuts: Count
+    num_frames: Count
+    hours: Finite
+    shards: list[SidecarShard]
+    skipped: Count
 
 
 class Stamp(TypedDict):

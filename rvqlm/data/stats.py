@@ -110,7 +110,7 @@ def check_tokens(
 ) -> list[str]:
     """Compare every shard with its entry in the sidecar; one message per problem."""
     problems = []
-    for entry in bar(sidecar.get("shards", []), "shards", unit="shards"):
+    for entry in bar(sidecar["shards"], "shards", unit="shards"):
         checksum = entry.get("sha256") if checksums else None
         try:
             check_shard(Path(manifest_dir) / entry["path"], entry["bytes"], checksum)
@@ -151,7 +151,7 @@ def _without_checksum(directory: Path, sidecar: dict) -> list[str]:
     names = ("tokens.json", "splits.json", *(f"{kind}.json" for kind in WHOLE), "source.json")
     found = [n for n in names if (directory / n).exists()]
     found = [n for n in found if b'"checksum"' not in (directory / n).read_bytes()]
-    listed = {s["path"] for s in sidecar.get("shards", []) if "sha256" in s}
+    listed = {s["path"] for s in sidecar["shards"] if "sha256" in s}
     shards = (f"codes/{path.name}" for path in sorted(directory.glob("codes/*.rvq")))
     return found + [path for path in shards if path not in listed]
 
@@ -193,7 +193,7 @@ def inspect(directory: Path, plan: PlanConfig, checksums: bool = True) -> dict:
         "codec": sidecar["codec"],
         "by": by,
         "skipped": sidecar.get("skipped", 0),
-        "shards": len(sidecar.get("shards", [])),
+        "shards": len(sidecar["shards"]),
         "checksums": checksums,
         "splits": stats,
         "problems": list(dict.fromkeys(problems)),  # two splits may share a broken shard

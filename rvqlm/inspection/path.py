@@ -24,7 +24,7 @@ from rvqlm.data.index import MAGIC as INDEX_MAGIC
 from rvqlm.data.index import index_path, read_sidecar, same_file, splits_of
 from rvqlm.data.mapped import map_columns
 from rvqlm.data.schemas import IndexHeader
-from rvqlm.data.store import DTYPES, Shard, code_dtype
+from rvqlm.data.store import DTYPES, Shard
 from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.codec import codec_beside, read_codec
 from rvqlm.exchange.items import TokenItem, TokenSource
@@ -157,8 +157,8 @@ def _shard(path: Path, max_cuts: int) -> Look:
         return Look(kind, {"note": f"no {folder / 'tokens.json'}, which says what is in a shard"})
     sidecar = read_sidecar(folder)
     info = CodecInfo.from_dict(sidecar["codec"])
-    dtype = DTYPES[sidecar.get("dtype") or code_dtype(info.codebook_size)]
-    entry = next((s for s in sidecar.get("shards", []) if Path(s["path"]).name == path.name), None)
+    dtype = DTYPES[sidecar["dtype"]]
+    entry = next((s for s in sidecar["shards"] if Path(s["path"]).name == path.name), None)
     problems = []
     size = path.stat().st_size
     if entry is None:
@@ -212,7 +212,7 @@ def _folder(path: Path, max_cuts: int) -> Look:
 def _token_dir(path: Path, max_cuts: int) -> Look:
     sidecar = read_sidecar(path)
     info = CodecInfo.from_dict(sidecar["codec"])
-    shards = sidecar.get("shards", [])
+    shards = sidecar["shards"]
     splits: dict[str, str] = {}
     problems = []
     for split in splits_of(path):

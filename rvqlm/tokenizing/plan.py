@@ -5,7 +5,6 @@ it.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.source import Listing
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
-from rvqlm.files import write_json
+from rvqlm.files import read_json, write_json
+from rvqlm.tokenizing.schemas import Plan
 from rvqlm.tokenizing.shard import disk_error
 
 ITEMS_PER_SHARD = 20_000
@@ -73,15 +73,14 @@ def plan_path(out: Path) -> Path:
 
 def read_plan(out: Path, identity: Identity) -> list | None:
     """Ranges of an interrupted run; None if there is none. `UserError` if it was another job."""
-    try:
-        plan = json.loads(plan_path(out).read_text())
-    except (FileNotFoundError, NotADirectoryError):
+    if not plan_path(out).exists():
         if (out / "cuts.jsonl.gz").exists() and not (out / "tokens.json").exists():
             raise UserError(
                 f"--out-dir {out} holds a cuts.jsonl.gz that rvqlm tokenize did not make; "
                 "choose another folder"
-            ) from None
+            )
         return None
+    plan = read_json(plan_path(out), f"remove {out} and run again", type=Plan)
     identity.require_same(plan, out)
     return plan["ranges"]
 

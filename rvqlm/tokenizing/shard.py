@@ -25,10 +25,11 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
 from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, token_cut
 from rvqlm.errors import UserError
-from rvqlm.files import sha256_of, write_json
+from rvqlm.files import fits, sha256_of, write_json
 from rvqlm.locks import try_lock
 from rvqlm.tokenizing.encode import Done, Encoder
 from rvqlm.tokenizing.reading import QUEUED_BLOCKS, ReadAhead
+from rvqlm.tokenizing.schemas import LogLine
 
 LOCK_SECONDS = 10.0
 """How long to wait for another process's lock: one that was killed a moment ago frees it soon."""
@@ -109,9 +110,9 @@ class ShardLog:
             if not line.endswith(b"\n"):
                 break
             try:
-                fields = json.loads(line)
+                fields = fits(json.loads(line), LogLine)
                 end = codes_end(fields)
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, RecursionError, UserError):
                 break
             if end is not None and end > available:
                 break

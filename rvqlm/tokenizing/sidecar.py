@@ -8,7 +8,6 @@ not, leave the same bytes.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,9 +16,12 @@ from pathlib import Path
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import code_dtype
 from rvqlm.errors import UserError
-from rvqlm.files import atomic_open, json_line, write_json
+from rvqlm.files import atomic_open, json_line, read_json, read_jsonl, write_json
+from rvqlm.tokenizing.schemas import DoneShard, LogLine
 from rvqlm.tokenizing.shard import disk_error, done_path, log_path, shard_path
 from rvqlm.version import __version__
+
+_AGAIN = "remove {} and run again"
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def finish(
             )
         shards = []
         for shard in range(num_shards):
-            done = json.loads(done_path(out, shard).read_text())
+            done = read_json(done_path(out, shard), _AGAIN.format(out), type=DoneShard)
             name = shard_path("", shard).as_posix()
             shards.append({"path": name, "bytes": done["bytes"], "sha256": done["sha256"]})
         sidecar = {
@@ -158,9 +160,8 @@ class _NothingUsable(Exception):
 def _logged(out_dir: str, num_shards: int) -> Iterator[dict]:
     """The lines of the shards' logs."""
     for shard in range(num_shards):
-        path = str(shard_path(out_dir, shard))
-        with open(log_path(out_dir, shard), "rb") as lines:
-            for line in map(json.loads, lines):
-                if "cut" in line:  # the folder may have been renamed
-                    line["cut"]["features"]["storage_path"] = path
-                yield line
+        path, log = str(shard_path(out_dir, shard)), log_path(out_dir, shard)
+        for line in read_jsonl(log, str(log), _AGAIN.format(out_dir), LogLine):
+            if "cut" in line:  # the folder may have been renamed
+                line["cut"]["features"]["storage_path"] = path
+            yield line

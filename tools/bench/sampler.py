@@ -97,7 +97,9 @@ def write_manifest(directory: Path, args: Args) -> None:
             offset += t * INFO.num_codebooks * 2
     shard.touch()
     os.truncate(shard, offset)
-    (directory / "tokens.json").write_text(json.dumps({"codec": INFO.to_dict(), "shards": []}))
+    sidecar = {"codec": INFO.to_dict(), "dtype": "int16", "shards": [], "skipped": 0}
+    sidecar |= {"num_cuts": 0, "num_frames": 0, "hours": 0.0}
+    (directory / "tokens.json").write_text(json.dumps(sidecar))
 
 
 def write_peer_manifest(directory: Path, count: int) -> None:

@@ -127,7 +127,9 @@ def bench_shar(cuts: list[MonoCut], data, directory: Path) -> dict:
 
 def bench_index(cuts: list[MonoCut], data, picks, directory: Path) -> tuple[dict, str]:
     """The training path over the shard that is already there."""
-    (directory / "tokens.json").write_text(json.dumps({"codec": INFO.to_dict(), "shards": []}))
+    sidecar = {"codec": INFO.to_dict(), "dtype": "int16", "shards": [], "skipped": 0}
+    sidecar |= {"num_cuts": 0, "num_frames": 0, "hours": 0.0}
+    (directory / "tokens.json").write_text(json.dumps(sidecar))
     with gzip.open(directory / "cuts_train.jsonl.gz", "wt", compresslevel=1) as file:
         file.writelines(json.dumps(cut.to_dict()) + "\n" for cut in cuts)
     build_index(directory, "train")
