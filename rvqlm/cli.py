@@ -19,11 +19,14 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rvqlm.errors import UserError
-from rvqlm.files import read_yaml
+from msgspec import Meta
+
+from rvqlm.errors import UserError, reason_of
+from rvqlm.files import fits, read_yaml
 
 T = TypeVar("T")
 
@@ -223,8 +226,8 @@ def parse(
     beneath: values by kebab-case name for flags that are given neither on the command line nor in
         the ``--config`` file; names that are no flags are left out.
 
-    Raises `UserError` for a bad ``--config`` file and SystemExit (0 after ``--help``, 2 for bad
-    flags, after a message on stderr).
+    Raises `UserError` for a bad ``--config`` file and for numbers that are `out_of_range`;
+    SystemExit (0 after ``--help``, 2 for bad flags, after a message on stderr).
     """
     import tyro
 
@@ -251,7 +254,33 @@ def parse(
         with_config, prog=prog, description=description, args=rest,
         config=(tyro.conf.OmitArgPrefixes,),
     )  # fmt: skip
+    if problems := out_of_range(parsed):
+        raise UserError("; ".join(problems))
     return cls(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.init})
+
+
+def out_of_range(config: Any) -> list[str]:
+    """What is wrong with the numbers of an instance, groups included, by the names of flags.
+
+    Every float is finite, unless it is what the flag has by default. A field annotated with
+    `msgspec.Meta` has that range: ``threads: Annotated[int, Meta(ge=0)] = 0``.
+    """
+    found = []
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found += out_of_range(value)
+            continue
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, float) and not isfinite(number) and value != field.default:
+                found.append(f"--{kebab(field.name)} {number}: give a finite number")
+        if any(isinstance(mark, Meta) for mark in getattr(hints[field.name], "__metadata__", ())):
+            try:
+                fits(value, hints[field.name])
+            except ValueError as e:
+                found.append(f"--{kebab(field.name)} {value}: {e}")
+    return found
 
 
 def command_line(name: str, argv: Sequence[str] | None = None) -> str:
@@ -339,6 +368,11 @@ def dispatch(
 
 _OS_HINTS = {
     errno.ENOTDIR: "part of this path is a file, not a folder; give another path",
+    errno.EISDIR: "a folder, where a file is wanted; give another path",
+    errno.EEXIST: "there is a file of this name; give another path",
+    errno.EFBIG: "larger than files may be here (ulimit -f, or the file system)",
+    errno.EIO: "the disk or the network failed; try again, or another disk",
+    errno.EMFILE: "too many open files; raise the limit (ulimit -n)",
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.ENAMETOOLONG: "the name is too long; give a shorter one",
@@ -348,6 +382,10 @@ _OS_HINTS = {
 }
 
 
+_OWN_ERRORS = ("LibsndfileError", "SafetensorError")
+"""Of libraries that have one exception for damaged files and full disks alike."""
+
+
 def run_main(
     fn: Callable[[Sequence[str] | None], int | None],
     argv: Sequence[str] | None = None,
@@ -355,11 +393,15 @@ def run_main(
 ) -> int:
     """Run a command's body and return the exit status of the process.
 
-    `UserError` and full or forbidden disks become one line ``rvqlm NAME: error: ...`` on stderr and
-    status 2, Ctrl-C 130; anything else is a bug and keeps its traceback. NAME is the file that `fn`
-    is defined in unless given.
+    `UserError`, full or forbidden disks and what libsndfile and safetensors refuse become one line
+    ``rvqlm NAME: error: ...`` on stderr and status 2, Ctrl-C 130; anything else is a bug and keeps
+    its traceback. NAME is the file that `fn` is defined in unless given. What a terminal cannot
+    show is printed escaped.
     """
     name = name or Path(fn.__code__.co_filename).stem
+    for stream in (sys.stdout, sys.stderr):  # names of files that the terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return fn(argv) or 0
     except UserError as e:
@@ -377,6 +419,10 @@ def run_main(
         if e.code is None or isinstance(e.code, int):
             return e.code or 0
         raise
+    except Exception as e:
+        if type(e).__name__ not in _OWN_ERRORS:
+            raise
+        message = f"{reason_of(e)}; is the file damaged, or the disk full?"
     if message is None:
         print(f"rvqlm {name}: interrupted", file=sys.stderr)
         return 130

@@ -1,5 +1,7 @@
 import dataclasses
 import errno
+import math
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -9,6 +11,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 import yaml
+from msgspec import Meta
 
 from rvqlm.bin import main as rvqlm_main
 from rvqlm.cli import command_line, flatten, parse, peek, run_main
@@ -205,6 +208,9 @@ def raising(error):
         (KeyboardInterrupt(), 130, "rvqlm x: interrupted\n"),
         (OSError(errno.ENOSPC, "No space", "f"), 2, "rvqlm x: error: f: the disk is full; "),
         (PermissionError(errno.EACCES, "no", "f"), 2, "rvqlm x: error: f: permission denied\n"),
+        (OSError(errno.EFBIG, "File too large", "f"), 2, "rvqlm x: error: f: larger than files"),
+        (FileExistsError(errno.EEXIST, "exists", "f"), 2, "rvqlm x: error: f: there is a file"),
+        (IsADirectoryError(errno.EISDIR, "is", "f"), 2, "rvqlm x: error: f: a folder, where a f"),
         (SystemExit(2), 2, ""),
         (SystemExit(), 0, ""),
     ],
@@ -213,6 +219,64 @@ def test_run_main_turns_errors_into_a_line(capsys, error, status, line):
     assert run_main(raising(error), [], "x") == status
     err = capsys.readouterr().err
     assert err.startswith(line) and err.count("\n") == bool(line)
+
+
+def test_errors_of_libraries_are_a_line(capsys):
+    """Theirs for a damaged file and for a full disk, which no number tells apart."""
+    import soundfile
+    from safetensors import SafetensorError
+
+    for error in (soundfile.LibsndfileError(2, "x: "), SafetensorError("IoError(28)")):
+        assert run_main(raising(error), [], "x") == 2
+        err = capsys.readouterr().err
+        assert "disk full" in err and err.count("\n") == 1
+
+
+def test_a_terminal_without_unicode():
+    """A name that it cannot show ends no command."""
+    code = "from rvqlm.cli import run_main\nrun_main(lambda a: print('\\u2581\\udcff é'), [], 'x')"
+    for coding in ("ascii", "utf-8"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONIOENCODING": coding},
+            capture_output=True,
+            timeout=60,
+        )
+        assert done.returncode == 0 and rb"\udcff" in done.stdout and not done.stderr
+
+
+@dataclass
+class Ranged:
+    """Numbers."""
+
+    threads: Annotated[int, Meta(ge=0, le=64)] = 0
+    """A range."""
+    limit: float = math.inf
+    """Infinite by default."""
+    group: Group = field(default_factory=Group)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--base-lr nan", "--base-lr nan: give a finite number"),
+        ("--betas 0.1 inf", "--betas inf: give a finite number"),
+        ("--limit nan", "--limit nan: give a finite number"),
+        ("--threads -1", "--threads -1: expected int >= 0"),
+        ("--threads 65 --base-lr=-inf", "--threads 65: expected int <= 64; --base-lr -inf"),
+    ],
+)
+def test_numbers_are_within_their_ranges(words, message):
+    with pytest.raises(UserError) as error:
+        parse(Ranged, "p", "d", words.split())
+    assert message in str(error.value)
+    assert parse(Ranged, "p", "d", ["--threads", "64", "--limit", "inf"]) == Ranged(64)
+
+
+def test_a_config_file_has_ranges_too(tmp_path):
+    for text in ("threads: -1", "base-lr: .nan"):
+        with pytest.raises(UserError, match=r"^--"):
+            parse(Ranged, "p", "d", ["--config", config_file(tmp_path, text)])
 
 
 def test_run_main_keeps_the_traceback_of_a_bug():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rvqlm.files import atomic_write, read_json, write_json
+from rvqlm.exchange.wav import write_wav
+from rvqlm.files import read_json, write_json
 from rvqlm.metrics.schemas import Sample
 
 
@@ -13,11 +14,8 @@ def write_sample(path: Path, audio, sampling_rate: int, about: dict) -> Path:
 
     :param audio: (C, S) float tensor; beyond [-1, 1] it is clipped.
     """
-    import soundfile
-
-    pcm = audio.clamp(-1, 1).T.numpy()
     path.with_suffix(".json").unlink(missing_ok=True)  # of an older wav
-    atomic_write(path, lambda p: soundfile.write(p, pcm, sampling_rate, "PCM_16", format="WAV"))
+    write_wav(path, [audio], sampling_rate, *audio.shape)
     write_json(path.with_suffix(".json"), about)
     return path
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from msgspec import Meta
 
 from rvqlm.checkpoints.loading import find_checkpoint, load_model
-from rvqlm.errors import UserError
 from rvqlm.models.base import TokenModel
 from rvqlm.runtime import pick_device
 
@@ -23,7 +24,7 @@ class ModelArgs:
     """Averaged weights, where the training kept them."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    num_threads: int = 0
+    num_threads: Annotated[int, Meta(ge=0)] = 0
     """CPU threads; 0: torch's choice."""
 
     def load(self, exp_dir: str) -> tuple[TokenModel, Path, dict, torch.device]:
@@ -31,10 +32,8 @@ class ModelArgs:
 
         :return: the model in eval mode, its checkpoint file or the directory of an exported model,
             the checkpoint, and the device.
-        :raises UserError: no such checkpoint, no such device, or a bad number of threads.
+        :raises UserError: no such checkpoint, no such device.
         """
-        if self.num_threads < 0:
-            raise UserError(f"--num-threads {self.num_threads}: at least 0")
         if self.num_threads:
             torch.set_num_threads(self.num_threads)
         device = pick_device(self.device)
