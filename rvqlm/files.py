@@ -75,8 +75,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, atomically."""
-    atomic_write(path, lambda to: to.write_text(text, encoding="utf-8", newline="\n"))
+    """Write a text file in UTF-8, atomically; what is no character (of a file name) is escaped."""
+    data = text.encode(errors="backslashreplace")
+    atomic_write(path, lambda to: to.write_bytes(data))
 
 
 def write_json(

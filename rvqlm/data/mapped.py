@@ -55,6 +55,8 @@ def read_header(path: Path, magic: bytes, schema: Any) -> dict:
         except RecursionError:
             raise ValueError("nested too deeply") from None
     fits(without_checksum(header), schema)
+    if ("checksum" in header) != ("columns" in header):
+        raise ValueError("one of two checksums")
     return header
 
 
@@ -74,4 +76,4 @@ def map_columns(path: Path, magic: bytes, schema: Any) -> tuple[dict, np.ndarray
 
 
 def has_checksum(header: dict) -> bool:
-    return "checksum" in header and "columns" in header
+    return "checksum" in header

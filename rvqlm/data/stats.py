@@ -32,6 +32,7 @@ from rvqlm.data.ragged import Ragged
 from rvqlm.data.splits import require_disjoint
 from rvqlm.data.store import check_shard
 from rvqlm.errors import UserError
+from rvqlm.files import read_lines, sha256_of
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
 _BLOCK = 1 << 20  # codes counted at once
@@ -146,6 +147,22 @@ def check_split(dataset: TokenDataset) -> tuple[list[str], list[str]]:
     return problems, [path.name for path, header in headers.items() if not has_checksum(header)]
 
 
+def check_manifests(directory: Path, stamps: list[dict]) -> list[str]:
+    """Read the manifests to their end and compare those whose checksum is on record; one message
+    per problem."""
+    sums = {stamp["name"]: stamp["sha256"] for stamp in stamps}
+    problems = []
+    for path in sorted(directory.glob("*.jsonl.gz")):
+        try:
+            for _ in read_lines(path, f"manifest {path}", ""):  # gzip has a checksum of its own
+                pass
+            if sums.get(path.name, sum_ := sha256_of(path)) != sum_:
+                problems.append(f"manifest {path} is not the one that was split and indexed")
+        except UserError as e:
+            problems.append(str(e))
+    return problems
+
+
 def _without_checksum(directory: Path, sidecar: dict) -> list[str]:
     """JSON files of a token directory, and shards, that have no checksum on record."""
     names = ("tokens.json", "splits.json", *(f"{kind}.json" for kind in WHOLE), "source.json")
@@ -163,12 +180,12 @@ def inspect(directory: Path, plan: PlanConfig, checksums: bool = True) -> dict:
     (`describe_split` of each), problems (a message each), without_checksum (names of files, of
     earlier versions mostly, in which a change would go unseen).
 
-    :param checksums: read every shard to compare its checksum, not only its size.
+    :param checksums: read every shard and manifest to compare its checksum, not only its size.
     """
     sidecar = read_sidecar(directory)
     problems = check_tokens(directory, sidecar, checksums)
     splits = find_splits(directory)
-    without = _without_checksum(directory, sidecar)
+    without, stamps = _without_checksum(directory, sidecar), []
     stats: dict[str, dict] = {}
     for split in splits:
         try:
@@ -178,17 +195,21 @@ def inspect(directory: Path, plan: PlanConfig, checksums: bool = True) -> dict:
             problems.append(str(e))
             continue
         found, lacking = check_split(dataset)
+        stamps.append(dataset.header["manifest"])
         problems += found
         without += lacking
     by = None
     try:
-        by = read_splits(directory).get("by")
+        record = read_splits(directory)
+        by = record.get("by")
+        stamps += [record["source"]] if record.get("source") else []
     except UserError as e:
         problems.append(str(e))
     try:
         require_disjoint({s: manifest_path(directory, s) for s in splits}, by or "recording")
     except UserError as e:
         problems.append(str(e))
+    problems += check_manifests(directory, stamps) if checksums else []
     return {
         "codec": sidecar["codec"],
         "by": by,

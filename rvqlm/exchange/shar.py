@@ -50,8 +50,14 @@ def write_shar(folder: Path, items: Iterable[TokenItem], info: CodecInfo, shard_
             key = Key(0, *item.codes.shape, code_dtype(info.codebook_size))
             cut = item.cut("", str(key), info)
             cut = fastcopy(cut, features=to_shar_placeholder(cut.features, cut))
-            arrays.write(item.id, np.ascontiguousarray(item.codes), cut.features)
-            cuts.write(cut)
+            try:
+                arrays.write(item.id, np.ascontiguousarray(item.codes), cut.features)
+                cuts.write(cut)
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"cut {item.id!r} has names or texts that are no UTF-8, which lhotse Shar does "
+                    "not write; export with --format npy"
+                ) from None
             count += 1
     return count
 

@@ -97,7 +97,7 @@ class Watched:
         flags, line = self.training.flags(), self.newest
         budget = Budget(*(flags.get(f, 0) for f in ("num-epochs", "max-steps", "max-minutes")))
         batches = self.training.about.get("data", {}).get("batches_per_epoch") or 1
-        epochs = max(line["epoch"], line["step"] * flags.get("accum", 1) / batches)
+        epochs = max(line.get("epoch", 0), line["step"] * flags.get("accum", 1) / batches)
         return budget.progress(line["step"], epochs, self.elapsed)
 
 
@@ -142,7 +142,7 @@ def describe(w: Watched, width: int = 100) -> list[str]:
     parts |= {"rest": max(0.0, 1 - sum(parts.values()))}
     lines = [
         f"{w.exp_dir}: {state}",
-        f"  at       step {newest['step']:,}, epoch {newest['epoch'] + 1}, "
+        f"  at       step {newest['step']:,}, epoch {newest.get('epoch', 0) + 1}, "
         f"{clock(w.elapsed)} of training, {shown(share, percent)} of the budget"
         + (f", {clock(left)} left" if left else ""),
         f"  model    {run.get('model')}, {shown(run.get('parameters'), '{:,}')} parameters, "

@@ -13,7 +13,6 @@ from math import inf, isfinite
 from typing import Annotated, Any, Literal
 
 import tyro
-from msgspec import Meta
 
 from rvqlm.cli import kebab
 from rvqlm.data.plan import PlanConfig
@@ -449,7 +448,7 @@ class TrainerConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: ddp keeps all weights on each rank; fsdp shards weights, gradients and
     moments over them, for models that don't fit otherwise."""
-    num_threads: Annotated[int, Meta(ge=0)] = 0
+    num_threads: int = 0
     """CPU threads; 0: torch's choice."""
     quiet: bool = False
     """Print nothing but problems: steps that were not taken, rollbacks, an interruption."""
