@@ -27,6 +27,7 @@ from rvqlm.codecs.streaming import (
 )
 from rvqlm.codecs.transformers_codec import TransformersCodec, quicken_padding
 from rvqlm.errors import UserError
+from rvqlm.files import parse_yaml
 
 # What shapes don't tell, by (channels, samples per frame): the models that `encodec` publishes
 # (encodec/model.py) and MusicGen's, for a state dict that has lost its settings.
@@ -222,15 +223,8 @@ def _from_shapes(checkpoint: NativeCheckpoint) -> dict[str, Any]:
 
 def _from_yaml(checkpoint: NativeCheckpoint) -> dict[str, Any]:
     """Configuration values of an audiocraft checkpoint that shapes don't tell."""
-    import yaml
-
     path = checkpoint.path
-    try:
-        root = yaml.safe_load(checkpoint.settings)
-    except yaml.YAMLError:
-        root = None
-    if not isinstance(root, dict):
-        raise UserError(f"codec {path}: its settings (xp.cfg) are not YAML")
+    root = parse_yaml(checkpoint.settings, f"codec {path}: its settings (xp.cfg)", dict)
 
     def read(name: str, default: Any = None) -> Any:
         """Value of ``a.b``; ``${c.d}`` stands for another value (OmegaConf)."""

@@ -149,6 +149,8 @@ def test_commands_read_them(words, capsys):
     command(*words.split())
     out = capsys.readouterr().out
     assert "damaged" not in out and "problem" not in out.replace("no problems", "")
+    if words.startswith("validate"):
+        assert "no checksum on record: tokens.json, splits.json, text.json, midi.json" in out
 
 
 def test_columns_made_again_are_the_same(inside, unpacked):

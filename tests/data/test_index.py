@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import shutil
 import tracemalloc
@@ -11,7 +12,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from lhotse import CutSet
-from token_fixtures import INFO, make_tokens
+from token_fixtures import INFO, drop_checksums, make_tokens
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import TokenDataset, build_index, index_path, manifest_path
@@ -230,6 +231,16 @@ def test_damaged_files(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["codes", "cuts.jsonl.gz", "tokens.json"]
 
 
+def shift(bytes_):
+    """The same array, some bytes on."""
+
+    def change(cut):
+        offset, rest = cut["features"]["storage_key"].split(",", 1)
+        cut["features"]["storage_key"] = f"{int(offset) + bytes_},{rest}"
+
+    return change
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -240,6 +251,17 @@ def test_damaged_files(tmp_path):
         (lambda c: c["features"].update(storage_type="numpy_files"), "stored as 'numpy_files'"),
         (lambda c: c["features"].update(storage_key="7"), "not a key"),
         (lambda c: c.pop("duration"), "incomplete, no duration"),
+        (lambda c: c.update(duration=-1.0), r"entry 3: \$\.duration: expected float > 0"),
+        (lambda c: c.update(start=math.nan), r"entry 3: \$\.start: expected float"),
+        (lambda c: c.update(id=7), r"entry 3: \$\.id: expected str, got int"),
+        (lambda c: c.update(id="cut-0000"), "two cuts have the id 'cut-0000'"),
+        (lambda c: c["features"].pop("num_frames"), "incomplete, no num_frames of its features"),
+        (lambda c: c["features"].update(num_frames=8), "has 8 x 3 codes, its storage key .* says"),
+        (lambda c: c["features"].update(num_features=4), "has .* x 4 codes, its storage key"),
+        (shift(2), "begins within a frame of its shard"),
+        (shift(-3), "begins within a frame of its shard"),
+        (lambda c: c["supervisions"].append({"speaker": ["a"]}), "supervisions.0..speaker: expec"),
+        (lambda c: c.update(custom={"scales": "x"}), r"custom\.scales: expected array"),
     ],
 )
 def test_cuts_that_do_not_fit(tmp_path, change, message):
@@ -259,3 +281,35 @@ def test_mixed_types_are_refused(tmp_path):
     rewrite(tmp_path, [*read(tmp_path), cut.to_dict()])
     with pytest.raises(UserError, match="int16 and uint8 are mixed"):
         build_index(tmp_path, "train")
+
+
+def test_names_that_are_no_utf_8(tmp_path):
+    """Of files, as their ids are in JSON; and half a character, which only JSON can have."""
+    make_tokens(tmp_path, FRAMES)
+    cuts = read(tmp_path)
+    names = ["\udcff", "\ud800", *(cut["id"] for cut in cuts[2:])]
+    rewrite(tmp_path, [cut | {"id": name} for cut, name in zip(cuts, names)])
+    build_index(tmp_path, "train")
+    assert list(TokenDataset.open(tmp_path, "train").ids()) == names
+
+
+def test_no_such_split(tmp_path):
+    """What would make it is said, not what cannot."""
+    make_tokens(tmp_path, FRAMES)
+    message = r"no split 'valid' \(there are train\); run rvqlm split with --valid above 0"
+    with pytest.raises(UserError, match=message):
+        TokenDataset.open(tmp_path, "valid")
+
+
+def test_columns_of_before_there_were_checksums(tmp_path):
+    make_tokens(tmp_path, FRAMES, num_shards=2)
+    expected = TokenDataset.open(tmp_path, "train")
+    drop_checksums(tmp_path)
+    dataset = TokenDataset.open(tmp_path, "train")
+    assert dataset.fingerprint == expected.fingerprint and dataset.frames.tolist() == FRAMES
+    path = index_path(tmp_path, "train")
+    good = path.read_bytes()
+    for at, message in ((-8 * len(FRAMES) + 3, "outside the shards"), (-2, "of another header")):
+        path.write_bytes(good[:at] + b"\x7f" + good[at + 1 :])
+        with pytest.raises(UserError, match=message):
+            TokenDataset.open(tmp_path, "train")

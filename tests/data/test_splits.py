@@ -327,8 +327,10 @@ def test_copies_end_to_end(tmp_path, capsys):
     assert run(split_command, tmp_path, "--valid", "4", "--test", "3") == 0
     out = capsys.readouterr().out
     assert "share a recording or group (checked)" in out and "groups of recordings" in out
+    assert "a speaker may be in several of them, since cut 'cut-0000' has no speaker" in out
     assert "7 augmented copies of valid and test left out" in out
     record = json.loads((tmp_path / "splits.json").read_text())
+    assert (record["by"], record["asked"]) == ("recording", "auto")
     assert record["dropped"] == 7 and record["splits"]["train"]["cuts"] == 46
     assert run(index_command, tmp_path) == 0
     assert run(validate_command, tmp_path, "--max-duration", "10") == 0
