@@ -19,7 +19,6 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -259,11 +258,15 @@ def parse(
     return cls(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.init})
 
 
+_LARGEST = 1e9  # of anything that a flag counts in floats: seconds, decibels, rates
+
+
 def out_of_range(config: Any) -> list[str]:
     """What is wrong with the numbers of an instance, groups included, by the names of flags.
 
-    Every float is finite, unless it is what the flag has by default. A field annotated with
-    `msgspec.Meta` has that range: ``threads: Annotated[int, Meta(ge=0)] = 0``.
+    Every float lies within `_LARGEST`, unless it is what the flag has by default, and an int has 63
+    bits. A field annotated with `msgspec.Meta` has that range: ``threads: Annotated[int,
+    Meta(ge=0)] = 0``.
     """
     found = []
     hints = typing.get_type_hints(type(config), include_extras=True)
@@ -273,8 +276,13 @@ def out_of_range(config: Any) -> list[str]:
             found += out_of_range(value)
             continue
         for number in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(number, float) and not isfinite(number) and value != field.default:
-                found.append(f"--{kebab(field.name)} {number}: give a finite number")
+            most = _LARGEST if isinstance(number, float) else (1 << 63) - 1
+            if (
+                isinstance(number, float | int)
+                and not abs(number) <= most
+                and value != field.default
+            ):
+                found.append(f"--{kebab(field.name)} {number}: give a number up to {most:g}")
         if any(isinstance(mark, Meta) for mark in getattr(hints[field.name], "__metadata__", ())):
             try:
                 fits(value, hints[field.name])
@@ -382,8 +390,22 @@ _OS_HINTS = {
 }
 
 
-_OWN_ERRORS = ("LibsndfileError", "SafetensorError")
-"""Of libraries that have one exception for damaged files and full disks alike."""
+_OWN_ERRORS = {
+    "LibsndfileError": "is the file damaged, or the disk full?",
+    "SafetensorError": "is the file damaged, or the disk full?",
+    "MemoryError": "more memory than there is; ask for less at a time",
+    "OutOfMemoryError": "more memory than there is; ask for less at a time",
+}
+"""Exceptions that say nothing of their cause, some of them of libraries."""
+
+
+def _own_error(error: Exception) -> str | None:
+    """The line for one of `_OWN_ERRORS`; None for a bug."""
+    name = type(error).__name__
+    if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+        name = "MemoryError"  # torch's of CPUs is a RuntimeError
+    hint = _OWN_ERRORS.get(name)
+    return hint and f"{reason_of(error)}; {hint}"
 
 
 def run_main(
@@ -393,7 +415,7 @@ def run_main(
 ) -> int:
     """Run a command's body and return the exit status of the process.
 
-    `UserError`, full or forbidden disks and what libsndfile and safetensors refuse become one line
+    `UserError`, full or forbidden disks, a lack of memory and `_OWN_ERRORS` become one line
     ``rvqlm NAME: error: ...`` on stderr and status 2, Ctrl-C 130; anything else is a bug and keeps
     its traceback. NAME is the file that `fn` is defined in unless given. What a terminal cannot
     show is printed escaped.
@@ -420,9 +442,8 @@ def run_main(
             return e.code or 0
         raise
     except Exception as e:
-        if type(e).__name__ not in _OWN_ERRORS:
+        if (message := _own_error(e)) is None:
             raise
-        message = f"{reason_of(e)}; is the file damaged, or the disk full?"
     if message is None:
         print(f"rvqlm {name}: interrupted", file=sys.stderr)
         return 130

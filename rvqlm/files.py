@@ -223,11 +223,18 @@ def read_jsonl(path: str | Path, what: str, remedy: str, type: Any = dict) -> It
     """
     for number, line in enumerate(read_lines(path, what, remedy), 1):
         try:
-            yield fits(json.loads(line), type)
+            yield fits(_parsed(line), type)
         except (ValueError, RecursionError) as e:
             why = "nested too deeply" if isinstance(e, RecursionError) else e
             why = "not JSON" if isinstance(e, json.JSONDecodeError | UnicodeDecodeError) else why
             raise UserError(f"{what}, entry {number}: {why}; make it again") from None
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return msgspec.json.decode(line)  # three times as fast
+    except msgspec.DecodeError:
+        return json.loads(line)  # takes half characters, of names that are no UTF-8, and says more
 
 
 def read_yaml(path: str | Path, what: str, type: Any = Any) -> Any:

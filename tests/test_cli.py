@@ -232,6 +232,18 @@ def test_errors_of_libraries_are_a_line(capsys):
         assert "disk full" in err and err.count("\n") == 1
 
 
+def test_a_lack_of_memory_is_a_line(capsys):
+    import torch
+
+    errors = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB")]
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 60)
+    for error in (*errors, refused.value):
+        assert run_main(raising(error), [], "x") == 2
+        err = capsys.readouterr().err
+        assert "more memory than there is" in err and err.count("\n") == 1
+
+
 def test_a_terminal_without_unicode():
     """A name that it cannot show ends no command."""
     code = "from rvqlm.cli import run_main\nrun_main(lambda a: print('\\u2581\\udcff é'), [], 'x')"
@@ -251,6 +263,8 @@ class Ranged:
 
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
     """A range."""
+    free: int | None = None
+    """Any."""
     limit: float = math.inf
     """Infinite by default."""
     group: Group = field(default_factory=Group)
@@ -259,10 +273,12 @@ class Ranged:
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--base-lr nan", "--base-lr nan: give a finite number"),
-        ("--betas 0.1 inf", "--betas inf: give a finite number"),
-        ("--limit nan", "--limit nan: give a finite number"),
+        ("--base-lr nan", "--base-lr nan: give a number up to 1e+09"),
+        ("--betas 0.1 inf", "--betas inf: give a number up to 1e+09"),
+        ("--limit nan", "--limit nan: give a number up to 1e+09"),
         ("--threads -1", "--threads -1: expected int >= 0"),
+        ("--betas 1 1e30", "--betas 1e+30: give a number up to 1e+09"),
+        ("--free 99999999999999999999", "--free 99999999999999999999: give a number up to 9.2"),
         ("--threads 65 --base-lr=-inf", "--threads 65: expected int <= 64; --base-lr -inf"),
     ],
 )

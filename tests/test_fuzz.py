@@ -8,7 +8,6 @@ import copy
 import gzip
 import json
 import math
-import os
 import random
 import shutil
 from pathlib import Path
@@ -33,8 +32,8 @@ from rvqlm.data.splits import SplitConfig, split_manifest
 from rvqlm.data.stats import inspect
 from rvqlm.errors import UserError
 
-TIMES = int(os.environ.get("TIMES", 12))  # changes of each file
-FLIPS = int(os.environ.get("FLIPS", 12))  # of each file
+TIMES = 5  # changes of each file
+FLIPS = 10  # of each file
 
 VALIDATE = "validate --manifest-dir tokens --max-duration 20"
 TOKENS = [

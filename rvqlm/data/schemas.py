@@ -15,8 +15,10 @@ from rvqlm.condition_info import ConditionInfo
 from rvqlm.files import Count, Digest, Finite, Name, Positive
 
 Dtype = Literal["uint8", "int16", "uint16", "uint32"]
-FileName = Annotated[str, Meta(pattern=r"^[^/\0]+$")]
-ShardName = Annotated[str, Meta(pattern=r"^codes/[^/\0]+$")]
+_NO = r"\0\ud800-\udc7f\udd00-\udfff"  # NUL, and halves of characters that stand for no byte
+PathName = Annotated[str, Meta(pattern=f"^[^{_NO}]+$")]
+FileName = Annotated[str, Meta(pattern=f"^[^/{_NO}]+$")]
+ShardName = Annotated[str, Meta(pattern=f"^codes/[^/{_NO}]+$")]
 
 
 # -------------------------------------------------------------------------------- manifests
@@ -42,7 +44,7 @@ class Features(TypedDict, total=False):
     start: Finite
     duration: Finite
     storage_type: str
-    storage_path: str
+    storage_path: PathName
     storage_key: str | int
     recording_id: str | None
 
@@ -181,5 +183,5 @@ class PairsRecord(TypedDict):
     """``source.json``."""
 
     condition: ConditionInfo
-    directory: Name
+    directory: PathName
     indexes: dict[str, str]

@@ -18,11 +18,11 @@ import numpy as np
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_manifest
-from rvqlm.data.schemas import Cut, FileName
+from rvqlm.data.schemas import Cut, FileName, PathName
 from rvqlm.errors import UserError, reason_of
 from rvqlm.exchange.items import Skipped, TokenItem
 from rvqlm.exchange.names import new_path
-from rvqlm.files import Count, Name
+from rvqlm.files import Count
 
 MANIFEST = "manifest.jsonl"
 
@@ -34,7 +34,7 @@ class _About(TypedDict, total=False):
 
 
 class _Line(Cut, _About):
-    path: Name
+    path: PathName
     num_frames: Count
 
 

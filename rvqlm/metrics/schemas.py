@@ -100,7 +100,7 @@ class Rank(TypedDict):
 class _Evaluation(TypedDict, total=False):
     command: str | None
     prompt_fraction: Share
-    unigram_bits_per_second: Number
+    unigram_bits_per_second: Finite
     unigram_nats: list[Finite]
     accuracy: list[Finite]
     step: Count
