@@ -65,6 +65,7 @@ class Custom(TypedDict, total=False):
     ends_recording: bool
     scales: list[Finite] | None
     orig_kbps: Finite | None
+    recording_start: Finite
     vocab_sizes: list[Positive] | None
 
 

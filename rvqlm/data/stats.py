@@ -9,13 +9,14 @@ with their checksums. Memory is that of an index.
 from __future__ import annotations
 
 import os
+from glob import escape
 from pathlib import Path
 
 import numpy as np
 
 from rvqlm.cli import bar
 from rvqlm.condition_info import KINDS
-from rvqlm.data.conditions import WHOLE, ConditionSet
+from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import (
     TokenDataset,
     find_splits,
@@ -26,7 +27,7 @@ from rvqlm.data.index import (
     read_splits,
 )
 from rvqlm.data.loader import plan_of
-from rvqlm.data.mapped import column_path, has_checksum
+from rvqlm.data.mapped import has_checksum
 from rvqlm.data.plan import PlanConfig
 from rvqlm.data.ragged import Ragged
 from rvqlm.data.splits import require_disjoint
@@ -134,13 +135,12 @@ def check_split(dataset: TokenDataset) -> tuple[list[str], list[str]]:
     except UserError as e:
         problems.append(str(e))
     headers = {path: dataset.header}
-    for kind in KINDS:
-        column = column_path(directory, "speakers" if kind == "prompt" else kind, split)
-        if not column.exists():
-            continue
+    for column in sorted(directory.glob(f"*_{escape(split)}.bin")):
+        kind = column.name.removesuffix(f"_{split}.bin")
         try:
-            headers[column] = Ragged.open(column).header
-            if kind != "prompt":
+            if column != path:
+                headers[column] = Ragged.open(column).header
+            if kind in KINDS:
                 ConditionSet.open(dataset, [kind])
         except UserError as e:
             problems.append(str(e))
@@ -165,7 +165,7 @@ def check_manifests(directory: Path, stamps: list[dict]) -> list[str]:
 
 def _without_checksum(directory: Path, sidecar: dict) -> list[str]:
     """JSON files of a token directory, and shards, that have no checksum on record."""
-    names = ("tokens.json", "splits.json", *(f"{kind}.json" for kind in WHOLE), "source.json")
+    names = ("tokens.json", "splits.json", "text.json", "midi.json", "source.json")
     found = [n for n in names if (directory / n).exists()]
     found = [n for n in found if b'"checksum"' not in (directory / n).read_bytes()]
     listed = {s["path"] for s in sidecar["shards"] if "sha256" in s}
