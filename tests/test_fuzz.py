@@ -32,8 +32,8 @@ from rvqlm.data.splits import SplitConfig, split_manifest
 from rvqlm.data.stats import inspect
 from rvqlm.errors import UserError
 
-TIMES = 5  # changes of each file
-FLIPS = 10  # of each file
+TIMES = 4  # changes of each file
+FLIPS = 8  # of each file
 
 VALIDATE = "validate --manifest-dir tokens --max-duration 20"
 TOKENS = [
@@ -256,7 +256,7 @@ def test_a_reader_finds_every_flipped_bit_of_columns(name, whole, tmp_path):
     shutil.copytree(whole / "tokens", directory)
     path = directory / name
     good = path.read_bytes()
-    for _ in range(500):
+    for _ in range(20 * FLIPS):
         flip(path, rng)
         with pytest.raises(UserError, match=name):
             ConditionSet.open(TokenDataset.open(directory, "train"), ["text"])

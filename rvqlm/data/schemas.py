@@ -65,7 +65,7 @@ class Custom(TypedDict, total=False):
     ends_recording: bool
     scales: list[Finite] | None
     orig_kbps: Finite | None
-    recording_start: Finite
+    recording_start: Finite | None
     vocab_sizes: list[Positive] | None
 
 
