@@ -16,7 +16,7 @@ from rvqlm.files import Count, Digest, Finite, Name, Positive
 
 Dtype = Literal["uint8", "int16", "uint16", "uint32"]
 _NO = r"\0\ud800-\udc7f\udd00-\udfff"  # NUL, and halves of characters that stand for no byte
-PathName = Annotated[str, Meta(pattern=f"^[^{_NO}]+$")]
+PathName = Annotated[str, Meta(pattern=f"^[^{_NO}]*$")]
 FileName = Annotated[str, Meta(pattern=f"^[^/{_NO}]+$")]
 ShardName = Annotated[str, Meta(pattern=f"^codes/[^/{_NO}]+$")]
 
@@ -25,10 +25,10 @@ ShardName = Annotated[str, Meta(pattern=f"^codes/[^/{_NO}]+$")]
 
 
 class Supervision(TypedDict, total=False):
+    """Its text and language may be anything: a cut without usable ones is left out by name."""
+
     start: Finite
     duration: Finite
-    text: str | None
-    language: str | None
     speaker: str | int | None
     custom: dict | None
 
@@ -96,7 +96,6 @@ class Entry(_Entry, total=False):
     recording_id: str | None
     sampling_rate: Positive | None
     speaker: str | int | None
-    text: str | None
 
 
 # --------------------------------------------------------------------- the token directory

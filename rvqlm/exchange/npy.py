@@ -45,7 +45,7 @@ def write_npy(folder: Path, items: Iterable[TokenItem], info: CodecInfo) -> int:
         for item in items:
             path = new_path(folder / "codes", item.id, ".npy")
             np.save(path, np.ascontiguousarray(item.codes), allow_pickle=False)
-            texts = [s["text"] for s in item.supervisions if s.get("text")]
+            texts = [str(s["text"]) for s in item.supervisions if s.get("text")]
             line = {
                 "id": item.id,
                 "path": path.relative_to(folder).as_posix(),

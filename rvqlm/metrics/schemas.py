@@ -97,7 +97,13 @@ class Rank(TypedDict):
     where: str
 
 
+class _Uncertainty(TypedDict, total=False):
+    plus_minus: Number
+
+
 class _Evaluation(TypedDict, total=False):
+    uncertainty: _Uncertainty | None
+    eval_draws: Count | None
     command: str | None
     prompt_fraction: Share
     unigram_bits_per_second: Finite

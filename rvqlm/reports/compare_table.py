@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from math import nan
 from pathlib import Path
 from urllib.parse import quote
 
@@ -54,7 +55,7 @@ def render(rows: list[Row], title: str = "", base: Path | None = None, num_sampl
         unigram=grouped(
             (
                 name,
-                f"{e['unigram_bits_per_second']:,.0f} bits/s, "
+                f"{e.get('unigram_bits_per_second', nan):,.0f} bits/s, "
                 f"nats per level {nats_words(e['unigram_nats'])}",
             )
             for name, e in evaluated
