@@ -210,7 +210,7 @@ def test_continues_held_out_cuts(experiment, tmp_path, capsys):
         (["--temperature", -1, "--seconds", 0], "--temperature -1.0 must not be negative"),
         (["--temperature", -1, "--seconds", 0], "--seconds 0.0 must be positive"),
         (["--prompt", "no.wav"], "no.wav"),
-        (["--midi", "a.mid", "--midi-start", "nan"], "--midi-start nan must be a second"),
+        (["--midi", "a.mid", "--midi-start", "nan"], "--midi-start nan: give a number"),
         (["--midi-start", 3], "--midi-start 3.0 must be a second of --midi files"),
         (["--midi", "a.mid"], "--midi: the model was trained without --conditions midi"),
         (["--prompt", "a.wav", "--manifest-dir", "d"], "exclude each other"),
