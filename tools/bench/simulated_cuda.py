@@ -324,8 +324,9 @@ class _Functions(TorchFunctionMode):
             made = args[0] if isinstance(args[0], Simulated) else func(*args, **kwargs)
             return made if device is None else made.to(device, kwargs.get("dtype"))
         first = args[0] if args else None
-        if not isinstance(first, Tensor) and not kwargs:
-            return func(*args)
+        if func is torch.Tensor.cuda:
+            device = args[1] if len(args) > 1 else kwargs.get("device")
+            return first.to(self.numbered("cuda" if device is None else device))
         if func is torch.Tensor.new_tensor:
             options = {"dtype": first.dtype, "device": first.device} | kwargs
             with self:
