@@ -96,7 +96,9 @@ Check = Callable[[], str]
 
 EXTRA = {
     "swiglu-rmsnorm": lambda: make("delay", norm="rmsnorm", activation="swiglu"),
-    "recompute": lambda: make("text", activation_checkpointing=True, **DRY).train(),
+    "recompute": lambda: make(
+        "text", activation_checkpointing=True, condition_dropout=0.0, **DRY
+    ).train(),
     "recognizer": lambda: shaken(
         build_model("recognizer", {**SMALL, "conditions": ("text",)}, INFO, CONDITIONS)
     ),

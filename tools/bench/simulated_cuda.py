@@ -157,7 +157,10 @@ class Gpu:
         if options.get("pin_memory"):
             options["pin_memory"] = False
         with self.drawing(func, given), torch._C._DisableTorchDispatch():
-            out = func(*plain, **options)
+            try:
+                out = func(*plain, **options)
+            except NotImplementedError:  # kernels that only GPUs have
+                out = torch._decomp.decomposition_table[func](*plain, **options)
             if asked is not None and not there and kwargs.get("non_blocking"):
                 out = torch.zeros_like(out)  # not there yet
         if (asked is not None and not there) or not isinstance(out, (Tensor, tuple, list)):
@@ -367,6 +370,11 @@ def simulated_cuda(count: int = 2, memory: int = 8 << 30) -> Iterator[Gpu]:
         amp, clip = torch.cuda.amp.common, sys.modules["torch.nn.utils.clip_grad"]
         always = lambda *a: True  # noqa: E731
         stack.enter_context(patch.object(clip, "_has_foreach_support", always))
+        optimizer = torch.optim.Optimizer
+        for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+            if hasattr(optimizer, name):  # asks the driver, and has its name from the release
+                stack.enter_context(patch.object(optimizer, name, lambda self: None))
+        stack.enter_context(patch.object(torch.backends.cudnn, "is_acceptable", lambda t: False))
         stack.enter_context(patch.object(amp, "amp_definitely_not_available", lambda: False))
         functions, engine = _Functions(gpu), torch.autograd._engine_run_backward
 
