@@ -146,8 +146,10 @@ def test_memory_is_counted_with_views_once_and_runs_out(gpu):
 
 
 def test_inference_mode_and_files(tmp_path):
+    layer = torch.nn.Linear(2, 2).cuda()
     with torch.inference_mode():
-        y = (torch.ones(2, device="cuda") * 2).unsqueeze(0)
+        assert layer(torch.ones(1, 2).to("cuda:0")).is_inference()
+        y = (torch.ones(2, device="cuda") * torch.full((2,), 2.0).to("cuda:0")).unsqueeze(0)
     assert y.shape == (1, 2) and y.cpu().tolist() == [[2.0, 2.0]]
     torch.save({"y": y}, tmp_path / "y.pt")
     loaded = torch.load(tmp_path / "y.pt", weights_only=True)["y"]

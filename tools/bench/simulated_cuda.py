@@ -176,8 +176,12 @@ class Gpu:
         def returned(made, says):
             if says.alias_info is not None and says.alias_info.is_write:
                 return written[tuple(says.alias_info.before_set)]
-            wrap = lambda t: Simulated(t, self, number) if isinstance(t, Tensor) else t  # noqa: E731
-            return tree_map(wrap, made)
+            # in inference mode a view of another tensor is none of inference either
+            view = says.alias_info is not None and ours and not ours[0].is_inference()
+            with torch.inference_mode(torch.is_inference_mode_enabled() and not view):
+                return tree_map(
+                    lambda t: Simulated(t, self, number) if isinstance(t, Tensor) else t, made
+                )
 
         says = func._schema.returns
         if len(says) == 1:
@@ -301,6 +305,11 @@ class _Kernels(TorchDispatchMode):
         self.gpu = gpu
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if torch.is_inference_mode_enabled() and func.namespace == "aten":
+            with self:  # what is made of other operations arrives whole
+                out = func.decompose(*args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
         return self.gpu.run(func, args, kwargs or {})
 
 
@@ -345,7 +354,7 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         with ExitStack() as stack:
             for t in ours:
-                if t.requires_grad and t.is_leaf:  # its node of the graph is made before
+                if torch.is_grad_enabled() and t.requires_grad and t.is_leaf:  # its node of the graph is made before
                     t.node = torch.autograd.graph.get_gradient_edge(t).node
                 stack.enter_context(patch.object(t, "shown", True))
             return func(*args, **kwargs)
