@@ -156,9 +156,12 @@ def test_inference_mode_and_files(tmp_path):
     assert type(loaded) is torch.Tensor and loaded.tolist() == [[2.0, 2.0]]
 
 
-def test_nothing_is_left_behind(gpu):
-    assert torch.cuda.is_available()
-    model = make("delay").cuda()
+def test_what_is_on_meta_stays_there():
+    with torch.device("meta"):
+        model = make("delay")
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert torch.ones(2, device="meta").is_meta and torch.ones(2).to("meta").is_meta
+    model = make("delay").cuda()  # C++ believes these to be, which changes nothing
     model(random_batch(model, [3]).to("cuda")).loss.backward()
 
 

@@ -12,7 +12,7 @@ Programs take their GPU branches with real numbers, on any build of torch. As on
 - memory is counted and runs out.
 
 Not seen: kernels that lack a type, rounding (TF32, order of sums), which attention kernel is
-chosen, races, streams, graphs, compiled code, several processes. Views have no storage offset. To
+chosen, races, streams, graphs, compiled code, other threads and processes. Views have no storage offset. To
 torch's C++, which would look for a driver otherwise, the tensors are "meta", but for autocast.
 """
 
@@ -116,7 +116,7 @@ class Gpu:
     def __init__(self, memory: int):
         self.memory, self.limit, self.allocated, self.peak = memory, memory, 0, 0
         self.blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
-        self.current, self.debug = 0, 0
+        self.current, self.debug, self.meta = 0, 0, False
         self.random = torch.Generator().manual_seed(1).get_state()
 
     def block_of(self, held: Tensor) -> Block:
@@ -144,7 +144,7 @@ class Gpu:
         asked = kwargs.get("device")
         asked = None if asked is None else torch.device(asked)
         there = asked is not None and asked.type != "cpu"  # "meta" is what C++ believes us to be
-        if not ours and not there:
+        if not ours and (not there or (self.meta and asked.type == "meta")):
             return func(*args, **kwargs)
         number = ours[0].number if ours else self.current
         if there and asked.type == "cuda" and asked.index is not None:
@@ -336,6 +336,12 @@ class _Functions(TorchFunctionMode):
             made = args[0] if isinstance(args[0], Simulated) else func(*args, **kwargs)
             return made if device is None else made.to(device, kwargs.get("dtype"))
         first = args[0] if args else None
+        named = [
+            x for x in (*args[1:2], kwargs.get("device")) if isinstance(x, (str, torch.device))
+        ]
+        if "meta" in map(str, named):  # the program's own word, not that of C++
+            with patch.object(self.gpu, "meta", True):
+                return func(*args, **kwargs)
         if func is torch.Tensor.cuda:
             device = args[1] if len(args) > 1 else kwargs.get("device")
             return first.to(self.numbered("cuda" if device is None else device))
@@ -354,7 +360,9 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         with ExitStack() as stack:
             for t in ours:
-                if torch.is_grad_enabled() and t.requires_grad and t.is_leaf:  # its node of the graph is made before
+                if (
+                    torch.is_grad_enabled() and t.requires_grad and t.is_leaf
+                ):  # its node of the graph is made before
                     t.node = torch.autograd.graph.get_gradient_edge(t).node
                 stack.enter_context(patch.object(t, "shown", True))
             return func(*args, **kwargs)
