@@ -12,8 +12,8 @@ Programs take their GPU branches with real numbers, on any build of torch. As on
 - memory is counted and runs out.
 
 Not seen: kernels that lack a type, rounding (TF32, order of sums), which attention kernel is
-chosen, races, streams, graphs, compiled code, other threads and processes. Views have no storage offset. To
-torch's C++, which would look for a driver otherwise, the tensors are "meta", but for autocast.
+chosen, races, streams, graphs, compiled code, other threads and processes. Views have no storage
+offset. To torch's C++, which would look for a driver, the tensors are "meta", but for autocast.
 """
 
 from __future__ import annotations
