@@ -22,6 +22,11 @@ def mask_of(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    # nothing waits on the way to a GPU; on the way back what is read too early would be wrong
+    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+
+
 class Padded(NamedTuple):
     """Sequences of unequal lengths in one tensor."""
 
@@ -42,8 +47,8 @@ class Padded(NamedTuple):
         """The batch so many times over."""
         return Padded(self.values.repeat(times, 1, 1), self.lengths.repeat(times))
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Padded:
-        return Padded(*(t.to(device, non_blocking=non_blocking) for t in self))
+    def to(self, device: torch.device | str) -> Padded:
+        return Padded(*(_moved(t, device) for t in self))
 
 
 @dataclass
@@ -85,13 +90,9 @@ class Batch:
         real = mask_of(self.lengths, T)
         return real if self.prompt_lengths is None else real & ~mask_of(self.prompt_lengths, T)
 
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        moved = {
-            k: v.to(device, non_blocking=non_blocking)
-            for k, v in vars(self).items()
-            if isinstance(v, Tensor)
-        }
-        moved["conditions"] = {k: p.to(device, non_blocking) for k, p in self.conditions.items()}
+    def to(self, device: torch.device | str) -> Batch:
+        moved = {k: _moved(v, device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved["conditions"] = {k: p.to(device) for k, p in self.conditions.items()}
         return replace(self, **moved)
 
     @classmethod

@@ -140,6 +140,7 @@ class DelayPattern(Pattern):
     def __init__(self, num_codebooks: int, delays: list[int] | None = None):
         super().__init__(num_codebooks)
         self.delays = list(range(num_codebooks)) if delays is None else list(delays)
+        self._copies: dict = {}
         if len(self.delays) != num_codebooks or self.delays[0] != 0 or min(self.delays) < 0:
             raise UserError(
                 f"delays {self.delays} do not fit {num_codebooks} codebooks: give one number per "
@@ -147,10 +148,16 @@ class DelayPattern(Pattern):
             )
 
     def step_of(self, frame: Tensor, level: Tensor, length: Tensor) -> Tensor:
-        return frame + level.new_tensor(self.delays)
+        return frame + self._delays(level)
 
     def frame_at(self, step: Tensor, level: Tensor, length: Tensor) -> Tensor:
-        return (step - level.new_tensor(self.delays)).clamp(min=-1)
+        return (step - self._delays(level)).clamp(min=-1)
+
+    def _delays(self, level: Tensor) -> Tensor:
+        """(K,) on the device of `level`, copied there once: a GPU is waited for at each copy."""
+        if level.device not in self._copies:
+            self._copies[level.device] = level.new_tensor(self.delays)
+        return self._copies[level.device]
 
 
 class ParallelPattern(DelayPattern):

@@ -20,6 +20,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,18 @@ def tune_malloc() -> bool:
     return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def pick_device(name: str = "auto"):
+def use_device(name="auto"):
+    """`pick_device` for the whole process: what names no GPU, such as the events that take times,
+    means this one too, and no other is touched."""
+    import torch
+
+    device = pick_device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
+def pick_device(name="auto"):
     """`torch.device` for ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``; `UserError` if none."""
     import torch
 
@@ -77,6 +89,14 @@ def pick_device(name: str = "auto"):
     return device
 
 
+_WITHOUT_BF16 = {
+    "cpu": "this CPU has neither AMX nor AVX-512 BF16 and would emulate it; use --precision auto "
+    "or fp32",
+    "cuda": "this GPU is older than compute capability 8.0 and would emulate it; use --precision "
+    "fp16 or fp32",
+}
+
+
 def has_fast_bf16(device) -> bool:
     """Whether the hardware multiplies bf16 matrices natively.
 
@@ -97,21 +117,44 @@ def pick_precision(name: str, device):
     """`torch.dtype` of autocast for ``auto``, ``bf16``, ``fp16`` or ``fp32``.
 
     ``auto`` is bf16 where `has_fast_bf16`, float32 elsewhere. ``bf16`` where it is emulated is
-    refused: it works, hundreds of times too slowly to be what anybody meant.
+    refused: it works, many times too slowly to be what anybody meant.
     """
     import torch
 
     if name == "auto":
         return torch.bfloat16 if has_fast_bf16(device) else torch.float32
-    if name == "bf16" and device.type == "cpu" and not has_fast_bf16(device):
-        raise UserError(
-            "--precision bf16: this CPU has neither AMX nor AVX-512 BF16 and would emulate it; "
-            "use --precision auto or fp32"
-        )
+    if name == "bf16" and device.type in _WITHOUT_BF16 and not has_fast_bf16(device):
+        raise UserError(f"--precision bf16: {_WITHOUT_BF16[device.type]}")
     try:
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
     except KeyError:
         raise UserError(f"--precision {name!r}: choose auto, bf16, fp16 or fp32") from None
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether GPUs multiply float32 matrices, those of convolutions too, with TF32's ten bits of
+    mantissa.
+
+    By torch's older names alone: it refuses to be asked once these and its newer ones were mixed.
+    """
+    import torch
+
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """`set_tf32(False)` for as long as the context lasts."""
+    import torch
+
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_tf32(False)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def seed_everything(seed: int) -> None:

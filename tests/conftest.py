@@ -12,8 +12,24 @@ import torch
 torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
+def pytest_addoption(parser):
+    parser.addoption("--cuda-simulated", action="store_true", help="tests of GPUs without a GPU")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not (torch.cuda.is_available() or config.getoption("--cuda-simulated")):
         for item in items:
             if "cuda" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no GPU here"))
+
+
+@pytest.fixture(autouse=True)
+def _gpu(request):
+    """Tests with the mark run on a simulated GPU where that is asked for."""
+    if "cuda" not in request.keywords or not request.config.getoption("--cuda-simulated"):
+        yield
+        return
+    from simulated_cuda import simulated_cuda
+
+    with simulated_cuda():
+        yield

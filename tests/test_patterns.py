@@ -159,3 +159,12 @@ def test_custom_delays_and_errors():
         make_pattern("flatten", 3, (0, 1, 2))
     with pytest.raises(UserError, match="parallel"):
         make_pattern("spiral", 3)
+
+
+def test_delays_are_copied_to_a_device_once():
+    pattern = make_pattern("delay", 3, (0, 2, 5))
+    frames, lengths = torch.arange(4), torch.tensor([4])
+    first = pattern.steps(frames, lengths)
+    copy = pattern._copies[frames.device]
+    assert pattern.steps(frames, lengths).equal(first) and first[0, 1].tolist() == [1, 3, 6]
+    assert pattern._copies == {frames.device: copy}

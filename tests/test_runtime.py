@@ -35,6 +35,47 @@ def test_devices_that_are_not_there_are_refused():
         runtime.pick_device("toaster")
 
 
+def test_the_device_of_a_process_is_set_where_it_has_a_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    second = torch.device("cuda", 1)
+    assert runtime.use_device("cuda:1") == runtime.use_device(second) == second
+    assert runtime.use_device("cuda").index is None and runtime.use_device("cpu") == CPU
+    assert runtime.pick_device("cuda:1") == second and chosen == [second] * 2
+
+
+def test_bf16_is_refused_on_gpus_without_it(monkeypatch):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert runtime.pick_precision("auto", cuda) == torch.float32
+    assert runtime.pick_precision("fp16", cuda) == torch.float16
+    with pytest.raises(UserError, match=r"--precision bf16: this GPU is older .* fp16 or fp32"):
+        runtime.pick_precision("bf16", cuda)
+
+
+def test_tf32_is_one_switch_for_products_and_convolutions():
+    def now():  # the first raises where torch's older and newer names were mixed
+        return (
+            torch.get_float32_matmul_precision(),
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+        )
+
+    before = now()
+    try:
+        for allowed, expected in ((True, ("high", True, True)), (False, ("highest", False, False))):
+            runtime.set_tf32(allowed)
+            assert now() == expected
+            with runtime.without_tf32():
+                assert now() == ("highest", False, False)
+            assert now() == expected
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[2]
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of glibc")
 def test_tuned_malloc_keeps_memory():
     """Freed blocks come back without new page faults."""

@@ -7,6 +7,8 @@
 #                                     for bit, in a second environment (tools/codecs_env.sh)
 #   tools/test.sh --nemo              instead: the same with NVIDIA NeMo, in a third one
 #   tools/test.sh --oldest            instead: the tests with the oldest releases that setup.py allows
+#   tools/test.sh --cuda-simulated    instead: the tests that need a GPU, and tools/bench/gpu.py, on a
+#                                     simulated one; some minutes
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,6 +29,13 @@ case ${1:-} in
     tools/codecs_env.sh oldest
     export VIRTUAL_ENV=$PWD/.venv-oldest PATH=$PWD/.venv-oldest/bin:$PATH
     exec python -m pytest -n 2 --dist loadfile "$@"
+    ;;
+  --cuda-simulated)
+    shift
+    tools/setup.sh --dev
+    source egs/shared/environment.sh
+    python -m pytest -m cuda --cuda-simulated "$@"
+    exec python tools/bench/gpu.py --simulate --seconds 1200
     ;;
 esac
 

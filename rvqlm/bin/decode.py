@@ -69,7 +69,7 @@ def _run(argv: Sequence[str] | None) -> int:
     description = "Decode tokens into wav files."
     args = parse(Args, "rvqlm decode", description, argv)
     check(args)
-    from rvqlm.runtime import pick_device, tune_malloc
+    from rvqlm.runtime import tune_malloc, use_device
 
     tune_malloc()
     from rvqlm.exchange.codec import load_codec_for
@@ -78,7 +78,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
     if args.out_dir.exists() and not args.out_dir.is_dir():
         raise UserError(f"--out-dir {args.out_dir}: a file of that name exists; choose a folder")
-    device = pick_device(args.device)
+    device = use_device(args.device)
     source = open_tokens(args.input, args.split, args.order)
     levels = source.info.num_codebooks if source.info else source.peek().codes.shape[1]
     if args.num_codebooks > levels:

@@ -132,7 +132,7 @@ class WavArgs:
 
 def _to_wav(argv: Sequence[str] | None) -> int:
     args = parse(WavArgs, "rvqlm npq to-wav", "Print an NPQ file's header and decode it.", argv)
-    from rvqlm.runtime import pick_device, tune_malloc
+    from rvqlm.runtime import tune_malloc, use_device
 
     tune_malloc()
     from rvqlm.exchange.codec import load_codec_for
@@ -142,7 +142,7 @@ def _to_wav(argv: Sequence[str] | None) -> int:
 
     print(f"{args.file}  {read_npq(args.file)[0]}")
     source = open_files([args.file], ".npq")
-    codec, remark = load_codec_for(source, args.codec, pick_device(args.device))
+    codec, remark = load_codec_for(source, args.codec, use_device(args.device))
     if remark:
         print(f"note: {remark}", file=sys.stderr)
     seconds = decode_to_wav(codec, source.peek(), args.out, args.subtype)

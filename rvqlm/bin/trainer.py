@@ -87,7 +87,6 @@ def train(read: Callable, command: str) -> int:
     from rvqlm import runtime
     from rvqlm.errors import UserError
     from rvqlm.training.distributed import World
-    from rvqlm.training.guards import set_tf32
     from rvqlm.training.run import Setup, lock_folder
 
     config = read()
@@ -95,7 +94,10 @@ def train(read: Callable, command: str) -> int:
         torch.set_num_threads(config.num_threads)
     device = runtime.pick_device(config.device)
     dtype = runtime.pick_precision(config.precision, device)
-    set_tf32(config.tf32, device)
+    if device.type == "cuda":
+        runtime.set_tf32(config.tf32)
+    elif not config.tf32:
+        raise UserError(f"--no-tf32 means nothing on {device.type}: only NVIDIA GPUs have TF32")
     world = World(device, config.parallel)
     if world.size == 1 and config.parallel == "fsdp":
         raise UserError(
@@ -104,6 +106,7 @@ def train(read: Callable, command: str) -> int:
         )
     if device.type == "cuda" and world.size > 1:
         device = torch.device("cuda", world.local_rank)
+    runtime.use_device(device)
     try:
         with ExitStack() as stack:
             if not config.dry_run and lock_folder(config, world, stack):

@@ -27,6 +27,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.cards import Card
 from rvqlm.codecs.streaming import WHOLE, Encoded, Windows, decode_staged, encode_staged
 from rvqlm.errors import UserError, reason_of
+from rvqlm.runtime import without_tf32
 
 
 class Codec(torch.nn.Module, ABC):
@@ -150,18 +151,8 @@ class Codec(torch.nn.Module, ABC):
     def inference(self) -> Iterator[None]:
         """The settings of torch that the networks of this codec run under: no gradients, and no
         autocast and no TF32, which would change codes."""
-        products = torch.backends.cuda.matmul
-        allowed = products.allow_tf32
-        with (
-            torch.no_grad(),
-            torch.autocast(self.device.type, enabled=False),
-            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-        ):
-            try:
-                products.allow_tf32 = False
-                yield
-            finally:
-                products.allow_tf32 = allowed
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), without_tf32():
+            yield
 
     @property
     def device(self) -> torch.device:

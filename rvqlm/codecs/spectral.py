@@ -104,12 +104,11 @@ class SpectralCodec(Codec):
         name = "spectral" if Path(path) == ASSET else os.fspath(path)
         return cls(load_net(path), num_codebooks, name, **options)
 
-    @torch.inference_mode()
     def encode(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         audio, code_lengths = self.pad_to_hop(audio, lengths)
         B, T = audio.shape[0], audio.shape[2] // self.info.hop
         codes = torch.zeros(B, T, self.info.num_codebooks, dtype=torch.int64, device=audio.device)
-        with one_thread():
+        with self.inference():
             for item in range(B):
                 frames = int(code_lengths[item])
                 codes[item, :frames] = self._encode_one(audio[item], frames)
@@ -143,7 +142,7 @@ class SpectralCodec(Codec):
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        with torch.inference_mode(), one_thread():
+        with super().inference(), one_thread():
             yield
 
     def _spectra_stage(self) -> Windows:

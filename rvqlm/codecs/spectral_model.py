@@ -98,6 +98,10 @@ class ResidualQuantizer(nn.Module):
         self.register_buffer("bias", torch.zeros(num_codebooks, codebook_size))
         self._prepared: tuple[list[Tensor], list[Tensor]] | None = None
 
+    def _apply(self, fn, recurse: bool = True):
+        self._prepared = None  # or it would stay behind where the codebooks go
+        return super()._apply(fn, recurse)
+
     def prepare(self) -> None:
         """Lay the codebooks out for `encode`; call again after they change."""
         self._prepared = (

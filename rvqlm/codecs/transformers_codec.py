@@ -30,6 +30,8 @@ _IDENTITY = (
 )
 # fmt: on
 
+_ROTARY = ("inv_freq", "original_inv_freq")
+
 
 class TransformersCodec(Codec):
     """Any audio tokenizer of transformers with (B, K, T) codes; files go in whole.
@@ -82,7 +84,12 @@ class TransformersCodec(Codec):
 
     def set_dtype(self, dtype: torch.dtype) -> TransformersCodec:
         self.dtype = dtype
-        return self.to(dtype)
+        # rounded to 16 bits, rotary frequencies would place later frames elsewhere
+        exact = [(m, n, getattr(m, n)) for m in self.modules() for n in _ROTARY if hasattr(m, n)]
+        self.to(dtype)
+        for module, name, frequencies in exact:
+            setattr(module, name, frequencies)
+        return self
 
     def to_model(self, audio: Tensor) -> Tensor:
         """Audio on the model's device and in its type."""

@@ -88,7 +88,7 @@ def decode(model: Autoregressive, request: Request) -> Generation:
             return sample(logits, noise[:, s, level : level + logits.shape[1]], r.sampling)
 
         drawn = model.draw(hidden, choose)
-        frames, inside, known, grid = column(torch.tensor([s], device=device))  # (B, 1, K)
+        frames, inside, known, grid = column(torch.arange(s, s + 1, device=device))  # (B, 1, K)
         grid = torch.where(known & inside, grid, drawn[:, None]).masked_fill(~inside, special)
         # cells outside the sequence are written back as they were
         index = frames.clamp(0, T - 1)

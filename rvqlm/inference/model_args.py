@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from rvqlm.checkpoints.loading import find_checkpoint, load_model
 from rvqlm.models.base import TokenModel
-from rvqlm.runtime import pick_device
+from rvqlm.runtime import use_device
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ModelArgs:
         """
         if self.num_threads:
             torch.set_num_threads(self.num_threads)
-        device = pick_device(self.device)
+        device = use_device(self.device)
         path = find_checkpoint(exp_dir, self.checkpoint)
         model, _, state = load_model(path, device=device, use_ema=self.ema)
         return model, path, state, device

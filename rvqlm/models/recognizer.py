@@ -36,7 +36,7 @@ from rvqlm.errors import UserError
 from rvqlm.metrics.recognition import edit_distances
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig
-from rvqlm.modules.conditioning import in_order
+from rvqlm.modules.conditioning import bits_of, in_order
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.transformer import Transformer
 
@@ -121,7 +121,7 @@ class Recognizer(TokenModel):
         if text.num_fields != 1 or text.sizes[0] < 2:
             raise UserError(f"a text of sizes {text.sizes} has no symbols; run rvqlm text again")
         self.num_symbols = text.sizes[0]
-        durations = None if text.durations is None else torch.tensor(text.durations)
+        durations = None if text.durations is None else bits_of(text.durations)
         self.register_buffer("durations", durations, persistent=False)
         self.decisions = c.decisions_per_step or ceil(2 * c.frames_per_step / text.rate)
         self.embedding = SumEmbedding(info.num_codebooks, info.codebook_size + 1, d)

@@ -17,31 +17,36 @@ CPU_BLOCK = 256
 """Queries per call of causal attention with a mask on a CPU."""
 
 
-class RotaryTable(nn.Module):
-    """Cosines and sines of rotary positions: a table for whole steps, grown on demand."""
+class RotaryTable:
+    """Cosines and sines of rotary positions: a table for whole steps, grown on demand.
+
+    No module with buffers, whose frequencies a cast of the model to 16 bits would round: it makes
+    what it needs on the device that asks.
+    """
 
     def __init__(self, head_dim: int, base: float):
-        super().__init__()
-        half = torch.arange(0, head_dim, 2, dtype=torch.float64)
-        self.register_buffer("frequencies", base ** (-half / head_dim), persistent=False)
-        self.register_buffer("table", torch.empty(2, 0, head_dim // 2), persistent=False)
+        self.head_dim, self.base = head_dim, base
+        self._frequencies: Tensor | None = None  # (D/2,) float64
+        self.table: Tensor | None = None  # (2, steps, D/2) float32
 
-    def forward(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+    def __call__(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """(length, D/2) cosines and sines of positions start ... start + length - 1, float32."""
         end = start + length
-        if self.table.shape[1] < end:
+        if self.table is None or self.table.device != device or self.table.shape[1] < end:
             size = max(1024, 1 << (end - 1).bit_length())
-            positions = torch.arange(size, dtype=torch.float64, device=self.frequencies.device)
-            angles = positions[:, None] * self.frequencies.double()[None, :]
-            # an inference tensor could not serve a later training step
-            with torch.inference_mode(False):
-                angles = angles.clone()
-                self.table = torch.stack([angles.cos(), angles.sin()]).float()
+            with torch.inference_mode(False):  # else of no use to a later training step
+                positions = torch.arange(size, dtype=torch.float64, device=device)
+                self.table = torch.stack(self.at(positions))
         return self.table[0, start:end], self.table[1, start:end]
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S, D/2) cosines and sines of any positions (B, S), float32."""
-        angles = positions.double()[..., None] * self.frequencies.double()
+        """(..., D/2) cosines and sines of any positions (...), float32."""
+        if self._frequencies is None or self._frequencies.device != positions.device:
+            with torch.inference_mode(False):  # of the CPU, so that all devices have the same
+                half = torch.arange(0, self.head_dim, 2, dtype=torch.float64, device="cpu")
+                frequencies = self.base ** (-half / self.head_dim)
+                self._frequencies = frequencies.to(positions.device)
+        angles = positions.double()[..., None] * self._frequencies
         return angles.cos().float(), angles.sin().float()
 
 

@@ -18,7 +18,7 @@ training is "not given", and that is what classifier-free guidance compares with
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -86,8 +86,7 @@ class Conditioner(nn.Module):
         self.fields = nn.ModuleDict({k: FieldEmbedding(infos[k].sizes, dim) for k in own})
         for kind, info in infos.items():
             if info.durations is not None:
-                values = torch.tensor(info.durations)
-                self.register_buffer(f"durations_{kind}", values, persistent=False)
+                self.register_buffer(f"durations_{kind}", bits_of(info.durations), persistent=False)
         self._codes = (codes,)  # no submodule: its weights belong to the model
         self.given = nn.Parameter(torch.randn(len(infos), dim))
         self.missing = nn.Parameter(torch.randn(len(infos), dim))
@@ -180,6 +179,12 @@ def by_clock(info: ConditionInfo, values: Tensor) -> Tensor:
     return counts.cumsum(1) * unit
 
 
+def bits_of(durations: Sequence[float]) -> Tensor:
+    """(V,) int32, float32 to `in_order`: a cast of the model to 16 bits would round floats, and
+    texts would drift from their codes."""
+    return torch.tensor(durations).view(torch.int32)
+
+
 def in_order(
     info: ConditionInfo,
     durations: Tensor | None,
@@ -189,12 +194,13 @@ def in_order(
 ) -> Tensor:
     """(B, S) middles, in frames, of steps that follow one another.
 
-    :param durations: those of ``info`` as a tensor, or None where it has none.
+    :param durations: `bits_of` those of ``info``, or None where it has none.
     :param ids: (B, S) of the first field; mask (B, S) which of them exist.
     :param frames: (B,) frames of the items where known: durations are scaled to fill them.
     """
     width = mask.float()
-    width = width * (info.rate if durations is None else durations[ids.clamp(min=0).long()])
+    known = None if durations is None else durations.view(torch.float32)
+    width = width * (info.rate if known is None else known[ids.clamp(min=0).long()])
     lead = info.margins[0]
     if frames is not None:
         lead, room = room_of(frames, info.margins)

@@ -205,7 +205,7 @@ class Transformer(nn.Module):
         if positions is not None:
             cos, sin = self.rotary.at(positions)
         else:
-            cos, sin = self.rotary(cache.position if cache is not None else 0, x.shape[1])
+            cos, sin = self.rotary(cache.position if cache is not None else 0, x.shape[1], x.device)
         given = BlockInputs(cos, sin, key_mask, prefix, condition, memory_mask=memory_mask)
         recompute = self.config.activation_checkpointing and self.training and cache is None
         for i, block in enumerate(self.layers):

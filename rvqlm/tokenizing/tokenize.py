@@ -19,7 +19,7 @@ from rvqlm.codecs.registry import load_codec
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
 from rvqlm.locks import locked
-from rvqlm.runtime import pick_device
+from rvqlm.runtime import use_device
 from rvqlm.tokenizing.config import TokenizeConfig
 from rvqlm.tokenizing.plan import Identity, make_folders, make_plan, plan_path, read_plan
 from rvqlm.tokenizing.ranks import Ranks
@@ -54,7 +54,7 @@ def _tokenize(config: TokenizeConfig, ranks: Ranks) -> Summary | None:
     out_dir = config.input.out_dir
     out = Path(out_dir)
     source = open_source(config.input.input)
-    device = pick_device(ranks.device(config.codec.device))
+    device = use_device(ranks.device(config.codec.device))
     load = (config.codec.codec, str(device), config.codec.num_codebooks, config.codec.dtype)
     codec = load_codec(*load)
     listing = source.scan()

@@ -22,6 +22,7 @@ import torch
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.registry import load_codec
 from rvqlm.errors import UserError
+from rvqlm.runtime import use_device
 from rvqlm.tokenizing.shard import Progress, ShardJob
 
 REPORT_SECONDS = 0.2
@@ -121,6 +122,7 @@ def _work(
 
     try:
         if isinstance(codec, tuple):
+            use_device(codec[1])
             codec = load_codec(*codec)
         for shard in shards:
             job.encode(shard, codec, report)

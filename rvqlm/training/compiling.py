@@ -20,7 +20,7 @@ from torch._dynamo.utils import counters
 from torch.fx.experimental import _config
 
 from rvqlm.batch import Batch
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.modules.depth import DepthBlock
 from rvqlm.modules.transformer import Block
 from rvqlm.training.memory import items_of
@@ -94,10 +94,14 @@ def _try_compiler(device: torch.device) -> None:
     try:
         torch.compile(lambda x: (x + 1).sin())(torch.ones(2, device=device))
     except Exception as e:
-        needed = "triton" if device.type == "cuda" else "a C++ compiler (g++)"
-        reason = str(e).strip().splitlines()[0]
+        needed = "a C++ compiler (g++)"
+        if device.type == "cuda":
+            needed = (
+                "triton and a C compiler with Python.h (python3-dev), which work on GPUs of "
+                "compute capability 7.0 or newer"
+            )
         raise UserError(
-            f"--compile does not work on {device.type} here ({reason}); install {needed}, or "
+            f"--compile does not work on {device.type} here ({reason_of(e)}); install {needed}, or "
             "leave --compile out"
         ) from None
 

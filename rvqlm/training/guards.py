@@ -182,11 +182,3 @@ class LossScale:
 
     def load_state_dict(self, state: dict) -> None:
         self.value, self.good_steps = state["value"], state["good_steps"]
-
-
-def set_tf32(allowed: bool, device: torch.device) -> None:
-    """Whether float32 matrices on a GPU are multiplied with TF32's ten bits of mantissa."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
-    elif not allowed:
-        raise UserError(f"--no-tf32 means nothing on {device.type}: only NVIDIA GPUs have TF32")

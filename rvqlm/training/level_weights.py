@@ -68,7 +68,7 @@ class LevelWeights:
             likely = weights.clamp(min=1e-12)
             drawn = torch.multinomial(likely, number)
             weights = torch.zeros_like(weights).index_fill(0, drawn, 1.0)
-        return weights.float().to(device)
+        return weights.float().to(device, non_blocking=True)
 
     def observe(self, nats: list[float], counts: list[float]) -> None:
         """Take in a step: summed nats and counts of each level, over all ranks."""

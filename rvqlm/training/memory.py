@@ -239,6 +239,8 @@ class Memory:
     """What batches need of a device, and what there is.
 
     :param optimizer_bytes: of states that the first step has yet to make.
+    :param gradients: whether the gradients of all parameters lie there during a forward pass, as
+        those of the micro-batches before (``--accum``) and the buckets of ddp do.
     :param processes: that share the memory of the host: ranks on this machine.
     :param free: bytes of host memory that can be taken; `free_memory` by default.
     """
@@ -250,10 +252,12 @@ class Memory:
         dtype: torch.dtype,
         optimizer_bytes: int,
         processes: int = 1,
+        gradients: bool = False,
         free: Callable[[], int | None] | None = None,
     ):
         self.model, self.device, self.dtype = model, device, dtype
         self.optimizer_bytes, self.processes = optimizer_bytes, processes
+        self.gradients = gradients
         self.free = free or free_memory
 
     def room(self) -> int | None:
@@ -292,6 +296,9 @@ class Memory:
         before = torch.cuda.memory_allocated(self.device)
         self.model.train()
         try:
+            if self.gradients:
+                for p in self.model.parameters():
+                    p.grad = torch.zeros_like(p) if p.requires_grad else None
             with torch.autocast("cuda", self.dtype, enabled=self.dtype != torch.float32):
                 out = self.model(batch.to(self.device))
             out.loss.backward()

@@ -27,20 +27,22 @@ from rvqlm.training.distributed import World
 
 SKIPS = ("nonfinite", "outlier", "overflow")
 """Why a step was not taken; overflow: of a float16 gradient, by the loss scale."""
+# fmt: off
 PEAKS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
+    "B200": 2250, "GB200": 2500, "H200": 989, "GH200": 989, "H100": 989, "H100 PCIe": 756,
+    "H100 NVL": 835, "H800": 989, "H20": 148, "A100": 312, "A800": 312, "A40": 150, "A30": 165,
+    "A10": 125, "A10G": 70, "L40S": 362, "L40": 181, "L4": 121, "V100": 125, "T4": 65,
+    "RTX PRO 6000": 504, "RTX 6000 Ada": 364, "RTX 5000 Ada": 261, "RTX 4000 Ada": 107,
+    "RTX A6000": 155, "RTX A5000": 111, "RTX A4000": 77,
+    "RTX 5090": 210, "RTX 5080": 113, "RTX 5070 Ti": 88, "RTX 5070": 62, "RTX 5060 Ti": 47,
+    "RTX 5060": 38, "RTX 4090": 165, "RTX 4080 SUPER": 104, "RTX 4080": 97,
+    "RTX 4070 Ti SUPER": 88, "RTX 4070 Ti": 80, "RTX 4070 SUPER": 71, "RTX 4070": 58,
+    "RTX 4060 Ti": 44, "RTX 4060": 30, "RTX 3090 Ti": 80, "RTX 3090": 71, "RTX 3080 Ti": 68,
+    "RTX 3080": 60, "RTX 3070 Ti": 43, "RTX 3070": 41, "RTX 3060 Ti": 32, "RTX 3060": 25,
 }
-"""Dense operations per second with 16-bit inputs, by a part of the GPU's name, from NVIDIA's data
-sheets (SXM versions; those of cards are lower)."""
+# fmt: on
+"""Dense TFLOP/s with 16-bit inputs, summed in float32, by words of the GPU's name; from NVIDIA's
+data sheets, at the boost clock. Those of laptops are other chips and not among them."""
 _FIGURES = ("grad_norm", "steps", "skipped", "rollbacks", "seconds")
 """What a checkpoint has of a `Meter` beside its token sums."""
 
@@ -245,14 +247,20 @@ def training_flops(model, batch: Batch, dtype: torch.dtype = torch.float32) -> i
     return counter.total
 
 
+def _sheet_flops(name: str) -> float | None:
+    """Of `PEAKS`, by the longest of its entries that are words of a GPU's name."""
+    words = f" {name.replace('-', ' ')} "
+    found = max((k for k in PEAKS if f" {k} " in words), key=len, default=None)
+    return None if found is None or "Laptop" in name else PEAKS[found] * 1e12
+
+
 @cache
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Operations per second of large matrix products: from the table for a GPU that is in it, with
     16-bit inputs; measured in a moment on a CPU; None where neither is known."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        known = next((v for k, v in PEAKS.items() if k in name), None)
-        return known if dtype in (torch.bfloat16, torch.float16) else None
+        return _sheet_flops(name) if dtype in (torch.bfloat16, torch.float16) else None
     if device.type != "cpu":
         return None
     n, best = 1024, float("inf")

@@ -206,7 +206,8 @@ class Setup:
     def _memory(self) -> Memory:
         sharing = 1 if self.device.type == "cuda" else self.world.local_size
         states = optimizer_bytes(self.model, self.config.optim)
-        return Memory(self.model, self.device, self.dtype, states, sharing)
+        held = self.config.optim.accum > 1 or self.world.size > 1
+        return Memory(self.model, self.device, self.dtype, states, sharing, gradients=held)
 
     def _loader(self, data, conditions, plan) -> TokenLoader:
         return TokenLoader(

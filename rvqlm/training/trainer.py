@@ -198,7 +198,8 @@ class Trainer:
         """Judge the summed gradients; scale, clip, step and average if they are good.
 
         The verdict comes from sums over all ranks, so all of them decide alike, and reaches Python
-        in one transfer: the only point of a step where a GPU is waited for.
+        in one transfer. A GPU is waited for here and, several times a micro-batch, where the loss
+        asks which cells there are (``tools/bench/gpu.py --only waits`` counts and places them).
 
         :param minimised: (2,) loss and tokens of this rank.
         """

@@ -112,6 +112,29 @@ def test_threads_change_nothing(codec):
         assert torch.equal(codes, results[0][0]) and torch.equal(decoded, results[0][1])
 
 
+def test_what_is_prepared_for_encoding_follows_its_weights():
+    """A module that moves or is cast leaves nothing of its own behind."""
+    audio = sweep(20 * HOP)[None]
+    codec = SpectralCodec.load()
+    codes = codec.encode(audio)[0]
+    assert codec.double().encode(audio.double())[0].equal(codes)
+    codec.to("meta")
+    assert codec.net.quantizer._prepared is None
+
+
+def test_the_codec_computes_without_autocast_and_tf32(codec, monkeypatch):
+    audio, seen = sweep(20 * HOP)[None], []
+    encode = SpectralNet.encode
+    monkeypatch.setattr(
+        SpectralNet,
+        "encode",
+        lambda net, x: seen.append(torch.backends.cudnn.allow_tf32) or encode(net, x),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = codec.encode(audio)[0]
+    assert codes.equal(codec.encode(audio)[0]) and seen and not any(seen)
+
+
 def test_silence_stays_silent(codec):
     codes, _ = codec.encode(torch.zeros(1, 1, 16000))
     assert codec.decode(codes).abs().max() < 1e-3

@@ -129,6 +129,10 @@ def test_other_types_of_numbers(codec, folder):
     assert long.dtype == torch.float32 and torch.allclose(long, rough[0], atol=0.05)
     assert encode_whole(other, audio[0], 0.1).codes.shape == codes[0].shape
     assert other.info == codec.info
+    # positions of a transformer are those of float32, however late
+    rotary = [b for n, b in other.named_buffers() if n.endswith("inv_freq")]
+    assert len(rotary) == 4 * ("mimi" in folder.name)
+    assert all(b.dtype == torch.float32 for b in rotary)
     exact = load_codec(folder)
     assert exact.decode(codes).equal(sound)
     assert exact.set_dtype(torch.float64).decode(codes).allclose(sound, atol=1e-5)

@@ -49,6 +49,14 @@ def test_places_on_the_time_axis():
     assert places("prompt", steps("prompt", 3, 1)) == [[-3.0, -2.0, -1.0], [-1.0]]
 
 
+def test_a_cast_to_16_bits_leaves_durations_alone():
+    durations = tuple(1 + n / 300 for n in range(300))
+    info = ConditionInfo("text", (300,), durations=durations)
+    text = {"text": Padded.of([torch.arange(300)], 1)}
+    wanted = Conditioner({"text": info}, 16)(text, 1).positions
+    assert wanted.equal(Conditioner({"text": info}, 16).bfloat16()(text, 1).positions)
+
+
 def test_durations_and_silence():
     info = ConditionInfo("text", (3,), durations=(1.0, 2.0, 5.0), margins=(3.0, 6.0))
     given = Padded.of([torch.tensor([1, 2, 1])], 1)

@@ -53,14 +53,26 @@ def test_cached_equals_full(activation):
 
 
 def test_rotary_depends_on_distance_only():
-    model = make()
+    rotary = make().rotary
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
 
     def score(i, j):
-        return (rotate(q, *model.rotary(i, 1)) * rotate(k, *model.rotary(j, 1))).sum()
+        return (rotate(q, *rotary(i, 1, q.device)) * rotate(k, *rotary(j, 1, k.device))).sum()
 
     torch.testing.assert_close(score(7, 3), score(1907, 1903), atol=1e-4, rtol=1e-4)
     assert (score(7, 3) - score(7, 4)).abs() > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_positions_stay_exact_in_a_model_of_16_bits(dtype):
+    model, there = make(), torch.arange(3000)
+    exact = model.rotary.at(there)
+    model(torch.ones(1, 4, 32))  # with a table made before the cast, and without
+    for cast in (model.to(dtype), make().to(dtype)):
+        for table, at, want in zip(
+            cast.rotary(0, 3000, there.device), cast.rotary.at(there), exact
+        ):
+            assert at.equal(want) and table.equal(want)
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])

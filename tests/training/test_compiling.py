@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from torch.fx.experimental import _config
 
 from rvqlm.errors import UserError
-from rvqlm.training.compiling import compile_model, reshaped, warm_up
+from rvqlm.training.compiling import _try_compiler, compile_model, reshaped, warm_up
 
 SHAPES = {(B, T) for B in (1, 2, 3) for T in range(6, 30)}
 
@@ -145,3 +145,5 @@ def test_what_cannot_be_compiled_is_refused(monkeypatch):
     monkeypatch.setattr(torch, "compile", broken)
     with pytest.raises(UserError, match=r"cpu here \(no compiler\); install a C\+\+ compiler"):
         compile_model(make("delay"), SHAPES, quiet)
+    with pytest.raises(UserError, match=r"cuda .* triton and a C compiler with Python.h .*7"):
+        _try_compiler(torch.device("cuda"))

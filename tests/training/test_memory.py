@@ -228,6 +228,17 @@ def test_states_to_come_count_on_a_gpu(monkeypatch):
     assert 80 <= items_of(10)(found).codes.shape[:2].numel() <= 100
 
 
+@pytest.mark.parametrize("held", [False, True])
+def test_gradients_that_lie_there_already_are_measured_with_it(monkeypatch, held):
+    card = Card(monkeypatch, 10_000_000)
+    model, cuda = card.model(each=1), torch.device("cuda")
+    seen = []
+    model.register_forward_pre_hook(lambda m, _: seen.extend(p.grad for p in m.parameters()))
+    Memory(model, cuda, F32, 0, gradients=held).need(items_of(10)(1.0))
+    assert len(seen) > 0 and all((g is not None) == held for g in seen)
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_batches_of_a_duration_have_the_longest_items_and_their_conditions():
     model = make("text-prompt-cross")
     batch = random_batch(model, (5, 9, 3))

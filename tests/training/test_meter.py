@@ -158,5 +158,33 @@ def test_operations_of_a_recogniser_and_of_half_precision():
     assert training_flops(model, batch, torch.bfloat16) == pytest.approx(whole, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    "name, peak",
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA RTX A6000", 155e12),
+        ("NVIDIA RTX 6000 Ada Generation", 364e12),
+        ("NVIDIA GeForce RTX 3060", 25e12),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 88e12),
+        ("Tesla V100-SXM2-32GB", 125e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce GTX 1080 Ti", None),
+    ],
+)
+def test_peaks_of_gpus_go_by_whole_words_of_their_names(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    peak_flops.cache_clear()
+    cuda = torch.device("cuda")
+    assert peak_flops(cuda, torch.bfloat16) == peak and peak_flops(cuda, torch.float32) is None
+    peak_flops.cache_clear()
+
+
 def test_peak_of_a_cpu_is_measured():
     assert peak_flops(torch.device("cpu"), torch.float32) > 1e8
