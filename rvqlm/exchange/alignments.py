@@ -1,4 +1,4 @@
-"""Alignments of others: the items of lhotse's supervisions (as MFA's through lhotse) and TextGrids."""
+"""Alignments of others: items of lhotse's supervisions, of MFA's for instance, and TextGrids."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rvqlm.data.splits import recording
 from rvqlm.errors import UserError
+from rvqlm.exchange.names import path_for_id
 from rvqlm.exchange.textgrid import read_textgrid
 from rvqlm.files import Finite, fits
 from rvqlm.frontends.aligned import Item
 
-SUPERVISIONS = "supervisions"
+SUPERVISIONS, SUFFIX = "supervisions", ".TextGrid"
 
 
 class Supervisions:
@@ -70,7 +71,7 @@ class TextGrids:
         return sorted(inside, key=lambda item: item.start)
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.TextGrid"
+        return path_for_id(self.folder, name, SUFFIX)
 
 
 def open_items(given: str) -> Supervisions | TextGrids:

@@ -124,9 +124,10 @@ class Labels:
 
     def _symbols(self, label: str) -> list[str]:
         settings, found = self.front_end.settings, [label]
-        if self.type != "bpe":
-            make = settings.of_phonemes if self.type == "phonemes" else settings.of_chars
-            found = make(label)
+        if self.type == "phonemes":
+            found = settings.of_phonemes(label)
+        elif self.type == "chars":
+            found = settings.of_chars(settings.normalize(label))
         return [symbol for symbol in found if sounds(read_symbol(symbol))]
 
 

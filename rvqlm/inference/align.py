@@ -1,138 +1,253 @@
-"""Alignments of texts and codes: when each symbol is said, by a recogniser of codes.
-
-The likeliest way through the recogniser's decisions (`rvqlm.metrics.viterbi`) says which of them
-are which symbol. What lies between two symbols goes half to each, or, where it is a pause, to the
-white space and punctuation between them. Measured against the times of a synthesiser on unseen
-sentences of one voice (docs/tts.md), other shares were worse, and so was a span for every space.
-
-A text's score is how much less likely it is than what the recogniser would have written itself, in
-nats a symbol: 0 at best. A text that is not what is said stands out.
-"""
+"""`rvqlm align`: makes the times of texts, measures them against others, and hands them out."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
-import torch
 
+from rvqlm.cli import bar
+from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
+from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import Ragged
-from rvqlm.frontends.aligned import Labels, fill_between
-from rvqlm.inference.recognize import in_batches
-from rvqlm.metrics.viterbi import Path, ctc_viterbi, decisions_needed
+from rvqlm.data.text_times import TextTimes
+from rvqlm.errors import UserError
+from rvqlm.exchange.alignments import Supervisions, TextGrids, open_items
+from rvqlm.files import atomic_open, json_line, read_json, write_json
+from rvqlm.frontends.aligned import UNITS, Labels
+from rvqlm.frontends.text import TextFrontEnd
+from rvqlm.frontends.transcripts import transcripts
+from rvqlm.inference.aligner import Aligned, ByRecognizer, SplitTexts
+from rvqlm.inference.model_args import ModelArgs
 from rvqlm.models.recognizer import Recognizer
 
-PAUSE = 0.2
-"""Seconds between the decisions for two symbols from which on these are a pause."""
-MARGIN = 0.02
-"""Seconds that a symbol lasts beyond its decisions before and after a pause."""
-CHUNK = 256
-"""Cuts that are sorted by length, and kept in memory, at a time."""
+WORST = 0.05
+"""Share of the cuts that are listed as outliers."""
 
 
-class Aligned(NamedTuple):
-    """What was found of one cut."""
+@dataclass
+class AlignConfig:
+    """Flags of `rvqlm align`."""
 
-    times: np.ndarray | None
-    """(S, 2) float64 seconds, begin and end of each symbol; None: not aligned, or without text."""
-    score: float | None = None
-    """Nats a symbol, 0 at best."""
-    problem: str = ""
-    """Why a text has no alignment."""
+    manifest_dir: Path
+    """Token directory with text (rvqlm text)."""
+    recognizer: str = ""
+    """Align by this recogniser, of the directory's codec and table: an experiment of rvqlm train
+    --model-name recognizer, or a checkpoint file."""
+    import_from: str = ""
+    """Or take the alignments of another aligner: "supervisions", those that the cuts carry
+    (lhotse's alignment items), or a folder of TextGrids, named as the cuts or their recordings."""
+    against: str = ""
+    """Measure the alignments against others, given in the same way."""
+    tier: str = ""
+    """Which items of --import-from and --against: word, or the name of those that are symbols of
+    the text, phone (of phonemes), char or piece unless given."""
+    export: Literal["lhotse", "textgrid", "srt", "vtt"] | None = None
+    """Write the alignments into --out-dir. lhotse: manifests of the cuts with alignment items;
+    textgrid: tiers of symbols and words; srt, vtt: subtitles."""
+    out_dir: Path | None = None
+    """Folder for --export."""
+    splits: tuple[str, ...] = ()
+    """Only these; none given: all that have a manifest."""
+    batch_seconds: float = 120.0
+    """Seconds of audio, padding included, that the recogniser hears at a time."""
+    dry_run: bool = False
+    """Say what would be done; write nothing."""
+    model: ModelArgs = field(default_factory=ModelArgs)
+
+    def check(self) -> None:
+        problems = []
+        if self.recognizer and self.import_from:
+            problems.append("give one of --recognizer and --import-from")
+        if not (self.recognizer or self.import_from or self.against or self.export):
+            problems.append("give --recognizer or --import-from, --against or --export")
+        if (self.export is None) != (self.out_dir is None):
+            problems.append("--export and --out-dir go together")
+        elif self.out_dir is not None and self.out_dir.resolve() == self.manifest_dir.resolve():
+            problems.append("--out-dir is the token directory; give another")
+        if self.tier and not (self.import_from or self.against):
+            problems.append("--tier is for --import-from and --against")
+        if not 0 < self.batch_seconds < float("inf"):
+            problems.append(f"--batch-seconds {self.batch_seconds:g}: a positive number")
+        if problems:
+            raise UserError("; ".join(problems))
 
 
-class SplitTexts(NamedTuple):
-    """A split with its text."""
-
-    dataset: TokenDataset
-    column: Ragged
-    labels: Labels
-
-
-def symbol_times(path: Path, spoken: Sequence[int], each: float, seconds: float) -> np.ndarray:
-    """Begin and end of each symbol, (S, 2) float64 seconds.
-
-    :param spoken: places of the symbols that are no white space or punctuation.
-    :param each: seconds a decision.
-    :param seconds: of the cut.
-    """
-    times, of = np.full((len(path.first), 2), np.nan), np.asarray(spoken, int)
-    if len(of):
-        begin, end = path.first[of] * each, (path.last[of] + 1) * each
-        between, pause = (begin[1:] + end[:-1]) / 2, begin[1:] - end[:-1] > PAUSE
-        times[of[0], 0], times[of[-1], 1] = begin[0] - MARGIN, end[-1] + MARGIN
-        times[of[1:], 0] = np.where(pause, begin[1:] - MARGIN, between)
-        times[of[:-1], 1] = np.where(pause, end[:-1] + MARGIN, between)
-    return fill_between(times.clip(0.0, seconds), seconds)
+def open_texts(directory: Path, split: str) -> SplitTexts:
+    """A split with its text; `UserError` as `ConditionSet.open`."""
+    dataset = TokenDataset.open(directory, split)
+    info = ConditionSet.open(dataset, ["text"]).infos["text"]
+    column = Ragged.open(column_path(directory, "text", split), dataset.fingerprint)
+    return SplitTexts(dataset, column, Labels(TextFrontEnd.from_info(info)))
 
 
-class ByRecognizer:
-    """Alignments by a trained recogniser."""
+class ByItems:
+    """Alignments of another aligner."""
 
-    def __init__(self, model: Recognizer, where: str, batch_seconds: float):
-        """where: its checkpoint, for messages."""
-        self.model, self.where, self.batch_seconds = model, where, batch_seconds
-        self.each = model.config.frames_per_step / model.decisions / float(model.info.frame_rate)
+    def __init__(self, items: Supervisions | TextGrids, given: str, tier: str):
+        self.items, self.given, self.tier = items, given, tier
 
     def about(self) -> dict:
-        """What decides the result, beside codes and text."""
-        return {
-            "weights": fingerprint_of(self.model),
-            "pause_seconds": PAUSE,
-            "margin_seconds": MARGIN,
-        }
+        return {"imported_from": self.given, "tier": self.tier}
 
     def align(self, texts: SplitTexts) -> Iterator[Aligned]:
-        """Of all cuts of a split in their order.
+        for row, cut in enumerate(texts.dataset.cuts()):
+            ids = texts.column.read(row)[:, 0]
+            try:
+                yield Aligned(self.place(cut, ids, texts.labels).times if len(ids) else None)
+            except UserError as e:
+                yield Aligned(None, None, str(e))
 
-        Raises `UserError` for tokens or text of another kind than the recogniser's.
-        """
-        model, dataset, column = self.model, texts.dataset, texts.column
-        dataset = dataset.first_levels(min(model.info.num_codebooks, dataset.info.num_codebooks))
-        model.info.require_same(dataset.info, self.where, str(dataset.directory))
-        most, sizes = self.batch_seconds * float(dataset.info.frame_rate), column.lengths
-        for begin in range(0, len(dataset), CHUNK):
-            rows = np.arange(begin, min(begin + CHUNK, len(dataset)))
-            found = {row: Aligned(None) for row in rows.tolist()}
-            rows = rows[sizes[rows] > 0]
-            rows = rows[np.argsort(dataset.frames[rows], kind="stable")].tolist()
-            for batch in in_batches(rows, lambda row: int(dataset.frames[row]), most):
-                codes = [torch.from_numpy(dataset.read(r).astype(np.int64)) for r in batch]
-                ids = [column.read(r)[:, 0] for r in batch]
-                found.update(zip(batch, self._batch(codes, ids, texts.labels)))
-            yield from found.values()
-
-    @torch.no_grad()
-    def _batch(
-        self, codes: list[torch.Tensor], texts: list[np.ndarray], labels: Labels
-    ) -> Iterator[Aligned]:
-        device = self.model.head.weight.device
-        lengths = torch.tensor([len(c) for c in codes])
-        padded = torch.nn.utils.rnn.pad_sequence(codes, batch_first=True)
-        log_probs, decisions = self.model.log_probs(padded.to(device), lengths.to(device))
-        log_probs, decisions = log_probs.cpu().numpy(), decisions.cpu().numpy()
-        paths = ctc_viterbi(log_probs, decisions, texts)
-        for n, (path, ids, frames) in enumerate(zip(paths, texts, lengths.tolist())):
-            if path is None:
-                needed = decisions_needed(ids)
-                why = "the recogniser's probabilities are not finite"
-                if needed > decisions[n]:
-                    why = f"its symbols need {needed} decisions, its audio has {decisions[n]}"
-                yield Aligned(None, None, why)
-                continue
-            seconds = frames / float(self.model.info.frame_rate)
-            times = symbol_times(path, labels.spoken(ids), self.each, seconds)
-            free = float(log_probs[n, : decisions[n]].max(1).sum(dtype=np.float64))
-            yield Aligned(times, min(0.0, (path.log_prob - free) / len(ids)))
+    def place(self, cut: dict, ids: np.ndarray, labels: Labels):
+        """`Labels.place` of the items of a cut; `UserError` where they are not those of the text,
+        or there are none."""
+        tier = self.tier or UNITS[labels.type]
+        return labels.place(ids, self.items.items(cut, tier), tier, cut["duration"])
 
 
-def fingerprint_of(model: torch.nn.Module) -> str:
-    """16 hex digits of the weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+# ------------------------------------------------------------------------------------ making
+
+
+class Record:
+    """``align.json``: how the alignments of each split were made."""
+
+    def __init__(self, directory: Path):
+        self.path = directory / "align.json"
+        self.splits: dict[str, dict] = {}
+        if self.path.exists():
+            remedy = "remove it and run rvqlm align again"
+            self.splits = read_json(
+                self.path, remedy, convert=lambda r: dict(r["splits"]), type=dict[str, dict]
+            )
+
+    def put(self, split: str, entry: dict | None) -> None:
+        """Write the entry of a split; None: it is about to be made again."""
+        self.splits.pop(split, None)
+        if entry is not None:
+            self.splits[split] = entry
+        write_json(self.path, {"splits": self.splits})
+
+
+def open_aligner(config: AlignConfig) -> tuple[ByRecognizer | ByItems, dict]:
+    """What makes the alignments, and what is recorded of where it comes from."""
+    if config.import_from:
+        return ByItems(open_items(config.import_from), config.import_from, config.tier), {}
+    model, path, state, _ = config.model.load(config.recognizer)
+    if not isinstance(model, Recognizer):
+        raise UserError(
+            f"--recognizer {path}: this is a {model.name}; train a recogniser with rvqlm train "
+            "--model-name recognizer"
+        )
+    about = {"recognizer": str(path), "step": int(state["step"])}
+    return ByRecognizer(model, str(path), config.batch_seconds), about
+
+
+def up_to_date(record: Record, aligner: ByRecognizer | ByItems, texts: SplitTexts) -> bool:
+    """Whether a split was aligned by the same recogniser, from the same codes and text. What is
+    imported may have changed."""
+    entry = record.splits.get(texts.dataset.split, {})
+    if isinstance(aligner, ByItems) or entry.get("made_by") != aligner.about():
+        return False
+    try:
+        TextTimes.open(texts.dataset, texts.column)
+    except UserError:
+        return False
+    return outliers_path(texts.dataset).exists()
+
+
+def outliers_path(dataset: TokenDataset) -> Path:
+    return dataset.directory / f"align_outliers_{dataset.split}.jsonl"
+
+
+def align_split(aligner: ByRecognizer | ByItems, texts: SplitTexts) -> dict:
+    """Write the times and the outliers of a split; returns counts and scores for the record."""
+    dataset, column, _ = texts
+    scores, problems, aligned = array("d"), {}, 0
+
+    def rows() -> Iterator[np.ndarray | None]:
+        nonlocal aligned
+        for row, found in enumerate(bar(aligner.align(texts), dataset.split, len(dataset))):
+            scores.append(float("nan") if found.score is None else found.score)
+            if found.problem:
+                problems[row] = found.problem
+            aligned += found.times is not None
+            yield found.times
+
+    TextTimes.write(dataset, column, rows())
+    values = np.array(scores)
+    scored = np.flatnonzero(~np.isnan(values))
+    worst = scored[np.argsort(values[scored], kind="stable")][: int(np.ceil(WORST * len(scored)))]
+    _write_outliers(texts, values, worst.tolist(), problems)
+    summary = {
+        "cuts": len(dataset),
+        "aligned": aligned,
+        "without_text": int((column.lengths == 0).sum()),
+        "not_aligned": len(problems),
+    }
+    if len(scored):
+        low, median = np.percentile(values[scored], [100 * WORST, 50]).tolist()
+        summary["score"] = {"mean": float(values[scored].mean()), "median": median, "worst": low}
+    return summary
+
+
+def _write_outliers(
+    texts: SplitTexts, scores: np.ndarray, worst: list[int], problems: dict[int, str]
+) -> None:
+    """What has no alignment, in the order of the index, then the worst scores, worst first."""
+    wanted = {*problems, *worst}
+    lines = {}
+    for row, cut in enumerate(texts.dataset.cuts()) if wanted else ():
+        if row in wanted:
+            about = {"problem": problems[row]} if row in problems else {"score": scores[row]}
+            symbols = texts.labels.front_end.decode(texts.column.read(row)[:, 0])
+            about |= {"text": next(transcripts([cut], "text", None)).text}
+            about["symbols"] = symbols
+            lines[row] = json_line({"id": cut["id"], **about})
+    with atomic_open(outliers_path(texts.dataset)) as file:
+        file.writelines(lines[row] for row in [*sorted(problems), *worst])
+
+
+# --------------------------------------------------------------------------------- measuring
+
+
+class BoundaryErrors(NamedTuple):
+    """How far begins and ends of symbols are from those that others found."""
+
+    boundaries: int
+    cuts: int
+    left_out: int
+    """cuts that one of the two has not, or not of the same symbols"""
+    median_ms: float
+    p90_ms: float
+    bias_ms: float
+    """median of what they are late"""
+
+
+def compare(texts: SplitTexts, times: TextTimes, other: ByItems) -> BoundaryErrors:
+    """Boundaries that the other aligner does not give, as within a diphthong, are not compared.
+
+    Raises `UserError` where there is nothing to compare, with the reason of the first cut.
+    """
+    errors, left_out, why = [], 0, ""
+    for row, cut in enumerate(bar(texts.dataset.cuts(), texts.dataset.split, len(texts.dataset))):
+        ids, mine = texts.column.read(row)[:, 0], times.read(row)
+        if not len(ids):
+            continue
+        try:
+            if mine is None:
+                raise UserError("it was not aligned")
+            placed = other.place(cut, ids, texts.labels)
+        except UserError as e:
+            left_out, why = left_out + 1, why or f"cut {cut['id']!r}: {e}"
+            continue
+        errors.append((mine - placed.times)[placed.known].astype(np.float32))
+    if not errors:
+        raise UserError(f"--against: no cut of split {texts.dataset.split!r} has both; {why}")
+    late = np.concatenate(errors) * 1000
+    median, p90 = np.percentile(abs(late), [50, 90]).tolist()
+    return BoundaryErrors(len(late), len(errors), left_out, median, p90, float(np.median(late)))
