@@ -21,6 +21,10 @@ _TOKEN = re.compile(
 )
 
 
+SHORTEST = 1e-4
+"""Seconds of an interval, at least, as it is written."""
+
+
 def read_textgrid(path: str | os.PathLike) -> dict[str, list[Item]]:
     """The intervals of each tier by its name, in seconds, those without a label included.
 
@@ -102,11 +106,12 @@ def write_textgrid(
     path: str | os.PathLike, tiers: Mapping[str, Sequence[Item]], seconds: float
 ) -> None:
     """Write tiers in the long form, in UTF-8; what lies between items becomes empty intervals, and
-    items without duration are left out, as Praat has none."""
+    items last `SHORTEST` at least, as Praat has none without duration."""
+    filled_tiers = {name: _filled(items, seconds) for name, items in tiers.items()}
+    seconds = max([seconds, *(items[-1].end for items in filled_tiers.values() if items)])
     lines = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0"]
     lines += [f"xmax = {_time(seconds)}", "tiers? <exists>", f"size = {len(tiers)}", "item []:"]
-    for number, (name, items) in enumerate(tiers.items(), 1):
-        filled = _filled(items, seconds)
+    for number, (name, filled) in enumerate(filled_tiers.items(), 1):
         lines += [f"    item [{number}]:", '        class = "IntervalTier"']
         lines += [f"        name = {_quoted(name)}", "        xmin = 0"]
         lines += [f"        xmax = {_time(seconds)}", f"        intervals: size = {len(filled)}"]
@@ -121,12 +126,13 @@ def write_textgrid(
 def _filled(items: Sequence[Item], seconds: float) -> list[Item]:
     found: list[Item] = []
     at = 0.0
-    for item in (i for i in items if _time(i.start) != _time(i.end)):
-        if _time(item.start) != _time(at):
+    for item in items:
+        if item.start >= at + SHORTEST:
             found.append(Item("", at, item.start))
-        found.append(item._replace(start=at) if found and item.start < at else item)
-        at = item.end
-    if _time(at) != _time(seconds):
+            at = item.start
+        found.append(Item(item.label, at, max(item.end, at + SHORTEST)))
+        at = found[-1].end
+    if at + SHORTEST <= seconds:
         found.append(Item("", at, seconds))
     return found
 

@@ -83,7 +83,7 @@ def open_texts(directory: Path, split: str) -> SplitTexts:
     dataset = TokenDataset.open(directory, split)
     info = ConditionSet.open(dataset, ["text"]).infos["text"]
     column = Ragged.open(column_path(directory, "text", split), dataset.fingerprint)
-    return SplitTexts(dataset, column, Labels(TextFrontEnd.from_info(info)))
+    return SplitTexts(dataset, column, info, Labels(TextFrontEnd.from_info(info)))
 
 
 class ByItems:
@@ -166,7 +166,7 @@ def outliers_path(dataset: TokenDataset) -> Path:
 
 def align_split(aligner: ByRecognizer | ByItems, texts: SplitTexts) -> dict:
     """Write the times and the outliers of a split; returns counts and scores for the record."""
-    dataset, column, _ = texts
+    dataset, column = texts.dataset, texts.column
     scores, problems, aligned = array("d"), {}, 0
 
     def rows() -> Iterator[np.ndarray | None]:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.ragged import Ragged
 from rvqlm.frontends.aligned import Labels, fill_between
@@ -49,6 +50,7 @@ class SplitTexts(NamedTuple):
 
     dataset: TokenDataset
     column: Ragged
+    info: ConditionInfo
     labels: Labels
 
 
@@ -93,6 +95,7 @@ class ByRecognizer:
         model, dataset, column = self.model, texts.dataset, texts.column
         dataset = dataset.first_levels(min(model.info.num_codebooks, dataset.info.num_codebooks))
         model.info.require_same(dataset.info, self.where, str(dataset.directory))
+        model.conditions["text"].require_same(texts.info, self.where, str(dataset.directory))
         most, sizes = self.batch_seconds * float(dataset.info.frame_rate), column.lengths
         for begin in range(0, len(dataset), CHUNK):
             rows = np.arange(begin, min(begin + CHUNK, len(dataset)))

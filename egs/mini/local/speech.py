@@ -45,6 +45,10 @@ _CALLBACK = ctypes.CFUNCTYPE(
 )
 
 
+SILENT = 0.02
+"""Mean of the samples' sizes in a pause, at most, relative to the largest of all."""
+
+
 class Phone(NamedTuple):
     """A phoneme in IPA, with the mark of its stress; first sample, and the one after the last."""
 
@@ -125,7 +129,7 @@ def _speak(
         *(ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p, ctypes.c_void_p),
     ]
     chunks: list[bytes] = []
-    begun: list[tuple[int, str]] = []  # where a phoneme begins, or a pause, which has no name
+    begun: list[tuple[int, str]] = []  # where a phoneme begins; of pauses, too, without a name
 
     @_CALLBACK
     def collect(samples, count: int, events) -> int:
@@ -148,6 +152,15 @@ def _speak(
         raise RuntimeError(f"espeak_Synth failed with status {status}")
     lib.espeak_Synchronize()
     audio = np.frombuffer(b"".join(chunks), dtype=np.int16)
+    return audio, _phones(audio, begun)
+
+
+def _phones(audio: np.ndarray, begun: list[tuple[int, str]]) -> list[Phone]:
+    loud, phones = np.abs(audio.astype(np.int32)), []
     ends = [start for start, _ in begun[1:]] + [len(audio)]
-    phones = [Phone(ipa, start, end) for (start, ipa), end in zip(begun, ends) if ipa]
-    return audio, phones
+    for (start, ipa), end in zip(begun, ends):
+        if ipa:
+            phones.append(Phone(ipa, start, end))
+        elif phones and start < end and loud[start:end].mean() > SILENT * loud.max():
+            phones[-1] = phones[-1]._replace(end=end)  # how two vowels are joined, no pause
+    return phones
