@@ -92,13 +92,14 @@ def _make(config: AlignConfig, splits: list[SplitTexts], command: str) -> None:
             summary = align_split(aligner, texts)
             about = {"made_by": aligner.about(), **source, "text": texts.column.mark()}
             record.put(split, {**about, **summary, "command": command})
-        print(_describe(texts, record.splits[split]) + ("  up to date" if ready else ""))
+        print(_describe(texts, record.splits[split], "up to date, " if ready else ""))
 
 
-def _describe(texts: SplitTexts, entry: dict) -> str:
+def _describe(texts: SplitTexts, entry: dict, state: str) -> str:
     path = outliers_path(texts.dataset)
     outliers = list(read_jsonl(path, str(path), "run rvqlm align again"))
-    line = f"  {texts.dataset.split:<6} {entry['aligned']:>9,} of {entry['cuts']:,} cuts aligned"
+    split, aligned, cuts = texts.dataset.split, entry["aligned"], entry["cuts"]
+    line = f"  {split:<6} {state}{aligned:>9,} of {cuts:,} cuts aligned"
     if entry["without_text"]:
         line += f"; {entry['without_text']:,} without text"
     if entry["not_aligned"]:
