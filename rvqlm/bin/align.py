@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.data.index import find_splits
 from rvqlm.data.text_times import TextTimes
 from rvqlm.exchange.alignments import open_items
-from rvqlm.files import read_jsonl
 from rvqlm.inference.align import (
     AlignConfig,
     ByItems,
@@ -30,6 +30,7 @@ from rvqlm.inference.align import (
     open_aligner,
     open_texts,
     outliers_path,
+    read_outliers,
     up_to_date,
 )
 from rvqlm.inference.align_export import export
@@ -48,7 +49,7 @@ def _run(argv: Sequence[str] | None) -> int:
     directory = config.manifest_dir
     splits = [open_texts(directory, s) for s in find_splits(directory, config.splits)]
     if config.recognizer or config.import_from:
-        with locked(directory, "rvqlm align"):
+        with nullcontext() if config.dry_run else locked(directory, "rvqlm align"):
             _make(config, splits, command_line("align", argv))
     if config.dry_run:
         return 0
@@ -96,18 +97,18 @@ def _make(config: AlignConfig, splits: list[SplitTexts], command: str) -> None:
 
 
 def _describe(texts: SplitTexts, entry: dict, state: str) -> str:
-    path = outliers_path(texts.dataset)
-    outliers = list(read_jsonl(path, str(path), "run rvqlm align again"))
+    outliers = read_outliers(texts.dataset)
     split, aligned, cuts = texts.dataset.split, entry["aligned"], entry["cuts"]
     line = f"  {split:<6} {state}{aligned:>9,} of {cuts:,} cuts aligned"
     if entry["without_text"]:
         line += f"; {entry['without_text']:,} without text"
+    first = next((f": {o['id']}: {o['problem']}" for o in outliers if "problem" in o), "")
     if entry["not_aligned"]:
-        line += f"; {entry['not_aligned']:,} not: {outliers[0]['id']}: {outliers[0]['problem']}"
+        line += f"; {entry['not_aligned']:,} not{first}"
     if "score" in entry:
         line += (
             f"; {entry['score']['median']:.3f} nats a symbol in the middle, the worst 5 % below "
-            f"{entry['score']['worst']:.3f}: {path}"
+            f"{entry['score']['worst']:.3f}: {outliers_path(texts.dataset)}"
         )
     worst = [o for o in outliers if "score" in o][:_SHOWN]
     return "\n".join([line, *(f"    {o['score']:.3f} {o['id']}: {o['text']}" for o in worst)])

@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from rvqlm.data.ragged import Ragged
 from rvqlm.data.text_times import TextTimes
 from rvqlm.errors import UserError
 from rvqlm.exchange.alignments import Supervisions, TextGrids, open_items
-from rvqlm.files import atomic_open, json_line, read_json, write_json
+from rvqlm.files import Count, Finite, atomic_open, json_line, read_json, read_jsonl, write_json
 from rvqlm.frontends.aligned import UNITS, Labels
 from rvqlm.frontends.text import TextFrontEnd
 from rvqlm.frontends.transcripts import transcripts
@@ -113,19 +113,49 @@ class ByItems:
 # ------------------------------------------------------------------------------------ making
 
 
+class Scores(TypedDict):
+    """Nats a symbol, over the cuts of a split."""
+
+    mean: Finite
+    median: Finite
+    worst: Finite
+    """what `WORST` of them are below"""
+
+
+class Entry(TypedDict):
+    """What the record says of a split; beside it where the alignments come from."""
+
+    made_by: dict
+    """`about` of the aligner"""
+    cuts: Count
+    aligned: Count
+    without_text: Count
+    not_aligned: Count
+    score: NotRequired[Scores]
+
+
+class Outlier(TypedDict):
+    """A line of ``align_outliers_SPLIT.jsonl``."""
+
+    id: str
+    text: str
+    symbols: str
+    problem: NotRequired[str]
+    score: NotRequired[Finite]
+
+
 class Record:
     """``align.json``: how the alignments of each split were made."""
 
     def __init__(self, directory: Path):
         self.path = directory / "align.json"
-        self.splits: dict[str, dict] = {}
+        self.splits: dict[str, Entry] = {}
         if self.path.exists():
             remedy = "remove it and run rvqlm align again"
-            self.splits = read_json(
-                self.path, remedy, convert=lambda r: dict(r["splits"]), type=dict[str, dict]
-            )
+            found = read_json(self.path, remedy, type=dict[str, dict[str, Entry]])
+            self.splits = dict(found.get("splits", {}))
 
-    def put(self, split: str, entry: dict | None) -> None:
+    def put(self, split: str, entry: Entry | None) -> None:
         """Write the entry of a split; None: it is about to be made again."""
         self.splits.pop(split, None)
         if entry is not None:
@@ -150,14 +180,20 @@ def open_aligner(config: AlignConfig) -> tuple[ByRecognizer | ByItems, dict]:
 def up_to_date(record: Record, aligner: ByRecognizer | ByItems, texts: SplitTexts) -> bool:
     """Whether a split was aligned by the same recogniser, from the same codes and text. What is
     imported may have changed."""
-    entry = record.splits.get(texts.dataset.split, {})
-    if isinstance(aligner, ByItems) or entry.get("made_by") != aligner.about():
+    entry = record.splits.get(texts.dataset.split)
+    if isinstance(aligner, ByItems) or entry is None or entry["made_by"] != aligner.about():
         return False
     try:
         TextTimes.open(texts.dataset, texts.column)
     except UserError:
         return False
     return outliers_path(texts.dataset).exists()
+
+
+def read_outliers(dataset: TokenDataset) -> list[Outlier]:
+    """What `align_split` listed: first the texts without alignment, then the worst."""
+    path = outliers_path(dataset)
+    return list(read_jsonl(path, str(path), "run rvqlm align again", Outlier))
 
 
 def outliers_path(dataset: TokenDataset) -> Path:

@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+from text_fixtures import make_texts
 from token_fixtures import make_tokens
 
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.data.text_times import TextTimes
 from rvqlm.errors import UserError
+from rvqlm.frontends.text_config import TextConfig
+from rvqlm.frontends.text_prepare import prepare_text
 
 ROWS = [np.array([3, 1, 4]), np.array([], int), np.array([1, 5])]
 TIMES = [np.array([[0.0, 0.12345], [0.12345, 0.2], [0.2, 0.2]]), None, None]
@@ -48,3 +51,16 @@ def test_times_of_another_text_are_refused(split):
                  text.mark())  # fmt: skip
     with pytest.raises(UserError, match="rows of other lengths"):
         TextTimes.open(dataset, text)
+
+
+def test_times_go_when_other_symbols_come(tmp_path):
+    make_texts(tmp_path, train=["a Cat", "a hat"])
+    config = TextConfig(tmp_path, "chars")
+    prepare_text(config)
+    dataset = TokenDataset.open(tmp_path, "train")
+    text = Ragged.open(tmp_path / "text_train.bin")
+    TextTimes.write(dataset, text, [None, None])
+    prepare_text(config)  # has nothing to do
+    assert len(TextTimes.open(dataset, text).column) == 2
+    prepare_text(TextConfig(tmp_path, "chars", lowercase=True))
+    assert not TextTimes.path(tmp_path, "train").exists()
