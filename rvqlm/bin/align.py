@@ -82,7 +82,7 @@ def _make(config: AlignConfig, splits: list[SplitTexts], command: str) -> None:
     record = Record(config.manifest_dir)
     for texts in splits:
         split = texts.dataset.split
-        ready = up_to_date(record, aligner, texts)
+        ready = up_to_date(record, aligner, texts, config.worst)
         if config.dry_run:
             number = int((texts.column.lengths > 0).sum())
             what = "up to date" if ready else "would be aligned"
@@ -90,7 +90,7 @@ def _make(config: AlignConfig, splits: list[SplitTexts], command: str) -> None:
             continue
         if not ready:
             record.put(split, None)
-            summary = align_split(aligner, texts)
+            summary = align_split(aligner, texts, config.worst)
             about = {"made_by": aligner.about(), **source, "text": texts.column.mark()}
             record.put(split, {**about, **summary, "command": command})
         print(_describe(texts, record.splits[split], "up to date, " if ready else ""))
@@ -106,9 +106,10 @@ def _describe(texts: SplitTexts, entry: dict, state: str) -> str:
     if entry["not_aligned"]:
         line += f"; {entry['not_aligned']:,} not{first}"
     if "score" in entry:
+        score, path = entry["score"], outliers_path(texts.dataset)
         line += (
-            f"; {entry['score']['median']:.3f} nats a symbol in the middle, the worst 5 % below "
-            f"{entry['score']['worst']:.3f}: {outliers_path(texts.dataset)}"
+            f"; {score['median']:.3f} nats a symbol in the middle, the worst {score['share']:.0%} "
+            f"up to {score['worst']:.3f}: {path}"
         )
     worst = [o for o in outliers if "score" in o][:_SHOWN]
     return "\n".join([line, *(f"    {o['score']:.3f} {o['id']}: {o['text']}" for o in worst)])

@@ -26,9 +26,6 @@ from rvqlm.inference.aligner import Aligned, ByRecognizer, SplitTexts
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.models.recognizer import Recognizer
 
-WORST = 0.05
-"""Share of the cuts that are listed as outliers."""
-
 
 @dataclass
 class AlignConfig:
@@ -56,6 +53,8 @@ class AlignConfig:
     """Only these; none given: all that have a manifest."""
     batch_seconds: float = 120.0
     """Seconds of audio, padding included, that the recogniser hears at a time."""
+    worst: float = 0.05
+    """Share of the cuts that align_outliers_SPLIT.jsonl lists with their scores; 1: all."""
     dry_run: bool = False
     """Say what would be done; write nothing."""
     model: ModelArgs = field(default_factory=ModelArgs)
@@ -72,6 +71,8 @@ class AlignConfig:
             problems.append("--out-dir is the token directory; give another")
         if self.tier and not (self.import_from or self.against):
             problems.append("--tier is for --import-from and --against")
+        if not 0 < self.worst <= 1:
+            problems.append(f"--worst {self.worst:g}: above 0, at most 1")
         if not 0 < self.batch_seconds < float("inf"):
             problems.append(f"--batch-seconds {self.batch_seconds:g}: a positive number")
         if problems:
@@ -119,7 +120,9 @@ class Scores(TypedDict):
     mean: Finite
     median: Finite
     worst: Finite
-    """what `WORST` of them are below"""
+    """of those that are listed, the highest"""
+    share: Finite
+    """of the cuts that are listed"""
 
 
 class Entry(TypedDict):
@@ -177,11 +180,15 @@ def open_aligner(config: AlignConfig) -> tuple[ByRecognizer | ByItems, dict]:
     return ByRecognizer(model, str(path), config.batch_seconds), about
 
 
-def up_to_date(record: Record, aligner: ByRecognizer | ByItems, texts: SplitTexts) -> bool:
-    """Whether a split was aligned by the same recogniser, from the same codes and text. What is
-    imported may have changed."""
+def up_to_date(
+    record: Record, aligner: ByRecognizer | ByItems, texts: SplitTexts, share: float
+) -> bool:
+    """Whether a split was aligned by the same recogniser, from the same codes and text, and so many
+    outliers listed. What is imported may have changed."""
     entry = record.splits.get(texts.dataset.split)
     if isinstance(aligner, ByItems) or entry is None or entry["made_by"] != aligner.about():
+        return False
+    if "score" in entry and entry["score"]["share"] != share:
         return False
     try:
         TextTimes.open(texts.dataset, texts.column)
@@ -200,8 +207,9 @@ def outliers_path(dataset: TokenDataset) -> Path:
     return dataset.directory / f"align_outliers_{dataset.split}.jsonl"
 
 
-def align_split(aligner: ByRecognizer | ByItems, texts: SplitTexts) -> dict:
-    """Write the times and the outliers of a split; returns counts and scores for the record."""
+def align_split(aligner: ByRecognizer | ByItems, texts: SplitTexts, share: float) -> dict:
+    """Write the times of a split and its outliers, a share of the cuts; returns counts and scores
+    for the record."""
     dataset, column = texts.dataset, texts.column
     scores, problems, aligned = array("d"), {}, 0
 
@@ -217,7 +225,7 @@ def align_split(aligner: ByRecognizer | ByItems, texts: SplitTexts) -> dict:
     TextTimes.write(dataset, column, rows())
     values = np.array(scores)
     scored = np.flatnonzero(~np.isnan(values))
-    worst = scored[np.argsort(values[scored], kind="stable")][: int(np.ceil(WORST * len(scored)))]
+    worst = scored[np.argsort(values[scored], kind="stable")][: int(np.ceil(share * len(scored)))]
     _write_outliers(texts, values, worst.tolist(), problems)
     summary = {
         "cuts": len(dataset),
@@ -226,8 +234,12 @@ def align_split(aligner: ByRecognizer | ByItems, texts: SplitTexts) -> dict:
         "not_aligned": len(problems),
     }
     if len(scored):
-        low, median = np.percentile(values[scored], [100 * WORST, 50]).tolist()
-        summary["score"] = {"mean": float(values[scored].mean()), "median": median, "worst": low}
+        summary["score"] = {
+            "mean": float(values[scored].mean()),
+            "median": float(np.median(values[scored])),
+            "worst": float(values[worst[-1]]),
+            "share": share,
+        }
     return summary
 
 

@@ -104,10 +104,16 @@ def test_letters_lie_where_they_are_and_a_wrong_text_stands_out(tokens, made, ex
 
 def test_small_batches_make_the_same(tokens, experiment, made):
     before = (tokens / "text-times_test.bin").read_bytes()
-    (tokens / "align.json").unlink()
-    small = ("--recognizer", experiment, "--splits", "test", "--batch-seconds", 0.5)
-    assert align("--manifest-dir", tokens, *small) == 0
+    outliers = tokens / "align_outliers_test.jsonl"
+    words = ("--manifest-dir", tokens, "--recognizer", experiment, "--splits", "test")
+    assert align(*words, "--batch-seconds", 0.5, "--worst", 1) == 0  # made again, as more is listed
     assert (tokens / "text-times_test.bin").read_bytes() == before
+    listed = list(read_jsonl(outliers, "outliers", ""))
+    assert len(listed) == 23 and listed[0]["id"] == IMPOSSIBLE
+    scores = [o["score"] for o in listed[1:]]
+    assert scores == sorted(scores) and max(scores) <= 0
+    assert align(*words) == 0
+    assert len(list(read_jsonl(outliers, "outliers", ""))) == 3
 
 
 def test_out_and_in_again(tokens, tmp_path, capsys):
@@ -183,6 +189,7 @@ def test_mistakes_are_one_line_and_status_2(tokens, experiment, tmp_path, capsys
     assert "--tier is for --import-from and --against" in mistake(*only)
     none = ("--recognizer", experiment, "--batch-seconds", 0)
     assert "--batch-seconds 0: a positive number" in mistake(*none)
+    assert "--worst 0: above 0, at most 1" in mistake("--recognizer", experiment, "--worst", 0)
     assert "no such experiment" in mistake("--recognizer", tmp_path / "no")
     assert "no such folder of TextGrids" in mistake("--import-from", tmp_path / "no")
     words = mistake("--against", "supervisions", "--tier", "phone")
