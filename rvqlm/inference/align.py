@@ -56,7 +56,7 @@ class AlignConfig:
     worst: float = 0.05
     """Share of the cuts that align_outliers_SPLIT.jsonl lists with their scores; 1: all."""
     dry_run: bool = False
-    """Say what would be done; write nothing."""
+    """Say which splits would be aligned; write nothing."""
     model: ModelArgs = field(default_factory=ModelArgs)
 
     def check(self) -> None:
@@ -69,6 +69,8 @@ class AlignConfig:
             problems.append("--export and --out-dir go together")
         elif self.out_dir is not None and self.out_dir.resolve() == self.manifest_dir.resolve():
             problems.append("--out-dir is the token directory; give another")
+        if self.dry_run and not (self.recognizer or self.import_from):
+            problems.append("--dry-run is for --recognizer and --import-from")
         if self.tier and not (self.import_from or self.against):
             problems.append("--tier is for --import-from and --against")
         if not 0 < self.worst <= 1:

@@ -185,6 +185,8 @@ def test_mistakes_are_one_line_and_status_2(tokens, experiment, tmp_path, capsys
     assert "--export and --out-dir go together" in mistake("--export", "srt")
     here = ("--export", "lhotse", "--out-dir", tokens)
     assert "--out-dir is the token directory" in mistake(*here)
+    dry = ("--against", "supervisions", "--dry-run")
+    assert "--dry-run is for --recognizer and --import-from" in mistake(*dry)
     only = ("--recognizer", experiment, "--tier", "word")
     assert "--tier is for --import-from and --against" in mistake(*only)
     none = ("--recognizer", experiment, "--batch-seconds", 0)
