@@ -4,6 +4,7 @@
 kind     what lies beside ``index_SPLIT.bin``                 written by
 ======== ==================================================== ==================================
 text     ``text.json``, ``text_SPLIT.bin``                    ``rvqlm text``
+         ``text-times_SPLIT.bin`` (`rvqlm.data.text_times`)   ``rvqlm align``, not read here yet
 midi     ``midi.json``, ``midi_SPLIT.bin``,                   ``rvqlm midi`` (`rvqlm.data.notes`)
          ``midi-times_SPLIT.bin``
 source   ``source.json``, ``source_SPLIT.bin``                ``rvqlm pair`` (`rvqlm.data.pairs`)

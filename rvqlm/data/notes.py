@@ -7,7 +7,6 @@ from the beginning of its cut, so that a window has the tokens that a file cut t
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -78,17 +77,9 @@ class NoteTimes:
         if not path.exists():
             return None
         column = Ragged.open(path, None, remedy)
-        if column.fingerprint != cls.mark(notes) or column.num_fields != 1:
+        if column.fingerprint != notes.mark() or column.num_fields != 1:
             raise UserError(f"{path} does not belong to {notes.path}; {remedy}")
         return cls(column, settings)
-
-    @staticmethod
-    def mark(notes: Ragged) -> str:
-        """Fingerprint of the times of notes: of these, of this index."""
-        digest = hashlib.sha256(notes.fingerprint.encode())
-        for part in (notes.starts, notes.steps):
-            digest.update(np.ascontiguousarray(part))
-        return digest.hexdigest()[:16]
 
     def part(self, row: int, tokens: np.ndarray, start: float, end: float) -> np.ndarray:
         """The notes of a cut that begin in [start, end) seconds, in time from `start` on.

@@ -16,6 +16,7 @@ rows one after another, F integers each, in the smallest type that holds them. W
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from array import array
@@ -140,6 +141,14 @@ class Ragged:
                 f"{fingerprint}); {remedy}"
             )
         return ragged
+
+    def mark(self) -> str:
+        """16 hex digits of what is in all rows, of this index: the fingerprint of a column that
+        belongs to this one."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        for part in (self.starts, self.steps):
+            digest.update(np.ascontiguousarray(part))
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         """Number of rows, those without steps included."""

@@ -104,7 +104,8 @@ def clauses(text: str, language: str = "en-us") -> list[tuple[str, str]]:
 class Library:
     """One loaded and initialised copy of the library; `close` unloads it."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, options: int = 0):
+        """options: of espeak_Initialize, further ones."""
         try:
             self.lib = ctypes.CDLL(path)
         except OSError as error:
@@ -118,8 +119,9 @@ class Library:
         lib.espeak_TextToPhonemes.argtypes = [pointer, ctypes.c_int, ctypes.c_int]
         lib.espeak_TextToPhonemes.restype = ctypes.c_char_p
         lib.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(_VoiceStruct))
+        options |= _INITIALIZE_DONT_EXIT
         self.sampling_rate = lib.espeak_Initialize(
-            _OUTPUT_SYNCHRONOUS, _BUFFER_MS, str(data_path()).encode(), _INITIALIZE_DONT_EXIT
+            _OUTPUT_SYNCHRONOUS, _BUFFER_MS, str(data_path()).encode(), options
         )
         if self.sampling_rate <= 0:
             raise UserError(
@@ -167,13 +169,14 @@ def _address(pointer: ctypes.c_char_p) -> int | None:
     return ctypes.cast(pointer, ctypes.c_void_p).value
 
 
-def fresh_library() -> Library:
-    """The library in the state it has after loading; unloads the copy used before."""
+def fresh_library(options: int = 0) -> Library:
+    """The library in the state it has after loading; unloads the copy used before. `options` are
+    `Library`'s."""
     global _library
     if _library is not None:
         _library.close()
         _library = None
-    _library = Library(_own_path())
+    _library = Library(_own_path(), options)
     return _library
 
 

@@ -231,7 +231,7 @@ def _write_times(dataset: TokenDataset, times: array) -> None:
     notes = Ragged.open(column_path(dataset.directory, "midi", dataset.split))
     rows = (np.array(times[a:b], np.int32)[:, None] for a, b in pairwise(notes.starts.tolist()))
     path = NoteTimes.path(dataset.directory, dataset.split)
-    write_ragged(path, rows, 1, NoteTimes.mark(notes))
+    write_ragged(path, rows, 1, notes.mark())
 
 
 def _rate(reports: dict[str, MidiReport], old: ConditionInfo | None, files: MidiFiles) -> float:

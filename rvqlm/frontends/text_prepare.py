@@ -28,6 +28,7 @@ from rvqlm.data.conditions import discard, load_info, save_info
 from rvqlm.data.index import TokenDataset, find_splits, manifest_path, read_manifest
 from rvqlm.data.mapped import column_path
 from rvqlm.data.ragged import Ragged, write_ragged
+from rvqlm.data.text_times import TextTimes
 from rvqlm.errors import UserError
 from rvqlm.files import fits, read_json, write_json
 from rvqlm.frontends import phonemes
@@ -261,6 +262,7 @@ def prepare_text(config: TextConfig) -> TextReport:
     record = _discard_old(directory, datasets, info)
     for split, (column, renumber) in columns.items():
         path = column_path(directory, "text", split)
+        TextTimes.path(directory, split).unlink(missing_ok=True)  # of what was there before
         write_ragged(path, column.rows(renumber), 1, column.dataset.fingerprint)
         column.write_skipped()
         record[split] = {

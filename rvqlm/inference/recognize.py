@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -75,16 +75,28 @@ class _Item(NamedTuple):
     reference: list[int]
 
 
+def in_batches(items: Iterable, size: Callable[[Any], int], most: float) -> Iterator[list]:
+    """Neighbours together as long as all of them, each padded to the longest, are `most` frames.
+
+    :param size: frames of an item.
+    """
+    batch: list = []
+    longest = 0
+    for item in items:
+        longest = max(longest, size(item))
+        if batch and (len(batch) + 1) * longest > most:
+            yield batch
+            batch, longest = [], size(item)
+        batch.append(item)
+    if batch:
+        yield batch
+
+
 def _recognize(model: Recognizer, items: Iterable[_Item]) -> Iterator[Recognized]:
     """Transcripts of `items` in their order, in batches of `BATCH_SECONDS` with their padding."""
-    most_frames, batch = BATCH_SECONDS * float(model.info.frame_rate), []
-    for item in items:
-        longest = max(len(i.codes) for i in [*batch, item])
-        if batch and (len(batch) + 1) * longest > most_frames:
-            yield from _recognize_batch(model, batch)
-            batch = []
-        batch.append(item)
-    yield from _recognize_batch(model, batch)
+    most_frames = BATCH_SECONDS * float(model.info.frame_rate)
+    for batch in in_batches(items, lambda item: len(item.codes), most_frames):
+        yield from _recognize_batch(model, batch)
 
 
 def _recognize_batch(model: Recognizer, batch: list[_Item]) -> Iterator[Recognized]:

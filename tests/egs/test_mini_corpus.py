@@ -175,6 +175,18 @@ def test_only_missing_and_broken_files_are_made_again(corpus, copy_of_corpus, mo
     assert files_of(copy_of_corpus) == expected
 
 
+def test_a_corpus_without_times_gets_them(corpus, copy_of_corpus):
+    """Of an earlier version; the audio becomes the same again."""
+    path = copy_of_corpus / "transcripts.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    old = [{k: v for k, v in e.items() if k != "alignment"} for e in entries]
+    path.write_text("".join(json.dumps(e, ensure_ascii=False) + "\n" for e in old))
+    prepare_mini.prepare_mini(copy_of_corpus, copy_of_corpus / "manifests")  # reads the old one
+    shutil.rmtree(copy_of_corpus / "manifests")
+    synthesize.synthesize_corpus(copy_of_corpus, HOURS, seed=0, jobs=1)
+    assert files_of(copy_of_corpus) == files_of(corpus)
+
+
 def test_interrupted_run_goes_on_where_it_stopped(corpus, tmp_path, monkeypatch):
     made = []
     real = synthesize.synthesize
@@ -271,6 +283,9 @@ def test_manifests_resolve_from_the_recipe_folder(corpus, tmp_path, monkeypatch)
         assert (supervision.speaker, supervision.text) == (entry["variant"], entry["text"])
         assert supervision.custom["phonemes"] == entry["phonemes"]
         assert supervision.custom["accented"] == entry["speaker"]
+        phones = supervision.alignment["phone"]
+        assert "".join(p.symbol for p in phones) == entry["phonemes"].replace(" ", "")
+        assert phones[0].start >= synthesize.LEAD and phones[-1].end <= cut.duration
     assert cuts[0].load_audio().shape == (1, entries[0]["num_samples"])
     assert not list(folder.glob("*tmp*"))
 

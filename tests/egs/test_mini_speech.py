@@ -45,6 +45,32 @@ def test_same_samples_whatever_came_before(variant):
     np.testing.assert_array_equal(first, again)
 
 
+def test_phonemes_are_timed_and_the_samples_stay_the_same():
+    """The events that tell the times must not change the sound: corpora are known by it."""
+    audio, rate, phones = speech.synthesize_timed(TEXT, "en-us", variant="f2")
+    np.testing.assert_array_equal(audio, speech.synthesize(TEXT, "en-us", variant="f2")[0])
+    assert "".join(p.ipa for p in phones) == speech.phonemes(TEXT, "en-us").replace(" ", "")
+    edges = np.array([(p.start, p.end) for p in phones])
+    assert (np.diff(edges.ravel()) >= 0).all() and edges.min() >= 0 and edges.max() <= len(audio)
+    pause = np.diff(edges, axis=0)[:, 0].max() / rate  # at the comma, of the silence there
+    assert pause > 0.1
+    # what is loud is said, and what is not is not
+    loud = np.abs(audio) > 3000
+    assert all(any(p.start <= n < p.end for p in phones) for n in np.flatnonzero(loud)[::97])
+    fast = speech.synthesize_timed(TEXT, "en-us", rate=260)[2]
+    assert [p.ipa for p in fast] == [p.ipa for p in phones] and fast[-1].end < phones[-1].end
+
+
+def test_events_do_not_change_the_samples():
+    """Against the library initialised without them."""
+    with espeak.lock:
+        library = espeak.fresh_library()
+        library.set_voice(espeak.voice_of("en-us"))
+        plain, _ = speech._speak(library.lib, TEXT.encode(), {speech._RATE: 175})
+    timed, _ = speech.synthesize(TEXT, "en-us", pitch=50)
+    np.testing.assert_array_equal(plain, timed)
+
+
 def test_noise_does_not_follow_the_clock(monkeypatch):
     """The library seeds its noise from time(NULL) when it is loaded; ours must win."""
     seeds = []

@@ -25,6 +25,7 @@ from lhotse import (
     SupervisionSet,
 )
 from lhotse.audio import AudioSource
+from lhotse.supervision import AlignmentItem
 from synthesize import TRANSCRIPTS, WAV_HEADER
 
 from rvqlm.cli import parse, run_main
@@ -112,6 +113,7 @@ def _cut(audio_dir: Path, entry: dict) -> MonoCut:
         speaker=entry["variant"],
         gender=entry["gender"],
         custom={"accented": entry["speaker"]} | {key: entry[key] for key in ("phonemes", "voice")},
+        alignment={"phone": [AlignmentItem(*item) for item in entry.get("alignment", ())]},
     )
     return MonoCut(
         id=entry["id"],

@@ -1,9 +1,9 @@
 """Make the embedded corpus: hours of speech by many voices, with transcripts and phonemes.
 
 Writes OUT_DIR/SPEAKER/ID.wav (16 kHz, mono, 16 bit) and OUT_DIR/transcripts.jsonl, one object a
-line. The plan (who says what, how fast, how loud) follows from the seed alone: any number of
-jobs gives the same bytes, and more hours only add utterances. An interrupted run resumes where
-it stopped.
+line, which also has when each phoneme is said: [IPA, first second, seconds]. The plan (who says
+what, how fast, how loud) follows from the seed alone: any number of jobs gives the same bytes, and
+more hours only add utterances. An interrupted run resumes where it stopped.
 
     python egs/mini/local/synthesize.py --hours 6 --seed 0 --jobs 2 --out-dir data/audio
 """
@@ -127,7 +127,7 @@ def expected_seconds(text: str, rate: int) -> float:
 def synthesize(utterance: Utterance, out_dir: Path) -> dict:
     """Write one utterance and return its line of the transcripts."""
     u = utterance
-    raw, rate = speech.synthesize(
+    raw, rate, phones = speech.synthesize_timed(
         u.text, u.voice, u.rate, u.pitch, u.pitch_range, variant=u.variant, volume=VOLUME
     )
     voice = soxr.resample(raw.astype(np.float32) / 32768, rate, SAMPLING_RATE, quality="HQ")
@@ -145,6 +145,10 @@ def synthesize(utterance: Utterance, out_dir: Path) -> dict:
         "num_samples": len(audio),
         "sampling_rate": SAMPLING_RATE,
         "duration": len(audio) / SAMPLING_RATE,
+        "alignment": [
+            [p.ipa, round(LEAD + p.start / rate, 5), round((p.end - p.start) / rate, 5)]
+            for p in phones
+        ],
     }
 
 
@@ -250,6 +254,8 @@ def _finished(out_dir: Path, utterances: list[Utterance]) -> dict[str, dict]:
             want = planned.get(entry.get("id"))
             if want is None or any(entry.get(key) != value for key, value in want.items()):
                 continue
+            if "alignment" not in entry:
+                continue  # of a version that kept no times; the audio becomes the same
             audio = out_dir / entry["path"]
             size = WAV_HEADER + 2 * entry["num_samples"]
             if audio.exists() and audio.stat().st_size == size:
