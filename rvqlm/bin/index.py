@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import parse, run_main, span
 from rvqlm.data.index import TokenDataset, build_index, find_splits
 from rvqlm.locks import locked
 
@@ -32,7 +32,7 @@ def _run(argv: Sequence[str] | None) -> int:
         for split in find_splits(args.manifest_dir, args.splits):
             path = build_index(args.manifest_dir, split)
             ds = TokenDataset.open(args.manifest_dir, split)
-            print(f"  {split:<6} {len(ds):>9,} cuts  {ds.hours:>9.2f} h  {path}")
+            print(f"  {split:<6} {len(ds):>9,} cuts  {span(3600 * ds.hours):>9}  {path}")
     return 0
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import parse, run_main, span
 from rvqlm.data.splits import SPLITS, SplitConfig, split_manifest
 from rvqlm.locks import locked
 
@@ -30,7 +30,7 @@ def _run(argv: Sequence[str] | None) -> int:
     for n, name in enumerate(SPLITS):
         print(
             f"  {name:<6} {int((result.split == n).sum()):>9,} cuts  "
-            f"{result.seconds[name] / 3600:>9.2f} h  {result.groups[name]:>7,} {unit}{result.by}s"
+            f"{span(result.seconds[name]):>9}  {result.groups[name]:>7,} {unit}{result.by}s"
         )
     if result.dropped:
         print(f"  {result.dropped:,} augmented copies of valid and test left out")

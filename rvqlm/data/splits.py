@@ -168,7 +168,7 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
         split = _deal(together, weight, wanted, config.seed, fixed) if enough else None
         if split is not None:
             break
-        why = f"{_count(together)} speakers are too few or too unequal"
+        why = f"speakers are too few ({_count(together)}) or too unequal"
     else:
         other = "; try --by recording" if key == "speaker" else ""
         raise UserError(
