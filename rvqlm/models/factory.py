@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, fields
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
@@ -41,6 +42,11 @@ def build_model(name: str, config, info: CodecInfo, conditions: Infos | None = N
         unknown = set(config) - {f.name for f in fields(config_class)}
         if unknown:
             raise UserError(f"model {name} has no option {', '.join(sorted(unknown))}")
+        for option, kind in get_type_hints(config_class).items():
+            value, choices = config.get(option), get_args(kind)
+            if get_origin(kind) is Literal and option in config and value not in choices:
+                flag = f"--{option.replace('_', '-')} {value!r}"
+                raise UserError(f"{flag}: choose one of {', '.join(choices)}")
         try:
             config = fits(config, config_class)
         except ValueError as e:
