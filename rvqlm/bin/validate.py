@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import counted, parse, run_main
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.plan import PlanConfig
 from rvqlm.data.stats import inspect
@@ -64,7 +64,10 @@ def table(report: dict) -> str:
     for name, s in report["splits"].items():
         p = s["plan"]
         lines.append(
-            f"{name:<8}{p['batches']:>8,} batches, {p['mean_cuts_per_batch']:.1f} items each, "
+            f"{name:<8} recordings of up to {s['duration']['p100']:.2f} s, more than the default "
+            "--max-duration: train with --window-frames or --crop-frames, or raise it"
+            if p is None
+            else f"{name:<8}{p['batches']:>8,} batches, {p['mean_cuts_per_batch']:.1f} items each, "
             f"padding {p['padding']:.2%}, largest {p['largest_batch_seconds']:.2f} s "
             f"of {p['max_duration']:g} s"
         )
@@ -84,7 +87,7 @@ def _run(argv: Sequence[str] | None) -> int:
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:
-        raise UserError(f"{len(problems)} problems in {args.manifest_dir}, listed above")
+        raise UserError(f"{counted(len(problems), 'problem')} in {args.manifest_dir}, listed above")
     print(f"\nno problems found; statistics in {path}")
     return 0
 

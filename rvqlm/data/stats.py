@@ -77,15 +77,15 @@ def describe_split(dataset: TokenDataset, config: PlanConfig) -> dict:
 
     Keys: cuts, frames, hours, duration (seconds at `PERCENTILES`, and the mean), codes_used (K),
     entropy_bits (K), unigram_bits_per_second (their sum times the frame rate), plan (padding and
-    sizes of the batches of the first epoch on one rank, with the flags of `config`).
+    sizes of the batches of the first epoch on one rank, with the flags of `config`; None where
+    there are cuts that the default budget cannot hold whole: windows can).
+
+    Raises `UserError` where `config` is another one than the default and no batch can be made.
     """
     rate = float(dataset.info.frame_rate)
     counts = code_counts(dataset)
     entropy = unigram_entropy(counts)
     seconds = np.percentile(dataset.frames, PERCENTILES) / rate
-    plan = plan_of(dataset, config, seed=0, epoch=0, world_size=1)
-    count, longest = plan.shapes()
-    grid = count.astype(np.int64) * longest
     return {
         "cuts": len(dataset),
         "frames": dataset.num_frames,
@@ -97,13 +97,25 @@ def describe_split(dataset: TokenDataset, config: PlanConfig) -> dict:
         "codes_used": (counts > 0).sum(axis=1).tolist(),
         "entropy_bits": entropy.tolist(),
         "unigram_bits_per_second": float(entropy.sum() * rate),
-        "plan": {
-            "max_duration": config.max_duration,
-            "batches": plan.num_steps,
-            "padding": plan.padding,
-            "largest_batch_seconds": float(int(grid.max()) / dataset.info.frame_rate),
-            "mean_cuts_per_batch": float(count.mean()),
-        },
+        "plan": _describe_plan(dataset, config),
+    }
+
+
+def _describe_plan(dataset: TokenDataset, config: PlanConfig) -> dict | None:
+    try:
+        plan = plan_of(dataset, config, seed=0, epoch=0, world_size=1)
+    except UserError:
+        if config != PlanConfig():
+            raise
+        return None
+    count, longest = plan.shapes()
+    grid = count.astype(np.int64) * longest
+    return {
+        "max_duration": config.max_duration,
+        "batches": plan.num_steps,
+        "padding": plan.padding,
+        "largest_batch_seconds": float(int(grid.max()) / dataset.info.frame_rate),
+        "mean_cuts_per_batch": float(count.mean()),
     }
 
 

@@ -172,7 +172,7 @@ class SplitStats(TypedDict):
     codes_used: list[Count]
     entropy_bits: list[Extent]
     unigram_bits_per_second: Extent
-    plan: _Plan
+    plan: _Plan | None
 
 
 class _Stats(TypedDict, total=False):
