@@ -26,7 +26,7 @@ def _run(argv: Sequence[str] | None) -> int:
     result = {**evaluate_split(config), "command": command_line("evaluate", argv)}
     print_result(result)
     out = Path(config.exp_dir) / f"eval_{config.split}.json"
-    write_json(out, result)
+    write_json(out, result, checksum=True)
     print(f"wrote {out}")
     return 0
 

@@ -78,7 +78,7 @@ def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "rvqlm validate", "Check a token directory and describe it.", argv)
     report = inspect(args.manifest_dir, args.plan, args.checksums)
     path = args.manifest_dir / "stats.json"
-    write_json(path, report)
+    write_json(path, report, checksum=True)
     print(table(report))
     if without := report["without_checksum"]:
         more = f" and {len(without) - 6} more" * (len(without) > 6)

@@ -16,7 +16,7 @@ def write_sample(path: Path, audio, sampling_rate: int, about: dict) -> Path:
     """
     path.with_suffix(".json").unlink(missing_ok=True)  # of an older wav
     write_wav(path, [audio], sampling_rate, *audio.shape)
-    write_json(path.with_suffix(".json"), about)
+    write_json(path.with_suffix(".json"), about, checksum=True)
     return path
 
 

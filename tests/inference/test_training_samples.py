@@ -18,6 +18,7 @@ from rvqlm.codecs import registry
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset, build_index
 from rvqlm.data.plan import Items
+from rvqlm.inference.files import read_sample
 from rvqlm.inference.training_samples import SampleWriter
 from rvqlm.models.factory import build_model, config_dict
 from rvqlm.training.config import LogConfig
@@ -251,7 +252,7 @@ def test_generate_makes_the_same_samples(tokens, tmp_path, conditioned):
     for path in paths:
         other = tmp_path / "made" / path.name
         assert path.read_bytes() == other.read_bytes()
-        mine, its = (json.loads(p.with_suffix(".json").read_text()) for p in (path, other))
+        mine, its = (read_sample(p) for p in (path, other))
         assert set(its) - set(mine) == {"checkpoint", "command"}
         assert set(mine) - set(its) == {"temperature", "top_k"}
         common = set(mine) & set(its) - timings
