@@ -37,7 +37,7 @@ from rvqlm.codecs.griffin_lim import GriffinLim, Phases
 from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
 from rvqlm.codecs.streaming import Pointwise, Windows, decode_staged
 from rvqlm.errors import UserError, reason_of
-from rvqlm.files import atomic_write
+from rvqlm.files import atomic_write, fits
 
 ASSET = Path(__file__).parent / "assets" / "spectral.safetensors"
 
@@ -199,14 +199,27 @@ def load_net(path: str | os.PathLike) -> SpectralNet:
         )
     try:
         with safe_open(path, framework="pt") as file:
-            config = SpectralConfig(**json.loads((file.metadata() or {})["config"]))
+            config = fits(json.loads((file.metadata() or {})["config"]), SpectralConfig)
             state = {k: file.get_tensor(k).float() for k in file.keys()}  # noqa: SIM118
+        require_size(config, state)
         net = SpectralNet(config)
         net.load_state_dict(state)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise UserError(f"{path}: not weights of the spectral codec ({reason_of(e)})") from None
     net.quantizer.prepare()
     return net.eval()
+
+
+def require_size(config: SpectralConfig, state: dict[str, torch.Tensor]) -> None:
+    """Raise `ValueError`, before memory is taken, for a config that is not of these weights."""
+    layers = max(config.encoder_layers, config.decoder_layers, config.num_codebooks)
+    sizes = (v for v in vars(config).values() if isinstance(v, int))
+    if layers <= len(state) and max(sizes) <= 1 << 20:
+        with torch.device("meta"):
+            wanted = SpectralNet(config).state_dict()
+        if {k: v.shape for k, v in wanted.items()} == {k: v.shape for k, v in state.items()}:
+            return
+    raise ValueError("its config is of other weights")
 
 
 BACKEND = Backend(

@@ -1,12 +1,15 @@
 """The embedded codec: exact codes, lengths, silence, fewer levels, fingerprint, sane spectra."""
 
 import ctypes
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 from quantizer_trainer import QuantizerTrainer
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from rvqlm.codecs import spectral
 from rvqlm.codecs.chunking import decode_stream, encode_whole
@@ -340,3 +343,17 @@ def test_rare_entries_must_be_worth_their_price():
         entropy.append(sum(learner.entropies()))
     assert entropy[1] < 0.8 * entropy[0]
     assert error[0] < error[1] < 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"encoder_layers": 10**9}, {"width": 10**6}, {"n_fft": 10**8}, {"kernel": -7}, {"width": "9"}],
+)
+def test_a_config_of_other_weights_takes_no_memory(tmp_path, change):
+    with safe_open(ASSET, framework="pt") as file:
+        config = json.loads(file.metadata()["config"]) | change
+        state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    path = tmp_path / "odd.safetensors"
+    save_file(state, path, {"config": json.dumps(config)})
+    with pytest.raises(UserError, match="not weights of the spectral codec"):
+        SpectralCodec.load(path)
