@@ -21,6 +21,7 @@ from rvqlm.audio.reader import BadAudio, first_line
 from rvqlm.audio.source import Item
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.channel import Channel
+from rvqlm.errors import UserError
 
 QUEUED_BLOCKS = 16
 
@@ -118,7 +119,7 @@ class ReadAhead:
                         self._put("block", block)
                 except BadAudio as e:
                     self._put("bad", e)
-                except (_Stopped, MemoryError):
+                except (_Stopped, UserError, OSError, MemoryError):  # of the machine, not the item
                     raise
                 except Exception as e:  # whatever a decoder does to one file, others follow
                     why = f"unreadable: {type(e).__name__}: {first_line(e)}"

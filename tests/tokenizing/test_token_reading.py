@@ -75,6 +75,20 @@ def test_errors_of_the_input_come_through(items):
     assert not reading_threads()
 
 
+@pytest.mark.parametrize("error, ends", [(OSError(24, "Too many open files"), True),
+                                         (AssertionError("odd"), False)])  # fmt: skip
+def test_only_what_is_wrong_with_an_item_is_its_own(items, monkeypatch, error, ends):
+    """An error of the machine would be that of all that follow: none of them is skipped for it."""
+
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(Item, "open", fail)
+    with ReadAhead(iter(items[:1]), INFO, AudioConfig()) as reading:
+        with pytest.raises(type(error) if ends else BadAudio, match=r"Too many|unreadable.*odd"):
+            list(next(iter(reading)).blocks())
+
+
 def test_it_stops_wherever_it_is(items):
     """While it waits for room, in the middle of a file, and before anything was taken."""
     for taken in (0, 1, 3):
