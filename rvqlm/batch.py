@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -34,21 +34,42 @@ class Padded(NamedTuple):
     """(B, S, F) integers; `PAD` past lengths."""
     lengths: Tensor
     """(B,) int64; 0 where an item has none."""
+    times: Tensor | None = None
+    """(B, S, 2) float32, of a text whose place is known: frames at which each step begins and ends,
+    NaN for items where it is not and past lengths."""
 
     @classmethod
-    def of(cls, items: list[Tensor | None], num_fields: int) -> Padded:
-        """Pad a list of (S_i, F) tensors, (S_i,) for one field; None for an item without."""
+    def of(
+        cls,
+        items: list[Tensor | None],
+        num_fields: int,
+        times: list[Tensor | None] | None = None,
+    ) -> Padded:
+        """Pad a list of (S_i, F) tensors, (S_i,) for one field; None for an item without.
+
+        :param times: (S_i, 2) of each, or None where its times are not known.
+        """
         empty = torch.empty(0, num_fields, dtype=torch.int32)
         rows = [empty if i is None else i.to(torch.int32).view(-1, num_fields) for i in items]
         values = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
-        return cls(values, torch.tensor([len(r) for r in rows]))
+        placed = None
+        if times is not None:
+            placed = torch.full((*values.shape[:2], 2), torch.nan)
+            for row, known in zip(placed, times):
+                if known is not None:
+                    row[: len(known)] = known
+        return cls(values, torch.tensor([len(r) for r in rows]), placed)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Padded:
+        """The same with each tensor changed, items or their place."""
+        return Padded(*(None if t is None else change(t) for t in self))
 
     def repeat(self, times: int) -> Padded:
         """The batch so many times over."""
-        return Padded(self.values.repeat(times, 1, 1), self.lengths.repeat(times))
+        return self.map(lambda t: t.repeat(times, *(1,) * (t.ndim - 1)))
 
     def to(self, device: torch.device | str) -> Padded:
-        return Padded(*(_moved(t, device) for t in self))
+        return self.map(lambda t: _moved(t, device))
 
 
 @dataclass

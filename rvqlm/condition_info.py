@@ -51,6 +51,8 @@ class ConditionInfo:
     """Frames that each id of the first field takes on average; None: all `rate`."""
     margins: tuple[Finite, Finite] = (0.0, 0.0)
     """Frames before the first step and after the last, on average."""
+    aligned: bool = False
+    """Models are told where each step begins and ends, and learn to say it themselves."""
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -91,8 +93,8 @@ class ConditionInfo:
     def require_same(self, other: ConditionInfo, mine: str, theirs: str) -> None:
         """Raise `UserError` naming both sides unless tokens of the one mean the same in the other.
 
-        Rate, durations and margins are statistics of the data and may differ; the clock follows
-        from the settings.
+        Rate, durations and margins are statistics of the data and may differ, and a text may be
+        aligned here and not there; the clock follows from the settings.
         """
         for name in ("kind", "sizes", "settings"):
             a, b = getattr(self, name), getattr(other, name)

@@ -4,7 +4,7 @@
 kind     what lies beside ``index_SPLIT.bin``                 written by
 ======== ==================================================== ==================================
 text     ``text.json``, ``text_SPLIT.bin``                    ``rvqlm text``
-         ``text-times_SPLIT.bin`` (`rvqlm.data.text_times`)   ``rvqlm align``, not read here yet
+         ``text-times_SPLIT.bin`` (`rvqlm.data.text_times`)   ``rvqlm align``, where it was run
 midi     ``midi.json``, ``midi_SPLIT.bin``,                   ``rvqlm midi`` (`rvqlm.data.notes`)
          ``midi-times_SPLIT.bin``
 source   ``source.json``, ``source_SPLIT.bin``                ``rvqlm pair`` (`rvqlm.data.pairs`)
@@ -19,7 +19,7 @@ epoch, row) alone, so neither the composition of batches nor an interruption cha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from rvqlm.data.plan import Items, PlanConfig
 from rvqlm.data.ragged import Ragged
 from rvqlm.data.speakers import Speakers, uniform
 from rvqlm.data.store import frames_to_seconds
+from rvqlm.data.text_times import TextTimes
 from rvqlm.errors import UserError
 from rvqlm.files import read_json, write_json
 
@@ -88,6 +89,11 @@ class _Tokens:
     def missing(self) -> int:
         return int((self.column.lengths == 0).sum())
 
+    def times(self, items: Items) -> list[np.ndarray | None] | None:
+        """Of each item (S, 2), the frames at which its steps begin and end, None where that is not
+        known; None for a kind that has no such times."""
+        return None
+
     def read(self, items: Items, epoch: int) -> list[np.ndarray | None]:
         whole = (items.starts == 0) & (items.lengths == self.dataset.frames[items.rows])
         if self.undivided and not whole.all():
@@ -106,6 +112,29 @@ class _Tokens:
             f"{self.kind} belongs to the whole: cut the audio before rvqlm tokenize, use fewer "
             f"ranks where there are more than cuts, or train without {self.kind}"
         )
+
+
+class _Text(_Tokens):
+    """Symbols, with their times where these are wanted."""
+
+    def __init__(self, dataset: TokenDataset, aligned: bool):
+        super().__init__(dataset, "text")
+        self.aligned, self.info = None, replace(self.info, aligned=aligned)
+        if aligned:
+            self.aligned = TextTimes.open(dataset, self.column)
+            self.frame_rate = float(dataset.info.frame_rate)
+
+    def without_times(self) -> int:
+        """Texts of which the place of each symbol is not known, though that of others is."""
+        if self.aligned is None:
+            return 0
+        return int(((self.column.lengths > 0) & (self.aligned.column.lengths == 0)).sum())
+
+    def times(self, items: Items) -> list[np.ndarray | None] | None:
+        if self.aligned is None:
+            return None
+        found = (self.aligned.read(row) for row in items.rows.tolist())
+        return [None if t is None else t * self.frame_rate for t in found]
 
 
 class _Notes(_Tokens):
@@ -191,23 +220,25 @@ class ConditionSet:
         *,
         prompt_frames: int = 150,
         seed: int = 0,
+        aligned: bool = False,
     ) -> ConditionSet:
         """Map the files of `kinds`; sources and prompts have as many levels as `dataset` serves.
 
         :param prompt_frames: a prompt has so many frames, fewer where the cut it is from has.
         :param seed: of prompts.
+        :param aligned: read where each symbol of a text is said, too.
         :raises UserError: for an unknown kind, and for files that are missing, damaged or of other
             data, with the command that makes them.
         """
         if (parts := getattr(dataset, "datasets", None)) is not None:
-            options = {"prompt_frames": prompt_frames, "seed": seed}
+            options = {"prompt_frames": prompt_frames, "seed": seed, "aligned": aligned}
             return MixedConditions(dataset, [cls.open(d, kinds, **options) for d in parts])
         readers = {}
         for kind in kinds:
             if kind not in KINDS:
                 raise UserError(f"condition {kind!r}: choose from {', '.join(KINDS)}")
             if kind == "text":
-                readers[kind] = _Tokens(dataset, kind)
+                readers[kind] = _Text(dataset, aligned)
             elif kind == "midi":
                 readers[kind] = _Notes(dataset)
             elif kind == "source":
@@ -219,6 +250,10 @@ class ConditionSet:
     def missing(self) -> dict[str, int]:
         """By kind, how many cuts have none."""
         return {kind: reader.missing() for kind, reader in self._readers.items()}
+
+    def without_times(self) -> int:
+        """How many cuts have a text whose symbols' places are not known."""
+        return sum(r.without_times() for r in self._readers.values() if isinstance(r, _Text))
 
     @property
     def undivided(self) -> str:
@@ -238,10 +273,13 @@ class ConditionSet:
         state: dict = {"conditions": list(self.infos)}
         if (prompt := self._readers.get("prompt")) is not None:
             state |= {"prompt_frames": prompt.frames, "prompt_seed": prompt.seed}
+        if any(info.aligned for info in self.infos.values()):
+            state["text_times"] = True
         return state
 
     def read(self, items: Items, epoch: int = 0, pin: bool = False) -> dict[str, Padded]:
-        """The conditions of the items of a batch, by kind: (B, S, F) int32, `PAD` past lengths.
+        """The conditions of the items of a batch, by kind: (B, S, F) int32, `PAD` past lengths, and
+        where a text lies, if it is to be told.
 
         :param epoch: prompts are others in every epoch.
         :param pin: page-locked tensors.
@@ -250,20 +288,33 @@ class ConditionSet:
         padded = {}
         for kind, found in self._read(items, epoch).items():
             steps = [None if v is None else torch.from_numpy(v.astype(np.int32)) for v in found]
-            values, lengths = Padded.of(steps, self.infos[kind].num_fields)
-            padded[kind] = Padded(values.pin_memory() if pin else values, lengths)
+            places = self._times(kind, items)
+            if places is not None:
+                places = [None if t is None else torch.from_numpy(t).float() for t in places]
+            made = Padded.of(steps, self.infos[kind].num_fields, places)
+            padded[kind] = made.map(torch.Tensor.pin_memory) if pin else made
         return padded
+
+    def _times(self, kind: str, items: Items) -> list[np.ndarray | None] | None:
+        reader = self._readers[kind]
+        return reader.times(items) if isinstance(reader, _Tokens) else None
 
     def _read(self, items: Items, epoch: int) -> dict[str, list[np.ndarray | None]]:
         return {kind: reader.read(items, epoch) for kind, reader in self._readers.items()}
 
 
-def open_conditions(dataset, kinds, prompt_seconds: float, seed: int):
+def open_conditions(dataset, kinds, prompt_seconds: float, seed: int, aligned: bool):
     """The conditions of a split that a model is trained with, or None without `kinds`."""
     if not kinds:
         return None
     frames = max(1, round(prompt_seconds * float(dataset.info.frame_rate)))
-    return ConditionSet.open(dataset, kinds, prompt_frames=frames, seed=seed)
+    return ConditionSet.open(dataset, kinds, prompt_frames=frames, seed=seed, aligned=aligned)
+
+
+def has_text_times(*datasets) -> bool:
+    """Whether `rvqlm align` wrote where the texts of all these lie."""
+    parts = [part for dataset in datasets for part in getattr(dataset, "datasets", [dataset])]
+    return all(TextTimes.path(part.directory, part.split).exists() for part in parts)
 
 
 class MixedConditions(ConditionSet):
@@ -278,6 +329,9 @@ class MixedConditions(ConditionSet):
     def missing(self) -> dict[str, int]:
         return {kind: sum(s.missing()[kind] for s in self.sets) for kind in self.infos}
 
+    def without_times(self) -> int:
+        return sum(part.without_times() for part in self.sets)
+
     def state(self) -> dict:
         return self.sets[0].state()
 
@@ -285,14 +339,27 @@ class MixedConditions(ConditionSet):
     def undivided(self) -> str:
         return next(filter(None, (part.undivided for part in self.sets)), "")
 
-    def _read(self, items: Items, epoch: int) -> dict[str, list[np.ndarray | None]]:
+    def _of_parts(self, items: Items) -> Iterator[tuple[ConditionSet, list[int], Items]]:
+        """Of each data set its conditions, which items are of it, and these as it counts them."""
         parts = self.dataset.part_of(items.rows)
-        found: dict[str, list] = {kind: [None] * len(parts) for kind in self.infos}
         for part in np.unique(parts):
             of = np.flatnonzero(parts == part)
             own = items.take(of)
-            own = own._replace(rows=own.rows - self.dataset.parts[part])
-            for kind, values in self.sets[part]._read(own, epoch).items():
-                for n, value in zip(of.tolist(), values):
+            yield self.sets[part], of.tolist(), own._replace(rows=own.rows - self.dataset.parts[part])
+
+    def _read(self, items: Items, epoch: int) -> dict[str, list[np.ndarray | None]]:
+        found: dict[str, list] = {kind: [None] * len(items.rows) for kind in self.infos}
+        for part, of, own in self._of_parts(items):
+            for kind, values in part._read(own, epoch).items():
+                for n, value in zip(of, values):
                     found[kind][n] = value
+        return found
+
+    def _times(self, kind: str, items: Items) -> list[np.ndarray | None] | None:
+        if not self.infos[kind].aligned:
+            return None
+        found: list[np.ndarray | None] = [None] * len(items.rows)
+        for part, of, own in self._of_parts(items):
+            for n, times in zip(of, part._times(kind, own)):
+                found[n] = times
         return found

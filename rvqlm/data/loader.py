@@ -344,7 +344,7 @@ def read_batch(
 def _some(batch: Batch, kept: Tensor) -> Batch:
     """Those items of a batch for which `kept` (B,) is true."""
     fields = {k: v[kept] for k, v in vars(batch).items() if isinstance(v, Tensor)}
-    conditions = {k: Padded(*(t[kept] for t in p)) for k, p in batch.conditions.items()}
+    conditions = {k: p.map(lambda t: t[kept]) for k, p in batch.conditions.items()}
     return replace(batch, **fields, conditions=conditions)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from rvqlm.batch import PAD, Padded, mask_of
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
-from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
+from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 
 
 @dataclass
@@ -66,6 +66,10 @@ class Request:
     the same number."""
     progress: Callable[[int], None] | None = None
     """Called after each step with the number of steps made."""
+    speech: SpeechConfig = field(default_factory=SpeechConfig)
+    durations: Tensor | None = None
+    """(B, 1 + S) frames of the silence before the text and of each of its symbols; NaN: the model's
+    choice. None: all are."""
     suffix_codes: Tensor | None = None
     """(B, A, K) codes that follow the gap, for infilling."""
 
@@ -114,6 +118,8 @@ def make_request(
     min_new_frames: int = 0,
     sampling: SamplingConfig | None = None,
     demask: DemaskConfig | None = None,
+    speech: SpeechConfig | None = None,
+    durations: Tensor | None = None,
     conditions: Mapping[str, Padded] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -126,7 +132,8 @@ def make_request(
         batches of different sizes.
     """
     sampling, demask = sampling or SamplingConfig(), demask or DemaskConfig()
-    if problems := [*sampling.problems(), *demask.problems()]:
+    speech = speech or SpeechConfig()
+    if problems := [*sampling.problems(), *demask.problems(), *speech.problems()]:
         raise UserError("; ".join(problems))
     K, V = info.num_codebooks, info.codebook_size
     conditions = {k: p.to(device) for k, p in (conditions or {}).items()}
@@ -177,6 +184,8 @@ def make_request(
         min_frames=torch.maximum(shortest, prompt_lengths + min_new_frames),
         sampling=sampling,
         demask=demask,
+        speech=speech,
+        durations=None if durations is None else durations.to(device).float(),
         conditions=conditions,
         seed=seed,
         rows=list(range(B)) if rows is None else list(rows),

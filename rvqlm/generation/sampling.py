@@ -44,6 +44,26 @@ class SamplingConfig:
 
 
 @dataclass
+class SpeechConfig:
+    """How long the symbols of a text are said, by models that learned it (texts with rvqlm
+    align)."""
+
+    speed: float = 1.0
+    """Speak so many times as fast."""
+    duration_temperature: float = 0.0
+    """0: each symbol as long as is most typical of it (the median); 1: drawn from what the model
+    learned; between, nearer to the likely."""
+
+    def problems(self) -> list[str]:
+        found = []
+        if not 0.1 <= self.speed <= 10:
+            found.append(f"--speed {self.speed:g} must lie between 0.1 and 10")
+        if not 0 <= self.duration_temperature <= 10:
+            found.append(f"--duration-temperature {self.duration_temperature:g} must be in [0, 10]")
+        return found
+
+
+@dataclass
 class DemaskConfig:
     """How masked models fill in (for others these must stay unset)."""
 

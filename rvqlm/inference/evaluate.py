@@ -75,7 +75,8 @@ def evaluate_split(config: EvaluateConfig) -> dict:
     info.require_same(held_out.info, str(path), manifest_dir)
     train = TokenDataset.open(manifest_dir, config.unigram_split, num_codebooks=levels)
     seconds = flags["condition-prompt-seconds"]
-    conditions = open_conditions(held_out, list(model.conditions), seconds, flags["seed"])
+    aligned = any(info.aligned for info in model.conditions.values())
+    conditions = open_conditions(held_out, list(model.conditions), seconds, flags["seed"], aligned)
     for kind, condition in model.conditions.items():
         condition.require_same(conditions.infos[kind], str(path), manifest_dir)
     names = [f.name for f in fields(PlanConfig) if kebab(f.name) in flags]

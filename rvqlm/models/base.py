@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from rvqlm.batch import Batch
+from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.generation.request import Generation, Request, make_request
-from rvqlm.generation.sampling import SamplingConfig
+from rvqlm.generation.sampling import SamplingConfig, SpeechConfig, uniforms
+from rvqlm.modules.conditioning import ConditionedTransformer
+from rvqlm.modules.durations import DurationHead, durations_of, times_of
 from rvqlm.modules.fused_loss import HeadLoss
 
 
@@ -87,6 +90,7 @@ class TokenModel(nn.Module):
         super().__init__()
         self.config, self.info = config, info
         self.conditions = {kind: conditions[kind] for kind in config.conditions}
+        self.duration_head: DurationHead | None = None
 
     @property
     def special(self) -> int:
@@ -129,7 +133,9 @@ class TokenModel(nn.Module):
         :param max_new_frames: longest continuation. Or instead ``max_frames``: longest sequence,
             prompt included; ``limits``: (B,) the same for each item.
         :param temperature, top_k: how codes are drawn; or ``sampling``, a `SamplingConfig`, which
-            has top_p and cfg_scale too. ``demask``: `DemaskConfig` of masked models.
+            has top_p and cfg_scale too. ``demask``: `DemaskConfig` of masked models. ``speech``:
+            `SpeechConfig`, how fast a text is said; ``durations``: (B, 1 + S) frames of the silence
+            before it and of each symbol, NaN where the model is to choose.
         :param options: further ``min_new_frames``: no end before the continuation has so many;
             ``min_frames`` (one number or (B,)): the same, prompt included; ``conditions``: `Padded`
             by kind; ``batch_size``; ``seed`` of the draws; ``rows``: number of each item in the
@@ -169,7 +175,7 @@ class TokenModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            return self._generate(request)
+            return self._generate(self.place_text(request))
         finally:
             self.train(training)
 
@@ -177,6 +183,13 @@ class TokenModel(nn.Module):
         """Raise `UserError` for what this family cannot do or what would have no effect."""
         if flags := request.demask.given():
             raise UserError(f"{', '.join(flags)}: only masked models fill in; this is {self.name}")
+        if self.duration_head is None and (
+            request.durations is not None or request.speech != SpeechConfig()
+        ):
+            raise UserError(
+                "speed, pauses and durations of a text: this model was trained without rvqlm align "
+                "and does not know how long a symbol is said"
+            )
         if request.sampling.cfg_scale != 1.0 and not request.conditions:
             why = "guidance needs a model that was trained with conditions; this one has none"
             if self.conditions:
@@ -188,6 +201,67 @@ class TokenModel(nn.Module):
                 f"{self.name} sees only what came before and cannot fill a gap; use the masked "
                 "model, or valle, whose fine levels see both sides"
             )
+
+    # ----------------------------------------------------------------------- where a text lies
+
+    def learn_durations(self, network: ConditionedTransformer) -> None:
+        """Make the head over a network's encoded text, for models of aligned texts; a subclass does
+        so once it has the network."""
+        if "text" in self.conditions and self.conditions["text"].aligned:
+            dim = network.transformer.config.dim
+            self.duration_head = DurationHead(dim, float(self.info.frame_rate))
+
+    def _durations(
+        self, network: ConditionedTransformer, conditions: Mapping[str, Padded], batch_size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, 1 + S, bins) of how long the symbols of a text are said, of which no time is
+        told, and which of them exist."""
+        untold = {kind: given._replace(times=None) for kind, given in conditions.items()}
+        context = network.encode_conditions(untold, batch_size)
+        text = slice(*context.spans["text"])
+        mask = context.mask[:, text]
+        return self.duration_head(context.x[:, text], mask), mask
+
+    def add_duration_loss(self, out: LMOutput, network: ConditionedTransformer, batch: Batch):
+        """Add to the loss -log p of the durations that a batch's texts have; a text without times,
+        or of a part of a recording, counts nothing."""
+        text = batch.conditions.get("text")
+        if self.duration_head is None or text is None or text.times is None:
+            return
+        logits, mask = self._durations(network, batch.conditions, len(batch.lengths))
+        frames = durations_of(text.times)
+        mask = mask & (text.lengths > 0)[:, None] & ~frames.isnan()
+        nats = self.duration_head.nats(logits, frames.nan_to_num())
+        nats = (nats * mask).sum()
+        out.loss = out.loss + nats
+        out.sums["duration_nats"] = (nats.detach(), mask.sum().float())
+
+    def duration_network(self) -> ConditionedTransformer:
+        """The one whose encoded text `duration_head` reads."""
+        return self.network
+
+    def place_text(self, request: Request) -> Request:
+        """Say of each symbol when it is said, where the request does not."""
+        text = request.conditions.get("text")
+        if self.duration_head is None or text is None:
+            return request
+        logits, mask = self._durations(
+            self.duration_network(), request.conditions, request.batch_size
+        )
+        # another stream of random numbers than that of the codes
+        draws = uniforms(request.seed ^ 0x5EED, request.rows, logits.shape[1], 1)[..., 0]
+        frames = self.duration_head.draw(
+            logits, draws.to(logits), request.speech.duration_temperature
+        )
+        frames = frames / request.speech.speed
+        if request.durations is not None:
+            frames = torch.where(request.durations.isnan(), frames, request.durations)
+        times = times_of(frames)
+        if text.times is not None:
+            times = torch.where(text.times.isnan(), times, text.times)
+        times = times.masked_fill(~mask[:, 1:, None], torch.nan)
+        placed = {**request.conditions, "text": text._replace(times=times)}
+        return replace(request, conditions=placed)
 
     def _generate(self, request: Request) -> Generation:
         raise NotImplementedError

@@ -127,6 +127,7 @@ class CodecLM(TokenModel):
         self.network = c.build(self.conditions, codes=self.embedding)
         self.heads = c.make_heads(info)
         self.end_head = EndHead(c.decoder_dim) if c.model_end else None
+        self.learn_durations(self.network)
         self.exact_likelihood = self.pattern.exact or self.heads.exact_frame
 
     def hidden(self, inputs: Tensor, lengths: Tensor, context: Context | None = None) -> Tensor:
@@ -186,6 +187,7 @@ class CodecLM(TokenModel):
             nats, decisions = self.end_head.loss(hidden, at, batch)
             out.loss = out.loss + nats
             out.sums["end_nats"] = (nats.detach(), decisions)
+        self.add_duration_loss(out, self.network, batch)
         return out
 
     def _diagonal(self, grid: Tensor) -> Tensor:

@@ -136,6 +136,7 @@ class Masked(TokenModel):
         self.heads = c.make_heads(info)
         typical = TYPICAL_SECONDS * float(info.frame_rate)
         self.length_head = LengthHead(c.decoder_dim, typical) if c.predict_length else None
+        self.learn_durations(self.network)
 
     # ------------------------------------------------------------------- what generation uses too
 
@@ -183,6 +184,7 @@ class Masked(TokenModel):
             nats = (nats * whole).sum()
             out.loss = out.loss + nats
             out.sums["length_nats"] = (nats.detach(), whole.sum().float())
+        self.add_duration_loss(out, self.network, batch)
         return out
 
     def _masked_hidden(self, batch: Batch, mask: Mask, context: Context | None) -> Tensor:

@@ -31,6 +31,7 @@ from rvqlm.generation.sampling import uniforms
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig
 from rvqlm.models.valle_parts import CoarseDecoder, CoarseModel, FineModel
+from rvqlm.modules.conditioning import ConditionedTransformer
 from rvqlm.modules.fused_loss import HeadLoss
 
 
@@ -120,6 +121,7 @@ class Valle(TokenModel):
         super().__init__(config, info, conditions)
         self.ar = CoarseModel(config, info, self.conditions)
         self.nar = FineModel(config, info, self.conditions)
+        self.learn_durations(self.ar.network)
         for frozen in {1: [self.nar], 2: [self.ar]}.get(config.train_stage, []):
             frozen.requires_grad_(False)
 
@@ -213,7 +215,12 @@ class Valle(TokenModel):
             out.items = nats, count
         if ends is not None:
             out.sums["end_nats"] = (ends[0].detach(), ends[1])
+        if self.stage != 2:
+            self.add_duration_loss(out, self.ar.network, batch)
         return out
+
+    def duration_network(self) -> ConditionedTransformer:
+        return self.ar.network
 
     def _levels(self, batch_size: int, device: torch.device) -> list[Tensor]:
         """(B,) level of each item, for every pass of the NAR."""

@@ -13,7 +13,8 @@ training is "not given", and that is what classifier-free guidance compares with
 
     fusion spread: as prefix, and each step of the codes has what lies nearest to its time added to
     it. So a text is roughly aligned from the start where the number of frames is known (average
-    upsampling: Zhu et al., 2025, arXiv:2506.13053), and a source exactly.
+    upsampling: Zhu et al., 2025, arXiv:2506.13053), and a source exactly. Where a text's symbols
+    have times of their own, a step has of each symbol as much as it takes of the step.
 """
 
 from __future__ import annotations
@@ -44,6 +45,25 @@ class Context(NamedTuple):
     """(B, M) float, in steps of the transformer they go to."""
     spans: dict[str, tuple[int, int]]
     """First and one past the last step of each kind."""
+    edges: Mapping[str, Tensor] = {}
+    """(B, S, 2) where the steps of a kind begin and end, of those that know it; the step of the
+    transformer at place s reaches from s - 1/2 to s + 1/2."""
+
+    def spread(self, kind: str, times: Tensor) -> Tensor:
+        """(B, S, d) what a kind says at the times (B, S)."""
+        return self.covering(kind, times) if kind in self.edges else self.nearest(kind, times)
+
+    def covering(self, kind: str, times: Tensor) -> Tensor:
+        """(B, S, d) the mean of a kind's steps over the step of the transformer around each time;
+        where there are none, the first, which says that it is given, or missing where it is."""
+        begin, end = self.spans[kind]
+        x, mask = self.x[:, begin:end], self.mask[:, begin + 1 : end]
+        from_, to = (self.edges[kind] * mask[..., None])[:, None].unbind(-1)  # (B, 1, M)
+        at = times[..., None].to(from_.dtype)
+        share = torch.minimum(to, at + 0.5) - torch.maximum(from_, at - 0.5)
+        share = share.clamp(min=0) * mask[:, None]
+        rest = (1 - share.sum(2, keepdim=True)).clamp(min=0)
+        return torch.cat([rest, share], 2).to(x.dtype) @ x
 
     def nearest(self, kind: str, times: Tensor) -> Tensor:
         """(B, S, d) the step of a kind that lies nearest to each of the times (B, S); before and
@@ -119,7 +139,7 @@ class Conditioner(nn.Module):
                 dropped |= torch.rand(dropped.shape, device=device) < self.dropout
         if drop is not None:
             dropped |= drop[None, :]
-        parts, spans, begin = [], {}, 0
+        parts, spans, edges, begin = [], {}, {}, 0
         for number, (kind, info) in enumerate(self.infos.items()):
             given = conditions.get(kind)
             if given is None:
@@ -131,13 +151,21 @@ class Conditioner(nn.Module):
                     f"{info.num_fields}"
                 )
             lengths = given.lengths.masked_fill(dropped[number], 0)
-            parts.append(self._embed(number, kind, info, given.values, lengths, frames))
+            given = given._replace(lengths=lengths)
+            *part, reach = self._embed(number, kind, info, given, frames)
+            parts.append(part)
+            if reach is not None:
+                edges[kind] = reach * steps_per_frame - 0.5
             spans[kind] = begin, begin + 1 + given.values.shape[1]
             begin = spans[kind][1]
         x, mask, positions = (torch.cat(p, 1) for p in zip(*parts))
-        return Context(x, mask, positions * steps_per_frame, spans)
+        return Context(x, mask, positions * steps_per_frame, spans, edges)
 
-    def _embed(self, row, kind, info, values, lengths, frames) -> tuple[Tensor, Tensor, Tensor]:
+    def _embed(
+        self, row: int, kind: str, info: ConditionInfo, given: Padded, frames: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Steps, mask and places of a kind; where each step begins and ends, if they know it."""
+        values, lengths, times = given
         B, S, _ = values.shape
         index = torch.arange(S, device=values.device)
         mask = index < lengths[:, None]  # (B, S)
@@ -149,6 +177,7 @@ class Conditioner(nn.Module):
         x = torch.cat([first[:, None], steps.to(first.dtype)], 1)
         at = index.expand(B, S).float()
         begin = torch.zeros(B, 1, device=values.device)
+        edges = None
         if kind == "prompt":
             at = at - lengths[:, None]
             begin = begin - lengths[:, None] - 1
@@ -156,9 +185,15 @@ class Conditioner(nn.Module):
             at = by_clock(info, values)
         elif kind != "source":
             durations = getattr(self, f"durations_{kind}", None)
-            at = in_order(info, durations, values[..., 0], mask, frames)
+            lead, width = _laid_out(info, durations, values[..., 0], mask, frames)
+            at = lead + width.cumsum(1) - width / 2
+            if info.aligned:
+                edges = at[..., None] + width[..., None] * width.new_tensor([-0.5, 0.5])
+                if times is not None:
+                    edges = torch.where(times.isnan(), edges, times)
+                at = edges.mean(-1)
         mask = torch.cat([torch.ones_like(begin, dtype=torch.bool), mask], 1)
-        return x + self.kind[row], mask, torch.cat([begin, at], 1)
+        return x + self.kind[row], mask, torch.cat([begin, at], 1), edges
 
 
 def by_clock(info: ConditionInfo, values: Tensor) -> Tensor:
@@ -192,12 +227,24 @@ def in_order(
     mask: Tensor,
     frames: Tensor | None = None,
 ) -> Tensor:
-    """(B, S) middles, in frames, of steps that follow one another.
+    """(B, S) middles, in frames, of steps that follow one another by their average durations.
 
     :param durations: `bits_of` those of ``info``, or None where it has none.
     :param ids: (B, S) of the first field; mask (B, S) which of them exist.
     :param frames: (B,) frames of the items where known: durations are scaled to fill them.
     """
+    lead, width = _laid_out(info, durations, ids, mask, frames)
+    return lead + width.cumsum(1) - width / 2
+
+
+def _laid_out(
+    info: ConditionInfo,
+    durations: Tensor | None,
+    ids: Tensor,
+    mask: Tensor,
+    frames: Tensor | None,
+) -> tuple[Tensor | float, Tensor]:
+    """Frames before the first step, (B, 1) or one for all, and of each (B, S); see `in_order`."""
     width = mask.float()
     known = None if durations is None else durations.view(torch.float32)
     width = width * (info.rate if known is None else known[ids.clamp(min=0).long()])
@@ -206,7 +253,7 @@ def in_order(
         lead, room = room_of(frames, info.margins)
         width = width * (room / width.sum(1).clamp(min=1e-6))[:, None]
         lead = lead[:, None]
-    return lead + width.cumsum(1) - width / 2
+    return lead, width
 
 
 @dataclass
@@ -332,7 +379,7 @@ class ConditionedTransformer(nn.Module):
                 positions = torch.arange(begin, begin + n, device=x.device).expand(B, n)
             positions = positions.float()
             for kind, project in self.spread.items():
-                x = x + project(state.prefix.nearest(kind, positions))
+                x = x + project(state.prefix.spread(kind, positions))
             if held == 0:  # the prefix goes first
                 x = torch.cat([state.prefix.x.to(x.dtype), x], 1)
                 positions = torch.cat([state.prefix.positions, positions], 1)

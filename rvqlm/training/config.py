@@ -415,6 +415,10 @@ class TrainerConfig:
     condition_prompt_seconds: float = 3.0
     """With --conditions prompt: how much of another recording of the speaker the model is given
     at most."""
+    text_times: Literal["auto", "yes", "no"] = "auto"
+    """With --conditions text: tell the model where each symbol is said, and let it learn to say
+    that for others, by what `rvqlm align` wrote; auto: where it did. no: texts are laid out by
+    average durations."""
     train_split: str = "train"
     """Split to train on."""
     valid_split: str = "valid"
@@ -482,6 +486,11 @@ def check(config: TrainerConfig) -> None:
         or "prompt" in getattr(getattr(config, "model", None), "conditions", ()),
         f"--condition-prompt-seconds {config.condition_prompt_seconds} means nothing without "
         "--conditions prompt",
+    )
+    found.need(
+        not found.changed("text_times")
+        or "text" in getattr(getattr(config, "model", None), "conditions", ()),
+        f"--text-times {config.text_times} means nothing without --conditions text",
     )
     found.at_least(0, "num_quantizers", "num_epochs", "max_steps", "max_minutes", "num_threads")
     found.need(

@@ -173,7 +173,7 @@ def items_of(batch: Batch, index: Tensor) -> Batch:
     """Items of a batch by their (N,) numbers; one may come several times."""
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
     chosen = {k: v[index] for k, v in values.items() if isinstance(v, Tensor)}
-    conditions = {k: type(p)(*(t[index] for t in p)) for k, p in batch.conditions.items()}
+    conditions = {k: p.map(lambda t: t[index]) for k, p in batch.conditions.items()}
     return replace(batch, **chosen, conditions=conditions)
 
 

@@ -24,7 +24,7 @@ from rvqlm.checkpoints.file import differing_flags, load_checkpoint
 from rvqlm.checkpoints.init_from import init_from
 from rvqlm.checkpoints.loading import find_checkpoint
 from rvqlm.cli import counted, flatten, span
-from rvqlm.data.conditions import open_conditions
+from rvqlm.data.conditions import has_text_times, open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.errors import UserError, reason_of
@@ -89,9 +89,14 @@ class Setup:
             config.manifest_dir, config.valid_split, num_codebooks=levels
         )
         self.info = self.train_data.info
+        aligned = "text" in config.model.conditions and (
+            has_text_times(self.train_data, self.valid_data)
+            if config.text_times == "auto"
+            else config.text_times == "yes"
+        )
         self.conditions, self.valid_conditions = (
             open_conditions(
-                data, config.model.conditions, config.condition_prompt_seconds, config.seed
+                data, config.model.conditions, config.condition_prompt_seconds, config.seed, aligned
             )
             for data in (self.train_data, self.valid_data)
         )
@@ -281,6 +286,10 @@ class Setup:
         for kind, count in (self.conditions.missing() if self.conditions else {}).items():
             if count:
                 self.say(f"{count:,} of {counted(len(self.train_data), 'cut')} without {kind}")
+        if self.conditions and any(info.aligned for info in self.conditions.infos.values()):
+            lost = self.conditions.without_times()
+            also = f", but for {lost:,} of {len(self.train_data):,}, by average durations" * (lost > 0)
+            self.say(f"text: each symbol where rvqlm align found it{also}")
 
     def _record(self) -> dict:
         machine = describe_machine()
