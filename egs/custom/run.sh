@@ -33,20 +33,23 @@
 #   --texts FILE           transcripts as a table: path <tab> text (<tab> speaker); without it, the
 #                          .txt file beside each recording
 #   --say TEXT             another sentence to speak, beside those of the test split
+#   --voice FILE           in the voice of this recording: of several speakers (--prepare
+#                          "--speaker-from folder"), each of which the model then learns to tell
+#                          from a recording (default conf: ../shared/conf/tts_voices.yaml)
 #   --listen-minutes M     minutes of training of the recogniser, which counts wrong phonemes
 #                          (default 10)
 #   --max-seconds S        leave longer recordings out of the training (default 20)
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), then
 #   continue: 2 train, 3 evaluate, 4 generate, 5 report
-#   tts: 2 train the recogniser, 3 train the speaking model, 4 say the sentences of the test split,
-#   5 recognize them, real recordings first, 6 report.
+#   tts: 2 train the recogniser, 3 align texts and codes by it, 4 train the speaking model, 5 say the
+#   sentences of the test split, 6 recognize them, real recordings first, 7 report.
 # The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
-stop_stage=6
+stop_stage=7
 audio=
 task=continue
 train_minutes=
@@ -57,6 +60,7 @@ prompt_seconds=2
 language=
 texts=
 say=
+voice=
 listen_minutes=10
 max_seconds=20
 seconds=
@@ -69,7 +73,7 @@ seed=0
 source "$here/../shared/recipe.sh"
 case $task in
   continue) defaults=(10 6 4 conf/small.yaml '') ;;
-  tts) defaults=(30 "$max_seconds" 32 ../shared/conf/tts.yaml -tts) ;;
+  tts) defaults=(30 "$max_seconds" 32 "../shared/conf/tts${voice:+_voices}.yaml" -tts) ;;
   *) option_error "--task $task is neither continue nor tts" ;;
 esac
 train_minutes=${train_minutes:-${defaults[0]}}
@@ -82,11 +86,12 @@ if [[ $task == tts ]]; then
   [[ -n $language ]] || option_error "--task tts needs --language: that of the texts, such as en"
   [[ -z $window_frames$hop_frames ]] || option_error "--window-frames is not for --task tts"
 else
-  [[ -z $language$texts$say ]] || option_error "--language, --texts and --say are for --task tts"
+  [[ -z $language$texts$say$voice ]] ||
+    option_error "--language, --texts, --say and --voice are for --task tts"
 fi
 
 name=${name:-$(input_name "$audio")}
-enter_recipe audio texts config data_dir exp_dir
+enter_recipe audio texts voice config data_dir exp_dir
 config=${config:-${defaults[3]}}
 data_dir=${data_dir:-$PWD/data/$name}
 exp_dir=${exp_dir:-exp/$name${defaults[4]}}
@@ -113,10 +118,11 @@ fi
 
 if [[ $task == tts ]]; then
   train_recognizer 2 --filter-max-duration "$max_seconds"
-  train_model 3 --filter-max-duration "$max_seconds"
-  say_sentences 4 "$num_samples" "$seconds" "$say"
-  recognize_samples 5
-  write_report 6 6
+  align_texts 3
+  train_model 4 --filter-max-duration "$max_seconds"
+  say_sentences 5 "$num_samples" "$seconds" "$say" ${voice:+--voice "$voice"}
+  recognize_samples 6
+  write_report 7 6
 else
   if ((stage <= 2 && stop_stage >= 2)); then choose_windows; fi
   train_model 2 ${window_frames:+--window-frames "$window_frames" --hop-frames "$hop_frames"}

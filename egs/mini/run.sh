@@ -1,49 +1,84 @@
 #!/usr/bin/env bash
-# The whole way on one computer: makes speech, trains a codec language model on it and writes a page
-# with audio that the model made. No GPU, no root, no network but for the installation.
+# The whole way on one computer: makes speech, trains one model on it that says sentences of your
+# choice and continues recordings, and writes a page with audio that the model made. No GPU, no root,
+# no network but for the installation.
 #
-#   --quick            a small model on a little speech, about two minutes: to see that all works
-#   --hours H          hours of speech to make (default 6; quick: 0.3)
-#   --train-minutes M  minutes of training (default 7; quick: 0.7)
-#   --seed N           of corpus, split, training and samples (default 0)
-#   --exp-dir DIR      the experiment (default exp/Hh-Mmin-seedN, or exp/quick-seedN)
-#   --data-dir DIR     corpus and tokens (default data/Hh-seedN)
-#   --stage N          first stage to run (default 0)
-#   --stop-stage M     last stage to run (default 5)
+#   --say TEXT           the sentence to say (default: one that is not in the corpus)
+#   --voice NAME         who says it, one of --voices (default: the first)
+#   --quick              small models on a little speech, about two minutes: to see that all works
+#   --hours H            hours of speech to make (default 3; quick: 0.3)
+#   --voices "A B"       of these speakers of local/speakers.py (default: eight of them)
+#   --train-minutes M    minutes of training of the model (default 5; quick: 0.7)
+#   --listen-minutes M   minutes of training of the recogniser, which says when each phoneme of the
+#                        corpus is said, and counts the model's errors (default 1.5; quick: 0.3)
+#   --sentences N        held-out sentences to say (default 16; quick: 4)
+#   --seed N             of corpus, split, training and samples (default 0)
+#   --exp-dir DIR        the experiment (default exp/Hh-Mmin-seedN, or exp/quick-seedN)
+#   --data-dir DIR       corpus and tokens (default data/Hh-VOICES-seedN)
+#   --stage N            first stage to run (default 0)
+#   --stop-stage M       last stage to run (default 8)
 #
-# Stages: 0 set up, 1 prepare (see prepare.sh), 2 train, 3 evaluate, 4 generate, 5 report.
+# Stages: 0 set up, 1 prepare (see prepare.sh), 2 train the recogniser, 3 align texts and codes by it,
+# 4 train the model, 5 evaluate it, 6 say the sentence and those of the test split, and continue its
+# recordings, 7 recognize what was said, real recordings first, 8 report.
 # The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
-stop_stage=5
+stop_stage=8
+say="The old captain carried seven green lanterns home."
+voice=
 quick=false
 hours=
+voices="m1-us f4-us linda-gb Michael-us aunty-gb Reed-gb f1-gb john-us"
 train_minutes=
+listen_minutes=
+sentences=
 seed=0
 exp_dir=
 data_dir=
 source "$here/../shared/recipe.sh"
 
 if $quick; then
-  hours=${hours:-0.3} train_minutes=${train_minutes:-0.7}
-  config=conf/quick.yaml name=quick-seed$seed num_samples=2
+  hours=${hours:-0.3} train_minutes=${train_minutes:-0.7} listen_minutes=${listen_minutes:-0.3}
+  config=conf/quick.yaml name=quick-seed$seed sentences=${sentences:-4} num_samples=2
 else
-  hours=${hours:-6} train_minutes=${train_minutes:-7}
-  config=conf/codec_lm.yaml name=${hours}h-${train_minutes}min-seed$seed num_samples=4
+  hours=${hours:-3} train_minutes=${train_minutes:-5} listen_minutes=${listen_minutes:-1.5}
+  config=conf/main.yaml name=${hours}h-${train_minutes}min-seed$seed sentences=${sentences:-16}
+  num_samples=4
 fi
-require_number hours train_minutes
-require_integer seed
+require_number hours train_minutes listen_minutes
+require_integer seed sentences
+[[ -n $say ]] || option_error "--say is empty: give the sentence to say"
+voice=${voice:-${voices%% *}}
+[[ " $voices " == *" $voice "* ]] || option_error "--voice $voice is none of --voices: $voices"
 enter_recipe exp_dir data_dir
 exp_dir=${exp_dir:-exp/$name}
-data_dir=${data_dir:-data/${hours}h-seed$seed}
+data_dir=${data_dir:-data/${hours}h-${voices// /-}-seed$seed}
+
+# recording_of SPEAKER: one of the test split.
+recording_of() {
+  local id
+  id=$(gzip -dc "$tokens/cuts_test.jsonl.gz" | grep -o "^{\"id\": \"$1-[0-9]*" | head -n 1 | cut -d'"' -f4)
+  echo "$data_dir/audio/$1/$id.wav"
+}
 
 set_up 0
-prepare_data 1 --hours "$hours"
-train_model 2
-evaluate_model 3
-# the sentences are about 4 s long: prompted with half of one, the model ends it and perhaps continues
-generate_samples 4 "$num_samples" 2 --seconds 6 --min-seconds 1 --temperature 0.9 --top-k 200
-write_report 5 "$num_samples"
+prepare_data 1 --hours "$hours" --voices "$voices"
+train_recognizer 2
+align_texts 3
+train_model 4
+if begin_stage 5 "Evaluate"; then
+  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
+  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test --without text prompt
+fi
+if begin_stage 6 "Speak, and continue recordings"; then
+  rm -rf "$exp_dir/samples" # of an earlier training
+  speak "$sentences" 8 "$say" --voice "$(recording_of "$voice")"
+  # the sentences are about 4 s long: given half of one, the model ends it and perhaps continues
+  continue_recordings "$num_samples" 2 --seconds 6 --min-seconds 1 --temperature 0.9 --top-k 200
+fi
+recognize_samples 7
+write_report 8 6
 end_stage

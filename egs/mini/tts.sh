@@ -1,30 +1,31 @@
 #!/usr/bin/env bash
 # Text to speech on the embedded corpus, and how well it says its words: trains a model
-# conditioned on phonemes and a recogniser, synthesises held-out sentences and measures their phoneme
-# error rate. Offline.
+# recogniser, which says when each phoneme is said, and a model conditioned on phonemes at their
+# times; synthesises held-out sentences and measures their phoneme error rate. Offline.
 #
 #   --quick              small models on a little speech, about two minutes: to see that all works
 #   --hours H            hours of speech to make (default 2; quick: 0.3)
 #   --voices "A B"       of these speakers of local/speakers.py (default m1-us: with one voice a few
 #                        minutes of training are enough)
-#   --train-minutes M    minutes of training of the speaking model (default 24; quick: 0.5)
-#   --listen-minutes M   minutes of training of the recogniser (default 4; quick: 0.3)
+#   --train-minutes M    minutes of training of the speaking model (default 8; quick: 0.5)
+#   --listen-minutes M   minutes of training of the recogniser (default 5; quick: 0.3)
 #   --config FILE        the model (default ../shared/conf/tts.yaml; quick: conf/tts_quick.yaml)
 #   --sentences N        held-out sentences to say (default 32; quick: 4)
+#   --say TEXT           a sentence of your own
 #   --seed N             of corpus, split, training and samples (default 0)
 #   --exp-dir DIR        the experiment (default exp/tts-Mmin-seedN, or exp/tts-quick-seedN)
 #   --data-dir DIR       corpus and tokens (default data/Hh-VOICES-seedN)
 #   --stage N            first stage to run (default 0)
-#   --stop-stage M       last stage to run (default 6)
+#   --stop-stage M       last stage to run (default 7)
 #
-# Stages: 0 set up, 1 prepare (see prepare.sh), 2 train the recogniser, 3 train the speaking model,
-# 4 say the sentences of the test split, and one that you would not find there, 5 recognize, real
-# recordings first, 6 report. The same command resumes where it was interrupted.
+# Stages: 0 set up, 1 prepare (see prepare.sh), 2 train the recogniser, 3 align texts and codes by it,
+# 4 train the speaking model, 5 say the sentences of the test split, and your own, 6 recognize, real
+# recordings first, 7 report. The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
-stop_stage=6
+stop_stage=7
 quick=false
 hours=
 voices=m1-us
@@ -32,6 +33,7 @@ train_minutes=
 listen_minutes=
 config=
 sentences=
+say="The old captain carried seven green lanterns home."
 seed=0
 exp_dir=
 data_dir=
@@ -41,7 +43,7 @@ if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
   default_config=conf/tts_quick.yaml name=tts-quick-seed$seed sentences=${sentences:-4}
 else
-  hours=${hours:-2} train_minutes=${train_minutes:-24} listen_minutes=${listen_minutes:-4}
+  hours=${hours:-2} train_minutes=${train_minutes:-8} listen_minutes=${listen_minutes:-5}
   default_config=../shared/conf/tts.yaml name=tts-${train_minutes}min-seed$seed sentences=${sentences:-32}
 fi
 require_number hours train_minutes listen_minutes
@@ -56,8 +58,9 @@ set_up 0
 prepare_data 1 --hours "$hours" --voices "$voices"
 
 train_recognizer 2
-train_model 3
-say_sentences 4 "$sentences" 12 "The old captain carried seven green lanterns home."
-recognize_samples 5
-write_report 6 6
+align_texts 3
+train_model 4
+say_sentences 5 "$sentences" 12 "$say"
+recognize_samples 6
+write_report 7 6
 end_stage

@@ -14,7 +14,7 @@
 #   end_stage
 #
 # They read $here, $seed, $config, $exp_dir, $data_dir and $train_minutes; the first argument is the
-# number of the stage. Of text to speech there are train_recognizer, say_sentences and
+# number of the stage. Of text to speech there are train_recognizer, align_texts, say_sentences and
 # recognize_samples, which read $listen_minutes as well.
 
 source "$here/../shared/parse_options.sh"
@@ -63,14 +63,19 @@ evaluate_model() {
   fi
 }
 
-# generate_samples STAGE NUMBER PROMPT_SECONDS [FLAG...]: continuations of recordings of the test
+# continue_recordings NUMBER PROMPT_SECONDS [FLAG...]: continuations of so many recordings of the test
 # split, and as many unprompted samples.
+continue_recordings() {
+  rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
+    --num-prompts "$1" --prompt-seconds "$2" --seed "$seed" "${@:3}"
+  rvqlm generate --exp-dir "$exp_dir" --num-samples "$1" --seed "$seed" "${@:3}"
+}
+
+# generate_samples STAGE NUMBER PROMPT_SECONDS [FLAG...]: see continue_recordings.
 generate_samples() {
   if begin_stage "$1" "Generate"; then
     rm -rf "$exp_dir/samples" # of an earlier training
-    rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-      --num-prompts "$2" --prompt-seconds "$3" --seed "$seed" "${@:4}"
-    rvqlm generate --exp-dir "$exp_dir" --num-samples "$2" --seed "$seed" "${@:4}"
+    continue_recordings "${@:2}"
   fi
 }
 
@@ -82,18 +87,33 @@ train_recognizer() {
   fi
 }
 
-# say_sentences STAGE NUMBER SECONDS TEXT: bits per second of the test split; the words of so many of
-# its sentences, each at most so long, spoken anew with nothing of their recordings; and TEXT.
+# align_texts STAGE: when each symbol of a text is said, by the recogniser.
+align_texts() {
+  if begin_stage "$1" "Align the texts"; then
+    rvqlm align --manifest-dir "$tokens" --recognizer "$exp_dir/recognizer"
+  fi
+}
+
+# How sentences are drawn (docs/LOG.md has what else was tried).
+speaking=(--min-seconds 0.5 --temperature 1.0 --top-k 50 --cfg-scale 3)
+
+# speak NUMBER SECONDS TEXT [FLAG...]: TEXT, with further flags; and the words of so many sentences of
+# the test split, each at most so long, with nothing of their recordings.
+speak() {
+  if [[ -n $3 ]]; then
+    rvqlm generate --exp-dir "$exp_dir" --text "$3" --seconds "$2" --seed "$seed" "${speaking[@]}" \
+      "${@:4}"
+  fi
+  rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test --seed "$seed" \
+    --num-prompts "$1" --prompt-seconds 0 --seconds "$2" "${speaking[@]}"
+}
+
+# say_sentences STAGE NUMBER SECONDS TEXT [FLAG...]: bits per second of the test split; see speak.
 say_sentences() {
   if begin_stage "$1" "Speak"; then
-    local how=(--seed "$seed" --min-seconds 0.5 --temperature 1.0 --top-k 50 --cfg-scale 3)
     rm -rf "$exp_dir/samples" # of an earlier training
     rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
-    rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-      --num-prompts "$2" --prompt-seconds 0 --seconds "$3" "${how[@]}"
-    if [[ -n $4 ]]; then
-      rvqlm generate --exp-dir "$exp_dir" --text "$4" --seconds "$3" "${how[@]}"
-    fi
+    speak "${@:2}"
   fi
 }
 

@@ -55,15 +55,21 @@ class Context(NamedTuple):
 
     def covering(self, kind: str, times: Tensor) -> Tensor:
         """(B, S, d) the mean of a kind's steps over the step of the transformer around each time;
-        where there are none, the first, which says that it is given, or missing where it is."""
+        where there are none, the first, which says that it is given, or missing where it is.
+
+        What lasts less than a step counts as one around its middle, lest white space between two
+        words, which mostly lasts nothing, be nowhere.
+        """
         begin, end = self.spans[kind]
         x, mask = self.x[:, begin:end], self.mask[:, begin + 1 : end]
         from_, to = (self.edges[kind] * mask[..., None])[:, None].unbind(-1)  # (B, 1, M)
+        wider = (1 - (to - from_)).clamp(min=0) / 2
         at = times[..., None].to(from_.dtype)
-        share = torch.minimum(to, at + 0.5) - torch.maximum(from_, at - 0.5)
+        share = torch.minimum(to + wider, at + 0.5) - torch.maximum(from_ - wider, at - 0.5)
         share = share.clamp(min=0) * mask[:, None]
-        rest = (1 - share.sum(2, keepdim=True)).clamp(min=0)
-        return torch.cat([rest, share], 2).to(x.dtype) @ x
+        total = share.sum(2, keepdim=True)
+        rest = (1 - total).clamp(min=0)
+        return (torch.cat([rest, share], 2) / total.clamp(min=1)).to(x.dtype) @ x
 
     def nearest(self, kind: str, times: Tensor) -> Tensor:
         """(B, S, d) the step of a kind that lies nearest to each of the times (B, S); before and
