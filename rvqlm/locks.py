@@ -33,7 +33,8 @@ SILENT_SECONDS = 30.0
 """A holder on another machine that has not touched its lock for so long is dead."""
 
 SETTLE_SECONDS = 1.0
-"""Without flock: so long after writing its name into the file the last writer has won."""
+"""So long it may take until who holds the file is told by it; without flock: so long after writing
+its name into the file the last writer has won."""
 
 _RECORD_BYTES = 512
 """Each record has the same length: one write replaces another whole."""
@@ -87,7 +88,10 @@ def locked(
             break
         except _Busy as busy:
             passed = time.monotonic() - began
-            if not busy.owner and passed < SETTLE_SECONDS:  # it is about to write who it is
+            # it is about to write who it is; or it was killed, and a child that it had just forked
+            # is about to let go
+            unsettled = not busy.owner or _gone(busy.owner)
+            if unsettled and passed < SETTLE_SECONDS:
                 time.sleep(0.02)
                 continue
             who = f"{folder}: {_described(busy.owner)} is writing there"
@@ -110,18 +114,22 @@ def locked(
                 parent.rmdir()
 
 
-def try_lock(file: int | BinaryIO, shared: bool = False) -> bool | None:
-    """Lock an open file with flock, until it is closed; False if another holds its lock, None where
-    the file system knows no locks."""
-    try:
-        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        return True
-    except OSError as e:
-        if e.errno in (errno.EAGAIN, errno.EACCES):
+def try_lock(file: int | BinaryIO, shared: bool = False, patience: float = 0.0) -> bool | None:
+    """Lock an open file with flock, until it is closed; False if another has held its lock for
+    `patience` seconds, None where the file system knows no locks."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except OSError as e:
+            if e.errno in _NO_FLOCK:
+                return None
+            if e.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+        if time.monotonic() >= deadline:
             return False
-        if e.errno in _NO_FLOCK:
-            return None
-        raise
+        time.sleep(0.05)
 
 
 def _make_folder(folder: Path) -> list[Path]:
@@ -232,7 +240,7 @@ def _machine() -> dict:
 
 def _started(pid: int) -> str | None:
     """When a process of this machine began, in ticks; "" where that is not told, None if it is
-    gone."""
+    gone or waits only for its parent to ask how it ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -240,9 +248,17 @@ def _started(pid: int) -> str | None:
     except OSError:  # somebody else's
         pass
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
+
+
+def _gone(owner: dict) -> bool:
+    """Whether the process that a lock file names is one that we would see here, and don't."""
+    here = _machine()
+    seen = owner["boot"] == here["boot"] and owner["space"] == here["space"]
+    return seen and _started(owner["pid"]) != owner["started"]
 
 
 def _dead(owner: dict, path: Path, folder: Path, real: bool | None) -> bool:
@@ -252,7 +268,7 @@ def _dead(owner: dict, path: Path, folder: Path, real: bool | None) -> bool:
     """
     here = _machine()
     if owner["boot"] == here["boot"] and (real or owner["space"] == here["space"]):
-        return bool(real) or _started(owner["pid"]) != owner["started"]
+        return bool(real) or _gone(owner)
     print(f"{folder}: seeing whether {_described(owner)} still lives", file=sys.stderr, flush=True)
     touched, began = _touched(path), time.monotonic()
     while time.monotonic() - began < SILENT_SECONDS:
@@ -283,8 +299,9 @@ def _read(file: int) -> dict:
     """What a lock file tells of its holder; {} if nothing that is known here."""
     try:
         owner = json.loads(os.pread(file, _RECORD_BYTES, 0))
-        known = {"command": str, "since": str, "host": str, "pid": int, "boot": str, "space": str}
-        return owner if all(isinstance(owner[k], t) for k, t in known.items()) else {}
+        words = ("command", "since", "host", "started", "boot", "space")
+        known = isinstance(owner["pid"], int) and all(isinstance(owner[k], str) for k in words)
+        return owner if known else {}
     except (ValueError, KeyError, TypeError):
         return {}
 

@@ -190,6 +190,40 @@ def test_of_this_machine_only_processes_that_run_hold_it(tmp_path, flock):
         assert "rvqlm train (host" in refusal(tmp_path)
 
 
+def gone(process: subprocess.Popen) -> dict:
+    """What the lock of a killed process tells of it, of which the system still knows that it
+    was."""
+    of = {"pid": process.pid, "started": locks._started(process.pid)}
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    return of
+
+
+@pytest.mark.parametrize("of", [{"pid": 2**22 + 1}, {"started": "1"}, None])
+def test_of_a_killed_holder_its_children_are_given_time_to_let_go(tmp_path, monkeypatch, of):
+    """They do so first of all, but may be killed or wait for a processor before."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        leave(tmp_path, **(of or gone(process)))
+        process.kill()
+        child = os.open(tmp_path / NAME, os.O_RDWR)
+        assert locks.try_lock(child)
+        monkeypatch.setattr(locks, "SETTLE_SECONDS", 0.01)
+        assert "rvqlm train (host" in refusal(tmp_path)
+        monkeypatch.setattr(locks, "SETTLE_SECONDS", 60.0)
+        monkeypatch.setattr(time, "sleep", lambda seconds: os.close(child))
+        with locked(tmp_path, "x"):
+            assert json.loads((tmp_path / NAME).read_text())["command"] == "x"
+
+
+@pytest.mark.parametrize("of", [{}, {"boot": "another"}, {"space": "pid:[1]"}])
+def test_of_a_holder_that_may_live_nothing_is_waited_for(tmp_path, monkeypatch, of):
+    with open(tmp_path / NAME, "wb") as file:
+        leave(tmp_path, **of)
+        assert locks.try_lock(file)
+        monkeypatch.setattr(time, "sleep", None)
+        assert "rvqlm train (host" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize("of", [{"boot": "another", "host": "node7"}, {"space": "pid:[1]"}])
 def test_of_another_machine_those_that_touch_it(tmp_path, flock, of, monkeypatch, capsys):
     monkeypatch.setattr(locks, "SILENT_SECONDS", 0.3)
@@ -234,7 +268,10 @@ def test_without_flock_the_last_one_in_wins(tmp_path, monkeypatch):
     assert json.loads((tmp_path / NAME).read_text()) == RECORD | {"boot": "another"}  # still its
 
 
-@pytest.mark.parametrize("content", ["", "x", "[1]", '{"pid": 1}', '{"command": 1}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "x", "[1]", '{"pid": 1}', '{"command": 1}', json.dumps(RECORD | {"started": None})],
+)
 def test_a_damaged_lock_of_nobody(tmp_path, flock, content):
     (tmp_path / NAME).write_text(content)
     with locked(tmp_path, "x"):

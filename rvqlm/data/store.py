@@ -40,7 +40,7 @@ from lhotse.features.io import (
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import sha256_of
-from rvqlm.locks import try_lock
+from rvqlm.locks import SETTLE_SECONDS, try_lock
 
 STORAGE_TYPE = "rvq_mmap"
 MAPPED_BYTES = 1 << 23
@@ -149,7 +149,8 @@ class RvqMmapWriter(FeaturesWriter):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # not "wb": another writer's shard must survive until we hold the lock
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        if try_lock(self._file) is False:
+        # a killed writer's children may hold it for a moment longer
+        if try_lock(self._file, patience=SETTLE_SECONDS) is False:
             self._file.close()
             raise UserError(f"token shard {self.path} is being written by another process")
         size = os.fstat(self._file.fileno()).st_size

@@ -123,15 +123,12 @@ class ShardLog:
             self.unfinished_group = None if first + size == self.items else (first, size)
 
     def _lock(self) -> None:
-        deadline = time.monotonic() + LOCK_SECONDS
-        while try_lock(self._file) is False:
-            if time.monotonic() > deadline:
-                self._file.close()
-                raise UserError(
-                    f"{self.path}: another rvqlm tokenize is writing this folder; wait for it or "
-                    "stop it"
-                )
-            time.sleep(0.05)
+        if try_lock(self._file, patience=LOCK_SECONDS) is False:
+            self._file.close()
+            raise UserError(
+                f"{self.path}: another rvqlm tokenize is writing this folder; wait for it or stop "
+                "it"
+            )
 
     def append(self, line: dict) -> None:
         """Add an item; on an error (a full disk) the log is as it was before."""

@@ -15,6 +15,7 @@ from lhotse.features.io import get_reader, get_writer
 from lhotse.qa import validate_cut
 
 from rvqlm.codec_info import CodecInfo
+from rvqlm.data import store
 from rvqlm.data.store import (
     DTYPES,
     Key,
@@ -97,7 +98,8 @@ def test_append_resume_cuts_the_torn_tail(tmp_path):
     assert path.stat().st_size == 24
 
 
-def test_second_writer_is_refused_and_harms_nothing(tmp_path):
+def test_second_writer_is_refused_and_harms_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SETTLE_SECONDS", 0.01)
     with RvqMmapWriter(tmp_path / "a.rvq") as writer:
         writer.write("", np.ones((3, 2), np.int16))
         with pytest.raises(UserError, match="being written by another process"):

@@ -257,7 +257,7 @@ class Dying(ToyLoader):
         return super().__next__()
 
 world = World()
-flags = toy_flags(Path(sys.argv[2]), max_steps=14, hang_minutes=0.2)
+flags = toy_flags(Path(sys.argv[2]), max_steps=14)
 trainer = toy_trainer(flags, Dying(rank=world.rank, world_size=world.size), world)
 if (Path(sys.argv[2]) / "latest.pt").exists():
     trainer.resume(Path(sys.argv[2]) / "latest.pt")
