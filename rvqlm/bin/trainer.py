@@ -111,7 +111,7 @@ def train(read: Callable, command: str) -> int:
         with ExitStack() as stack:
             if not config.dry_run and lock_folder(config, world, stack):
                 config = read()  # the run that was waited for has left its own
-            return Setup(config, device, dtype, world, make_samples).run(command)
+            return Setup(config, device, dtype, world, make_samples, code_vectors).run(command)
     except UserError as e:
         if world.size > 1 and not world.main:  # the main rank says what all of them found
             raise UserError(f"rank {world.rank}: {e}") from None
@@ -130,6 +130,13 @@ def make_samples(setup, log):
         config.log, setup.valid_data, config.condition_prompt_seconds, setup.exp_dir, log,
         config.seed,
     )  # fmt: skip
+
+
+def code_vectors(info):
+    """`rvqlm.codecs.vectors.vectors_like`; imported only where a training asks for them."""
+    from rvqlm.codecs.vectors import vectors_like
+
+    return vectors_like(info)
 
 
 if __name__ == "__main__":

@@ -91,6 +91,11 @@ class Codec(torch.nn.Module, ABC):
         levels alone give a rougher reconstruction.
         """
 
+    def code_vectors(self) -> Tensor | None:
+        """What each code adds to what the decoder is given, (K, V, D) float32, less the mean of its
+        level: codes that sound alike lie near to each other. None where the levels are no sum."""
+        return None
+
     def encode_blocks(self, blocks: Iterable[Tensor], step: int) -> Iterator[Encoded]:
         """One recording in blocks (C, n) float32 of any length, to the codes of `encode` on the
         whole; see `rvqlm.codecs.chunking.encode_stream`.

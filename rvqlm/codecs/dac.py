@@ -58,6 +58,9 @@ class DacCodec(TransformersCodec):
     def _decode(self, codes: Tensor) -> Tensor:
         return self.model.decode(audio_codes=codes).audio_values[:, None]
 
+    def _dequantize(self, codes: Tensor) -> Tensor:
+        return self.model.quantizer.from_codes(codes)[0]
+
 
 class Snake(nn.Module):
     """x + sin(alpha x)^2 / alpha (Ziyin et al. 2020), with inference in mind: one new tensor where

@@ -63,6 +63,9 @@ class MimiCodec(TransformersCodec):
         """(B, D, T) -> (B, K, T)"""
         return self.model.quantizer.encode(latents, self.info.num_codebooks).transpose(0, 1)
 
+    def _dequantize(self, codes: Tensor) -> Tensor:
+        return self.model.quantizer.decode(codes)
+
     def encode_blocks(self, blocks: Iterable[Tensor], step: int) -> Iterator[Encoded]:
         net, stride = self.model.encoder, int(self.model.config.latent_stride)
         hop = self.info.hop // stride
@@ -86,7 +89,7 @@ class MimiCodec(TransformersCodec):
         return decode_staged(
             self,
             codes.split(step),
-            Pointwise(self.model.quantizer.decode),
+            Pointwise(self._dequantize),
             Windows(net.upsample, *up, step, per_out=stride),
             Attention(net.decoder_transformer),
             Windows(net.decoder_seanet, *seanet, step * stride, per_out=hop),

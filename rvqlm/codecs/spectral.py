@@ -104,6 +104,10 @@ class SpectralCodec(Codec):
         name = "spectral" if Path(path) == ASSET else os.fspath(path)
         return cls(load_net(path), num_codebooks, name, **options)
 
+    def code_vectors(self) -> Tensor:
+        books = self.net.quantizer.codebooks[: self.info.num_codebooks]
+        return books - books.mean(1, keepdim=True)
+
     def encode(self, audio: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         audio, code_lengths = self.pad_to_hop(audio, lengths)
         B, T = audio.shape[0], audio.shape[2] // self.info.hop

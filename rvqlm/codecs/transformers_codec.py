@@ -107,6 +107,20 @@ class TransformersCodec(Codec):
         missing = codes.shape[1] * self.info.hop - audio.shape[2]
         return nn.functional.pad(audio, (0, missing)).float()
 
+    def code_vectors(self) -> Tensor | None:
+        K, V = self.info.num_codebooks, self.info.codebook_size
+        vectors = []
+        with self.inference():
+            for level in range(K):  # all codes of a level, those of the others being 0
+                codes = torch.zeros(V, K, 1, dtype=torch.int64, device=self.device)
+                codes[:, level, 0] = torch.arange(V)
+                latents = self._dequantize(codes)
+                if latents is None:
+                    return None
+                vectors.append(latents[..., 0].float())
+        books = torch.stack(vectors)
+        return books - books.mean(1, keepdim=True)
+
     # ------------------------------------------------ what differs between model classes
 
     @staticmethod
@@ -125,6 +139,10 @@ class TransformersCodec(Codec):
     def _decode(self, codes: Tensor) -> Tensor:
         """(B, <= K, T) -> (B, C, S)"""
         return self.model.decode(audio_codes=codes).audio_values
+
+    def _dequantize(self, codes: Tensor) -> Tensor | None:
+        """(B, K, T) -> (B, D, T), the sum of a vector for each code; None: not known to be one."""
+        return None
 
     def probe(self) -> None:
         """Refuse with a `UserError` a model class that does not work the way this one assumes."""

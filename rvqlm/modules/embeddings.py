@@ -59,6 +59,25 @@ class SumEmbedding(SummedTables):
         super().__init__((num_embeddings,) * num_codebooks, dim)
         self.num_codebooks, self.num_embeddings = num_codebooks, num_embeddings
 
+    @torch.no_grad()
+    def begin_with(self, vectors: Tensor) -> None:
+        """Begin with given vectors of the codes, such as the codec's own: those that sound alike
+        are alike before anything is learned, also those that the data hardly have.
+
+        Of more dimensions than the width the principal ones are kept. All is turned at random and
+        brought to unit variance of the sum; special ids begin as zeros.
+
+        :param vectors: (K', V, D), mean 0 at each level, K' at least the number of levels.
+        """
+        tables = self.weight.view(self.num_codebooks, self.num_embeddings, -1)
+        width, vectors = tables.shape[2], vectors[: self.num_codebooks].double()
+        flat = vectors.flatten(0, 1)
+        axes = torch.linalg.eigh(flat.mT @ flat).eigenvectors[:, -width:]
+        turn = torch.linalg.qr(torch.randn(width, width, dtype=torch.float64)).Q
+        turned = vectors @ axes @ turn[: axes.shape[1]]
+        turned /= (self.num_codebooks * turned.square().mean()).sqrt()
+        tables.zero_()[:, :-1] = turned.to(tables)
+
 
 class FieldEmbedding(SummedTables):
     """Steps of a condition (`rvqlm.condition_info`): sum over fields of unequal vocabularies.

@@ -438,6 +438,11 @@ class TrainerConfig:
     init_from: str | None = None
     """Begin with the weights of another experiment or checkpoint, as far as names and shapes
     match; optimizer, schedule and data start anew."""
+    code_vectors: bool = False
+    """Let the embeddings of codes begin as the codec's own vectors, which it is asked for, instead
+    of at random: with little data, codes that sound alike are then alike from the start. Give a
+    small --embedding-lr, so that they stay so. Where the codec is not on this machine or has no
+    such vectors, that is said, and they begin at random."""
     seed: int = 0
     """Initial weights, order of the data, dropout."""
     device: str = "auto"

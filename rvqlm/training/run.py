@@ -31,6 +31,7 @@ from rvqlm.errors import UserError, reason_of
 from rvqlm.files import write_json, write_text
 from rvqlm.locks import locked
 from rvqlm.models.factory import build_model
+from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.runtime import describe_machine, seed_everything
 from rvqlm.training.announce import (
     batches_words,
@@ -62,6 +63,8 @@ class Setup:
 
     :param make_samples: called with this `Setup` and the `MetricsLog` where samples are asked for;
         returns what makes them (`Trainer`).
+    :param code_vectors: called with a `CodecInfo` where --code-vectors asks for them; returns the
+        codec's own vectors of the codes, (K, V, D), or raises `UserError`.
     """
 
     def __init__(
@@ -71,10 +74,11 @@ class Setup:
         dtype: torch.dtype,
         world: World,
         make_samples: Callable,
+        code_vectors: Callable,
     ):
         self.config = config
         self.device, self.dtype, self.world = device, dtype, world
-        self.make_samples = make_samples
+        self.make_samples, self.code_vectors = make_samples, code_vectors
         levels = config.num_quantizers or None
         if config.mix_dirs:
             from rvqlm.data.mixed import open_mixed
@@ -180,6 +184,8 @@ class Setup:
             old = move_aside(self.exp_dir) if self.world.main else None
             if old:
                 self.say(f"--resume no: moved the earlier run to {old}")
+        if self.config.code_vectors:
+            self._begin_with_vectors()
         before = begin_from_previous(self.model, self.exp_dir)
         if before is not None:
             self.say(f"stage {self.model.stage}: begins with the weights of {before}")
@@ -187,6 +193,17 @@ class Setup:
             path = find_checkpoint(self.config.init_from, "best")
             for line in init_from(self.model, path).lines():
                 self.say(line)
+
+    def _begin_with_vectors(self) -> None:
+        """Embeddings of codes begin as the codec's own vectors, where the codec has any."""
+        try:
+            vectors = self.code_vectors(self.info)
+        except UserError as e:
+            self.say(f"--code-vectors: {e}; embeddings begin at random", problem=True)
+            return
+        for module in self.model.modules():
+            if isinstance(module, SumEmbedding):
+                module.begin_with(vectors)
 
     def _with_max_duration(self):
         """The config with the number that --max-duration auto stands for: that of the run which is

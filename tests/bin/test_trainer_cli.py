@@ -17,6 +17,8 @@ from rvqlm.bin import evaluate, trainer
 from rvqlm.bin import main as rvqlm_main
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.checkpoints.loading import load_model
+from rvqlm.codecs.registry import load_codec
+from rvqlm.codecs.vectors import vectors_like
 from rvqlm.data.index import build_index
 from rvqlm.training.logger import TIMINGS
 
@@ -214,6 +216,30 @@ def test_what_a_training_begins_with_and_quiet(tokens, tmp_path, capfd):
     assert "quiet:" not in (quiet / "config.yaml").read_text()
     assert trainer.main(command(quiet, tokens, "--max-steps", "3")) == 0
     assert "resumed" in capfd.readouterr().err  # said again where that is not asked for
+
+
+def test_embeddings_begin_as_the_vectors_of_the_codec(tokens, tmp_path, capfd):
+    """Where there is a codec; otherwise that is said, and they begin at random."""
+    codec = load_codec("spectral", num_codebooks=2)
+    place = tmp_path / "tokens"
+    make_tokens(place, [20, 30], codec.info)
+    flags = ("--max-steps", "1", "--embedding-lr", "1e-9", "--ema-decay", "0", "--quiet")
+    flags = (*flags, "--valid-split", "train")
+    assert trainer.main(command(tmp_path / "with", place, *flags, "--code-vectors")) == 0
+    assert trainer.main(command(tmp_path / "without", place, *flags)) == 0
+    vectors = vectors_like(codec.info)[:, :50].flatten(0, 1)
+    alike = {}
+    for name in ("with", "without"):
+        weight = load_checkpoint(tmp_path / name / "latest.pt")["model"]["embedding.weight"]
+        rows = weight.view(2, 1025, 16)[:, :50].flatten(0, 1)
+        pairs = torch.stack([torch.pdist(rows), torch.pdist(vectors)])
+        alike[name] = float(torch.corrcoef(pairs)[0, 1])
+    assert alike["with"] > 0.8 and abs(alike["without"]) < 0.2
+    assert "--code-vectors" not in capfd.readouterr().err
+    argv = command(tmp_path / "unknown", tokens, "--max-steps", "1", "--quiet", "--code-vectors")
+    assert trainer.main(argv) == 0
+    said = capfd.readouterr().err
+    assert f"--code-vectors: codec {INFO.name}" in said and "begin at random" in said
 
 
 def test_dry_run_writes_nothing(tokens, tmp_path, capfd):

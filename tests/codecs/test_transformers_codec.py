@@ -98,6 +98,20 @@ def test_repeatable_and_without_gradients(codec):
     assert first.equal(second) and not codec.decode(first).requires_grad
 
 
+def test_the_vectors_of_codes_add_up_to_the_latents(codec):
+    """But for one constant, what the decoder is given of any codes is the sum of their vectors."""
+    books = codec.code_vectors()
+    K, V = codec.info.num_codebooks, codec.info.codebook_size
+    assert books.shape[:2] == (K, V) and books.dtype == torch.float32
+    assert books.mean(1).abs().max() < 1e-5 and books.abs().max() > 1e-3
+    codes = torch.randint(V, (1, 30, K), generator=torch.Generator().manual_seed(0))
+    sums = sum(books[k][codes[0, :, k]] for k in range(K))
+    with torch.no_grad():
+        latents = codec._dequantize(codes.mT)[0].mT
+    rest = latents - sums
+    torch.testing.assert_close(rest, rest[:1].expand_as(rest), atol=1e-5, rtol=1e-5)
+
+
 def test_fingerprint_follows_the_weights(codec, folder, tmp_path):
     assert load_codec(folder).info == codec.info
     model = transformers.AutoModel.from_pretrained(folder)

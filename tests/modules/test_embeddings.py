@@ -159,3 +159,25 @@ def test_matrices_for_muon_are_hidden_ones(kind):
 def test_bad_options():
     with pytest.raises(ValueError, match="width 6 is not a multiple of 4 heads"):
         INPUT_SIDES["attention"](3, 12, 6)
+
+
+@pytest.mark.parametrize("side", INPUT_SIDES)
+@pytest.mark.parametrize("dim, width", [(5, 16), (16, 16), (24, 16)])
+def test_tables_begin_as_given_vectors(side, dim, width):
+    """Distances are those of the vectors; of more dimensions than there is room for, nearly."""
+    torch.manual_seed(0)
+    K, V = 3, 40
+    scale = torch.cat([torch.ones(min(dim, width)), torch.full((max(0, dim - width),), 0.01)])
+    vectors = torch.randn(4, V, dim) * scale[torch.randperm(dim)]  # a level more than are wanted
+    vectors -= vectors.mean(1, keepdim=True)
+    embedding = INPUT_SIDES[side](K, V + 1, width)
+    embedding.begin_with(vectors)
+    tables = embedding.weight.detach().view(K, V + 1, width)
+    assert not tables[:, -1].any() and embedding.weight.requires_grad
+    there, here = vectors[:K].flatten(0, 1), tables[:, :-1].flatten(0, 1)
+    ratio = torch.cdist(here, here) / torch.cdist(there, there).clamp(min=1e-9)
+    ratio = ratio[~torch.eye(len(ratio), dtype=torch.bool)]
+    assert (ratio / ratio.mean() - 1).abs().max() < (1e-3 if dim <= width else 0.02)
+    ids = torch.randint(V, (1, 5000, K))
+    sums = sum(tables[k][ids[0, :, k]] for k in range(K))
+    torch.testing.assert_close(sums.var(0).mean(), torch.tensor(1.0), atol=0.1, rtol=0)

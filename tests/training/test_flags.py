@@ -45,6 +45,7 @@ TRAINER = {
     "max-steps": ("", "--max-steps 3"),
     "max-minutes": ("", "--max-minutes 0.00001"),
     "init-from": ("", "--init-from {exp}"),
+    "code-vectors": None,  # tests/bin/test_trainer_cli.py: needs a codec
     "seed": ("", "--seed 1"),
     "device": ("", "--device cuda:99"),
     "precision": ("", "--precision fp16"),
