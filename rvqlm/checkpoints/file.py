@@ -18,7 +18,7 @@ import torch
 from rvqlm.checkpoints.shards import read_whole
 from rvqlm.cli import kebab
 from rvqlm.codec_info import CodecInfo
-from rvqlm.condition_info import ConditionInfo
+from rvqlm.condition_info import ConditionInfo, Infos
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import atomic_write, link_or_copy
 
@@ -160,11 +160,13 @@ def require_same_run(state: dict, where: str, model, info: CodecInfo, config) ->
     """
     require_resumable(state, where)
     averaging = config.optim.ema_decay > 0
+    told = told_times({k: ConditionInfo.from_dict(c) for k, c in state["conditions"].items()})
     pairs = {  # what was, what is
         "--model-name": (state["model_name"], model.name),
         "--seed": (state["rng"]["seed"], config.seed),
         "--optimizer": (state["config"].get("optimizer"), config.optim.optimizer),
         "averaging (--ema-decay above 0)": (state["ema"] is not None, averaging),
+        "--text-times": (told, told_times(model.conditions)),
     }
     differing = [f"{k} was {was}, is {now}" for k, (was, now) in pairs.items() if was != now]
     if model.name == state["model_name"]:
@@ -179,6 +181,11 @@ def require_same_run(state: dict, where: str, model, info: CodecInfo, config) ->
         saved = ConditionInfo.from_dict(state["conditions"][kind])
         condition.require_same(saved, config.manifest_dir, where)
     info.require_same(CodecInfo.from_dict(state["codec"]), config.manifest_dir, where)
+
+
+def told_times(conditions: Infos) -> str:
+    """Whether a model is told when the symbols of its text are said, as the flag says it."""
+    return "yes" if "text" in conditions and conditions["text"].aligned else "no"
 
 
 def differing_flags(config: Any, before: dict[str, Any], but: str = "") -> list[str]:

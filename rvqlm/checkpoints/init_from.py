@@ -127,6 +127,13 @@ def _remarks(model, state: dict) -> list[str]:
         before = state["conditions"].get(kind)
         if before is not None and dict(before.get("settings") or {}) != dict(info.settings):
             found.append(f"the {kind} was prepared in another way: its embeddings have to learn")
+        if before is not None and bool(before.get("aligned")) != info.aligned:
+            found.append(
+                f"that model was not told when the symbols of its {kind} are said, this one is: it "
+                "has to learn durations"
+                if info.aligned
+                else f"that model was told when the symbols of its {kind} are said, this one is not"
+            )
     return found
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -89,11 +90,6 @@ class _Tokens:
     def missing(self) -> int:
         return int((self.column.lengths == 0).sum())
 
-    def times(self, items: Items) -> list[np.ndarray | None] | None:
-        """Of each item (S, 2), the frames at which its steps begin and end, None where that is not
-        known; None for a kind that has no such times."""
-        return None
-
     def read(self, items: Items, epoch: int) -> list[np.ndarray | None]:
         whole = (items.starts == 0) & (items.lengths == self.dataset.frames[items.rows])
         if self.undivided and not whole.all():
@@ -131,6 +127,8 @@ class _Text(_Tokens):
         return int(((self.column.lengths > 0) & (self.aligned.column.lengths == 0)).sum())
 
     def times(self, items: Items) -> list[np.ndarray | None] | None:
+        """Of each item (S, 2), the frames at which its symbols begin and end, None where that is
+        not known; None where no times are wanted."""
         if self.aligned is None:
             return None
         found = (self.aligned.read(row) for row in items.rows.tolist())
@@ -273,9 +271,15 @@ class ConditionSet:
         state: dict = {"conditions": list(self.infos)}
         if (prompt := self._readers.get("prompt")) is not None:
             state |= {"prompt_frames": prompt.frames, "prompt_seed": prompt.seed}
-        if any(info.aligned for info in self.infos.values()):
-            state["text_times"] = True
+        if self.times_mark:
+            state["text_times"] = self.times_mark
         return state
+
+    @cached_property
+    def times_mark(self) -> str:
+        """16 hex digits of where the texts lie; empty where models are not told."""
+        text = self._readers.get("text")
+        return text.aligned.column.mark() if text is not None and text.aligned else ""
 
     def read(self, items: Items, epoch: int = 0, pin: bool = False) -> dict[str, Padded]:
         """The conditions of the items of a batch, by kind: (B, S, F) int32, `PAD` past lengths, and
@@ -297,7 +301,7 @@ class ConditionSet:
 
     def _times(self, kind: str, items: Items) -> list[np.ndarray | None] | None:
         reader = self._readers[kind]
-        return reader.times(items) if isinstance(reader, _Tokens) else None
+        return reader.times(items) if isinstance(reader, _Text) else None
 
     def _read(self, items: Items, epoch: int) -> dict[str, list[np.ndarray | None]]:
         return {kind: reader.read(items, epoch) for kind, reader in self._readers.items()}
@@ -311,10 +315,10 @@ def open_conditions(dataset, kinds, prompt_seconds: float, seed: int, aligned: b
     return ConditionSet.open(dataset, kinds, prompt_frames=frames, seed=seed, aligned=aligned)
 
 
-def has_text_times(*datasets) -> bool:
-    """Whether `rvqlm align` wrote where the texts of all these lie."""
+def text_times_paths(*datasets) -> list[Path]:
+    """Where `rvqlm align` writes when the symbols of the texts of these are said."""
     parts = [part for dataset in datasets for part in getattr(dataset, "datasets", [dataset])]
-    return all(TextTimes.path(part.directory, part.split).exists() for part in parts)
+    return [TextTimes.path(part.directory, part.split) for part in parts]
 
 
 class MixedConditions(ConditionSet):
@@ -333,7 +337,11 @@ class MixedConditions(ConditionSet):
         return sum(part.without_times() for part in self.sets)
 
     def state(self) -> dict:
-        return self.sets[0].state()
+        return self.sets[0].state() | ({"text_times": mark} if (mark := self.times_mark) else {})
+
+    @cached_property
+    def times_mark(self) -> str:
+        return " ".join(part.times_mark for part in self.sets).strip()
 
     @property
     def undivided(self) -> str:
@@ -345,7 +353,11 @@ class MixedConditions(ConditionSet):
         for part in np.unique(parts):
             of = np.flatnonzero(parts == part)
             own = items.take(of)
-            yield self.sets[part], of.tolist(), own._replace(rows=own.rows - self.dataset.parts[part])
+            yield (
+                self.sets[part],
+                of.tolist(),
+                own._replace(rows=own.rows - self.dataset.parts[part]),
+            )
 
     def _read(self, items: Items, epoch: int) -> dict[str, list[np.ndarray | None]]:
         found: dict[str, list] = {kind: [None] * len(items.rows) for kind in self.infos}

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqlm.batch import PAD, Batch, Padded
+from rvqlm.batch import PAD, Batch
 from rvqlm.data.channel import Channel
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
@@ -137,11 +137,20 @@ class TokenLoader:
         # flags that are younger than the state: their defaults are what it was made with
         plan = asdict(PlanConfig()) | state["plan"]
         theirs = {"seed": state["seed"], **plan, **state.get("conditions", {})}
+        times = [found.pop("text_times", "") for found in (theirs, mine)]
         changed = [
             f"--{name.replace('_', '-')} was {theirs.get(name)}, is {mine.get(name)}"
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         ]
+        if times[0] != times[1]:
+            was, now = ("yes" if mark else "no" for mark in times)
+            changed.append(
+                f"--text-times was {was}, is {now}"
+                if was != now
+                else "rvqlm align was run again: the times of the texts in "
+                f"{self.dataset.directory} are others ({times[1]}, were {times[0]})"
+            )
         if state["fingerprint"] != self.dataset.fingerprint:
             changed.insert(
                 0,

@@ -178,6 +178,8 @@ def _floats(value) -> list[Tensor]:
     """Floating-point tensors in what a module takes or gives."""
     if isinstance(value, Tensor):
         return [value.detach()] if value.is_floating_point() else []
+    if isinstance(value, Padded):  # integers, and times that are NaN where they are not known
+        return []
     if isinstance(value, Mapping):
         value = value.values()
     elif not isinstance(value, (tuple, list)):

@@ -117,7 +117,10 @@ def evaluate_split(config: EvaluateConfig) -> dict:
         **metrics,
         "uncertainty": recordings.uncertainty(info.frame_rate),
         "eval_draws": draws,
-        "conditions": list(model.conditions),
+        "conditions": [
+            f"{kind} and its times" if info.aligned else kind
+            for kind, info in model.conditions.items()
+        ],
         "bound": not model.exact_likelihood,
         "unigram_nats": unigram,
         "unigram_bits_per_second": losses.bits_per_second(unigram, info.frame_rate),

@@ -183,8 +183,11 @@ class TokenModel(nn.Module):
         """Raise `UserError` for what this family cannot do or what would have no effect."""
         if flags := request.demask.given():
             raise UserError(f"{', '.join(flags)}: only masked models fill in; this is {self.name}")
+        text = request.conditions.get("text")
         if self.duration_head is None and (
-            request.durations is not None or request.speech != SpeechConfig()
+            request.durations is not None
+            or request.speech != SpeechConfig()
+            or (text is not None and text.times is not None)
         ):
             raise UserError(
                 "speed, pauses and durations of a text: this model was trained without rvqlm align "
@@ -222,15 +225,19 @@ class TokenModel(nn.Module):
         mask = context.mask[:, text]
         return self.duration_head(context.x[:, text], mask), mask
 
-    def add_duration_loss(self, out: LMOutput, network: ConditionedTransformer, batch: Batch):
-        """Add to the loss -log p of the durations that a batch's texts have; a text without times,
-        or of a part of a recording, counts nothing."""
-        text = batch.conditions.get("text")
-        if self.duration_head is None or text is None or text.times is None:
+    def add_duration_loss(
+        self, out: LMOutput, network: ConditionedTransformer, batch: Batch
+    ) -> None:
+        """Add to the loss -log p of the durations that a batch's texts have. One without times, or
+        dropped, counts nothing; but the head takes part in every batch, as all parameters do."""
+        if self.duration_head is None:
             return
         logits, mask = self._durations(network, batch.conditions, len(batch.lengths))
-        frames = durations_of(text.times)
-        mask = mask & (text.lengths > 0)[:, None] & ~frames.isnan()
+        text = batch.conditions.get("text")
+        frames = logits.new_full(mask.shape, torch.nan)
+        if text is not None and text.times is not None:
+            frames = durations_of(text.times)
+        mask = mask & mask[:, 1:].any(1, keepdim=True) & ~frames.isnan()
         nats = self.duration_head.nats(logits, frames.nan_to_num())
         nats = (nats * mask).sum()
         out.loss = out.loss + nats
@@ -255,6 +262,9 @@ class TokenModel(nn.Module):
         )
         frames = frames / request.speech.speed
         if request.durations is not None:
+            if request.durations.shape != frames.shape:
+                given, wanted = (tuple(t.shape) for t in (request.durations, frames))
+                raise UserError(f"durations of shape {given}, wanted {wanted}: (B, 1 + symbols)")
             frames = torch.where(request.durations.isnan(), frames, request.durations)
         times = times_of(frames)
         if text.times is not None:

@@ -122,7 +122,8 @@ class Valle(TokenModel):
         self.ar = CoarseModel(config, info, self.conditions)
         self.nar = FineModel(config, info, self.conditions)
         self.learn_durations(self.ar.network)
-        for frozen in {1: [self.nar], 2: [self.ar]}.get(config.train_stage, []):
+        of_ar = [part for part in (self.ar, self.duration_head) if part is not None]
+        for frozen in {1: [self.nar], 2: of_ar}.get(config.train_stage, []):
             frozen.requires_grad_(False)
 
     @property
@@ -215,7 +216,7 @@ class Valle(TokenModel):
             out.items = nats, count
         if ends is not None:
             out.sums["end_nats"] = (ends[0].detach(), ends[1])
-        if self.stage != 2:
+        if self.stage != 2 or not self.training:
             self.add_duration_loss(out, self.ar.network, batch)
         return out
 

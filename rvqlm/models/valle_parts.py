@@ -80,6 +80,13 @@ class CoarseModel(nn.Module):
     def matrices(self) -> list[nn.Parameter]:
         return self.network.matrices() + self.inputs.matrices()
 
+    def encode_conditions(
+        self, conditions: Mapping[str, Padded], batch_size: int, drop: Tensor | None = None
+    ) -> Context | None:
+        """Conditions where the columns stand that the frames are predicted from."""
+        context = self.network.encode_conditions(conditions, batch_size, drop=drop)
+        return context and context.late(self.shift)
+
     def columns(self, codes: Tensor, lengths: Tensor, prompt_lengths: Tensor) -> Tensor:
         """(B, T, K) codes -> (B, T + 1 + shift, K) ids."""
         T, levels = codes.shape[1], torch.arange(self.num_codebooks, device=codes.device)
@@ -103,7 +110,7 @@ class CoarseModel(nn.Module):
         :param level_weights: (1,).
         """
         B, T, _ = batch.codes.shape
-        context = self.network.encode_conditions(batch.conditions, B)
+        context = self.encode_conditions(batch.conditions, B)
         ids = self.columns(batch.codes, batch.lengths, batch.prompt_lengths)
         if self.end_head is None:
             ids = ids[:, :-1]  # from the last column nothing but the end is predicted
@@ -145,9 +152,8 @@ class CoarseDecoder:
     def begin(
         self, conditions: Mapping[str, Padded], batch_size: int, max_steps: int, drop: Tensor | None
     ) -> DecoderState:
-        network = self.model.network
-        context = network.encode_conditions(conditions, batch_size, drop=drop)
-        return network.start(context, batch_size, max_steps + self.model.shift)
+        context = self.model.encode_conditions(conditions, batch_size, drop)
+        return self.model.network.start(context, batch_size, max_steps + self.model.shift)
 
     def step(
         self, inputs: Tensor, state: DecoderState, positions: None = None

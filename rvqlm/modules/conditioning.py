@@ -49,6 +49,10 @@ class Context(NamedTuple):
     """(B, S, 2) where the steps of a kind begin and end, of those that know it; the step of the
     transformer at place s reaches from s - 1/2 to s + 1/2."""
 
+    def late(self, steps: int) -> Context:
+        """For a transformer whose frames come so many steps late."""
+        return self._replace(edges={kind: edges + steps for kind, edges in self.edges.items()})
+
     def spread(self, kind: str, times: Tensor) -> Tensor:
         """(B, S, d) what a kind says at the times (B, S)."""
         return self.covering(kind, times) if kind in self.edges else self.nearest(kind, times)

@@ -417,8 +417,8 @@ class TrainerConfig:
     at most."""
     text_times: Literal["auto", "yes", "no"] = "auto"
     """With --conditions text: tell the model where each symbol is said, and let it learn to say
-    that for others, by what `rvqlm align` wrote; auto: where it did. no: texts are laid out by
-    average durations."""
+    that for others, by what `rvqlm align` wrote. no: texts are laid out by average durations.
+    auto: as the run that is resumed, else where the times of all data are there."""
     train_split: str = "train"
     """Split to train on."""
     valid_split: str = "valid"

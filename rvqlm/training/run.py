@@ -20,17 +20,18 @@ from pathlib import Path
 
 import torch
 
-from rvqlm.checkpoints.file import differing_flags, load_checkpoint
+from rvqlm.checkpoints.file import differing_flags, load_checkpoint, told_times
 from rvqlm.checkpoints.init_from import init_from
 from rvqlm.checkpoints.loading import find_checkpoint
 from rvqlm.cli import counted, flatten, span
-from rvqlm.data.conditions import has_text_times, open_conditions
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.data.conditions import open_conditions, text_times_paths
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import write_json, write_text
 from rvqlm.locks import locked
-from rvqlm.models.factory import build_model
+from rvqlm.models.factory import build_model, model_entry
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.runtime import describe_machine, seed_everything
 from rvqlm.training.announce import (
@@ -93,11 +94,10 @@ class Setup:
             config.manifest_dir, config.valid_split, num_codebooks=levels
         )
         self.info = self.train_data.info
-        aligned = "text" in config.model.conditions and (
-            has_text_times(self.train_data, self.valid_data)
-            if config.text_times == "auto"
-            else config.text_times == "yes"
-        )
+        self.config = dataclasses.replace(config, exp_dir=str(stage_dir(config)))
+        self.exp_dir = Path(self.config.exp_dir)
+        self.state_path = self._checkpoint_to_resume()
+        aligned, self.times_line = self._text_times()
         self.conditions, self.valid_conditions = (
             open_conditions(
                 data, config.model.conditions, config.condition_prompt_seconds, config.seed, aligned
@@ -108,9 +108,6 @@ class Setup:
         infos = self.conditions.infos if self.conditions else {}
         self.model = build_model(config.model_name, config.model, self.info, infos).to(device)
         self.parameters = sum(p.numel() for p in self.model.parameters())
-        self.config = dataclasses.replace(config, exp_dir=str(stage_dir(config)))
-        self.exp_dir = Path(self.config.exp_dir)
-        self.state_path = self._checkpoint_to_resume()
         self.memory_line = ""
 
     def say(self, text: str, problem: bool = False) -> None:
@@ -177,6 +174,32 @@ class Setup:
         if resume == "auto":
             return latest if latest.exists() else None
         return find_checkpoint(resume, "latest")
+
+    def _text_times(self) -> tuple[bool, str]:
+        """Whether the model is told when each symbol of a text is said, and a line about it. auto:
+        as the run or stage was that this one continues, else where all of the data says it."""
+        config = self.config
+        if "text" not in config.model.conditions or not model_entry(config.model_name)[1].generates:
+            if config.text_times == "yes":
+                raise UserError(f"--text-times yes: a {config.model_name} is given no text")
+            return False, ""
+        if config.text_times != "auto":
+            return config.text_times == "yes", ""
+        paths = text_times_paths(self.train_data, self.valid_data)
+        missing = [path for path in paths if not path.exists()]
+        before, stage = self.state_path, getattr(config.model, "train_stage", 0)
+        if before is None and stage > 1:
+            before = best_of_previous(self.exp_dir, stage)
+        if before is not None and before.is_file():
+            state = load_checkpoint(before, mapped=True, gather=False)
+            if text := state.get("conditions", {}).get("text"):
+                aligned = ConditionInfo.from_dict(text).aligned
+                line = f"text: by average durations, as in {before}, though rvqlm align was run"
+                return aligned, "" if aligned or missing else line
+        if 0 < len(missing) < len(paths):
+            line = f"text: by average durations, since {missing[0]} is not there; run rvqlm align"
+            return False, f"{line} on every split and folder"
+        return not missing, ""
 
     def _begin(self) -> None:
         """Weights of a run that starts: of the stage before, of --init-from, or random ones."""
@@ -305,8 +328,10 @@ class Setup:
                 self.say(f"{count:,} of {counted(len(self.train_data), 'cut')} without {kind}")
         if self.conditions and any(info.aligned for info in self.conditions.infos.values()):
             lost = self.conditions.without_times()
-            also = f", but for {lost:,} of {len(self.train_data):,}, by average durations" * (lost > 0)
-            self.say(f"text: each symbol where rvqlm align found it{also}")
+            also = f", but {lost:,} of {counted(len(self.train_data), 'cut')} by average durations"
+            self.say(f"text: each symbol when rvqlm align says{also * (lost > 0)}")
+        if self.times_line:
+            self.say(self.times_line)
 
     def _record(self) -> dict:
         machine = describe_machine()
@@ -354,6 +379,11 @@ def lock_folder(config: TrainerConfig, world: World, stack: contextlib.ExitStack
     return bool(world.agree(world.together(lock))[0])
 
 
+def best_of_previous(exp_dir: Path, stage: int) -> Path:
+    """What the stage works on, whose folder is `exp_dir`."""
+    return exp_dir.parent / f"stage{stage - 1}" / "best.pt"
+
+
 @torch.no_grad()
 def begin_from_previous(model, exp_dir: Path) -> Path | None:
     """Load the averaged weights of the previous stage's best checkpoint into the model; its path,
@@ -364,7 +394,7 @@ def begin_from_previous(model, exp_dir: Path) -> Path | None:
     """
     if model.stage < 2:
         return None
-    path = exp_dir.parent / f"stage{model.stage - 1}" / "best.pt"
+    path = best_of_previous(exp_dir, model.stage)
     if not path.exists():
         raise UserError(
             f"--train-stage {model.stage} begins from {path}, which is not there: train with "
@@ -373,6 +403,9 @@ def begin_from_previous(model, exp_dir: Path) -> Path | None:
         )
     state = load_checkpoint(path)
     differing = differing_flags(model.config, state["model_config"], but="train_stage")
+    told = told_times({k: ConditionInfo.from_dict(c) for k, c in state["conditions"].items()})
+    if told != (now := told_times(model.conditions)):
+        differing.append(f"--text-times was {told}, is {now}")
     if differing or state["model_name"] != model.name:
         raise UserError(
             f"{path} is of another model ({state['model_name']}: {'; '.join(differing)}); give the "
