@@ -65,7 +65,7 @@ def test_notes_of_files_named_as_ids(data, capsys):
     assert "pitch 128, velocity 64, duration 128, onset 128, position 1024, pedal 128" in out
     dataset = TokenDataset.open(tokens, "train")
     conditions = ConditionSet.open(dataset, ["midi"])
-    values, lengths = conditions.read(Items.whole(np.array([0, 3]), dataset.frames))["midi"]
+    values, lengths, _ = conditions.read(Items.whole(np.array([0, 3]), dataset.frames))["midi"]
     assert values[0].tolist() == expected[0] and lengths.tolist() == [len(expected[0]), 0]
     again = MidiFrontEnd.from_info(conditions.infos["midi"])
     assert again.encode(folder / "cut-0000.mid").tolist() == expected[0]

@@ -86,7 +86,7 @@ def test_what_training_gets(tokens, capsys):
     run(capsys, tokens, "--type", "chars")
     conditions = ConditionSet.open(TokenDataset.open(tokens, "train"), ["text"])
     rows = np.array([4, 3])
-    values, lengths = conditions.read(Items.whole(rows, np.full(9, FRAMES)))["text"]
+    values, lengths, _ = conditions.read(Items.whole(rows, np.full(9, FRAMES)))["text"]
     assert lengths.tolist() == [6, 0] and values.shape == (2, 6, 1)
     assert TextFrontEnd.from_info(conditions.infos["text"]).decode(values[0]) == "Ab. cd"
 

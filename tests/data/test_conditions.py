@@ -48,7 +48,7 @@ def test_text_and_notes_of_whole_cuts(data):
     assert conditions.missing() == {"midi": 8, "text": 8}
     read = conditions.read(whole(ds))
     for kind, sizes in SIZES.items():
-        values, lengths = read[kind]
+        values, lengths, _ = read[kind]
         expected = [steps[kind][row] for row in ROWS]
         assert values.dtype == torch.int32 and lengths.dtype == torch.int64
         assert lengths.tolist() == [len(e) for e in expected] and lengths[1] == 0
@@ -71,7 +71,7 @@ def test_prompts_are_crops_of_another_cut_of_the_speaker(data):
     rows = np.arange(len(ds))
     drawn, starts = Counter(), Counter()
     for epoch in range(30):
-        values, lengths = conditions.read(whole(ds, rows), epoch)["prompt"]
+        values, lengths, _ = conditions.read(whole(ds, rows), epoch)["prompt"]
         for row, item, n in zip(rows.tolist(), values.numpy(), lengths.tolist()):
             ((other, t),) = [
                 (o, t)

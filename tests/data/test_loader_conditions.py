@@ -125,7 +125,7 @@ def test_windows_hear_their_frames_of_the_source(data):
     loader = TokenLoader(ds, config, seed=0, conditions=ConditionSet.open(ds, ["source"]))
     codes = [ds.read(row) for row in range(len(ds))]
     for batch in loader.epoch_batches():
-        values, lengths = batch.conditions["source"]
+        values, lengths, _ = batch.conditions["source"]
         assert torch.equal(lengths, batch.lengths)
         for row, n, item, source in zip(batch.index, batch.lengths, batch.codes, values):
             starts = range(0, len(codes[row]), 25)

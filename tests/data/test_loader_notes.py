@@ -65,7 +65,7 @@ def check(ds, references, batches, longest) -> int:
     count = 0
     codes = [ds.read(row) for row in range(len(ds))]
     for batch in batches:
-        values, lengths = batch.conditions["midi"]
+        values, lengths, _ = batch.conditions["midi"]
         for row, frames, item, steps, n in zip(
             batch.index.tolist(), batch.lengths.tolist(), batch.codes, values, lengths.tolist()
         ):

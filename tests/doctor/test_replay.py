@@ -37,6 +37,7 @@ def healthy(found) -> bool:
         ("valle-text", {"dropout": 0.1}),
         ("depth", {"activation_checkpointing": True, "scheduled_sampling": 0.5}),
         ("midi", {}),
+        ("aligned-delay-spread", {"condition_dropout": 0.3}),
     ],
 )
 def test_a_replay_is_the_step_that_was_skipped(tmp_path, case, changes):

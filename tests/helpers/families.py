@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from rvqlm.batch import Batch
@@ -9,6 +11,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.models.base import TokenModel
 from rvqlm.models.factory import build_model
+from rvqlm.modules.durations import times_of
 from rvqlm.patterns import PATTERNS
 
 K, V = 3, 13
@@ -88,6 +91,15 @@ PAIRWISE = {
     ),
     "masked-prompt-cross": ("masked", {"masking": "coarse_first", **BOTH, **ENCODER}),
     "masked": ("masked", {}),
+    "aligned-delay-spread": codec_lm(**BOTH, fusion="spread", aligned=True),
+    "aligned-flatten-cross": codec_lm(pattern="flatten", **TEXT, **ENCODER, aligned=True),
+    "aligned-coarse-spread": codec_lm(
+        pattern="coarse_first", **TEXT, fusion="spread", num_encoder_layers=1, aligned=True
+    ),
+    "aligned-valle-spread": (
+        "valle", {**TEXT, "fusion": "spread", "prepend_bos": True, "aligned": True}
+    ),
+    "aligned-masked-spread": ("masked", {**TEXT, "fusion": "spread", "aligned": True}),
 }  # fmt: skip
 """Features in combination: what must hold for all of them is tested on these."""
 
@@ -95,8 +107,10 @@ PAIRWISE = {
 def make(case: str, shake: bool = True, **changes) -> TokenModel:
     """The model of a case; shaken, since heads and residual branches start at zero."""
     name, config = (ALL | PAIRWISE)[case]
+    config = {**SMALL, **config, **changes}
+    text = replace(CONDITIONS["text"], aligned=config.pop("aligned", False))
     torch.manual_seed(0)
-    model = build_model(name, {**SMALL, **config, **changes}, INFO, CONDITIONS)
+    model = build_model(name, config, INFO, {**CONDITIONS, "text": text})
     if shake:
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.2)
@@ -126,7 +140,23 @@ def random_conditions(model, lengths, seed=0) -> dict[str, list[torch.Tensor | N
 
 def random_batch(model, lengths, seed=0, prompt_lengths=None, ends=None) -> Batch:
     items, given = random_items(lengths, seed), random_conditions(model, lengths, seed)
-    return Batch.from_codes(items, ends, given, prompt_lengths)
+    batch = Batch.from_codes(items, ends, given, prompt_lengths)
+    if model.duration_head is not None:
+        tell_times(batch, seed)
+    return batch
+
+
+def tell_times(batch: Batch, seed: int = 0) -> None:
+    """Say when the symbols of all texts but the second are said: some last nothing, the last go
+    on after the codes."""
+    text = batch.conditions["text"]
+    generator = torch.Generator().manual_seed(200 + seed)
+    durations = 4 * torch.rand(len(text.values), 9, generator=generator) - 0.5
+    times = times_of(durations.clamp(min=0))[:, : text.values.shape[1]]
+    unknown = torch.arange(times.shape[1]) >= text.lengths[:, None]
+    unknown[1:2] = True
+    times = times.masked_fill(unknown[..., None], torch.nan)
+    batch.conditions["text"] = text._replace(times=times)
 
 
 def single(batch: Batch, i: int) -> Batch:
@@ -139,4 +169,8 @@ def single(batch: Batch, i: int) -> Batch:
     prompts = None if batch.prompt_lengths is None else [int(batch.prompt_lengths[i])]
     alone = Batch.from_codes([batch.codes[i, :n]], [bool(batch.ends[i])], given, prompts)
     alone.index = batch.index[i : i + 1]
+    for kind, padded in alone.conditions.items():
+        if (times := batch.conditions[kind].times) is not None:
+            times = times[i : i + 1, : padded.values.shape[1]]
+            alone.conditions[kind] = padded._replace(times=times)
     return alone

@@ -26,10 +26,10 @@ OPTIONS = {
 }
 
 
-def make(shake=True, conditions=(), **changes):
+def make(shake=True, conditions=(), infos=TEXT, **changes):
     torch.manual_seed(0)
     shape = {"decoder_dim": 32, "nhead": 2, "num_decoder_layers": 2, "conditions": conditions}
-    model = Valle(ValleConfig(**shape | changes), INFO, TEXT)
+    model = Valle(ValleConfig(**shape | changes), INFO, infos)
     if shake:  # heads and residual branches start at zero
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.2)

@@ -34,6 +34,12 @@ def test_padding_and_batch_composition_change_nothing(case):
         assert 0 < float(together.count.min()) <= float(together.count.max()) < 3 * sum(LENGTHS)
     else:
         assert together.count.tolist() == [sum(LENGTHS) - 5.0] * K  # prompts are not scored
+    if model.duration_head is not None:
+        assert float(together.sums["duration_nats"][1]) == 2 + sum(
+            int(n) for n in batch.conditions["text"].lengths[[0, 2]]
+        )
+        for got, *want in zip(*(o.sums["duration_nats"] for o in (together, *alone))):
+            torch.testing.assert_close(got, sum(want), rtol=1e-4, atol=1e-4)
     for of_items, name in zip(together.items, ("nats", "count")):  # (B, K)
         want = torch.stack([getattr(o, name) for o in alone])
         torch.testing.assert_close(of_items, want, rtol=1e-4, atol=1e-4)
@@ -50,6 +56,13 @@ def test_every_parameter_takes_part(case):
     model(batch).loss.backward()
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing
+    if model.duration_head is not None:  # of a batch without a single time, too
+        model.zero_grad()
+        batch.conditions["text"] = batch.conditions["text"]._replace(times=None)
+        out = model(batch)
+        out.loss.backward()
+        assert [float(x) for x in out.sums["duration_nats"]] == [0.0, 0.0]
+        assert all(p.grad is not None for p in model.duration_head.parameters())
 
 
 @pytest.mark.parametrize("case", PAIRWISE)

@@ -1,9 +1,12 @@
 """valle: what its two networks are given, what counts in the loss, which options change what."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from valle_models import (
     OPTIONS,
+    TEXT,
     K,
     V,
     make,
@@ -17,6 +20,7 @@ from rvqlm.cli import parse
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.models.valle import Valle, ValleConfig
+from rvqlm.modules.durations import times_of
 
 
 @pytest.mark.parametrize("option", ["plain", "prepend_bos", "share_embedding", "add_prenet"])
@@ -205,10 +209,13 @@ def test_infill_share_shows_the_nar_ends_and_the_ar_none():
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_stages_train_their_part_only(stage):
-    model = make(train_stage=stage, conditions=("text",)).train()
+    given = {"conditions": ("text",), "infos": {"text": replace(TEXT["text"], aligned=True)}}
+    model = make(train_stage=stage, **given).train()
     assert model.stage == stage
     batch = Batch.from_codes(random_items([9, 6]), conditions={"text": texts(2)})
-    parts = {"ar": stage in (0, 1), "nar": stage in (0, 2)}
+    times = times_of(torch.full((2, 5), 1.5))
+    batch.conditions["text"] = batch.conditions["text"]._replace(times=times)
+    parts = {"ar": stage in (0, 1), "nar": stage in (0, 2), "duration_head": stage in (0, 1)}
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
     out = model(batch)
@@ -219,14 +226,16 @@ def test_stages_train_their_part_only(stage):
     changed = {n.split(".")[0] for n, p in model.named_parameters() if (p != before[n]).any()}
     assert changed == {name for name, trained in parts.items() if trained}
     assert (out.count[0] > 0) == parts["ar"] == ("end_nats" in out.sums)
+    assert ("duration_nats" in out.sums) == parts["ar"]
     assert (out.count[1:].sum() > 0) == parts["nar"]
     assert all(p.requires_grad for p in model.muon_parameters())
     assert len(model.muon_parameters()) > 0
     model.eval()
     scored = [15.0] * (1 if stage == 1 else K) + [0.0] * (K - 1 if stage == 1 else 0)
     assert model(batch).count.tolist() == scored
+    assert model(batch).sums["duration_nats"][1] > 0
     # weights go from stage to stage
-    joint = make(conditions=("text",), shake=False)
+    joint = make(**given, shake=False)
     joint.load_state_dict(model.state_dict())
     torch.testing.assert_close(model(batch).nats[0], joint(batch).nats[0])
 

@@ -158,6 +158,60 @@ def test_nearest_steps():
     )
 
 
+def naive_covering(x, missing, spans, lengths, at, rate):
+    """One step of the transformer: what each symbol takes of its time, in frames; by loops."""
+    out = torch.zeros(len(at), x.shape[-1])
+    for n, step in enumerate(at):
+        begin, end, rest = step / rate, (step + 1) / rate, 1.0
+        shares = [max(0.0, min(b, end) - max(a, begin)) * rate for a, b in spans[:lengths]]
+        for share, vector in zip(shares, x):
+            share /= max(1.0, sum(shares))
+            out[n] += share * vector
+            rest -= share
+        out[n] += max(0.0, rest) * missing
+    return out
+
+
+@pytest.mark.parametrize("rate", [1, 3])
+def test_what_lies_over_a_step_equals_a_naive_loop(rate):
+    """Silence around, symbols of no length, many within a frame, ends after the codes, overlaps,
+    one symbol, none, and one text whose times are not known."""
+    torch.manual_seed(0)
+    info = replace(INFOS["text"], aligned=True)
+    times = [
+        [[1.0, 2.0], [2.0, 2.0], [2.0, 3.25], [3.25, 3.5], [3.5, 3.6], [3.6, 9.0]],
+        [[0.5, 2.5], [1.5, 4.0]],
+        [[2.2, 2.3]],
+        None,
+        None,
+    ]
+    counts = (6, 2, 1, 0, 2)
+    ids = [torch.randint(11, (n,)) if n else None for n in counts]
+    given = Padded.of(ids, 1, [None if t is None else torch.tensor(t) for t in times])
+    assert given.times[0, :, 0].tolist() == [1.0, 2.0, 2.0, 3.25, 3.5, torch.tensor(3.6).item()]
+    assert given.times[1, 2:].isnan().all() and given.times[3:].isnan().all()
+    conditioner = Conditioner({"text": info}, 8)
+    context = conditioner({"text": given}, 5, steps_per_frame=float(rate))
+    at = torch.arange(7 * rate)
+    got = context.spread("text", at.expand(5, -1))
+    times[4] = [[0.0, 3.0], [3.0, 6.0]]  # 3 frames a symbol on average
+    for n, count in enumerate(counts):
+        x, spans = context.x[n], times[n] or []
+        want = naive_covering(x[1:], x[0], spans, count, at.tolist(), rate)
+        torch.testing.assert_close(got[n], want, rtol=1e-5, atol=1e-5)
+        middles = [rate * (begin + end) / 2 for begin, end in spans]
+        torch.testing.assert_close(context.positions[n, 1 : 1 + count], torch.tensor(middles))
+    # whole frames have their own symbol, not a part of the one beside
+    assert torch.allclose(got[0, rate : 2 * rate], context.x[0, 1], atol=1e-6)
+    # and one that was dropped says so everywhere
+    none = conditioner({"text": given}, 5, drop=torch.ones(5, dtype=torch.bool))
+    other = none.spread("text", at.expand(5, -1))
+    assert torch.allclose(other, conditioner({}, 5).x.expand(5, 7 * rate, 8), atol=1e-6)
+    # without alignment nobody looks at them
+    plain = Conditioner({"text": INFOS["text"]}, 8)({"text": given}, 5)
+    assert not plain.edges and plain.positions[0, 1:].tolist() == [1.5 + 3 * n for n in range(6)]
+
+
 def test_codes_as_conditions_share_the_input_side():
     torch.manual_seed(0)
     embedding = SumEmbedding(2, 6, 8)
