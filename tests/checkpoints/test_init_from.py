@@ -101,6 +101,22 @@ def test_symbols_that_mean_something_else_are_told(tmp_path):
     assert "the text was prepared in another way" in "\n".join(report.lines())
 
 
+@pytest.mark.parametrize("before", [False, True])
+def test_told_times_there_and_not_here_or_the_other_way(tmp_path, before):
+    config = {**SMALL, "conditions": ("text",)}
+    plain, told = (
+        build_model("codec-lm", config, INFO, {"text": replace(CONDITIONS["text"], aligned=a)})
+        for a in (False, True)
+    )
+    first, second = (told, plain) if before else (plain, told)
+    report = init_from(second, save_model(first, tmp_path / "best.pt", ema=False))
+    head = {name for name in told.state_dict() if name.startswith("duration_head.")}
+    assert head and set(report.unexpected if before else report.missing) == head
+    assert len(report.matched) == len(plain.state_dict())
+    said = "that model was told" if before else "has to learn durations"
+    assert said in "\n".join(report.lines())
+
+
 def test_what_fits_nowhere_is_refused(saved, tmp_path):
     toy = ToyModel(ToyConfig())
     with pytest.raises(UserError, match=r"--init-from .*none of the 7 tensors .*the names differ"):

@@ -8,16 +8,17 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import torch
-from condition_fixtures import SIZES, edit_cuts, make_steps
+from condition_fixtures import SIZES, edit_cuts, make_steps, make_times
 from scipy import stats
 from token_fixtures import INFO, make_tokens
 
 import rvqlm.data.speakers as speakers_module
 from rvqlm.batch import PAD
 from rvqlm.condition_info import ConditionInfo
-from rvqlm.data.conditions import ConditionSet
+from rvqlm.data.conditions import ConditionSet, text_times_paths
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.mapped import column_path
+from rvqlm.data.mixed import open_mixed
 from rvqlm.data.plan import Items, PlanConfig
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.data.speakers import Speakers, uniform
@@ -60,6 +61,45 @@ def test_text_and_notes_of_whole_cuts(data):
     assert none.values.shape == (2, 0, 1) and none.lengths.tolist() == [0, 0]
 
 
+def test_times_of_symbols(tmp_path):
+    """Of two folders: each text has its own, NaN where they are unknown, and these are counted."""
+    told = []
+    for name, seed in (("a", 0), ("b", 1)):
+        make_tokens(tmp_path / name, FRAMES[:20], seed=seed)
+        for kind in SIZES:
+            make_steps(tmp_path / name, kind, seed=seed)
+        told += make_times(tmp_path / name, seed=seed)
+    mixed = open_mixed([tmp_path / "a", tmp_path / "b"], "train")
+    conditions = ConditionSet.open(mixed, ["midi", "text"], aligned=True)
+    rows = np.array([3, 23, 4, 6, 39, 0, 20], np.uint32)
+    read = conditions.read(whole(mixed, rows))
+    text, seconds = read["text"], 1 / float(mixed.info.frame_rate)
+    assert read["midi"].times is None and text.times.dtype == torch.float32
+    for n, row in enumerate(rows.tolist()):
+        count = 0 if told[row] is None else len(told[row])
+        assert count in (0, text.lengths[n]) and text.times[n, count:].isnan().all()
+        if count:
+            got = text.times[n, :count] * seconds
+            np.testing.assert_allclose(got, told[row], atol=1e-4)
+    assert told[3] is not None and told[23] is not None and told[4] is None
+    # 4 of 20 and no text in 6 and 13
+    texts = text_times_paths(mixed)
+    assert [p.parent.name for p in texts] == ["a", "b"] and all(p.exists() for p in texts)
+    assert conditions.without_times() == 8 and conditions.missing() == {"midi": 4, "text": 4}
+    assert conditions.infos["text"].aligned and not conditions.infos["midi"].aligned
+    # each folder's are noticed
+    state = conditions.state()
+    make_times(tmp_path / "b", seed=5)
+    other = ConditionSet.open(mixed, ["midi", "text"], aligned=True).state()
+    assert state.pop("text_times") != other.pop("text_times") and state == other
+    plain = ConditionSet.open(mixed, ["midi", "text"])
+    assert plain.read(whole(mixed, rows))["text"].times is None and plain.without_times() == 0
+    assert not plain.infos["text"].aligned and plain.state() == state
+    texts[1].unlink()
+    with pytest.raises(UserError, match=r"b/text-times_train.bin not found; run rvqlm align"):
+        ConditionSet.open(mixed, ["text"], aligned=True)
+
+
 def test_prompts_are_crops_of_another_cut_of_the_speaker(data):
     ds, codes, _ = data
     conditions = ConditionSet.open(ds, ["prompt"], prompt_frames=20, seed=5)
@@ -98,7 +138,7 @@ def test_prompts_depend_on_seed_epoch_and_row_alone(data):
     again = ConditionSet.open(ds, ["prompt"], prompt_frames=20, seed=5)
     for rows in (ROWS, all_rows[::-1], ROWS[:1]):
         part = again.read(whole(ds, rows), 4)["prompt"]
-        for item, n, row in zip(*part, rows.tolist()):
+        for item, n, row in zip(part.values, part.lengths, rows.tolist()):
             assert n == together.lengths[row]
             assert torch.equal(item[:n], together.values[row, :n])
     # parts of a recording have the prompt of the whole

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from condition_fixtures import make_steps
+from condition_fixtures import make_steps, make_times
 from token_fixtures import make_tokens
 
+from rvqlm.batch import Padded
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
@@ -28,6 +29,7 @@ def data(tmp_path_factory):
     frames = np.random.default_rng(1).integers(2, 200, 97).tolist()
     make_tokens(target, frames, speakers=8)
     texts = make_steps(target, "text")
+    make_times(target)
     make_steps(target, "midi")
     heard = make_tokens(source, frames, seed=9)
     make_pairs(PairConfig(target, source))
@@ -39,7 +41,9 @@ def items(batches) -> dict:
     out = {}
     for batch in batches:
         for n, row in enumerate(batch.index.tolist()):
-            of = {k: v[n, : l[n]].numpy() for k, (v, l) in batch.conditions.items()}
+            of = {k: p.values[n, : p.lengths[n]].numpy() for k, p in batch.conditions.items()}
+            if (times := batch.conditions.get("text", Padded(None, None)).times) is not None:
+                of["times"] = times[n, : batch.conditions["text"].lengths[n]].nan_to_num(-1).numpy()
             key = (batch.epoch, row, batch.codes[n, :2].numpy().tobytes())
             assert key not in out
             out[key] = of
@@ -73,7 +77,8 @@ def test_batches_carry_the_conditions_of_their_rows(data):
 @pytest.mark.parametrize("flags", [{}, {"crop_frames": 40}, {"window_frames": 64}])
 def test_resuming_anywhere_gives_the_same_conditions(data, flags):
     ds, config = data[0], replace(CONFIG, **flags)
-    conditions = ConditionSet.open(ds, KINDS[2:] if flags else KINDS, prompt_frames=30)
+    told = {"prompt_frames": 30, "aligned": True}
+    conditions = ConditionSet.open(ds, KINDS[2:] if flags else KINDS, **told)
     whole = TokenLoader(ds, config, seed=7, conditions=conditions)
     total = whole.epoch_steps * 2 + 3
     expected = take(whole, total)
@@ -81,22 +86,19 @@ def test_resuming_anywhere_gives_the_same_conditions(data, flags):
     for stop in random.Random(0).sample(range(total), 4):
         first = TokenLoader(ds, config, seed=7, conditions=conditions)
         got = take(first, stop)
-        again = ConditionSet.open(ds, list(conditions.infos), prompt_frames=30)
+        again = ConditionSet.open(ds, list(conditions.infos), **told)
         second = TokenLoader(ds, config, seed=7, prefetch=1, conditions=again)
         second.load_state_dict(first.state_dict())
         first.close()
         got += take(second, total - stop)
         second.close()
         for a, b in zip(got, expected):
-            for kind in conditions.infos:
-                assert all(
-                    torch.equal(x, y) for x, y in zip(a.conditions[kind], b.conditions[kind])
-                )
+            assert same(items([a]), items([b]))
 
 
 def test_batch_composition_changes_nothing(data):
     ds = data[0]
-    conditions = ConditionSet.open(ds, KINDS)
+    conditions = ConditionSet.open(ds, KINDS, aligned=True)
     alone = TokenLoader(ds, replace(CONFIG, max_cuts=1), seed=1, conditions=conditions)
     expected = items(take(alone, alone.epoch_steps))
     for config, seed, world in ((CONFIG, 3, 1), (replace(CONFIG, max_duration=20), 4, 3)):
@@ -167,6 +169,29 @@ def test_other_conditions_are_refused_on_resuming(data):
         loader(None).load_state_dict(state)
     before = {k: v for k, v in loader(None).state_dict().items() if k != "conditions"}
     loader(None).load_state_dict(before)  # of a version without conditions
+
+
+def test_other_times_are_refused_on_resuming(data):
+    ds = data[0]
+
+    def loader(aligned=True):
+        return TokenLoader(
+            ds, CONFIG, seed=0, conditions=ConditionSet.open(ds, ["midi", "text"], aligned=aligned)
+        )
+
+    state = loader().state_dict()
+    loader().load_state_dict(state)
+    with pytest.raises(UserError, match="--text-times was yes, is no; restore"):
+        loader(False).load_state_dict(state)
+    with pytest.raises(UserError, match="--text-times was no, is yes; restore"):
+        loader().load_state_dict(loader(False).state_dict())
+    try:
+        make_times(ds.directory, seed=1)
+        with pytest.raises(UserError, match="rvqlm align was run again: the times of the texts in"):
+            loader().load_state_dict(state)
+    finally:
+        make_times(ds.directory)
+    loader().load_state_dict(state)
 
 
 def test_an_item_with_a_condition_out_of_range_is_left_out(tmp_path, capsys):

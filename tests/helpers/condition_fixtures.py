@@ -10,7 +10,8 @@ import numpy as np
 
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.data.index import TokenDataset, build_index
-from rvqlm.data.ragged import write_ragged
+from rvqlm.data.ragged import Ragged, write_ragged
+from rvqlm.data.text_times import TextTimes
 
 SIZES = {"text": (40,), "midi": (88, 32, 30, 50, 64, 3)}
 
@@ -29,6 +30,19 @@ def make_steps(
     write_ragged(directory / f"{kind}_{split}.bin", rows, len(sizes), dataset.fingerprint)
     info = ConditionInfo(kind, sizes, rate, {"made": "at random"})
     (directory / f"{kind}.json").write_text(json.dumps(info.to_dict()))
+    return rows
+
+
+def make_times(directory: Path, split: str = "train", seed: int = 0) -> list[np.ndarray | None]:
+    """Write when the symbols of `make_steps` are said, not known of each fifth cut; returns them in
+    seconds."""
+    dataset = TokenDataset.open(directory, split)
+    text = Ragged.open(directory / f"text_{split}.bin")
+    rng, rows = np.random.default_rng(seed), []
+    for n, steps in enumerate(text.lengths.tolist()):
+        until = rng.integers(0, 2000, (steps, 2)).cumsum().reshape(steps, 2) / 10_000
+        rows.append(until if steps and n % 5 != 4 else None)
+    TextTimes.write(dataset, text, rows)
     return rows
 
 

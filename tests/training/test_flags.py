@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from condition_fixtures import make_steps, make_times
 from token_fixtures import make_tokens
 
 from rvqlm.bin import trainer
@@ -39,6 +40,7 @@ TRAINER = {
         "--conditions prompt --condition-dropout 0",
         "--condition-prompt-seconds 0.2",
     ),
+    "text-times": ("--conditions text --condition-dropout 0", "--text-times no"),
     "train-split": ("", "--train-split valid"),
     "valid-split": ("", "--valid-split train"),
     "num-epochs": ("--max-steps 0 --num-epochs 2", "--num-epochs 1"),
@@ -147,6 +149,9 @@ def place(tmp_path_factory):
         with gzip.open(root / name / "cuts_valid.jsonl.gz", "wb") as file:
             file.writelines(lines[:6])
         build_index(root / name, "valid")
+        for split in ("train", "valid"):
+            make_steps(root / name, "text", split)
+            make_times(root / name, split)
     return root
 
 

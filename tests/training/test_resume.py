@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from condition_fixtures import make_steps, make_times
 from forked import fork, same_experiment, train_with_kills, wait
 from token_fixtures import make_tokens
 
@@ -42,7 +43,8 @@ TABLE = {
     "outliers and returns": "--outlier-deviations 2 --outlier-warmup-steps 3 --base-lr 0.05 "
     "--max-skips 2 --max-rollbacks 99 --rollback-lr 0.9",
     "valle": "--model-name valle --dropout 0.1",
-    "masked": "--model-name masked --level-training random",
+    "masked, text with times": "--model-name masked --level-training random --conditions text "
+    "--fusion spread --condition-dropout 0.3",
 }
 
 
@@ -56,6 +58,9 @@ def tokens(tmp_path_factory):
     with gzip.open(folder / "cuts_valid.jsonl.gz", "wb") as file:
         file.writelines(lines[:5])
     build_index(folder, "valid")
+    for split in ("train", "valid"):
+        make_steps(folder, "text", split)
+        make_times(folder, split)
     return folder
 
 
