@@ -34,12 +34,13 @@ def _run(argv: Sequence[str] | None) -> int:
 def print_result(result: dict) -> None:
     """Figures by level, with the standard error of nats, and of all levels."""
     bound = "at most " if result["bound"] else ""
-    unsure = result["uncertainty"]
+    unsure, lost = result["uncertainty"], result["texts_without_times"]
     cuts, frames = counted(result["cuts"], "cut"), counted(result["frames"], "frame")
     print(
         f"{result['split']}: {cuts}, {frames}, {result['checkpoint']} (step {result['step']})"
         + (f", {counted(result['eval_draws'], 'masking')} of each" if result["eval_draws"] else "")
         + (f", given {' and '.join(result['conditions'])}" if result["conditions"] else "")
+        + (f" (not known of {counted(lost, 'text')})" if lost else "")
     )
     columns = {"nats": "6.3f", "error": "6.3f", "unigram_nats": "8.3f", "accuracy": "9.2%"}
     by_level = {**result, "error": unsure["nats"]}

@@ -121,6 +121,7 @@ def evaluate_split(config: EvaluateConfig) -> dict:
             f"{kind} and its times" if info.aligned else kind
             for kind, info in model.conditions.items()
         ],
+        "texts_without_times": conditions.without_times() if conditions else 0,
         "bound": not model.exact_likelihood,
         "unigram_nats": unigram,
         "unigram_bits_per_second": losses.bits_per_second(unigram, info.frame_rate),

@@ -2,13 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from condition_fixtures import make_steps, make_times
 from saved_models import save_model
 from token_fixtures import INFO, make_tokens
 
 from rvqlm.bin import evaluate
+from rvqlm.data.conditions import load_info
 from rvqlm.models.factory import build_model
 
 SHAPE = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1}
@@ -47,6 +50,22 @@ def test_a_masked_model_has_at_least_four_maskings(tokens, tmp_path, capsys):
     assert f"+- {unsure['plus_minus']:,.0f} bits/s" in out
     assert run(exp, tokens, "--eval-draws", "6") == 0
     assert json.loads((exp / "eval_test.json").read_text())["eval_draws"] == 6
+
+
+def test_told_times_are_said(tokens, tmp_path, capsys):
+    exp = tmp_path / "exp"
+    make_steps(tokens, "text", "test")
+    info = replace(load_info(tokens, "text", ""), aligned=True)
+    shape = {**SHAPE, "conditions": ("text",), "fusion": "spread"}
+    save_model(build_model("codec-lm", shape, INFO, {"text": info}), exp / "best.pt")
+    assert run(exp, tokens) == 2
+    assert "text-times_test.bin not found; run rvqlm align" in capsys.readouterr().err
+    make_times(tokens, "test")
+    assert run(exp, tokens) == 0
+    found = json.loads((exp / "eval_test.json").read_text())
+    assert found["conditions"] == ["text and its times"] and found["texts_without_times"] == 1
+    assert found["duration_nats"] == pytest.approx(math.log(49), rel=1e-4)  # untrained
+    assert ", given text and its times (not known of 1 text)\n" in capsys.readouterr().out
 
 
 def test_levels_that_no_masking_drew_are_named(tmp_path, capsys):
