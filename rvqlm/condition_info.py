@@ -76,7 +76,10 @@ class ConditionInfo:
         return cls(kind, (info.codebook_size,) * info.num_codebooks)
 
     def to_dict(self) -> dict:
-        return {**asdict(self), "sizes": list(self.sizes)}
+        values = {**asdict(self), "sizes": list(self.sizes)}
+        if not self.aligned:  # what is not aligned stays as it was before there were times
+            del values["aligned"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict) -> ConditionInfo:

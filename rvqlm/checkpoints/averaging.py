@@ -17,7 +17,6 @@ from torch import Tensor
 from rvqlm.checkpoints.archives import archives
 from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.checkpoints.loading import last_stage
-from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 
 _IDENTITY = ("model_name", "model_config", "codec", "conditions")
@@ -91,18 +90,11 @@ def _check_paths(paths: list[Path], out: Path) -> None:
         raise UserError(f"{out}: {what}; give the path of a file with --out")
 
 
-def _complete(conditions: dict) -> dict:
-    """With what was added after the checkpoint was written."""
-    return {kind: ConditionInfo.from_dict(info).to_dict() for kind, info in conditions.items()}
-
-
 def _require_same_model(state: dict, first: dict, path: Path, first_path: Path) -> None:
     for name in _IDENTITY:
-        a, b = state[name], first[name]
-        if name == "conditions":
-            a, b = _complete(a), _complete(b)
-        if a == b:
+        if state[name] == first[name]:
             continue
+        a, b = state[name], first[name]
         if isinstance(a, dict) and isinstance(b, dict):
             name += " " + ", ".join(k for k in sorted({*a, *b}) if a.get(k) != b.get(k))
         raise UserError(f"{path} is of another model than {first_path}: {name} differ")

@@ -48,14 +48,6 @@ def test_equals_numpy(exp_dir, tmp_path):
     assert other["step"] == 3
 
 
-def test_a_version_without_times_of_texts_averages_with_this_one(tmp_path):
-    paths = [save_model(make("text"), tmp_path / f"{n}.pt", n) for n in range(2)]
-    old = load_checkpoint(paths[0])
-    del old["conditions"]["text"]["aligned"]
-    save_checkpoint(old, paths[0])
-    assert load_checkpoint(average_checkpoints(paths, tmp_path / "mean.pt"))["step"] == 1
-
-
 def test_loads_like_any_checkpoint_but_is_not_resumed_from(exp_dir, tmp_path, capsys):
     assert average.main([str(exp_dir), "--last", "2"]) == 0
     assert "average.pt: the mean of 2 checkpoints" in capsys.readouterr().out

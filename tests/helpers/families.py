@@ -146,15 +146,16 @@ def random_batch(model, lengths, seed=0, prompt_lengths=None, ends=None) -> Batc
     return batch
 
 
-def tell_times(batch: Batch, seed: int = 0) -> None:
-    """Say when the symbols of all texts but the second are said: some last nothing, the last go
-    on after the codes."""
+def tell_times(batch: Batch, seed: int = 0, but: int | None = 1) -> None:
+    """Say when the symbols of all texts are said, but of one: some last nothing, the last go on
+    after the codes."""
     text = batch.conditions["text"]
     generator = torch.Generator().manual_seed(200 + seed)
     durations = 4 * torch.rand(len(text.values), 9, generator=generator) - 0.5
     times = times_of(durations.clamp(min=0))[:, : text.values.shape[1]]
     unknown = torch.arange(times.shape[1]) >= text.lengths[:, None]
-    unknown[1:2] = True
+    if but is not None:
+        unknown[but : but + 1] = True
     times = times.masked_fill(unknown[..., None], torch.nan)
     batch.conditions["text"] = text._replace(times=times)
 

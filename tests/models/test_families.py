@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import ALL, INFO, PAIRWISE, K, V, make, random_batch, single
+from families import ALL, INFO, PAIRWISE, K, V, make, random_batch, single, tell_times
 
 from rvqlm.batch import PAD, Batch, Padded
 from rvqlm.codec_info import CodecInfo
@@ -147,6 +147,8 @@ def test_greedy_equals_recomputing_everything(case):
     model = make(case).eval()
     model.end_head = None
     batch = random_batch(model, [6, 6])
+    if model.duration_head is not None:  # which would say what is not told
+        tell_times(batch, but=None)
     made = model.generate(
         batch.codes[:, :2], max_frames=6, temperature=0, conditions=batch.conditions
     )

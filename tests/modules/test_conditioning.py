@@ -159,16 +159,17 @@ def test_nearest_steps():
 
 
 def naive_covering(x, missing, spans, lengths, at, rate):
-    """One step of the transformer: what each symbol takes of its time, in frames; by loops."""
+    """What each symbol takes of each step of the transformer, where it lasts a step at least; what
+    is in all more than the step is scaled down, what is less leaves room for `missing`."""
     out = torch.zeros(len(at), x.shape[-1])
     for n, step in enumerate(at):
-        begin, end, rest = step / rate, (step + 1) / rate, 1.0
-        shares = [max(0.0, min(b, end) - max(a, begin)) * rate for a, b in spans[:lengths]]
+        shares = []
+        for begin, end in spans[:lengths]:
+            middle, half = (begin + end) / 2 * rate, max((end - begin) * rate, 1.0) / 2
+            shares.append(max(0.0, min(middle + half, step + 1) - max(middle - half, step)))
         for share, vector in zip(shares, x):
-            share /= max(1.0, sum(shares))
-            out[n] += share * vector
-            rest -= share
-        out[n] += max(0.0, rest) * missing
+            out[n] += share / max(1.0, sum(shares)) * vector
+        out[n] += max(0.0, 1 - sum(shares)) * missing
     return out
 
 
@@ -202,7 +203,8 @@ def test_what_lies_over_a_step_equals_a_naive_loop(rate):
         middles = [rate * (begin + end) / 2 for begin, end in spans]
         torch.testing.assert_close(context.positions[n, 1 : 1 + count], torch.tensor(middles))
     # whole frames have their own symbol, not a part of the one beside
-    assert torch.allclose(got[0, rate : 2 * rate], context.x[0, 1], atol=1e-6)
+    for n, begin in ((1, 0), (2, 3 * rate)):
+        assert torch.allclose(got[4, begin : begin + 3 * rate], context.x[4, n], atol=1e-6)
     # and one that was dropped says so everywhere
     none = conditioner({"text": given}, 5, drop=torch.ones(5, dtype=torch.bool))
     other = none.spread("text", at.expand(5, -1))

@@ -36,7 +36,7 @@ def run(tmp_path, capfd):
         said = "".join(capfd.readouterr())
         stages = [exp, exp / "stage2", exp / "stage1"]
         path = next((d / "latest.pt" for d in stages if (d / "latest.pt").exists()), None)
-        told = path and load_checkpoint(path)["conditions"]["text"]["aligned"]
+        told = path and load_checkpoint(path)["conditions"]["text"].get("aligned", False)
         return told, said
 
     return tokens, train
