@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,10 @@ from rvqlm.codecs.chunking import decode_long
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.data.index import TokenDataset, read_sidecar
 from rvqlm.data.scales import stored_scales
+from rvqlm.data.text_times import TextTimes
 from rvqlm.errors import UserError
+from rvqlm.inference.align import open_texts
+from rvqlm.inference.aligner import SplitTexts
 from rvqlm.inference.prompts import in_turns
 
 
@@ -35,6 +38,8 @@ class HeldOut:
     decoded: np.ndarray | None
     """The codes through the codec, the best a model of these codes could sound; None where the
     codec's weights are missing."""
+    alignment: list[tuple[str, float, float]] = field(default_factory=list)
+    """Symbols of its text with begin and end in seconds, where rvqlm align found them."""
 
     def audio(self) -> dict[str, np.ndarray]:
         """What there is to listen to, by kind: ``original``, ``codec``."""
@@ -81,6 +86,21 @@ class HeldOutSplit:
             return prompt
         return (prompt and self._sources.get(Path(prompt).resolve())) or self._texts.get(text)
 
+    @cached_property
+    def _times(self) -> tuple[SplitTexts, TextTimes] | None:
+        """The texts and the times of their symbols; None where rvqlm align has made none."""
+        if not TextTimes.path(self.directory, self.split).exists():
+            return None
+        texts = open_texts(self.directory, self.split)
+        return texts, TextTimes.open(self.dataset, texts.column)
+
+    def _alignment(self, name: str) -> list[tuple[str, float, float]]:
+        texts, stored = self._times
+        row = self.rows[name]
+        times, ids = stored.read(row), texts.column.read(row)[:, 0].tolist()
+        table = texts.labels.front_end.table
+        return [] if times is None else [(table[i], *t) for i, t in zip(ids, times.tolist())]
+
     def choose(self, wanted: Iterable[str], number: int) -> list[str]:
         """Ids of so many recordings to show: those that are wanted first, the second of a speaker
         after the first of everybody, then others in the same way.
@@ -120,6 +140,11 @@ class HeldOutSplit:
         channels = AudioConfig(**{k: v for k, v in settings.items() if k in ("mono", "stereo")})
         scales = stored_scales(self.directory, self.split, info, set(names))
         most = round(max_seconds * float(info.frame_rate))
+        try:
+            spoken = self._times is not None
+        except UserError as e:
+            spoken = False
+            remarks.append(f"No durations of recordings: {e}.")
         found = []
         for name in names:
             codes = self.dataset.read(self.rows[name])[:most]  # (T, K)
@@ -137,7 +162,8 @@ class HeldOutSplit:
                     codec, torch.from_numpy(codes.astype(np.int64)), scales=its_scales
                 )
                 decoded = decoded.numpy()[:, :samples]
-            found.append(HeldOut(self.cuts[name], codes, original, decoded))
+            alignment = self._alignment(name) if spoken else []
+            found.append(HeldOut(self.cuts[name], codes, original, decoded, alignment))
         return found, remarks
 
 
