@@ -1,13 +1,17 @@
 """What there is to hear on a page, what stands beside what, and in which order."""
 
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
 from report_page import Page, add_sample, audio_of, build_report, change, recognition
 
-from rvqlm.data import text_times
+from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.data.ragged import Ragged
+from rvqlm.data.text_times import TextTimes
 from rvqlm.errors import UserError
-from rvqlm.inference import held_out
+from rvqlm.frontends.text_prepare import TextConfig, prepare_text
 from rvqlm.reports.formatting import render_template
 from rvqlm.reports.report import ReportArgs, collect, summary
 
@@ -76,7 +80,7 @@ def test_error_rates_and_samples_beside_their_sentence(exp, tokens, toy_codec):
         "Real recordings, decoded and encoded again (test) 4.3 % –",
         "1 of 1 symbols heard wrong · 100.0 %",
         "3 of 4 symbols heard wrong · 75.0 % 1 substitution, 1 insertion, 1 deletion",
-        "After the codec 0.0 / 5.0 s 2 of 8 symbols heard wrong · 25.0 %",
+        "2 of 8 symbols heard wrong · 25.0 %",
         "rvqlm recognize recognition_test_audio",
     ):
         assert words in page.text, words
@@ -137,14 +141,21 @@ def test_a_voice_is_found_from_any_folder(exp, tokens, toy_codec, tmp_path, monk
         assert titles(collect(ReportArgs(exp, tokens)), "own") == [["c", "ann.wav"]]
 
 
-def test_symbols_of_recordings_last_as_long_as_they_were_found_to(
-    exp, tokens, toy_codec, monkeypatch
-):
-    found = [("a", 0.0, 1.0), ("<space>", 1.0, 2.0)]
-    monkeypatch.setattr(held_out.HeldOutSplit, "_times", ("texts", "times"))
-    monkeypatch.setattr(held_out.HeldOutSplit, "_alignment", lambda self, name: found)
-    (first, *_) = collect(ReportArgs(exp, tokens))["rows"]
-    original, codec = first["references"]
-    assert [(b.left, b.width) for b in original["boxes"]] == [(0.0, 25.0), (25.0, 25.0)]
-    assert codec["boxes"] == []
-    monkeypatch.undo()
+def test_symbols_of_recordings_last_as_long_as_they_were_found_to(exp, tokens, toy_codec):
+    shutil.copy(tokens / "cuts_test.jsonl.gz", tokens / "cuts_train.jsonl.gz")  # for the table
+    build_index(tokens, "train")
+    prepare_text(TextConfig(tokens, "chars"))
+    dataset = TokenDataset.open(tokens, "test")
+    text = Ragged.open(tokens / "text_test.bin")
+    times = (
+        np.arange(18).reshape(9, 2) / 2
+    )  # of "<words> 0", half a second each and as much between
+    TextTimes.write(dataset, text, [times, None, None])
+    content = collect(ReportArgs(exp, tokens))
+    drawn = {a["id"]: [c["boxes"] for c in a["references"]] for a in content["rows"]}
+    assert not drawn["cut1"][0] and not drawn["cut2"][0] and not drawn["cut0"][1]
+    original = drawn["cut0"][0]
+    assert "".join(b.symbol for b in original) == "<wor"  # of the 4 seconds of the recording
+    assert [b.left for b in original] == [0, 25, 50, 75] and {b.width for b in original} == {12.5}
+    (tokens / "text-times_test.bin").write_bytes(b"")
+    assert "No durations of recordings" in Page(build_report(exp, tokens)).text
