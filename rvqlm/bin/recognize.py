@@ -63,7 +63,7 @@ def _run(argv: Sequence[str] | None) -> int:
         }
         found = recognize_cuts(config, model, str(path), device)
     front_end = TextFrontEnd.from_info(model.conditions["text"])
-    rows = [item.row(front_end.decode) for item in found]
+    rows = [item.row(front_end.decode, front_end.table.__getitem__) for item in found]
     for row in rows if config.samples else ():
         errors, symbols = counted(row["errors"], "error"), counted(row["symbols"], "symbol")
         print(f"{row['name']}  {errors} in {symbols}")

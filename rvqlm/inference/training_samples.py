@@ -23,7 +23,7 @@ from rvqlm.exchange.names import Names, flat_name
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.inference.files import write_sample
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
-from rvqlm.inference.held_out import read_held_out
+from rvqlm.inference.held_out import HeldOutSplit
 from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
 from rvqlm.metrics.losses import count_codes
 from rvqlm.training.config import LogConfig
@@ -150,7 +150,9 @@ class SampleWriter:
         stored = TokenDataset.open(directory, split).info  # all levels, as they were encoded
         seconds = self.config.sample_seconds
         try:
-            found, remarks = read_held_out(directory, split, stored, prompts, len(prompts), seconds)
+            held_out = HeldOutSplit(directory, split, stored)
+            wanted = [name for prompt in prompts if (name := held_out.find(prompt))]
+            found, remarks = held_out.read(held_out.choose(wanted, len(prompts)), seconds)
         except Exception as e:  # the samples of the model are still made
             found, remarks = [], [f"no recordings to compare with: {e}"]
         for remark in remarks:

@@ -8,12 +8,14 @@ items together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+GAP = "<eps>"
+"""What stands for no symbol in an alignment; that of symbol tables."""
 CANDIDATES = 100
 """Items whose transcripts are compared with each other's texts, at most."""
 
@@ -71,26 +73,63 @@ def edit_distances(
     return found
 
 
-def count_edits(reference: Sequence[int], hypothesis: Sequence[int]) -> Edits:
-    """The edits of one pair; where several ways are equally short, the one with most
-    substitutions.
+def align(
+    reference: Sequence[int], hypothesis: Sequence[int]
+) -> list[tuple[int | None, int | None]]:
+    """What was recognised beside what should have been, in the fewest steps: a pair a step, with
+    None for what was left out, or put in.
 
-    >>> count_edits([1, 2, 3], [1, 3, 3, 4])
+    >>> align([1, 2, 3], [1, 3, 3, 4])
+    [(1, 1), (2, 3), (3, 3), (None, 4)]
+    """
+    table = np.stack([row[0] for row in _rows([reference], [hypothesis])]).tolist()
+    i, j = len(reference), len(hypothesis)
+    pairs: list[tuple[int | None, int | None]] = []
+    while i or j:
+        here = table[i][j]
+        if i and j and here == table[i - 1][j - 1] + (reference[i - 1] != hypothesis[j - 1]):
+            i, j = i - 1, j - 1
+            pairs.append((reference[i], hypothesis[j]))
+        elif i and here == table[i - 1][j] + 1:
+            i -= 1
+            pairs.append((reference[i], None))
+        else:
+            j -= 1
+            pairs.append((None, hypothesis[j]))
+    return pairs[::-1]
+
+
+def count_edits(pairs: Iterable[tuple[object, object]]) -> Edits:
+    """The edits of an alignment.
+
+    >>> count_edits(align([1, 2, 3], [1, 3, 3, 4]))
     Edits(substitutions=1, insertions=1, deletions=0)
     """
-    table = np.stack([row[0] for row in _rows([reference], [hypothesis])])
-    i, j = len(reference), len(hypothesis)
-    substitutions = insertions = deletions = 0
-    while i or j:
-        here = table[i, j]
-        if i and j and here == table[i - 1, j - 1] + (reference[i - 1] != hypothesis[j - 1]):
-            substitutions += int(reference[i - 1] != hypothesis[j - 1])
-            i, j = i - 1, j - 1
-        elif i and here == table[i - 1, j] + 1:
-            deletions, i = deletions + 1, i - 1
-        else:
-            insertions, j = insertions + 1, j - 1
-    return Edits(substitutions, insertions, deletions)
+    wrong = [pair for pair in pairs if pair[0] != pair[1]]
+    insertions = sum(said is None for said, _ in wrong)
+    deletions = sum(heard is None for _, heard in wrong)
+    return Edits(len(wrong) - insertions - deletions, insertions, deletions)
+
+
+def write_pairs(
+    pairs: Iterable[tuple[int | None, int | None]], symbol: Callable[[int], str]
+) -> list[str]:
+    """An alignment as two lines of symbols apart by spaces, ``<eps>`` where there is none.
+
+    >>> write_pairs([(1, 1), (None, 2)], "? a <space>".split().__getitem__)
+    ['a <eps>', 'a <space>']
+    """
+    sides = zip(*pairs)
+    return [" ".join(GAP if id is None else symbol(id) for id in side) for side in sides]
+
+
+def read_pairs(lines: Sequence[str]) -> list[tuple[str | None, str | None]]:
+    """What `write_pairs` wrote, of symbols.
+
+    :raises ValueError: lines of unequal lengths.
+    """
+    sides = ([None if s == GAP else s for s in line.split(" ")] for line in lines)
+    return list(zip(*sides, strict=True))
 
 
 @dataclass
@@ -103,9 +142,14 @@ class Recognized:
     """Symbol ids; at least one."""
     recognized: list[int]
 
-    def row(self, decode) -> dict:
-        """Plain values for a record; `decode` makes text of ids."""
-        edits = count_edits(self.reference, self.recognized)
+    def row(self, decode: Callable[[Sequence[int]], str], symbol: Callable[[int], str]) -> dict:
+        """Plain values for a record; ``aligned`` is `write_pairs` of the two.
+
+        :param decode: makes text of ids.
+        :param symbol: what one is in a symbol table, without white space.
+        """
+        pairs = align(self.reference, self.recognized)
+        edits = count_edits(pairs)
         return {
             "name": self.name,
             "reference": decode(self.reference),
@@ -113,6 +157,7 @@ class Recognized:
             "symbols": len(self.reference),
             "errors": edits.errors,
             **edits._asdict(),
+            "aligned": write_pairs(pairs, symbol),
         }
 
 
@@ -136,7 +181,7 @@ def error_rate(errors: np.ndarray, symbols: np.ndarray) -> dict:
 
 def summarize(items: Sequence[Recognized]) -> dict:
     """Rates over `items`, by kind of error, and by chance; see `error_rate` and `compare_texts`."""
-    edits = [count_edits(item.reference, item.recognized) for item in items]
+    edits = [count_edits(align(item.reference, item.recognized)) for item in items]
     symbols = [len(item.reference) for item in items]
     return {
         **error_rate([e.errors for e in edits], symbols),

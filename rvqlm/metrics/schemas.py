@@ -145,6 +145,7 @@ class _Sample(TypedDict, total=False):
     passes: Count
     generation_seconds: Extent
     real_time_factor: Number
+    alignment: list[tuple[str, Finite, Finite]] | None
 
 
 class Sample(_Sample):

@@ -1,10 +1,10 @@
 """Pieces of audio for the report: read, measured, pictured and packed into data URIs.
 
-Five kinds, told apart everywhere: `original` (held-out recordings), `codec` (the same after a
-round trip through the tokens, the best a model of these tokens could sound), `continuation` (the
-model continues the beginning of a held-out recording), `conditioned` (made from a text or other
-condition, without a beginning), `infilling` (a part of a recording is made anew) and `unprompted`
-(the model was given nothing).
+Kinds, told apart everywhere: `original` (held-out recordings), `codec` (the same after a
+round trip through the tokens, the best a model of these tokens could sound), `voice` (whose voice
+was asked for), and those of samples: `continuation` (the model continues the beginning of a
+held-out recording), `conditioned` (made from a text or other condition, without a beginning),
+`infilling` (a part of a recording is made anew) and `unprompted` (the model was given nothing).
 Audio is embedded as 16-bit FLAC: Chromium, Firefox and Safari play it, it is half a wav, and unlike
 MP3 or Vorbis it adds no coding noise to a page that is about coding noise.
 """
@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rvqlm.cli import counted
+from rvqlm.audio.load import load_file
+from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
-from rvqlm.inference.files import read_samples
-from rvqlm.inference.held_out import HeldOut
+from rvqlm.inference.held_out import HeldOut, folder_of
 from rvqlm.metrics.audio_metrics import log_spectral_distance, repetition_ratio, silence_ratio
 from rvqlm.reports.figures import frequency_ticks, nice_ticks, spectrogram_png
+from rvqlm.reports.speech import Heard, boxes
 
 
 @dataclass
@@ -42,8 +43,10 @@ class Clip:
     details: dict = field(default_factory=dict)
     text: str | None = None
     """What the model was given to say."""
-    prompt: str | None = None
-    """Path or id of the recording that a continuation begins with."""
+    alignment: list = field(default_factory=list)
+    """Symbols that it says: each with begin and end in seconds."""
+    heard: Heard | None = None
+    """What a recogniser wrote down of it."""
     command: str | None = None
     """Command line that made it."""
 
@@ -62,6 +65,7 @@ class Clip:
             "prompt_percent": round(min(100.0, 100 * self.prompt_seconds / seconds), 2),
             "time_ticks": [(round(100 * t / seconds, 2), f"{t:g}") for t in nice_ticks(0, seconds)],
             "frequency_ticks": frequency_ticks(self.sampling_rate),
+            "boxes": boxes(self.alignment, seconds, self.heard),
         }
 
 
@@ -91,50 +95,49 @@ def held_out_clips(recording: HeldOut, sampling_rate: int) -> list[Clip]:
         clips["codec"].distance = log_spectral_distance(
             recording.original, recording.decoded, sampling_rate
         )
+    if recording.original is not None:
+        clips["original"].alignment = recording.alignment
     return list(clips.values())
 
 
-def sample_clips(samples_dir: Path, limit: int) -> dict[str, list[Clip]]:
-    """Clips of the samples in a folder by kind, newest training step first."""
+def sample_clip(wav: Path, about: dict) -> Clip:
+    """Clip of a sample.
+
+    :raises UserError: audio that cannot be read.
+    """
     import soundfile
 
-    clips: dict[str, list[Clip]] = {}
-    for wav, about in read_samples(samples_dir):
-        kind = about["kind"]
-        of_kind = clips.setdefault(kind, [])
-        if len(of_kind) >= limit:
-            continue
-        try:
-            audio, rate = soundfile.read(wav, dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError as e:
-            raise UserError(f"{wav}: {e}; delete it and generate again") from None
-        conditions = about.get("conditions") or {}
-        of_kind.append(
-            Clip(
-                kind=kind,
-                title=wav.stem,
-                audio=audio.T,
-                sampling_rate=rate,
-                prompt_seconds=float(about.get("prompt_seconds") or 0),
-                silence=about.get("silence_ratio"),
-                repetition=about.get("repetition_ratio"),
-                details=_details(about),
-                text=conditions.get("text") or conditions.get("phonemes"),
-                prompt=about.get("prompt"),
-                command=about.get("command"),
-            )
-        )
-    return clips
+    try:
+        audio, rate = soundfile.read(wav, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as e:
+        raise UserError(f"{wav}: {e}; delete it and generate again") from None
+    conditions = about.get("conditions") or {}
+    return Clip(
+        kind=about["kind"],
+        title=wav.stem,
+        audio=audio.T,
+        sampling_rate=rate,
+        prompt_seconds=float(about.get("prompt_seconds") or 0),
+        silence=about.get("silence_ratio"),
+        repetition=about.get("repetition_ratio"),
+        details=_details(about),
+        text=conditions.get("text") or conditions.get("phonemes"),
+        alignment=about.get("alignment") or [],
+        command=about.get("command"),
+    )
 
 
-def add_errors(clips: list[Clip], transcripts: dict[str, dict]) -> None:
-    """Say on the cards of samples what a recogniser heard, by their names."""
-    for clip in clips:
-        if row := transcripts.get(clip.title):
-            clip.details |= {
-                "wrong": f"{row['errors']} of {counted(row['symbols'], 'symbol')}",
-                "heard as": row["recognized"] or "nothing",
-            }
+def voice_clip(path: str, near: Path, max_seconds: float, info: CodecInfo) -> Clip:
+    """Clip of the recording whose voice a sample was asked for.
+
+    :param near: folder of the samples, see `folder_of`.
+    :raises UserError: it is not there, or no audio.
+    """
+    found = (folder_of(path, near) or Path()) / path
+    most = round(max_seconds * info.sampling_rate)
+    audio = load_file(str(found), info.sampling_rate, info.channels, max_samples=most, notes=[])
+    silence = silence_ratio(audio, info.sampling_rate)
+    return Clip("voice", Path(path).name, audio, info.sampling_rate, silence=silence)
 
 
 def _details(about: dict) -> dict[str, str]:

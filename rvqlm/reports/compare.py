@@ -22,7 +22,8 @@ from rvqlm.metrics.schemas import Evaluation
 from rvqlm.models.factory import model_entry
 from rvqlm.reports.experiment import Training, stage_folders
 from rvqlm.reports.formatting import mean, number
-from rvqlm.reports.records import Recognition, conditions_of, of_samples, outdated
+from rvqlm.reports.recognition import Recognition, of_samples
+from rvqlm.reports.records import conditions_of, outdated
 from rvqlm.training.config import flags_class
 
 IDENTITY = ("pattern", "masking")

@@ -21,7 +21,8 @@ from rvqlm.reports.compare import (
     grouped,
 )
 from rvqlm.reports.formatting import number, percent, render_template, shown
-from rvqlm.reports.records import Recognition, given_words
+from rvqlm.reports.recognition import Recognition
+from rvqlm.reports.records import given_words
 
 KINDS = {
     "continuation": "continuations of held-out recordings",

@@ -1,5 +1,5 @@
 """Records of other commands that pages and tables show beside the figures of an experiment: what a
-model was given, what was left out of its data, whether it says its words."""
+model was given, what was left out of its data."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, TypedDict
-
-from msgspec import Meta
 
 from rvqlm.cli import counted
-from rvqlm.files import Count, Finite, Positive, read_json, read_jsonl
+from rvqlm.files import read_jsonl
 from rvqlm.reports.experiment import REMEDY
 
 SHOWN = 3
@@ -91,81 +88,3 @@ def left_out(manifest_dir: Path, sidecar: dict) -> list[LeftOut]:
 def _reason(entry: dict) -> str:
     name = entry.get("path") or entry.get("id") or "?"
     return f"{name}: {entry.get('reason') or entry.get('warning') or 'no reason given'}"
-
-
-# ---------------------------------------------------------------------------------- error rates
-
-
-class _Row(TypedDict):
-    name: str
-    recognized: str
-    symbols: Count
-    errors: Count
-
-
-class _Optional(TypedDict, total=False):
-    interval: Annotated[list[Finite], Meta(min_length=2, max_length=2)] | None
-    identified: Annotated[list[Count], Meta(min_length=2, max_length=2)] | None
-    chance: Finite | None
-    command: str | None
-    recognizer: str
-    rows: list[_Row]
-
-
-class _Recognition(_Optional):
-    error_rate: Finite
-    items: Positive
-
-
-@dataclass
-class Recognition:
-    """A result of `rvqlm recognize`."""
-
-    label: str
-    error_rate: float
-    interval: list[float] | None
-    items: int
-    identified: list[int] | None
-    chance: float | None
-    command: str | None
-    rows: list[dict]
-    """An item each: name, reference, recognized, symbols, errors."""
-
-    @classmethod
-    def read(cls, path: Path, label: str) -> Recognition | None:
-        """None where there is none.
-
-        :raises UserError: a damaged file.
-        """
-        if not path.exists():
-            return None
-        found = read_json(path, REMEDY, type=_Recognition)
-        names = ("error_rate", "interval", "items", "identified", "chance", "command")
-        return cls(label, *(found.get(name) for name in names), found.get("rows", []))
-
-
-def of_samples(exp_dir: Path) -> Recognition | None:
-    """Of the samples of an experiment, as a whole folder."""
-    return Recognition.read(exp_dir / "samples" / "recognition.json", "samples of the model")
-
-
-def of_recordings(folder: Path, split: str) -> list[Recognition]:
-    """Of real recordings, by the recogniser in a folder."""
-    labels = {"": "real recordings, stored codes", "_audio": "the same, decoded and encoded again"}
-    found = (
-        Recognition.read(folder / f"recognition_{split}{suffix}.json", f"{label} ({split})")
-        for suffix, label in labels.items()
-    )
-    return [one for one in found if one is not None]
-
-
-def recognizer_of(exp_dir: Path) -> Path | None:
-    """Folder of the recogniser that transcribed an experiment's samples."""
-    path = exp_dir / "samples" / "recognition.json"
-    found = read_json(path, REMEDY, type=_Recognition) if path.exists() else {}
-    named = found.get("recognizer")
-    if not named:
-        return None
-    # written by a command that may have run elsewhere: recipes keep it in the experiment
-    places = (Path(named).parent, exp_dir / Path(named).parent.name)
-    return next((place for place in places if place.is_dir()), None)

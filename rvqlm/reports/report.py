@@ -22,23 +22,15 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
 from rvqlm.files import read_json
-from rvqlm.inference.held_out import HeldOut, is_prompt, read_held_out, speaker_of
+from rvqlm.inference.held_out import HeldOutSplit
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.metrics.schemas import Evaluation, Stats
-from rvqlm.reports import clips
 from rvqlm.reports.experiment import REMEDY, Training, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
 from rvqlm.reports.formatting import mean, number, percent
-from rvqlm.reports.records import (
-    Recognition,
-    conditions_of,
-    given_words,
-    left_out,
-    of_recordings,
-    of_samples,
-    outdated,
-    recognizer_of,
-)
+from rvqlm.reports.listening import Listener
+from rvqlm.reports.recognition import Recognitions
+from rvqlm.reports.records import conditions_of, given_words, left_out, outdated
 from rvqlm.version import __version__
 
 
@@ -53,9 +45,10 @@ class ReportArgs:
     split: str = "test"
     """Held-out split whose evaluation and recordings are shown."""
     num_samples: int = 4
-    """Recordings, and samples of each kind, at most. Each clip adds some 200 kB a 10 s."""
+    """Recordings, sentences of --text, and samples of each other kind, at most. Each clip adds some
+    200 kB a 10 s."""
     max_seconds: float = 12.0
-    """Originals and reconstructions are cut to this length."""
+    """Originals, reconstructions and voices are cut to this length."""
     title: str | None = None
     """Heading of the page; a sentence made from the numbers if not given."""
     download: bool = False
@@ -167,21 +160,6 @@ def extent(hours: float | None) -> tuple[str, str]:
     return number(60 * hours, 2), "minutes"
 
 
-def clip_table(kinds: dict[str, list[clips.Clip]]) -> list[dict]:
-    """Number of clips, mean silence and mean repetition per kind."""
-    return [
-        {
-            "kind": kind,
-            "clips": len(of_kind),
-            "seconds": sum(c.seconds - c.prompt_seconds for c in of_kind),
-            "silence": mean(c.silence for c in of_kind),
-            "repetition": mean(c.repetition for c in of_kind),
-        }
-        for kind, of_kind in kinds.items()
-        if of_kind
-    ]
-
-
 def headline(
     run: Training,
     evaluations: dict[str, dict],
@@ -259,29 +237,9 @@ def level_table(evaluation: dict, info: CodecInfo) -> list[dict]:
 
 # ---------------------------------------------------------------- the page
 
-BESIDE = ("continuation", "conditioned")
-"""Kinds of samples that stand beside the recording that they continue or whose text they say."""
-
-
-def says(clip: clips.Clip, recording: HeldOut) -> bool:
-    """Whether a sample was given the text of a recording."""
-    return bool(clip.text) and clip.text == recording.text
-
-
-def recognized(exp_dir: Path, split: str, own: bool) -> tuple[list[Recognition], dict[str, dict]]:
-    """Error rates of an experiment's samples, of recordings by the same recogniser (or by the
-    experiment itself, where it is one), and the transcripts of samples by name."""
-    samples = of_samples(exp_dir)
-    recognizer = exp_dir if own else recognizer_of(exp_dir)
-    found = [samples] if samples else []
-    if recognizer is not None:
-        found += of_recordings(recognizer, split)
-    transcripts = {Path(row["name"]).stem: row for row in (samples.rows if samples else [])}
-    return found, transcripts
-
 
 def missing_commands(
-    args: ReportArgs, run: Training, evaluation: dict | None, samples: dict, recognitions: bool
+    args: ReportArgs, run: Training, evaluation: dict | None, samples: bool, recognitions: bool
 ) -> list[str]:
     """What the page lacks, with the commands that make it and that this model can run."""
     exp, data, split = args.exp_dir, args.manifest_dir, args.split
@@ -335,39 +293,23 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         CodecInfo.from_dict(trained_on).require_same(info, str(exp_dir), str(manifest_dir))
 
     evaluation = evaluations.get(split)
-    samples = clips.sample_clips(exp_dir / "samples", args.num_samples)
-    recognitions, transcripts = recognized(exp_dir, split, run.recognizes)
-    remarks = missing_commands(args, run, evaluation, samples, bool(recognitions))
-    clips.add_errors([c for of_kind in samples.values() for c in of_kind], transcripts)
-    made = {kind: samples.pop(kind, []) for kind in BESIDE}
-    beside = [c for of_kind in made.values() for c in of_kind]
-    prompts = [c.prompt for c in beside if c.prompt]
-    found, missing = read_held_out(
-        manifest_dir, split, info, prompts, args.num_samples, args.max_seconds, args.download
-    )
-    remarks += missing
-    pairs = [clips.held_out_clips(recording, info.sampling_rate) for recording in found]
-    kinds = {
-        "original": [c for pair in pairs for c in pair if c.kind == "original"],
-        "codec": [c for pair in pairs for c in pair if c.kind == "codec"],
-        **made,
-        **samples,
-    }
-    rows, alone = [], beside
-    for recording, pair in zip(found, pairs):
-        cut = recording.cut
-        its = [c for c in beside if is_prompt(cut, c.prompt) or says(c, recording)]
-        alone = [c for c in alone if c not in its]
-        about = {"id": cut.id, "speaker": speaker_of(cut), "text": recording.text}
-        rows.append(about | {"cards": [c.card() for c in [*pair, *its]]})
-    samples = {kind: [c for c in alone if c.kind == kind] for kind in BESIDE} | samples
-    samples = {kind: of_kind for kind, of_kind in samples.items() if of_kind}
+    recognitions = Recognitions.read(exp_dir, split, run.recognizes)
+    listener = Listener(exp_dir / "samples", info, recognitions, args.num_samples, args.max_seconds)
+    try:
+        held_out, missing = HeldOutSplit(manifest_dir, split, info), []
+    except UserError as e:
+        held_out, missing = None, [f"No held-out recordings: {e}."]
+    listening = listener.listen(held_out, args.download)
+    table = listening.table()
+    sampled = any(row["kind"] not in ("original", "codec") for row in table)
+    remarks = missing_commands(args, run, evaluation, sampled, bool(recognitions.all()))
+    remarks += missing + listening.remarks
     flags = run.flags() if run.config else {}
     given = conditions_of(evaluation or {}, flags)
     commands = list(run.about.get("commands", []))  # in the order of the work
     commands += [e.get("command") for e in evaluations.values()]
-    commands += [c.command for of_kind in kinds.values() for c in of_kind]
-    commands += [one.command for one in recognitions]
+    commands += listening.commands
+    commands += [one.command for one in recognitions.all()]
     machine = run.about.get("machine") or {}
     started = next(iter(run.about.get("started", [])), None)
     unigram = (evaluation or next(iter(evaluations.values()), {})).get("unigram_nats")
@@ -381,12 +323,15 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         "masked": run.scores_hidden_codes,
         "prompted": run.family == "valle",
         "recognizes": run.recognizes,
-        "recognitions": recognitions,
+        "recognitions": recognitions.all(),
         "left_out": left_out(manifest_dir, tokens),
         "remarks": remarks,
-        "rows": rows,
-        "samples": {kind: [c.card() for c in of_kind] for kind, of_kind in samples.items()},
-        "clip_table": clip_table(kinds),
+        "own": [article.card() for article in listening.own],
+        "rows": [article.card() for article in listening.recordings],
+        "samples": {k: [c.card() for c in of_kind] for k, of_kind in listening.others.items()},
+        "left_out_samples": listening.left_out,
+        "speaks": any(c.heard or c.alignment for of in listening.kinds().values() for c in of),
+        "clip_table": table,
         "total": error_chart(run) if run.recognizes else total_chart(run, info, unigram),
         "hidden": hidden_chart(run) if run.scores_hidden_codes else None,
         "panels": [] if run.recognizes else level_charts(run, info, unigram),

@@ -7,10 +7,13 @@ import pytest
 
 from rvqlm.metrics.recognition import (
     Recognized,
+    align,
     count_edits,
     edit_distances,
     error_rate,
+    read_pairs,
     summarize,
+    write_pairs,
 )
 
 
@@ -39,9 +42,14 @@ def test_distances_equal_the_recursion(pairs):
     assert edit_distances([], []).tolist() == []
 
 
-def test_edits_are_a_shortest_way(pairs):
+def test_alignments_are_a_shortest_way(pairs):
     for reference, hypothesis in pairs:
-        edits = count_edits(reference, hypothesis)
+        aligned = align(reference, hypothesis)
+        assert (None, None) not in aligned
+        for side, whole in enumerate((reference, hypothesis)):
+            assert [pair[side] for pair in aligned if pair[side] is not None] == whole
+        assert sum(said != heard for said, heard in aligned) == naive(reference, hypothesis)
+        edits = count_edits(aligned)
         assert edits.errors == naive(reference, hypothesis)
         assert edits.insertions - edits.deletions == len(hypothesis) - len(reference)
         assert min(edits) >= 0 and edits.substitutions + edits.deletions <= len(reference)
@@ -59,7 +67,19 @@ def test_edits_are_a_shortest_way(pairs):
 )
 def test_known_edits(reference, hypothesis, expected):
     ids = [[ord(c) for c in word] for word in (reference, hypothesis)]
-    assert tuple(count_edits(*ids)) == expected
+    assert tuple(count_edits(align(*ids))) == expected
+
+
+def test_what_was_left_out_stands_at_its_place():
+    said, heard = ([ord(c) for c in word] for word in ("abcd", "xbcdd"))
+    symbols = {ord(c): c for c in "abcdx"}
+    aligned = align(said, heard)
+    lines = write_pairs(aligned, symbols.__getitem__)
+    assert lines in (["a b c <eps> d", "x b c d d"], ["a b c d <eps>", "x b c d d"])
+    assert [tuple(c and ord(c) for c in pair) for pair in read_pairs(lines)] == aligned
+    assert read_pairs(write_pairs(align([7, 8], []), str)) == [("7", None), ("8", None)]
+    with pytest.raises(ValueError):
+        read_pairs(["a b", "a"])
 
 
 def test_rate_is_of_all_symbols_together_and_its_interval_covers():
@@ -93,7 +113,7 @@ def test_summary_of_items():
     assert summary["identified"] == (3, 3)
     # no two share a symbol: each costs the longer of text and transcript, 17 errors in 16 symbols
     assert summary["chance"] == 17 / 16
-    assert items[1].row(lambda ids: " ".join(map(str, ids))) == {
+    assert items[1].row(lambda ids: " ".join(map(str, ids)), str) == {
         "name": "b",
         "reference": "4 5",
         "recognized": "4 6 5",
@@ -102,6 +122,7 @@ def test_summary_of_items():
         "substitutions": 0,
         "insertions": 1,
         "deletions": 0,
+        "aligned": ["4 <eps> 5", "4 6 5"],
     }
     assert summarize([items[0], items[0]])["chance"] is None
 

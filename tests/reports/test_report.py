@@ -5,171 +5,34 @@ import io
 import json
 import math
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
-import lhotse
 import numpy as np
 import pytest
 import soundfile
-from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse import CutSet
+from report_page import (
+    INFO,
+    NATS,
+    UNIGRAM,
+    Page,
+    add_sample,
+    audio_of,
+    bits,
+    build_report,
+    change,
+    recognition,
+)
 
 from rvqlm.bin import report as command
-from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs import registry
-from rvqlm.codecs.base import Codec
-from rvqlm.data.index import build_index
-from rvqlm.data.store import RvqMmapWriter, token_cut
 from rvqlm.errors import UserError
-from rvqlm.files import sha256_of
 from rvqlm.inference import held_out
-from rvqlm.inference.held_out import choose_cuts
+from rvqlm.inference.held_out import HeldOutSplit
 from rvqlm.reports import figures
 from rvqlm.reports.clips import encode_flac
 from rvqlm.reports.formatting import number, render_template
 from rvqlm.reports.report import ReportArgs, collect, summary
-
-INFO = CodecInfo("toy", "0123456789abcdef", 8000, 160, 3, 64)
-NATS = [2.5, 3.0, 3.5]
-UNIGRAM = [3.2, 3.4, 3.6]
-
-
-class ToyCodec(Codec):
-    """Decodes every frame to a constant: 0.1 where the coarse code is odd, else -0.1."""
-
-    def encode(self, audio, lengths=None):
-        raise NotImplementedError
-
-    def decode(self, codes):
-        signs = 0.2 * (codes[..., 0] % 2).float() - 0.1
-        return signs.repeat_interleave(INFO.hop, dim=1)[:, None]
-
-
-@pytest.fixture
-def toy_codec(monkeypatch):
-    monkeypatch.setattr(registry, "load_codec", lambda *a, **k: ToyCodec(INFO))
-
-
-def build_report(*args, command=None, **kwargs) -> str:
-    return render_template("report.html", **collect(ReportArgs(*args, **kwargs), command))
-
-
-def bits(nats: list[float]) -> float:
-    return sum(nats) / math.log(2) * 50
-
-
-@pytest.fixture
-def tokens(tmp_path: Path) -> Path:
-    """A token directory with a test split of three recordings by two voices."""
-    rng = np.random.default_rng(0)
-    directory = tmp_path / "tokens"
-    shard = directory / "codes" / "shard-00000.rvq"
-    token_cuts, audio_cuts = [], []
-    with RvqMmapWriter(shard) as writer:
-        for i, (speaker, seconds) in enumerate([("ann", 4.0), ("ann", 5.0), ("bob", 20.0)]):
-            wav = tmp_path / "audio" / f"rec{i}.wav"
-            wav.parent.mkdir(exist_ok=True)
-            audio = 0.2 * rng.standard_normal(int(seconds * INFO.sampling_rate))
-            soundfile.write(wav, audio, INFO.sampling_rate, subtype="PCM_16")
-            cut = Recording.from_file(wav).to_cut()
-            cut.id = f"cut{i}"
-            words = SupervisionSegment(f"s{i}", cut.recording.id, 0, seconds, 0, f"<words> {i}")
-            words.speaker = speaker
-            cut.supervisions = [words]
-            codes = rng.integers(0, 64, (round(seconds * 50), 3)).astype(np.int16)
-            key = writer.write(cut.id, codes)
-            token_cuts.append(
-                token_cut(cut.id, shard, key, INFO, cut.recording.id, 0, [words], cut.num_samples)
-            )
-            audio_cuts.append(cut)
-    size = shard.stat().st_size
-    sidecar = {
-        "codec": INFO.to_dict(), "dtype": "int16", "num_cuts": 3, "num_frames": 1450,
-        "hours": 29 / 3600, "skipped": 0, "audio_manifest": "audio_cuts.jsonl.gz",
-        "shards": [{"path": "codes/shard-00000.rvq", "bytes": size,
-                    "sha256": sha256_of(shard)}],
-    }  # fmt: skip
-    (directory / "tokens.json").write_text(json.dumps(sidecar))
-    CutSet.from_cuts(audio_cuts).to_file(directory / "audio_cuts.jsonl.gz")
-    CutSet.from_cuts(token_cuts).to_file(directory / "cuts_test.jsonl.gz")
-    build_index(directory, "test")
-    return directory
-
-
-@pytest.fixture
-def exp(tmp_path: Path) -> Path:
-    """An experiment with everything in it."""
-    exp = tmp_path / "exp"
-    (exp / "samples").mkdir(parents=True)
-    with open(exp / "metrics.jsonl", "w") as f:
-        for step in range(10, 500, 10):
-            nats = [n + 1.5 * math.exp(-step / 100) for n in NATS]
-            record = {
-                "kind": "train", "step": step, "epoch": 0, "loss": sum(nats) / 3, "nats": nats,
-                "accuracy": [0.1] * 3, "bits_per_second": bits(nats), "frames": 1000,
-                "frames_per_second": 5000.0 + step, "padding": 0.0125, "total_frames": step * 100,
-                "elapsed": step * 0.5, "memory_mb": 321.0, "lr": 1e-3, "grad_norm": 1.0,
-            }  # fmt: skip
-            print(json.dumps(record), file=f)
-            if step % 100 == 0:
-                print(json.dumps(record | {"kind": "valid", "best": True}), file=f)
-    run = {"commands": ["rvqlm trainer --exp-dir exp"], "started": ["2026-01-02T03:04:05+00:00"],
-           "commit": "feedc0ffee12", "parameters": 9_123_456, "data": {"codec": INFO.to_dict()},
-           "machine": {"cpu": "Test CPU 3000", "cores": 2, "gpus": []}}  # fmt: skip
-    (exp / "run.json").write_text(json.dumps(run))
-    (exp / "config.yaml").write_text("model-name: codec-lm\nbase-lr: 0.00123\n")
-    (exp / "stages.tsv").write_text("0\t9\tSet-up\n1\t60\tPrepare\n0\t1\tSet-up\n")
-    evaluation = {"split": "test", "step": 490, "cuts": 3, "frames": 1450, "nats": NATS,
-                  "accuracy": [0.31, 0.21, 0.11], "bits_per_second": bits(NATS), "bound": True,
-                  "unigram_nats": UNIGRAM, "unigram_bits_per_second": bits(UNIGRAM),
-                  "command": "rvqlm evaluate --exp-dir exp"}  # fmt: skip
-    (exp / "eval_test.json").write_text(json.dumps(evaluation))
-    return exp
-
-
-def add_sample(exp: Path, name: str, audio: np.ndarray, **about) -> None:
-    soundfile.write(exp / "samples" / f"{name}.wav", audio, INFO.sampling_rate, subtype="PCM_16")
-    about = {"step": 490, "stop": "length", "seed": 7, "silence_ratio": 0.25,
-             "repetition_ratio": 0.5, "settings": {"temperature": 0.9, "top_k": 50},
-             "command": "rvqlm generate --exp-dir exp"} | about  # fmt: skip
-    (exp / "samples" / f"{name}.json").write_text(json.dumps(about))
-
-
-class Page(HTMLParser):
-    """Tags with attributes, and the text without tags."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.words: list[str] = []
-        self.open: list[str] = []
-        self.feed(html)
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "img", "line", "path"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in ("line", "path"):
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not {"style", "script"} & set(self.open):
-            self.words.append(data)
-
-    def find(self, tag: str, **attrs) -> list[dict]:
-        return [a for t, a in self.tags if t == tag and attrs.items() <= a.items()]
-
-
-def audio_of(page: Page) -> list[tuple[np.ndarray, int]]:
-    prefix = "data:audio/flac;base64,"
-    found = []
-    for tag in page.find("audio"):
-        assert tag["src"].startswith(prefix)
-        found.append(soundfile.read(io.BytesIO(base64.b64decode(tag["src"][len(prefix) :]))))
-    return found
 
 
 def test_full_page(exp, tokens, toy_codec):
@@ -228,20 +91,6 @@ def test_full_page(exp, tokens, toy_codec):
     np.testing.assert_allclose(sounds[2][0], continued, atol=1 / 32000)
 
 
-def test_what_was_made_from_a_text(exp, tokens, toy_codec):
-    given = {"text": "Good <b>morning</b>.", "midi": "songs/a tune.mid", "prompt": "voices/ann.wav"}
-    add_sample(exp, "told", np.zeros(8000), kind="conditioned", prompt=None, conditions=given)
-    add_sample(exp, "alone", np.zeros(8000), kind="unprompted", prompt=None, conditions={})
-    page = Page(build_report(exp, tokens, num_samples=2))
-    assert page.open == []
-    headline = "From a text or other condition: the model was told what to make"
-    card = page.text[page.text.index(headline) : page.text.index("Pictures show time")]
-    assert "Model, conditioned told Good <b>morning</b>." in card  # escaped, under the card's name
-    assert "midi a tune.mid" in card and "voice ann.wav" in card
-    assert "From a text or other condition 1 1.0 25.0 % 50.0 %" in page.text
-    assert len(page.find("p", **{"class": "said"})) == 1
-
-
 def test_page_needs_nothing_from_outside(exp, tokens, toy_codec):
     add_sample(exp, "alone", np.zeros(4000), kind="unprompted", prompt=None)
     html = build_report(exp, tokens)
@@ -283,15 +132,11 @@ def test_missing_pieces_are_named_with_their_command(exp, tokens, monkeypatch):
     assert "index_test.bin not found" in page.text and not audio_of(page)
 
 
-def _change(path: Path, **values) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 def test_what_a_model_was_given_stands_beside_its_figures(exp, tokens, toy_codec):
     page = Page(build_report(exp, tokens))
     assert "given its" not in page.text and "not to be compared with a model" not in page.text
     unsure = {"recordings": 3, "nats": [0.1] * 3, "bits_per_second": 10.0, "plus_minus": 19.6}
-    _change(exp / "eval_test.json", conditions=["text"], uncertainty=unsure, eval_draws=4)
+    change(exp / "eval_test.json", conditions=["text"], uncertainty=unsure, eval_draws=4)
     content = collect(ReportArgs(exp, tokens))
     text = Page(render_template("report.html", **content)).text
     for words in (
@@ -315,7 +160,7 @@ def test_masked_training_is_not_drawn_beside_held_out_figures(exp, tokens, toy_c
     assert [line["kind"] for line in content["total"]["lines"]] == ["train", "valid"]
     assert content["hidden"] is None
     assert "train" in [bar["kind"] for bar in content["head"]["bars"]]
-    _change(exp / "run.json", model="masked")
+    change(exp / "run.json", model="masked")
     content = collect(ReportArgs(exp, tokens))
     assert [line["kind"] for line in content["total"]["lines"]] == ["valid"]
     assert all([line["kind"] for line in p["lines"]] == ["valid"] for p in content["panels"])
@@ -324,62 +169,34 @@ def test_masked_training_is_not_drawn_beside_held_out_figures(exp, tokens, toy_c
     assert line["label"] == "train, hidden codes"
     text = Page(render_template("report.html", **content)).text
     assert "not on one scale" in text and "depend on how often each was masked" in text
-    _change(exp / "eval_test.json", uncertainty={"plus_minus": None})
+    change(exp / "eval_test.json", uncertainty={"plus_minus": None})
     assert "how often each was masked" not in Page(build_report(exp, tokens)).text
 
 
-def _recognition(path: Path, rate: float, **more) -> None:
-    path.parent.mkdir(exist_ok=True)
-    values = {"error_rate": rate, "interval": [rate - 0.01, rate + 0.01], "items": 2,
-              "identified": [1, 2], "chance": 0.9, "rows": [],
-              "command": f"rvqlm recognize {path.stem}"} | more  # fmt: skip
-    path.write_text(json.dumps(values))
-
-
-def test_error_rates_and_samples_beside_their_sentence(exp, tokens, toy_codec):
-    _change(exp / "run.json", model="masked")
-    audio = np.zeros(8000)
-    add_sample(exp, "a", audio, kind="conditioned", prompt="cut1", conditions={"phonemes": "wɜ"})
-    add_sample(exp, "b", audio, kind="conditioned", prompt=None, conditions={"text": "<words> 2"})
-    add_sample(exp, "c", audio, kind="conditioned", prompt=None, conditions={"text": "own"})
-    rows = [{"name": "elsewhere/a.wav", "errors": 1, "symbols": 1, "recognized": "heard it"}]
-    named = "gone/recognizer/best.pt"  # as a recipe writes it in another folder
-    _recognition(exp / "samples" / "recognition.json", 0.367, rows=rows, recognizer=named)
-    _recognition(exp / "recognizer" / "recognition_test.json", 0.029)
-    _recognition(exp / "recognizer" / "recognition_test_audio.json", 0.043, interval=None)
-    content = collect(ReportArgs(exp, tokens))
-    titles = {row["id"]: [c["title"] for c in row["cards"]] for row in content["rows"]}
-    assert titles["cut1"] == ["original", "codec", "a"]
-    assert titles["cut2"] == ["original", "codec", "b"] and len(titles["cut0"]) == 2
-    assert [c["title"] for c in content["samples"]["conditioned"]] == ["c"]
-    text = Page(render_template("report.html", **content)).text
-    for words in (
-        "Samples of the model 2 36.7 % 35.7 to 37.7 % 1 of 2 90.0 %",
-        "Real recordings, stored codes (test) 2 2.9 %",
-        "The same, decoded and encoded again (test) 2 4.3 % –",
-        "heard it",
-        "1 of 1 symbol",
-        "rvqlm recognize recognition_test_audio",
-    ):
-        assert words in text, words
-    assert "error rate of samples of the model: 36.7%" in summary(content)
-    (exp / "samples" / "recognition.json").write_text('{"rows": []}')
-    with pytest.raises(UserError, match=r"recognition.json is damaged .*error_rate"):
-        collect(ReportArgs(exp, tokens))
-
-
 def test_the_page_of_a_recogniser_offers_what_it_can_do(exp, tokens, toy_codec):
-    _change(exp / "run.json", model="recognizer")
+    change(exp / "run.json", model="recognizer")
     (exp / "eval_test.json").unlink()
     page = Page(build_report(exp, tokens))
     command = f"rvqlm recognize --recognizer {exp} --manifest-dir {tokens} --split test"
     assert command in page.text and page.open == []
     for word in ("rvqlm evaluate", "rvqlm generate", "bits per second of held-out", "unigram"):
         assert word not in page.text.split("Do it again")[0]
-    _recognition(exp / "recognition_test.json", 0.029)
+    recognition(exp / "recognition_test.json", 0.029)
     page = Page(build_report(exp, tokens))
     assert "2.9 % of the symbols of real recordings, stored codes (test) wrong" in page.text
     assert "Not on this page yet" not in page.text
+    # what it made of each recording is open to be read
+    row = {
+        "name": "cut0",
+        "recognized": "ac",
+        "symbols": 3,
+        "errors": 1,
+        "aligned": ["a b c", "a <eps> c"],
+    }
+    recognition(exp / "recognition_test.json", 0.029, rows=[row])
+    page = Page(build_report(exp, tokens))
+    assert len(page.find("details", **{"class": "heard", "open": None})) == 1
+    assert "1 of 3 symbols heard wrong · 33.3 % 1 deletion" in page.text
 
 
 def test_files_left_out_by_any_stage_are_named(exp, tokens, toy_codec, tmp_path):
@@ -387,7 +204,7 @@ def test_files_left_out_by_any_stage_are_named(exp, tokens, toy_codec, tmp_path)
     manifests = tmp_path / "manifests"
     manifests.mkdir()
     source = {"path": str(manifests / "cuts.jsonl.gz")}
-    _change(tokens / "tokens.json", input=source, skipped=4)
+    change(tokens / "tokens.json", input=source, skipped=4)
     assert "4 left out by rvqlm tokenize" in Page(build_report(exp, tokens)).text
     entries = [{"id": f"f{i}", "path": f"f{i}.mp3", "reason": "no audio in it"} for i in range(4)]
     lists = {
@@ -532,10 +349,19 @@ def test_flac_survives_what_models_produce():
 
 
 def test_chosen_recordings_differ_in_voice(tokens):
-    cuts = {c.id: c for c in lhotse.CutSet.from_file(tokens / "audio_cuts.jsonl.gz")}
-    assert choose_cuts(cuts, [], 2) == ["cut0", "cut2"]  # cut2 is long, but another voice
-    assert choose_cuts(cuts, ["cut1"], 2) == ["cut1", "cut2"]
-    assert choose_cuts(cuts, [], 9) == ["cut0", "cut2", "cut1"]
+    split = HeldOutSplit(tokens, "test", INFO)
+    assert split.choose([], 2) == ["cut0", "cut2"]  # cut2 is long, but another voice
+    assert split.choose(["cut1"], 2) == ["cut1", "cut2"]
+    assert split.choose(["cut0", "cut1", "cut2"], 2) == ["cut0", "cut2"]
+    assert split.choose([], 9) == ["cut0", "cut2", "cut1"]
+
+
+def test_recordings_are_found_by_id_file_or_text(tokens):
+    split = HeldOutSplit(tokens, "test", INFO)
+    assert split.find("cut1", "<words> 0") == "cut1"
+    assert split.find(str(tokens.parent / "audio" / "rec2.wav")) == "cut2"
+    assert split.find(None, "<words> 0") == "cut0"
+    assert split.find("elsewhere.wav", "own words") is None and split.find(None) is None
 
 
 def test_originals_are_found_from_any_folder(exp, tokens, toy_codec, tmp_path, monkeypatch):
