@@ -6,6 +6,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -16,7 +18,25 @@ def pytest_addoption(parser):
     parser.addoption("--cuda-simulated", action="store_true", help="tests of GPUs without a GPU")
 
 
+LONG = (
+    "test_readme.py",
+    "egs/test_mini_run.py",
+    "tokenizing/test_tokenize_resume.py",
+    "egs/test_mini_tts.py",
+    "egs/test_custom_tts.py",
+    "egs/test_custom_run.py",
+    "audio/test_augment.py",
+    "training/test_faults.py",
+    "training/test_trainer_ranks.py",
+    "tools/test_entropy_source.py",
+)
+"""Files that take longest, the longest first: begun last, one would keep one worker busy when the
+others are done."""
+
+
 def pytest_collection_modifyitems(config, items):
+    order = {Path(__file__).parent / name: n for n, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(order)))
     if not (torch.cuda.is_available() or config.getoption("--cuda-simulated")):
         for item in items:
             if "cuda" in item.keywords:

@@ -28,7 +28,7 @@ case ${1:-} in
     shift
     tools/codecs_env.sh oldest
     export VIRTUAL_ENV=$PWD/.venv-oldest PATH=$PWD/.venv-oldest/bin:$PATH
-    exec python -m pytest -n 2 --dist loadfile "$@"
+    exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
     ;;
   --cuda-simulated)
     shift
@@ -44,6 +44,7 @@ source egs/shared/environment.sh
 
 ruff format --check .
 ruff check .
-# a worker for each core, but no more than four: each takes a few GB of memory
+# a worker for each core, but no more than four: each takes a few GB of memory. A file goes to one
+# worker, in the order of tests/conftest.py, not those with most tests first, which are short ones
 workers=$(getconf _NPROCESSORS_ONLN)
-python -m pytest -n $((workers < 4 ? workers : 4)) --dist loadfile "$@"
+python -m pytest -n $((workers < 4 ? workers : 4)) --dist loadfile --no-loadscope-reorder "$@"

@@ -205,7 +205,13 @@ class World:
             self.barrier()
 
     def close(self) -> None:
+        """Leave the group that this has joined.
+
+        The threads behind the control messages end with the last reference to their group: one that
+        is still putting the last message away when the interpreter is gone aborts the process.
+        """
         if self._own and dist.is_initialized():
+            self.control = None
             dist.destroy_process_group()
 
 

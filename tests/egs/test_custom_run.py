@@ -2,27 +2,20 @@
 
 import gzip
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 from mixed_folder import BROKEN, FILES, make
 
 EGS = Path(__file__).resolve().parents[2] / "egs"
 
 
 def recipe(script: str, *args: str, cwd: Path) -> subprocess.CompletedProcess:
-    """Run a script of the recipe in this interpreter's environment, on one thread."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHON"} | {
-        "VIRTUAL_ENV": sys.prefix,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
     return subprocess.run(
         [str(EGS / "custom" / script), *args],
-        cwd=cwd, env=env, capture_output=True, text=True, timeout=500,
+        cwd=cwd, env=warm.environment(), capture_output=True, text=True, timeout=500,
     )  # fmt: skip
 
 

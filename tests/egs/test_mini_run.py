@@ -1,12 +1,11 @@
 """egs/mini/run.sh from speech synthesis to the report, on six minutes of speech."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 QUICK_LOSS = 3.993
 """Nats per code of the validation voices after 40 steps of conf/quick.yaml at 20 s a batch."""
@@ -14,15 +13,10 @@ RECIPE = Path(__file__).resolve().parents[2] / "egs" / "mini"
 
 
 def run(*args: str, cwd: Path, script: str = "run.sh") -> str:
-    """Run a script of the recipe in this interpreter's environment, on one thread; its output."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHON"} | {
-        "VIRTUAL_ENV": sys.prefix,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
+    """Run a script of the recipe; its output."""
     done = subprocess.run(
         [str(RECIPE / script), *args],
-        cwd=cwd, env=env, capture_output=True, text=True, timeout=500,
+        cwd=cwd, env=warm.environment(), capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout + done.stderr
@@ -132,9 +126,8 @@ def test_quick_recipe_learns_as_much_as_ever(finished):
     folder, _ = finished
     args = ["--manifest-dir", "data/tokens", "--exp-dir", "floor", "--max-steps", "40"]
     args += ["--precision", "fp32", "--max-duration", "20"]
-    command = [sys.executable, "-m", "rvqlm.bin.trainer", "--config", RECIPE / "conf/quick.yaml"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, *args], cwd=folder, env=environment, check=True, timeout=500)
+    command = ["rvqlm", "train", "--config", RECIPE / "conf/quick.yaml", *args]
+    subprocess.run(command, cwd=folder, env=warm.environment(), check=True, timeout=500)
     lines = [json.loads(line) for line in (folder / "floor/metrics.jsonl").read_text().splitlines()]
     valid = [line for line in lines if line["kind"] == "valid"][-1]
     assert valid["loss"] == pytest.approx(QUICK_LOSS, rel=0.02)

@@ -126,7 +126,7 @@ def test_killed_at_any_moment(corpus, tmp_path, monkeypatch, flags):
     tokenize.tokenize(config(corpus, tmp_path / "whole", **flags))
     monkeypatch.setattr(Peaks, "delay", 0.02)
     out, rng, kills = tmp_path / "out", random.Random(str(flags)), 0
-    for _ in range(40):
+    for _ in range(20):
         process = in_a_process(config(corpus, out, **flags))
         process.join(rng.uniform(0.02, 0.15))
         if process.exitcode is not None:

@@ -262,7 +262,9 @@ trainer = toy_trainer(flags, Dying(rank=world.rank, world_size=world.size), worl
 if (Path(sys.argv[2]) / "latest.pt").exists():
     trainer.resume(Path(sys.argv[2]) / "latest.pt")
 trainer.fit()
+control = {p.name for p in Path("/proc/self/task").iterdir()}
 world.close()
+assert len(control - {p.name for p in Path("/proc/self/task").iterdir()}) >= 2  # its own threads
 """
 
 
@@ -277,7 +279,7 @@ def test_one_rank_killed(tmp_path):
             [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
              "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
              str(script), helpers, str(tmp_path / exp_dir), *more],
-            capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
     assert start("killed", "die").returncode != 0
