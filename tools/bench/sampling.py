@@ -1,8 +1,8 @@
 """Ways of drawing, compared by what a recogniser understands: phoneme error rates of the sentences
 of a split, said by one model in every combination of the given settings.
 
-    python tools/bench/sampling.py --exp-dir EXP --manifest-dir TOKENS --recognizer EXP/recognizer \\
-        --temperature 0.7 1 --cfg-scale 1.5 2 3
+    python tools/bench/sampling.py --exp-dir EXP --manifest-dir TOKENS \\
+        --recognizer EXP/recognizer --temperature 0.7 1 --cfg-scale 1.5 2 3
 
 Sentences of the validation split, so that the test split stays unseen; each setting says the same
 ones, so that rates are compared sentence by sentence: beside each rate are its 95 % interval and
