@@ -81,7 +81,7 @@ class LengthHead(nn.Module):
         else:  # frames from the beginning to the last step of any condition
             reach = context.positions.masked_fill(~context.mask, 0).amax(1).clamp(min=0).float()
         base = torch.where(reach > 0, reach.clamp(min=1).log(), self.typical)
-        step = self.query + (base - self.typical)[:, None] * self.reach
+        step = self.query + (base - self.typical)[:, None].to(self.reach) * self.reach
         return step[:, None], base
 
     def forward(self, hidden: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:

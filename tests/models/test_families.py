@@ -187,6 +187,14 @@ def test_prompts_verbatim_and_items_independent_of_the_batch(case):
     assert any(not torch.equal(a, b) for a, b in zip(other.items(), made.items()))
 
 
+@pytest.mark.parametrize("case", ["aligned-masked-spread", "aligned-valle-spread"])
+def test_cast_to_bf16(case):
+    model = make(case).eval().bfloat16()
+    batch = random_batch(model, [6, 4])
+    made = model.generate(max_frames=9, conditions=batch.conditions)
+    assert made.lengths.min() > 0 and made.lengths.max() <= 9
+
+
 @pytest.mark.parametrize("case", conditioned)
 def test_guidance(case):
     """Scale 1 is no guidance, 0 forgets the condition, others change the outcome."""
