@@ -189,12 +189,14 @@ def told_times(conditions: Infos) -> str:
 
 
 def differing_flags(config: Any, before: dict[str, Any], but: str = "") -> list[str]:
-    """``--nhead was 2, is 4`` for each field of a dataclass that a checkpoint has otherwise.
+    """``--nhead was 2, is 4`` for each field of a dataclass that a checkpoint has otherwise; one
+    that it does not know, because the flag came later, was at its default.
 
     :param but: a field that may differ.
     """
+    before = {f.name: f.default for f in dataclasses.fields(config)} | before
     return [
-        f"--{kebab(name)} was {before.get(name)}, is {value}"
+        f"--{kebab(name)} was {before[name]}, is {value}"
         for name, value in dataclasses.asdict(config).items()
-        if name != but and before.get(name) != value
+        if name != but and before[name] != value
     ]

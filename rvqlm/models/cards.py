@@ -95,7 +95,10 @@ CARDS = (
         gaps="no: it makes no codes",
         ends="does not apply",
         passes="1, of T / --frames-per-step steps",
-        sources=("SpecAugment: Park et al., 2019, arXiv:1904.08779",),
+        sources=(
+            "SpecAugment: Park et al., 2019, arXiv:1904.08779",
+            "Conformer: Gulati et al., 2020, arXiv:2005.08100",
+        ),
     ),
 )
 

@@ -4,7 +4,7 @@ It measures what models say that are given words: the error rate of its transcri
 real recordings, needs nobody's opinion. Trained like any model, with the text as the target.
 
     codes (B, T, K) -> embedding -> two convolutions, two frames a step -> transformer that sees
-    both sides -> for each step some decisions: one of the symbols, or none
+    both sides, with convolutions -> for each step some decisions: one of the symbols, or none
 
 - Connectionist temporal classification (Graves et al., 2006): the loss is -log of the probability
   of all alignments of the symbols to the decisions, exactly; no alignment is needed in training.
@@ -63,6 +63,8 @@ class RecognizerConfig(NetworkConfig):
     """Of models that are conditioned."""
     kernel: int = 5
     """Frames that each of the two convolutions sees at once; odd."""
+    convolution: int = 0
+    """Steps that a depthwise convolution in every layer sees, as in a Conformer; odd; 0: none."""
     frames_per_step: int = 2
     """Frames that become one step of the transformer: fewer steps take less time."""
     decisions_per_step: int = 0
@@ -96,6 +98,8 @@ class RecognizerConfig(NetworkConfig):
         found += self.outside("[1, inf)", "frames_per_step")
         if self.kernel < 1 or self.kernel % 2 == 0:
             found.append(f"--kernel {self.kernel}: an odd number")
+        if self.convolution < 0 or (self.convolution and self.convolution % 2 == 0):
+            found.append(f"--convolution {self.convolution}: an odd number, or 0 for none")
         if self.mask_frames < 1:
             found.append(f"--mask-frames {self.mask_frames}: at least 1; --mask-share 0 hides none")
         return found

@@ -53,6 +53,8 @@ class TransformerConfig:
     """Every block attends to a memory as well."""
     adaptive: bool = False
     """Gain and bias of every norm come from a vector per item (AdaLN)."""
+    convolution: int = 0
+    """Steps that a depthwise convolution in every block sees, odd, where not causal; 0: none."""
     activation_checkpointing: bool = False
 
 
@@ -92,6 +94,27 @@ class FeedForward(nn.Module):
         return self.down(ACTIVATIONS[self.activation](self.up(x)))
 
 
+class Convolution(nn.Module):
+    """The convolution module of a Conformer (Gulati et al., 2020, arXiv:2005.08100), with a norm
+    over channels, so that nothing depends on the rest of a batch."""
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        d, kernel = config.dim, config.convolution
+        self.up = nn.Linear(d, 2 * d, bias=False)
+        self.depthwise = nn.Conv1d(d, d, kernel, padding=kernel // 2, groups=d)
+        self.norm = nn.LayerNorm(d, bias=False)
+        self.down = nn.Linear(d, d, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x (B, S, d); mask (B, S): steps beyond are nothing, as they are alone in a batch."""
+        y = F.glu(self.up(x))
+        if mask is not None:
+            y = y * mask[..., None]
+        y = self.depthwise(y.mT).mT
+        return self.down(F.silu(self.norm(y)))
+
+
 @dataclass
 class BlockInputs:
     """What a block is given beside the stream: the same for all layers but for the memory."""
@@ -111,13 +134,16 @@ class BlockInputs:
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention where there is a memory, feed-forward; each a residual
-    branch with its norm before it, or after the sum where ``norm_first`` is false."""
+    """A convolution where there is one, self-attention, cross-attention where there is a memory,
+    feed-forward; each a residual branch with its norm before it, or after the sum where
+    ``norm_first`` is false."""
 
     def __init__(self, config: TransformerConfig, layer: int):
         super().__init__()
         c = config
         self.norm_first = c.norm_first
+        self.convolution_norm = Norm(c) if c.convolution else None
+        self.convolution = Convolution(c) if c.convolution else None
         self.attention_norm = Norm(c)
         self.attention = Attention(c.dim, c.num_heads, c.causal, c.dropout, layer)
         self.cross_norm = Norm(c) if c.cross else None
@@ -132,12 +158,17 @@ class Block(nn.Module):
                 return x + self.dropout(function(norm(x, a.condition)))
             return norm(x + self.dropout(function(x)), a.condition)
 
+        def convolution(y):
+            return self.convolution(y, a.key_mask)
+
         def attention(y):
             return self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache)
 
         def cross(y):
             return self.cross(y, a.cos, a.sin, a.memory, a.memory_mask)
 
+        if self.convolution is not None:
+            x = branch(x, self.convolution_norm, convolution)
         x = branch(x, self.attention_norm, attention)
         if self.cross is not None:
             x = branch(x, self.cross_norm, cross)
@@ -154,6 +185,8 @@ class Transformer(nn.Module):
         super().__init__()
         if config.dim % (2 * config.num_heads):
             raise ValueError(f"width {config.dim}: no multiple of 2 x {config.num_heads} heads")
+        if config.convolution and (config.causal or config.convolution % 2 == 0):
+            raise ValueError(f"convolution {config.convolution}: odd, and sees both sides")
         self.config = config
         self.rotary = RotaryTable(config.dim // config.num_heads, config.rope_base)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
@@ -171,6 +204,9 @@ class Transformer(nn.Module):
             if block.cross is not None:
                 into += [block.cross.query, block.cross.key_value]
                 back.append(block.cross.out)
+            if block.convolution is not None:
+                into.append(block.convolution.up)
+                back.append(block.convolution.down)
             for linear in into:
                 nn.init.uniform_(linear.weight, -bound, bound)
             for linear in back:

@@ -56,9 +56,9 @@ def test_loss_is_that_of_all_alignments(text):
     assert out.count.tolist() == [len(text), 0, 0] and float(out.normalizer) == len(text)
 
 
-@pytest.mark.parametrize("how", [(1, 1), (2, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize("how", [(1, 1, 0), (2, 2, 5), (2, 3, 0), (3, 1, 3)])
 def test_padding_and_batch_composition_change_nothing(how):
-    model = make(frames_per_step=how[0], decisions_per_step=how[1])
+    model = make(frames_per_step=how[0], decisions_per_step=how[1], convolution=how[2])
     items, texts = codes(13, 8, 21), [[1, 2, 2], [3], [5, 4, 3, 2]]
     together = model(batch_of(items, texts))
     alone = [model(batch_of([i], [t])) for i, t in zip(items, texts)]
@@ -103,7 +103,7 @@ def test_items_that_cannot_be_written_are_left_out():
 
 
 def test_every_parameter_takes_part_even_when_nothing_is_scored():
-    model = make().train()
+    model = make(convolution=3).train()
     out = model(batch_of(codes(4, 4), [[1] * 9, []]))
     out.loss.backward()
     assert out.loss == 0 and out.normalizer == 0
@@ -212,6 +212,7 @@ def test_all_problems_of_the_flags_in_one_message():
         mask_share=1.0,
         mask_frames=0,
         level_dropout=2.0,
+        convolution=4,
     )
     with pytest.raises(UserError) as error:
         Recognizer(config, INFO, text)
@@ -225,6 +226,7 @@ def test_all_problems_of_the_flags_in_one_message():
         "--mask-share",
         "--mask-frames",
         "--level-dropout",
+        "--convolution",
     ):
         assert flag in str(error.value)
     with pytest.raises(UserError, match="no description"):

@@ -37,6 +37,34 @@ def test_not_causal_sees_both_sides():
     assert torch.autograd.grad(model(x)[:, 0].sum(), x)[0][:, 5].abs().max() > 0
 
 
+def test_convolution_equals_a_loop_and_padding_is_nothing():
+    torch.manual_seed(0)
+    d, kernel, lengths = CONFIG.dim, 5, [7, 3, 1]
+    model = make(causal=False, convolution=kernel)
+    module = model.layers[0].convolution
+    x = torch.randn(3, 7, d)
+    mask = torch.arange(7) < torch.tensor(lengths)[:, None]
+    out = module(x, mask)
+    weight, bias = module.depthwise.weight[:, 0], module.depthwise.bias
+    for b, length in enumerate(lengths):
+        up = torch.stack([module.up.weight @ x[b, s] for s in range(length)])
+        gated = up[:, :d] * torch.sigmoid(up[:, d:])
+        for s in range(length):
+            y = bias.clone()
+            for j in range(kernel):
+                at = s + j - kernel // 2
+                if 0 <= at < length:
+                    y = y + weight[:, j] * gated[at]
+            y = (y - y.mean()) / (y.var(unbiased=False) + 1e-5).sqrt() * module.norm.weight
+            want = module.down.weight @ (y * torch.sigmoid(y))
+            torch.testing.assert_close(out[b, s], want, atol=1e-4, rtol=1e-4)
+        whole = model(x, key_mask=mask)[b, :length]
+        torch.testing.assert_close(whole, model(x[b : b + 1, :length])[0], atol=1e-5, rtol=1e-5)
+    for changes in ({"causal": True}, {"convolution": 4}):
+        with pytest.raises(ValueError, match="odd, and sees both sides"):
+            make(**{"causal": False, "convolution": 5} | changes)
+
+
 @pytest.mark.parametrize("activation", ["gelu", "relu2", "swiglu"])
 def test_cached_equals_full(activation):
     model = make(activation=activation).eval()
