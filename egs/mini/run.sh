@@ -4,13 +4,14 @@
 # no network but for the installation.
 #
 #   --say TEXT           the sentence to say (default: one that is not in the corpus)
-#   --voice NAME         who says it, one of --voices (default: the first)
 #   --quick              small models on a little speech, about two minutes: to see that all works
-#   --hours H            hours of speech to make (default 3; quick: 0.3)
-#   --voices "A B"       of these speakers of local/speakers.py (default: eight of them)
-#   --train-minutes M    minutes of training of the model (default 5; quick: 0.7)
+#   --hours H            hours of speech to make (default 2; quick: 0.3)
+#   --voices "A B"       of these speakers of local/speakers.py (default m1-us: ten minutes are enough
+#                        for one). Of several the model learns to tell them by a recording
+#   --voice NAME         which of them says the sentence (default: the first)
+#   --train-minutes M    minutes of training of the model (default 6; quick: 0.5)
 #   --listen-minutes M   minutes of training of the recogniser, which says when each phoneme of the
-#                        corpus is said, and counts the model's errors (default 1.5; quick: 0.3)
+#                        corpus is said, and counts the model's errors (default 1; quick: 0.3)
 #   --sentences N        held-out sentences to say (default 16; quick: 4)
 #   --seed N             of corpus, split, training and samples (default 0)
 #   --exp-dir DIR        the experiment (default exp/Hh-Mmin-seedN, or exp/quick-seedN)
@@ -31,7 +32,7 @@ say="The old captain carried seven green lanterns home."
 voice=
 quick=false
 hours=
-voices="m1-us f4-us linda-gb Michael-us aunty-gb Reed-gb f1-gb john-us"
+voices=m1-us
 train_minutes=
 listen_minutes=
 sentences=
@@ -41,10 +42,10 @@ data_dir=
 source "$here/../shared/recipe.sh"
 
 if $quick; then
-  hours=${hours:-0.3} train_minutes=${train_minutes:-0.7} listen_minutes=${listen_minutes:-0.3}
+  hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
   config=conf/quick.yaml name=quick-seed$seed sentences=${sentences:-4} num_samples=2
 else
-  hours=${hours:-3} train_minutes=${train_minutes:-5} listen_minutes=${listen_minutes:-1.5}
+  hours=${hours:-2} train_minutes=${train_minutes:-6} listen_minutes=${listen_minutes:-1}
   config=conf/main.yaml name=${hours}h-${train_minutes}min-seed$seed sentences=${sentences:-16}
   num_samples=4
 fi
@@ -56,6 +57,8 @@ voice=${voice:-${voices%% *}}
 enter_recipe exp_dir data_dir
 exp_dir=${exp_dir:-exp/$name}
 data_dir=${data_dir:-data/${hours}h-${voices// /-}-seed$seed}
+several=
+if [[ $voices == *" "* ]]; then several=yes; fi
 
 # recording_of SPEAKER: one of the test split.
 recording_of() {
@@ -68,14 +71,15 @@ set_up 0
 prepare_data 1 --hours "$hours" --voices "$voices"
 train_recognizer 2
 align_texts 3
-train_model 4
+train_model 4 ${several:+--conditions text prompt --condition-prompt-seconds 1.5}
 if begin_stage 5 "Evaluate"; then
   rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
-  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test --without text prompt
+  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
+    --without text ${several:+prompt}
 fi
 if begin_stage 6 "Speak, and continue recordings"; then
   rm -rf "$exp_dir/samples" # of an earlier training
-  speak "$sentences" 8 "$say" --voice "$(recording_of "$voice")"
+  speak "$sentences" 12 "$say" ${several:+--voice "$(recording_of "$voice")"}
   # the sentences are about 4 s long: given half of one, the model ends it and perhaps continues
   continue_recordings "$num_samples" 2 --seconds 6 --min-seconds 1 --temperature 0.9 --top-k 200
 fi
