@@ -126,6 +126,8 @@ class _Settings(TypedDict, total=False):
     temperature: Number
     top_k: int | None
     top_p: float
+    speed: Finite
+    duration_temperature: Finite
 
 
 class _Sample(TypedDict, total=False):
@@ -139,6 +141,7 @@ class _Sample(TypedDict, total=False):
     prompt_seconds: Extent | None
     seconds: Extent
     stop: str | None
+    alignment: list[tuple[str, Finite, Finite]]
     silence_ratio: Number
     repetition_ratio: Number
     batch_size: Count | None
