@@ -297,6 +297,12 @@ def from_tokens(
             "--prompt-seconds 0: the model is given nothing but the codes of its prompt; leave out "
             "--manifest-dir to make unprompted audio"
         )
+    text, recorded = model.conditions.get("text"), RECORDED in wanted.durations
+    if recorded and (text is None or not text.aligned):
+        raise UserError(
+            f"--durations {RECORDED} needs a model that was trained on texts with times (rvqlm "
+            "align), and this one was not"
+        )
     dataset = TokenDataset.open(manifest_dir, split, num_codebooks=info.num_codebooks)
     dataset.info.require_same(info, f"{manifest_dir} ({split})", "the checkpoint")
     if gap:
@@ -320,8 +326,6 @@ def from_tokens(
     scales = stored_scales(manifest_dir, split, info, {dataset.id_of(row) for row in rows})
     conditions = conditions_of(dataset, rows, model, seed, wanted, max_frames)
     lost = sum("text" in given.values and given.times is None for given in conditions)
-    recorded = RECORDED in wanted.durations
-    text = model.conditions.get("text")
     if lost and text.aligned and (num_frames or recorded):
         print(
             f"{manifest_dir}: {lost} of {counted(len(rows), 'cut')} without times (rvqlm align): "
@@ -463,9 +467,6 @@ def conditions_of(
     :param max_frames: of notes and of a source, those of the first so many frames; None: all.
     :raises UserError: conditions that were made otherwise than those of the model's training.
     """
-    recorded = RECORDED in wanted.durations
-    if recorded and "text" not in model.conditions:
-        raise UserError(f"--durations {RECORDED}: the model was trained without --conditions text")
     if not model.conditions:
         return [Given() for _ in rows]
     voice_frames = max(1, round(wanted.voice_seconds * float(model.info.frame_rate)))
@@ -474,7 +475,7 @@ def conditions_of(
         items = whole._replace(lengths=np.minimum(whole.lengths, max_frames))
     padded = {}
     for kind, info in model.conditions.items():
-        aligned = kind == "text" and with_times(info, dataset, recorded)
+        aligned = kind == "text" and with_times(info, dataset, RECORDED in wanted.durations)
         conditions = ConditionSet.open(
             dataset, [kind], prompt_frames=voice_frames, seed=seed, aligned=aligned
         )
@@ -494,7 +495,7 @@ def conditions_of(
         times = padded["text"].times if "text" in values else None
         if times is not None and not times[i, 0].isnan().any():
             found[-1].times = times[i, : len(values["text"])]
-            if recorded:
+            if RECORDED in wanted.durations:
                 about["durations"] = RECORDED
     return found
 

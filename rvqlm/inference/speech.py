@@ -106,14 +106,7 @@ def known_times(times: Tensor, prompt: int, gap_end: float = float("inf")) -> Te
 
 def with_times(info: ConditionInfo, dataset: TokenDataset, recorded: bool) -> bool:
     """Whether to read the times of a split's texts: where the model wants them and they are there,
-    or ``recorded`` ones are asked for.
-
-    :raises UserError: asked for, of a model without.
-    """
-    if recorded and not info.aligned:
-        raise UserError(
-            f"--durations {RECORDED}: the model was trained on texts without times (rvqlm align)"
-        )
+    or ``recorded`` ones are asked for."""
     stored = TextTimes.path(dataset.directory, dataset.split)
     return info.aligned and (recorded or stored.exists())
 

@@ -104,6 +104,7 @@ class _Uncertainty(TypedDict, total=False):
 class _Evaluation(TypedDict, total=False):
     uncertainty: _Uncertainty | None
     eval_draws: Count | None
+    without: list[str]
     command: str | None
     prompt_fraction: Share
     unigram_bits_per_second: Finite
