@@ -117,6 +117,8 @@ def evaluate_split(config: EvaluateConfig) -> dict:
     recordings = ByRecording(levels)
     totals = losses.evaluate_batches(model, counted(), info, device, dtype, recordings)
     metrics = totals.metrics(info.frame_rate)
+    if "text" in config.without:  # of no symbol
+        metrics.pop("duration_nats", None)
     if metrics["bits_per_second"] is None:
         missing = ", ".join(str(k) for k, nats in enumerate(metrics["nats"]) if nats is None)
         if draws is not None:

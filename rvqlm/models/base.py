@@ -254,7 +254,7 @@ class TokenModel(nn.Module):
     def place_text(self, request: Request) -> Request:
         """Say of each symbol when it is said, where the request does not."""
         text = request.conditions.get("text")
-        if self.duration_head is None or text is None:
+        if self.duration_head is None or text is None or not text.values.shape[1]:
             return request
         logits, mask = self._durations(
             self.duration_network(), request.conditions, request.batch_size

@@ -64,6 +64,9 @@ def test_told_times_are_said(tokens, tmp_path, capsys):
     save_model(build_model("codec-lm", shape, INFO, {"text": info}), exp / "best.pt")
     assert run(exp, tokens) == 2
     assert "text-times_test.bin not found; run rvqlm align" in capsys.readouterr().err
+    assert run(exp, tokens, "--without", "text") == 0  # needs none
+    found = json.loads((exp / "eval_test_without_text.json").read_text())
+    assert found["conditions"] == [] and "duration_nats" not in found
     make_times(tokens, "test")
     assert run(exp, tokens) == 0
     found = json.loads((exp / "eval_test.json").read_text())
