@@ -23,6 +23,7 @@ from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
 from rvqlm.inference.files import read_sample
 from rvqlm.inference.prompts import ConditionArgs, from_arguments
+from rvqlm.inference.recognize import reference_of
 from rvqlm.inference.speech import known_times, overrun
 from rvqlm.models.factory import build_model
 from rvqlm.modules.durations import times_of
@@ -241,6 +242,8 @@ def test_a_text_that_is_cut_is_named(folder, tmp_path, capsys):
     text = "bad [pause 2.25s] cab"
     made = generate(folder, tmp_path / "short", "--text", text)[text]
     needed = np.ceil(made["alignment"][-1][2] * 10) / 10
+    (wav,) = (tmp_path / "short").glob("*.wav")  # what a recogniser compares it with has no pause
+    assert reference_of(wav, FRONT_END) == FRONT_END.encode("bad cab").tolist()
     assert made["seconds"] == 1.0 and made["stop"] == "length" and needed > 2.25
     said = capsys.readouterr().err
     assert said.count("its text needs") == 1
