@@ -3,19 +3,22 @@
 
     rvqlm evaluate --exp-dir exp/small --manifest-dir data/tokens --split test
 
-Prints the figures and writes them to EXP_DIR/eval_SPLIT.json.
+Prints the figures and writes them to EXP_DIR/eval_SPLIT.json, with --without text to
+eval_SPLIT_without_text.json.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from rvqlm.cli import command_line, counted, parse, run_main
 from rvqlm.files import write_json
 from rvqlm.inference.evaluate import EvaluateConfig, evaluate_split
 from rvqlm.runtime import tune_malloc
+
+TEXTS = ("conditions", "without")
+"""Lists of a result that are not of levels."""
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -25,7 +28,7 @@ def _run(argv: Sequence[str] | None) -> int:
     tune_malloc()
     result = {**evaluate_split(config), "command": command_line("evaluate", argv)}
     print_result(result)
-    out = Path(config.exp_dir) / f"eval_{config.split}.json"
+    out = config.path()
     write_json(out, result, checksum=True)
     print(f"wrote {out}")
     return 0
@@ -41,10 +44,11 @@ def print_result(result: dict) -> None:
         + (f", {counted(result['eval_draws'], 'masking')} of each" if result["eval_draws"] else "")
         + (f", given {' and '.join(result['conditions'])}" if result["conditions"] else "")
         + (f" (not known of {counted(lost, 'text')})" if lost else "")
+        + (f", without {' and '.join(result['without'])}" if result["without"] else "")
     )
     columns = {"nats": "6.3f", "error": "6.3f", "unigram_nats": "8.3f", "accuracy": "9.2%"}
     by_level = {**result, "error": unsure["nats"]}
-    known = (k for k, v in result.items() if isinstance(v, list) and k != "conditions")
+    known = (k for k, v in result.items() if isinstance(v, list) and k not in TEXTS)
     columns |= {k: "8.4f" for k in known if k not in columns}
     print("level   nats     +-  unigram  accuracy", *(f"{name:>8}" for name in list(columns)[4:]))
     for level, row in enumerate(zip(*(by_level[name] for name in columns))):

@@ -18,11 +18,12 @@ from pathlib import Path
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
-from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
+from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 from rvqlm.inference.files import names_in
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
+from rvqlm.inference.speech import RECORDED
 from rvqlm.locks import locked
 from rvqlm.runtime import tune_malloc
 
@@ -50,10 +51,16 @@ class GenerateArgs:
     conditions: ConditionArgs = field(default_factory=ConditionArgs)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     demask: DemaskConfig = field(default_factory=DemaskConfig)
+    speech: SpeechConfig = field(default_factory=SpeechConfig)
 
 
 def check(args: GenerateArgs) -> None:
-    problems = [*args.sampling.problems(), *args.demask.problems()]
+    problems = [*args.sampling.problems(), *args.demask.problems(), *args.speech.problems()]
+    problems += args.conditions.problems()
+    if args.conditions.durations and args.speech != SpeechConfig():
+        problems.append("--speed and --duration-temperature do nothing with --durations")
+    if RECORDED in args.conditions.durations and not args.prompts.manifest_dir:
+        problems.append(f"--durations {RECORDED} goes with --manifest-dir")
     if args.prompts.prompt and args.prompts.manifest_dir:
         problems.append("--prompt and --manifest-dir exclude each other")
     for flag, value in [
@@ -109,9 +116,11 @@ def run(argv: Sequence[str] | None) -> int:
     ):
         folder.mkdir(parents=True, exist_ok=True)
         taken = () if out.overwrite else names_in(folder)
-        request = SampleRequest(prompts, out, args.sampling, args.demask, taken)
+        request = SampleRequest(prompts, out, args.sampling, args.demask, args.speech, taken)
         for sample in generate(model, codec, request, about, bar.update):
             row = sample.about
+            if sample.remark:
+                tqdm.write(f"{sample.name}: {sample.remark}", file=sys.stderr)
             tqdm.write(
                 f"{sample.write(folder)}  {row['seconds']:.2f} s, stopped by {row['stop']}, "
                 f"silence {row['silence_ratio']:.2f}, repetition {row['repetition_ratio']:.2f}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rvqlm.data.splits import recording
@@ -61,17 +61,24 @@ class TextGrids:
                 raise UserError(f"no {cut['id']}.TextGrid in {self.folder}")
             start += cut["start"] - cut["features"]["start"]
         tiers = read_textgrid(path)
-        ours = [items for name, items in tiers.items() if name.split(" - ")[-1].lower() in
-                (tier, f"{tier}s")]  # fmt: skip
-        if not ours:
+        ours = items_of_tier(tiers, tier)
+        if ours is None:
             named = ", ".join(tiers) or "none"
             raise UserError(f"no tier {tier}s in {path}; there are {named}")
-        moved = (i._replace(start=i.start - start, end=i.end - start) for t in ours for i in t)
+        moved = (i._replace(start=i.start - start, end=i.end - start) for i in ours)
         inside = (i for i in moved if 0 <= (i.start + i.end) / 2 <= cut["duration"])
         return sorted(inside, key=lambda item: item.start)
 
     def _path(self, name: str) -> Path:
         return path_for_id(self.folder, name, SUFFIX)
+
+
+def items_of_tier(tiers: Mapping[str, Sequence[Item]], tier: str) -> list[Item] | None:
+    """The items of all tiers TIER, TIERs and "SPEAKER - TIERs" of a TextGrid, in order; None where
+    it has no such tier."""
+    names = (tier, f"{tier}s")
+    ours = [of for name, of in tiers.items() if name.split(" - ")[-1].lower() in names]
+    return sorted((i for of in ours for i in of), key=lambda i: i.start) if ours else None
 
 
 def open_items(given: str) -> Supervisions | TextGrids:

@@ -26,6 +26,9 @@ class Generation:
     """(B,) int64 leading frames that came from the prompt."""
     stop: list[str]
     """Per item ``eos`` (the model chose the end) or ``length`` (it reached its limit)."""
+    times: Tensor | None = None
+    """(B, S, 2) frames at which the symbols of a text begin and end, by models that say so; NaN
+    past its length."""
 
     def items(self) -> list[Tensor]:
         return [c[:n] for c, n in zip(self.codes, self.lengths.tolist())]

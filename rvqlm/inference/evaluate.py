@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Literal
 
 from rvqlm.batch import PAD, Batch
 from rvqlm.cli import flatten, kebab
+from rvqlm.condition_info import Infos
 from rvqlm.data.conditions import open_conditions
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
@@ -39,6 +41,9 @@ class EvaluateConfig:
     eval_draws: int = 0
     """Random maskings of each recording that a masked model is scored by: more are less noisy and
     slower. 0: as in training, and at least 4."""
+    without: tuple[str, ...] = ()
+    """Conditions of the model that it is not given: what it needs as if, for instance, nobody told
+    it the text. The result goes to a file of its own."""
     max_duration: float = 0.0
     """Seconds of audio in a batch; 0: as in training."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -52,6 +57,19 @@ class EvaluateConfig:
             raise UserError(f"--prompt-fraction {self.prompt_fraction}: in [0, 1)")
         if self.eval_draws < 0:
             raise UserError(f"--eval-draws {self.eval_draws}: at least 0")
+
+    def given(self, conditions: Infos) -> Infos:
+        """Those of a model's conditions that it is given; `UserError` where it lacks one of
+        --without."""
+        if lacking := [kind for kind in self.without if kind not in conditions]:
+            has = f"only with {', '.join(conditions)}" if conditions else "without conditions"
+            raise UserError(f"--without {' '.join(lacking)}: the model was trained {has}")
+        return {kind: info for kind, info in conditions.items() if kind not in self.without}
+
+    def path(self) -> Path:
+        """Where the result goes."""
+        left_out = f"_without_{'_'.join(sorted(set(self.without)))}" if self.without else ""
+        return Path(self.exp_dir) / f"eval_{self.split}{left_out}.json"
 
 
 def evaluate_split(config: EvaluateConfig) -> dict:
@@ -75,9 +93,10 @@ def evaluate_split(config: EvaluateConfig) -> dict:
     info.require_same(held_out.info, str(path), manifest_dir)
     train = TokenDataset.open(manifest_dir, config.unigram_split, num_codebooks=levels)
     seconds = flags["condition-prompt-seconds"]
-    aligned = any(info.aligned for info in model.conditions.values())
-    conditions = open_conditions(held_out, list(model.conditions), seconds, flags["seed"], aligned)
-    for kind, condition in model.conditions.items():
+    given = config.given(model.conditions)
+    aligned = any(info.aligned for info in given.values())
+    conditions = open_conditions(held_out, list(given), seconds, flags["seed"], aligned)
+    for kind, condition in given.items():
         condition.require_same(conditions.infos[kind], str(path), manifest_dir)
     names = [f.name for f in fields(PlanConfig) if kebab(f.name) in flags]
     plan = PlanConfig(**{name: flags[kebab(name)] for name in names}).for_validation()
@@ -98,6 +117,8 @@ def evaluate_split(config: EvaluateConfig) -> dict:
     recordings = ByRecording(levels)
     totals = losses.evaluate_batches(model, counted(), info, device, dtype, recordings)
     metrics = totals.metrics(info.frame_rate)
+    if "text" in config.without:  # of no symbol
+        metrics.pop("duration_nats", None)
     if metrics["bits_per_second"] is None:
         missing = ", ".join(str(k) for k, nats in enumerate(metrics["nats"]) if nats is None)
         if draws is not None:
@@ -118,9 +139,9 @@ def evaluate_split(config: EvaluateConfig) -> dict:
         "uncertainty": recordings.uncertainty(info.frame_rate),
         "eval_draws": draws,
         "conditions": [
-            f"{kind} and its times" if info.aligned else kind
-            for kind, info in model.conditions.items()
+            f"{kind} and its times" if info.aligned else kind for kind, info in given.items()
         ],
+        "without": sorted(set(config.without)),
         "texts_without_times": conditions.without_times() if conditions else 0,
         "bound": not model.exact_likelihood,
         "unigram_nats": unigram,

@@ -18,9 +18,10 @@ from torch import Tensor
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import decode_long
 from rvqlm.exchange.names import Names
-from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
+from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 from rvqlm.inference.files import write_sample
-from rvqlm.inference.prompts import Prompt, pad
+from rvqlm.inference.prompts import Prompt, pad, pad_durations
+from rvqlm.inference.speech import alignment, overrun
 from rvqlm.metrics.audio_metrics import repetition_ratio, silence_ratio
 from rvqlm.models.base import TokenModel
 
@@ -50,6 +51,7 @@ class SampleRequest:
     output: OutputArgs = field(default_factory=OutputArgs)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     demask: DemaskConfig = field(default_factory=DemaskConfig)
+    speech: SpeechConfig = field(default_factory=SpeechConfig)
     taken: Collection[str] = ()
     """Names that no sample may have: those of samples that are to stay."""
 
@@ -65,10 +67,11 @@ class SampleRequest:
             named += [(prompt, stem + ending) for ending in endings]
         return [(i, p, name) for i, (p, name) in enumerate(named)]
 
-    def settings(self) -> dict:
-        """How codes are drawn, for the record."""
+    def settings(self, model: TokenModel) -> dict:
+        """How codes are drawn, and how a model that learned it speaks, for the record."""
         given = {k: v for k, v in vars(self.demask).items() if v is not None}
-        return {**vars(self.sampling), **given}
+        spoken = {} if model.duration_head is None else vars(self.speech)
+        return {**vars(self.sampling), **given, **spoken}
 
 
 @dataclass
@@ -85,6 +88,8 @@ class Sample:
     sampling_rate: int
     about: dict
     """What its JSON says: how it was made and what it measures."""
+    remark: str = ""
+    """What the user should know of it."""
 
     def write(self, folder: Path) -> Path:
         """Write NAME.wav and NAME.json; returns the path of the wav."""
@@ -134,11 +139,14 @@ def _generate_batch(
     options = {
         "sampling": request.sampling,
         "demask": request.demask,
+        "speech": request.speech,
+        "durations": pad_durations([p.given for p in prompts]),
         "conditions": pad([p.given for p in prompts], model.conditions),
         "seed": out.seed,
         "rows": [number for number, _, _ in jobs],
         "progress": count,
     }
+    new_frames = max(1, round(out.seconds * rate))
     behind = 0 if prompts[0].after is None else len(prompts[0].after)
     if prompts[0].after is not None:
         after = torch.stack([p.after for p in prompts])
@@ -148,22 +156,30 @@ def _generate_batch(
             codes,
             lengths,
             min_frames=lengths + round(out.min_seconds * rate),
-            limits=lengths + max(1, round(out.seconds * rate)),
+            limits=lengths + new_frames,
             **options,
         )
     elapsed = time.perf_counter() - began
     new_seconds = int((made.lengths - made.prompt_lengths - behind).sum()) / rate
-    for (_, prompt, name), codes, stop in zip(jobs, made.items(), made.stop):
+    for n, ((_, prompt, name), codes, stop) in enumerate(zip(jobs, made.items(), made.stop)):
         # a continuation stays as loud as its prompt ended, where a codec keeps loudness apart
         scales = codec.scales_for(len(codes), prompt.scales)
         audio = decode_long(codec, codes.to(codec.device), scales=scales)  # (C, S)
         given, end = len(prompt.codes), len(codes) - behind
+        placed, remark = None, ""
+        if made.times is not None and "text" in prompt.given.values:
+            ids = prompt.given.values["text"][:, 0]
+            times = made.times[n, : len(ids)]
+            placed = alignment(model.conditions["text"], ids, times, rate)
+            seconds = None if behind else out.seconds
+            limit = len(codes) if behind else len(prompt.codes) + new_frames
+            remark = overrun(float(times[-1, 1]), limit, rate, len(prompt.codes), seconds)
         new = slice(info.num_samples(given), info.num_samples(end) if behind else None)
         row = {
             "kind": prompt.kind,
             **about,
             "codec": info.to_dict(),
-            "settings": request.settings(),
+            "settings": request.settings(model),
             "seed": out.seed,
             "prompt": prompt.source,
             "conditions": prompt.given.about,
@@ -171,6 +187,7 @@ def _generate_batch(
             **({"infill": [given / rate, end / rate]} if behind else {}),
             "seconds": len(codes) / rate,
             "stop": stop,
+            **({} if placed is None else {"alignment": placed}),
             # of what the model made, not of what it was given
             "silence_ratio": silence_ratio(audio[:, new], info.sampling_rate),
             "repetition_ratio": repetition_ratio(codes[given:end]),
@@ -180,4 +197,4 @@ def _generate_batch(
             "generation_seconds": elapsed,
             "real_time_factor": new_seconds / elapsed,
         }
-        yield Sample(name, codes, given, audio, info.sampling_rate, row)
+        yield Sample(name, codes, given, audio, info.sampling_rate, row, remark)

@@ -6,6 +6,7 @@ to sound like) come beside it, or alone, for models that were trained with them.
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections import Counter
@@ -32,7 +33,7 @@ from rvqlm.exchange.names import flat_name
 from rvqlm.frontends.midi import MidiFrontEnd
 from rvqlm.frontends.midi_file import read_midi
 from rvqlm.frontends.text import TextFrontEnd
-from rvqlm.frontends.text_clean import has_word
+from rvqlm.inference.speech import RECORDED, Text, Texts, known_times, with_times
 
 
 @dataclass
@@ -76,11 +77,16 @@ class ConditionArgs:
     prompts"""
 
     text: tuple[str, ...] = ()
-    """What is to be said. With a prompt: its words first, then those to come."""
+    """What is to be said. With a prompt: its words first, then those to come. [pause 0.5s] between
+    two words: so much silence."""
     text_file: str = ""
     """A text a line, instead of --text."""
     language: str = ""
     """Language of the texts, for phonemes; empty: the one of most texts in training."""
+    durations: tuple[str, ...] = ()
+    """When the symbols are said, for models that learned it: TextGrid files with the words or
+    phones, one for each text; "recorded": with --manifest-dir as in the cuts. Without it the model
+    chooses."""
     midi: tuple[str, ...] = ()
     """MIDI files to play: their notes in as many seconds as are made, the prompt's included."""
     midi_start: float = 0.0
@@ -107,6 +113,18 @@ class ConditionArgs:
             raise UserError(f"--text-file {self.text_file}: no text in it")
         return texts
 
+    def problems(self) -> list[str]:
+        """What is wrong with --durations."""
+        if not self.durations:
+            return []
+        if RECORDED not in self.durations:
+            return [] if self.text or self.text_file else ["--durations FILE goes with --text"]
+        if len(self.durations) > 1:
+            return [f"--durations {RECORDED} is for all samples; give nothing beside it"]
+        if self.text or self.text_file:
+            return [f"--durations {RECORDED} are those of the cuts' own texts; leave out --text"]
+        return []
+
 
 @dataclass
 class Given:
@@ -116,6 +134,9 @@ class Given:
     """By kind: (S, F) int64."""
     about: dict[str, str] = field(default_factory=dict)
     """What the user gave, for the record: texts and paths by kind."""
+    durations: Tensor | None = None
+    """Of the text, as in `Text`."""
+    times: Tensor | None = None
 
 
 @dataclass
@@ -168,7 +189,7 @@ def read_prompts(
         prompts = from_audio(list(args.prompt), codec, None if gap else frames)
     elif args.manifest_dir:
         most = None if gap else frames + new_frames
-        prompts = from_tokens(args, frames, model, seed, conditions.voice_seconds, most)
+        prompts = from_tokens(args, conditions, frames, model, seed, most)
     longest = max((len(prompt.codes) for prompt in prompts), default=0)
     if gap:
         prompts = [with_gap(prompt, *gap, rate) for prompt in prompts]
@@ -211,7 +232,11 @@ def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[
     for i in range(max(len(prompts), len(given))):
         prompt, more = prompts[i % len(prompts)], given[i % len(given)]
         own = prompt.given
-        merged = Given({**own.values, **more.values}, {**own.about, **more.about})
+        about = own.about
+        if "text" in more.values:  # instead of the recording's
+            about = {k: v for k, v in about.items() if k not in ("text", "phonemes")}
+            own = replace(own, durations=more.durations, times=more.times)
+        merged = replace(own, values=own.values | more.values, about=about | more.about)
         found.append(replace(prompt, given=merged, numbered=len(prompts) == 1))
     return found
 
@@ -247,18 +272,20 @@ def encode_file(path: str, codec, num_frames: int | None) -> tuple[Tensor, Tenso
 
 def from_tokens(
     args: PromptArgs,
+    wanted: ConditionArgs,
     num_frames: int,
     model,
     seed: int,
-    voice_seconds: float,
     max_frames: int | None = None,
 ) -> list[Prompt]:
     """The first ``num_frames`` frames of ``args.num_prompts`` cuts of a split (or of fewer, with a
     word on stderr), drawn by ``seed`` from those that continue for at least half as long again;
     from as many speakers as there are.
 
+    :param wanted: how long another recording of the speaker is, for models that are given one, and
+        whether the symbols of texts are said as recorded or, but for those in the prompt, as the
+        model chooses.
     :param num_frames: 0 for none of the cut itself, only the conditions that belong to it.
-    :param voice_seconds: length of another recording of the speaker, for models that are given one.
     :param max_frames: conditions that have times are read up to there; None: all of them.
     :raises UserError: no such split, tokens of another codec, no cut of that length, nothing to
         start from at all.
@@ -270,20 +297,26 @@ def from_tokens(
             "--prompt-seconds 0: the model is given nothing but the codes of its prompt; leave out "
             "--manifest-dir to make unprompted audio"
         )
+    text, recorded = model.conditions.get("text"), RECORDED in wanted.durations
+    if recorded and (text is None or not text.aligned):
+        raise UserError(
+            f"--durations {RECORDED} needs a model that was trained on texts with times (rvqlm "
+            "align), and this one was not"
+        )
     dataset = TokenDataset.open(manifest_dir, split, num_codebooks=info.num_codebooks)
     dataset.info.require_same(info, f"{manifest_dir} ({split})", "the checkpoint")
     if gap:
-        least, wanted, flag = gap[1] + 1, "long enough to go on behind --infill", "--infill"
+        least, long, flag = gap[1] + 1, "long enough to go on behind --infill", "--infill"
     else:
         least, flag = -(-3 * num_frames // 2), "--prompt-seconds"
-        wanted = f"longer than 1.5 times the prompt of {num_frames} frames"
+        long = f"longer than 1.5 times the prompt of {num_frames} frames"
     rows = np.flatnonzero(np.asarray(dataset.frames) >= least)
     if not len(rows):
-        raise UserError(f"{manifest_dir}: no cut of split {split!r} is {wanted}; lower {flag}")
+        raise UserError(f"{manifest_dir}: no cut of split {split!r} is {long}; lower {flag}")
     if len(rows) < args.num_prompts:
         print(
             f"{manifest_dir}: only {counted(len(rows), 'cut')} of split {split!r} "
-            f"{'is' if len(rows) == 1 else 'are'} {wanted}, {args.num_prompts} asked for: taking "
+            f"{'is' if len(rows) == 1 else 'are'} {long}, {args.num_prompts} asked for: taking "
             "what there is",
             file=sys.stderr,
         )
@@ -291,7 +324,19 @@ def from_tokens(
     speakers = _speakers(manifest_dir, split)
     rows = in_turns(rows, [speakers[row] for row in rows])[: args.num_prompts]
     scales = stored_scales(manifest_dir, split, info, {dataset.id_of(row) for row in rows})
-    conditions = conditions_of(dataset, rows, model, seed, voice_seconds, max_frames)
+    conditions = conditions_of(dataset, rows, model, seed, wanted, max_frames)
+    lost = sum("text" in given.values and given.times is None for given in conditions)
+    if lost and text.aligned and (num_frames or recorded):
+        print(
+            f"{manifest_dir}: {lost} of {counted(len(rows), 'cut')} without times (rvqlm align): "
+            "when their words are said, those of a prompt included, the model guesses",
+            file=sys.stderr,
+        )
+    if not recorded:
+        known, rest = gap or (num_frames, math.inf)
+        for given in conditions:
+            if given.times is not None:
+                given.times = known_times(given.times, known, rest)
     prompts = []
     for row, given in zip(rows, conditions):
         codes = dataset.read(row) if gap else dataset.read(row, 0, num_frames)
@@ -345,9 +390,20 @@ def from_arguments(
     """
     given: dict[str, list[tuple[str, Tensor]]] = {}
     rate = float(codec.info.frame_rate)
+    said: list[Text] = []
     if texts := args.texts():
-        front_end = TextFrontEnd.from_info(_known("text", infos))
-        given["text"] = [(t, _symbols(front_end, t, args.language or None)) for t in texts]
+        make, language = Texts(_known("text", infos), rate), args.language or None
+        if args.durations:
+            if len(args.durations) != len(texts):
+                raise UserError(
+                    f"{counted(len(texts), 'text')} and {len(args.durations)} --durations: give "
+                    "one for each"
+                )
+            pairs = zip(texts, args.durations)
+            said = [make.placed(text, language, path) for text, path in pairs]
+        else:
+            said = [make.encode(text, language) for text in texts]
+        given["text"] = [(text, made.ids) for text, made in zip(texts, said)]
     if args.midi:
         front_end = MidiFrontEnd.from_info(_known("midi", infos))
         span = args.midi_start, args.midi_start + max_frames / rate
@@ -370,17 +426,13 @@ def from_arguments(
     for kind, items in given.items():
         for i, sample in enumerate(found):
             sample.about[kind], sample.values[kind] = items[i % len(items)]
-            if kind == "text" and args.language:
-                sample.about["language"] = args.language
+            if kind == "text":
+                sample.durations, sample.times = said[i % len(said)][1:]
+                if args.language:
+                    sample.about["language"] = args.language
+                if args.durations:
+                    sample.about["durations"] = args.durations[i % len(said)]
     return found
-
-
-def _symbols(front_end: TextFrontEnd, text: str, language: str | None) -> Tensor:
-    """(S, 1) of a text; `UserError` where there is no word in it."""
-    ids = front_end.encode(text, language)
-    if not has_word(text) or not len(ids):
-        raise UserError(f"text {text[:60]!r}: no word in it that could be said")
-    return torch.as_tensor(ids).long()[:, None]
 
 
 def _notes(front_end: MidiFrontEnd, path: str, start: float, end: float) -> Tensor:
@@ -402,22 +454,31 @@ def _notes(front_end: MidiFrontEnd, path: str, start: float, end: float) -> Tens
 
 
 def conditions_of(
-    dataset, rows: list[int], model, seed: int, voice_seconds: float, max_frames: int | None = None
+    dataset,
+    rows: list[int],
+    model,
+    seed: int,
+    wanted: ConditionArgs,
+    max_frames: int | None = None,
 ) -> list[Given]:
-    """What a model is given beside the codes of some cuts, as their token directory has it.
+    """What a model is given beside the codes of some cuts, as their token directory has it, with
+    the times of texts as recorded.
 
     :param max_frames: of notes and of a source, those of the first so many frames; None: all.
     :raises UserError: conditions that were made otherwise than those of the model's training.
     """
     if not model.conditions:
         return [Given() for _ in rows]
-    voice_frames = max(1, round(voice_seconds * float(model.info.frame_rate)))
+    voice_frames = max(1, round(wanted.voice_seconds * float(model.info.frame_rate)))
     items = whole = Items.whole(np.asarray(rows), dataset.frames)
     if max_frames is not None:
         items = whole._replace(lengths=np.minimum(whole.lengths, max_frames))
     padded = {}
     for kind, info in model.conditions.items():
-        conditions = ConditionSet.open(dataset, [kind], prompt_frames=voice_frames, seed=seed)
+        aligned = kind == "text" and with_times(info, dataset, RECORDED in wanted.durations)
+        conditions = ConditionSet.open(
+            dataset, [kind], prompt_frames=voice_frames, seed=seed, aligned=aligned
+        )
         info.require_same(conditions.infos[kind], "the checkpoint", str(dataset.directory))
         padded |= conditions.read(whole if conditions.undivided else items)
     found = []
@@ -431,17 +492,38 @@ def conditions_of(
             key = "phonemes" if front_end.settings.type == "phonemes" else "text"
             about[key] = front_end.decode(values["text"][:, 0])
         found.append(Given(values, about))
+        times = padded["text"].times if "text" in values else None
+        if times is not None and not times[i, 0].isnan().any():
+            found[-1].times = times[i, : len(values["text"])]
+            if RECORDED in wanted.durations:
+                about["durations"] = RECORDED
     return found
 
 
 def pad(items: Sequence[Given], infos: dict[str, ConditionInfo]) -> dict[str, Padded]:
     """A batch of conditions; a sample without one of a kind that others have is "not given"."""
     kinds = {kind for item in items for kind in item.values}
-    return {
-        kind: Padded.of([item.values.get(kind) for item in items], info.num_fields)
-        for kind, info in infos.items()
-        if kind in kinds
-    }
+    padded = {}
+    for kind, info in infos.items():
+        if kind in kinds:
+            times = None
+            if kind == "text" and any(item.times is not None for item in items):
+                times = [item.times for item in items]
+            values = [item.values.get(kind) for item in items]
+            padded[kind] = Padded.of(values, info.num_fields, times)
+    return padded
+
+
+def pad_durations(items: Sequence[Given]) -> Tensor | None:
+    """(B, 1 + S) frames of the durations that samples fix, NaN elsewhere; None where none does."""
+    if all(item.durations is None for item in items):
+        return None
+    size = max(len(item.values.get("text", ())) for item in items)
+    found = torch.full((len(items), 1 + size), torch.nan)
+    for row, item in zip(found, items):
+        if item.durations is not None:
+            row[: len(item.durations)] = item.durations
+    return found
 
 
 def _known(kind: str, infos: dict[str, ConditionInfo]) -> ConditionInfo:

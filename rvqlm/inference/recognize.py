@@ -22,6 +22,7 @@ from rvqlm.data.index import TokenDataset
 from rvqlm.data.plan import Items
 from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
+from rvqlm.frontends.pauses import words_of
 from rvqlm.frontends.text import TextFrontEnd
 from rvqlm.inference.files import read_sample
 from rvqlm.inference.model_args import ModelArgs
@@ -172,7 +173,7 @@ def reference_of(wav: Path, front_end: TextFrontEnd) -> list[int]:
             ids = front_end.encode_phonemes(text)
         else:
             spoken = front_end.settings.type == "phonemes"
-            ids = front_end.encode(text, given.get("language") if spoken else None)
+            ids = front_end.encode(words_of(text), given.get("language") if spoken else None)
     except UserError as e:
         raise UserError(f"{wav}: {e}") from None
     if not len(ids):

@@ -104,6 +104,7 @@ class _Uncertainty(TypedDict, total=False):
 class _Evaluation(TypedDict, total=False):
     uncertainty: _Uncertainty | None
     eval_draws: Count | None
+    without: list[str]
     command: str | None
     prompt_fraction: Share
     unigram_bits_per_second: Finite
@@ -126,6 +127,8 @@ class _Settings(TypedDict, total=False):
     temperature: Number
     top_k: int | None
     top_p: float
+    speed: Finite
+    duration_temperature: Finite
 
 
 class _Sample(TypedDict, total=False):
@@ -139,6 +142,7 @@ class _Sample(TypedDict, total=False):
     prompt_seconds: Extent | None
     seconds: Extent
     stop: str | None
+    alignment: list[tuple[str, Finite, Finite]]
     silence_ratio: Number
     repetition_ratio: Number
     batch_size: Count | None

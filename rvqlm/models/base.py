@@ -175,7 +175,11 @@ class TokenModel(nn.Module):
         training = self.training
         self.eval()
         try:
-            return self._generate(self.place_text(request))
+            placed = self.place_text(request)
+            made = self._generate(placed)
+            if self.duration_head is not None and (text := placed.conditions.get("text")):
+                made.times = text.times
+            return made
         finally:
             self.train(training)
 
@@ -250,7 +254,7 @@ class TokenModel(nn.Module):
     def place_text(self, request: Request) -> Request:
         """Say of each symbol when it is said, where the request does not."""
         text = request.conditions.get("text")
-        if self.duration_head is None or text is None:
+        if self.duration_head is None or text is None or not text.values.shape[1]:
             return request
         logits, mask = self._durations(
             self.duration_network(), request.conditions, request.batch_size
@@ -266,12 +270,14 @@ class TokenModel(nn.Module):
                 given, wanted = (tuple(t.shape) for t in (request.durations, frames))
                 raise UserError(f"durations of shape {given}, wanted {wanted}: (B, 1 + symbols)")
             frames = torch.where(request.durations.isnan(), frames, request.durations)
-        times = times_of(frames)
-        if text.times is not None:
-            times = torch.where(text.times.isnan(), times, text.times)
+        times = times_of(frames, text.times)
+        ends = times[..., 1].masked_fill(~mask[:, 1:], 0).amax(1)
         times = times.masked_fill(~mask[:, 1:, None], torch.nan)
         placed = {**request.conditions, "text": text._replace(times=times)}
-        return replace(request, conditions=placed)
+        # what is to be said is said, as far as the limits let it
+        least = torch.minimum(ends.floor().long(), request.limits)
+        least = torch.maximum(request.min_frames, least)
+        return replace(request, conditions=placed, min_frames=least)
 
     def _generate(self, request: Request) -> Generation:
         raise NotImplementedError

@@ -71,7 +71,31 @@ def durations_of(times: Tensor) -> Tensor:
     return torch.cat([lead, times[..., 1] - times[..., 0]], 1)
 
 
-def times_of(durations: Tensor) -> Tensor:
-    """(B, 1 + S) as of `durations_of` -> (B, S, 2), one symbol right after the other."""
+def times_of(durations: Tensor, known: Tensor | None = None) -> Tensor:
+    """(B, 1 + S) as of `durations_of` -> (B, S, 2), one symbol right after the other.
+
+    :param known: (B, S, 2) times that are given, NaN elsewhere: symbols between two of these fill
+        what lies between them, in proportion to their durations, those behind follow the last.
+    """
     until = durations.cumsum(1)
-    return torch.stack([until[:, :-1], until[:, 1:]], -1)
+    times = torch.stack([until[:, :-1], until[:, 1:]], -1)
+    if known is not None:
+        for row, given in zip(times, known):
+            _fit(row, given)
+    return times
+
+
+def _fit(times: Tensor, given: Tensor) -> None:
+    """Place the symbols of one text, (S, 2), about the given ones."""
+    places = (~given.isnan().any(1)).nonzero().flatten().tolist()
+    before, after = 0.0, 0.0  # where the symbol before ends, by the durations and as given
+    begin = 0
+    for place in [*places, len(times)]:
+        scale = 1.0
+        if place < len(times):
+            room, wanted = float(given[place, 0]) - after, float(times[place, 0]) - before
+            scale = max(0.0, room) / wanted if wanted > 0 else 0.0
+        times[begin:place] = after + (times[begin:place] - before) * scale
+        if place < len(times):
+            before, after, begin = float(times[place, 1]), float(given[place, 1]), place + 1
+            times[place] = given[place]

@@ -11,7 +11,11 @@ from saved_models import save_model
 from token_fixtures import INFO, make_tokens
 
 from rvqlm.bin import evaluate
-from rvqlm.data.conditions import load_info
+from rvqlm.data.conditions import ConditionSet, load_info
+from rvqlm.data.index import TokenDataset
+from rvqlm.data.loader import TokenLoader
+from rvqlm.data.plan import PlanConfig
+from rvqlm.metrics.losses import evaluate_batches
 from rvqlm.models.factory import build_model
 
 SHAPE = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1}
@@ -60,6 +64,9 @@ def test_told_times_are_said(tokens, tmp_path, capsys):
     save_model(build_model("codec-lm", shape, INFO, {"text": info}), exp / "best.pt")
     assert run(exp, tokens) == 2
     assert "text-times_test.bin not found; run rvqlm align" in capsys.readouterr().err
+    assert run(exp, tokens, "--without", "text") == 0  # needs none
+    found = json.loads((exp / "eval_test_without_text.json").read_text())
+    assert found["conditions"] == [] and "duration_nats" not in found
     make_times(tokens, "test")
     assert run(exp, tokens) == 0
     found = json.loads((exp / "eval_test.json").read_text())
@@ -91,3 +98,49 @@ def test_other_families_have_no_maskings(tokens, tmp_path, capsys):
     exp = save(tmp_path / "coarse", "valle", train_stage=1)
     assert run(exp, tokens) == 2
     assert "level 1, 2 is not trained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["masked", "codec-lm"])
+def test_as_if_it_were_not_given_a_text(tokens, tmp_path, name, capsys):
+    """The same as of batches whose text is dropped, in a file of its own."""
+    make_steps(tokens, "text", "test")
+    make_steps(tokens, "midi", "test")
+    infos = {kind: load_info(tokens, kind, "") for kind in ("text", "midi")}
+    torch.manual_seed(0)
+    model = build_model(name, {**SHAPE, "conditions": ("text", "midi")}, INFO, infos)
+    for parameter in model.parameters():  # so that a text has an effect
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_model(model, tmp_path / "exp/best.pt", ema=False)
+    exp = tmp_path / "exp"
+    assert run(exp, tokens, "--precision", "fp32") == 0
+    whole = (exp / "eval_test.json").read_bytes()
+    capsys.readouterr()
+    assert run(exp, tokens, "--precision", "fp32", "--without", "text") == 0
+    assert "given midi, without text" in capsys.readouterr().out
+    assert (exp / "eval_test.json").read_bytes() == whole
+    found = json.loads((exp / "eval_test_without_text.json").read_text())
+    assert found["without"] == ["text"] and found["conditions"] == ["midi"]
+    assert json.loads(whole)["without"] == []
+
+    dataset = TokenDataset.open(tokens, "test")
+    conditions = ConditionSet.open(dataset, ["text", "midi"])
+    loader = TokenLoader(dataset, PlanConfig().for_validation(), seed=0, conditions=conditions)
+    nats = []
+    for keep in (False, True):
+        batches = list(loader.epoch_batches())
+        for batch in batches:
+            text = batch.conditions["text"]
+            if not keep:
+                batch.conditions["text"] = text._replace(lengths=0 * text.lengths)
+        totals = evaluate_batches(model, batches, INFO, torch.device("cpu"), torch.float32)
+        nats.append(totals.metrics(INFO.frame_rate)["nats"])
+    assert found["nats"] == pytest.approx(nats[0], rel=1e-5)
+    assert json.loads(whole)["nats"] == pytest.approx(nats[1], rel=1e-5)
+    assert abs(nats[0][0] - nats[1][0]) > 2e-4
+
+    assert run(exp, tokens, "--without", "source") == 2
+    said = capsys.readouterr().err
+    assert "--without source: the model was trained only with text, midi" in said
+    assert run(exp, tokens, "--without", "midi", "text", "--precision", "fp32") == 0
+    found = json.loads((exp / "eval_test_without_midi_text.json").read_text())
+    assert found["conditions"] == []

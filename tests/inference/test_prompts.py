@@ -123,7 +123,7 @@ def test_notes_of_held_out_cuts_up_to_where_is_generated(tmp_path):
     model = SimpleNamespace(conditions=infos, info=TOKENS)
 
     def lengths(*frames):
-        found = conditions_of(dataset, [0, 1], model, 0, 3.0, *frames)
+        found = conditions_of(dataset, [0, 1], model, 0, ConditionArgs(), *frames)
         return [len(given.values["midi"]) for given in found]
 
     times = [read_midi(tmp_path / f"midi/cut-{n:04d}.mid").notes.time for n in range(2)]

@@ -17,7 +17,13 @@ from rvqlm.checkpoints.file import load_checkpoint, save_checkpoint
 from rvqlm.codecs import registry
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.data.mapped import column_path
 from rvqlm.data.plan import Items
+from rvqlm.data.ragged import Ragged
+from rvqlm.data.text_times import TextTimes
+from rvqlm.files import write_json
+from rvqlm.frontends.symbols import SymbolTable
+from rvqlm.frontends.text import TextFrontEnd, TextSettings
 from rvqlm.inference.files import read_sample
 from rvqlm.inference.training_samples import SampleWriter
 from rvqlm.models.factory import build_model, config_dict
@@ -224,16 +230,28 @@ def test_conditions_of_the_recordings_are_given(tokens, tmp_path, capfd):
             assert torch.equal(found, expected[kind].values[n, :length].long())
 
 
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_generate_makes_the_same_samples(tokens, tmp_path, conditioned):
+def make_spoken(folder, dataset):
+    """Texts of letters in all cuts of a split but for each seventh, each symbol 40 ms long."""
+    rows = make_steps(folder, "text", "valid")
+    letters = (chr(0x100 + n) for n in range(39))
+    front_end = TextFrontEnd(TextSettings("chars"), SymbolTable.of(letters))
+    write_json(folder / "text.json", front_end.info(4.0).to_dict())
+    column = Ragged.open(column_path(folder, "text", "valid"), dataset.fingerprint)
+    edges = [np.arange(len(row) + 1) * 0.04 for row in rows]
+    TextTimes.write(dataset, column, [np.stack([e[:-1], e[1:]], 1) for e in edges])
+
+
+@pytest.mark.parametrize("kinds", [(), ("midi", "prompt"), ("text",)])
+def test_generate_makes_the_same_samples(tokens, tmp_path, kinds):
     folder = shutil.copytree(tokens, tmp_path / "tokens")
     make_steps(folder, "midi", "valid")
     flags = {"sample_count": 2, "sample_temperature": 0.8, "sample_top_k": 9}
     writer, _, dataset = make(folder, tmp_path, **flags)
     torch.manual_seed(0)
-    kinds = ("midi", "prompt") if conditioned else ()
-    infos = ConditionSet.open(dataset, list(kinds), prompt_frames=9, seed=1).infos
-    model = build_model("codec-lm", {**SMALL, "conditions": kinds}, dataset.info, infos)
+    if spoken := "text" in kinds:
+        make_spoken(folder, dataset)
+    read = ConditionSet.open(dataset, list(kinds), prompt_frames=9, seed=1, aligned=spoken)
+    model = build_model("codec-lm", {**SMALL, "conditions": kinds}, dataset.info, read.infos)
     paths = writer.write(model, 7)
     save_model(model, tmp_path / "best.pt", step=7)
     frame = 1 / float(dataset.info.frame_rate)
@@ -243,7 +261,7 @@ def test_generate_makes_the_same_samples(tokens, tmp_path, conditioned):
     ]
     cuts = ["--manifest-dir", folder, "--split", "valid", "--num-prompts", 2]
     continued = [*cuts, "--prompt-seconds", 0.3, "--seconds", 0.3]
-    alone = [*cuts, "--prompt-seconds", 0] if conditioned else ["--num-samples", 2]
+    alone = [*cuts, "--prompt-seconds", 0] if kinds else ["--num-samples", 2]
     for more in (continued, [*alone, "--seconds", 0.6]):
         assert rvqlm.bin.generate.main([str(w) for w in [*words, *more]]) == 0
     made = sorted((tmp_path / "made").glob("*.wav"))
@@ -257,6 +275,11 @@ def test_generate_makes_the_same_samples(tokens, tmp_path, conditioned):
         assert set(mine) - set(its) == {"temperature", "top_k"}
         common = set(mine) & set(its) - timings
         assert {k: mine[k] for k in common} == {k: its[k] for k in common}
+        if spoken:  # known of the prompt, and predicted
+            times = [end - begin for _, begin, end in mine["alignment"]]
+            known = 8 if mine["prompt_seconds"] else 0
+            assert times[:known] == pytest.approx([0.04] * known)
+            assert all(time > 0.05 for time in times[known:]) and len(times) > known
 
 
 def test_ctrl_c_is_not_swallowed_and_the_mode_is_as_it_was(tokens, tmp_path):
