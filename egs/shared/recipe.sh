@@ -117,10 +117,11 @@ say_sentences() {
   fi
 }
 
-# recognize_samples STAGE: what the recogniser makes of the recordings of the test split, through the
-# codec, and of the samples.
+# recognize_samples STAGE: what the recogniser makes of the recordings of the test split, as their codes
+# are and decoded and encoded again, and of the samples.
 recognize_samples() {
   if begin_stage "$1" "Listen"; then
+    rvqlm recognize --recognizer "$exp_dir/recognizer" --manifest-dir "$tokens" --split test
     rvqlm recognize --recognizer "$exp_dir/recognizer" --manifest-dir "$tokens" --split test \
       --through-audio
     rvqlm recognize --recognizer "$exp_dir/recognizer" --samples "$exp_dir/samples"
