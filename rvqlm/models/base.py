@@ -79,6 +79,8 @@ class TokenModel(nn.Module):
     """Whether it predicts codes at all."""
     exact_likelihood: bool = False
     """Whether the loss estimates the entropy of the codes; otherwise it bounds it from above."""
+    judged_by: ClassVar[str] = "loss"
+    """The figure of a validation whose lowest value makes the best checkpoint."""
     stage: int = 0
     """Of a family that is trained in stages, which; see `rvqlm.training.run`."""
     progress: float = 0.0

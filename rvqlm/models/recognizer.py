@@ -118,6 +118,7 @@ class Recognizer(TokenModel):
 
     name = "recognizer"
     generates = False
+    judged_by = "error_rate"  # which still falls when the loss, of too sure a model, has long risen
 
     def __init__(self, config: RecognizerConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)

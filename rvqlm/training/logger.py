@@ -200,6 +200,7 @@ def valid_line(step: int, values: dict) -> str:
     bits = values["bits_per_second"]
     return (
         f"step {step} valid {values['loss']:.4f} nats/code"
+        + (f", {100 * values['error_rate']:.1f} % errors" if "error_rate" in values else "")
         + (f", {bits:,.0f} bits/s" if bits is not None else "")
         + (" (best)" if values["best"] else "")
     )

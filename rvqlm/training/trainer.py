@@ -311,7 +311,7 @@ class Trainer:
         self.epoch_meter = Meter(self.info.num_codebooks, self.device)
 
     def _validate(self) -> bool:
-        """Loss of the averaged weights on the validation split; whether it is the lowest yet."""
+        """Loss of the averaged weights on the validation split; whether they are the best yet."""
         self._beat("validation")
         began = time.monotonic()
         most = self.config.log.valid_max_batches or None
@@ -327,9 +327,11 @@ class Trainer:
             return False
         self.schedule.observe(loss)
         # averages may look well when the weights below them have diverged already
-        improved = loss < self.best["loss"] and not self.guard.in_a_row
+        name, unknown = self.model.judged_by, float("inf")
+        found, best = ((of.get(name, unknown), of["loss"]) for of in (values, self.best))
+        improved = found < best and not self.guard.in_a_row
         if improved:
-            self.best = {"loss": loss, "step": self.step}
+            self.best = {"loss": loss, name: found[0], "step": self.step}
         self.validated = {"step": self.step, "loss": loss}
         values |= {"elapsed": self.elapsed, "seconds": time.monotonic() - began, "best": improved}
         self.log.write("valid", self.step, self.train.epoch, values)

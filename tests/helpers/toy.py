@@ -35,6 +35,7 @@ class ToyModel(nn.Module):
     """Predicts each frame from the one before."""
 
     name = "toy"
+    judged_by = "loss"
     exact_likelihood = False
     stage = 0
     conditions: dict = {}

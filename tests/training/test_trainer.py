@@ -167,6 +167,36 @@ def test_minutes_before_an_interruption_count(tmp_path):
     assert 45.3 <= resumed.elapsed < 50
 
 
+def test_the_best_is_what_the_model_is_judged_by(tmp_path, monkeypatch):
+    """The lowest error rate; among equals the lowest loss, which alone decides elsewhere."""
+    figures = [(3.0, 0.5), (2.0, 0.5), (1.0, 0.6), (2.5, 0.4), (2.5, 0.4)]
+
+    def run(name, **attributes):
+        given = iter(figures)
+
+        class Totals:
+            def reduce(self, function):
+                pass
+
+            def metrics(self, rate):
+                loss, errors = next(given)
+                found = {"loss": loss, "error_rate": errors, "bits_per_second": None}
+                return found | {"nats": [], "accuracy": [], "perplexity": 1.0}
+
+        monkeypatch.setattr("rvqlm.training.trainer.evaluate_batches", lambda *args: Totals())
+        flags = toy_flags(tmp_path / name, max_steps=5, valid_every_steps=1)
+        trainer = toy_trainer(flags)
+        for key, value in attributes.items():
+            setattr(trainer.model, key, value)
+        trainer.fit()
+        return trainer.best
+
+    best = run("errors", judged_by="error_rate")
+    assert best == {"loss": 2.5, "error_rate": 0.4, "step": 4}
+    assert load_checkpoint(tmp_path / "errors" / "best.pt")["step"] == 4
+    assert run("loss") == {"loss": 1.0, "step": 3}
+
+
 def test_learns_and_averages(tmp_path):
     trainer = toy_trainer(toy_flags(tmp_path, base_lr=0.03, max_steps=60))
     trainer.fit()
