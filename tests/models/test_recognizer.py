@@ -1,11 +1,13 @@
 """recognizer: its loss by brute force, what may not change it, and that it learns to recognise."""
 
+import dataclasses
 from itertools import groupby, product
 
 import pytest
 import torch
 
 from rvqlm.batch import Batch
+from rvqlm.checkpoints.file import differing_flags
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
@@ -263,3 +265,10 @@ def test_prior_on_alignments_fades_and_is_never_measured():
     far = with_prior._far_off(torch.tensor([24]), torch.tensor([[2]]), real, 12)[0]
     assert far[:, 0].abs().max() == 0 and int(far[:, 2].argmin()) in (5, 6)
     assert (far[:, [1, 3, 4]] == 30).all()
+
+
+def test_a_run_of_before_a_flag_goes_on_with_its_default():
+    before = dataclasses.asdict(RecognizerConfig())
+    del before["convolution"]
+    assert not differing_flags(RecognizerConfig(), before)
+    assert differing_flags(RecognizerConfig(convolution=9), before) == ["--convolution was 0, is 9"]
