@@ -43,10 +43,10 @@ source "$here/../shared/recipe.sh"
 
 if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
-  config=conf/quick.yaml name=quick-seed$seed sentences=${sentences:-4} num_samples=2
+  config=conf/tts_quick.yaml name=quick-seed$seed sentences=${sentences:-4} num_samples=2
 else
   hours=${hours:-2} train_minutes=${train_minutes:-6} listen_minutes=${listen_minutes:-1}
-  config=conf/main.yaml name=${hours}h-${train_minutes}min-seed$seed sentences=${sentences:-16}
+  config=../shared/conf/tts.yaml name=${hours}h-${train_minutes}min-seed$seed sentences=${sentences:-16}
   num_samples=4
 fi
 require_number hours train_minutes listen_minutes

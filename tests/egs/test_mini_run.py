@@ -1,4 +1,4 @@
-"""egs/mini/run.sh from speech synthesis to the report, on six minutes of speech."""
+"""egs/mini/run.sh from speech synthesis to the report, on nine minutes of speech."""
 
 import json
 import subprocess
@@ -22,39 +22,56 @@ def run(*args: str, cwd: Path, script: str = "run.sh") -> str:
     return done.stdout + done.stderr
 
 
+# folders as a person would give them: relative to where they are
+QUICK = ("--quick", "--hours", "0.15", "--voices", "m1-us f4-gb", "--voice", "f4-gb",
+         "--say", "Nine yellow boats.", "--train-minutes", "0.1", "--listen-minutes", "0.1",
+         "--sentences", "2", "--data-dir", "data", "--exp-dir", "exp")  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    """A folder in which the recipe ran, and what it printed."""
+    """A folder in which the recipe ran with two voices, and what it printed."""
     folder = tmp_path_factory.mktemp("mini")
-    # folders as a person would give them: relative to where they are
-    args = ("--quick", "--hours", "0.15", "--train-minutes", "0.1",
-            "--data-dir", "data", "--exp-dir", "exp")  # fmt: skip
-    return folder, run(*args, "--stage", "1", cwd=folder)
+    return folder, run(*QUICK, "--stage", "1", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def all_voices(tmp_path_factory) -> Path:
+    """A folder with the tokens of all voices."""
+    folder = tmp_path_factory.mktemp("voices")
+    args = ("--hours", "0.15", "--data-dir", "data", "--stop-stage", "4")
+    run(*args, cwd=folder, script="prepare.sh")
+    return folder
 
 
 def test_everything_is_there(finished):
     folder, output = finished
     page = (folder / "exp" / "report.html").read_text(encoding="utf-8")
-    assert "Not on this page yet" not in page
-    assert page.count("data:audio/flac") == 8  # two recordings three ways, two unprompted
+    assert "Not on this page yet" not in page and "Nine yellow boats." in page
     assert f"{folder}/exp/report.html" in output
 
-    evaluation = json.loads((folder / "exp" / "eval_test.json").read_text())
-    assert 2000 < evaluation["bits_per_second"] < 4100
-    assert len(evaluation["nats"]) == 8
-    for path in (folder / "exp" / "samples").glob("*.json"):
+    for name, given in (("eval_test", ["text and its times", "prompt"]),
+                        ("eval_test_without_text_prompt", [])):  # fmt: skip
+        evaluation = json.loads((folder / "exp" / f"{name}.json").read_text())
+        assert 1500 < evaluation["bits_per_second"] < 4100
+        assert len(evaluation["nats"]) == 8 and evaluation["conditions"] == given
+    kinds = []
+    for path in (folder / "exp" / "samples").glob("*-*.json"):
         about = json.loads(path.read_text())
-        assert about["silence_ratio"] < 0.9
         assert about["seconds"] > 0.5
+        kinds.append(about["kind"])
+        if about["conditions"].get("text") == "Nine yellow boats.":
+            assert "audio/f4-gb/f4-gb-" in about["conditions"]["prompt"]
+    assert sorted(kinds) == ["conditioned"] * 3 + ["continuation"] * 2 + ["unprompted"] * 2
 
     stages = [line.split("\t") for line in (folder / "exp" / "stages.tsv").read_text().splitlines()]
-    assert [s[0] for s in stages] == ["1", "2", "3", "4", "5"]
+    assert [s[0] for s in stages] == ["1", "2", "3", "4", "5", "6", "7", "8"]
 
 
-def test_splits_share_no_voice(finished):
+def test_splits_share_no_voice(all_voices):
     from rvqlm.data.index import read_manifest
 
-    folder, _ = finished
+    folder = all_voices
     voices = {
         split: {
             segment["speaker"].split("-")[0]
@@ -73,15 +90,13 @@ def test_again_does_nothing_twice(finished):
             folder / "exp" / "best.pt"]  # fmt: skip
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert len(before) > 20
-    args = ("--quick", "--hours", "0.15", "--train-minutes", "0.1",
-            "--data-dir", "data", "--exp-dir", "exp")  # fmt: skip
-    output = run(*args, "--stage", "1", "--stop-stage", "3", cwd=folder)
-    assert "training is finished" in output
+    output = run(*QUICK, "--stage", "1", "--stop-stage", "4", cwd=folder)
+    assert output.count("training is finished") == 2
     assert before == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_families_side_by_side(finished):
-    folder, _ = finished
+def test_families_side_by_side(all_voices):
+    folder = all_voices
     page = folder / "PAGE.md"
     page.write_text("By hand.\n")
     args = ("--quick", "--families", "depth masked", "--hours", "0.15", "--train-minutes", "0.02",
@@ -120,10 +135,10 @@ def test_families_side_by_side(finished):
     assert page.read_text() == once
 
 
-def test_quick_recipe_learns_as_much_as_ever(finished):
+def test_quick_recipe_learns_as_much_as_ever(all_voices):
     """A floor under the quality, not only under the settings: steps, not minutes, so that it is the
     same on any machine up to rounding (and the synthesiser's and codec's on another CPU)."""
-    folder, _ = finished
+    folder = all_voices
     args = ["--manifest-dir", "data/tokens", "--exp-dir", "floor", "--max-steps", "40"]
     args += ["--precision", "fp32", "--max-duration", "20"]
     command = ["rvqlm", "train", "--config", RECIPE / "conf/quick.yaml", *args]

@@ -20,5 +20,5 @@ def test_text_to_speech_and_back(tmp_path):
     assert "error rate" in output
     page = (tmp_path / "exp/report.html").read_text(encoding="utf-8")
     assert "The old captain" in page
-    again = run(*args, "--stop-stage", "3", cwd=tmp_path, script="tts.sh")
+    again = run(*args, "--stop-stage", "4", cwd=tmp_path, script="tts.sh")
     assert again.count("training is finished") == 2
