@@ -23,7 +23,7 @@ def run(*args: str, cwd: Path, script: str = "run.sh") -> str:
 
 
 # folders as a person would give them: relative to where they are
-QUICK = ("--quick", "--hours", "0.15", "--voices", "m1-us f4-gb", "--voice", "f4-gb",
+QUICK = ("--quick", "--hours", "0.15", "--voices", "m1-us f4-us", "--voice", "f4-us",
          "--say", "Nine yellow boats.", "--train-minutes", "0.1", "--listen-minutes", "0.1",
          "--sentences", "2", "--data-dir", "data", "--exp-dir", "exp")  # fmt: skip
 
@@ -51,7 +51,7 @@ def test_everything_is_there(finished):
     assert f"{folder}/exp/report.html" in output
 
     for name, given in (("eval_test", ["text and its times", "prompt"]),
-                        ("eval_test_without_text_prompt", [])):  # fmt: skip
+                        ("eval_test_without_prompt_text", [])):  # fmt: skip
         evaluation = json.loads((folder / "exp" / f"{name}.json").read_text())
         assert 1500 < evaluation["bits_per_second"] < 4100
         assert len(evaluation["nats"]) == 8 and evaluation["conditions"] == given
@@ -61,7 +61,7 @@ def test_everything_is_there(finished):
         assert about["seconds"] > 0.5
         kinds.append(about["kind"])
         if about["conditions"].get("text") == "Nine yellow boats.":
-            assert "audio/f4-gb/f4-gb-" in about["conditions"]["prompt"]
+            assert "audio/f4-us/f4-us-" in about["conditions"]["prompt"]
     assert sorted(kinds) == ["conditioned"] * 3 + ["continuation"] * 2 + ["unprompted"] * 2
 
     stages = [line.split("\t") for line in (folder / "exp" / "stages.tsv").read_text().splitlines()]
