@@ -8,7 +8,7 @@
 #   --voices "A B"       of these speakers of local/speakers.py (default m1-us: with one voice a few
 #                        minutes of training are enough)
 #   --train-minutes M    minutes of training of the speaking model (default 8; quick: 0.5)
-#   --listen-minutes M   minutes of training of the recogniser (default 5; quick: 0.3)
+#   --listen-minutes M   minutes of training of the recogniser (default 3; quick: 0.3)
 #   --config FILE        the model (default ../shared/conf/tts.yaml; quick: conf/tts_quick.yaml)
 #   --sentences N        held-out sentences to say (default 32; quick: 4)
 #   --say TEXT           a sentence of your own
@@ -43,7 +43,7 @@ if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
   default_config=conf/tts_quick.yaml name=tts-quick-seed$seed sentences=${sentences:-4}
 else
-  hours=${hours:-2} train_minutes=${train_minutes:-8} listen_minutes=${listen_minutes:-5}
+  hours=${hours:-2} train_minutes=${train_minutes:-8} listen_minutes=${listen_minutes:-3}
   default_config=../shared/conf/tts.yaml name=tts-${train_minutes}min-seed$seed sentences=${sentences:-32}
 fi
 require_number hours train_minutes listen_minutes

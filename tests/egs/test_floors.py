@@ -180,7 +180,7 @@ def test_rows_are_of_files():
     [
         # 15 minutes of speech are memorised within a minute of training; 6 hours in 3.2 epochs
         ("mini/run.sh", {"hours": 2, "train_minutes": 6, "listen_minutes": 1}),
-        ("mini/tts.sh", {"hours": 2, "train_minutes": 8, "listen_minutes": 5}),
+        ("mini/tts.sh", {"hours": 2, "train_minutes": 8, "listen_minutes": 3}),
         ("shared/recipe.sh", {"cfg-scale": 3}),
         ("mini/compare.sh", {"hours": 6, "train_minutes": 4}),
     ],
