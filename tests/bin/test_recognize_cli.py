@@ -194,7 +194,7 @@ def train_texts(tokens, front_end):
 def test_a_bigram_is_heard_in_what_is_written_and_said(
     experiment, tokens, samples, train_texts, capsys
 ):
-    folder, said = tokens
+    folder = tokens[0]
     words = ["--recognizer", experiment, "--manifest-dir", folder]
     count = train_texts("adadadadadadadadadadadad")
     out = {w: folder / f"{w}.json" for w in ("0", "0.2", "30")}

@@ -24,7 +24,7 @@ def written(decisions):
 def score(log_probs, way, bigram):
     text = [0, *written(way), 0]
     heard = sum(float(log_probs[t, v]) for t, v in enumerate(way))
-    return heard + bigram.weight * sum(bigram.log_probs[u, v] for u, v in zip(text, text[1:]))
+    return heard + bigram.weight * bigram.log_probs[text[:-1], text[1:]].sum()
 
 
 def test_the_best_of_all_ways():
