@@ -7,7 +7,7 @@
 The first transcribes samples of rvqlm generate that were given a text; the second real recordings,
 which is what the first is to be compared with. A recogniser is trained with ``rvqlm trainer
 --model-name recognizer``. Writes recognition.json beside the samples, EXP/recognition_SPLIT.json
-for a split.
+for a split; with --bigram, ..._bigram.json, which reports do not take for what was heard.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rvqlm.frontends.text import TextFrontEnd
 from rvqlm.inference.recognize import (
     RecognizeConfig,
     find_samples,
+    read_bigram,
     recognize_cuts,
     recognize_samples,
 )
@@ -43,36 +44,44 @@ def _run(argv: Sequence[str] | None) -> int:
             f"--recognizer {path}: this is a {model.name}; train a recogniser with rvqlm trainer "
             "--model-name recognizer"
         )
+    with_bigram = "_bigram" if config.bigram else ""
     if config.samples:
         wavs = find_samples(config.samples)
-        out = wavs[0].parent / "recognition.json"
+        out = wavs[0].parent / f"recognition{with_bigram}.json"
     else:
         suffix = "_audio" if config.through_audio else ""
-        out = (path if path.is_dir() else path.parent) / f"recognition_{config.split}{suffix}.json"
+        name = f"recognition_{config.split}{suffix}{with_bigram}.json"
+        out = (path if path.is_dir() else path.parent) / name
     out = Path(config.out) if config.out else out
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: no folder {out.parent}; make it first")
+    bigram, about_bigram = read_bigram(config, model, str(path))
     if config.samples:
         about = {"samples": list(config.samples)}
-        found = recognize_samples(wavs, model, config.codec or None, device)
+        found = recognize_samples(wavs, model, config.codec or None, device, bigram)
     else:
         about = {
             "manifest_dir": config.manifest_dir,
             "split": config.split,
             "through_audio": config.through_audio,
         }
-        found = recognize_cuts(config, model, str(path), device)
+        found = recognize_cuts(config, model, str(path), device, bigram)
     front_end = TextFrontEnd.from_info(model.conditions["text"])
     rows = [item.row(front_end.decode, front_end.table.__getitem__) for item in found]
     for row in rows if config.samples else ():
         errors, symbols = counted(row["errors"], "error"), counted(row["symbols"], "symbol")
         print(f"{row['name']}  {errors} in {symbols}")
         print(f"  reference   {row['reference']}\n  recognized  {row['recognized']}")
+    if about_bigram:
+        texts = counted(about_bigram["texts"], "text")
+        print(f"decoded with a bigram of {texts}, weight {config.bigram:g}: no judgement of speech")
     summary = summarize(found)
     print(describe(summary))
     result = {
         **about,
         **summary,
+        "decoding": "bigram" if bigram else "greedy",
+        "bigram": about_bigram,
         "recognizer": str(path),
         "step": int(state["step"]),
         "codec": model.info.to_dict(),

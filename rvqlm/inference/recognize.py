@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,16 @@ from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
+from rvqlm.data.mapped import column_path
 from rvqlm.data.plan import Items
+from rvqlm.data.ragged import Ragged
 from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
 from rvqlm.frontends.pauses import words_of
 from rvqlm.frontends.text import TextFrontEnd
 from rvqlm.inference.files import read_sample
 from rvqlm.inference.model_args import ModelArgs
+from rvqlm.metrics.bigram import Bigram, bigram_log_probs
 from rvqlm.metrics.recognition import Recognized
 from rvqlm.models.recognizer import Recognizer
 
@@ -49,6 +53,11 @@ class RecognizeConfig:
     """Only the first so many cuts; 0: all."""
     through_audio: bool = False
     """Decode the cuts and encode them again, as happens to samples."""
+    bigram: float = 0.0
+    """Weight of which symbols follow each other in the texts to train on, beside what is heard.
+    It repairs what was heard, and so is for writing down, not for judging; 0: heard alone."""
+    bigram_from: str = ""
+    """Token directory with these texts; empty: --manifest-dir."""
     codec: str = ""
     """The recogniser's codec, by name or directory; empty: the one named in the checkpoint."""
     out: str = ""
@@ -63,10 +72,39 @@ class RecognizeConfig:
             problems.append("--through-audio is for cuts of --manifest-dir; samples are audio")
         if self.samples and self.num:
             problems.append("--num is for cuts of --manifest-dir")
+        if not 0 <= self.bigram < inf:
+            problems.append(f"--bigram {self.bigram}: at least 0")
+        if self.bigram and self.samples and not self.bigram_from:
+            problems.append("--bigram with --samples: give --bigram-from, a token directory")
+        if self.bigram_from and not self.bigram:
+            problems.append("--bigram-from is for --bigram; give its weight, such as 0.5")
         if self.num < 0:
             problems.append(f"--num {self.num}: at least 0")
         if problems:
             raise UserError("; ".join(problems))
+
+
+def read_bigram(
+    config: RecognizeConfig, model: Recognizer, checkpoint: str
+) -> tuple[Bigram, dict] | tuple[None, None]:
+    """The bigram of the texts to train on, and what to say of it; None for each without one.
+
+    :param checkpoint: path of the model, for messages.
+    :raises UserError: no such texts, or of another table than the recogniser's.
+    """
+    if not config.bigram:
+        return None, None
+    directory, split = config.bigram_from or config.manifest_dir, "train"
+    dataset = TokenDataset.open(directory, split)
+    info = ConditionSet.open(dataset, ["text"]).infos["text"]
+    model.conditions["text"].require_same(info, checkpoint, directory)
+    column = Ragged.open(column_path(dataset.directory, "text", split), dataset.fingerprint)
+    rows = np.flatnonzero(column.lengths).tolist()
+    if not rows:
+        raise UserError(f"{directory}: no cut of split {split!r} has a text to count a bigram of")
+    log_probs = bigram_log_probs((column.read(r)[:, 0] for r in rows), model.num_symbols)
+    about = {"weight": config.bigram, "from": directory, "split": split, "texts": len(rows)}
+    return Bigram(log_probs, config.bigram), about
 
 
 class _Item(NamedTuple):
@@ -93,17 +131,21 @@ def in_batches(items: Iterable, size: Callable[[Any], int], most: float) -> Iter
         yield batch
 
 
-def _recognize(model: Recognizer, items: Iterable[_Item]) -> Iterator[Recognized]:
+def _recognize(
+    model: Recognizer, items: Iterable[_Item], bigram: Bigram | None
+) -> Iterator[Recognized]:
     """Transcripts of `items` in their order, in batches of `BATCH_SECONDS` with their padding."""
     most_frames = BATCH_SECONDS * float(model.info.frame_rate)
     for batch in in_batches(items, lambda item: len(item.codes), most_frames):
-        yield from _recognize_batch(model, batch)
+        yield from _recognize_batch(model, batch, bigram)
 
 
-def _recognize_batch(model: Recognizer, batch: list[_Item]) -> Iterator[Recognized]:
+def _recognize_batch(
+    model: Recognizer, batch: list[_Item], bigram: Bigram | None
+) -> Iterator[Recognized]:
     lengths = torch.tensor([len(item.codes) for item in batch])
     codes = torch.nn.utils.rnn.pad_sequence([i.codes for i in batch], batch_first=True)
-    for item, symbols in zip(batch, model.recognize(codes, lengths)):
+    for item, symbols in zip(batch, model.recognize(codes, lengths, bigram)):
         yield Recognized(item.name, item.reference, symbols)
 
 
@@ -139,11 +181,16 @@ def find_samples(given: Sequence[str]) -> list[Path]:
 
 
 def recognize_samples(
-    wavs: list[Path], model: Recognizer, codec: str | None, device: torch.device
+    wavs: list[Path],
+    model: Recognizer,
+    codec: str | None,
+    device: torch.device,
+    bigram: Bigram | None = None,
 ) -> list[Recognized]:
     """Transcripts of samples, encoded whole by the recogniser's codec.
 
     :param codec: its name or directory; None: the one named in the checkpoint.
+    :param bigram: to decode with.
     :raises UserError: a text that the recogniser's symbols cannot write.
     """
     front_end = TextFrontEnd.from_info(model.conditions["text"])
@@ -160,7 +207,7 @@ def recognize_samples(
             codes = encode_whole(loaded, torch.from_numpy(audio)).codes
             yield _Item(str(wav), codes, reference)
 
-    return list(_recognize(model, items()))
+    return list(_recognize(model, items(), bigram))
 
 
 def reference_of(wav: Path, front_end: TextFrontEnd) -> list[int]:
@@ -191,11 +238,16 @@ def _text_of(wav: Path) -> dict:
 
 
 def recognize_cuts(
-    config: RecognizeConfig, model: Recognizer, checkpoint: str, device: torch.device
+    config: RecognizeConfig,
+    model: Recognizer,
+    checkpoint: str,
+    device: torch.device,
+    bigram: Bigram | None = None,
 ) -> list[Recognized]:
     """Transcripts of the cuts of a split that have a text, from their stored codes.
 
     :param checkpoint: path of the model, for messages.
+    :param bigram: to decode with.
     :raises UserError: tokens or text of another kind than the recogniser's, or no text.
     """
     manifest_dir, split, through_audio = config.manifest_dir, config.split, config.through_audio
@@ -233,5 +285,5 @@ def recognize_cuts(
         return encode_whole(encoder, audio).codes
 
     rows = bar(references, "recognize")
-    found = _recognize(model, (_Item(names[r], read(r), references[r]) for r in rows))
+    found = _recognize(model, (_Item(names[r], read(r), references[r]) for r in rows), bigram)
     return [item for _, item in sorted(zip(references, found))]

@@ -33,6 +33,7 @@ from rvqlm.batch import Batch, mask_of
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
+from rvqlm.metrics.bigram import Bigram
 from rvqlm.metrics.recognition import edit_distances
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig
@@ -237,11 +238,14 @@ class Recognizer(TokenModel):
         return far
 
     @torch.no_grad()
-    def recognize(self, codes: Tensor, lengths: Tensor | None = None) -> list[list[int]]:
+    def recognize(
+        self, codes: Tensor, lengths: Tensor | None = None, bigram: Bigram | None = None
+    ) -> list[list[int]]:
         """The most likely symbol of each decision, repetitions and blanks left out.
 
         :param codes: (B, T, K) integers.
         :param lengths: (B,) valid frames; all T by default.
+        :param bigram: the likeliest decisions by it and the model together, instead.
         :return: symbol ids of each item, without 0.
         """
         device = self.head.weight.device
@@ -250,7 +254,10 @@ class Recognizer(TokenModel):
         training = self.training
         self.eval()
         try:
-            return greedy(*self.log_probs(codes.to(device), lengths.to(device)))
+            found = self.log_probs(codes.to(device), lengths.to(device))
+            if bigram is None:
+                return greedy(*found)
+            return bigram.transcribe(*(value.cpu().numpy() for value in found))
         finally:
             self.train(training)
 

@@ -28,6 +28,7 @@ class _Optional(TypedDict, total=False):
     identified: Annotated[list[Count], Meta(min_length=2, max_length=2)] | None
     chance: Finite | None
     command: str | None
+    decoding: str
     recognizer: str
     rows: list[_Row]
 
@@ -60,6 +61,8 @@ class Recognition:
         if not path.exists():
             return None
         found = read_json(path, REMEDY, type=_Recognition)
+        if (decoding := found.get("decoding", "greedy")) != "greedy":
+            label += f", decoded with a {decoding}"
         names = ("error_rate", "interval", "items", "identified", "chance", "command")
         return cls(label, *(found.get(name) for name in names), found.get("rows", []))
 

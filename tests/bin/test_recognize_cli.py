@@ -22,6 +22,7 @@ from rvqlm.inference.recognize import reference_of
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import config_dict
 from rvqlm.models.recognizer import Recognizer, RecognizerConfig
+from rvqlm.reports.recognition import Recognition
 
 LEVELS = 2
 RATE = 16000
@@ -175,6 +176,77 @@ def test_cuts_from_their_codes_and_through_audio(experiment, tokens, capsys):
     assert again["error_rate"] < 0.25 < again["chance"]
     assert recognize(*words, "--num", 2, "--out", folder / "two.json") == 0
     assert json.loads((folder / "two.json").read_text())["rows"] == result["rows"][:2]
+
+
+@pytest.fixture
+def train_texts(tokens, front_end):
+    """Writes the texts of the split to train on, all the same one."""
+
+    def write(text):
+        dataset = TokenDataset.open(tokens[0], "train")
+        rows = [front_end.encode(text) if text else np.array([], int)] * len(dataset)
+        write_ragged(tokens[0] / "text_train.bin", rows, 1, dataset.fingerprint)
+        return len(dataset)
+
+    return write
+
+
+def test_a_bigram_is_heard_in_what_is_written_and_said(
+    experiment, tokens, samples, train_texts, capsys
+):
+    folder = tokens[0]
+    words = ["--recognizer", experiment, "--manifest-dir", folder]
+    count = train_texts("adadadadadadadadadadadad")
+    out = {w: folder / f"{w}.json" for w in ("0", "0.2", "30")}
+    for weight, path in out.items():
+        assert recognize(*words, "--bigram", weight, "--out", path) == 0
+    shown = capsys.readouterr().out
+    results = {weight: json.loads(path.read_text()) for weight, path in out.items()}
+    greedy = results["0"]
+    assert (greedy["decoding"], greedy["bigram"]) == ("greedy", None)
+    assert results["0.2"]["decoding"] == "bigram"
+    about = {"weight": 0.2, "from": str(folder), "split": "train", "texts": count}
+    assert results["0.2"]["bigram"] == about
+    assert shown.count(f"decoded with a bigram of {count} texts, weight ") == 2
+    assert results["0.2"]["error_rate"] < 0.25
+    # so heavy, it writes what it has read and hardly listens
+    pairs = "".join(row["recognized"] + "|" for row in results["30"]["rows"])
+    assert pairs.strip("|") and not {"b", "c"} & set(pairs)
+    assert results["30"]["error_rate"] > greedy["error_rate"]
+
+    # in files of their own: those of greedy transcripts, which reports show, stay
+    assert recognize(*words, "--bigram", 0.2) == 0
+    assert recognize("--recognizer", experiment, "--samples", samples,
+                     "--bigram", 30, "--bigram-from", folder) == 0  # fmt: skip
+    assert (experiment / "recognition_test_bigram.json").exists()
+    assert not (samples / "recognition.json").exists()
+    of_samples = json.loads((samples / "recognition_bigram.json").read_text())
+    assert not {"b", "c"} & set("".join(row["recognized"] for row in of_samples["rows"]))
+    label = Recognition.read(samples / "recognition_bigram.json", "samples").label
+    assert label == "samples, decoded with a bigram"
+
+
+def test_mistakes_about_bigrams(experiment, samples, tokens, train_texts, front_end, capsys):
+    def mistake(*words):
+        assert recognize("--recognizer", experiment, *words) == 2
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    folder = tokens[0]
+    words = ["--manifest-dir", folder, "--bigram", 0.5]
+    assert "--bigram -1.0: at least 0" in mistake(*words[:3], -1)
+    assert "--bigram nan" in mistake(*words[:3], "nan")
+    assert "give --bigram-from" in mistake("--samples", samples, "--bigram", 0.5)
+    assert "give its weight" in mistake("--samples", samples, "--bigram-from", folder)
+    assert "text_train.bin not found; run rvqlm text" in mistake(*words)
+    train_texts("")
+    assert "no cut of split 'train' has a text to count" in mistake(*words)
+    train_texts("ab")
+    other = TextFrontEnd(TextSettings("chars"), SymbolTable.of(["<space>", *"abdc"]))
+    (folder / "text.json").write_text(json.dumps(other.info(5.0).to_dict()))
+    elsewhere = mistake("--samples", samples, "--bigram", 0.5, "--bigram-from", folder)
+    assert str(folder) in elsewhere and "best.pt" in elsewhere
+    nowhere = mistake("--samples", samples, "--bigram", 0.5, "--bigram-from", folder / "no")
+    assert str(folder / "no") in nowhere
 
 
 def test_phonemes_of_a_cut_are_not_spoken_again(tmp_path):
