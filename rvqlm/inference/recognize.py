@@ -29,7 +29,7 @@ from rvqlm.frontends.pauses import words_of
 from rvqlm.frontends.text import TextFrontEnd
 from rvqlm.inference.files import read_sample
 from rvqlm.inference.model_args import ModelArgs
-from rvqlm.metrics.bigram import Bigram, bigram_log_probs
+from rvqlm.metrics.bigram import Bigram
 from rvqlm.metrics.recognition import Recognized
 from rvqlm.models.recognizer import Recognizer
 
@@ -102,9 +102,9 @@ def read_bigram(
     rows = np.flatnonzero(column.lengths).tolist()
     if not rows:
         raise UserError(f"{directory}: no cut of split {split!r} has a text to count a bigram of")
-    log_probs = bigram_log_probs((column.read(r)[:, 0] for r in rows), model.num_symbols)
+    bigram = Bigram.of([column.read(r)[:, 0] for r in rows], model.num_symbols, config.bigram)
     about = {"weight": config.bigram, "from": directory, "split": split, "texts": len(rows)}
-    return Bigram(log_probs, config.bigram), about
+    return bigram, about
 
 
 class _Item(NamedTuple):

@@ -1,6 +1,8 @@
 """Connectionist temporal classification with a bigram of the symbols: the likeliest way through all
 decisions when a text is also weighed by how often its symbols follow each other.
 
+A symbol as usual as the average one costs nothing: if each cost its ln p, the fewest would be best.
+
 Counts are discounted absolutely and filled up from the single symbols (Ney, Essen & Kneser, 1994,
 "On structuring probabilistic dependences in stochastic language modelling"), these from the uniform
 distribution by adding one. A text begins and ends with symbol 0, which none contains.
@@ -8,7 +10,7 @@ distribution by adding one. A text begins and ends with symbol 0, which none con
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +48,16 @@ class Bigram:
     """(V, V) of `bigram_log_probs`."""
     weight: float
     """Its ln p times this is added to that of the decisions; with 0 the way is the greedy one."""
+    bonus: float = 0.0
+    """Nats that each symbol gets back, before the weight."""
+
+    @classmethod
+    def of(cls, texts: Sequence[np.ndarray], num_symbols: int, weight: float) -> Bigram:
+        """Counted from texts, at least one; the bonus is what their symbols and ends cost on
+        average."""
+        log_probs = bigram_log_probs(texts, num_symbols)
+        costs = [-log_probs[np.append(0, text), np.append(text, 0)] for text in texts]
+        return cls(log_probs, weight, float(np.concatenate(costs).mean()))
 
     def transcribe(self, log_probs: np.ndarray, decisions: Iterable[int]) -> list[list[int]]:
         """The text of the likeliest way, exactly, in O(S V^2): ids of each item, without 0.
@@ -58,6 +70,7 @@ class Bigram:
     def _one(self, log_probs: np.ndarray) -> list[int]:
         S, V = log_probs.shape
         follows = np.ascontiguousarray(self.weight * self.log_probs.T)  # [v, u]: v after u
+        follows[1:] += self.weight * self.bonus
         again = follows.diagonal()
         # of the likeliest ways whose last symbol is u, 0 for none: the last decision was u, or not
         on = np.full(V, -np.inf)

@@ -24,6 +24,7 @@ def written(decisions):
 def score(log_probs, way, bigram):
     text = [0, *written(way), 0]
     heard = sum(float(log_probs[t, v]) for t, v in enumerate(way))
+    heard += bigram.weight * bigram.bonus * len(written(way))
     return heard + bigram.weight * bigram.log_probs[text[:-1], text[1:]].sum()
 
 
@@ -32,7 +33,9 @@ def test_the_best_of_all_ways():
     for _ in range(150):
         S, V = rng.integers(1, 6), rng.integers(2, 4)
         log_probs = random_log_probs(rng, S, V)
-        bigram = Bigram(random_log_probs(rng, V, V), rng.choice([0.3, 1.0, 3.0]))
+        bigram = Bigram(
+            random_log_probs(rng, V, V), rng.choice([0.3, 1.0, 3.0]), rng.choice([0.0, 1.5])
+        )
         ways = list(itertools.product(range(V), repeat=S))
         best = max(ways, key=lambda way: score(log_probs, way, bigram))
         found = bigram.transcribe(log_probs[None], [S])[0]
@@ -81,6 +84,21 @@ def test_what_is_ambiguous_is_what_the_texts_have_there():
     counted = bigram_log_probs(texts, 5)
     assert Bigram(counted, 0.0).transcribe(log_probs, [8]) == [[a, c, c, d]]
     assert Bigram(counted, 0.5).transcribe(log_probs, [8]) == [[a, b, c, d]]
+
+
+def test_what_is_usual_costs_nothing():
+    texts = [np.array([1, 2, 3])] * 9 + [np.array([3, 1])]
+    bigram = Bigram.of(texts, 4, 0.5)
+    given = [bigram.log_probs[[0, *t], [*t, 0]] for t in texts]
+    assert bigram.bonus == pytest.approx(-np.concatenate(given).mean())
+    # of symbols drawn at random no text is better for being short
+    rng = np.random.default_rng(3)
+    bigram = Bigram.of([rng.integers(1, 5, 400) for _ in range(20)], 5, 1.0)
+    log_probs = random_log_probs(rng, 1, 300, 5, spread=3.0)
+    heard = len(bigram.transcribe(log_probs, [300])[0])
+    assert heard == pytest.approx(len(written(log_probs[0].argmax(1))), rel=0.05)
+    without = Bigram(bigram.log_probs, 1.0)
+    assert len(without.transcribe(log_probs, [300])[0]) < 0.9 * heard
 
 
 def test_counts_are_discounted_and_filled_up():
