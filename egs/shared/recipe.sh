@@ -95,7 +95,7 @@ align_texts() {
 }
 
 # How sentences are drawn (docs/LOG.md has what else was tried).
-speaking=(--min-seconds 0.5 --temperature 0.7 --top-k 50 --cfg-scale 3)
+speaking=(--min-seconds 0.5 --temperature 0.5 --top-k 50 --cfg-scale 3)
 
 # speak NUMBER SECONDS TEXT [FLAG...]: TEXT, with further flags; and the words of so many sentences of
 # the test split, each at most so long, with nothing of their recordings.
