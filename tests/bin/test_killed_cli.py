@@ -128,8 +128,10 @@ def test_killed_at_any_moment(place, name, monkeypatch, capfd):
             hits += 1
             if hits == KILLS or (name in NEW and Path("out").exists()):
                 break
-        elif name in NEW:  # it was quicker
-            shutil.rmtree("out", ignore_errors=True)
+        else:  # it was quicker, as the machine may have become
+            took *= 0.8
+            if name in NEW:
+                shutil.rmtree("out", ignore_errors=True)
     if name in NEW:
         assert not Path("out").exists() or contents(killed / "out") == contents(whole / "out")
     if not Path("out").exists():

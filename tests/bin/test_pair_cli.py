@@ -72,7 +72,7 @@ def test_each_cut_has_its_own_source(tokens, capsys, tmp_path):
     solo, backing, _, heard = tokens
     assert pair(solo, backing) == 0
     assert "train          5 of 5 cuts have a source\n" in capsys.readouterr().out
-    values, lengths = read(solo, range(5))
+    values, lengths, _ = read(solo, range(5))
     assert lengths.tolist() == FRAMES and values.shape == (5, 40, 3)
     for name, item, n in zip("abcde", values.numpy(), lengths.tolist()):
         np.testing.assert_array_equal(item[:n], heard[name])
@@ -108,7 +108,7 @@ def test_cuts_without_a_source(tokens, capsys):
     assert not (solo / "source.json").exists()
     assert pair(solo, backing, "--allow-missing") == 0
     assert "4 of 5 cuts have a source; without: b/solo\n" in capsys.readouterr().out
-    values, lengths = read(solo, [0, 1])
+    values, lengths, _ = read(solo, [0, 1])
     assert lengths.tolist() == [20, 0] and (values[1] == -1).all()
     np.testing.assert_array_equal(values[0], heard["a"])
     assert ConditionSet.open(TokenDataset.open(solo, "train"), ["source"]).missing() == {
@@ -132,7 +132,7 @@ def test_lengths_that_differ(tmp_path, capsys):
     assert main([*flags, "-1"]) == 2 and "is negative" in capsys.readouterr().err
     assert main([*flags, "2"]) == 0
     assert "3 of 3 cuts have a source, 1 a shorter one" in capsys.readouterr().out
-    values, lengths = read(solo, [0, 1, 2])
+    values, lengths, _ = read(solo, [0, 1, 2])
     assert lengths.tolist() == [20, 29, 12]
     np.testing.assert_array_equal(values[0, :20], codes[0][:20])
     assert read(solo, [1], 30, 1).lengths.tolist() == [0]
@@ -151,7 +151,7 @@ def test_few_of_other_lengths_are_paired_as_far_as_they_reach(tmp_path, capsys):
         "reaches: 'cut-0001' has 31 frames, its source 12"
     )
     assert "3 of 3 cuts have a source, 1 a shorter one" in said.out
-    values, lengths = read(solo, [0, 1, 2])
+    values, lengths, _ = read(solo, [0, 1, 2])
     assert lengths.tolist() == [20, 12, 12]
     np.testing.assert_array_equal(values[1, :12], codes[1])
 
