@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import threading
+import weakref
 from collections import Counter
 from dataclasses import replace
 
@@ -48,8 +49,18 @@ def take(loader, n):
     return [next(loader) for _ in range(n)]
 
 
+_of_other_tests = weakref.WeakSet()
+
+
+@pytest.fixture(autouse=True)
+def threads_of_other_tests():
+    """Loaders of other files that are not collected yet, in the same process."""
+    _of_other_tests.update(threading.enumerate())
+
+
 def prefetch_threads():
-    return [t for t in threading.enumerate() if t.name == "rvqlm-prefetch" and t.is_alive()]
+    own = (t for t in threading.enumerate() if t not in _of_other_tests)
+    return [t for t in own if t.name == "rvqlm-prefetch" and t.is_alive()]
 
 
 def wait_for_no_threads():
