@@ -198,5 +198,7 @@ def _rank_main(rank: int, size: int, store: str, folder: Path, checks: list[Call
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size)
     for check in checks:
         check(rank, size, folder)
+    dist.barrier()
     faulthandler.cancel_dump_traceback_later()
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads may put a message away when the interpreter is gone, and abort
