@@ -20,8 +20,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
-import transformers
 from lhotse import CutSet
 from midi_files import write_midi
 
@@ -159,29 +157,11 @@ def test_all_commands_are_documented():
 
 def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch):
     """With codecs of the published shapes, in rates and levels, and hardly any weights."""
-    torch.manual_seed(0)
-    codecs = {
-        "descript/dac_44khz": transformers.DacModel(
-            transformers.DacConfig(
-                encoder_hidden_size=2, decoder_hidden_size=16, downsampling_ratios=[2, 4, 8, 8],
-                n_codebooks=9, codebook_size=1024, sampling_rate=44100,
-            )
-        ),
-        "facebook/encodec_32khz": transformers.EncodecModel(
-            transformers.EncodecConfig(
-                num_filters=2, hidden_size=8, upsampling_ratios=[8, 5, 4, 4], codebook_size=2048,
-                sampling_rate=32000, target_bandwidths=[2.2], use_causal_conv=False,
-            )
-        ),
-        "facebook/encodec_24khz": transformers.EncodecModel(
-            transformers.EncodecConfig(
-                num_filters=2, hidden_size=8, upsampling_ratios=[8, 5, 4, 2], codebook_size=1024,
-                sampling_rate=24000, target_bandwidths=[6.0],
-            )
-        ),
-    }  # fmt: skip
-    for name, model in codecs.items():
-        model.save_pretrained(tmp_path / "codecs" / name)
+    monkeypatch.syspath_prepend(str(ROOT / "egs/shared/local"))
+    import stand_in_codecs
+
+    for name in stand_in_codecs.CODECS:
+        stand_in_codecs.make(tmp_path / "codecs", name)
     monkeypatch.setenv("RVQLM_CODECS", str(tmp_path / "codecs"))
     for i in range(1, 7):
         noise(tmp_path / f"data/album/track_{i:02d}.mp3", 7, 44100, i)

@@ -38,6 +38,7 @@
 #   --seed N               another seed, another split (default 0)
 #   --stage N              first stage to run (default 0)
 #   --stop-stage M         last stage to run (default 8)
+#   --dry-run              print what each stage would run, and run nothing
 #
 # Stages:
 #   0 find the audio and its transcripts: DIR/manifests
@@ -56,6 +57,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
 stop_stage=8
+dry_run=false
 audio=
 texts=
 language=
@@ -81,7 +83,7 @@ data_dir=
 seed=0
 source "$here/../shared/parse_options.sh"
 source "$here/../shared/stages.sh"
-source "$here/../shared/environment.sh"
+$dry_run || source "$here/../shared/environment.sh"
 require_integer seed
 [[ -n $audio ]] || option_error "--audio is missing: the folder with your recordings"
 

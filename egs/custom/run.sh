@@ -23,6 +23,7 @@
 #   --seed N               of split, training and samples (default 0)
 #   --stage N              first stage to run (default 0)
 #   --stop-stage M         last stage to run (default: the last)
+#   --dry-run              print what each stage would run, and run nothing
 # Task continue
 #   --window-frames N      train on windows of so many frames of the codec; 0: recordings whole
 #                          (default: what the configuration says, or else 10 seconds)
@@ -50,6 +51,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
 stop_stage=7
+dry_run=false
 audio=
 task=continue
 train_minutes=
@@ -99,7 +101,7 @@ recipe=$PWD
 
 # choose_windows: window_frames and hop_frames where nobody has said them.
 choose_windows() {
-  if [[ -z $window_frames ]] && ! grep -qE '^(window|crop)-(frames|schedule):' "$config"; then
+  if [[ -z $window_frames ]] && ! $dry_run && ! grep -qE '^(window|crop)-(frames|schedule):' "$config"; then
     window_frames=$(rvqlm info --json --max-cuts 0 "$tokens" | python -c '
 import json, sys
 codec = json.load(sys.stdin)["codec"]
@@ -112,7 +114,7 @@ set_up 0
 if begin_stage 1 "Prepare the data"; then
   # its options are words; paths among them are relative to where the command was given
   # shellcheck disable=SC2086
-  (cd "$called_from" && "$recipe/prepare.sh" --audio "$audio" --data-dir "$data_dir" --seed "$seed" \
+  (cd "$called_from" && run_stages "$recipe/prepare.sh" --audio "$audio" --data-dir "$data_dir" --seed "$seed" \
     ${language:+--symbols phonemes --language "$language"} ${texts:+--texts "$texts"} $prepare)
 fi
 

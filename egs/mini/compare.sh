@@ -14,6 +14,7 @@
 #                      folder where all options that bear on the figures are the defaults, else none)
 #   --stage N          first stage to run (default 0)
 #   --stop-stage M     last stage to run (default 5)
+#   --dry-run          print what each stage would run, and run nothing
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), 2 train, 3 evaluate, 4 generate, 5 table.
 # The same command resumes where it was interrupted.
@@ -22,6 +23,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
 stop_stage=5
+dry_run=false
 quick=false
 all_families="delay parallel flatten coarse_first depth valle masked"
 families=$all_families

@@ -8,6 +8,7 @@
 #                   this folder)
 #   --stage N       first stage to run (default 0)
 #   --stop-stage M  last stage to run (default 5)
+#   --dry-run       print what each stage would run, and run nothing
 #
 # Stages:
 #   0 synthesise audio with transcripts and phonemes: DIR/audio
@@ -23,13 +24,14 @@ here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
 stop_stage=5
+dry_run=false
 hours=6
 seed=0
 voices=
 data_dir=
 source "$here/../shared/parse_options.sh"
 source "$here/../shared/stages.sh"
-source "$here/../shared/environment.sh"
+$dry_run || source "$here/../shared/environment.sh"
 require_number hours
 require_integer seed
 if ! awk "BEGIN { exit !($hours >= 0.15) }"; then

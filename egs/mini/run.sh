@@ -18,6 +18,7 @@
 #   --data-dir DIR       corpus and tokens (default data/Hh-VOICES-seedN)
 #   --stage N            first stage to run (default 0)
 #   --stop-stage M       last stage to run (default 8)
+#   --dry-run            print what each stage would run, and run nothing
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), 2 train the recogniser, 3 align texts and codes by it,
 # 4 train the model, 5 evaluate it, 6 say the sentence and those of the test split, and continue its
@@ -28,6 +29,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
 stop_stage=8
+dry_run=false
 say="The old captain carried seven green lanterns home."
 voice=
 quick=false
@@ -62,8 +64,8 @@ if [[ $voices == *" "* ]]; then several=yes; fi
 
 # recording_of SPEAKER: one of the test split.
 recording_of() {
-  local id
-  id=$(gzip -dc "$tokens/cuts_test.jsonl.gz" | grep -o "^{\"id\": \"$1-[0-9]*" | head -n 1 | cut -d'"' -f4)
+  local id=$1-N
+  $dry_run || id=$(gzip -dc "$tokens/cuts_test.jsonl.gz" | grep -o "^{\"id\": \"$1-[0-9]*" | head -n 1 | cut -d'"' -f4)
   echo "$data_dir/audio/$1/$id.wav"
 }
 

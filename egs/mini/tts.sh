@@ -17,6 +17,7 @@
 #   --data-dir DIR       corpus and tokens (default data/Hh-VOICES-seedN)
 #   --stage N            first stage to run (default 0)
 #   --stop-stage M       last stage to run (default 7)
+#   --dry-run            print what each stage would run, and run nothing
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), 2 train the recogniser, 3 align texts and codes by it,
 # 4 train the speaking model, 5 say the sentences of the test split, and your own, 6 recognize, real
@@ -26,6 +27,7 @@ here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
 stop_stage=7
+dry_run=false
 quick=false
 hours=
 voices=m1-us

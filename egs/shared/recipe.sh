@@ -36,15 +36,15 @@ set_up() {
   tokens=$data_dir/tokens
   stage_log=$exp_dir/stages.tsv
   if begin_stage "$1" "Set up"; then
-    ../../tools/setup.sh
+    run ../../tools/setup.sh
   fi
-  source ../shared/environment.sh
+  if ! ${dry_run:-false}; then source ../shared/environment.sh; fi
 }
 
 # prepare_data STAGE [OPTION...]: prepare.sh of the recipe.
 prepare_data() {
   if begin_stage "$1" "Prepare the data"; then
-    ./prepare.sh --data-dir "$data_dir" --seed "$seed" "${@:2}"
+    run_stages ./prepare.sh --data-dir "$data_dir" --seed "$seed" "${@:2}"
   fi
 }
 

@@ -14,6 +14,7 @@ SCRIPT = """#!/usr/bin/env bash
 #   --stage N --stop-stage M   which stages
 #   --num-hours H              how much
 #   --quick                    faster
+#   --dry-run                  show only
 #   --broken                   documented, without a default
 set -euo pipefail
 # not the header --hidden
@@ -21,6 +22,7 @@ stage=0
 stop_stage=2
 num_hours=6
 quick=false
+dry_run=false
 hidden=1
 source {shared}/parse_options.sh
 stage_log={log}
@@ -34,6 +36,8 @@ if begin_stage 1 "Second stage"; then
   echo "after"
 fi
 if begin_stage 2 "Third"; then
+  mkdir -p "made by {log}"
+  run bash -c "exit 0"
   echo "third"
 fi
 end_stage
@@ -104,6 +108,13 @@ def test_stages_run_in_range_and_are_logged(recipe, tmp_path):
     lines = [l.split("\t") for l in (tmp_path / "exp" / "stages.tsv").read_text().splitlines()]
     assert [(n, title) for n, _, title in lines] == [("1", "Second stage"), ("2", "Third")]
     assert all(seconds.isdigit() for _, seconds, _ in lines)
+
+
+def test_a_dry_run_shows_commands_and_runs_none(recipe, tmp_path):
+    done = recipe("--dry-run", "--stage", "2")
+    assert done.returncode == 0 and "done in" not in done.stdout
+    assert "     mkdir -p made\\ by" in done.stdout and "     bash -c exit\\ 0" in done.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.sh"]
 
 
 def test_a_failing_command_ends_the_script(tmp_path):
