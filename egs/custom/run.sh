@@ -8,9 +8,9 @@
 #                          or a text file with one path a line
 #   --task TASK            continue (default): recordings are continued and new ones made up;
 #                          tts: texts are spoken, in the voice of the recordings
-#   --train-minutes M      minutes of training (default 10; tts: 30)
+#   --train-minutes M      minutes of training (default 10; tts: 20)
 #   --config FILE          flags of the training (default conf/small.yaml; conf/large.yaml is for a
-#                          GPU of 12 GB; tts: ../shared/conf/tts.yaml)
+#                          GPU of 12 GB; tts: conf/voice.yaml)
 #   --seconds S            longest new audio of a sample (default 6; tts: --max-seconds)
 #   --num-samples N        samples of each kind (default 4; tts: 32, of which the page has 6)
 #   --prepare "OPTIONS"    options handed on to prepare.sh: codec, loudness, activity, copies,
@@ -36,9 +36,9 @@
 #   --say TEXT             another sentence to speak, beside those of the test split
 #   --voice FILE           in the voice of this recording: of several speakers (--prepare
 #                          "--speaker-from folder"), each of which the model then learns to tell
-#                          from a recording (default conf: ../shared/conf/tts_voices.yaml)
+#                          from a recording (default conf: conf/voices.yaml)
 #   --listen-minutes M     minutes of training of the recogniser, which counts wrong phonemes
-#                          (default 10)
+#                          (default 8)
 #   --max-seconds S        leave longer recordings out of the training (default 20)
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), then
@@ -63,7 +63,7 @@ language=
 texts=
 say=
 voice=
-listen_minutes=10
+listen_minutes=8
 max_seconds=20
 seconds=
 num_samples=
@@ -75,7 +75,7 @@ seed=0
 source "$here/../shared/recipe.sh"
 case $task in
   continue) defaults=(10 6 4 conf/small.yaml '') ;;
-  tts) defaults=(30 "$max_seconds" 32 "../shared/conf/tts${voice:+_voices}.yaml" -tts) ;;
+  tts) defaults=(20 "$max_seconds" 32 "conf/voice${voice:+s}.yaml" -tts) ;;
   *) option_error "--task $task is neither continue nor tts" ;;
 esac
 train_minutes=${train_minutes:-${defaults[0]}}

@@ -62,6 +62,9 @@ class CodecLMConfig(GridConfig):
     """Attention heads of the depth transformer."""
     model_end: bool = True
     """Learn where sequences end; generation then stops by itself."""
+    code_dropout: float = 0.0
+    """Share of the past codes that are hidden in training, so that a model of little data learns
+    to say its text rather than to go on as the recordings did."""
     scheduled_sampling: float = 0.0
     """Share of the input frames that come from the model's own predictions instead of the data by
     the end of training, growing linearly from 0; costs one more forward pass."""
@@ -72,7 +75,7 @@ class CodecLMConfig(GridConfig):
 
     def problems(self) -> list[str]:
         found = super().problems()
-        found += self.outside("[0, 1]", "scheduled_sampling")
+        found += self.outside("[0, 1]", "scheduled_sampling", "code_dropout")
         if self.head == "mlp" and round(self.head_expansion * self.decoder_dim) < 1:
             found.append(f"--head-expansion {self.head_expansion} must be positive")
         if self.head != "mlp":
@@ -168,6 +171,9 @@ class CodecLM(TokenModel):
             with torch.no_grad():
                 predictions = self.hidden(inputs, batch.lengths, context)
             inputs = self._mix_in_predictions(predictions, grid, real)
+        if self.training and self.config.code_dropout:
+            hide = torch.rand(inputs.shape, device=inputs.device) < self.config.code_dropout
+            inputs = inputs.masked_fill(hide, self.special)
         hidden = self.hidden(inputs, batch.lengths, context)  # (B, S, d)
         targets = grid.masked_fill(~real, 0)
         flat = hidden.flatten(0, 1), targets.flatten(0, 1), scored.flatten(0, 1)

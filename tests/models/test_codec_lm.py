@@ -193,6 +193,24 @@ def test_scheduled_sampling_costs_one_pass_and_only_training_has_it():
     torch.testing.assert_close(model(batch).loss, plain)  # measured on the data alone
 
 
+def test_code_dropout_hides_inputs_in_training_alone():
+    model = make(code_dropout=0.4).train()
+    seen = []
+    model.embedding.register_forward_hook(lambda _, args, __: seen.append(args[0].clone()))
+    batch = Batch.from_codes(random_items([200]))
+    torch.manual_seed(0)
+    out = model(batch)
+    model.eval()
+    plain = make()(batch).loss
+    torch.testing.assert_close(model(batch).loss, plain)  # measured with all of the codes
+    assert not torch.isclose(out.loss, plain)
+    assert out.count.tolist() == [200.0] * K  # what is hidden is still predicted
+    hidden, whole = seen
+    changed = hidden != whole
+    assert (hidden[changed] == V).all()
+    assert 0.3 < changed[whole != V].float().mean() < 0.5
+
+
 def test_all_of_the_inputs_can_be_predictions():
     """With everything replaced, the codes of an item reach its loss as targets only: the inputs of
     a model whose predictions are certain are these predictions."""
