@@ -15,7 +15,8 @@
 #
 # They read $here, $seed, $config, $exp_dir, $data_dir and $train_minutes; the first argument is the
 # number of the stage. Of text to speech there are train_recognizer, align_texts, say_sentences and
-# recognize_samples, which read $listen_minutes as well.
+# recognize_samples, which read $listen_minutes as well. With `checkpoint=latest` the last weights of a
+# training speak in place of the best.
 
 source "$here/../shared/parse_options.sh"
 source "$here/../shared/stages.sh"
@@ -100,11 +101,11 @@ speaking=(--min-seconds 0.5 --temperature 0.5 --top-k 50 --cfg-scale 3)
 # speak NUMBER SECONDS TEXT [FLAG...]: TEXT, with further flags; and the words of so many sentences of
 # the test split, each at most so long, with nothing of their recordings.
 speak() {
+  local model=(--exp-dir "$exp_dir" --checkpoint "${checkpoint:-best}")
   if [[ -n $3 ]]; then
-    rvqlm generate --exp-dir "$exp_dir" --text "$3" --seconds "$2" --seed "$seed" "${speaking[@]}" \
-      "${@:4}"
+    rvqlm generate "${model[@]}" --text "$3" --seconds "$2" --seed "$seed" "${speaking[@]}" "${@:4}"
   fi
-  rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test --seed "$seed" \
+  rvqlm generate "${model[@]}" --manifest-dir "$tokens" --split test --seed "$seed" \
     --num-prompts "$1" --prompt-seconds 0 --seconds "$2" "${speaking[@]}"
 }
 
@@ -112,7 +113,8 @@ speak() {
 say_sentences() {
   if begin_stage "$1" "Speak"; then
     rm -rf "$exp_dir/samples" # of an earlier training
-    rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
+    rvqlm evaluate --exp-dir "$exp_dir" --checkpoint "${checkpoint:-best}" --manifest-dir "$tokens" \
+      --split test
     speak "${@:2}"
   fi
 }
