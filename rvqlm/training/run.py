@@ -402,7 +402,7 @@ def begin_from_previous(model, exp_dir: Path) -> Path | None:
             "--train-stage 0"
         )
     state = load_checkpoint(path)
-    differing = differing_flags(model.config, state["model_config"], but="train_stage")
+    differing = differing_flags(model.config, state["model_config"], but=("train_stage",))
     told = told_times({k: ConditionInfo.from_dict(c) for k, c in state["conditions"].items()})
     if told != (now := told_times(model.conditions)):
         differing.append(f"--text-times was {told}, is {now}")

@@ -151,6 +151,7 @@ class Trainer:
         # own random numbers for each step: nothing random has to be saved or restored
         torch.manual_seed(step_seed(self.config.seed, self.world.rank, self.step))
         self.model.progress = self.progress
+        self.model.epoch = self.level_weights.epoch = int(self.epochs)
         factor = self.schedule.factor(self.step, self.epochs, self.progress)
         factor *= self.guard.lr_factor
         self.lr = self.config.optim.base_lr * factor
@@ -244,7 +245,7 @@ class Trainer:
         """Keep the batches of a step that was not taken; after too many in a row, roll back."""
         bad = BadBatch(
             self.step - 1, self.world.rank, self.config.seed, outcome.verdict, outcome.loss,
-            outcome.grad_norm, self.model.progress, outcome.batches,
+            outcome.grad_norm, self.model.progress, outcome.batches, self.model.epoch,
         )  # fmt: skip
         path = save_bad_batch(self.exp_dir, bad, self.config.guard.keep_bad_batches)
         self.bar.warn(

@@ -101,7 +101,9 @@ TRAINER = {
     "label-smoothing": ("", "--label-smoothing 0.3"),
     "level-weights": ("", "--level-weights 1 2 3"),
     "level-weights-alpha": ("--level-weights auto --max-steps 6", "--level-weights-alpha 3"),
+    "level-weights-schedule": ("", "--level-weights-schedule 0:1,2,3"),
     "levels-per-batch": ("", "--levels-per-batch 1"),
+    "levels-per-batch-schedule": ("", "--levels-per-batch-schedule 0:1"),
     # guard; a rate that is far too high makes outliers
     "outlier-deviations": (f"{WILD} --outlier-warmup-steps 2", "--outlier-deviations 2"),
     "outlier-warmup-steps": (f"{WILD} --outlier-deviations 2", "--outlier-warmup-steps 2"),
