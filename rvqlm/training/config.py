@@ -9,6 +9,7 @@ brings its own flags along (`flags_class`).
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from math import inf
 from typing import Annotated, Literal
@@ -258,6 +259,8 @@ class TrainerConfig:
     """Folder of the experiment: checkpoints, logs, flags."""
     manifest_dir: str
     """Token directory with the indexes of the splits."""
+    tag: str = ""
+    """Name of the training, where --exp-dir holds several: it works in EXP_DIR/TAG."""
     mix_dirs: tuple[str, ...] = ()
     """Further token directories of the same codec to train on, mixed by hours (--mix-weights).
     Validation stays with --manifest-dir."""
@@ -293,6 +296,10 @@ class TrainerConfig:
     """auto: continue from EXP_DIR/latest.pt if there is one; no: start over, moving an earlier run
     aside; or the path of a checkpoint to continue from. Continuing, flags that are not given are
     those of the run."""
+    start_epoch: int = 0
+    """Epoch, counted from 1, that training begins or goes on with: refused where that is another
+    than the checkpoint's. Of --train-stage 2 the epoch after those of stage 1 is good as well.
+    0: whichever it is."""
     init_from: str | None = None
     """Begin with the weights of another experiment or checkpoint, as far as names and shapes
     match; optimizer, schedule and data start anew."""
@@ -329,6 +336,12 @@ class TrainerConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
 
+OF_A_START = ("tag", "resume", "start-epoch", "dry-run", "quiet")
+"""Flags that are asked of one start and are not kept with the run."""
+TAG = r"(?!(stage\d+|previous-.*|archive|bad_batches|ranks|samples|tensorboard)$)[\w-]*"
+"""What a --tag may be: a folder beside those that a training has."""
+
+
 def flags_class(model_config_class: type) -> type:
     """`TrainerConfig` with a group `model` of the given dataclass."""
     group = ("model", model_config_class, field(default_factory=model_config_class))
@@ -360,6 +373,11 @@ def check(config: TrainerConfig) -> None:
         bool(config.num_epochs or config.max_steps or config.max_minutes),
         "no budget: give --num-epochs, --max-steps or --max-minutes",
     )
+    found.need(
+        re.fullmatch(TAG, config.tag),
+        f"--tag {config.tag}: letters, digits, - and _; no name that a training itself uses",
+    )
+    found.at_least(0, "start_epoch")
     found.need(
         config.init_from is None or config.resume in ("auto", "no"),
         f"--init-from begins a training and --resume {config.resume} continues one: give one",

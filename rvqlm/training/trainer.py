@@ -295,7 +295,8 @@ class Trainer:
             **{f"time_{part}": spent / seconds for part, spent in self.watch.take().items()},
         }
         self.log.write("train", self.step, self.train.epoch, values)
-        self.bar.update(self.progress, self.step, values["loss"], values["frames_per_second"])
+        speed = values["frames_per_second"]
+        self.bar.update(self.progress, self.step, values["loss"], self.lr, speed)
         self.epoch_meter.merge(meter)
         self.interval = Meter(self.info.num_codebooks, self.device)
 
@@ -308,7 +309,8 @@ class Trainer:
         values = meter.values(self.info.frame_rate)
         values |= {"valid_loss": valid, "seconds": meter.seconds, "elapsed": self.elapsed}
         self.log.write("epoch", self.step, epoch, values)
-        self.bar.say(epoch_line(self.step, epoch, values, self.progress))
+        line = epoch_line(self.step, epoch, values, self.progress, self.lr, meter.steps)
+        self.bar.say(line)
         self.epoch_meter = Meter(self.info.num_codebooks, self.device)
 
     def _validate(self) -> bool:

@@ -31,6 +31,8 @@ STRICT = "--outlier-deviations 2 --outlier-warmup-steps 2 --save-every-steps 1"
 TRAINER = {
     "exp-dir": None,  # tests/bin/test_trainer_cli.py: all files are there
     "resume": None,  # the same: auto, no, a path
+    "tag": ("", "--tag other"),
+    "start-epoch": ("", "--start-epoch 2"),
     "manifest-dir": ("", "--manifest-dir {other}"),
     "mix-dirs": ("", "--mix-dirs {other}"),
     "model-name": ("", "--model-name masked"),
