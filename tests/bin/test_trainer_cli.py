@@ -263,6 +263,21 @@ def test_tags_and_start_epoch(tokens, tmp_path, capfd):
     assert f"{exp}/new begins with epoch 1" in capfd.readouterr().err
 
 
+def test_phases_may_change_on_resume(tokens, tmp_path, capfd):
+    flags = ["--model-name", "masked", "--num-epochs", "1", "--max-duration", "20", "--no-mfu"]
+    schedule = ["--level-training-schedule", "0:random", "1:parallel"]
+    assert trainer.main(command(tmp_path, tokens, *flags, *schedule[:2])) == 0
+    on = ["--exp-dir", str(tmp_path), "--num-epochs", "2"]
+    assert trainer.main([*on, "--level-training-schedule", "0:random", "1:all"]) == 2
+    assert "--level-training-schedule 1:all: expected EPOCH:VALUE" in capfd.readouterr().err
+    assert trainer.main([*on, "--masking", "frame"]) == 2
+    assert "is of another run: --masking was level, is frame;" in capfd.readouterr().err
+    assert trainer.main([*on, *schedule]) == 0
+    saved = load_checkpoint(tmp_path / "latest.pt")
+    assert saved["model_config"]["level_training_schedule"] == ("0:random", "1:parallel")
+    assert saved["epoch"] == 1
+
+
 def test_start_epoch_of_a_second_stage(tokens, tmp_path):
     flags = ["--model-name", "valle", "--num-epochs", "2", "--max-duration", "20", "--no-mfu"]
     flags += ["--train-stage"]
