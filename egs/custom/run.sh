@@ -8,9 +8,10 @@
 #                          or a text file with one path a line
 #   --task TASK            continue (default): recordings are continued and new ones made up;
 #                          tts: texts are spoken, in the voice of the recordings
-#   --train-minutes M      minutes of training (default 10; tts: 20)
+#   --train-minutes M      minutes of training (default: the epochs, steps or minutes that the
+#                          configuration says; where it says none, 10; tts: 20)
 #   --config FILE          flags of the training (default conf/small.yaml; conf/large.yaml is for a
-#                          GPU of 12 GB; tts: conf/voice.yaml)
+#                          GPU of 12 GB, conf/rvq_*.yaml for 75 hours of music; tts: conf/voice.yaml)
 #   --seconds S            longest new audio of a sample (default 6; tts: --max-seconds)
 #   --num-samples N        samples of each kind (default 4; tts: 32, of which the page has 6)
 #   --prepare "OPTIONS"    options handed on to prepare.sh: codec, loudness, activity, copies,
@@ -78,10 +79,9 @@ case $task in
   tts) defaults=(20 "$max_seconds" 32 "conf/voice${voice:+s}.yaml" -tts) ;;
   *) option_error "--task $task is neither continue nor tts" ;;
 esac
-train_minutes=${train_minutes:-${defaults[0]}}
 seconds=${seconds:-${defaults[1]}}
 num_samples=${num_samples:-${defaults[2]}}
-require_number train_minutes prompt_seconds seconds listen_minutes max_seconds
+require_number ${train_minutes:+train_minutes} prompt_seconds seconds listen_minutes max_seconds
 require_integer seed num_samples ${window_frames:+window_frames} ${hop_frames:+hop_frames}
 [[ -n $audio ]] || option_error "--audio is missing: the folder with your recordings"
 if [[ $task == tts ]]; then
@@ -95,6 +95,9 @@ fi
 name=${name:-$(input_name "$audio")}
 enter_recipe audio texts voice config data_dir exp_dir
 config=${config:-${defaults[3]}}
+if ! grep -qE '^(num-epochs|max-steps|max-minutes):' "$config"; then
+  train_minutes=${train_minutes:-${defaults[0]}}
+fi
 data_dir=${data_dir:-$PWD/data/$name}
 exp_dir=${exp_dir:-exp/$name${defaults[4]}}
 recipe=$PWD

@@ -19,10 +19,11 @@ from rvqlm.cli import command_line, parse, run_main
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
+from rvqlm.inference.conditions import ConditionArgs
 from rvqlm.inference.files import names_in
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.model_args import ModelArgs
-from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
+from rvqlm.inference.prompts import PromptArgs, read_prompts
 from rvqlm.inference.speech import RECORDED
 from rvqlm.locks import locked
 from rvqlm.runtime import tune_malloc

@@ -36,6 +36,7 @@ COMMANDS = {  # in the order of the workflow
     "align": "when each symbol of the texts is said, by a recogniser; TextGrids, subtitles",
     "report": "one HTML page: audio, curves, statistics, the commands behind them",
     "decode": "codes -> audio: wav files from tokens",
+    "recipes": "the recipes of the repository: task, corpus, codec, family, result, command",
     "info": "what a file or folder is: tokens, manifest, shard, NPQ, checkpoint, experiment",
     "export": "tokens as lhotse Shar or .npy files",
     "import": "tokens from lhotse Shar or .npy files",

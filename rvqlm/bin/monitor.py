@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""``rvqlm monitor EXP``: how a training is doing, in the terminal or as a picture.
+"""``rvqlm monitor EXP``: how a training is doing, in the terminal, as a picture or in a window.
 
 Reads the files of the experiment only, so it works while the training runs, after it was killed,
 and on another machine that shares the disk.
@@ -30,8 +30,10 @@ class MonitorArgs:
     """Further experiments, side by side."""
     watch: bool = False
     """Show it again every few seconds, until Ctrl-C."""
+    live: bool = False
+    """Show the curves in a window, drawn again every few seconds, until it is closed."""
     every: float = 5.0
-    """Seconds between two looks of --watch."""
+    """Seconds between two looks of --watch or --live."""
     plot: str = ""
     """Write the curves to this file (png, svg, pdf)."""
 
@@ -40,13 +42,18 @@ def run(argv: Sequence[str] | None) -> int:
     args = parse(MonitorArgs, "rvqlm monitor", "How a training is doing.", argv)
     if not 0 < args.every < float("inf"):
         raise UserError(f"--every {args.every}: above 0")
-    if args.every != MonitorArgs.every and not args.watch:
-        raise UserError("--every has no effect without --watch")
+    if args.every != MonitorArgs.every and not (args.watch or args.live):
+        raise UserError("--every has no effect without --watch or --live")
+    if args.live and (args.watch or args.plot):
+        raise UserError("--live is a window; give it without --watch and --plot")
     if args.plot and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot {args.plot}: the name ends with .png, .svg or .pdf")
-    from rvqlm.reports.monitor import Watched, describe, plot, table
+    from rvqlm.reports.monitor import Watched, describe, live, plot, read_again, table
 
     experiments = [Watched(e) for e in (args.exp_dir, *args.compare)]
+    if args.live:
+        live(experiments, args.every)
+        return 0
     gone: list[str] = []
     while True:
         width = shutil.get_terminal_size().columns
@@ -60,12 +67,7 @@ def run(argv: Sequence[str] | None) -> int:
         if not args.watch:
             return 0
         time.sleep(args.every)
-        gone = []
-        for experiment in experiments:
-            try:
-                experiment.read()
-            except UserError as e:  # moved aside by a start from the beginning: it comes back
-                gone.append(str(e))
+        gone = read_again(experiments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -60,19 +60,21 @@ def flags_of_the_run(argv: Sequence[str] | None) -> dict:
     """Flags of the training that this command continues, or nothing: they hold where the command
     says nothing else."""
     from rvqlm.checkpoints.file import load_checkpoint
+    from rvqlm.training.config import OF_A_START
 
     exp_dir, resume = peek(argv, "exp-dir", ""), peek(argv, "resume", "auto")
     if not exp_dir or resume == "no":
         return {}
     stage = peek(argv, "train-stage", "0")
-    of_stage = Path(exp_dir, "" if stage == "0" else f"stage{stage}", "latest.pt")
+    of_stage = Path(
+        exp_dir, peek(argv, "tag", ""), "" if stage == "0" else f"stage{stage}", "latest.pt"
+    )
     path = of_stage if resume == "auto" else Path(resume)
     path = path / "latest.pt" if path.is_dir() else path
     if not path.is_file():
         return {}
-    of_a_start = ("exp-dir", "resume", "dry-run", "quiet", "init-from")
     flags = load_checkpoint(path, mapped=True, gather=False).get("config", {})
-    return {k: v for k, v in flags.items() if k not in of_a_start}
+    return {k: v for k, v in flags.items() if k not in (*OF_A_START, "exp-dir", "init-from")}
 
 
 def train(read: Callable, command: str) -> int:

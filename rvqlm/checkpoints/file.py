@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,8 @@ def require_same_run(state: dict, where: str, model, info: CodecInfo, config) ->
     }
     differing = [f"{k} was {was}, is {now}" for k, (was, now) in pairs.items() if was != now]
     if model.name == state["model_name"]:
-        differing += differing_flags(model.config, state["model_config"])
+        free = getattr(model.config, "may_change", ())
+        differing += differing_flags(model.config, state["model_config"], but=free)
     if differing:
         raise UserError(
             f"{where} is of another run: {'; '.join(differing)}; give the same "
@@ -188,15 +190,15 @@ def told_times(conditions: Infos) -> str:
     return "yes" if "text" in conditions and conditions["text"].aligned else "no"
 
 
-def differing_flags(config: Any, before: dict[str, Any], but: str = "") -> list[str]:
+def differing_flags(config: Any, before: dict[str, Any], but: Collection[str] = ()) -> list[str]:
     """``--nhead was 2, is 4`` for each field of a dataclass that a checkpoint has otherwise; one
     that it does not know, because the flag came later, was at its default.
 
-    :param but: a field that may differ.
+    :param but: fields that may differ.
     """
     before = {f.name: f.default for f in dataclasses.fields(config)} | before
     return [
         f"--{kebab(name)} was {before[name]}, is {value}"
         for name, value in dataclasses.asdict(config).items()
-        if name != but and before[name] != value
+        if name not in but and before[name] != value
     ]

@@ -17,8 +17,9 @@ from math import ceil, floor
 
 import numpy as np
 
-from rvqlm.data.plan_config import PlanConfig, Schedule, exact, value_at
+from rvqlm.data.plan_config import PlanConfig, exact
 from rvqlm.errors import UserError
+from rvqlm.flags import Schedule, value_at
 
 
 def generator(seed: int, epoch: int, stream: int) -> np.random.Generator:

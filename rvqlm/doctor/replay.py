@@ -21,8 +21,7 @@ from rvqlm.doctor.finding import rule, some
 from rvqlm.errors import UserError, reason_of
 from rvqlm.runtime import pick_precision, step_seed
 from rvqlm.training.bad_batch import BadBatch, load_bad_batch
-from rvqlm.training.config import LossConfig
-from rvqlm.training.level_weights import LevelWeights
+from rvqlm.training.level_weights import LevelWeights, LossConfig
 
 CPU = torch.device("cpu")
 
@@ -64,7 +63,7 @@ def replay(
     _check_fit(model, bad)
     found = Replay(out_of_range=_out_of_range(model, bad))
     model.train()
-    model.progress = bad.progress
+    model.progress, model.epoch = bad.progress, bad.epoch
     model.zero_grad(set_to_none=True)
     loss = tokens = 0.0
     trace = _Trace(model)
@@ -206,6 +205,7 @@ def replay_batch(c, path: str | Path, precision: str) -> dict:
     weights = LevelWeights(config, c.model.info.num_codebooks)
     if saved := c.state.get("stepper", {}).get("level_weights"):
         weights.load_state_dict(saved)
+    weights.epoch = bad.epoch
     result = replay(c.model, bad, dtype, config.label_smoothing, weights.draw)
     return {
         "path": str(path),

@@ -19,8 +19,9 @@ from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import decode_long
 from rvqlm.exchange.names import Names
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
+from rvqlm.inference.conditions import pad, pad_durations
 from rvqlm.inference.files import write_sample
-from rvqlm.inference.prompts import Prompt, pad, pad_durations
+from rvqlm.inference.prompts import Prompt
 from rvqlm.inference.speech import alignment, overrun
 from rvqlm.metrics.audio_metrics import repetition_ratio, silence_ratio
 from rvqlm.models.base import TokenModel

@@ -21,10 +21,11 @@ from rvqlm.data.index import TokenDataset
 from rvqlm.errors import UserError
 from rvqlm.exchange.names import Names, flat_name
 from rvqlm.generation.sampling import SamplingConfig
+from rvqlm.inference.conditions import ConditionArgs
 from rvqlm.inference.files import write_sample
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.held_out import HeldOutSplit
-from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
+from rvqlm.inference.prompts import PromptArgs, read_prompts
 from rvqlm.metrics.losses import count_codes
 from rvqlm.training.config import LogConfig
 from rvqlm.training.logger import MetricsLog

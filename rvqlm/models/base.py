@@ -85,6 +85,8 @@ class TokenModel(nn.Module):
     """Of a family that is trained in stages, which; see `rvqlm.training.run`."""
     progress: float = 0.0
     """Share of the training that is done; the trainer sets it before each step."""
+    epoch: int = 0
+    """Epoch of the data in which a step of training begins; set likewise."""
 
     def __init__(self, config, info: CodecInfo, conditions: Infos | None):
         conditions = conditions or {}

@@ -39,6 +39,7 @@ from rvqlm.batch import Batch, Padded, mask_of
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
+from rvqlm.flags import Schedule, parse_schedule, value_at
 from rvqlm.generation.demask import demask
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import DemaskConfig, uniforms
@@ -59,9 +60,17 @@ GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, spread evenly over [0, 1) however many there are."""
 
 
+def _level_training(word: str) -> str:
+    if word not in ("parallel", "random"):
+        raise ValueError
+    return word
+
+
 @dataclass
 class MaskedConfig(GridConfig):
     """Shape of a masked model."""
+
+    may_change = ("level_training", "level_training_schedule", "level_distribution")
 
     masking: Literal[MASKINGS] = "level"
     """What is hidden and filled in as one: all levels of a frame; each code on its own; or the
@@ -75,6 +84,8 @@ class MaskedConfig(GridConfig):
     level_training: Literal["parallel", "random"] = "parallel"
     """Score the hidden codes of all levels, or of one random level per item. --masking coarse_first
     always scores one."""
+    level_training_schedule: tuple[str, ...] = ()
+    """--level-training by epoch, such as 0:random 20:parallel: one level first, later all."""
     level_distribution: Literal["uniform", "normal", "coarse"] = "uniform"
     """How that one level is drawn: all alike; the middle ones more often; or the coarser the more
     often, in proportion K, K - 1, ... 1."""
@@ -94,12 +105,23 @@ class MaskedConfig(GridConfig):
         found += self.outside("[1, inf)", "eval_draws")
         if self.mask_schedule != "fixed":
             found += self.without_effect("--mask-schedule fixed", "mask_ratio")
-        if self.masking == "coarse_first" and self.level_training == "random":
+        try:
+            ways = {way for _, way in self.level_trainings()}
+        except UserError as e:
+            return [*found, str(e)]
+        if self.level_training_schedule and self.level_training != "parallel":
+            found.append("--level-training and --level-training-schedule exclude each other")
+        if self.masking == "coarse_first" and "random" in ways:
             found.append("--level-training random: --masking coarse_first scores one level anyway")
-        if self.masking != "coarse_first" and self.level_training != "random":
+        if self.masking != "coarse_first" and "random" not in ways:
             needed = "--level-training random or --masking coarse_first"
             found += self.without_effect(needed, "level_distribution")
         return found
+
+    def level_trainings(self) -> Schedule:
+        """From which epoch on which --level-training holds; `UserError` for a bad schedule."""
+        words = self.level_training_schedule or (f"0:{self.level_training}",)
+        return parse_schedule(words, "--level-training-schedule", _level_training)
 
     def level_weights(self, num_codebooks: int) -> Tensor:
         """(K,) how likely each level is to be the one that is scored, up to a factor."""
@@ -131,6 +153,7 @@ class Masked(TokenModel):
         super().__init__(config, info, conditions)
         c = config
         self.masking = c.masking
+        self.level_trainings = c.level_trainings()
         self.network = c.build(self.conditions, causal=False)
         self.embedding = c.make_embedding(info)
         self.heads = c.make_heads(info)
@@ -235,7 +258,7 @@ class Masked(TokenModel):
         weights = c.level_weights(K).to(device)
         level = torch.multinomial(weights, B, replacement=True)
         mask = draw_mask(c.masking, free, share, torch.rand(B, T, K, device=device), level)
-        if c.level_training == "random":
+        if value_at(self.level_trainings, self.epoch) == "random":
             one = torch.arange(K, device=device) == level[:, None, None]
             mask = mask._replace(predicted=mask.predicted & one)
         return mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from math import inf
-from typing import Annotated, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 from torch import nn
@@ -23,6 +23,9 @@ from rvqlm.modules.transformer import TransformerConfig
 @dataclass
 class NetworkConfig:
     """Transformer and conditions."""
+
+    may_change: ClassVar[tuple[str, ...]] = ()
+    """Flags of how a model is trained, not of what it is: a run that resumes may change them."""
 
     decoder_dim: Annotated[int, tyro.conf.arg(aliases=["--d-model"])] = 256
     """Width d of the transformer."""

@@ -26,6 +26,7 @@ PATIENCE = 120.0
 lines are far apart (10 times that), or validations and samples take long (3 times that)."""
 SKIPS = ("nonfinite", "outlier", "overflow")
 BARS = "▁▂▃▄▅▆▇█"
+_FIGURE = {"figsize": (15, 8), "layout": "constrained"}
 
 
 class Watched:
@@ -99,6 +100,18 @@ class Watched:
         batches = self.training.about.get("data", {}).get("batches_per_epoch") or 1
         epochs = max(line.get("epoch", 0), line["step"] * flags.get("accum", 1) / batches)
         return budget.progress(line["step"], epochs, self.elapsed)
+
+
+def read_again(experiments: list[Watched]) -> list[str]:
+    """Look at all of them; a line for each that was moved aside by a start from the beginning and
+    comes back."""
+    gone = []
+    for experiment in experiments:
+        try:
+            experiment.read()
+        except UserError as e:
+            gone.append(str(e))
+    return gone
 
 
 def _has_begun(folder: Path) -> bool:
@@ -202,15 +215,11 @@ def table(experiments: list[Watched]) -> list[str]:
 # ---------------------------------------------------------------- as a picture
 
 
-def plot(experiments: list[Watched], out: str | Path) -> Path:
-    """Loss, levels, learning rate, gradient, speed and skips over steps; PNG, SVG or PDF by the
-    name of `out`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8), layout="constrained")
+def draw(figure, experiments: list[Watched]) -> None:
+    """Loss, levels, learning rate, gradient, speed and skips over steps, on a matplotlib figure;
+    what was on it goes."""
+    figure.clear()
+    axes = figure.subplots(2, 3)
     loss, levels, rate, gradient, speed, skips = axes.flat
     alone = len(experiments) == 1
     for number, w in enumerate(experiments):
@@ -241,7 +250,38 @@ def plot(experiments: list[Watched], out: str | Path) -> Path:
     gradient.set_yscale("log")
     if alone and levels.lines:
         levels.legend(ncols=2, fontsize="small")
-    out = Path(out)
+
+
+def plot(experiments: list[Watched], out: str | Path) -> Path:
+    """The curves (`draw`) as a file: PNG, SVG or PDF by the name of `out`."""
+    from matplotlib.figure import Figure
+
+    figure, out = Figure(**_FIGURE), Path(out)
+    draw(figure, experiments)
     atomic_write(out, lambda p: figure.savefig(p, format=out.suffix.lstrip("."), dpi=110))
-    plt.close(figure)
     return out
+
+
+def live(experiments: list[Watched], every: float) -> None:
+    """The curves in a window, drawn again every so many seconds until it is closed.
+
+    :raises UserError: no window can be opened.
+    """
+    import matplotlib.pyplot as plt
+
+    try:
+        figure = plt.figure("rvqlm monitor", **_FIGURE)
+        toolkit, why = figure.canvas.required_interactive_framework, "matplotlib has no window here"
+    except ImportError as e:  # a toolkit that was asked for by name
+        toolkit, why = None, str(e)
+    if toolkit is None:
+        plt.close("all")
+        raise UserError(
+            f"--live: no window can be opened ({why}): it needs a display (ssh -X) and a toolkit "
+            "(Tk, or pip install PySide6); --plot FILE writes a picture"
+        )
+    while plt.fignum_exists(figure.number):
+        gone = read_again(experiments)
+        draw(figure, experiments)
+        figure.suptitle("; ".join(gone or [f"{w.asked}: {w.state()}" for w in experiments]))
+        plt.pause(every)

@@ -40,11 +40,24 @@ def schedule_words(config: TrainerConfig) -> str:
     )
 
 
+def items_words(loader) -> str:
+    """How many items, or windows of which length, the epoch of a `TokenLoader` has."""
+    plan, rate = loader.config.at(loader.epoch), float(loader.dataset.info.frame_rate)
+
+    def frames(number: int) -> str:
+        return f"{number:,} frames ({number / rate:.1f} s)"
+
+    if not plan.window_frames:
+        return counted(loader.epoch_items, "item")
+    words = f"{counted(loader.epoch_items, 'window')} of {frames(plan.window_frames)}"
+    hop = plan.hop_frames or plan.window_frames
+    return words if hop == plan.window_frames else f"{words}, one every {frames(hop)}"
+
+
 def epoch_words(loader, config: TrainerConfig) -> str:
     """Items, micro-batches and optimizer steps of the epoch of a training's `TokenLoader`."""
-    windowed = config.data.window_frames or config.data.window_schedule
     steps = -(-loader.epoch_steps // config.optim.accum)
-    items = counted(loader.epoch_items, "window" if windowed else "item")
+    items = items_words(loader)
     batches = batches_words(loader.epoch_steps) + " a rank" * (loader.world_size > 1)
     return f"{items}, {batches}, {counted(steps, 'optimizer step')} an epoch"
 

@@ -35,6 +35,8 @@ class BadBatch:
     progress: float
     """Share of the training that was done (`TokenModel.progress`)."""
     batches: list[Batch]
+    epoch: int = 0
+    """In which the step began (`TokenModel.epoch`); files of earlier versions have none."""
     path: Path | None = None
     """The file that it was read from."""
 

@@ -1,71 +1,27 @@
 """The trainer's flags: one dataclass in groups, and everything wrong with them found at once.
 
 The docstring under a field is its help; the comment above it says why its default is what it is.
-Two groups come from elsewhere: `PlanConfig` of the data and the config of the chosen model, so that
-a new model brings its own flags along (`flags_class`).
+Groups that one part alone reads stand with it: `PlanConfig` with the data, `LossConfig` and
+`GuardConfig` with what they steer, the config of the chosen model with the model, so that a new one
+brings its own flags along (`flags_class`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
-from math import inf, isfinite
-from typing import Annotated, Any, Literal
+from math import inf
+from typing import Annotated, Literal
 
 import tyro
 
-from rvqlm.cli import kebab
 from rvqlm.data.plan import PlanConfig
 from rvqlm.errors import UserError
+from rvqlm.flags import Problems, flag
+from rvqlm.training.guards import GuardConfig
+from rvqlm.training.level_weights import LossConfig
 from rvqlm.training.schedule import SCHEDULES, schedule_flags
-
-NAMED_WEIGHTS = ("equal", "normal", "auto")
-"""Words that --level-weights takes instead of numbers."""
-
-
-class Problems(list[str]):
-    """What is wrong with the flags of a group, a sentence each; fields by their Python names.
-
-    >>> found = Problems(SaveConfig(archive_every=-1))
-    >>> found.at_least(0, "archive_every", "keep_archived")
-    >>> found
-    ['--archive-every -1: at least 0']
-    """
-
-    def __init__(self, group: Any):
-        super().__init__()
-        self.group = group
-
-    def need(self, ok: bool, message: str) -> None:
-        if not ok:
-            self.append(message)
-
-    def need_of(self, name: str, ok: bool, what: str) -> None:
-        """`what` a value has to be, said with the flag and its value."""
-        self.need(ok, f"{flag(name)} {getattr(self.group, name)}: {what}")
-
-    def at_least(self, low: float, *names: str) -> None:
-        for name in names:
-            value = getattr(self.group, name)
-            self.need_of(name, isfinite(value) and value >= low, f"at least {low}")
-
-    def above(self, low: float, *names: str) -> None:
-        """None is good as well."""
-        for name in names:
-            value = getattr(self.group, name)
-            self.need_of(name, value is None or (isfinite(value) and value > low), f"above {low}")
-
-    def excludes(self, one: str, other: str) -> None:
-        both = self.changed(one) and self.changed(other)
-        self.need(not both, f"{flag(one)} and {flag(other)} exclude each other")
-
-    def changed(self, name: str) -> bool:
-        """Whether a flag is not at its default."""
-        return getattr(self.group, name) != getattr(type(self.group), name)
-
-
-def flag(name: str) -> str:
-    return f"--{kebab(name)}"
 
 
 @dataclass(frozen=True)
@@ -194,103 +150,6 @@ class OptimConfig:
 
 
 @dataclass
-class LossConfig:
-    """What is minimised. Only the gradient is changed: all figures in logs stay plain nats."""
-
-    label_smoothing: float = 0.0
-    """Share of each target spread over all codes, in the training loss only."""
-    level_weights: tuple[str, ...] = ("equal",)
-    """Weight of each level's nats in the loss, brought to a mean of 1. equal; normal: falling from
-    the coarse to the fine levels as a Gaussian; auto: a level counts as its running loss to the
-    power of --level-weights-alpha, so that the hard, fine levels count more; or K numbers."""
-    level_weights_alpha: float = 0.5
-    """Power of auto: 0 is equal, 0.3 to 0.7 lift the fine levels a little."""
-    levels_per_batch: int = 0
-    """Score only so many levels of each micro-batch, drawn anew each time, likelier the heavier
-    their weight; 0: all. Levels that were not drawn get no gradient."""
-
-    def examine(self, found: Problems, config: TrainerConfig) -> None:
-        """Add everything wrong with the group; `config` is the whole of the flags."""
-        found.need_of("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
-        given = " ".join(self.level_weights)
-        if not (len(self.level_weights) == 1 and given in NAMED_WEIGHTS):
-            try:
-                numbers = [float(w) for w in self.level_weights]
-            except ValueError:
-                numbers = []
-            found.need(
-                bool(numbers) and min(numbers) >= 0 and 0 < sum(numbers) < inf,
-                f"--level-weights {given}: {', '.join(NAMED_WEIGHTS)}, or a number per level, "
-                "none negative, not all 0",
-            )
-        found.at_least(0, "level_weights_alpha", "levels_per_batch")
-        found.need(
-            not found.changed("level_weights_alpha") or given == "auto",
-            "--level-weights-alpha means nothing without --level-weights auto",
-        )
-        for name in ("label_smoothing", "level_weights", "levels_per_batch"):
-            found.need(
-                config.model_name != "recognizer" or not found.changed(name),
-                f"{flag(name)} means nothing for the recognizer, which predicts no codes",
-            )
-
-
-@dataclass
-class GuardConfig:
-    """What is done when a step goes wrong."""
-
-    # Chance: losses of batches of thousands of tokens are close to normal, with a longer upper
-    # tail where data are mixed; 6 deviations skip none of them in a week, while a divergence or a
-    # damaged file is tens of deviations off.
-    outlier_deviations: float = 6.0
-    """Skip a step whose loss is more than so many deviations above its running mean; 0: never."""
-    # As many steps as a learning-rate warm-up takes to leave the steepest part of the curve.
-    outlier_warmup_steps: int = 100
-    """Steps that are only watched, not judged, at the start and after each rollback. Losses that
-    are not finite are always skipped."""
-    # Shuffled data do not bring ten bad batches in a row: then it is the weights that are bad.
-    max_skips: int = 10
-    """So many skipped steps in a row mean that the weights have diverged: roll back to the last
-    good checkpoint."""
-    # PaLM (arXiv:2204.02311, section 5.1) went back and passed by the data, without lowering the
-    # rate, some 20 times in one training; a little less rate helps where the cause was the rate.
-    rollback_lr: float = 0.8
-    """The learning rate is multiplied by this with each rollback."""
-    # 0.8^5 = a third of the rate; what diverges again at that has another cause.
-    max_rollbacks: int = 5
-    """Rollbacks before training stops with an error; 0: stop at once."""
-    # A batch of 150 s is 0.2 MB.
-    keep_bad_batches: int = 10
-    """Keep the last so many skipped steps of each rank in EXP_DIR/bad_batches, for rvqlm doctor
-    --replay; 0: none."""
-    # Longer than any compilation or save, shorter than anybody's patience.
-    hang_minutes: float = 30.0
-    """Without progress for so long, say where each rank stands, write stacks to
-    EXP_DIR/hang-rank-N.txt and exit with status 75, so that a scheduler starts again. A process
-    that was suspended for longer counts as hung. 0: wait for ever."""
-    memory_check: bool = True
-    """Before the first step, see whether the largest batch of the data fits in memory."""
-
-    def examine(self, found: Problems, config: TrainerConfig) -> None:
-        """Add everything wrong with the group; `config` is the whole of the flags."""
-        k = self.outlier_deviations
-        found.need_of(
-            "outlier_deviations",
-            isfinite(k) and (k == 0 or k >= 2),
-            "0, or at least 2: fewer would skip ordinary batches",
-        )
-        found.at_least(2, "outlier_warmup_steps")
-        found.at_least(1, "max_skips")
-        found.need_of("rollback_lr", 0 < self.rollback_lr <= 1, "above 0 and at most 1")
-        found.at_least(0, "max_rollbacks", "keep_bad_batches", "hang_minutes")
-        for name, idle, why in (
-            ("outlier_warmup_steps", k == 0, "--outlier-deviations 0: nothing is judged"),
-            ("rollback_lr", self.max_rollbacks == 0, "--max-rollbacks 0: no rollback"),
-        ):
-            found.need_of(name, not (idle and found.changed(name)), f"means nothing with {why}")
-
-
-@dataclass
 class SaveConfig:
     """When to save, and what to keep."""
 
@@ -400,6 +259,8 @@ class TrainerConfig:
     """Folder of the experiment: checkpoints, logs, flags."""
     manifest_dir: str
     """Token directory with the indexes of the splits."""
+    tag: str = ""
+    """Name of the training, where --exp-dir holds several: it works in EXP_DIR/TAG."""
     mix_dirs: tuple[str, ...] = ()
     """Further token directories of the same codec to train on, mixed by hours (--mix-weights).
     Validation stays with --manifest-dir."""
@@ -435,6 +296,10 @@ class TrainerConfig:
     """auto: continue from EXP_DIR/latest.pt if there is one; no: start over, moving an earlier run
     aside; or the path of a checkpoint to continue from. Continuing, flags that are not given are
     those of the run."""
+    start_epoch: int = 0
+    """Epoch, counted from 1, that training begins or goes on with: refused where that is another
+    than the checkpoint's. Of --train-stage 2 the epoch after those of stage 1 is good as well.
+    0: whichever it is."""
     init_from: str | None = None
     """Begin with the weights of another experiment or checkpoint, as far as names and shapes
     match; optimizer, schedule and data start anew."""
@@ -471,6 +336,12 @@ class TrainerConfig:
     log: LogConfig = field(default_factory=LogConfig)
 
 
+OF_A_START = ("tag", "resume", "start-epoch", "dry-run", "quiet")
+"""Flags that are asked of one start and are not kept with the run."""
+TAG = r"(?!(stage\d+|previous-.*|archive|bad_batches|ranks|samples|tensorboard)$)[\w-]*"
+"""What a --tag may be: a folder beside those that a training has."""
+
+
 def flags_class(model_config_class: type) -> type:
     """`TrainerConfig` with a group `model` of the given dataclass."""
     group = ("model", model_config_class, field(default_factory=model_config_class))
@@ -502,6 +373,11 @@ def check(config: TrainerConfig) -> None:
         bool(config.num_epochs or config.max_steps or config.max_minutes),
         "no budget: give --num-epochs, --max-steps or --max-minutes",
     )
+    found.need(
+        re.fullmatch(TAG, config.tag),
+        f"--tag {config.tag}: letters, digits, - and _; no name that a training itself uses",
+    )
+    found.at_least(0, "start_epoch")
     found.need(
         config.init_from is None or config.resume in ("auto", "no"),
         f"--init-from begins a training and --resume {config.resume} continues one: give one",

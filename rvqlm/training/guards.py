@@ -13,6 +13,7 @@ over all ranks, shards included, and costs no second synchronisation.
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rvqlm.errors import UserError
-from rvqlm.training.config import GuardConfig
+from rvqlm.flags import Problems
 
 _MEMORY = 200
 """Steps of the running statistics."""
@@ -33,6 +34,61 @@ _WARMUP = 20.0
 """Deviations above the mean that a loss counts as at most while losses are not judged."""
 _STATE = ("mean", "variance", "seen", "in_a_row", "rollbacks", "counts")
 """What a checkpoint has of a `LossGuard`."""
+
+
+@dataclass
+class GuardConfig:
+    """What is done when a step goes wrong."""
+
+    # Chance: losses of batches of thousands of tokens are close to normal, with a longer upper
+    # tail where data are mixed; 6 deviations skip none of them in a week, while a divergence or a
+    # damaged file is tens of deviations off.
+    outlier_deviations: float = 6.0
+    """Skip a step whose loss is more than so many deviations above its running mean; 0: never."""
+    # As many steps as a learning-rate warm-up takes to leave the steepest part of the curve.
+    outlier_warmup_steps: int = 100
+    """Steps that are only watched, not judged, at the start and after each rollback. Losses that
+    are not finite are always skipped."""
+    # Shuffled data do not bring ten bad batches in a row: then it is the weights that are bad.
+    max_skips: int = 10
+    """So many skipped steps in a row mean that the weights have diverged: roll back to the last
+    good checkpoint."""
+    # PaLM (arXiv:2204.02311, section 5.1) went back and passed by the data, without lowering the
+    # rate, some 20 times in one training; a little less rate helps where the cause was the rate.
+    rollback_lr: float = 0.8
+    """The learning rate is multiplied by this with each rollback."""
+    # 0.8^5 = a third of the rate; what diverges again at that has another cause.
+    max_rollbacks: int = 5
+    """Rollbacks before training stops with an error; 0: stop at once."""
+    # A batch of 150 s is 0.2 MB.
+    keep_bad_batches: int = 10
+    """Keep the last so many skipped steps of each rank in EXP_DIR/bad_batches, for rvqlm doctor
+    --replay; 0: none."""
+    # Longer than any compilation or save, shorter than anybody's patience.
+    hang_minutes: float = 30.0
+    """Without progress for so long, say where each rank stands, write stacks to
+    EXP_DIR/hang-rank-N.txt and exit with status 75, so that a scheduler starts again. A process
+    that was suspended for longer counts as hung. 0: wait for ever."""
+    memory_check: bool = True
+    """Before the first step, see whether the largest batch of the data fits in memory."""
+
+    def examine(self, found: Problems, config) -> None:
+        """Add everything wrong with the group; `config` is the whole of the flags."""
+        k = self.outlier_deviations
+        found.need_of(
+            "outlier_deviations",
+            isfinite(k) and (k == 0 or k >= 2),
+            "0, or at least 2: fewer would skip ordinary batches",
+        )
+        found.at_least(2, "outlier_warmup_steps")
+        found.at_least(1, "max_skips")
+        found.need_of("rollback_lr", 0 < self.rollback_lr <= 1, "above 0 and at most 1")
+        found.at_least(0, "max_rollbacks", "keep_bad_batches", "hang_minutes")
+        for name, idle, why in (
+            ("outlier_warmup_steps", k == 0, "--outlier-deviations 0: nothing is judged"),
+            ("rollback_lr", self.max_rollbacks == 0, "--max-rollbacks 0: no rollback"),
+        ):
+            found.need_of(name, not (idle and found.changed(name)), f"means nothing with {why}")
 
 
 class LossGuard:

@@ -1,19 +1,122 @@
-"""Weights of the levels in the loss that is minimised; losses that are logged stay unweighted.
+"""How much each level counts in the loss: `LossConfig`, its flags, and `LevelWeights`.
 
-The idea of lifting levels by their loss, and of training some levels at random, comes with many
-codec language models; how strongly is a flag here.
+Coarse levels are learnt first and fine ones are hard: a loss that stresses either is common for
+codec language models; how strongly is a flag here, and may change from epoch to epoch.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from torch import Tensor
 
 from rvqlm.errors import UserError
-from rvqlm.training.config import NAMED_WEIGHTS, LossConfig
+from rvqlm.flags import Problems, flag, parse_schedule, value_at
 
+NAMED_WEIGHTS = ("equal", "normal", "auto")
+"""Words that --level-weights takes instead of numbers."""
 _MEMORY = 0.98
 """Decay per step of the running losses of ``auto``."""
+
+
+def _named(words: tuple[str, ...]) -> bool:
+    return len(words) == 1 and words[0] in NAMED_WEIGHTS
+
+
+def _words_of_weights(text: str) -> tuple[str, ...]:
+    """``normal`` or ``2,1,1`` as words of --level-weights; ValueError for anything else."""
+    words = tuple(text.split(","))
+    if not _are_weights(words):
+        raise ValueError
+    return words
+
+
+def _are_weights(words: tuple[str, ...]) -> bool:
+    if _named(words):
+        return True
+    try:
+        numbers = [float(w) for w in words]
+    except ValueError:
+        return False
+    return bool(numbers) and min(numbers) >= 0 and 0 < sum(numbers) < inf
+
+
+def _whole(text: str) -> int:
+    if int(text) < 0:
+        raise ValueError
+    return int(text)
+
+
+_SCHEDULES = {
+    "level_weights": ("level_weights_schedule", _words_of_weights),
+    "levels_per_batch": ("levels_per_batch_schedule", _whole),
+}
+"""By the field that a schedule sets: the one it is given by, and how its values are read."""
+
+
+@dataclass
+class LossConfig:
+    """What is minimised. Only the gradient is changed: all figures in logs stay plain nats."""
+
+    label_smoothing: float = 0.0
+    """Share of each target spread over all codes, in the training loss only."""
+    level_weights: tuple[str, ...] = ("equal",)
+    """Weight of each level's nats in the loss, brought to a mean of 1. equal; normal: falling from
+    the coarse to the fine levels as a Gaussian; auto: a level counts as its running loss to the
+    power of --level-weights-alpha, so that the hard, fine levels count more; or K numbers."""
+    level_weights_alpha: float = 0.5
+    """Power of auto: 0 is equal, 0.3 to 0.7 lift the fine levels a little."""
+    level_weights_schedule: tuple[str, ...] = ()
+    """--level-weights by epoch, such as 0:normal 20:equal; numbers with commas: 0:3,2,1,1."""
+    levels_per_batch: int = 0
+    """Score only so many levels of each micro-batch, drawn anew each time, likelier the heavier
+    their weight; 0: all. Levels that were not drawn get no gradient."""
+    levels_per_batch_schedule: tuple[str, ...] = ()
+    """--levels-per-batch by epoch, such as 0:1 20:0: one random level first, later all."""
+
+    def phases(self) -> list[tuple[int, LossConfig]]:
+        """The flags, without schedules, that hold from each epoch on; `UserError` for a schedule
+        that cannot be read."""
+        schedules = {
+            name: parse_schedule(words, flag(of), convert)
+            for name, (of, convert) in _SCHEDULES.items()
+            if (words := getattr(self, of))
+        }
+        plain = replace(self, **{of: () for of, _ in _SCHEDULES.values()})
+        epochs = sorted({0} | {epoch for s in schedules.values() for epoch, _ in s})
+        return [
+            (epoch, replace(plain, **{name: value_at(s, epoch) for name, s in schedules.items()}))
+            for epoch in epochs
+        ]
+
+    def examine(self, found: Problems, config) -> None:
+        """Add everything wrong with the group; `config` is the whole of the flags."""
+        found.need_of("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
+        found.need(
+            _are_weights(self.level_weights),
+            f"--level-weights {' '.join(self.level_weights)}: {', '.join(NAMED_WEIGHTS)}, or a "
+            "number per level, none negative, not all 0",
+        )
+        found.at_least(0, "level_weights_alpha", "levels_per_batch")
+        for name, (of, _) in _SCHEDULES.items():
+            found.excludes(name, of)
+        try:
+            phases = [phase for _, phase in self.phases()]
+        except UserError as e:
+            found.append(str(e))
+            return
+        found.need(
+            not found.changed("level_weights_alpha")
+            or any(phase.level_weights == ("auto",) for phase in phases),
+            "--level-weights-alpha means nothing without --level-weights auto",
+        )
+        for name in ("label_smoothing", *_SCHEDULES, *(of for of, _ in _SCHEDULES.values())):
+            found.need(
+                config.model_name != "recognizer" or not found.changed(name),
+                f"{flag(name)} means nothing for the recognizer, which predicts no codes",
+            )
 
 
 class LevelWeights:
@@ -27,41 +130,42 @@ class LevelWeights:
     """
 
     def __init__(self, config: LossConfig, num_codebooks: int):
-        self.config, self.num_levels = config, num_codebooks
+        self.num_levels = num_codebooks
+        self.phases = config.phases()
+        self.epoch = 0
+        """Which of the phases holds; the trainer sets it before each step."""
         self.running: Tensor | None = None
         """(K,) float64 running nats per level, of ``auto``."""
-        names = config.level_weights
-        self.kind = names[0] if len(names) == 1 and names[0] in NAMED_WEIGHTS else "given"
         found = []
-        if self.kind == "given" and len(names) != num_codebooks:
-            found.append(f"--level-weights has {len(names)} numbers for {num_codebooks} levels")
-        if config.levels_per_batch > num_codebooks:
-            found.append(f"--levels-per-batch {config.levels_per_batch}: {num_codebooks} levels")
+        for _, phase in self.phases:
+            words, levels = phase.level_weights, phase.levels_per_batch
+            if not _named(words) and len(words) != num_codebooks:
+                found.append(f"--level-weights has {len(words)} numbers for {num_codebooks} levels")
+            if levels > num_codebooks:
+                found.append(f"--levels-per-batch {levels}: {num_codebooks} levels")
         if found:
-            raise UserError("; ".join(found))
-        self.fixed = self._fixed()
-
-    def _fixed(self) -> Tensor:
-        K = self.num_levels
-        weights = torch.ones(K, dtype=torch.float64)
-        if self.kind == "given":
-            weights = torch.tensor([float(w) for w in self.config.level_weights]).double()
-        elif self.kind == "normal":  # half a bell over the levels, two deviations wide
-            weights = torch.exp(-0.5 * (torch.arange(K).double() * 2 / K) ** 2)
-        return weights * (K / weights.sum())
+            raise UserError("; ".join(dict.fromkeys(found)))
+        self.watches = any(phase.level_weights == ("auto",) for _, phase in self.phases)
 
     def current(self) -> Tensor:
         """(K,) float64 with a mean of 1."""
-        if self.kind != "auto" or self.running is None:
-            return self.fixed
-        weights = self.running.clamp(min=1e-3) ** self.config.level_weights_alpha
-        return weights * (self.num_levels / weights.sum())
+        K, config = self.num_levels, value_at(self.phases, self.epoch)
+        words = config.level_weights
+        weights = torch.ones(K, dtype=torch.float64)
+        if not _named(words):
+            weights = torch.tensor([float(w) for w in words]).double()
+        elif words == ("normal",):  # half a bell over the levels, two deviations wide
+            weights = torch.exp(-0.5 * (torch.arange(K).double() * 2 / K) ** 2)
+        elif words == ("auto",) and self.running is not None:
+            weights = self.running.clamp(min=1e-3) ** config.level_weights_alpha
+        return weights * (K / weights.sum())
 
     def draw(self, device: torch.device) -> Tensor | None:
         """(K,) float32 for a micro-batch. Draws levels from torch's random state where asked to,
         without replacement; those drawn count alike, since they were drawn by their weights."""
-        number = self.config.levels_per_batch
-        if not number and self.kind == "equal":
+        config = value_at(self.phases, self.epoch)
+        number = config.levels_per_batch
+        if not number and config.level_weights == ("equal",):
             return None
         weights = self.current()
         if number:
@@ -72,7 +176,7 @@ class LevelWeights:
 
     def observe(self, nats: list[float], counts: list[float]) -> None:
         """Take in a step: summed nats and counts of each level, over all ranks."""
-        if self.kind != "auto":
+        if not self.watches:
             return
         counts = torch.tensor(counts, dtype=torch.float64)
         means = torch.tensor(nats, dtype=torch.float64) / counts.clamp(min=1)

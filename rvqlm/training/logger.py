@@ -163,13 +163,15 @@ class Progress:
                 dynamic_ncols=True,
             )
 
-    def update(self, share: float, step: int, loss: float | None, frames_per_second: float) -> None:
+    def update(
+        self, share: float, step: int, loss: float | None, lr: float, frames_per_second: float
+    ) -> None:
         """Show where training is: `share` of the budget, loss in nats per code, None where no step
         was taken."""
         if not self.enabled:
             return
         shown = "-" if loss is None else f"{loss:.4f}"
-        text = f"step {step} loss {shown} {frames_per_second:,.0f} frames/s"
+        text = f"step {step} loss {shown} lr {lr:.3g} {frames_per_second:,.0f} frames/s"
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(100 * share - self.bar.n)
@@ -206,8 +208,11 @@ def valid_line(step: int, values: dict) -> str:
     )
 
 
-def epoch_line(step: int, epoch: int, values: dict, progress: float) -> str:
-    """Train and validation loss, perplexity, nats per level, times."""
+def epoch_line(step: int, epoch: int, values: dict, progress: float, lr: float, steps: int) -> str:
+    """Train and validation loss, perplexity, nats per level, learning rate, times.
+
+    :param steps: optimizer steps of this epoch that were taken.
+    """
     levels = " ".join("-" if n is None else f"{n:.2f}" for n in values["nats"])
     valid, elapsed = values["valid_loss"], values["elapsed"]
     left = elapsed * (1 - progress) / max(progress, 1e-9)
@@ -218,5 +223,6 @@ def epoch_line(step: int, epoch: int, values: dict, progress: float) -> str:
         + (f" valid {valid:.4f} ppl {exp(min(valid, 700)):.1f}" if valid is not None else "")
         + f" levels {levels}"
         + (f" | skipped {skips}" if skips else "")
+        + f" | lr {lr:.3g}, {steps:,} steps"
         + f" | {clock(values['seconds'])} this epoch, {clock(elapsed)} in all, ETA {clock(left)}"
     )

@@ -38,10 +38,11 @@ from rvqlm.training.announce import (
     batches_words,
     budget_words,
     epoch_words,
+    items_words,
     length_words,
     schedule_words,
 )
-from rvqlm.training.config import TrainerConfig
+from rvqlm.training.config import OF_A_START, TrainerConfig
 from rvqlm.training.distributed import World
 from rvqlm.training.memory import (
     Memory,
@@ -94,7 +95,7 @@ class Setup:
             config.manifest_dir, config.valid_split, num_codebooks=levels
         )
         self.info = self.train_data.info
-        self.config = dataclasses.replace(config, exp_dir=str(stage_dir(config)))
+        self.config = dataclasses.replace(config, exp_dir=str(stage_dir(config)), tag="")
         self.exp_dir = Path(self.config.exp_dir)
         self.state_path = self._checkpoint_to_resume()
         aligned, self.times_line = self._text_times()
@@ -132,6 +133,7 @@ class Setup:
             self.exp_dir.mkdir(parents=True, exist_ok=True)
         if self.state_path is not None:
             self._resume(self.state_path)
+        self._require_epoch()
         if trainer.progress >= 1:
             self.say(
                 f"{self.exp_dir}: training is finished (step {trainer.step}, epoch "
@@ -304,6 +306,21 @@ class Setup:
             f"{trainer.config.optim.optimizer}, schedule, guards, position in the data, log"
         )
 
+    def _require_epoch(self) -> None:
+        """`UserError` where training goes on with another epoch than --start-epoch."""
+        wanted, now = self.config.start_epoch, int(self.trainer.epochs) + 1
+        good = {0, now}
+        if self.state_path is None and self.model.stage > 1:
+            path = best_of_previous(self.exp_dir, self.model.stage)
+            last = load_checkpoint(path, mapped=True, gather=False)["epoch"] + 1
+            good |= {last, last + 1}  # the epoch of its best weights may have been at its end
+        if wanted not in good:
+            raise UserError(
+                f"--start-epoch {wanted}: {self.state_path or self.exp_dir} "
+                f"{'goes on' if self.state_path else 'begins'} with epoch {now}; leave the flag "
+                "out, or give --resume with the checkpoint that is meant"
+            )
+
     # ------------------------------------------------------------------------------- records
 
     def _announce(self) -> None:
@@ -315,7 +332,7 @@ class Setup:
         )
         words = epoch_words(self.loader, config)
         self.say(f"train: {length_words(self.train_data)}; {words}")
-        items = counted(valid.epoch_items, "item")
+        items = items_words(valid)
         if most := config.log.valid_max_batches:
             items += f", the first {batches_words(most)} of them used"
         self.say(f"valid: {length_words(self.valid_data)}; {items}")
@@ -360,7 +377,7 @@ class Setup:
 
 def stage_dir(config: TrainerConfig) -> Path:
     """Where the training of these flags works: --exp-dir, or its folder of the model's stage."""
-    exp_dir, stage = Path(config.exp_dir), getattr(config.model, "train_stage", 0)
+    exp_dir, stage = Path(config.exp_dir, config.tag), getattr(config.model, "train_stage", 0)
     if not stage or exp_dir.name == f"stage{stage}":  # as EXP/stageN/config.yaml says it
         return exp_dir
     return exp_dir / f"stage{stage}"
@@ -402,7 +419,7 @@ def begin_from_previous(model, exp_dir: Path) -> Path | None:
             "--train-stage 0"
         )
     state = load_checkpoint(path)
-    differing = differing_flags(model.config, state["model_config"], but="train_stage")
+    differing = differing_flags(model.config, state["model_config"], but=("train_stage",))
     told = told_times({k: ConditionInfo.from_dict(c) for k, c in state["conditions"].items()})
     if told != (now := told_times(model.conditions)):
         differing.append(f"--text-times was {told}, is {now}")
@@ -426,12 +443,10 @@ _OF_A_RUN = (
 
 
 def write_config(config: TrainerConfig) -> None:
-    """EXP/config.yaml: every flag, to be used as ``--config``. What is asked of one start only
-    (--resume, --dry-run, --quiet) is left out."""
+    """EXP/config.yaml: every flag but those of `OF_A_START`, to be used as ``--config``."""
     import yaml
 
-    of_a_start = ("resume", "dry-run", "quiet")
-    flags = {k: v for k, v in flatten(config).items() if k not in of_a_start}
+    flags = {k: v for k, v in flatten(config).items() if k not in OF_A_START}
     write_text(Path(config.exp_dir) / "config.yaml", yaml.safe_dump(flags, sort_keys=False))
 
 

@@ -151,6 +151,7 @@ class Trainer:
         # own random numbers for each step: nothing random has to be saved or restored
         torch.manual_seed(step_seed(self.config.seed, self.world.rank, self.step))
         self.model.progress = self.progress
+        self.model.epoch = self.level_weights.epoch = int(self.epochs)
         factor = self.schedule.factor(self.step, self.epochs, self.progress)
         factor *= self.guard.lr_factor
         self.lr = self.config.optim.base_lr * factor
@@ -244,7 +245,7 @@ class Trainer:
         """Keep the batches of a step that was not taken; after too many in a row, roll back."""
         bad = BadBatch(
             self.step - 1, self.world.rank, self.config.seed, outcome.verdict, outcome.loss,
-            outcome.grad_norm, self.model.progress, outcome.batches,
+            outcome.grad_norm, self.model.progress, outcome.batches, self.model.epoch,
         )  # fmt: skip
         path = save_bad_batch(self.exp_dir, bad, self.config.guard.keep_bad_batches)
         self.bar.warn(
@@ -294,7 +295,8 @@ class Trainer:
             **{f"time_{part}": spent / seconds for part, spent in self.watch.take().items()},
         }
         self.log.write("train", self.step, self.train.epoch, values)
-        self.bar.update(self.progress, self.step, values["loss"], values["frames_per_second"])
+        speed = values["frames_per_second"]
+        self.bar.update(self.progress, self.step, values["loss"], self.lr, speed)
         self.epoch_meter.merge(meter)
         self.interval = Meter(self.info.num_codebooks, self.device)
 
@@ -307,7 +309,8 @@ class Trainer:
         values = meter.values(self.info.frame_rate)
         values |= {"valid_loss": valid, "seconds": meter.seconds, "elapsed": self.elapsed}
         self.log.write("epoch", self.step, epoch, values)
-        self.bar.say(epoch_line(self.step, epoch, values, self.progress))
+        line = epoch_line(self.step, epoch, values, self.progress, self.lr, meter.steps)
+        self.bar.say(line)
         self.epoch_meter = Meter(self.info.num_codebooks, self.device)
 
     def _validate(self) -> bool:

@@ -12,8 +12,9 @@ from rvqlm.audio.load import load_file
 from rvqlm.checkpoints.file import save_checkpoint
 from rvqlm.codecs.chunking import encode_whole
 from rvqlm.codecs.registry import load_codec
+from rvqlm.inference.conditions import ConditionArgs
 from rvqlm.inference.generate import SampleRequest, generate
-from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
+from rvqlm.inference.prompts import PromptArgs, read_prompts
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.factory import config_dict
 from rvqlm.models.masked import Masked, MaskedConfig

@@ -171,11 +171,53 @@ def test_interval_without_a_loss(tmp_path, capfd):
         (["nowhere"], "nowhere/metrics.jsonl: no log there"),
         (["x", "--plot", "a.txt"], "--plot a.txt"),
         (["x", "--every", "3"], "--every has no effect without --watch"),
+        (["x", "--live", "--watch"], "--live is a window"),
     ],
 )
 def test_mistakes(flags, message, capfd):
     assert monitor.main(flags) == 2
     assert message in capfd.readouterr().err
+
+
+@pytest.fixture
+def pyplot():
+    """Figures without windows."""
+    import matplotlib.pyplot as plt
+
+    before = plt.get_backend()
+    plt.switch_backend("agg")
+    yield plt
+    plt.close("all")
+    plt.switch_backend(before)
+
+
+def test_a_window_follows_the_training(tmp_path, pyplot, monkeypatch):
+    """Agg in the place of a toolkit: the curves are drawn again with what was logged meanwhile."""
+    exp_dir = write_experiment(tmp_path / "x", LINES[:2])
+    seen = []
+
+    def pause(seconds):
+        figure = pyplot.gcf()
+        figure.canvas.draw()
+        loss, *others = figure.axes
+        shown = [line.get_xdata()[-1] for line in loss.lines if len(line.get_xdata())]
+        seen.append((seconds, len(others), shown, figure.get_suptitle().split(":")[-1]))
+        write_experiment(exp_dir, LINES)
+        if len(seen) == 2:
+            pyplot.close(figure)  # by hand
+
+    monkeypatch.setattr(pyplot, "pause", pause)
+    canvas = pyplot.figure().canvas.__class__
+    monkeypatch.setattr(canvas, "required_interactive_framework", "tk")
+    assert monitor.main([str(exp_dir), "--live", "--every", "2"]) == 0
+    assert seen == [(2.0, 5, [20], " running"), (2.0, 5, [50, 50], " running")]
+
+
+def test_without_a_display_a_window_is_refused(tmp_path, pyplot, capfd):
+    exp_dir = write_experiment(tmp_path / "x", LINES)
+    assert monitor.main([str(exp_dir), "--live"]) == 2
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "no window can be opened" in err and "--plot FILE" in err
 
 
 def test_sparkline():

@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,11 @@ def tokens(tmp_path_factory):
 
 def command(exp_dir, tokens, *flags) -> list[str]:
     return ["--exp-dir", str(exp_dir), "--manifest-dir", str(tokens), *SMALL, *flags]
+
+
+def cuts_of(tokens, split) -> list[str]:
+    with gzip.open(tokens / f"cuts_{split}.jsonl.gz", "rt") as file:
+        return file.readlines()
 
 
 def same(a, b, path="") -> None:
@@ -216,6 +222,68 @@ def test_what_a_training_begins_with_and_quiet(tokens, tmp_path, capfd):
     assert "quiet:" not in (quiet / "config.yaml").read_text()
     assert trainer.main(command(quiet, tokens, "--max-steps", "3")) == 0
     assert "resumed" in capfd.readouterr().err  # said again where that is not asked for
+
+
+def test_lines_say_rate_and_steps(tokens, tmp_path, capfd):
+    flags = ["--num-epochs", "2", "--window-frames", "20", "--hop-frames", "10"]
+    assert trainer.main(command(tmp_path / "x", tokens, *flags)) == 0
+    err = capfd.readouterr().err
+    windows = re.search(
+        r"train: 30 cuts, .*; (\d+) windows of 20 frames \(0.4 s\), one every 10 ", err
+    )
+    lengths = [json.loads(line)["duration"] for line in cuts_of(tokens, "train")]
+    frames = [round(50 * seconds) for seconds in lengths]
+    naive = sum(1 + max(0, -(-(n - 20) // 10)) for n in frames)
+    assert int(windows[1]) == naive
+    steps = int(re.search(r"(\d+) optimizer steps an epoch", err)[1])
+    lines = [line for line in err.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 2 and all(f"{steps} steps | " in line for line in lines)
+    rates = [float(re.search(r"\| lr (\S+), ", line)[1]) for line in lines]
+    assert rates[0] > rates[1] > 0
+
+
+def test_tags_and_start_epoch(tokens, tmp_path, capfd):
+    exp = tmp_path / "exp"
+    flags = ["--num-epochs", "1", "--max-duration", "20", "--valid-max-batches", "1", "--no-mfu"]
+    for tag in ("one", "two"):  # the second does not resume the first
+        assert trainer.main(command(exp, tokens, *flags, "--tag", tag, "--start-epoch", "1")) == 0
+        assert load_checkpoint(exp / tag / "latest.pt")["epoch"] == 0
+    assert {p.name for p in exp.iterdir()} == {"one", "two"}
+    saved = yaml.safe_load((exp / "one" / "config.yaml").read_text())
+    assert saved["exp-dir"] == str(exp / "one") and not {"tag", "start-epoch"} & saved.keys()
+    capfd.readouterr()
+    on = ["--exp-dir", str(exp), "--tag", "one", "--num-epochs", "2", "--start-epoch"]
+    assert trainer.main([*on, "3"]) == 2
+    assert f"--start-epoch 3: {exp}/one/latest.pt goes on with epoch 2;" in capfd.readouterr().err
+    assert trainer.main([*on, "2"]) == 0
+    assert load_checkpoint(exp / "one" / "latest.pt")["epoch"] == 1
+    for wrong in ("a/b", "stage1", "samples", ".."):
+        assert trainer.main(command(exp, tokens, *flags, "--tag", wrong)) == 2
+    assert trainer.main(command(exp / "new", tokens, *flags, "--start-epoch", "2")) == 2
+    assert f"{exp}/new begins with epoch 1" in capfd.readouterr().err
+
+
+def test_phases_may_change_on_resume(tokens, tmp_path, capfd):
+    flags = ["--model-name", "masked", "--num-epochs", "1", "--max-duration", "20", "--no-mfu"]
+    schedule = ["--level-training-schedule", "0:random", "1:parallel"]
+    assert trainer.main(command(tmp_path, tokens, *flags, *schedule[:2])) == 0
+    on = ["--exp-dir", str(tmp_path), "--num-epochs", "2"]
+    assert trainer.main([*on, "--level-training-schedule", "0:random", "1:all"]) == 2
+    assert "--level-training-schedule 1:all: expected EPOCH:VALUE" in capfd.readouterr().err
+    assert trainer.main([*on, "--masking", "frame"]) == 2
+    assert "is of another run: --masking was level, is frame;" in capfd.readouterr().err
+    assert trainer.main([*on, *schedule]) == 0
+    saved = load_checkpoint(tmp_path / "latest.pt")
+    assert saved["model_config"]["level_training_schedule"] == ("0:random", "1:parallel")
+    assert saved["epoch"] == 1
+
+
+def test_start_epoch_of_a_second_stage(tokens, tmp_path):
+    flags = ["--model-name", "valle", "--num-epochs", "2", "--max-duration", "20", "--no-mfu"]
+    flags += ["--train-stage"]
+    assert trainer.main(command(tmp_path, tokens, *flags, "1")) == 0
+    assert trainer.main(command(tmp_path, tokens, *flags, "2", "--start-epoch", "9")) == 2
+    assert trainer.main(command(tmp_path, tokens, *flags, "2", "--start-epoch", "3")) == 0
 
 
 def test_embeddings_begin_as_the_vectors_of_the_codec(tokens, tmp_path, capfd):

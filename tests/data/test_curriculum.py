@@ -13,9 +13,9 @@ from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.data.mixed import open_mixed
 from rvqlm.data.plan import Items, PlanConfig, plan_epoch
-from rvqlm.data.plan_config import parse_schedule, value_at
 from rvqlm.data.selection import Pool, draw, pools, take
 from rvqlm.errors import UserError
+from rvqlm.flags import parse_schedule, value_at
 
 RATE = Fraction(50)
 FRAMES = np.random.default_rng(0).integers(20, 400, 300).astype(np.uint32)

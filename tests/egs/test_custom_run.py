@@ -84,6 +84,24 @@ def test_the_page_is_complete(finished):
     assert page.count("data:audio/flac") >= 6
 
 
+@pytest.mark.parametrize(
+    "config, minutes, limit",
+    [
+        ("conf/rvq_fast.yaml", (), ""),  # 250 epochs, as it says
+        ("conf/rvq_fast.yaml", ("--train-minutes", "5"), "--max-minutes 5 "),
+        ("conf/small.yaml", (), "--max-minutes 10 "),
+    ],
+)
+def test_how_long_is_trained(config, minutes, limit, tmp_path):
+    options = ["--audio", "music", "--config", EGS / "custom" / config, "--dry-run", *minutes]
+    done = subprocess.run(
+        [EGS / "custom/run.sh", *options, "--stage", "2", "--stop-stage", "2"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    (line,) = [line for line in done.stdout.splitlines() if "rvqlm train" in line]
+    assert limit in line and ("--max-minutes" in line) == bool(limit)
+
+
 @pytest.mark.parametrize("script", ["run.sh", "prepare.sh"])
 def test_mistakes_are_one_line(script, tmp_path):
     for args, message in [

@@ -28,6 +28,9 @@ SPEAKS = {"pattern": "delay", "fusion": "spread", "optimizer": "muon"}
 # Half an hour of a reader: 31 % of phonemes wrong with them, 54 % without (docs/LOG.md).
 OF_LITTLE = {"dropout": 0.1, "code_dropout": 0.5}
 RVQ = {
+    "sample_every_epochs": 5,
+    "sample_seconds": 15.0,
+    "sample_temperature": 1.1,
     "num_quantizers": 9,
     "pattern": "parallel",
     "base_lr": 2e-4,
@@ -45,6 +48,8 @@ RVQ_BIG = RVQ | {
     "level_weights": ("auto",),
     "level_weights_alpha": 0.5,
     "accum": 6,
+    "archive_every": 10,
+    "keep_archived": 20,
 }
 SAX = {
     "num_quantizers": 4,
@@ -70,6 +75,11 @@ V2 = {
     "warmup_steps": 5000,
     "filter_min_duration": 2.0,
     "filter_max_duration": 8.0,
+}
+V2_PHASES = {
+    "level_training_schedule": ("0:random", "7:parallel"),
+    "level_distribution": "normal",
+    "level_weights_schedule": ("0:normal", "7:equal"),
 }
 
 LEAST = {
@@ -104,10 +114,13 @@ LEAST = {
     "custom/large": {"decoder_dim": 768, "num_decoder_layers": 16, "ema_decay": 0.999, "accum": 6},
 }
 AS_DOCUMENTED = {
-    "custom/rvq_small": RVQ | {"decoder_dim": 512, "num_decoder_layers": 12, "nhead": 8},
-    "custom/rvq_base": RVQ_BIG | {"window_frames": 1280, "hop_frames": 640, "warmup_ratio": 0.03},
+    "custom/rvq_small": RVQ
+    | {"decoder_dim": 512, "num_decoder_layers": 12, "nhead": 8, "num_epochs": 300},
+    "custom/rvq_base": RVQ_BIG
+    | {"window_frames": 1280, "hop_frames": 640, "warmup_ratio": 0.03, "num_epochs": 350},
     "custom/rvq_fast": RVQ_BIG
-    | {"window_frames": 512, "hop_frames": 256, "warmup_ratio": 0.01, "eta_min_ratio": 0.05},
+    | {"window_frames": 512, "hop_frames": 256, "warmup_ratio": 0.01, "eta_min_ratio": 0.05}
+    | {"num_epochs": 250, "sample_device": "cpu", "compile": True},
     "custom/audio_lm": {
         "num_quantizers": 4,
         "train_stage": 0,
@@ -131,8 +144,11 @@ AS_DOCUMENTED = {
     },
     "custom/v2_smaller_ar": V2 | {"decoder_dim": 512, "num_decoder_layers": 12, "base_lr": 1e-4},
     "custom/v2_smaller_masked": V2
+    | V2_PHASES
     | {"decoder_dim": 512, "num_decoder_layers": 12, "base_lr": 1e-4},
-    "custom/v2_larger_masked": V2 | {"decoder_dim": 1024, "num_decoder_layers": 24},
+    "custom/v2_larger_masked": V2
+    | V2_PHASES
+    | {"decoder_dim": 1024, "num_decoder_layers": 24, "base_lr": 3e-4},
 }
 
 

@@ -26,7 +26,8 @@ from rvqlm.frontends.midi import MidiFrontEnd
 from rvqlm.frontends.midi_file import read_midi
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
-from rvqlm.inference.prompts import ConditionArgs, conditions_of, from_arguments, from_audio
+from rvqlm.inference.conditions import ConditionArgs, conditions_of, from_arguments
+from rvqlm.inference.prompts import from_audio
 
 INFO = CodecInfo("loud", "0" * 16, 8000, 80, 1, 4, segment=(10, 720))
 

@@ -21,8 +21,8 @@ from rvqlm.exchange.textgrid import write_textgrid
 from rvqlm.frontends.aligned import Item
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
+from rvqlm.inference.conditions import ConditionArgs, from_arguments
 from rvqlm.inference.files import read_sample
-from rvqlm.inference.prompts import ConditionArgs, from_arguments
 from rvqlm.inference.recognize import reference_of
 from rvqlm.inference.speech import known_times, overrun
 from rvqlm.models.factory import build_model

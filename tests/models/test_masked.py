@@ -127,6 +127,25 @@ def test_distribution_of_the_one_level(distribution, shares):
         torch.testing.assert_close(found, torch.tensor(shares) / sum(shares), atol=0.03, rtol=0)
 
 
+def test_one_level_first_and_all_later():
+    batch = Batch.from_codes(random_items([6, 6, 6, 6]))
+    model = make(masking="frame", level_training_schedule=("0:random", "2:parallel"))
+    for epoch, levels in ((0, 1), (1, 1), (2, K), (9, K)):
+        model.epoch = epoch
+        mask = model.training_mask(batch)
+        assert (mask.predicted.any(1).sum(1) == levels).all()
+        assert (mask.hidden.any(1).sum(1) == K).all()
+    for wrong, message in (
+        ({"level_training_schedule": ("0:one",)}, "level-training-schedule 0:one: expected EPOCH"),
+        ({"level_training_schedule": ("1:random",)}, "epochs begin with 0"),
+        ({"level_training_schedule": ("0:random",), "level_training": "random"}, "exclude each"),
+        ({"level_training_schedule": ("0:random",), "masking": "coarse_first"}, "scores one level"),
+        ({"level_training_schedule": ("0:parallel",), "level_distribution": "normal"}, "nothing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make(**wrong)
+
+
 def test_level_weights_and_smoothing_change_the_loss_only():
     batch = Batch.from_codes(random_items([8, 4]))
     for mode in (True, False):

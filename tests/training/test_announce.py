@@ -2,8 +2,15 @@
 
 from types import SimpleNamespace
 
+from rvqlm.codec_info import CodecInfo
 from rvqlm.models.codec_lm import CodecLMConfig
-from rvqlm.training.announce import budget_words, epoch_words, length_words, schedule_words
+from rvqlm.training.announce import (
+    budget_words,
+    epoch_words,
+    items_words,
+    length_words,
+    schedule_words,
+)
 from rvqlm.training.config import LossConfig, OptimConfig, TrainPlan, flags_class
 
 
@@ -38,13 +45,32 @@ def test_schedule():
     assert words.endswith("over 0 % of the budget, then constant")
 
 
-def test_epoch_and_length():
-    loader = SimpleNamespace(epoch_steps=7, epoch_items=1200, world_size=1)
-    assert epoch_words(loader, flags({"accum": 2})) == (
-        "1,200 items, 7 batches, 4 optimizer steps an epoch"
+def loader(config, epoch=0, world_size=1, **values):
+    info = CodecInfo("descript/dac_44khz", "", 44100, 512, 9, 1024)
+    data = SimpleNamespace(info=info)
+    return SimpleNamespace(
+        config=config.data, dataset=data, epoch=epoch, world_size=world_size, **values
     )
-    loader = SimpleNamespace(epoch_steps=1, epoch_items=1, world_size=2)
-    windows = flags(data={"window_frames": 50})
-    assert epoch_words(loader, windows) == "1 window, 1 batch a rank, 1 optimizer step an epoch"
+
+
+def test_windows_of_75_hours_of_music():
+    """As the log of that training gives them: 34,520 windows (ctx=1280, step=640), 1,438 steps."""
+    config = flags({"accum": 6}, {"window_frames": 1280, "hop_frames": 640})
+    assert epoch_words(loader(config, epoch_steps=8630, epoch_items=34520), config) == (
+        "34,520 windows of 1,280 frames (14.9 s), one every 640 frames (7.4 s), 8,630 batches, "
+        "1,439 optimizer steps an epoch"
+    )
+    config = flags(data={"window_schedule": ("0:512", "100:1024")})
+    words = items_words(loader(config, epoch=100, epoch_items=9))
+    assert words == "9 windows of 1,024 frames (11.9 s)"
+
+
+def test_epoch_and_length():
+    config = flags({"accum": 2})
+    words = epoch_words(loader(config, epoch_steps=7, epoch_items=1200), config)
+    assert words == "1,200 items, 7 batches, 4 optimizer steps an epoch"
+    config = flags(data={"window_frames": 50})
+    words = epoch_words(loader(config, epoch_steps=1, epoch_items=1, world_size=2), config)
+    assert words == ("1 window of 50 frames (0.6 s), 1 batch a rank, 1 optimizer step an epoch")
     data = type("Data", (), {"hours": 0.005, "__len__": lambda self: 1})()
     assert length_words(data) == "1 cut, 18 s"

@@ -7,7 +7,8 @@ from toy import toy_flags
 
 from rvqlm.data.plan import PlanConfig
 from rvqlm.errors import UserError
-from rvqlm.training.config import GuardConfig, OptimConfig, Problems, check
+from rvqlm.flags import Problems
+from rvqlm.training.config import GuardConfig, OptimConfig, check
 from rvqlm.training.schedule import SCHEDULES, Schedule, schedule_flags
 
 

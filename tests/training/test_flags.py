@@ -31,6 +31,8 @@ STRICT = "--outlier-deviations 2 --outlier-warmup-steps 2 --save-every-steps 1"
 TRAINER = {
     "exp-dir": None,  # tests/bin/test_trainer_cli.py: all files are there
     "resume": None,  # the same: auto, no, a path
+    "tag": ("", "--tag other"),
+    "start-epoch": ("", "--start-epoch 2"),
     "manifest-dir": ("", "--manifest-dir {other}"),
     "mix-dirs": ("", "--mix-dirs {other}"),
     "model-name": ("", "--model-name masked"),
@@ -101,7 +103,9 @@ TRAINER = {
     "label-smoothing": ("", "--label-smoothing 0.3"),
     "level-weights": ("", "--level-weights 1 2 3"),
     "level-weights-alpha": ("--level-weights auto --max-steps 6", "--level-weights-alpha 3"),
+    "level-weights-schedule": ("", "--level-weights-schedule 0:1,2,3"),
     "levels-per-batch": ("", "--levels-per-batch 1"),
+    "levels-per-batch-schedule": ("", "--levels-per-batch-schedule 0:1"),
     # guard; a rate that is far too high makes outliers
     "outlier-deviations": (f"{WILD} --outlier-warmup-steps 2", "--outlier-deviations 2"),
     "outlier-warmup-steps": (f"{WILD} --outlier-deviations 2", "--outlier-warmup-steps 2"),

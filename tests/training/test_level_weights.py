@@ -50,6 +50,41 @@ def test_random_levels_are_drawn_by_weight_and_by_torchs_seed():
     assert (make(levels_per_batch=3).draw(CPU) > 0).sum() == 3
 
 
+def test_phases_by_epoch():
+    weights = make(
+        level_weights_schedule=("0:normal", "2:4,2,1,1", "3:auto", "5:equal"),
+        levels_per_batch_schedule=("0:1", "2:0"),
+    )
+    seen = {}
+    for weights.epoch in range(6):
+        drawn = weights.draw(CPU)
+        seen[weights.epoch] = None if drawn is None else drawn.tolist()
+        if weights.epoch == 2:
+            weights.observe([1.0, 4.0, 9.0, 16.0], [1.0] * 4)
+    assert sorted(seen[0]) == sorted(seen[1]) == [0, 0, 0, 1]
+    assert seen[2] == [2.0, 1.0, 0.5, 0.5] and seen[5] is None
+    assert seen[3] == seen[4] == pytest.approx([0.4, 0.8, 1.2, 1.6])
+
+
+@pytest.mark.parametrize("accum", [1, 3])
+def test_a_step_is_of_the_phase_in_which_it_begins(tmp_path, accum):
+    flags = toy_flags(tmp_path, num_epochs=3, accum=accum)
+    trainer, seen = toy_trainer(flags), []
+    step = trainer.train_step
+
+    def watched():
+        before = trainer.train.epoch * 4 + trainer.train.step  # batches
+        outcome = step()
+        assert trainer.level_weights.epoch == trainer.model.epoch
+        seen.append((before // 4, trainer.model.epoch))
+        return outcome
+
+    trainer.train_step = watched
+    trainer.fit()
+    assert all(batch_epoch == epoch for batch_epoch, epoch in seen)
+    assert [epoch for _, epoch in seen] == {1: [0] * 4 + [1] * 4 + [2] * 4, 3: [0, 0, 1, 2]}[accum]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -58,6 +93,12 @@ def test_random_levels_are_drawn_by_weight_and_by_torchs_seed():
         ({"level_weights": ("0", "0")}, "not all 0"),
         ({"level_weights_alpha": 0.3}, "means nothing without --level-weights auto"),
         ({"levels_per_batch": -1}, "--levels-per-batch -1"),
+        ({"levels_per_batch_schedule": ("0:-1",)}, "--levels-per-batch-schedule 0:-1: expected"),
+        ({"level_weights_schedule": ("0:equal", "1:wrong")}, "level-weights-schedule 1:wrong: exp"),
+        (
+            {"level_weights_schedule": ("0:auto",), "level_weights": ("auto",)},
+            "--level-weights and --level-weights-schedule exclude each other",
+        ),
         ({"model_name": "recognizer", "levels_per_batch": 1}, "means nothing for the recognizer"),
     ],
 )
@@ -69,6 +110,8 @@ def test_mistakes(tmp_path, flags, message):
 def test_numbers_must_fit_the_codec():
     with pytest.raises(UserError, match=r"has 2 numbers for 4 levels.*--levels-per-batch 5"):
         make("1", "2", levels_per_batch=5)
+    with pytest.raises(UserError, match="has 3 numbers for 4 levels"):
+        make(level_weights_schedule=("0:equal", "9:1,2,3"))
 
 
 def test_levels_that_were_not_drawn_get_no_gradient(tmp_path):

@@ -37,13 +37,15 @@ TABLE = {
     "bf16": "--precision bf16 --optimizer muon",
     "fp16": "--precision fp16 --base-lr 0.01",
     "random crops, auto weights": "--crop-frames 30 --level-weights auto --optimizer muon",
-    "random levels": "--levels-per-batch 1 --level-weights normal --accum 2",
+    "random levels, later all": "--levels-per-batch-schedule 0:1 2:0 --accum 2 "
+    "--level-weights-schedule 0:normal 2:auto",
     "curriculum, scheduled sampling": "--window-schedule 0:12 1:20 --epoch-hours 0.0012 "
     "--scheduled-sampling 0.5 --max-seconds-schedule 0:2 1:9",
     "outliers and returns": "--outlier-deviations 2 --outlier-warmup-steps 3 --base-lr 0.05 "
     "--max-skips 2 --max-rollbacks 99 --rollback-lr 0.9",
     "valle": "--model-name valle --dropout 0.1",
-    "masked, text with times": "--model-name masked --level-training random --conditions text "
+    "masked, text with times": "--model-name masked --level-training-schedule 0:random 2:parallel "
+    "--conditions text "
     "--fusion spread --condition-dropout 0.3",
 }
 

@@ -71,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(Args, "sampling.py", "Ways of drawing, by phoneme error rate.", argv)
     from rvqlm.codecs.registry import load_codec_like
     from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
+    from rvqlm.inference.conditions import ConditionArgs
     from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
     from rvqlm.inference.model_args import ModelArgs
-    from rvqlm.inference.prompts import ConditionArgs, PromptArgs, read_prompts
+    from rvqlm.inference.prompts import PromptArgs, read_prompts
     from rvqlm.inference.recognize import recognize_samples
     from rvqlm.metrics.recognition import error_rate
     from rvqlm.runtime import tune_malloc
