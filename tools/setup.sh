@@ -131,6 +131,6 @@ fi
 
 say "installing rvqlm[$extras] into $env (a few minutes the first time)"
 rm -f "$stamp"
-"${pip[@]}" install --quiet --disable-pip-version-check -c "$constraints" -e "$root[$extras]"
+"${pip[@]}" install --quiet --disable-pip-version-check -c "$constraints" -e "${root}[$extras]"
 printf '%s\n%s\n' "$extras $state" "$wanted_python" > "$stamp"
 say "done"

@@ -70,6 +70,7 @@ done
 cd "$here"
 source ../shared/environment.sh # for the configuration, even if nothing runs
 source local/data.sh
+declare -A data
 read_data "$config" "$keep" "$corpus_dir$($stand_in && echo "stand-in $recordings $seconds")"
 seed=${seed:-${data[seed]}}
 data_dir=${data_dir:-data/$($stand_in && echo stand-in || echo jazz)}
@@ -78,29 +79,33 @@ dl=$(place dl_dir) stems=$(place stems_dir) clips=$(place clips_dir) copies=$(pl
 lead=$(place codes_dir)/lead backing=$(place codes_dir)/backing
 sides=(lead backing)
 
+settled=-1
+read_discarded dl:2 stems:5 clips:7 aug_clips:7
+
+if ((stage == 0 && settled < 0)) && [[ -z $corpus_dir${data[url]} && $stand_in == false ]]; then
+  option_error "$config has no url; give one there, or a folder of recordings with --corpus-dir"
+fi
 audio=${corpus_dir:-$dl}
 if $stand_in; then
   export RVQLM_CODECS=$data_dir/stand-in/codecs
   data[weights]=$data_dir/stand-in/demucs
 fi
 
-if ! discarded dl && begin_stage 0 "Fetch the recordings"; then
+if ((settled < 0)) && begin_stage 0 "Fetch the recordings"; then
   if $stand_in; then
     python local/stand_in.py --recordings-dir "$dl" --demucs-dir "${data[weights]}" \
       --recordings "$recordings" --seconds "$seconds" --seed "$seed"
     python ../shared/local/stand_in_codecs.py "$RVQLM_CODECS" "${data[codec]}"
   elif [[ -n $corpus_dir ]]; then
     echo "the recordings are those of $corpus_dir"
-  elif [[ -n ${data[url]} ]]; then
-    python local/fetch.py --url "${data[url]}" --out-dir "$dl"
   else
-    option_error "$config has no url; give one there, or a folder of recordings with --corpus-dir"
+    python local/fetch.py --url "${data[url]}" --out-dir "$dl"
   fi
 fi
 
 # each preparation reads the manifest that the one before it wrote
 mix=$manifests/1_mix/cuts.jsonl.gz
-if ! discarded dl && begin_stage 1 "Find the recordings"; then
+if ((settled < 1)) && begin_stage 1 "Find the recordings"; then
   rvqlm audio manifest --input "$audio" --out-dir "$manifests/1_mix" --jobs "$jobs"
   if [[ ${data[normalize_before]} == true ]]; then # Demucs hears both channels
     rvqlm audio loudness --input "$mix" --out "$manifests/1_mix/level.jsonl.gz" \
@@ -109,7 +114,7 @@ if ! discarded dl && begin_stage 1 "Find the recordings"; then
 fi
 if [[ ${data[normalize_before]} == true ]]; then mix=$manifests/1_mix/level.jsonl.gz; fi
 
-if ! discarded dl && begin_stage 2 "Separate lead and rest"; then
+if ((settled < 2)) && begin_stage 2 "Separate lead and rest"; then
   # the sources are words
   # shellcheck disable=SC2086
   python local/separate.py --input "$mix" --audio-dir "$stems" --out-dir "$manifests/2_stems" \
@@ -121,7 +126,7 @@ fi
 
 tracks=$manifests/2_stems
 if [[ ${data[normalize_after]} == true ]]; then
-  if ! discarded stems && begin_stage 3 "Loudness of lead and rest"; then
+  if ((settled < 3)) && begin_stage 3 "Loudness of lead and rest"; then
     for side in "${sides[@]}"; do
       rvqlm audio loudness --input "$tracks/$side.jsonl.gz" --out "$manifests/3_level/$side.jsonl.gz" \
         --target-lufs "${data[target_lufs]}" --jobs "$jobs"
@@ -130,7 +135,7 @@ if [[ ${data[normalize_after]} == true ]]; then
   tracks=$manifests/3_level
 fi
 
-if ! discarded stems && begin_stage 4 "Windows in which the lead plays"; then
+if ((settled < 4)) && begin_stage 4 "Windows in which the lead plays"; then
   for side in "${sides[@]}"; do
     other=(--partner "$tracks/backing.jsonl.gz")
     if [[ $side == backing ]]; then other=(--reference "$tracks/lead.jsonl.gz"); fi
@@ -142,7 +147,7 @@ if ! discarded stems && begin_stage 4 "Windows in which the lead plays"; then
   done
 fi
 
-if ! discarded stems && ! discarded clips && begin_stage 5 "Clips of both"; then
+if ((settled < 5)) && begin_stage 5 "Clips of both"; then
   python local/clips.py --lead "$manifests/4_windows/lead.jsonl.gz" \
     --backing "$manifests/4_windows/backing.jsonl.gz" --audio-dir "$clips" \
     --out-dir "$manifests/5_clips" --metadata "$(place metadata_path)" \
@@ -152,7 +157,7 @@ fi
 
 cuts=$manifests/5_clips
 if [[ -n ${data[semitone_steps]}${data[tempo_ratios]} ]]; then
-  if ! discarded clips && ! discarded aug_clips && begin_stage 6 "Copies of other pitch and tempo"; then
+  if ((settled < 6)) && begin_stage 6 "Copies of other pitch and tempo"; then
     for side in "${sides[@]}"; do
       # the lists are words
       # shellcheck disable=SC2086
@@ -165,7 +170,7 @@ if [[ -n ${data[semitone_steps]}${data[tempo_ratios]} ]]; then
   cuts=$manifests/6_copies
 fi
 
-if ! discarded clips && ! discarded aug_clips && begin_stage 7 "Tokenize"; then
+if ((settled < 7)) && begin_stage 7 "Tokenize"; then
   for side in "${sides[@]}"; do
     rvqlm tokenize --input "$cuts/$side.jsonl.gz" --out-dir "$(place codes_dir)/$side" \
       --codec "${data[codec]}" --num-codebooks "${data[num_codebooks]}" \

@@ -62,6 +62,7 @@ data_dir=${data_dir:-$PWD/data/${defaults[5]}} exp_dir=${exp_dir:-exp/${defaults
 set_up 0 --extra jazz
 if $dry_run; then source ../shared/environment.sh; fi # for the configuration, even if nothing runs
 source local/data.sh
+declare -A data
 read_data "$data_config" "$keep" "$corpus_dir"
 seed=${seed:-${data[seed]}} tokens=$(place codes_dir)/lead
 source=(${corpus_dir:+--corpus-dir "$corpus_dir"})

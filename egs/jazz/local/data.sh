@@ -1,8 +1,10 @@
 # The data configuration in scripts, and intermediates that are removed; to be sourced.
 #
+#   declare -A data
 #   read_data conf/data.yaml "$keep" "$corpus"   # then "${data[n_shifts]}"
 #   dl=$(place dl_dir)                           # DATA_DIR/1_download
-#   if ! discarded dl && begin_stage 2 "..."; then
+#   read_discarded dl:2 stems:5                  # which stage is the last that needs what
+#   if ((settled < 2)) && begin_stage 2 "..."; then
 #     ...
 #     discard dl "$dl"                           # unless it is to be kept
 #   fi
@@ -10,8 +12,6 @@
 # That something was discarded, and with which settings it had been made, is remembered by an empty file
 # in $data_dir. What led to it is not run again; with other settings that is an error, as it could not be
 # made anew from what is left.
-
-declare -A data
 
 # read_data FILE KEEP CORPUS: see local/data_config.py.
 read_data() {
@@ -28,14 +28,20 @@ place() {
   esac
 }
 
-# discarded WHAT: whether it was there, complete with all that is made of it, and removed.
-discarded() {
-  local mark
-  for mark in "$data_dir/discarded-$1"-*; do
-    [[ -e $mark ]] || return 1
-    [[ $mark == *"-${data[settings]}" ]] || option_error "$data_dir: $1 was discarded after it had been made" \
-      "with other settings; give another --data-dir, or remove this one"
+# read_discarded WHAT:STAGE...: sets settled to the last stage up to which there is nothing to do, as what
+# these stages made, or read, was discarded once the last that needs it was complete.
+read_discarded() {
+  local one mark
+  settled=-1
+  for one in "$@"; do
+    for mark in "$data_dir/discarded-${one%:*}"-*; do
+      [[ -e $mark ]] || continue
+      [[ $mark == *"-${data[settings]}" ]] || option_error "$data_dir: ${one%:*} was discarded after it had" \
+        "been made with other settings; give another --data-dir, or remove this one"
+      if ((${one#*:} > settled)); then settled=${one#*:}; fi
+    done
   done
+  if ((settled >= 0)); then echo "stages 0 to $settled are complete, and what they left was discarded"; fi
 }
 
 # discard WHAT FOLDER: remove it unless it is to be kept.

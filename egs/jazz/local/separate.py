@@ -8,8 +8,8 @@ Writes audio-dir/lead/ID.flac and audio-dir/backing/ID.flac, of exactly equal le
 of the model, and out-dir/lead.jsonl.gz and backing.jsonl.gz. What is complete, and was made of the
 same recording in the same way, is kept. A recording that cannot be read is listed and passed over.
 
-A recording is separated two minutes at a time, with a cross-fade between: memory does not grow with
-its length, and up to two minutes are exactly what Demucs makes of the whole.
+A recording is separated a minute at a time, with a cross-fade between: memory does not grow with
+its length, and up to a minute are what Demucs makes of the whole.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from rvqlm.errors import UserError
 from rvqlm.locks import locked
 
 VERSION = 1  # of what is made of the same: another one makes all files anew
-PIECE_SECONDS, FADE_SECONDS = 120.0, 8.0
+PIECE_SECONDS, FADE_SECONDS = 60.0, 8.0
 SIDES = ("lead", "backing")
 
 
@@ -104,7 +104,7 @@ def separator(model, flags: Flags) -> Separate:
             model, ((mix - mean) / std)[None], shifts=flags.n_shifts, device=device,
             num_workers=jobs if jobs > 1 else 0,
         )[0]  # fmt: skip
-        return made * std + mean
+        return made * std  # the mean, no sound, would come back once for each source
 
     def separate(mix: np.ndarray, name: str) -> np.ndarray:
         random.seed(f"{flags.seed} {name}")  # the shifts: the same for the same piece
