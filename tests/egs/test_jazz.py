@@ -37,7 +37,7 @@ import separate  # noqa: E402
 import stand_in  # noqa: E402
 
 SMALL = {
-    "demucs": {"n_splits": 2, "n_shifts": 1},
+    "demucs": {"n_splits": 1, "n_shifts": 1},
     "rms_window": {"min_window_size_seconds": 1.5, "rms_frame_length_seconds": 0.5},
     "augmentation": {"semitone_steps": [2], "tempo_ratios": [0.9], "n_fft": 512, "hop_length": 128},
     "train_test_split": {"test": 1, "val": 1},
@@ -280,9 +280,10 @@ def test_a_published_model_is_what_demucs_makes_of_it(weights):
     assert digest == same and by_name.sources == stand_in.SOURCES
     assert by_name.models[0].segment == Fraction(39, 10)
     mix = torch.randn(1, 2, 44100)
-    theirs = apply_model(load_model(weights), mix, shifts=0)
-    for ours in (by_name, by_path):
-        assert torch.equal(apply_model(ours, mix, shifts=0), theirs)
+    theirs = load_model(weights)
+    assert torch.equal(apply_model(by_name, mix, shifts=0), apply_model(theirs, mix, shifts=0))
+    for name, weight in by_path.models[0].state_dict().items():
+        assert torch.equal(weight, theirs.state_dict()[name])
 
 
 class Trap:
