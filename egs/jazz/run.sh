@@ -2,7 +2,7 @@
 # A solo over a backing track: the data of prepare.sh, an encoder-decoder trained on it, what it plays over
 # backing tracks of the test split, one page.
 #
-#   ./egs/jazz/run.sh --quick                       offline, on a synthetic band, about a minute
+#   ./egs/jazz/run.sh --quick                       offline, on a synthetic band, in minutes
 #   ./egs/jazz/run.sh --data-config my.yaml --cuda your playlist
 #   ./egs/jazz/run.sh --corpus-dir my-jazz          your recordings
 #
