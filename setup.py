@@ -16,6 +16,9 @@ extras = {
     "mini": ["espeakng-loader"],
     # text as phonemes (espeak-ng in a wheel) or as pieces of words
     "text": ["espeakng-loader", "sentencepiece", "num2words"],
+    # egs/jazz: separation of a band, which brings no torchaudio; playlists, for some of which a
+    # JavaScript program (deno) is needed; files as they come from there
+    "jazz": ["demucs>=4.1", "yt-dlp[default,deno]", "imageio-ffmpeg"],
     # an ffmpeg program for m4a, aac, wma, webm where the system has none
     "ffmpeg": ["imageio-ffmpeg"],
     # the codecs' own packages, for those who want them: each brings torchaudio and much else, and
@@ -28,6 +31,7 @@ extras = {
 used_by_tests = ("metrics", "mini", "text", "ffmpeg")
 extras["dev"] = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 extras["dev"] += ["h5py", "librosa", "mido"]  # references to compare with
+extras["dev"] += ["demucs>=4.1", "yt-dlp"]  # of jazz, what its tests use
 extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]
 
 setup(

@@ -3,6 +3,8 @@
 #
 #   tools/setup.sh          what the library and the offline recipe need
 #   tools/setup.sh --dev    the same plus test tools
+#   tools/setup.sh --extra jazz    the same plus what the extra of setup.py of that name lists; it can
+#                                  be given several times
 #
 # An active environment (VIRTUAL_ENV or CONDA_PREFIX) is used as it is, and packages it already has
 # stay where setup.py accepts them; otherwise .venv is made in the checkout. PYTHON=/path/to/python
@@ -14,13 +16,19 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 die() { echo "tools/setup.sh: error: $*" >&2; exit 1; }
 say() { echo "tools/setup.sh: $*" >&2; }
 
-dev=false
-for word in "$@"; do
-  case $word in
-    --dev) dev=true ;;
+wanted=(mini)
+while (($#)); do
+  case $1 in
+    --dev) wanted[0]=dev ;;
+    --extra)
+      [[ ${2:-} =~ ^[a-z]+$ ]] || die "--extra needs the name of an extra of setup.py"
+      wanted+=("$2")
+      shift
+      ;;
     -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 0 ;;
-    *) die "unknown argument $word (--dev is the only one)" ;;
+    *) die "unknown argument $1 (there are --dev and --extra NAME)" ;;
   esac
+  shift
 done
 
 active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
@@ -31,8 +39,8 @@ else
   env=$active
 fi
 
-# The stamp: what was installed, from which files, with which interpreter. One that says "dev" also
-# serves without --dev.
+# The stamp: which extras were installed, from which files, with which interpreter. "dev" also serves
+# without --dev.
 stamp=$env/rvqlm-setup.stamp
 state="$(cat "$root/setup.py" "$root/tools/constraints.txt" "${BASH_SOURCE[0]}" | cksum) $root"
 stamped_state='' stamped_python=''
@@ -41,10 +49,16 @@ if [[ -x $env/bin/python && -f $stamp ]]; then
 fi
 wanted_python=${PYTHON:-$stamped_python}
 if [[ $wanted_python == "$stamped_python" ]]; then
-  case $stamped_state in
-    "dev $state") exit 0 ;;
-    "user $state") if ! $dev; then exit 0; fi ;;
-  esac
+  installed=,${stamped_state%% *},
+  lacking=()
+  for extra in "${wanted[@]}"; do
+    [[ $installed == *,$extra,* || $extra == mini && $installed == *,dev,* ]] || lacking+=("$extra")
+  done
+  if [[ ${stamped_state#* } == "$state" && ${#lacking[@]} == 0 ]]; then exit 0; fi
+  for extra in ${installed//,/ }; do # what is there stays as it should be
+    [[ " mini dev ${wanted[*]} " == *" $extra "* ]] || wanted+=("$extra")
+  done
+  if [[ $installed == *,dev,* ]]; then wanted[0]=dev; fi
 fi
 
 at_least_310() {
@@ -96,8 +110,7 @@ elif [[ $wanted_python != "$stamped_python" ]] \
 fi
 
 constraints=$root/tools/constraints.txt
-extras="[mini]"
-if $dev; then extras="[dev]"; fi
+extras=$(IFS=,; echo "${wanted[*]}")
 if [[ -n $active ]]; then
   # somebody's own environment: pin only what it lacks
   constraints=$(mktemp)
@@ -116,9 +129,8 @@ for line in open(sys.argv[1], encoding="utf-8"):
 END
 fi
 
-say "installing rvqlm$extras into $env (a few minutes the first time)"
+say "installing rvqlm[$extras] into $env (a few minutes the first time)"
 rm -f "$stamp"
-"${pip[@]}" install --quiet --disable-pip-version-check -c "$constraints" -e "$root$extras"
-if $dev; then mode=dev; else mode=user; fi
-printf '%s\n%s\n' "$mode $state" "$wanted_python" > "$stamp"
+"${pip[@]}" install --quiet --disable-pip-version-check -c "$constraints" -e "${root}[$extras]"
+printf '%s\n%s\n' "$extras $state" "$wanted_python" > "$stamp"
 say "done"

@@ -32,12 +32,13 @@ enter_recipe() {
   cd "$here"
 }
 
-# set_up STAGE: the environment, made where it is missing and entered in any case.
+# set_up STAGE [OPTION...]: the environment, made where it is missing (with options of tools/setup.sh) and
+# entered in any case.
 set_up() {
   tokens=$data_dir/tokens
   stage_log=$exp_dir/stages.tsv
   if begin_stage "$1" "Set up"; then
-    run ../../tools/setup.sh
+    run ../../tools/setup.sh "${@:2}"
   fi
   if ! ${dry_run:-false}; then source ../shared/environment.sh; fi
 }

@@ -37,7 +37,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if unlike := [words for matched in found.values() for words in matched.unlike]:
         print(
             f"{counted(len(unlike), 'pair')} of lengths that differ by more than "
-            f"{counted(config.tolerance_frames, 'frame')}, paired as far as the shorter reaches: "
+            f"{counted(config.tolerance_frames, 'frame')} or of other beginnings, paired from "
+            "these on as far as the shorter reaches: "
             f"{some_of(unlike)}",
             file=sys.stderr,
         )

@@ -10,6 +10,7 @@ directories may be split in different ways; the split of the target decides.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from array import array
 from collections.abc import Iterable, Sequence
@@ -48,7 +49,8 @@ class PairConfig:
     tolerance_frames: int = 2
     """Frames that a target and its source may differ in length without a word. The target is never
     cut: a longer source ends with it, and the last frames of a longer target have no source. Where
-    most pairs differ by more, they are refused: these are hardly the same pieces."""
+    most pairs differ by more, or begin so much later in their recordings than their sources, they
+    are refused: these are hardly the same pieces, or silence was trimmed of each on its own."""
     allow_missing: bool = False
     """Let cuts without a match have no source, instead of refusing them."""
 
@@ -68,7 +70,7 @@ class Matched:
     unmatched: list[str]
     """The first ids without a source."""
     unlike: list[str] = field(default_factory=list)
-    """Pairs that differ in length by more than the tolerance, in words."""
+    """Pairs that differ in length by more than the tolerance, or in beginning at all, in words."""
 
 
 def _open_all(directory: Path) -> list[TokenDataset]:
@@ -113,19 +115,24 @@ def make_pairs(config: PairConfig) -> dict[str, Matched]:
     )
     targets, sources = _open_all(target_dir), _open_all(source_dir)
 
-    def hashes(dataset: TokenDataset) -> np.ndarray:
-        ids = bar(dataset.ids(), f"{dataset.directory.name}/{dataset.split}")
-        return np.array(array("Q", (hash64(strip_suffix(name, config.suffixes)) for name in ids)))
+    def read(dataset: TokenDataset) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes of the ids, and seconds of the recordings at which the cuts begin, if known."""
+        found, begin = array("Q"), array("d")
+        for cut in bar(dataset.cuts(), f"{dataset.directory.name}/{dataset.split}"):
+            found.append(hash64(strip_suffix(cut["id"], config.suffixes)))
+            start = (cut.get("custom") or {}).get("recording_start")
+            begin.append(math.nan if start is None else start)
+        return np.array(found), np.array(begin)
 
-    keys = np.concatenate([hashes(s) for s in sources])
+    keys, begins = (np.concatenate(c) for c in zip(*map(read, sources)))
     frames = np.concatenate([s.frames for s in sources]).astype(np.int64)
     places = np.concatenate([n << 32 | np.arange(len(s)) for n, s in enumerate(sources)])
     order = np.argsort(keys, kind="stable")
-    keys, frames, places = keys[order], frames[order], places[order]
+    keys, frames, places, begins = keys[order], frames[order], places[order], begins[order]
     _refuse_twins(keys, places, sources)
-    found, columns = {}, {}
+    found, columns, far = {}, {}, 0
     for target in targets:
-        wanted = hashes(target)
+        wanted, begin = read(target)
         at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         has = keys[at] == wanted
         lacking = np.where(has, target.frames - frames[at], 0)  # frames of the target without
@@ -140,14 +147,23 @@ def make_pairs(config: PairConfig) -> dict[str, Matched]:
             found[target.split].unlike.append(
                 f"{target.id_of(row)!r} has {have} frames, its source {other}"
             )
+        late = np.where(has & (abs(lacking) <= tolerance), begin - begins[at], 0.0)
+        late = abs(late) * float(codec.frame_rate)  # frames
+        far += int((abs(lacking) > tolerance).sum() + (late > tolerance + 0.5).sum())
+        for row in np.flatnonzero(late > 0.5).tolist():
+            have, other = begin[row], begins[at[row]]
+            found[target.split].unlike.append(
+                f"{target.id_of(row)!r} begins at {have:.2f} s of its recording, its source at "
+                f"{other:.2f} s"
+            )
         columns[target.split] = np.where(has, places[at], -1)
     _refuse_unmatched(found, config.allow_missing, target_dir, source_dir)
     unlike = [words for matched in found.values() for words in matched.unlike]
-    if 2 * len(unlike) > (pairs := sum(matched.paired for matched in found.values())):
+    if 2 * far > (pairs := sum(matched.paired for matched in found.values())):
         raise UserError(
-            f"the lengths of {len(unlike)} of {counted(pairs, 'pair')} differ by more than "
+            f"{far} of {counted(pairs, 'pair')} differ in length or beginning by more than "
             f"--tolerance-frames {tolerance}: {some_of(unlike)}; pair recordings that begin and "
-            "end together, or raise it"
+            "end together (rvqlm audio activity trims both alike), or raise it"
         )
     prints = [s.fingerprint for s in sources]
     for target in targets:

@@ -127,7 +127,7 @@ def test_lengths_that_differ(tmp_path, capsys):
     flags = ["--manifest-dir", str(solo), "--source-dir", str(backing), "--tolerance-frames"]
     assert main([*flags, "1"]) == 2
     said = capsys.readouterr().err
-    assert "the lengths of 2 of 3 pairs differ by more than --tolerance-frames 1: " in said
+    assert "2 of 3 pairs differ in length or beginning by more than --tolerance-frames 1: " in said
     assert "'cut-0000' has 20 frames, its source 22; 'cut-0001' has 31 frames, " in said
     assert main([*flags, "-1"]) == 2 and "is negative" in capsys.readouterr().err
     assert main([*flags, "2"]) == 0
@@ -147,13 +147,42 @@ def test_few_of_other_lengths_are_paired_as_far_as_they_reach(tmp_path, capsys):
     assert main(["--manifest-dir", str(solo), "--source-dir", str(backing)]) == 0
     said = capsys.readouterr()
     assert said.err.splitlines()[-1] == (
-        "1 pair of lengths that differ by more than 2 frames, paired as far as the shorter "
-        "reaches: 'cut-0001' has 31 frames, its source 12"
+        "1 pair of lengths that differ by more than 2 frames or of other beginnings, paired from "
+        "these on as far as the shorter reaches: 'cut-0001' has 31 frames, its source 12"
     )
     assert "3 of 3 cuts have a source, 1 a shorter one" in said.out
     values, lengths, _ = read(solo, [0, 1, 2])
     assert lengths.tolist() == [20, 12, 12]
     np.testing.assert_array_equal(values[1, :12], codes[1])
+
+
+def test_beginnings_that_differ_are_named_and_refused(tmp_path, capsys):
+    """Silence trimmed of each on its own leaves equal lengths that do not belong together."""
+    solo, backing = tmp_path / "solo", tmp_path / "backing"
+    flags = ["--manifest-dir", str(solo), "--source-dir", str(backing)]
+    frame = INFO.hop / INFO.sampling_rate
+
+    def begin(directory, frames):
+        edit_cuts(
+            directory,
+            lambda n, cut: cut["custom"].update(recording_start=float(frames[n] * frame)),
+        )
+
+    for directory in (solo, backing):
+        make_tokens(directory, [20, 31, 12])
+    begin(solo, [0, 7, 9])
+    begin(backing, [0, 7, 9])
+    assert main(flags) == 0
+    assert "begin" not in capsys.readouterr().err
+    begin(backing, [0, 7, 8])
+    assert main(flags) == 0
+    said = capsys.readouterr().err
+    assert f"'cut-0002' begins at {9 * frame:.2f} s of its recording, its source at" in said
+    begin(backing, [50, 57, 9])
+    assert main(flags) == 2
+    said = capsys.readouterr().err
+    assert "2 of 3 pairs differ" in said and "rvqlm audio activity trims both alike" in said
+    assert main([*flags, "--tolerance-frames", "50"]) == 0  # both are as they should be
 
 
 def test_twins_and_wrong_directories(tokens, tmp_path, capsys):

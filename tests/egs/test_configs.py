@@ -15,6 +15,7 @@ from rvqlm.training.config import check
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(ROOT.glob("egs/*/conf/**/*.yaml"))
+CONFIGS = [path for path in CONFIGS if not path.stem.startswith("data")]  # those are no flags
 CODECS = {  # by the beginning of a file's name; the published shapes
     "rvq_": CodecInfo("descript/dac_44khz", "", 44100, 512, 9, 1024),
     "saxgpt_": CodecInfo("facebook/encodec_32khz", "", 32000, 640, 4, 2048),

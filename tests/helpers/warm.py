@@ -1,9 +1,10 @@
-"""`rvqlm` for scripts, without the seconds that a fresh Python needs for its imports.
+"""`rvqlm` and `python FILE` for scripts, without the seconds that a fresh Python needs for its
+imports.
 
-`environment` puts a program of that name first on the PATH. It hands its arguments, folder,
+`environment` puts programs of these names first on the PATH. They hand their arguments, folder,
 environment and files to a server, which has everything imported; a forked copy of that runs the
-command as the program itself would. A server for each process of pytest, started with the first
-script and gone with the process.
+command, or the file, as the program itself would. A server for each process of pytest, started with
+the first script and gone with the process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -26,9 +28,12 @@ from pathlib import Path
 
 CLIENT = """#!{python} -SE
 import json, os, socket, sys
+program = os.path.basename(sys.argv[0])
+if program == "python" and not (len(sys.argv) > 1 and sys.argv[1].endswith(".py")):
+    os.execv({python!r}, sys.argv)  # python -c, python -m
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-request = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+request = json.dumps([[program, *sys.argv[1:]], os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(server, [len(request).to_bytes(4, "big")], [0, 1, 2])
 server.sendall(request)
 sys.exit(int(server.recv(16) or 70))  # nothing: the server was killed
@@ -49,8 +54,9 @@ def _program() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="warm-")  # a socket's path must be short
     address, program = f"{folder.name}/socket", Path(folder.name, "bin", "rvqlm")
     program.parent.mkdir()
-    program.write_text(CLIENT.format(python=sys.executable, address=address))
-    program.chmod(0o755)
+    for path in (program, program.with_name("python")):
+        path.write_text(CLIENT.format(python=sys.executable, address=address))
+        path.chmod(0o755)
     # its input is a pipe of ours: it ends when we do, however we end
     server = subprocess.Popen(
         [sys.executable, __file__, address],
@@ -115,12 +121,16 @@ def _run(main, files: list[int], argv: list[str], folder: str, env: dict[str, st
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
-    sys.argv = [f"{sys.prefix}/bin/rvqlm", *argv]
+    program, *argv = argv
+    sys.argv = [f"{sys.prefix}/bin/rvqlm", *argv] if program == "rvqlm" else argv
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     atexit._clear()  # what the imports left; the command's own are run, as an interpreter does
     try:
-        sys.exit(main(argv))
+        if program == "rvqlm":
+            sys.exit(main(argv))
+        sys.path.insert(0, str(Path(argv[0]).resolve().parent))
+        runpy.run_path(argv[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()
 

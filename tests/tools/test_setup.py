@@ -90,6 +90,26 @@ def test_installs_again_when_something_changed(checkout, tmp_path):
     assert f"-m venv {checkout}/.venv" in log.read_text()
 
 
+def test_extras_are_added_once_and_stay(checkout, tmp_path):
+    log = tmp_path / "log"
+    setup(checkout, PYTHON=str(fake_python(tmp_path / "mypython", log)))
+    for words, extras in [
+        (("--extra", "jazz"), "[mini,jazz]"),
+        (("--extra", "jazz"), None),
+        ((), None),
+        (("--dev",), "[dev,jazz]"),
+        (("--extra", "jazz", "--extra", "text"), "[dev,jazz,text]"),
+        (("--dev", "--extra", "text"), None),
+    ]:
+        before = len(installs(log))
+        assert setup(checkout, *words).returncode == 0
+        new = installs(log)[before:]
+        assert [line.endswith(extras) for line in new] == [True] * (extras is not None)
+    for words in (("--extra",), ("--extra", "--dev"), ("--extra", "a b")):
+        done = setup(checkout, *words)
+        assert done.returncode != 0 and "--extra needs the name" in done.stderr
+
+
 def test_active_environment_keeps_its_packages(checkout, tmp_path):
     log = tmp_path / "log"
     env = tmp_path / "theirs"

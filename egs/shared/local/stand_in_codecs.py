@@ -30,9 +30,17 @@ def _encodec(**config) -> transformers.EncodecModel:
     model = transformers.EncodecModel(
         transformers.EncodecConfig(num_filters=2, hidden_size=8, **config)
     )
-    for name, codebook in model.named_buffers():  # zero when new: every code would be the first
-        if name.endswith(("codebook.embed", "codebook.embed_avg")):
-            codebook.normal_(std=0.1)
+    # codebooks are zero when new, and its random layers turn any audio into much the same: vectors
+    # around what they make of noise, so that codes differ
+    with torch.no_grad():
+        noise = 0.2 * torch.randn(1, model.config.audio_channels, model.config.sampling_rate)
+        rest = model.encoder(noise)[0].T  # (T, D)
+        for layer in model.quantizer.layers:
+            book = layer.codebook
+            vectors = rest.mean(0) + rest.std(0) * torch.randn_like(book.embed)
+            book.embed.copy_(vectors)
+            book.embed_avg.copy_(vectors)
+            rest = rest - book.decode(book.encode(rest))
     return model
 
 
