@@ -15,7 +15,8 @@ class AudioLM(Valle):
     >>> model = AudioLM(d_model=64, nhead=2, num_layers=1, num_quantizers=4).eval()
     >>> prompt_tokens = torch.randint(2048, (1, 150, 4))  # 3 s at 50 frames a second
     >>> generated = model.inference(
-    ...     x=prompt_tokens, x_lens=torch.tensor([150]), max_new_tokens=500, temperature=1.0, top_k=50
+    ...     x=prompt_tokens, x_lens=torch.tensor([150]), max_new_tokens=500,
+    ...     temperature=1.0, top_k=50,
     ... )
     >>> generated.shape
     torch.Size([1, 650, 4])
