@@ -49,11 +49,11 @@ prepare_data() {
   fi
 }
 
-# train_model STAGE [FLAG...]: $config on the tokens for $train_minutes.
+# train_model STAGE [FLAG...]: $config on the tokens for $train_minutes, or as long as it says.
 train_model() {
   if begin_stage "$1" "Train"; then
     rvqlm train --config "$config" --manifest-dir "$tokens" --exp-dir "$exp_dir" \
-      --max-minutes "$train_minutes" --seed "$seed" "${@:2}"
+      ${train_minutes:+--max-minutes "$train_minutes"} --seed "$seed" "${@:2}"
   fi
 }
 
