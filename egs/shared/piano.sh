@@ -67,8 +67,10 @@ enter_experiment() {
   if $quick; then
     [[ -z $corpus_dir ]] || option_error "--quick makes a corpus: no --corpus-dir"
     prepare="--stand-in --device cpu $prepare" train_minutes=${train_minutes:-0.2}
-    small=(--decoder-dim 64 --nhead 2 --num-decoder-layers 2 --max-duration 40 --warmup-steps 5
-      --valid-every-minutes 0.1 --log-every-steps 5 --ema-decay 0.9)
+    # scaled_adam needs some 200 steps until classifiers that begin at zero say anything
+    small=(--decoder-dim 64 --nhead 2 --num-decoder-layers 2 --max-duration 40 --ema-decay 0.9
+      --optimizer adamw --base-lr 0.003 --schedule cosine --warmup-steps 2
+      --valid-every-minutes 0.1 --log-every-steps 5)
     export RVQLM_CODECS=$data_dir/codecs
   fi
 }

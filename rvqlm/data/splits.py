@@ -36,7 +36,7 @@ from rvqlm.errors import UserError
 from rvqlm.files import atomic_open, remove, write_json
 
 SPLITS = ("train", "valid", "test")
-_SAME = {"dev": "valid", "validation": "valid", "eval": "test"}
+SAME = {"dev": "valid", "validation": "valid", "eval": "test"}
 """What corpora call the splits in their own division."""
 
 
@@ -207,7 +207,7 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
 def _given(cut: dict, field: str) -> int:
     """The split that a cut's own field names, as an index into `SPLITS`."""
     name = str((cut.get("custom") or {}).get(field)).lower()
-    if (name := _SAME.get(name, name)) not in SPLITS:
+    if (name := SAME.get(name, name)) not in SPLITS:
         raise UserError(
             f"--given {field}: cut {cut['id']!r} has {name!r} there, where train, valid or test "
             "belongs; give another field, or leave out --given"
