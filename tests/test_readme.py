@@ -44,6 +44,7 @@ DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCS = [page for page in DOCS if page not in (OTHER_PROJECTS, "docs/LOG.md")]
 PAGES = (
     "README.md", "CONTRIBUTING.md", "egs/mini/README.md", "egs/custom/README.md",
+    "egs/atepp/README.md", "egs/maestro/README.md",
     OTHER_PROJECTS, *DOCS,
 )  # fmt: skip
 
@@ -180,6 +181,7 @@ def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch):
     page = commands(OTHER_PROJECTS)
     assert all(c.startswith("rvqlm ") for c in page)
     run_all(page, small)
+    run_python(OTHER_PROJECTS)
     assert soundfile.info("reconstructed.wav").samplerate == 44100
     npq = sorted(p.name for p in (tmp_path / "npq_out").rglob("*.npq"))
     assert npq == [f"track_{i:02d}.npq" for i in range(1, 7)]

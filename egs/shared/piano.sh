@@ -62,9 +62,8 @@ enter_experiment() {
   enter_recipe corpus_dir audio_dir exp_dir data_dir config
   recipe=$PWD config=${config:-../atepp/conf/$default.yaml} small=()
   prepare="--cut-seconds $parts $prepare"
-  data_dir=${data_dir:-$PWD/data$($quick && echo /stand-in)$place}
-  exp_dir=${exp_dir:-exp/$($quick && echo quick-)$task-seed$seed}
   if $quick; then
+    data_dir=${data_dir:-$PWD/data/stand-in$place} exp_dir=${exp_dir:-exp/quick-$task-seed$seed}
     [[ -z $corpus_dir ]] || option_error "--quick makes a corpus: no --corpus-dir"
     prepare="--stand-in --device cpu $prepare" train_minutes=${train_minutes:-0.2}
     # scaled_adam needs some 200 steps until classifiers that begin at zero say anything
@@ -73,6 +72,8 @@ enter_experiment() {
       --valid-every-minutes 0.1 --log-every-steps 5)
     export RVQLM_CODECS=$data_dir/codecs
   fi
+  data_dir=${data_dir:-$PWD/data$place}
+  exp_dir=${exp_dir:-exp/$task-seed$seed}
 }
 
 # run_piano STAGE: prepare, train, evaluate, generate, report.

@@ -108,8 +108,8 @@ def _open_splits(path: Path, split: str | None) -> TokenSource | None:
         first = next(read_jsonl(files[name], f"manifest {files[name]}", "make it again"), {})
         if not is_feature(first):
             raise UserError(
-                f"{files[name]}: cuts without codes; give a folder whose cuts have them as features "
-                "or arrays"
+                f"{files[name]}: cuts without codes; give a folder whose cuts have them "
+                "as features or arrays"
             )
     parts = (read_features(files[name], name) for name in chosen)
     items = itertools.chain.from_iterable(parts)
