@@ -181,6 +181,7 @@ def test_commands_of_other_projects_run_as_written(tmp_path, monkeypatch):
     page = commands(OTHER_PROJECTS)
     assert all(c.startswith("rvqlm ") for c in page)
     run_all(page, small)
+    run_python(OTHER_PROJECTS)
     assert soundfile.info("reconstructed.wav").samplerate == 44100
     npq = sorted(p.name for p in (tmp_path / "npq_out").rglob("*.npq"))
     assert npq == [f"track_{i:02d}.npq" for i in range(1, 7)]

@@ -20,9 +20,8 @@ from lhotse.cut import Cut
 
 from rvqlm.audio.config import ManifestConfig
 from rvqlm.audio.cuts import CutWriter, clock, in_order, make_folder
-from rvqlm.audio.parts import file_recording, recording_cut, source_path
-from rvqlm.audio.read import open_audio
-from rvqlm.audio.reader import BLOCK_SAMPLES, BadAudio
+from rvqlm.audio.parts import read_recording, recording_cut, source_path
+from rvqlm.audio.reader import BadAudio
 from rvqlm.audio.source import Item
 from rvqlm.audio.sources import open_source
 from rvqlm.audio.texts import Texts, Transcript, texts_beside, texts_of_table
@@ -105,16 +104,7 @@ def _recording(item: Item) -> tuple[Recording, list[str]]:
     """The recording of a file, of exactly as many samples as can be read, and what is missing."""
     if item.unusable is not None:
         raise BadAudio(item.audio, item.unusable)
-    with open_audio(item.audio, quick=True) as reader:
-        rate, channels, samples = reader.sampling_rate, reader.num_channels, reader.num_samples
-        if samples is None:
-            samples = 0
-            while num := len(reader.read(BLOCK_SAMPLES)):
-                samples += num
-        notes = reader.notes
-    if samples == 0:
-        raise BadAudio(item.audio, "zero-length audio")
-    return file_recording(item.id, item.audio, rate, channels, samples), notes
+    return read_recording(item.id, item.audio)
 
 
 def _cut(

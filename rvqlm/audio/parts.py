@@ -63,6 +63,21 @@ def file_recording(
     )
 
 
+def read_recording(id: str, path: str) -> tuple[Recording, list[str]]:
+    """The recording that a file is, of exactly as many samples as can be read, and what is missing
+    of it; raises `BadAudio`."""
+    with open_audio(path, quick=True) as reader:
+        rate, channels, samples = reader.sampling_rate, reader.num_channels, reader.num_samples
+        if samples is None:
+            samples = 0
+            while num := len(reader.read(BLOCK_SAMPLES)):
+                samples += num
+        notes = reader.notes
+    if samples == 0:
+        raise BadAudio(path, "zero-length audio")
+    return file_recording(id, path, rate, channels, samples), notes
+
+
 def source_path(recording: Recording) -> str:
     """For messages: the file of a recording where there is one."""
     return str(recording.sources[0].source) if recording.sources else recording.id

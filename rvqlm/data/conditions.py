@@ -12,7 +12,7 @@ prompt   ``speakers_SPLIT.bin``                               first use (`rvqlm.
 ======== ==================================================== ==================================
 
 Text belongs to whole recordings. Notes and sources are read for the same frames as the target, so
-they go with windows and crops: notes that begin there, in time from there on. A prompt is a random
+they go with windows and crops: notes that sound there, in time from there on. A prompt is a random
 crop of another cut of the same speaker, never of the item's own audio; it is drawn from (seed,
 epoch, row) alone, so neither the composition of batches nor an interruption changes it.
 """

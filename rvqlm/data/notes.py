@@ -1,8 +1,9 @@
 """Notes in time: the fields of a note that depend on where its recording is cut.
 
 Of the six fields (`rvqlm.frontends.midi`) the position counts from the beginning of what is read,
-and the onset of the first note does. ``midi-times_SPLIT.bin`` beside the notes has the time of each
-from the beginning of its cut, so that a window has the tokens that a file cut there would have.
+and the onset of the first note does; a note that sounds from before has what is left of it.
+``midi-times_SPLIT.bin`` beside the notes has the times of each, from the beginning of its cut, so
+that a window has the tokens that a file cut there would have.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from rvqlm.errors import UserError
 SECOND = 10_000
 """Times of notes are whole numbers of 0.1 ms: 59 hours in 31 bits."""
 _ONSET, _POSITION = MIDI_FIELDS.index("onset"), MIDI_FIELDS.index("position")
+_TIMED = slice(MIDI_FIELDS.index("duration"), None)
+TIMES = 4
+"""Of a note: when it begins, how long before the cut it did, its release, and when it is silent."""
 
 
 _GRID = ("position_step", "positions", "seconds_bins", "seconds_unit", "seconds_steps")
@@ -52,8 +56,20 @@ def positions(time: np.ndarray, settings: Mapping) -> np.ndarray:
     return steps.astype(np.int64) % settings["positions"]
 
 
+def sounding(age: np.ndarray, held: np.ndarray, pedal: np.ndarray, settings: Mapping) -> np.ndarray:
+    """Ids (S, 4) of duration, onset, position and pedal of notes that sound from before.
+
+    :param age: (S,) seconds since each began.
+    :param held: seconds that its key is held from now on, 0 or less: it is released.
+    :param pedal: seconds that it sounds after that.
+    """
+    place = np.full(len(age), settings["positions"])
+    columns = bins(held, settings), bins(age, settings), place, bins(pedal, settings)
+    return np.stack(columns, axis=1)
+
+
 class NoteTimes:
-    """When the notes of the cuts of a split begin.
+    """When the notes of the cuts of a split begin and end.
 
     :param settings: of the `ConditionInfo` of the notes.
     """
@@ -77,20 +93,30 @@ class NoteTimes:
         if not path.exists():
             return None
         column = Ragged.open(path, None, remedy)
-        if column.fingerprint != notes.mark() or column.num_fields != 1:
+        if column.fingerprint != notes.mark() or column.num_fields not in (1, TIMES):
             raise UserError(f"{path} does not belong to {notes.path}; {remedy}")
         return cls(column, settings)
 
     def part(self, row: int, tokens: np.ndarray, start: float, end: float) -> np.ndarray:
-        """The notes of a cut that begin in [start, end) seconds, in time from `start` on.
-
-        Those that sound from before are left out: their attack is not in the window.
+        """The notes of a cut that sound in [start, end) seconds, in time from `start` on; of an
+        earlier version, which knew no ends, those that begin there.
 
         :param tokens: (S, 6) int32, all of the cut.
         """
-        time = self.column.read(row)[:, 0] / SECOND
+        time, *more = self.column.read(row).T / SECOND
+        old = np.arange(0)
+        if more:
+            age, release, silent = more
+            time = time - age
         first, last = np.searchsorted(time, [start, end])
-        found, since = tokens[first:last].copy(), time[first:last] - start
-        found[:, _POSITION] = positions(since, self.settings)
-        found[:1, _ONSET] = bins(since[:1], self.settings)
+        if more:
+            old = np.flatnonzero(silent[:first] > start)
+        found = tokens[np.append(old, np.arange(first, last))]
+        since, new = time[first:last] - start, len(old)
+        found[new:, _POSITION] = positions(since, self.settings)
+        found[new : new + 1, _ONSET] = bins(since[:1], self.settings)
+        if new:
+            rest = silent[old] - np.maximum(release[old], start)
+            left = start - time[old], release[old] - start, rest
+            found[:new, _TIMED] = sounding(*left, self.settings)
         return found

@@ -1,14 +1,17 @@
 """Codes that other projects keep as lhotse features: cuts, or features alone, over (T, K) arrays.
 
-Read are arrays in files and HDF5 (``numpy_files, numpy_hdf5``) and lhotse's lilcom stores. lilcom
-is for floats, but small integers come back as they were; what is further from an integer than its
-rounding is features and not codes. Stores that are behind a URL or a command are refused.
+A cut without features may have them as an array of its own (lhotse's `TemporalArray` or `Array`) in
+a custom field: the only one there is, or ``codes`` or ``audio_features`` among several. Read are
+arrays in files and HDF5 (``numpy_files, numpy_hdf5``) and lhotse's lilcom stores. lilcom is for
+floats, but small integers come back as they were; what is further from an integer than its rounding
+is features and not codes. Stores that are behind a URL or a command are refused.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,18 +24,62 @@ from rvqlm.files import read_jsonl
 
 ROUNDING = 1 / 32  # of lilcom's coarsest usual setting
 
+NAMES = ("codes", "audio_features")
+"""Custom fields that the codes are in, where there are several arrays."""
+
 _GZIP_RATIO = 1100  # HDF5 packs no better than this
 _MOST_LILCOM = 1 << 28  # bytes: 31 hours of 75 frames a second in 8 levels
 
 
 def is_feature(fields: dict) -> bool:
     """Whether a line of a manifest is about features that are read here."""
+    if not fields.get("features") and _arrays(fields):
+        return True
     held = fields.get("features") or fields
     return isinstance(held, dict) and held.get("storage_type") in _READERS
 
 
-def read_features(manifest: Path) -> Iterator[TokenItem | Skipped]:
-    """The codes of each line of a manifest, or why there are none."""
+def _arrays(fields: dict) -> dict[str, dict]:
+    """The (T, K) arrays in the custom fields of a cut, by their names."""
+    custom = fields.get("custom")
+    found = {}
+    for name, value in custom.items() if isinstance(custom, dict) else ():
+        array = value.get("array", value) if isinstance(value, dict) else {}
+        shape = array.get("shape") if isinstance(array, dict) else None
+        if isinstance(shape, list) and len(shape) == 2 and "storage_key" in array:
+            found[name] = value
+    return found
+
+
+def _with_array(fields: dict) -> dict:
+    """A cut whose codes are an array of its own, as one whose features they are."""
+    arrays = {} if fields.get("features") else _arrays(fields)
+    if not arrays:
+        return fields
+    name = next((name for name in NAMES if name in arrays), None)
+    if name is None and len(arrays) > 1:
+        raise ValueError(f"arrays {', '.join(arrays)}: name the one with the codes {NAMES[0]!r}")
+    value = arrays[name or next(iter(arrays))]
+    array, shape = value.get("array", value), value.get("array", value)["shape"]
+    if value.get("temporal_dim", 0) != 0:
+        raise ValueError(
+            f"an array whose time is dimension {value['temporal_dim']}, codes are (T, K)"
+        )
+    features = {
+        **{key: array[key] for key in ("storage_type", "storage_path", "storage_key")},
+        "frame_shift": value.get("frame_shift") or fields["duration"] / shape[0],
+        "start": value.get("start", fields["start"]),
+        "recording_id": (fields.get("recording") or {}).get("id"),
+    }
+    kept = {k: v for k, v in fields["custom"].items() if k not in arrays}
+    return fields | {"features": features, "custom": kept}
+
+
+def read_features(manifest: Path, split: str | None = None) -> Iterator[TokenItem | Skipped]:
+    """The codes of each line of a manifest, or why there are none.
+
+    :param split: that these are of.
+    """
 
     @functools.lru_cache(maxsize=4)
     def open_hdf5(path: Path):
@@ -42,7 +89,7 @@ def read_features(manifest: Path) -> Iterator[TokenItem | Skipped]:
     for number, fields in enumerate(lines, 1):
         id = str(fields.get("id") or fields.get("recording_id") or f"entry {number}")
         try:
-            yield _item(id, fields, manifest.parent, open_hdf5)
+            yield replace(_item(id, fields, manifest.parent, open_hdf5), split=split)
         except Exception as e:  # of h5py, lilcom, and fields that are missing or of other types
             if isinstance(e, _Missing):
                 raise
@@ -54,6 +101,7 @@ class _Missing(UserError):
 
 
 def _item(id: str, fields: dict, folder: Path, open_hdf5: Callable) -> TokenItem:
+    fields = _with_array(fields)
     held = fields.get("features") or fields
     if fields.get("type") == "MixedCut" or held.get("storage_type") not in _READERS:
         stored, kinds = held.get("storage_type"), ", ".join(_READERS)
@@ -70,6 +118,7 @@ def _item(id: str, fields: dict, folder: Path, open_hdf5: Callable) -> TokenItem
             raise ValueError(f"frames {first} to {first + count} of {len(codes)}")
         codes = codes[first : first + count]
         recording = fields.get("recording") or {}
+        custom.setdefault("recording_start", fields["start"])  # for notes
         end = fields["start"] + fields["duration"]
         if recording and end < float(recording["duration"]) - shift:
             custom["ends_recording"] = False

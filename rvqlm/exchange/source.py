@@ -1,7 +1,7 @@
 """Whatever holds tokens, opened as a stream of items: the one door of import and decode.
 
-A token directory, a manifest of token cuts or of others' features, an export of `rvqlm export` or
-`rvqlm npq export`, a lhotse Shar folder, .npy arrays or .npq files.
+A token directory, a manifest of token cuts or of others' features, or a folder of these for splits,
+an export of `rvqlm export` or `rvqlm npq export`, a lhotse Shar folder, .npy arrays or .npq files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.index import read_sidecar, splits_of
+from rvqlm.data.splits import SAME
 from rvqlm.data.store import STORAGE_TYPE
 from rvqlm.errors import UserError
 from rvqlm.exchange.codec import codec_beside, read_codec
@@ -91,7 +92,28 @@ def _open_one(path: Path, split: str | None) -> TokenSource | None:
         folders = [split] if split else names or ["all"]
         parts = (read_shar(path / n, n if n in names else None) for n in folders)
         return TokenSource("shar", where, itertools.chain.from_iterable(parts), info, audio)
-    return None
+    return _open_splits(path, split)
+
+
+def _open_splits(path: Path, split: str | None) -> TokenSource | None:
+    """A folder of manifests over others' features, ``cuts_train.jsonl.gz`` and so on."""
+    manifests = {SAME.get(name, name): f"cuts_{name}" for name in splits_of(path)}
+    files = {name: path / f"{file}.jsonl.gz" for name, file in manifests.items()}
+    if not files:
+        return None
+    if split is not None and split not in files:
+        raise UserError(f"--split {split}: {path} has {', '.join(files)}")
+    chosen = [split] if split else [*files]
+    for name in chosen:
+        first = next(read_jsonl(files[name], f"manifest {files[name]}", "make it again"), {})
+        if not is_feature(first):
+            raise UserError(
+                f"{files[name]}: cuts without codes; give a folder whose cuts have them "
+                "as features or arrays"
+            )
+    parts = (read_features(files[name], name) for name in chosen)
+    items = itertools.chain.from_iterable(parts)
+    return TokenSource("features", str(path), items, codec_beside(files[chosen[0]]))
 
 
 def _open_manifest(path: Path) -> TokenSource:

@@ -7,7 +7,7 @@ pitch     128   MIDI pitch
 velocity   64   MIDI velocity, two in a bin
 duration  128   seconds that the key is held, on the curve below
 onset     128   seconds since the note before began (the first: since the beginning)
-position 1024   when the note begins, in steps of 20 ms, modulo 1024 (20.48 s)
+position 1025   when the note begins, in steps of 20 ms, modulo 1024 (20.48 s)
 pedal     128   seconds that the pedal lets it sound on when the key is released; 0: none
 ========= ===== ===========================================================================
 
@@ -19,6 +19,10 @@ encodings by bars (Octuple, arXiv:2106.05630; CPWord, 2101.02402; MIDI-VALLE, 25
 an arbitrary grid over it, and they have no pedal. The position says to one step, at any length,
 where in the recording, and so in its codes, a note is; the onset what the rhythm is like, and which
 turn of the positions it is. Times are kept in whole 0.1 ms.
+
+Where a part of a recording is read, a note that sounds from before it comes first: its position is
+the one id above the others, its onset tells how long ago it began, its duration and pedal what is
+left of them. Version 1 had the notes that begin there alone, and no such id.
 
 All tracks but drums are one instrument (`rvqlm.frontends.midi_file`); soft and sostenuto pedals,
 bends and programs are not kept.
@@ -32,11 +36,11 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
-from rvqlm.data.notes import bins, positions
+from rvqlm.data.notes import bins, positions, sounding
 from rvqlm.errors import UserError
-from rvqlm.frontends.midi_file import Notes, read_midi, write_midi
+from rvqlm.frontends.midi_file import Notes, read_midi, struck_again, write_midi
 
-VERSION = 1  # of the meaning of the fields
+VERSIONS = (1, 2)  # of the meaning of the fields, the last one what is made
 
 
 @dataclass(frozen=True)
@@ -79,13 +83,20 @@ class MidiSettings:
 class MidiFrontEnd:
     """MIDI files to tokens and back.
 
+    :param version: of the meaning of the fields; another than the last for models that have it.
+
     >>> MidiFrontEnd().info(rate=9.0).sizes
-    (128, 64, 128, 128, 1024, 128)
+    (128, 64, 128, 128, 1025, 128)
     """
 
-    def __init__(self, settings: MidiSettings | None = None):
-        self.settings = settings or MidiSettings()
+    def __init__(self, settings: MidiSettings | None = None, version: int = VERSIONS[-1]):
+        self.settings, self.version = settings or MidiSettings(), version
         self.settings.check()
+
+    @property
+    def sounding(self) -> bool:
+        """Whether parts have the notes that sound from before."""
+        return self.version > 1
 
     @classmethod
     def from_info(cls, info: ConditionInfo) -> MidiFrontEnd:
@@ -96,17 +107,17 @@ class MidiFrontEnd:
         given = dict(info.settings)
         version, names = given.pop("version", None), given.pop("fields", None)
         known = {f.name for f in fields(MidiSettings)}
-        if info.kind != "midi" or version != VERSION or names != list(MIDI_FIELDS):
+        if info.kind != "midi" or version not in VERSIONS or names != list(MIDI_FIELDS):
             raise UserError(
                 f"notes of another kind ({info.kind}, version {version}, fields {names}); this "
-                f"version knows {list(MIDI_FIELDS)}, version {VERSION}: run rvqlm midi again"
+                f"version knows {list(MIDI_FIELDS)}, version {VERSIONS[-1]}: run rvqlm midi again"
             )
         if given.keys() != known:
             raise UserError(
                 f"description of notes with {sorted(given)} where {sorted(known)} are expected; "
                 "run rvqlm midi again"
             )
-        front_end = cls(MidiSettings(**given))
+        front_end = cls(MidiSettings(**given), version)
         if (sizes := front_end.info(info.rate).sizes) != info.sizes:
             raise UserError(
                 f"description of notes with sizes {info.sizes}, its bins make {sizes}; "
@@ -118,8 +129,9 @@ class MidiFrontEnd:
         """What a model has to know; `rate` is frames of codes per note."""
         s = self.settings
         seconds = s.seconds_bins
-        sizes = (128, s.velocity_bins, seconds, seconds, s.positions, seconds)
-        settings = {"version": VERSION, "fields": list(MIDI_FIELDS), **asdict(s)}
+        places = s.positions + self.sounding
+        sizes = (128, s.velocity_bins, seconds, seconds, places, seconds)
+        settings = {"version": self.version, "fields": list(MIDI_FIELDS), **asdict(s)}
         return ConditionInfo("midi", sizes, rate, settings)
 
     # --------------------------------------------------------------------------------- tokens
@@ -133,16 +145,24 @@ class MidiFrontEnd:
         s = self.settings
         if s.max_notes:
             notes = Notes(*(column[: s.max_notes] for column in notes))
-        onset, grid = np.diff(notes.time, prepend=0.0), asdict(s)
+        time, grid = np.maximum(notes.time, 0.0), asdict(s)
         columns = (
             notes.pitch,
             notes.velocity * s.velocity_bins // 128,
             bins(notes.duration, grid),
-            bins(onset, grid),
-            positions(notes.time, grid),
+            bins(np.diff(time, prepend=0.0), grid),
+            positions(time, grid),
             bins(notes.pedal, grid),
         )
-        return np.stack(columns, axis=1).astype(np.int32)
+        found = np.stack(columns, axis=1).astype(np.int32)
+        old = notes.time < 0
+        if old.any():
+            since, release, pedal = (
+                column[old] for column in (notes.time, notes.time + notes.duration, notes.pedal)
+            )
+            rest = pedal + np.minimum(release, 0)  # of what a released key's pedal gave
+            found[old, 2:] = sounding(-since, release, rest, grid)
+        return found
 
     def _seconds(self, ids: np.ndarray) -> np.ndarray:
         s = self.settings
@@ -165,18 +185,23 @@ class MidiFrontEnd:
                 f"note {step}: {MIDI_FIELDS[field]} {ids[step, field]} is not below {sizes[field]}"
             )
         s, ids = self.settings, ids.astype(np.int64)
-        pitch, velocity, duration, onset, position, pedal = ids.T
+        pitch, velocity, held, onset, position, pedal = ids.T
+        duration = self._seconds(held)
         step, turn = s.position_step, s.position_step * s.positions
         time, before = np.empty(len(ids)), 0.0
         margin = min(0.001, step / 4)  # a file rounds to milliseconds: stay within the step
         for n, (since, place) in enumerate(zip(self._seconds(onset).tolist(), position.tolist())):
+            if place == s.positions:  # it sounds from before
+                time[n] = -since
+                duration[n] += since
+                continue
             about = before + since
             # the turn in which the position is nearest to it
             begin = place * step + turn * max(0, round((about - (place + 0.5) * step) / turn))
             before = time[n] = min(max(about, begin + margin), begin + step - margin)
         return Notes(
             time,
-            self._seconds(duration),
+            duration,
             pitch,
             np.maximum((velocity * 128 + 64) // s.velocity_bins, 1),
             self._seconds(pedal),
@@ -190,7 +215,7 @@ class MidiFrontEnd:
         notes = _apart(self.notes(tokens))
         events = []  # (millisecond, order within it, bytes): a release before what comes after it
         for time, duration, pitch, velocity, _ in zip(*(column.tolist() for column in notes)):
-            begin = round(time * 1000)
+            begin = max(0, round(time * 1000))
             events.append((begin, 3, bytes([0x90, pitch, velocity])))
             end = max(round((time + duration) * 1000), begin + 1)
             events.append((end, 1, bytes([0x80, pitch, 64])))
@@ -202,13 +227,8 @@ class MidiFrontEnd:
 
 def _apart(notes: Notes) -> Notes:
     """Notes of which each ends before its key is struck again: a file cannot tell them apart."""
-    order = np.lexsort((notes.time, notes.pitch))
-    pitch, time = notes.pitch[order], notes.time[order]
-    room = np.full(len(order), np.inf)
-    room[:-1] = np.where(pitch[1:] == pitch[:-1], np.maximum(np.diff(time) - 0.001, 0.001), np.inf)
-    duration = np.empty_like(notes.duration)
-    duration[order] = np.minimum(notes.duration[order], room)
-    return notes._replace(duration=duration)
+    room = np.maximum(struck_again(notes) - notes.time - 0.001, 0.001)
+    return notes._replace(duration=np.minimum(notes.duration, room))
 
 
 def _pedal_presses(notes: Notes) -> list[tuple[float, float]]:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rvqlm.data.notes import on_grid
+from rvqlm.data.notes import SECOND, on_grid
 from rvqlm.errors import UserError
 
 MAX_BYTES = 8 << 20
@@ -42,7 +42,7 @@ class Notes(NamedTuple):
     """Notes in the order of their onsets, pitches ascending: five (S,) arrays."""
 
     time: np.ndarray
-    """seconds from the beginning, float64, in whole 0.1 ms"""
+    """seconds from the beginning, float64, in whole 0.1 ms; below 0 of what sounds from before"""
     duration: np.ndarray
     """seconds that the key is held"""
     pitch: np.ndarray
@@ -50,12 +50,32 @@ class Notes(NamedTuple):
     pedal: np.ndarray
     """seconds from the release of the key to that of the pedal, 0 without"""
 
-    def between(self, start: float, end: float) -> Notes:
-        """The notes that begin in [start, end), with `start` as the beginning of time. Those that
-        still sound from before are left out: their attack lies before it."""
+    def silent(self) -> np.ndarray:
+        """(S,) seconds at which each falls silent: when pedal and key are up, or, once the key is
+        released, when it is struck again."""
+        release = self.time + self.duration
+        return np.minimum(release + self.pedal, np.maximum(struck_again(self), release))
+
+    def between(self, start: float, end: float, sounding: bool = True) -> Notes:
+        """The notes that sound in [start, end), with `start` as the beginning of time.
+
+        :param sounding: False leaves out those that begin before it.
+        """
         first, last = np.searchsorted(self.time, [start, end])
-        part = Notes(*(column[first:last] for column in self))
-        return part._replace(time=on_grid(part.time - start))
+        silent = self.silent()
+        old = np.flatnonzero(silent[:first] > start) if sounding else np.arange(0)
+        part = Notes(*(column[np.append(old, np.arange(first, last))] for column in self))
+        part.pedal[: len(old)] = silent[old] - (self.time + self.duration)[old]
+        return part._replace(time=np.rint((part.time - start) * SECOND) / SECOND)
+
+
+def struck_again(notes: Notes) -> np.ndarray:
+    """(S,) seconds at which the key of each note is struck the next time; infinite: never."""
+    order = np.lexsort((notes.time, notes.pitch))
+    pitch, time = notes.pitch[order], notes.time[order]
+    found = np.full(len(order), np.inf)
+    found[order[:-1]] = np.where(pitch[1:] == pitch[:-1], time[1:], np.inf)
+    return found
 
 
 class MidiScore(NamedTuple):

@@ -25,12 +25,12 @@ from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo
 from rvqlm.data.conditions import discard, load_info, save_info
 from rvqlm.data.index import TokenDataset, find_splits, read_manifest, read_sidecar
 from rvqlm.data.mapped import column_path
-from rvqlm.data.notes import SECOND, NoteTimes
+from rvqlm.data.notes import SECOND, TIMES, NoteTimes
 from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.data.splits import recording
 from rvqlm.errors import UserError
 from rvqlm.frontends.midi import MidiFrontEnd, MidiSettings
-from rvqlm.frontends.midi_file import MidiScore, read_midi
+from rvqlm.frontends.midi_file import MidiScore, Notes, read_midi
 from rvqlm.frontends.transcripts import field_value
 
 SUFFIXES = (".mid", ".midi")
@@ -229,9 +229,16 @@ def prepare_midi(config: MidiConfig) -> tuple[ConditionInfo, dict[str, MidiRepor
 
 def _write_times(dataset: TokenDataset, times: array) -> None:
     notes = Ragged.open(column_path(dataset.directory, "midi", dataset.split))
-    rows = (np.array(times[a:b], np.int32)[:, None] for a, b in pairwise(notes.starts.tolist()))
+    of = np.asarray(times, np.int32).reshape(-1, TIMES)
+    rows = (of[a:b] for a, b in pairwise(notes.starts.tolist()))
     path = NoteTimes.path(dataset.directory, dataset.split)
-    write_ragged(path, rows, 1, notes.mark())
+    write_ragged(path, rows, TIMES, notes.mark())
+
+
+def _times(notes: Notes) -> np.ndarray:
+    """(S, 4) int32 of `NoteTimes`."""
+    columns = notes.time, -notes.time, notes.time + notes.duration, notes.silent()
+    return np.rint(np.maximum(np.stack(columns, axis=1), 0) * SECOND).astype(np.int32)
 
 
 def _rate(reports: dict[str, MidiReport], old: ConditionInfo | None, files: MidiFiles) -> float:
@@ -284,7 +291,7 @@ class _Maker:
             if score is not None:
                 notes = score.notes.between(*found[1:])
                 tokens = self.front_end.tokens(notes)
-                self.times.extend(np.rint(notes.time * SECOND).astype(np.int32).tolist())
+                self.times.frombytes(_times(notes).tobytes())
                 used = min(len(tokens), self.limit or len(tokens))
                 self.report.notes += used
                 self.report.silent += not used

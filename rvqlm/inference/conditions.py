@@ -166,14 +166,14 @@ def from_arguments(
 
 
 def _notes(front_end: MidiFrontEnd, path: str, start: float, end: float) -> Tensor:
-    """(S, 6) int64: the notes of a file that begin in [start, end) seconds; says what is left."""
+    """(S, 6) int64: the notes of a file that sound in [start, end) seconds; says what is left."""
     score = read_midi(path)
-    part, total = score.notes.between(start, end), len(score.notes.time)
+    part, total = score.notes.between(start, end, front_end.sounding), len(score.notes.time)
     span = f"{start:g} to {end:g} s"
     if not len(part.time):
         first, last = score.notes.time[[0, -1]]
         raise UserError(
-            f"--midi {path}: none of its {total:,} notes begins in {span}, they do from "
+            f"--midi {path}: none of its {total:,} notes sounds in {span}, they begin from "
             f"{first:.1f} to {last:.1f} s; give another --midi-start"
         )
     tokens = front_end.tokens(part)

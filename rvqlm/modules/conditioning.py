@@ -209,18 +209,22 @@ class Conditioner(nn.Module):
 def by_clock(info: ConditionInfo, values: Tensor) -> Tensor:
     """(B, S) places in frames of steps (B, S, F) that know their time modulo a turn.
 
-    How many turns lie between two notes their onset says, to the precision of its bins.
+    How many turns lie between two notes their onset says, to the precision of its bins. What sounds
+    from before, of an id above all counts, comes first and lies at 0.
     """
     number, unit = info.clock
-    size = info.sizes[number]
+    size = info.settings.get("positions", info.sizes[number])
     counts = values[..., number].long()
+    before = counts >= size
+    counts = counts.masked_fill(before, 0)
     counts = counts.diff(dim=1, prepend=torch.zeros_like(counts[:, :1])) % size
     made = info.settings
     if "seconds_unit" in made:
         onset = values[..., MIDI_FIELDS.index("onset")].float()
         seconds = made["seconds_unit"] * torch.expm1(onset / made["seconds_steps"])
         turns = (seconds / made["position_step"] - counts) / size
-        counts = counts + size * turns.round().clamp(min=0).long()
+        turns = turns.round().clamp(min=0).masked_fill(before, 0)
+        counts = counts + size * turns.long()
     return counts.cumsum(1) * unit
 
 

@@ -62,7 +62,7 @@ def test_notes_of_files_named_as_ids(data, capsys):
     assert f"4 cuts  {count:>11,} notes; 1 without a MIDI file\n" in out
     info = load_info(tokens, "midi", "")
     assert info.rate == pytest.approx(1200 / count) and f"{info.rate:.2f} frames a note" in out
-    assert "pitch 128, velocity 64, duration 128, onset 128, position 1024, pedal 128" in out
+    assert "pitch 128, velocity 64, duration 128, onset 128, position 1025, pedal 128" in out
     dataset = TokenDataset.open(tokens, "train")
     conditions = ConditionSet.open(dataset, ["midi"])
     values, lengths, _ = conditions.read(Items.whole(np.array([0, 3]), dataset.frames))["midi"]
@@ -268,7 +268,7 @@ def test_limits_and_bins(data, capsys):
     assert load_info(tokens, "midi", "").settings["max_notes"] == 20
     assert midi(tokens, "--midi-dir", folder, "--positions", 100, "--position-step", 0.1) == 0
     info = load_info(tokens, "midi", "")
-    assert info.sizes[4] == 100 and info.settings["position_step"] == 0.1
+    assert info.sizes[4] == 101 and info.settings["position_step"] == 0.1
     times = np.array(rows(tokens)[0])[:, 4]
     true = read_midi(folder / "cut-0000.mid").notes.between(0, 10).time
     np.testing.assert_array_equal(times, np.rint(true * 10_000).astype(int) // 1000)

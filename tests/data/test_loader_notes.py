@@ -19,7 +19,9 @@ from rvqlm.data.loader import TokenLoader
 from rvqlm.data.mixed import MixedDataset
 from rvqlm.data.notes import NoteTimes
 from rvqlm.data.plan import PlanConfig
+from rvqlm.data.ragged import Ragged, write_ragged
 from rvqlm.errors import UserError
+from rvqlm.frontends.midi import MidiFrontEnd
 
 INFO = CodecInfo("music", "0123456789abcdef", 44100, 512, 3, 64)  # no whole frames in 20 ms
 SECONDS = 512 / 44100
@@ -35,7 +37,9 @@ def data(tmp_path_factory):
     for n, frames in enumerate(FRAMES):
         path, seconds = folder / f"midi/cut-{n:04d}.mid", frames * SECONDS
         notes, pedal = performance(n, max(1, seconds - 1), round(8 * seconds) + 1)
-        write_midi(path, notes, pedal)
+        # faster and slower by turns: what is written is not what sounds
+        tempos = [(3.0 * i, 350_000 + 97_000 * ((i + n) % 4)) for i in range(10)]
+        write_midi(path, notes, pedal, tempos=tempos)
         references.append(reference_notes(path))
     (folder / "midi/cut-0004.mid").unlink()
     references[4] = []
@@ -47,10 +51,20 @@ def tokens_of(reference, begin: float, end: float) -> list[list[int]]:
     def bin_of(seconds: float) -> int:
         return min(127, round(20 * math.log(1 + seconds / 0.05)))
 
+    def grid(seconds: float) -> float:
+        return round(seconds * 10_000) / 10_000  # kept in whole 0.1 ms
+
     found, before = [], 0.0
-    for time, duration, pitch, velocity, pedal in reference:
-        time = round(time * 10_000) / 10_000  # kept in whole 0.1 ms
-        if begin <= time < end:
+    for n, (time, duration, pitch, velocity, pedal) in enumerate(reference):
+        time, release = grid(time), grid(time + duration)
+        if time < begin:
+            struck = [note[0] for note in reference[n + 1 :] if note[2] == pitch]
+            silent = min([time + duration + pedal, *(max(s, time + duration) for s in struck)])
+            if begin < grid(silent):  # by its key or by the pedal
+                held, rest = max(release - begin, 0), grid(silent) - max(release, begin)
+                row = [pitch, velocity // 2, bin_of(held), bin_of(begin - time), 1024, bin_of(rest)]
+                found.append(row)
+        elif time < end:
             since = time - begin
             position = int(since / 0.02 + 1e-6) % 1024
             onset = bin_of(since - before)
@@ -78,7 +92,11 @@ def check(ds, references, batches, longest) -> int:
             ]
             assert len(starts) == 1  # codes are random
             begin, end = starts[0] * SECONDS, (starts[0] + frames) * SECONDS
-            assert steps[:n].tolist() == tokens_of(references[row], begin, end)
+            wanted = tokens_of(references[row], begin, end)
+            assert steps[:n, [0, 1, 3, 4]].tolist() == [w[:2] + w[3:5] for w in wanted]
+            # the ends of notes are exact in the file and in 0.1 ms in windows
+            off = abs(steps[:n].numpy() - np.array(wanted).reshape(-1, 6))
+            assert off.max(initial=0) <= 1 and off.sum() <= 1 + n / 25
             count += n
     return count
 
@@ -99,8 +117,10 @@ def test_windows_have_the_notes_of_their_time(data, flags):
     found = [next(loader) for _ in range(2 * loader.epoch_steps)]
     longest = max(900 if config.window_schedule else 0, config.window_frames, config.crop_frames)
     assert check(ds, references, found, longest) > 200
+    sounding = [b.conditions["midi"].values[..., 4] == 1024 for b in found]
+    assert sum(int(s.sum()) for s in sounding) > 30
     loader.close()
-    # held-out data: every note once, but those that begin between two cuts' frames
+    # held-out data: every note begins in one window, and sounds on in others
     held_out = TokenLoader(
         ds, config.for_validation(), seed=0, conditions=ConditionSet.open(ds, ["midi"])
     )
@@ -108,7 +128,10 @@ def test_windows_have_the_notes_of_their_time(data, flags):
         sum(round(note[0] * 10_000) / 10_000 < frames * SECONDS for note in reference)
         for reference, frames in zip(references, FRAMES)
     )
-    assert check(ds, references, held_out.epoch_batches(), longest) == total
+    batches = list(held_out.epoch_batches())
+    check(ds, references, batches, longest)
+    places = torch.cat([b.conditions["midi"].values[..., 4].flatten() for b in batches])
+    assert int(((places >= 0) & (places < 1024)).sum()) == total
 
 
 def test_resuming_anywhere_gives_the_same_notes(data):
@@ -172,6 +195,20 @@ def test_data_sets_together(data):
     for batch in batches:
         batch.index.remainder_(len(ds))
     assert check(ds, references, batches, 400) > 400
+
+
+def test_notes_of_the_first_version_are_those_that_begin(data, tmp_path):
+    """Its files have one time a note, and no place for what sounds from before."""
+    ds = data[0]
+    opened = ConditionSet.open(ds, ["midi"])._readers["midi"]
+    begin = opened.times.column.read(0)[:, :1]
+    write_ragged(tmp_path / "times.bin", [begin], 1, "0" * 16)
+    settings = MidiFrontEnd(version=1).info(1.0).settings
+    times = NoteTimes(Ragged.open(tmp_path / "times.bin"), settings)
+    part = times.part(0, opened.column.read(0), 5.0, 9.0)
+    both = opened.times.part(0, opened.column.read(0), 5.0, 9.0)
+    old = both[:, 4] == 1024
+    assert 0 < old.sum() < len(both) and part.tolist() == both[~old].tolist()
 
 
 def test_notes_without_times_are_for_whole_cuts(data):

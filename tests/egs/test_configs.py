@@ -20,6 +20,7 @@ CODECS = {  # by the beginning of a file's name; the published shapes
     "rvq_": CodecInfo("descript/dac_44khz", "", 44100, 512, 9, 1024),
     "saxgpt_": CodecInfo("facebook/encodec_32khz", "", 32000, 640, 4, 2048),
     "audio_lm": CodecInfo("facebook/encodec_32khz", "", 32000, 640, 4, 2048),
+    "midi_to_audio": CodecInfo("facebook/encodec_32khz", "", 32000, 640, 4, 2048),
     "v2_": CodecInfo("nvidia/audio-codec-44khz", "", 44100, 512, 8, 1000),
     "": CodecInfo("spectral", "", 16000, 320, 8, 1024),
 }

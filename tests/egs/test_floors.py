@@ -114,6 +114,15 @@ LEAST = {
     "custom/small": SMALL | {"max_duration": 60.0},
     "custom/large": {"decoder_dim": 768, "num_decoder_layers": 16, "ema_decay": 0.999, "accum": 6},
 }
+AUDIO_LM = {
+    "num_quantizers": 4,
+    "decoder_dim": 1024,
+    "nhead": 16,
+    "num_decoder_layers": 12,
+    "max_duration": 150.0,
+    "num_epochs": 20,
+}
+ATEPP = AUDIO_LM | {"optimizer": "scaled_adam", "schedule": "eden", "base_lr": 0.05}
 AS_DOCUMENTED = {
     "custom/rvq_small": RVQ
     | {"decoder_dim": 512, "num_decoder_layers": 12, "nhead": 8, "num_epochs": 300},
@@ -122,17 +131,12 @@ AS_DOCUMENTED = {
     "custom/rvq_fast": RVQ_BIG
     | {"window_frames": 512, "hop_frames": 256, "warmup_ratio": 0.01, "eta_min_ratio": 0.05}
     | {"num_epochs": 250, "sample_device": "cpu", "compile": True},
-    "custom/audio_lm": {
-        "num_quantizers": 4,
-        "train_stage": 0,
-        "decoder_dim": 1024,
-        "nhead": 16,
-        "num_decoder_layers": 12,
-        "max_duration": 150.0,
-        "num_epochs": 20,
-        "filter_min_duration": 5.0,
-        "filter_max_duration": 15.0,
-    },
+    "custom/audio_lm": AUDIO_LM
+    | {"train_stage": 0, "filter_min_duration": 5.0, "filter_max_duration": 15.0},
+    "atepp/audio_lm": ATEPP
+    | {"train_stage": 0, "prompt_fraction": 0.4}
+    | {"filter_min_duration": 5.0, "filter_max_duration": 15.0},
+    "atepp/midi_to_audio": ATEPP | {"conditions": ("midi",), "window_frames": 500},
     **{
         f"custom/saxgpt_{size}": SAX | {"decoder_dim": dim, "nhead": heads, "num_decoder_layers": n}
         for size, dim, heads, n in (

@@ -1,11 +1,13 @@
 """Codes that lie in lhotse's own feature stores, written by lhotse."""
 
+import gzip
 import json
 
 import numpy as np
 import pytest
 from exchange_fixtures import contents
-from lhotse import CutSet, Features, MonoCut, SupervisionSegment
+from lhotse import CutSet, Features, MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
 from lhotse.features import io as stores
 
 from rvqlm.errors import UserError
@@ -70,6 +72,61 @@ def test_codes_come_back(tmp_path, kind, name, dtype):
     assert [g[1] for g in got] == [c.tolist() for c in expected]
     assert [g[0] for g in got] == ["cut-0", "cut-1", "cut-2"] and got[1][3] == "rec-1"
     assert [g[5][0]["text"] for g in got] == ["text 0", "text 1", "text 2"]
+
+
+def test_arrays_in_custom_fields(tmp_path):
+    """As trainers of VALL-E keep them: a temporal array beside the audio, with its recording."""
+    recording = Recording("rec", [AudioSource("file", [0], "rec.wav")], 16000, 64000, 4.0)
+    cuts = []
+    with stores.NumpyFilesWriter(str(tmp_path / "s")) as writer:
+        for n in range(4):
+            cut = recording.to_cut().truncate(offset=0.5 * n, duration=len(codes_of(n)) * SHIFT)
+            cut.id = f"cut-{n}"
+            # frames from the beginning of the cut, which lies within the recording
+            values = {"temporal_dim": 0, "frame_shift": SHIFT, "start": cut.start}
+            if n == 2:
+                values = {}  # an array without time
+            cut.audio_features = writer.store_array(f"{n}", codes_of(n).astype(np.int16), **values)
+            cut.custom |= {"key": "C major"}
+            if n == 3:
+                cut.loudness = writer.store_array("l", np.zeros((7, 2), np.float32))
+            cuts.append(cut)
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl.gz")
+    written, _ = import_tokens(
+        open_tokens([tmp_path / "cuts.jsonl.gz"]), str(tmp_path / "t"), NAMED
+    )
+    assert (written.num_cuts, written.skipped) == (4, 0)
+    assert [g[1] for g in contents(tmp_path / "t")] == [codes_of(n).tolist() for n in range(4)]
+    made = list(CutSet.from_file(tmp_path / "t/cuts.jsonl.gz"))
+    assert [c.custom["recording_start"] for c in made] == [0.0, 0.5, 1.0, 1.5]
+    assert all(c.custom["key"] == "C major" and "audio_features" not in c.custom for c in made)
+    lines = [cut.to_dict() for cut in cuts]
+    lines[3]["custom"]["other"] = lines[3]["custom"].pop("audio_features")
+    lines[0]["custom"]["audio_features"]["temporal_dim"] = 1
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = list(read_features(tmp_path / "m.jsonl"))
+    assert [isinstance(item, Skipped) for item in found] == [True, False, False, True]
+    assert "time is dimension 1" in found[0].reason and "loudness, other" in found[3].reason
+
+
+def test_a_folder_of_splits(tmp_path):
+    """What `data/tokenized` of AudioLM on VALL-E looks like."""
+    store(tmp_path, stores.NumpyFilesWriter(str(tmp_path / "s")), np.int16)
+    cuts = [*CutSet.from_file(tmp_path / "cuts.jsonl.gz")]
+    (tmp_path / "cuts.jsonl.gz").unlink()
+    for cut, name in zip(cuts, ("train", "validation", "test")):
+        CutSet.from_cuts([cut]).to_file(tmp_path / f"cuts_{name}.jsonl.gz")
+    import_tokens(open_tokens([tmp_path]), str(tmp_path / "t"), NAMED)
+    for n, name in enumerate(("train", "valid", "test")):
+        (cut,) = CutSet.from_file(tmp_path / f"t/cuts_{name}.jsonl.gz")
+        assert cut.id == f"cut-{n}"
+    assert [i.id for i in open_tokens([tmp_path], "valid").items] == ["cut-1"]
+    with pytest.raises(UserError, match=r"--split dev: .* has train, test, valid"):
+        open_tokens([tmp_path], "dev")
+    (tmp_path / "cuts_test.jsonl.gz").unlink()
+    (tmp_path / "cuts_test.jsonl.gz").write_bytes(gzip.compress(b'{"id": "a", "type": "MonoCut"}'))
+    with pytest.raises(UserError, match="cuts without codes; give a folder"):
+        open_tokens([tmp_path])
 
 
 def test_features_alone_and_stores_that_moved(tmp_path):

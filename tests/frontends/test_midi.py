@@ -137,7 +137,7 @@ def test_parts_of_a_recording(tmp_path, front_end):
     notes, pedal = performance(3, 30, 200)
     write_midi(tmp_path / "a.mid", notes, pedal)
     whole = read_midi(tmp_path / "a.mid").notes
-    part = whole.between(10.0, 20.0)
+    part = whole.between(10.0, 20.0, sounding=False)
     inside = [n for n in sorted(notes, key=lambda n: (n[0], n[2])) if 10 <= n[0] < 20]
     np.testing.assert_allclose(part.time, [n[0] - 10 for n in inside], atol=1e-5)
     assert part.pitch.tolist() == [n[2] for n in inside]
@@ -146,6 +146,40 @@ def test_parts_of_a_recording(tmp_path, front_end):
     assert front_end.tokens(whole.between(40, 50)).shape == (0, 6)
     few = MidiFrontEnd(MidiSettings(max_notes=7))
     np.testing.assert_array_equal(few.encode(tmp_path / "a.mid"), front_end.tokens(whole)[:7])
+
+
+def test_what_sounds_from_before(tmp_path, front_end):
+    """A key that is held, one that the pedal lets sound, and one that was struck again under it."""
+    notes = [
+        (0, 3, 60, 64),
+        (0.5, 0.5, 64, 80),
+        (0.5, 0.5, 67, 90),
+        (1.5, 0.2, 67, 96),
+        (3, 1, 72, 9),
+    ]
+    write_midi(tmp_path / "a.mid", notes, [(0.9, 127), (4.5, 0)])
+    part = read_midi(tmp_path / "a.mid").notes.between(2, 4)
+    tokens = front_end.tokens(part)
+    assert tokens.tolist() == [
+        # pitch, velocity, left of the key's hold, age, sounds from before, left of the pedal
+        [60, 32, naive_bin(1), naive_bin(2), 1024, naive_bin(1.5)],
+        [64, 40, 0, naive_bin(1.5), 1024, naive_bin(2.5)],
+        [67, 48, 0, naive_bin(0.5), 1024, naive_bin(2.5)],
+        [72, 4, naive_bin(1), naive_bin(1), 50, naive_bin(0.5)],
+    ]
+    back = front_end.notes(tokens)
+    np.testing.assert_allclose(back.time, [-2, -1.5, -0.5, 1], atol=0.06)
+    np.testing.assert_allclose(back.duration, [3, 1.5, 0.5, 1], atol=0.1)
+    (tmp_path / "b.mid").write_bytes(front_end.decode(tokens))
+    again = read_midi(tmp_path / "b.mid").notes
+    assert again.pitch.tolist() == [60, 64, 67, 72] and again.time[:3].tolist() == [0, 0, 0]
+
+
+def test_models_of_the_first_version_get_the_notes_that_begin(tmp_path):
+    front_end = MidiFrontEnd(version=1)
+    info = ConditionInfo.from_dict(json.loads(json.dumps(front_end.info(4.0).to_dict())))
+    assert info.sizes[4] == 1024 and info.settings["version"] == 1
+    assert not MidiFrontEnd.from_info(info).sounding
 
 
 def test_settings_change_the_tokens(tmp_path, front_end):
@@ -173,7 +207,7 @@ def test_a_checkpoint_alone_rebuilds_it(tmp_path):
     settings = MidiSettings(32, 0.05, 300, 64, 0.1, 12.0, 9)
     front_end = MidiFrontEnd(settings)
     info = front_end.info(rate=7.5)
-    assert info.sizes == (128, 32, 64, 64, 300, 64) and info.rate == 7.5
+    assert info.sizes == (128, 32, 64, 64, 301, 64) and info.rate == 7.5
     loaded = ConditionInfo.from_dict(json.loads(json.dumps(info.to_dict())))
     again = MidiFrontEnd.from_info(loaded)
     assert again.settings == settings and again.info(7.5) == info
@@ -185,8 +219,8 @@ def test_a_checkpoint_alone_rebuilds_it(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"positions": 512}, r"sizes .* its bins make .*512"),
-        ({"version": 2}, "version 2"),
+        ({"positions": 512}, r"sizes .* its bins make .*513"),
+        ({"version": 3}, "version 3"),
         ({"fields": ["pitch"]}, r"fields \['pitch'\]"),
         ({"seconds_unit": -1.0}, "--seconds-unit -1.0 is not a number from 0.001 to 1"),
         ({"velocity_bins": "64"}, "--velocity-bins '64' is not a number"),

@@ -39,14 +39,19 @@ def write_midi(
     notes: Iterable[tuple[float, float, int, int]],
     pedal: Iterable[tuple[float, int]] = (),
     drums: Iterable[tuple[float, float, int, int]] = (),
+    tempos: Iterable[tuple[float, int]] = (),
 ) -> None:
-    """Notes and drums are (time, duration, pitch, velocity), pedals (time, value of controller 64);
-    seconds in whole milliseconds."""
+    """Notes and drums are (time, duration, pitch, velocity), pedals (time, value of controller 64),
+    tempos (time, microseconds of a beat): seconds in whole milliseconds, as they would be at 120
+    beats a minute."""
     pedals = [
         (round(time / TICK), mido.Message("control_change", control=64, value=value))
         for time, value in pedal
     ]
-    save(path, [pedals + note_events(notes), note_events(drums, 9)])
+    changes = [
+        (round(time / TICK), mido.MetaMessage("set_tempo", tempo=tempo)) for time, tempo in tempos
+    ]
+    save(path, [changes, pedals + note_events(notes), note_events(drums, 9)])
 
 
 def performance(seed: int, seconds: float, count: int, pedals: int = 10):

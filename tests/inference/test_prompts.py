@@ -108,7 +108,7 @@ def test_notes_of_the_seconds_asked_for(tmp_path, capsys):
     assert given(4000).tolist() == front_end.tokens(notes).tolist()
     assert "of 300" not in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(
-        UserError, match=r"none of its 300 notes begins in 70 to 75 s, they do from"
+        UserError, match=r"none of its 300 notes sounds in 70 to 75 s, they begin from"
     ):
         given(250, midi_start=70.0)
 
