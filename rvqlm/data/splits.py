@@ -36,6 +36,8 @@ from rvqlm.errors import UserError
 from rvqlm.files import atomic_open, remove, write_json
 
 SPLITS = ("train", "valid", "test")
+_SAME = {"dev": "valid", "validation": "valid", "eval": "test"}
+"""What corpora call the splits in their own division."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class SplitConfig:
     """Test set, likewise."""
     test_speakers: tuple[str, ...] = ()
     """Names of the speakers of the test set, instead of --test."""
+    given: str = ""
+    """Custom field of the cuts that says to which split each belongs, train, valid (or dev,
+    validation) or test (or eval): the division that a corpus comes with, instead of --valid, --test
+    and --seed."""
     by: Literal["auto", "speaker", "recording"] = "auto"
     """What no two splits may share. auto: speakers where every cut has one and there are enough
     of them, else recordings. Recordings are never divided, nor are groups (the custom field
@@ -112,6 +118,8 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
     Raises `UserError` when there are too few groups, naming what to change.
     """
     key, valid, test = config.by, config.valid, config.test
+    if config.test_speakers and config.given:
+        raise UserError("--test-speakers and --given exclude each other")
     if config.test_speakers:
         if key == "recording":
             raise UserError("--test-speakers and --by recording exclude each other")
@@ -125,7 +133,7 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
     seconds, records = array("d"), array("Q")
     owner, voices = array("Q"), array("Q")  # cut number and speaker, one entry per speaker
     member, ties = array("Q"), array("Q")  # cut number and group, where it is not the recording
-    copies = array("b")
+    copies, given = array("b"), array("b")
     silent = None
     for number, cut in enumerate(cuts):
         if "duration" not in cut:
@@ -133,6 +141,8 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
         seconds.append(cut["duration"])
         records.append(_hash("recording", recording(cut)))
         copies.append(config.augmented == "train" and is_augmented(cut))
+        if config.given:
+            given.append(_given(cut, config.given))
         if group(cut) != recording(cut):
             member.append(number)
             ties.append(_hash("recording", group(cut)))
@@ -153,7 +163,7 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
             raise UserError(f"--test-speakers {name}: no cut has this speaker")
     needed = 1 + sum(max(1, int(s)) if s else 0 for s in wanted.values())
     duration, dropping = np.array(seconds), np.array(copies, bool)
-    why = ""
+    split, why = np.array(given, np.int8) if config.given else None, ""
     for by in {"auto": ("speaker", "recording")}.get(key, (key,)):
         if by == "speaker" and silent is not None:
             why = f"cut {silent!r} has no speaker"
@@ -163,6 +173,11 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
             np.array(owner + member if by == "speaker" else member, np.int64),
             np.array(voices + ties if by == "speaker" else ties, np.uint64),
         )
+        if split is not None:
+            if key != "auto" or by == "recording" or not _divided(together, split):
+                break  # what is divided all the same `require_disjoint` finds
+            why = f"--given {config.given} divides some"
+            continue
         enough = _count(together) - _count(together[fixed]) >= needed
         weight = np.where(dropping, 0.0, duration)
         split = _deal(together, weight, wanted, config.seed, fixed) if enough else None
@@ -175,6 +190,8 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
             f"{_count(together)} groups of cuts by {by} where {needed} are needed, or too unequal: "
             f"give more audio, or smaller --valid and --test (0 leaves a split out){other}"
         )
+    if not (split == 0).any():
+        raise UserError(f"--given {config.given}: no cut is for training")
     split[dropping & (split > 0)] = -1
     return SplitResult(
         split,
@@ -185,6 +202,22 @@ def split_by_group(cuts: Iterable[dict], config: SplitConfig) -> SplitResult:
         bool(ties),
         why if by == "recording" else "",
     )
+
+
+def _given(cut: dict, field: str) -> int:
+    """The split that a cut's own field names, as an index into `SPLITS`."""
+    name = str((cut.get("custom") or {}).get(field)).lower()
+    if (name := _SAME.get(name, name)) not in SPLITS:
+        raise UserError(
+            f"--given {field}: cut {cut['id']!r} has {name!r} there, where train, valid or test "
+            "belongs; give another field, or leave out --given"
+        )
+    return SPLITS.index(name)
+
+
+def _divided(labels: np.ndarray, split: np.ndarray) -> bool:
+    """Whether some group, of those that `labels` (N,) names, is in two splits (N,)."""
+    return len(np.unique(np.stack([labels, split.astype(labels.dtype)]), axis=1).T) > _count(labels)
 
 
 def _count(labels: np.ndarray) -> int:
@@ -294,9 +327,15 @@ def split_manifest(config: SplitConfig) -> SplitResult:
             "source": stamp,
             "by": result.by,
             "asked": config.by,
-            "seed": config.seed,
-            "valid": config.valid,
-            "test": list(config.test_speakers) or config.test,
+            **(
+                {"given": config.given}
+                if config.given
+                else {
+                    "seed": config.seed,
+                    "valid": config.valid,
+                    "test": list(config.test_speakers) or config.test,
+                }
+            ),
             "augmented": config.augmented,
             "dropped": result.dropped,
             "splits": {

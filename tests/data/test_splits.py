@@ -238,6 +238,64 @@ def test_incomplete_and_no_cuts():
         split_by_group([cut("a"), {"id": "b"}], 0.1, 0.1)
 
 
+def told(name, where, voices=(), **custom):
+    return cut(name, voices=voices) | {"custom": {"set": where} | custom}
+
+
+def test_the_division_of_a_corpus():
+    cuts = [told("a", "train", "x"), told("b", "dev", "y"), told("c", "test", "z")]
+    cuts += [told("d", "Validation", "y"), told("e", "eval", "z"), told("f", "train", "x")]
+    result = split_by_group(cuts, 0.05, 0.05, given="set", seed=7)
+    assert result.split.tolist() == [0, 1, 2, 1, 2, 0] and result.by == "speaker"
+    assert result.groups == {"train": 1, "valid": 1, "test": 1} and not result.why
+    # a copy goes with its original, and is dropped where that is held out
+    copies = [told("a-fast", "train", "x", augmented_from="a")]
+    copies += [told("b-fast", "dev", "y", augmented_from="b")]
+    result = split_by_group([*cuts, *copies], 0, 0, given="set")
+    assert result.split.tolist()[-2:] == [0, -1] and result.dropped == 1
+    # by recording where a speaker is in two, or one has none; asked for, it is an error in the end
+    for voices, why in (("x", "divides some"), ("", "cut 'g' has no speaker")):
+        result = split_by_group([*cuts, told("g", "test", voices)], 0, 0, given="set")
+        assert result.by == "recording" and why in result.why
+        assert result.split.tolist() == [0, 1, 2, 1, 2, 0, 2]
+
+
+def test_a_division_that_is_none():
+    good = told("a", "train")
+    for cuts, message in [
+        ([good, told("b", "train-clean-100")], "cut 'b' has 'train-clean-100' there, where train"),
+        ([good, cut("b")], "cut 'b' has 'none' there"),
+        ([told("b", "test")], "no cut is for training"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            split_by_group(cuts, 0.05, 0.05, given="set")
+    with pytest.raises(UserError, match="exclude each other"):
+        split_by_group([good], 0.05, 0.05, given="set", test_speakers=("x",))
+
+
+def test_a_division_that_leaks_is_refused(tmp_path):
+    make_tokens(tmp_path, [20] * 9, speakers=3, split=None)
+    path = tmp_path / "cuts.jsonl.gz"
+    cuts = list(read_manifest(path))
+    for n, one in enumerate(cuts):
+        one["custom"] = (one.get("custom") or {}) | {"set": ("train", "dev", "test")[n // 3]}
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(one) + "\n" for one in cuts)
+    with pytest.raises(
+        UserError, match=r"splits train and valid share . cuts, recordings or speak"
+    ):
+        split_manifest(SplitConfig(tmp_path, given="set", by="speaker"))
+    assert split_manifest(SplitConfig(tmp_path, given="set")).by == "recording"
+    made = json.loads((tmp_path / "splits.json").read_text())
+    assert made["given"] == "set" and "seed" not in made
+    for one, two in zip(cuts[3:6], cuts):  # a group in two sets is one at any rate
+        one["custom"]["group"] = two["id"]
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(one) + "\n" for one in cuts)
+    with pytest.raises(UserError, match="splits train and valid share 3 cuts, recordings or group"):
+        split_manifest(SplitConfig(tmp_path, given="set"))
+
+
 def test_manifests_are_complete_and_reproducible(tmp_path):
     make_tokens(tmp_path, [20] * 60, speakers=12, split=None)
     split_manifest(SplitConfig(tmp_path, 0.1, 0.1))
