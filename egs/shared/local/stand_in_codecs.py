@@ -30,9 +30,17 @@ def _encodec(**config) -> transformers.EncodecModel:
     model = transformers.EncodecModel(
         transformers.EncodecConfig(num_filters=2, hidden_size=8, **config)
     )
-    for name, codebook in model.named_buffers():  # zero when new: every code would be the first
-        if name.endswith(("codebook.embed", "codebook.embed_avg")):
-            codebook.normal_(std=0.1)
+    # as new they are zero, and every code would be the first: spread like what the encoder gives
+    noise = torch.randn(1, 1, config["sampling_rate"]) * torch.linspace(
+        0, 0.3, config["sampling_rate"]
+    )
+    with torch.no_grad():
+        heard = model.eval().encoder(noise)[0]  # (D, T)
+    centre, spread = heard.mean(1), heard.std(1)
+    for level, layer in enumerate(model.quantizer.layers):
+        table = layer.codebook.embed
+        table.normal_().mul_(spread * 0.6**level).add_(centre if level == 0 else 0)
+        layer.codebook.embed_avg.copy_(table)
     return model
 
 
