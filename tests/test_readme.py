@@ -44,7 +44,7 @@ DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCS = [page for page in DOCS if page not in (OTHER_PROJECTS, "docs/LOG.md")]
 PAGES = (
     "README.md", "CONTRIBUTING.md", "egs/mini/README.md", "egs/custom/README.md",
-    OTHER_PROJECTS, *DOCS,
+    "egs/ljspeech/README.md", "egs/libritts/README.md", OTHER_PROJECTS, *DOCS,
 )  # fmt: skip
 
 
