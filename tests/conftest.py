@@ -25,6 +25,8 @@ LONG = (
     "egs/test_mini_tts.py",
     "egs/test_custom_tts.py",
     "egs/test_custom_run.py",
+    "egs/test_libritts.py",
+    "egs/test_ljspeech.py",
     "audio/test_augment.py",
     "training/test_faults.py",
     "training/test_trainer_ranks.py",

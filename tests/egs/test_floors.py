@@ -27,6 +27,10 @@ SMALL = {
 SPEAKS = {"pattern": "delay", "fusion": "spread", "optimizer": "muon"}
 # Half an hour of a reader: 31 % of phonemes wrong with them, 54 % without (docs/LOG.md).
 OF_LITTLE = {"dropout": 0.1, "code_dropout": 0.5}
+# What every family of speech recipes needs to be understood (docs/LOG.md, "Speech by aligned
+# texts"); half of the items without a prompt, where sentences are said from their text alone.
+TIMED = {"fusion": "spread", "num_encoder_layers": 2, "code_vectors": True}
+BASE = {"optimizer": "muon", "decoder_dim": 512, "num_decoder_layers": 12, "ema_decay": 0.999}
 RVQ = {
     "sample_every_epochs": 5,
     "sample_seconds": 15.0,
@@ -103,6 +107,14 @@ LEAST = {
             ("custom/voices", ("text", "prompt"), OF_LITTLE),
         )
     },
+    **{
+        f"{corpus}/masked": BASE | TIMED | {"model_name": "masked", "conditions": given}
+        for corpus, given in (("ljspeech", ("text",)), ("libritts", ("text", "prompt")))
+    },
+    "libritts/codec_lm": SMALL | SPEAKS | TIMED | {"conditions": ("text", "prompt")},
+    "ljspeech/valle": BASE
+    | TIMED
+    | {"model_name": "valle", "conditions": ("text",), "unprompted_share": 0.5},
     "mini/tts_quick": SPEAKS | {"conditions": ("text",), "decoder_dim": 96},
     **{
         f"mini/compare/{name}": SMALL | {"max_duration": 30.0}
@@ -124,6 +136,20 @@ AUDIO_LM = {
 }
 ATEPP = AUDIO_LM | {"optimizer": "scaled_adam", "schedule": "eden", "base_lr": 0.05}
 AS_DOCUMENTED = {
+    "libritts/valle": TIMED  # the sizes are those of arXiv:2301.02111, section 5.1
+    | {
+        "model_name": "valle",
+        "conditions": ("text", "prompt"),
+        "decoder_dim": 1024,
+        "num_decoder_layers": 12,
+        "nhead": 16,
+        "dropout": 0.1,
+        "prompt_mode": "seconds",
+        "prompt_seconds": 3.0,
+        "unprompted_share": 0.5,
+        "optimizer": "adamw",
+        "base_lr": 5e-4,
+    },
     "custom/rvq_small": RVQ
     | {"decoder_dim": 512, "num_decoder_layers": 12, "nhead": 8, "num_epochs": 300},
     "custom/rvq_base": RVQ_BIG
@@ -206,6 +232,8 @@ def test_rows_are_of_files():
         ("mini/run.sh", {"hours": 2, "train_minutes": 6, "listen_minutes": 1}),
         ("mini/tts.sh", {"hours": 2, "train_minutes": 8, "listen_minutes": 3}),
         ("shared/recipe.sh", {"cfg-scale": 3}),
+        ("ljspeech/run.sh", {"train_minutes": 600, "listen_minutes": 60}),
+        ("libritts/run.sh", {"train_minutes": 2880, "listen_minutes": 240}),
         ("mini/compare.sh", {"hours": 6, "train_minutes": 4}),
     ],
 )

@@ -78,6 +78,7 @@ def _serve(address: str) -> None:
     import torch
     import torch._dynamo  # optimizers do
     import torch.utils.tensorboard
+    from transformers import DacModel, EncodecModel  # noqa: F401  # what codecs are loaded by
 
     from rvqlm.bin import main
 

@@ -167,9 +167,10 @@ def _span(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
 def _copy(url: str, answer: http.client.HTTPResponse, part: Path, total: int | None) -> None:
     from tqdm import tqdm
 
+    often = 0.5 if sys.stderr.isatty() else 60.0  # a line a minute in a file
     bar = tqdm(
         desc=part.stem, initial=_length(part), total=total, unit="B", unit_scale=True,
-        unit_divisor=1024, mininterval=0.5 if sys.stderr.isatty() else 60.0,
+        unit_divisor=1024, mininterval=often, delay=often,
     )  # fmt: skip
     with bar, open(part, "ab") as file:
         while True:
