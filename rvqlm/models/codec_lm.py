@@ -127,7 +127,9 @@ class CodecLM(TokenModel):
         c = config
         self.pattern = make_pattern(c.pattern, info.num_codebooks, c.delays)
         self.embedding = c.make_embedding(info)
-        self.network = c.build(self.conditions, codes=self.embedding)
+        first = torch.zeros(1, dtype=torch.long, device="cpu")
+        lag = int(self.pattern.steps(first, first).max())  # of frame 0, whose time is step 0
+        self.network = c.build(self.conditions, codes=self.embedding, lag=lag)
         self.heads = c.make_heads(info)
         self.end_head = EndHead(c.decoder_dim) if c.model_end else None
         self.learn_durations(self.network)

@@ -52,6 +52,10 @@ class NetworkConfig:
     """Conditions stand before the codes, or are attended to from every layer; or spread: before the
     codes, and each frame has what lies nearest to its time added to it, which aligns a text much
     sooner."""
+    cross_by_time: bool = False
+    """With --fusion cross, heads begin by looking at what lies at the time of their step, or of the
+    levels that come late, instead of having to find it: what belongs to a moment is learnt at once.
+    For a source, notes, and texts of known times."""
     num_encoder_layers: int = 0
     """Transformer layers over the conditions alone."""
     condition_dropout: float = 0.1
@@ -77,12 +81,15 @@ class NetworkConfig:
         return TransformerConfig(**shape | changes)
 
     def build(
-        self, infos: Infos, codes: nn.Module | None = None, **changes
+        self, infos: Infos, codes: nn.Module | None = None, lag: int = 0, **changes
     ) -> ConditionedTransformer:
         """The conditioned transformer that the flags describe; ``changes`` to its config.
 
         :param codes: input side to share with conditions that are codes; none: their own.
+        :param lag: steps that the latest level of a frame comes after its time.
         """
+        if self.cross_by_time:
+            changes["cross_lag"] = lag
         return ConditionedTransformer(
             self.transformer(**changes),
             {kind: infos[kind] for kind in self.conditions},
@@ -114,6 +121,8 @@ class NetworkConfig:
         if not self.conditions:
             names = ("num_encoder_layers", "fusion", "condition_dropout")
             found += self.without_effect("--conditions", *names)
+        if self.fusion != "cross":
+            found += self.without_effect("--fusion cross", "cross_by_time")
         if self.conditions == ("prompt",) and self.fusion == "spread":
             found.append(
                 "--fusion spread: a prompt lies before the beginning; give a text or other"

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -51,6 +52,9 @@ class TransformerConfig:
     causal: bool = True
     cross: bool = False
     """Every block attends to a memory as well."""
+    cross_lag: int | None = None
+    """Heads of cross-attention begin by looking 0, 1, ... so many steps back, in turn over all
+    layers; None: anywhere."""
     adaptive: bool = False
     """Gain and bias of every norm come from a vector per item (AdaLN)."""
     convolution: int = 0
@@ -147,7 +151,12 @@ class Block(nn.Module):
         self.attention_norm = Norm(c)
         self.attention = Attention(c.dim, c.num_heads, c.causal, c.dropout, layer)
         self.cross_norm = Norm(c) if c.cross else None
-        self.cross = CrossAttention(c.dim, c.num_heads, c.dropout) if c.cross else None
+        self.cross = None
+        if c.cross:
+            lags = None
+            if c.cross_lag is not None:
+                lags = (torch.arange(c.num_heads) + layer * c.num_heads) % (c.cross_lag + 1)
+            self.cross = CrossAttention(c.dim, c.num_heads, c.dropout, lags, c.rope_base)
         self.feedforward_norm = Norm(c)
         self.feedforward = FeedForward(c)
         self.dropout = nn.Dropout(c.dropout)

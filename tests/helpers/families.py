@@ -49,6 +49,7 @@ AUTOREGRESSIVE = {
         conditions=("source", "prompt"), fusion="spread", num_encoder_layers=1
     ),
     "source-cross": codec_lm(conditions=("source",), **ENCODER),
+    "source-cross-time": codec_lm(conditions=("source",), **ENCODER, cross_by_time=True),
     "midi": codec_lm(conditions=("midi",), num_encoder_layers=1),
     "text-prompt": codec_lm(**BOTH),
     "text-prompt-cross": codec_lm(**BOTH, **ENCODER),
@@ -76,7 +77,9 @@ PAIRWISE = {
         pattern="parallel", **TEXT, fusion="spread", head="mlp", shared_head=True,
         input_side="attention",
     ),
-    "depth-text-cross": codec_lm(pattern="parallel", head="depth", **TEXT, fusion="cross"),
+    "depth-text-cross": codec_lm(
+        pattern="parallel", head="depth", **TEXT, fusion="cross", cross_by_time=True
+    ),
     "flatten-prompt-cross": codec_lm(pattern="flatten", shared_head=True, **BOTH, **ENCODER),
     "coarse-source-spread": codec_lm(
         pattern="coarse_first", conditions=("source", "prompt"), fusion="spread",
