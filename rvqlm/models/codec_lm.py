@@ -48,10 +48,10 @@ class CodecLMConfig(GridConfig):
     pattern: Annotated[PatternName, tyro.conf.arg(help=PATTERN_HELP)] = "delay"
     delays: tuple[int, ...] = ()
     """Steps that each level comes late with --pattern delay, such as 0 1 1 2; unset: 0 1 2 ..."""
-    head: Literal["linear", "mlp", "depth"] = "linear"
-    """Classifiers over the hidden state: linear; with a hidden layer; or depth, a small transformer
-    over the levels of a frame, which gives the exact joint likelihood (needs --pattern
-    parallel)."""
+    head: Literal["linear", "mlp", "residual", "depth"] = "linear"
+    """Classifiers over the hidden state: linear; with a hidden layer; residual, a chain of such
+    layers from level to level; or depth, a small transformer over the levels of a frame, which
+    gives the exact joint likelihood (needs --pattern parallel)."""
     head_expansion: float = 1.0
     """Inner width of mlp heads, in widths of the model."""
     depth_dim: int = 0

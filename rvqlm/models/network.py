@@ -16,7 +16,7 @@ from rvqlm.condition_info import KINDS, Infos
 from rvqlm.errors import UserError
 from rvqlm.modules.conditioning import ConditionedTransformer
 from rvqlm.modules.embeddings import ATTENTION_HEADS, INPUT_SIDES, SumEmbedding
-from rvqlm.modules.heads import Heads, LinearHeads, MLPHeads, SharedLinearHeads
+from rvqlm.modules.heads import Heads, LinearHeads, MLPHeads, ResidualHeads, SharedLinearHeads
 from rvqlm.modules.transformer import TransformerConfig
 
 
@@ -184,8 +184,9 @@ class GridConfig(NetworkConfig):
     input_side: Literal["sum", "weighted", "attention"] = "sum"
     """How the K codes of a step become one vector: sum of embeddings; embeddings through a
     feed-forward layer, summed with learned weights; or attention over the levels."""
-    head: Literal["linear", "mlp"] = "linear"
-    """Classifiers over the hidden state: linear, or with a hidden layer."""
+    head: Literal["linear", "mlp", "residual"] = "linear"
+    """Classifiers over the hidden state: linear; with a hidden layer; or residual, a chain of such
+    layers from level to level."""
     shared_head: bool = False
     """One classifier for all levels instead of one each (linear and mlp)."""
 
@@ -196,6 +197,8 @@ class GridConfig(NetworkConfig):
                 f"--input-side attention: --decoder-dim {self.decoder_dim} is not a multiple of "
                 f"{ATTENTION_HEADS}"
             )
+        if self.head == "residual" and self.shared_head:
+            found.append("--shared-head has no meaning with --head residual: a level is its place")
         return found
 
     def make_embedding(self, info: CodecInfo) -> SumEmbedding:
@@ -206,4 +209,6 @@ class GridConfig(NetworkConfig):
         shape = info.num_codebooks, info.codebook_size, self.decoder_dim
         if self.head == "mlp":
             return MLPHeads(*shape, shared=self.shared_head)
+        if self.head == "residual":
+            return ResidualHeads(*shape)
         return SharedLinearHeads(*shape) if self.shared_head else LinearHeads(*shape)
