@@ -194,14 +194,17 @@ class Attention(nn.Module):
         key_mask: Tensor | None = None,
         prefix: int = 0,
         cache: KVCache | None = None,
+        causal: bool | None = None,
     ) -> Tensor:
+        """:param causal: other than the module is made for."""
         B, S, d = x.shape
         qkv = self.qkv(x).view(B, S, 3, self.num_heads, d // self.num_heads)
         q, k, v = (t.transpose(1, 2) for t in rotated(qkv, cos, sin))  # (B, H, S, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, key_mask, self.causal, prefix, dropout)
+        causal = self.causal if causal is None else causal
+        y = attend(q, k, v, key_mask, causal, prefix, dropout)
         return self.out(y.transpose(1, 2).reshape(B, S, d))
 
 

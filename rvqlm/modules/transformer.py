@@ -129,6 +129,8 @@ class BlockInputs:
     """(B, S') bool: steps, cached ones included, that may be seen."""
     prefix: int = 0
     """First steps that are no part of the causal order: all see them."""
+    causal: bool | None = None
+    """None: as the blocks are made."""
     condition: Tensor | None = None
     """(B, d) for adaptive norms."""
     memory: tuple[Tensor, Tensor] | None = None
@@ -171,7 +173,7 @@ class Block(nn.Module):
             return self.convolution(y, a.key_mask)
 
         def attention(y):
-            return self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache)
+            return self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache, a.causal)
 
         def cross(y):
             return self.cross(y, a.cos, a.sin, a.memory, a.memory_mask)
@@ -237,6 +239,7 @@ class Transformer(nn.Module):
         memory: list[tuple[Tensor, Tensor]] | None = None,
         memory_mask: Tensor | None = None,
         cache: KVCache | None = None,
+        causal: bool | None = None,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d).
 
@@ -246,12 +249,14 @@ class Transformer(nn.Module):
         :param condition: (B, d), for adaptive norms.
         :param memory: what `read` gave, with its mask (B, M).
         :param cache: when given, ``x`` continues the steps it holds.
+        :param causal: whether steps see no later ones, where not as the transformer is made.
         """
         if positions is not None:
             cos, sin = self.rotary.at(positions)
         else:
             cos, sin = self.rotary(cache.position if cache is not None else 0, x.shape[1], x.device)
-        given = BlockInputs(cos, sin, key_mask, prefix, condition, memory_mask=memory_mask)
+        given = BlockInputs(cos, sin, key_mask, prefix, causal, condition)
+        given.memory_mask = memory_mask
         recompute = self.config.activation_checkpointing and self.training and cache is None
         for i, block in enumerate(self.layers):
             if memory is not None:
