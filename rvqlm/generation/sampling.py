@@ -7,7 +7,7 @@ item before decoding begins: what an item becomes does not depend on the batch a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -86,9 +86,9 @@ class DemaskConfig:
     overlap_seconds: float | None = None
     """What a stretch is shown of the codes before it, and of those that follow a gap. Unset: as
     much as --chunk-seconds."""
-    frame_by_frame: bool | None = None
+    frame_by_frame: bool = False
     """Write frame after frame, as autoregressive models do; for models that were trained in both
-    ways, with --ar-share. Unset: no."""
+    ways, with --ar-share."""
 
     def problems(self) -> list[str]:
         found = []
@@ -107,9 +107,13 @@ class DemaskConfig:
             found.append("--score-noise goes with --score confidence; random is all noise")
         return found
 
+    def settings(self) -> dict:
+        """What is set, by name."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+
     def given(self) -> list[str]:
         """Flags that are set."""
-        return ["--" + k.replace("_", "-") for k, v in vars(self).items() if v is not None]
+        return ["--" + name.replace("_", "-") for name in self.settings()]
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:
