@@ -73,8 +73,8 @@ CARDS = (
     ModelCard(
         "masked",
         what="a transformer that sees both sides and fills in hidden codes, many at a time",
-        order="any; with --masking coarse_first level by level (no --pattern); with --ar-share also "
-        "frame by frame",
+        order="any; with --masking coarse_first level by level (no --pattern); with --ar-share "
+        "frame by frame as well",
         likelihood="a bound, estimated with --eval-draws maskings",
         conditions=("text", "midi", "source", "prompt"),
         fills_gaps=True,
