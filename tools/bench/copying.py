@@ -55,7 +55,8 @@ def train(o: Options, joined: dict) -> None:
     torch.manual_seed(0)
     info = CodecInfo("copies", "", 16000, 320, o.levels, o.codes)
     config = {"decoder_dim": o.dim, "num_decoder_layers": o.layers, "num_encoder_layers": o.layers}
-    config |= {"conditions": ("source",), "pattern": o.pattern, "model_end": False} | joined
+    config |= {"conditions": ("source",), "pattern": o.pattern, "model_end": False}
+    config |= {"condition_dropout": 0.0} | joined
     source_info = {"source": ConditionInfo.of_codes("source", info)}
     model = build_model("codec-lm", config, info, source_info)
     optimizer = torch.optim.AdamW(model.parameters(), lr=o.lr, betas=(0.9, 0.98))
