@@ -8,10 +8,16 @@ what follows a gap, are known from the start.
 
 A model that works from level to level (``coarse_first``) fills level 0 within ``steps`` passes and
 each other level within ``fine_steps`` (SoundStorm: Borsos et al., 2023, arXiv:2305.09636).
+
+In chunks, each is filled in completely before the next, and sees so much of the codes before it as
+the overlap says: what a pass costs is bounded, however long the sequence. Conditions are those of
+the whole, and lie where they lie.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from math import cos, pi
 from typing import NamedTuple, Protocol
 
@@ -31,6 +37,7 @@ class FillsIn(Protocol):
 
     masking: str
     special: int
+    frame_rate: float
 
     def choose_lengths(self, request: Request, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) frames, prompt included and suffix not, and (B,) whether the model chose them."""
@@ -38,8 +45,9 @@ class FillsIn(Protocol):
     def encode_conditions(self, conditions, frames: Tensor, drop: Tensor | None):
         """Context of items of so many frames (B,); ``drop`` (B,) bool: those without conditions."""
 
-    def hidden(self, codes: Tensor, frames: Tensor, context) -> Tensor:
-        """(B, T, K) codes with `special` where hidden -> (B, T, d)."""
+    def hidden(self, codes: Tensor, frames: Tensor, context, positions: Tensor | None) -> Tensor:
+        """(B, T, K) codes with `special` where hidden, at positions (B, T) or 0, 1, ... ->
+        (B, T, d)."""
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
         """(n, d) -> (n, V) of one level."""
@@ -76,10 +84,10 @@ def plan_passes(masking: str, num_codebooks: int, steps: int, fine_steps: int) -
 
 
 def demask(model: FillsIn, request: Request) -> Generation:
-    """Fill in what lies between prompt and end, or between prompt and suffix."""
+    """Fill in what lies between prompt and end, or between prompt and suffix, at once or in
+    chunks."""
     r, special, config = request, model.special, request.demask
-    B, _, K = r.prompt_codes.shape
-    device = r.prompt_codes.device
+    K, device = r.prompt_codes.shape[2], r.prompt_codes.device
     draws = generators(r.seed, r.rows)
     first = torch.stack([torch.rand((), generator=g) for g in draws])
     ends, chosen = model.choose_lengths(r, first.to(device))  # (B,) where the gap ends
@@ -87,27 +95,79 @@ def demask(model: FillsIn, request: Request) -> Generation:
     if r.suffix_codes is not None:
         frames = ends + r.suffix_codes.shape[1]
     T = int(frames.max())
-    at = torch.arange(T, device=device)
-    codes = r.canvas(T, special)
+    codes = r.canvas(T + 1, special)  # and a frame to spare
     if r.suffix_codes is not None:
         places = ends[:, None] + torch.arange(r.suffix_codes.shape[1], device=device)
         codes.scatter_(1, places[..., None].expand(-1, -1, K), r.suffix_codes)
-    gap = (at >= r.prompt_lengths[:, None]) & (at < ends[:, None])  # (B, T)
 
     conditions, drop = r.conditions_of_rows()
-    frames_of_rows = frames.repeat(2) if r.guided else frames
-    context = model.encode_conditions(conditions, frames_of_rows, drop)
-    passes = plan_passes(model.masking, K, config.steps or 16, config.fine_steps or 1)
+    context = model.encode_conditions(conditions, frames.repeat(2) if r.guided else frames, drop)
+    size, overlap = T, T
+    if config.chunk_seconds is not None:
+        size, overlap = (
+            round((config.chunk_seconds if seconds is None else seconds) * model.frame_rate)
+            for seconds in (config.chunk_seconds, config.overlap_seconds)
+        )
+        size = max(1, size)
+    passes, made = itertools.count(1), r.prompt_lengths  # (B,) frames that are known
+    while bool((made < ends).any()):
+        until = torch.minimum(made + size, ends)
+        begin = (made - overlap).clamp(min=0)
+        # once the gap is closed what follows it is seen, and an item that is done sees a frame
+        stop = torch.where(until < ends, until, torch.minimum(frames, ends + overlap))
+        begin = torch.minimum(begin, stop - 1)
+        at = begin[:, None] + torch.arange(int((stop - begin).max()), device=device)  # (B, W)
+        at = at.masked_fill(at >= stop[:, None], T)
+        cells = at[..., None].expand(-1, -1, K)
+        window = Window(
+            codes.gather(1, cells),
+            (at >= made[:, None]) & (at < until[:, None]),
+            begin,
+            stop - begin,
+        )
+        codes.scatter_(1, cells, _fill_in(model, window, context, draws, r, passes))
+        made = until
+    return Generation.trimmed(codes[:, :T], frames, r.prompt_lengths, chosen)
+
+
+class Window(NamedTuple):
+    """A stretch of each item."""
+
+    codes: Tensor
+    """(B, W, K)"""
+    gap: Tensor
+    """(B, W) bool: frames to fill in."""
+    begin: Tensor
+    """(B,) first frames."""
+    frames: Tensor
+    """(B,) how many there are."""
+
+
+def _fill_in(
+    model: FillsIn,
+    window: Window,
+    context,
+    draws: list[torch.Generator],
+    request: Request,
+    passes: Iterator[int],
+) -> Tensor:
+    """Codes (B, W, K) of a window, filled in; ``passes`` number those made."""
+    r, config, special = request, request.demask, model.special
+    codes, gap, begin, frames = window
+    B, W, K = codes.shape
+    twice = 2 if r.guided else 1
+    frames_of_rows, positions = frames.repeat(twice), None
+    if bool(begin.any()):
+        positions = (begin[:, None] + torch.arange(W, device=codes.device)).repeat(twice, 1)
     hidden_cells = gap[..., None].repeat(1, 1, K)
-    scores = torch.zeros(B, T, K, device=device)
-    for number, step in enumerate(passes):
+    scores = torch.zeros(B, W, K, device=codes.device)
+    for step in plan_passes(model.masking, K, config.steps or 16, config.fine_steps or 1):
         levels, count = step.levels, step.levels.stop - step.levels.start
         # drawn whether or not a pass has anything to do, so that no item moves another's stream
-        random = _draw(draws, frames.tolist(), T, 2 * count).to(device)
-        masked = hidden_cells[..., levels]  # (B, T, k)
+        random = _draw(draws, frames.tolist(), W, 2 * count).to(codes.device)
+        masked = hidden_cells[..., levels]  # (B, W, k)
         if bool(masked.any()):
-            rows = codes.repeat(2, 1, 1) if r.guided else codes
-            states = model.hidden(rows, frames_of_rows, context)
+            states = model.hidden(codes.repeat(twice, 1, 1), frames_of_rows, context, positions)
             new, score = _predict(model, states.flatten(0, 1), masked, levels, random, r)
             codes[..., levels] = torch.where(masked, new, codes[..., levels])
             scores[..., levels] = torch.where(masked, score, scores[..., levels])
@@ -121,8 +181,8 @@ def demask(model: FillsIn, request: Request) -> Generation:
             codes[..., levels] = codes[..., levels].masked_fill(again, special)
             hidden_cells[..., levels] = again
         if r.progress is not None:
-            r.progress(number + 1)
-    return Generation.trimmed(codes, frames, r.prompt_lengths, chosen)
+            r.progress(next(passes))
+    return codes
 
 
 def _draw(draws: list[torch.Generator], frames: list[int], T: int, width: int) -> Tensor:

@@ -7,7 +7,7 @@ item before decoding begins: what an item becomes does not depend on the batch a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -80,6 +80,15 @@ class DemaskConfig:
     1."""
     remask: bool | None = None
     """Later passes may take back codes that earlier ones kept. Unset: no."""
+    chunk_seconds: float | None = None
+    """Fill in stretches of so many seconds, one after the other, so that time and memory of a pass
+    do not grow with the length. Unset: all at once."""
+    overlap_seconds: float | None = None
+    """What a stretch is shown of the codes before it, and of those that follow a gap. Unset: as
+    much as --chunk-seconds."""
+    frame_by_frame: bool = False
+    """Write frame after frame, as autoregressive models do; for models that were trained in both
+    ways, with --ar-share."""
 
     def problems(self) -> list[str]:
         found = []
@@ -88,13 +97,23 @@ class DemaskConfig:
                 found.append(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.score_noise is not None and not 0 <= self.score_noise < float("inf"):
             found.append(f"--score-noise {self.score_noise} must not be negative")
+        if self.chunk_seconds is not None and not 0 < self.chunk_seconds < float("inf"):
+            found.append(f"--chunk-seconds {self.chunk_seconds} must be more than 0")
+        if self.overlap_seconds is not None and not 0 <= self.overlap_seconds < float("inf"):
+            found.append(f"--overlap-seconds {self.overlap_seconds} must not be negative")
+        if self.overlap_seconds is not None and self.chunk_seconds is None:
+            found.append(f"--overlap-seconds {self.overlap_seconds} goes with --chunk-seconds")
         if self.score_noise is not None and self.score == "random":
             found.append("--score-noise goes with --score confidence; random is all noise")
         return found
 
+    def settings(self) -> dict:
+        """What is set, by name."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) != f.default}
+
     def given(self) -> list[str]:
         """Flags that are set."""
-        return ["--" + k.replace("_", "-") for k, v in vars(self).items() if v is not None]
+        return ["--" + name.replace("_", "-") for name in self.settings()]
 
 
 def guide(logits: Tensor, scale: float) -> Tensor:

@@ -70,9 +70,8 @@ class SampleRequest:
 
     def settings(self, model: TokenModel) -> dict:
         """How codes are drawn, and how a model that learned it speaks, for the record."""
-        given = {k: v for k, v in vars(self.demask).items() if v is not None}
         spoken = {} if model.duration_head is None else vars(self.speech)
-        return {**vars(self.sampling), **given, **spoken}
+        return {**vars(self.sampling), **self.demask.settings(), **spoken}
 
 
 @dataclass

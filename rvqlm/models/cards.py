@@ -73,13 +73,15 @@ CARDS = (
     ModelCard(
         "masked",
         what="a transformer that sees both sides and fills in hidden codes, many at a time",
-        order="any; with --masking coarse_first level by level (no --pattern)",
+        order="any; with --masking coarse_first level by level (no --pattern); with --ar-share "
+        "frame by frame as well",
         likelihood="a bound, estimated with --eval-draws maskings",
         conditions=("text", "midi", "source", "prompt"),
         fills_gaps=True,
         gaps="yes",
         ends="by itself: a length, before any code (--no-predict-length: at the limit)",
-        passes="--steps (16), however long; coarse_first --steps + (K - 1) --fine-steps",
+        passes="--steps (16), however long; coarse_first --steps + (K - 1) --fine-steps; "
+        "--frame-by-frame T",
         sources=(
             "MaskGIT: Chang et al., 2022, arXiv:2202.04200",
             "SoundStorm: Borsos et al., 2023, arXiv:2305.09636",

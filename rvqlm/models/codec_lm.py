@@ -48,10 +48,10 @@ class CodecLMConfig(GridConfig):
     pattern: Annotated[PatternName, tyro.conf.arg(help=PATTERN_HELP)] = "delay"
     delays: tuple[int, ...] = ()
     """Steps that each level comes late with --pattern delay, such as 0 1 1 2; unset: 0 1 2 ..."""
-    head: Literal["linear", "mlp", "depth"] = "linear"
-    """Classifiers over the hidden state: linear; with a hidden layer; or depth, a small transformer
-    over the levels of a frame, which gives the exact joint likelihood (needs --pattern
-    parallel)."""
+    head: Literal["linear", "mlp", "residual", "depth"] = "linear"
+    """Classifiers over the hidden state: linear; with a hidden layer; residual, a chain of such
+    layers from level to level; or depth, a small transformer over the levels of a frame, which
+    gives the exact joint likelihood (needs --pattern parallel)."""
     head_expansion: float = 1.0
     """Inner width of mlp heads, in widths of the model."""
     depth_dim: int = 0
@@ -127,7 +127,9 @@ class CodecLM(TokenModel):
         c = config
         self.pattern = make_pattern(c.pattern, info.num_codebooks, c.delays)
         self.embedding = c.make_embedding(info)
-        self.network = c.build(self.conditions, codes=self.embedding)
+        first = torch.zeros(1, dtype=torch.long, device="cpu")
+        lag = int(self.pattern.steps(first, first).max())  # of frame 0, whose time is step 0
+        self.network = c.build(self.conditions, codes=self.embedding, lag=lag)
         self.heads = c.make_heads(info)
         self.end_head = EndHead(c.decoder_dim) if c.model_end else None
         self.learn_durations(self.network)

@@ -40,10 +40,12 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.flags import Schedule, parse_schedule, value_at
+from rvqlm.generation.decode import decode
 from rvqlm.generation.demask import demask
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import DemaskConfig, uniforms
 from rvqlm.models.base import LMOutput, TokenModel
+from rvqlm.models.both_ways import FrameByFrame
 from rvqlm.models.network import GridConfig
 from rvqlm.modules.conditioning import Context
 from rvqlm.modules.ends import LengthHead
@@ -94,6 +96,9 @@ class MaskedConfig(GridConfig):
     ends, so that continuing and filling gaps are learnt. 0: never."""
     predict_length: bool = True
     """Learn how many frames a sequence has; generation then chooses its length."""
+    ar_share: float = 0.0
+    """Weight of a second loss, in which the same weights write frame after frame, each from those
+    before it; generation then goes either way (--frame-by-frame). Costs a second pass. 0: none."""
     eval_draws: int = 4
     """Random maskings of each held-out item in validation: more are less noisy and slower.
     rvqlm evaluate makes as many, and at least 4."""
@@ -101,7 +106,7 @@ class MaskedConfig(GridConfig):
     def problems(self) -> list[str]:
         found = super().problems()
         found += self.outside("(0, 1]", "mask_ratio")
-        found += self.outside("[0, 1)", "prompt_fraction")
+        found += self.outside("[0, 1)", "prompt_fraction", "ar_share")
         found += self.outside("[1, inf)", "eval_draws")
         if self.mask_schedule != "fixed":
             found += self.without_effect("--mask-schedule fixed", "mask_ratio")
@@ -152,13 +157,16 @@ class Masked(TokenModel):
     def __init__(self, config: MaskedConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
         c = config
-        self.masking = c.masking
+        self.masking, self.frame_rate = c.masking, float(info.frame_rate)
         self.level_trainings = c.level_trainings()
         self.network = c.build(self.conditions, causal=False)
         self.embedding = c.make_embedding(info)
         self.heads = c.make_heads(info)
         typical = TYPICAL_SECONDS * float(info.frame_rate)
         self.length_head = LengthHead(c.decoder_dim, typical) if c.predict_length else None
+        self.ar: FrameByFrame | None = None
+        if c.ar_share:
+            self.ar = FrameByFrame(c.decoder_dim, self.embedding, self.network, self.heads)
         self.learn_durations(self.network)
 
     # ------------------------------------------------------------------- what generation uses too
@@ -169,12 +177,19 @@ class Masked(TokenModel):
         """Conditions of items of so many frames (B,), spread over them."""
         return self.network.encode_conditions(conditions, len(frames), frames=frames, drop=drop)
 
-    def hidden(self, codes: Tensor, frames: Tensor, context: Context | None) -> Tensor:
+    def hidden(
+        self,
+        codes: Tensor,
+        frames: Tensor,
+        context: Context | None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """:param codes: (B, T, K), `special` where hidden and past the items' ``frames`` (B,).
+        :param positions: (B, T) places of the frames on the time axis; 0, 1, 2, ... by default.
         :return: (B, T, d)
         """
         valid = mask_of(frames, codes.shape[1])
-        return self.network(self.embedding(codes), context, valid)
+        return self.network(self.embedding(codes), context, valid, positions=positions)
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
         """(n, d) -> (n, V) of one level."""
@@ -199,6 +214,12 @@ class Masked(TokenModel):
         context = self.encode_conditions(batch.conditions, batch.lengths)
         score = self._hidden_codes if self.training else self._all_codes
         out = score(batch, context, label_smoothing, level_weights)
+        if self.ar is not None:
+            share, ar = self.config.ar_share, self.ar.loss(batch, label_smoothing, level_weights)
+            out.loss = (1 - share) * out.loss + share * ar.loss
+            out.normalizer = (1 - share) * out.normalizer + share * ar.normalizer
+            out.sums["ar_nats"] = (ar.nats.sum(), ar.count.sum())
+            out.sums["end_nats"] = ar.sums["end_nats"]
         if self.length_head is not None:
             # of a part of a recording the conditions do not tell the length
             whole = batch.ends if batch.begins is None else batch.ends & batch.begins
@@ -313,8 +334,17 @@ class Masked(TokenModel):
                 f"--fine-steps {demask.fine_steps}: this model was trained with --masking "
                 f"{self.masking} and fills in all levels at once; give --steps only"
             )
+        if demask.frame_by_frame:
+            if self.ar is None:
+                raise UserError("--frame-by-frame: this model was trained without --ar-share")
+            if others := demask.given()[:-1]:
+                raise UserError(f"{', '.join(others)}: --frame-by-frame has no passes to fill in")
+            if request.suffix_codes is not None:
+                raise UserError("--frame-by-frame sees only what came before; fill gaps without it")
         # filling in and gaps are what this family is for
         super().check_request(replace(request, demask=DemaskConfig(), suffix_codes=None))
 
     def _generate(self, request: Request) -> Generation:
+        if request.demask.frame_by_frame:
+            return decode(self.ar, request)
         return demask(self, request)

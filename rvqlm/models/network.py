@@ -16,7 +16,7 @@ from rvqlm.condition_info import KINDS, Infos
 from rvqlm.errors import UserError
 from rvqlm.modules.conditioning import ConditionedTransformer
 from rvqlm.modules.embeddings import ATTENTION_HEADS, INPUT_SIDES, SumEmbedding
-from rvqlm.modules.heads import Heads, LinearHeads, MLPHeads, SharedLinearHeads
+from rvqlm.modules.heads import Heads, LinearHeads, MLPHeads, ResidualHeads, SharedLinearHeads
 from rvqlm.modules.transformer import TransformerConfig
 
 
@@ -52,6 +52,10 @@ class NetworkConfig:
     """Conditions stand before the codes, or are attended to from every layer; or spread: before the
     codes, and each frame has what lies nearest to its time added to it, which aligns a text much
     sooner."""
+    cross_by_time: bool = False
+    """With --fusion cross, heads begin by looking at what lies at the time of their step, or of the
+    levels that come late, instead of having to find it: what belongs to a moment is learnt at once.
+    For a source, notes, and texts of known times."""
     num_encoder_layers: int = 0
     """Transformer layers over the conditions alone."""
     condition_dropout: float = 0.1
@@ -77,12 +81,15 @@ class NetworkConfig:
         return TransformerConfig(**shape | changes)
 
     def build(
-        self, infos: Infos, codes: nn.Module | None = None, **changes
+        self, infos: Infos, codes: nn.Module | None = None, lag: int = 0, **changes
     ) -> ConditionedTransformer:
         """The conditioned transformer that the flags describe; ``changes`` to its config.
 
         :param codes: input side to share with conditions that are codes; none: their own.
+        :param lag: steps that the latest level of a frame comes after its time.
         """
+        if self.cross_by_time:
+            changes["cross_lag"] = lag
         return ConditionedTransformer(
             self.transformer(**changes),
             {kind: infos[kind] for kind in self.conditions},
@@ -114,6 +121,8 @@ class NetworkConfig:
         if not self.conditions:
             names = ("num_encoder_layers", "fusion", "condition_dropout")
             found += self.without_effect("--conditions", *names)
+        if self.fusion != "cross":
+            found += self.without_effect("--fusion cross", "cross_by_time")
         if self.conditions == ("prompt",) and self.fusion == "spread":
             found.append(
                 "--fusion spread: a prompt lies before the beginning; give a text or other"
@@ -175,8 +184,9 @@ class GridConfig(NetworkConfig):
     input_side: Literal["sum", "weighted", "attention"] = "sum"
     """How the K codes of a step become one vector: sum of embeddings; embeddings through a
     feed-forward layer, summed with learned weights; or attention over the levels."""
-    head: Literal["linear", "mlp"] = "linear"
-    """Classifiers over the hidden state: linear, or with a hidden layer."""
+    head: Literal["linear", "mlp", "residual"] = "linear"
+    """Classifiers over the hidden state: linear; with a hidden layer; or residual, a chain of such
+    layers from level to level."""
     shared_head: bool = False
     """One classifier for all levels instead of one each (linear and mlp)."""
 
@@ -187,6 +197,8 @@ class GridConfig(NetworkConfig):
                 f"--input-side attention: --decoder-dim {self.decoder_dim} is not a multiple of "
                 f"{ATTENTION_HEADS}"
             )
+        if self.head == "residual" and self.shared_head:
+            found.append("--shared-head has no meaning with --head residual: a level is its place")
         return found
 
     def make_embedding(self, info: CodecInfo) -> SumEmbedding:
@@ -197,4 +209,6 @@ class GridConfig(NetworkConfig):
         shape = info.num_codebooks, info.codebook_size, self.decoder_dim
         if self.head == "mlp":
             return MLPHeads(*shape, shared=self.shared_head)
+        if self.head == "residual":
+            return ResidualHeads(*shape)
         return SharedLinearHeads(*shape) if self.shared_head else LinearHeads(*shape)

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 CPU_BLOCK = 256
 """Queries per call of causal attention with a mask on a CPU."""
+SHARPNESS = 32.0
+"""Score of a step at the very time that a head of cross-attention looks at, to begin with; that of
+others falls off like the mean over frequencies of the cosine of their distance."""
 
 
 class RotaryTable:
@@ -191,35 +194,60 @@ class Attention(nn.Module):
         key_mask: Tensor | None = None,
         prefix: int = 0,
         cache: KVCache | None = None,
+        causal: bool | None = None,
     ) -> Tensor:
+        """:param causal: other than the module is made for."""
         B, S, d = x.shape
         qkv = self.qkv(x).view(B, S, 3, self.num_heads, d // self.num_heads)
         q, k, v = (t.transpose(1, 2) for t in rotated(qkv, cos, sin))  # (B, H, S, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, key_mask, self.causal, prefix, dropout)
+        causal = self.causal if causal is None else causal
+        y = attend(q, k, v, key_mask, causal, prefix, dropout)
         return self.out(y.transpose(1, 2).reshape(B, S, d))
 
 
 class CrossAttention(nn.Module):
     """Attention from the steps of a decoder to a memory of an encoder.
 
-    Both sides are rotated by their positions on the common time axis, so that a step finds what
-    belongs to its time without learning where that is.
+    Both sides are rotated by their positions on the common time axis, so that a step can find what
+    belongs to its time by distance. For that alone queries and keys must agree on something that
+    all of them have, whatever their content; without bias there is nothing such, and each distance
+    that matters is found by chance. With ``lags`` keys get a mark, and queries a vector that looks
+    for it at their own time or some steps before.
+
+    :param lags: (H,) steps back that each head looks at to begin with; None: no marks.
     """
 
-    def __init__(self, dim: int, num_heads: int, dropout: float):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        dropout: float,
+        lags: Tensor | None = None,
+        base: float = 10000.0,
+    ):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
         self.query = nn.Linear(dim, dim, bias=False)
         self.key_value = nn.Linear(dim, 2 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
+        self.place = None
+        if lags is not None:
+            # rotated back by its lag, a mark fits best to one so many steps before
+            mark = torch.zeros(1, num_heads, dim // num_heads)
+            mark[..., : mark.shape[2] // 2] = (2 * SHARPNESS * mark.shape[2] ** -0.5) ** 0.5
+            cos, sin = RotaryTable(mark.shape[2], base).at(-lags)
+            self.place = nn.Parameter(rotate(mark, cos, sin).flatten())
+            self.register_buffer("mark", mark[0, 0], persistent=False)
 
     def read(self, memory: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, M, D) of a memory (B, M, d); once for a whole generation."""
         B, M, _ = memory.shape
         k, v = self.key_value(memory).view(B, M, 2, self.num_heads, -1).unbind(2)
+        if self.place is not None:
+            k = k + self.mark.to(k.dtype)
         return rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
     def forward(
@@ -231,7 +259,10 @@ class CrossAttention(nn.Module):
         key_mask: Tensor | None,
     ) -> Tensor:
         B, S, d = x.shape
-        q = rotate(self.query(x).view(B, S, self.num_heads, -1), cos, sin).transpose(1, 2)
+        q = self.query(x)
+        if self.place is not None:
+            q = q + self.place.to(q.dtype)
+        q = rotate(q.view(B, S, self.num_heads, -1), cos, sin).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
         y = attend(q, *keys_values, key_mask, dropout=dropout)
         return self.out(y.transpose(1, 2).reshape(B, S, d))

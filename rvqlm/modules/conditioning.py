@@ -346,15 +346,18 @@ class ConditionedTransformer(nn.Module):
         valid: Tensor | None = None,
         condition: Tensor | None = None,
         positions: Tensor | None = None,
+        causal: bool | None = None,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d).
 
         :param positions: (B, S) places on the time axis, 0, 1, 2, ... by default.
+        :param causal: whether steps see no later ones, where not as the config says.
         :param valid: (B, S) bool, steps that may be seen; needed where attention is not causal
             and items are padded.
         :param condition: (B, d) for adaptive norms.
         """
-        return self.step(x, self._given(context, *x.shape[:2], valid), positions, condition)
+        given = self._given(context, *x.shape[:2], valid)
+        return self.step(x, given, positions, condition, causal)
 
     def start(self, context: Context | None, batch_size: int, max_steps: int) -> DecoderState:
         """State before the first step of at most ``max_steps``."""
@@ -381,6 +384,7 @@ class ConditionedTransformer(nn.Module):
         state: DecoderState,
         positions: Tensor | None = None,
         condition: Tensor | None = None,
+        causal: bool | None = None,
     ) -> Tensor:
         """Continue by the n steps of x (B, n, d); see `forward`. Positions are by default those
         after the steps that the cache holds."""
@@ -407,5 +411,6 @@ class ConditionedTransformer(nn.Module):
             memory=state.memory,
             memory_mask=state.memory_mask,
             cache=state.cache,
+            causal=causal,
         )
         return y[:, y.shape[1] - n :]

@@ -3,6 +3,7 @@
 ========== ========================================================================================
 linear     one linear classifier per level
 mlp        per level a norm, a feed-forward layer without residual, and a classifier
+residual   the same in a chain: a level's layer adds to the state that the level before left
 depth      a small causal transformer over the levels of a frame (`rvqlm.modules.depth`)
 ========== ========================================================================================
 
@@ -218,6 +219,46 @@ class MLPHeads(TrunkHeads):
 
     def _feedforward(self, x: Tensor, copy: int) -> Tensor:
         return F.linear(F.gelu(F.linear(x, self.up[copy])), self.down[copy])
+
+    def muon_matrices(self) -> list[nn.Parameter]:
+        return [self.up, self.down]
+
+
+class ResidualHeads(TrunkHeads):
+    """Level after level, x + feed-forward(norm(x)) and a classifier: what a level found out reaches
+    the finer ones, and so do the gradients of these. It is the state that is handed on, no code:
+    levels may be drawn in any order, and are independent given the state.
+
+    The order is that of a residual codec, whose levels each refine what those before left.
+    """
+
+    def __init__(self, num_codebooks: int, codebook_size: int, dim: int, expansion: float = 1.0):
+        super().__init__(num_codebooks, codebook_size, dim)
+        inner = round(expansion * dim)
+        self.norm = nn.LayerNorm(dim, bias=False)
+        self.up = nn.Parameter(torch.empty(num_codebooks, inner, dim))
+        nn.init.uniform_(self.up, -((3 / dim) ** 0.5), (3 / dim) ** 0.5)
+        # begins as the identity
+        self.down = nn.Parameter(torch.zeros(num_codebooks, dim, inner))
+
+    def _refine(self, x: Tensor, level: int) -> Tensor:
+        inner = F.gelu(F.linear(self.norm(x), self.up[level]))
+        return x + F.linear(inner, self.down[level])
+
+    def states(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
+        x = hidden.unsqueeze(1) if hidden.ndim == 2 else hidden  # (n, 1 or K, d)
+        found = []
+        for level in range(self.num_codebooks):
+            x = self._refine(x, level)
+            found.append(x[:, 0])
+            if hidden.ndim == 3:  # the others are of states of later levels
+                x = x[:, 1:]
+        return torch.stack(found, 1)
+
+    def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
+        for coarser in range(level + 1):
+            hidden = self._refine(hidden, coarser)
+        return F.linear(hidden, self.weight[level])
 
     def muon_matrices(self) -> list[nn.Parameter]:
         return [self.up, self.down]

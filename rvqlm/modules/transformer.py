@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -51,6 +52,9 @@ class TransformerConfig:
     causal: bool = True
     cross: bool = False
     """Every block attends to a memory as well."""
+    cross_lag: int | None = None
+    """Heads of cross-attention begin by looking 0, 1, ... so many steps back, in turn over all
+    layers; None: anywhere."""
     adaptive: bool = False
     """Gain and bias of every norm come from a vector per item (AdaLN)."""
     convolution: int = 0
@@ -125,6 +129,8 @@ class BlockInputs:
     """(B, S') bool: steps, cached ones included, that may be seen."""
     prefix: int = 0
     """First steps that are no part of the causal order: all see them."""
+    causal: bool | None = None
+    """None: as the blocks are made."""
     condition: Tensor | None = None
     """(B, d) for adaptive norms."""
     memory: tuple[Tensor, Tensor] | None = None
@@ -147,7 +153,12 @@ class Block(nn.Module):
         self.attention_norm = Norm(c)
         self.attention = Attention(c.dim, c.num_heads, c.causal, c.dropout, layer)
         self.cross_norm = Norm(c) if c.cross else None
-        self.cross = CrossAttention(c.dim, c.num_heads, c.dropout) if c.cross else None
+        self.cross = None
+        if c.cross:
+            lags = None
+            if c.cross_lag is not None:
+                lags = (torch.arange(c.num_heads) + layer * c.num_heads) % (c.cross_lag + 1)
+            self.cross = CrossAttention(c.dim, c.num_heads, c.dropout, lags, c.rope_base)
         self.feedforward_norm = Norm(c)
         self.feedforward = FeedForward(c)
         self.dropout = nn.Dropout(c.dropout)
@@ -162,7 +173,7 @@ class Block(nn.Module):
             return self.convolution(y, a.key_mask)
 
         def attention(y):
-            return self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache)
+            return self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache, a.causal)
 
         def cross(y):
             return self.cross(y, a.cos, a.sin, a.memory, a.memory_mask)
@@ -228,6 +239,7 @@ class Transformer(nn.Module):
         memory: list[tuple[Tensor, Tensor]] | None = None,
         memory_mask: Tensor | None = None,
         cache: KVCache | None = None,
+        causal: bool | None = None,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d).
 
@@ -237,12 +249,14 @@ class Transformer(nn.Module):
         :param condition: (B, d), for adaptive norms.
         :param memory: what `read` gave, with its mask (B, M).
         :param cache: when given, ``x`` continues the steps it holds.
+        :param causal: whether steps see no later ones, where not as the transformer is made.
         """
         if positions is not None:
             cos, sin = self.rotary.at(positions)
         else:
             cos, sin = self.rotary(cache.position if cache is not None else 0, x.shape[1], x.device)
-        given = BlockInputs(cos, sin, key_mask, prefix, condition, memory_mask=memory_mask)
+        given = BlockInputs(cos, sin, key_mask, prefix, causal, condition)
+        given.memory_mask = memory_mask
         recompute = self.config.activation_checkpointing and self.training and cache is None
         for i, block in enumerate(self.layers):
             if memory is not None:

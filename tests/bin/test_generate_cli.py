@@ -170,6 +170,12 @@ def test_fills_gaps(experiment, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "--infill goes with --prompt or --manifest-dir" in refused()
+    assert "trained without --ar-share" in refused("--prompt", files[0], "--frame-by-frame")
+    chunks = ["--chunk-seconds", 0.1, "--overlap-seconds", 0]
+    assert rvqlm_command(*words, "--prompt", files[0], *chunks, "--overwrite") == 0
+    settings = json.loads((out / "infilling-r0.json").read_text())["settings"]
+    assert settings["chunk_seconds"] == 0.1 and settings["overlap_seconds"] == 0
+    assert "frame_by_frame" not in settings
     prompt = ["--prompt", files[0]]
     assert "--seconds does nothing with --infill" in refused(*prompt, "--seconds", 3)
     assert "--infill 2: give its start and end" in refused(*prompt, "--infill", "2")

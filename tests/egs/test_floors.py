@@ -60,6 +60,7 @@ SAX = {
     "pattern": "delay",
     "conditions": ("source",),
     "fusion": "cross",
+    "cross_by_time": True,
     "dropout": 0.1,
     "accum": 8,
     "base_lr": 3e-4,

@@ -26,7 +26,7 @@ class Oracle:
     """The exact distribution of every hidden code given the visible ones, by the forward and the
     backward pass of a hidden Markov model; keeps what it was shown."""
 
-    special = V
+    special, frame_rate = V, 50.0
 
     def __init__(self, masking="level"):
         self.masking, self.seen = masking, []
@@ -37,7 +37,7 @@ class Oracle:
     def encode_conditions(self, conditions, frames, drop):
         return None
 
-    def hidden(self, codes, frames, context):
+    def hidden(self, codes, frames, context, positions):
         self.seen.append(codes.clone())
         x = codes.numpy()[:, :, None, :]  # (B, T, 1, K)
         fits = ((x == V) | (x == SOURCE.digits)).all(-1).astype(float)  # (B, T, states)
@@ -184,6 +184,57 @@ def test_items_do_not_depend_on_the_batch(masking, remask):
         assert torch.equal(alone.codes[0], made.codes[i, :n])
 
 
+CHUNKS = {"chunk_seconds": 0.08, "overlap_seconds": 0.04}  # 4 frames, shown 2
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_chunks_are_bounded_and_known_sides_verbatim(masking):
+    model, calls = Oracle(masking), []
+    before, after = torch.randint(V, (3, 5, K)), torch.randint(V, (3, 3, K))
+    made = fill(
+        model, 3, frames=17, prompts=before, suffix=after, steps=3, progress=calls.append, **CHUNKS
+    )
+    assert torch.equal(made.codes[:, :5], before) and torch.equal(made.codes[:, 17:], after)
+    assert (made.codes < V).all() and made.lengths.tolist() == [20] * 3
+    # two before and four; the same; two before, four and two of what follows
+    passes = 3 + (K - 1) * (masking == "coarse_first")
+    assert [c.shape[1] for c in model.seen] == [6] * 2 * passes + [8] * passes
+    assert calls == list(range(1, 3 * passes + 1))
+    for i, codes in enumerate(model.seen):
+        start = 3 + 4 * (i // passes)
+        assert torch.equal(codes[:, :2], made.codes[:, start : start + 2])
+
+
+@pytest.mark.parametrize("masking", MASKINGS)
+def test_chunks_do_not_depend_on_the_batch_and_one_chunk_is_none(masking):
+    prompts, lengths = torch.randint(V, (3, 5, K)), torch.tensor([5, 0, 2])
+    limits = torch.tensor([6, 12, 9])
+    options = {"steps": 3, "seed": 7}
+    given = {"prompts": prompts, "prompt_lengths": lengths, "limits": limits}
+    made = fill(Oracle(masking), 3, **given, **options, **CHUNKS)
+    for i, (n, p) in enumerate(zip(limits.tolist(), lengths.tolist())):
+        row = {"prompts": prompts[i : i + 1, :p], "limits": limits[i : i + 1], "rows": [i]}
+        alone = fill(Oracle(masking), 1, **row, **options, **CHUNKS)
+        assert torch.equal(alone.codes[0], made.codes[i, :n])
+    whole = fill(Oracle(masking), 3, **given, **options)
+    assert torch.equal(
+        fill(Oracle(masking), 3, **given, **options, chunk_seconds=9.0).codes, whole.codes
+    )
+    assert not torch.equal(made.codes, whole.codes)
+
+
+def test_chunks_that_see_the_frame_before_are_the_source_itself():
+    """A Markov chain needs no more."""
+    model = Oracle()
+    chunks = {"chunk_seconds": 0.08, "overlap_seconds": 0.02}
+    found = log_likelihood(fill(model, 2000, score="random", steps=4 * K, **chunks).codes)
+    error = found.std() / len(found) ** 0.5
+    assert abs(found.mean() + SOURCE.entropy(T)) < 4 * error
+    blind = {"chunk_seconds": 0.08, "overlap_seconds": 0.0}
+    worse = log_likelihood(fill(model, 2000, score="random", steps=4 * K, **blind).codes)
+    assert worse.mean() < found.mean() - 10 * error
+
+
 def test_seed_score_and_noise():
     greedy = SamplingConfig(temperature=0)
 
@@ -202,7 +253,7 @@ def test_codes_that_the_model_is_surest_of_come_first():
     model, prompt = Oracle(), torch.tensor([[[0, 1]]])
     greedy = SamplingConfig(temperature=0)
     fill(model, 1, prompts=prompt, steps=8, score_noise=0.0, sampling=greedy)
-    sure = model.hidden(model.seen[0], None, None).view(1, T, K, V).amax(-1)
+    sure = model.hidden(model.seen[0], None, None, None).view(1, T, K, V).amax(-1)
     hidden, left = model.seen[0] == V, model.seen[1] == V
     kept = hidden & ~left
     assert int(kept.sum()) == 22 - int(22 * np.cos(np.pi / 16))
@@ -215,7 +266,7 @@ class Two(Oracle):
     def encode_conditions(self, conditions, frames, drop):
         return drop
 
-    def hidden(self, codes, frames, drop):
+    def hidden(self, codes, frames, drop, positions):
         conditional = torch.tensor([0.0, 1.0, 1.1]).repeat(K)
         unconditional = torch.tensor([0.0, 0.0, 1.0]).repeat(K)
         rows = torch.where(drop[:, None], unconditional, conditional)

@@ -49,6 +49,7 @@ AUTOREGRESSIVE = {
         conditions=("source", "prompt"), fusion="spread", num_encoder_layers=1
     ),
     "source-cross": codec_lm(conditions=("source",), **ENCODER),
+    "source-cross-time": codec_lm(conditions=("source",), **ENCODER, cross_by_time=True),
     "midi": codec_lm(conditions=("midi",), num_encoder_layers=1),
     "text-prompt": codec_lm(**BOTH),
     "text-prompt-cross": codec_lm(**BOTH, **ENCODER),
@@ -60,6 +61,7 @@ OTHERS = {
     "valle-midi-cross": ("valle", {"conditions": ("midi",), **ENCODER}),
     "masked": ("masked", {}),
     "masked-frame": ("masked", {"masking": "frame"}),
+    "masked-both-ways": ("masked", {"ar_share": 0.3, "head": "residual"}),
     "masked-text": ("masked", TEXT),
     "masked-text-spread": ("masked", {**TEXT, "fusion": "spread", "num_encoder_layers": 1}),
     "masked-text-prompt-cross": ("masked", {**BOTH, **ENCODER}),
@@ -76,13 +78,16 @@ PAIRWISE = {
         pattern="parallel", **TEXT, fusion="spread", head="mlp", shared_head=True,
         input_side="attention",
     ),
-    "depth-text-cross": codec_lm(pattern="parallel", head="depth", **TEXT, fusion="cross"),
+    "depth-text-cross": codec_lm(
+        pattern="parallel", head="depth", **TEXT, fusion="cross", cross_by_time=True
+    ),
     "flatten-prompt-cross": codec_lm(pattern="flatten", shared_head=True, **BOTH, **ENCODER),
     "coarse-source-spread": codec_lm(
         pattern="coarse_first", conditions=("source", "prompt"), fusion="spread",
         num_encoder_layers=1, input_side="weighted", head="mlp",
     ),
     "coarse-text": codec_lm(pattern="coarse_first", **TEXT, shared_head=True),
+    "flatten-residual": codec_lm(pattern="flatten", head="residual"),
     "delay-prompt": codec_lm(**BOTH, num_encoder_layers=1, norm_first=False, activation="relu"),
     "valle": ("valle", {}),
     "valle-midi-cross": ("valle", {"conditions": ("midi",), **ENCODER}),
@@ -91,6 +96,7 @@ PAIRWISE = {
     ),
     "masked-prompt-cross": ("masked", {"masking": "coarse_first", **BOTH, **ENCODER}),
     "masked": ("masked", {}),
+    "both-ways-spread": ("masked", {**BOTH, "fusion": "spread", "ar_share": 0.3}),
     "aligned-delay-spread": codec_lm(**BOTH, fusion="spread", aligned=True),
     "aligned-flatten-cross": codec_lm(pattern="flatten", **TEXT, **ENCODER, aligned=True),
     "aligned-coarse-spread": codec_lm(

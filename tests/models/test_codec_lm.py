@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from rvqlm.batch import Batch
 from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
@@ -234,8 +235,6 @@ def test_all_of_the_inputs_can_be_predictions():
 @pytest.mark.parametrize("kind", ["prefix", "cross"])
 def test_learns_to_say_what_the_text_says(kind):
     """Which of the 8 items it is follows from the text alone: nothing remains unexplained."""
-    from rvqlm.condition_info import ConditionInfo
-
     infos = {"text": ConditionInfo("text", (9,), rate=2.0)}
     torch.manual_seed(0)
     config = {"decoder_dim": 32, "nhead": 2, "num_decoder_layers": 2, "conditions": ("text",)}
@@ -259,10 +258,29 @@ def test_learns_to_say_what_the_text_says(kind):
         assert torch.equal(got, want)
 
 
+@pytest.mark.parametrize("pattern", ["delay", "flatten"])
+def test_what_a_source_says_of_its_time_is_learnt_at_once(pattern):
+    """All levels, whichever step they come at: without --cross-by-time some are still at ln V."""
+    torch.manual_seed(0)
+    config = {"decoder_dim": 32, "nhead": 2, "num_decoder_layers": 2, "conditions": ("source",),
+              "fusion": "cross", "cross_by_time": True, "condition_dropout": 0.0,
+              "pattern": pattern, "model_end": False}  # fmt: skip
+    infos = {"source": ConditionInfo.of_codes("source", INFO)}
+    model = build_model("codec-lm", config, INFO, infos)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        source = torch.randint(V, (16, 12, K))
+        out = model(Batch.from_codes(list((source + 3) % V), conditions={"source": list(source)}))
+        optimizer.zero_grad()
+        (out.loss / out.normalizer).backward()
+        optimizer.step()
+    assert (out.nats / out.count).max() < 0.5
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"depth_layers": 4}, {"depth_dim": 8, "head": "mlp"}, {"head_expansion": 2.0},
-     {"condition_dropout": 0.3}],
+     {"condition_dropout": 0.3}, {"cross_by_time": True}],
 )  # fmt: skip
 def test_options_without_effect_are_refused(changes):
     flag = next(k for k in changes if k != "head").replace("_", "-")

@@ -309,6 +309,26 @@ def test_prompts_and_gaps_learnt_by_heart():
     assert filled.prompt_lengths.tolist() == [2] * 8
 
 
+@pytest.mark.parametrize("changes", [{}, {"fusion": "cross"}, {"fusion": "spread"}])
+def test_a_stretch_lies_where_it_lies(changes):
+    """Frames 5 ... 8 alone, with the conditions of all, as if no others could be seen."""
+    model = make(conditions=("text",), **changes).eval()
+    codes = torch.stack(random_items([12, 12]))
+    frames, stretch = torch.tensor([12, 12]), torch.arange(5, 9).expand(2, 4)
+    given = Batch.from_codes(list(codes), conditions=texts_for([12, 12])).conditions
+    with torch.no_grad():
+        context = model.encode_conditions(given, frames)
+        seen = (torch.arange(12) >= 5) & (torch.arange(12) < 9)
+        want = model.network(model.embedding(codes), context, seen.expand(2, 12))[:, 5:9]
+        got = model.hidden(codes[:, 5:9], torch.tensor([4, 4]), context, stretch)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+    made = model.generate(
+        codes[:, :4], max_frames=12, min_frames=12, conditions=given,
+        demask=DemaskConfig(steps=2, chunk_seconds=0.06, overlap_seconds=0.04),
+    )  # fmt: skip
+    assert torch.equal(made.codes[:, :4], codes[:, :4]) and (made.codes < V).all()
+
+
 @pytest.mark.parametrize("masking", MASKINGS)
 def test_fills_gaps_verbatim_on_both_sides(masking):
     model = make(masking=masking)
@@ -324,8 +344,9 @@ def test_fills_gaps_verbatim_on_both_sides(masking):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"head": "mlp", "input_side": "weighted"}, {"shared_head": True, "input_side": "attention"}],
-)
+    [{"head": "mlp", "input_side": "weighted"}, {"shared_head": True, "input_side": "attention"},
+     {"head": "residual", "input_side": "attention"}],
+)  # fmt: skip
 def test_heads_and_input_sides(changes):
     model = make(**changes)
     batch = Batch.from_codes(random_items([6, 4]))

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rvqlm.modules import fused_loss
 from rvqlm.modules.depth import DepthHeads
 from rvqlm.modules.embeddings import SumEmbedding
-from rvqlm.modules.heads import LinearHeads, MLPHeads, SharedLinearHeads
+from rvqlm.modules.heads import LinearHeads, MLPHeads, ResidualHeads, SharedLinearHeads
 
 N, K, V, D = 37, 3, 11, 8
 KINDS = {
@@ -19,6 +19,7 @@ KINDS = {
     "linear shared": SharedLinearHeads,
     "mlp": partial(MLPHeads, expansion=1.5),
     "mlp shared": partial(MLPHeads, shared=True),
+    "residual": partial(ResidualHeads, expansion=1.5),
     "depth": partial(DepthHeads, depth_dim=8, num_heads=2),
 }
 FLAT = [name for name in KINDS if name != "depth"]
@@ -44,6 +45,10 @@ def naive_logits(heads, name, hidden):
         if "mlp" in name:
             h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, False, keepdim=True) + 1e-5).sqrt()
             h = F.gelu(h * heads.norm.weight @ heads.up[copy].T) @ heads.down[copy].T
+        for coarser in range(k + 1) if name == "residual" else ():
+            y = (h - h.mean(-1, keepdim=True)) / (h.var(-1, False, keepdim=True) + 1e-5).sqrt()
+            y = F.gelu(y * heads.norm.weight @ heads.up[coarser].T)
+            h = h + y @ heads.down[coarser].T
         levels.append(h @ heads.weight[copy].T)
     return torch.stack(levels, 1)
 

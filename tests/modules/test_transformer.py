@@ -119,6 +119,29 @@ def test_queries_and_keys_are_rotated_and_values_not(batch):
     torch.testing.assert_close(grad, want_grad)
 
 
+@pytest.mark.parametrize("width", [16, 64])
+def test_heads_begin_by_looking_back_in_turn(width, monkeypatch):
+    """What a head of cross-attention sees most of is where its lag says."""
+    seen = []
+
+    def attend(q, k, v, *_, **__):
+        seen.append((q @ k.mT / width**0.5).softmax(-1)[0])
+        return torch.zeros_like(q)
+
+    monkeypatch.setattr(attention, "attend", attend)
+    model = Transformer(dataclasses.replace(CONFIG, dim=4 * width, cross=True, cross_lag=2))
+    positions = torch.arange(40.0)[None]
+    cos, sin = model.rotary.at(positions)
+    for layer, block in enumerate(model.layers):
+        for linear in (block.cross.query, block.cross.key_value):
+            linear.weight.data *= 0.1  # and little of what it contains
+        x, memory = torch.randn(2, 1, 40, 4 * width)
+        block.cross(x, cos, sin, block.cross.read(memory, cos, sin), None)
+        for head, weights in enumerate(seen.pop()):
+            lag = (4 * layer + head) % 3
+            assert weights[lag:].argmax(-1).tolist() == list(range(40 - lag))
+
+
 def test_recomputing_changes_no_gradient():
     grads = []
     for recompute in (False, True):
