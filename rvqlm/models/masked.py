@@ -126,6 +126,7 @@ class Masked(TokenModel):
     """
 
     name = "masked"
+    in_order = False
 
     def __init__(self, config: MaskedConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
