@@ -121,14 +121,14 @@ class Decoding:
         least = torch.maximum(r.prompt_lengths, r.min_frames).clamp(min=1)[:, None]
         may = (before >= least) & (before < r.limits[:, None])
         draws = noise[..., K] if r.sampling.temperature else torch.full_like(noise[..., K], 0.5)
-        laid_out = self.laid_out(steps)
+        laid_out, alone = self.laid_out(steps), self.pattern.one_code_a_step
         of_steps = {
             **{name: part.unbind(1) for name, part in laid_out.items()},
             "noise": noise.unbind(1),
             "threshold": draws.logit().masked_fill(~may, torch.inf).unbind(1),
             "before": before.unbind(0),
             "number": steps.unbind(0),
-            "level": [s % K if self.pattern.one_code_a_step else None for s in steps.tolist()],
+            "level": [s % K if alone else None for s in range(first, first + count)],
         }
         return [Cells(**dict(zip(of_steps, parts))) for parts in zip(*of_steps.values())]
 

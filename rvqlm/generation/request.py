@@ -219,10 +219,12 @@ def make_request(
     given = prompt_codes[mask_of(prompt_lengths, P)]
     if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < V):
         raise UserError(f"prompt codes must lie in 0 ... {V - 1}")
+    if (banned := sampling.bias(K, V)) is not None:
+        logit_bias = banned if logit_bias is None else logit_bias.cpu() + banned
     if logit_bias is not None:
         logit_bias = logit_bias.to(device)
         if logit_bias.shape != (K, V) or not bool((logit_bias > -torch.inf).any(1).all()):
-            raise UserError(f"logit_bias must be ({K}, {V}) and leave a code at every level")
+            raise UserError(f"--ban, logit_bias ({K}, {V}): a code must be left at every level")
     shortest = torch.as_tensor(min_frames, device=device).expand(B)
     return Request(
         prompt_codes=prompt_codes,

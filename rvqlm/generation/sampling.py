@@ -6,6 +6,7 @@ becomes depends neither on the batch around it nor on how long it may be.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -13,6 +14,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from rvqlm.errors import UserError
 
 COLDEST = 1e-6
 """Temperature that stands for 0 where only some levels are greedy."""
@@ -39,6 +42,8 @@ class SamplingConfig:
     last ones of its level is drawn again among all codes. VALL-E 2 has 10; 0: no."""
     repetition_threshold: float = 0.1
     """Largest share of a code among the last ones of its level."""
+    ban: tuple[str, ...] = ()
+    """Codes that are never drawn, LEVEL:CODE each, levels from 0; such as 0:17 3:255."""
     best_of: int = 1
     """Make so many of each sample and keep the one that the model finds likeliest, by the mean log
     probability of a code."""
@@ -63,11 +68,32 @@ class SamplingConfig:
             found.append(f"--repetition-window {self.repetition_window} must not be negative")
         if not 0 <= self.repetition_threshold <= 1:
             found.append(f"--repetition-threshold {self.repetition_threshold} must be in [0, 1]")
+        for given in self.ban:
+            if not re.fullmatch(r"\d+:\d+", given, re.ASCII):
+                found.append(f"--ban {given}: give LEVEL:CODE, such as 0:17")
         if self.best_of < 1:
             found.append(f"--best-of {self.best_of} must be at least 1")
         if not 0 <= self.cfg_scale < float("inf"):
             found.append(f"--cfg-scale {self.cfg_scale} must not be negative")
         return found
+
+    def bias(self, num_codebooks: int, codebook_size: int) -> Tensor | None:
+        """(K, V), -inf for banned codes; None without any.
+
+        :raises UserError: there are no such codes.
+        """
+        if not self.ban:
+            return None
+        bias = torch.zeros(num_codebooks, codebook_size)
+        for given in self.ban:
+            level, code = map(int, given.split(":"))
+            if level >= num_codebooks or code >= codebook_size:
+                raise UserError(
+                    f"--ban {given}: levels are 0 ... {num_codebooks - 1}, codes 0 ... "
+                    f"{codebook_size - 1}"
+                )
+            bias[level, code] = -torch.inf
+        return bias
 
     @property
     def greedy(self) -> bool:

@@ -138,9 +138,10 @@ class TokenModel(nn.Module):
         :param max_new_frames: longest continuation. Or instead ``max_frames``: longest sequence,
             prompt included; ``limits``: (B,) the same for each item.
         :param temperature, top_k: how codes are drawn; or ``sampling``, a `SamplingConfig`, which
-            has the rest. ``logit_bias``: (K, V) added to the logits, -inf bans a code. ``demask``: `DemaskConfig` of masked models. ``speech``:
-            `SpeechConfig`, how fast a text is said; ``durations``: (B, 1 + S) frames of the silence
-            before it and of each symbol, NaN where the model is to choose.
+            has the rest. ``logit_bias``: (K, V), added to the logits. ``demask``: `DemaskConfig` of
+            masked models. ``speech``: `SpeechConfig`, how fast a text is said; ``durations``: (B, 1
+            + S) frames of the silence before it and of each symbol, NaN where the model is to
+            choose.
         :param options: further ``min_new_frames``: no end before the continuation has so many;
             ``min_frames`` (one number or (B,)): the same, prompt included; ``conditions``: `Padded`
             by kind; ``batch_size``; ``seed`` of the draws; ``rows``: number of each item in the
@@ -193,9 +194,10 @@ class TokenModel(nn.Module):
         if flags := request.demask.given():
             raise UserError(f"{', '.join(flags)}: only masked models fill in; this is {self.name}")
         if not self.in_order:
-            s, bias = request.sampling, request.logit_bias is not None
+            s = request.sampling
             flags = {"--best-of": s.best_of > 1, "--repetition-window": s.repetition_window}
-            if found := [flag for flag, on in {**flags, "logit_bias": bias}.items() if on]:
+            flags["--ban"] = request.logit_bias is not None
+            if found := [flag for flag, given in flags.items() if given]:
                 raise UserError(f"{', '.join(found)}: {self.name} draws no code after another")
         text = request.conditions.get("text")
         if self.duration_head is None and (

@@ -41,7 +41,7 @@ from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.generation.demask import demask
 from rvqlm.generation.request import Generation, Request
-from rvqlm.generation.sampling import DemaskConfig, uniforms
+from rvqlm.generation.sampling import DemaskConfig, generators
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import GridConfig
 from rvqlm.modules.conditioning import Context
@@ -262,7 +262,8 @@ class Masked(TokenModel):
             at = at * K
             level = at.long()
             at = at - level
-        keys = uniforms(draw, index.tolist(), T, K).to(device)
+        draws = generators(draw, index.tolist())
+        keys = torch.stack([torch.rand(T, K, generator=g) for g in draws]).to(device)
         share = (1 - at).float().to(device)
         return draw_mask(self.masking, batch.scored(), share, keys, level.to(device))
 

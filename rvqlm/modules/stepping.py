@@ -86,7 +86,7 @@ class Stepper:
         cache, B = self.cache, len(x)
         one = B, 1, self.heads * self.width
         cos, sin = self.rotary.rows(cache.places if places is None else places, cache.longest)
-        seen = cache.open()
+        cos, sin, seen = cos.to(cache.dtype), sin.to(cache.dtype), cache.open()
         shown = None if memory_mask is None else memory_mask[:, None, None]
 
         def attention(y: Tensor) -> Tensor:

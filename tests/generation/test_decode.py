@@ -179,5 +179,10 @@ def test_a_bias_must_leave_a_code(model):
     bias = torch.zeros(K, V)
     bias[1] = -torch.inf
     for wrong in (bias, torch.zeros(K, V + 1)):
-        with pytest.raises(UserError, match=rf"logit_bias must be \({K}, {V}\) and leave a code"):
+        with pytest.raises(UserError, match=rf"logit_bias \({K}, {V}\): a code must be left"):
             model.generate(max_frames=5, logit_bias=wrong)
+    with pytest.raises(UserError, match=rf"--ban {K}:0: levels are 0 ... {K - 1}, codes 0 ... "):
+        model.generate(max_frames=5, sampling=SamplingConfig(ban=("0:1", f"{K}:0")))
+    every = tuple(f"1:{code}" for code in range(V) if code != 4)
+    made = model.generate(max_frames=5, min_frames=5, sampling=SamplingConfig(ban=every))
+    assert (made.codes[..., 1] == 4).all() and not (made.codes[..., 0] == 4).all()

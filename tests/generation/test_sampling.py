@@ -117,6 +117,7 @@ def test_uniforms_are_uniform_and_unrelated():
 
 def test_bad_options_all_named():
     bad = SamplingConfig(-1, -2, 0, min_p=2, level_temperatures=(-1,), best_of=0)
+    bad.ban = ("0:1", "0,1")
     bad.repetition_window, bad.repetition_threshold = -1, 2
     assert [problem.split()[0] for problem in bad.problems()] == [
         "--temperature",
@@ -126,5 +127,6 @@ def test_bad_options_all_named():
         "--level-temperatures",
         "--repetition-window",
         "--repetition-threshold",
+        "--ban",
         "--best-of",
     ]

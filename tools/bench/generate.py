@@ -60,7 +60,7 @@ def ours(args: Args, precision: str):
     model = build_model("codec-lm", shape, info, {}).eval()
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(torch.randn_like(p) * 0.02)
+            p.uniform_(-0.03, 0.03)
     if precision == "bf16":
         from rvqlm.modules.packed import with_weights_in
 
