@@ -41,6 +41,8 @@ class Pattern(ABC):
     more levels it is a bound from above."""
     one_code_a_step: ClassVar[bool] = False
     """Level k of frame t alone stands at step t K + k."""
+    by_length: ClassVar[bool] = False
+    """Where codes stand, or the steps on the time axis, depends on the length of the sequence."""
     steps_per_frame: int = 1
     """Steps from a frame to the next: what scales the time axis."""
 
@@ -214,6 +216,7 @@ class CoarseFirstPattern(Pattern):
     """
 
     name = "coarse_first"
+    by_length = True
     about = "level 0 of all frames, then the others"
     passes = "2 T"
     exact_up_to = 2

@@ -213,7 +213,7 @@ def _predict(
             logits = model.logits(states[both], level).float()
             if request.guided:
                 logits = guide(logits, request.sampling.cfg_scale)
-            drawn = sample(logits, random[part, column], request.sampling)
+            drawn = sample(logits, random[part, column], request.sampling, level)
             new[part, column] = drawn
             score[part, column] = logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0]
     return new.view(B, T, count), score.view(B, T, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,25 @@ class Generation:
     times: Tensor | None = None
     """(B, S, 2) frames at which the symbols of a text begin and end, by models that say so; NaN
     past its length."""
+    likelihood: Tensor | None = None
+    """(B,) mean log probability of a drawn code, where the best of several is wanted."""
+
+    def best(self, several: int) -> Generation:
+        """Of every ``several`` items that follow one another the likeliest."""
+        if several == 1:
+            return self
+        best = self.likelihood.view(-1, several).argmax(1)
+        index = torch.arange(len(best), device=best.device) * several + best
+        lengths = self.lengths[index]
+        return replace(
+            self,
+            codes=self.codes[index, : int(lengths.max())],
+            lengths=lengths,
+            prompt_lengths=self.prompt_lengths[index],
+            stop=[self.stop[i] for i in index.tolist()],
+            times=None if self.times is None else self.times[index],
+            likelihood=self.likelihood[index],
+        )
 
     def items(self) -> list[Tensor]:
         return [c[:n] for c, n in zip(self.codes, self.lengths.tolist())]
@@ -75,6 +94,8 @@ class Request:
     choice. None: all are."""
     suffix_codes: Tensor | None = None
     """(B, A, K) codes that follow the gap, for infilling."""
+    logit_bias: Tensor | None = None
+    """(K, V) added to the logits; -inf bans a code."""
 
     @property
     def batch_size(self) -> int:
@@ -97,6 +118,24 @@ class Request:
         twice = {kind: padded.repeat(2) for kind, padded in self.conditions.items()}
         rows = torch.arange(2 * self.batch_size, device=self.limits.device)
         return twice, rows >= self.batch_size
+
+    def several(self) -> Request:
+        """Each item ``best_of`` times, one after the other, as rows of their own in the random
+        stream, the first as if it were alone."""
+        n = self.sampling.best_of
+        if n == 1:
+            return self
+
+        def repeat(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.repeat_interleave(n, 0)
+
+        names = ("prompt_codes", "prompt_lengths", "limits", "min_frames", "suffix_codes")
+        return replace(
+            self,
+            **{name: repeat(getattr(self, name)) for name in names},
+            conditions={k: Padded(*map(repeat, p)) for k, p in self.conditions.items()},
+            rows=[row + (i << 32) for row in self.rows for i in range(n)],
+        )
 
     def canvas(self, num_frames: int, special: int) -> Tensor:
         """(B, T, K) codes: the prompts, and ``special`` elsewhere."""
@@ -123,6 +162,7 @@ def make_request(
     demask: DemaskConfig | None = None,
     speech: SpeechConfig | None = None,
     durations: Tensor | None = None,
+    logit_bias: Tensor | None = None,
     conditions: Mapping[str, Padded] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -179,6 +219,12 @@ def make_request(
     given = prompt_codes[mask_of(prompt_lengths, P)]
     if given.numel() and not (int(given.min()) >= 0 and int(given.max()) < V):
         raise UserError(f"prompt codes must lie in 0 ... {V - 1}")
+    if (banned := sampling.bias(K, V)) is not None:
+        logit_bias = banned if logit_bias is None else logit_bias.cpu() + banned
+    if logit_bias is not None:
+        logit_bias = logit_bias.to(device)
+        if logit_bias.shape != (K, V) or not bool((logit_bias > -torch.inf).any(1).all()):
+            raise UserError(f"--ban, logit_bias ({K}, {V}): a code must be left at every level")
     shortest = torch.as_tensor(min_frames, device=device).expand(B)
     return Request(
         prompt_codes=prompt_codes,
@@ -189,6 +235,7 @@ def make_request(
         demask=demask,
         speech=speech,
         durations=None if durations is None else durations.to(device).float(),
+        logit_bias=logit_bias,
         conditions=conditions,
         seed=seed,
         rows=list(range(B)) if rows is None else list(rows),

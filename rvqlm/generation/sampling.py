@@ -1,17 +1,24 @@
-"""From logits to one code per level: temperature, top-k, top-p, and draws that are reproducible.
+"""From logits to one code per level: temperature, filters, and draws that are reproducible.
 
-Randomness comes in as uniform numbers, one per item, step and level, drawn from a generator per
-item before decoding begins: what an item becomes does not depend on the batch around it.
+Randomness comes in as uniform numbers, a function of seed, item, step and level: what an item
+becomes depends neither on the batch around it nor on how long it may be.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from rvqlm.errors import UserError
+
+COLDEST = 1e-6
+"""Temperature that stands for 0 where only some levels are greedy."""
 
 
 @dataclass
@@ -25,6 +32,21 @@ class SamplingConfig:
     top_p: float = 1.0
     """Nucleus sampling: draw among the most likely codes that together hold this probability; 1:
     all."""
+    min_p: float = 0.0
+    """Leave out codes that are less than so many times as likely as the likeliest; 0: none."""
+    level_temperatures: tuple[float, ...] = ()
+    """Temperatures of the levels in turn, the last for all further ones, instead of
+    --temperature (which then is that of the end decision)."""
+    repetition_window: int = 0
+    """Repetition-aware sampling: a code that is more than --repetition-threshold of the so many
+    last ones of its level is drawn again among all codes. VALL-E 2 has 10; 0: no."""
+    repetition_threshold: float = 0.1
+    """Largest share of a code among the last ones of its level."""
+    ban: tuple[str, ...] = ()
+    """Codes that are never drawn, LEVEL:CODE each, levels from 0; such as 0:17 3:255."""
+    best_of: int = 1
+    """Make so many of each sample and keep the one that the model finds likeliest, by the mean log
+    probability of a code."""
     cfg_scale: float = 1.0
     """Classifier-free guidance: how far to go from what the model would say without its conditions
     to what it says with them. 1: no guidance, at half the cost; 2 to 4 follow a text more
@@ -38,9 +60,50 @@ class SamplingConfig:
             found.append(f"--top-k {self.top_k} must not be negative")
         if not 0 < self.top_p <= 1:
             found.append(f"--top-p {self.top_p} must be in (0, 1]")
+        if not 0 <= self.min_p <= 1:
+            found.append(f"--min-p {self.min_p} must be in [0, 1]")
+        if not all(0 <= t < float("inf") for t in self.level_temperatures):
+            found.append(f"--level-temperatures {self.level_temperatures} must not be negative")
+        if self.repetition_window < 0:
+            found.append(f"--repetition-window {self.repetition_window} must not be negative")
+        if not 0 <= self.repetition_threshold <= 1:
+            found.append(f"--repetition-threshold {self.repetition_threshold} must be in [0, 1]")
+        for given in self.ban:
+            if not re.fullmatch(r"\d+:\d+", given, re.ASCII):
+                found.append(f"--ban {given}: give LEVEL:CODE, such as 0:17")
+        if self.best_of < 1:
+            found.append(f"--best-of {self.best_of} must be at least 1")
         if not 0 <= self.cfg_scale < float("inf"):
             found.append(f"--cfg-scale {self.cfg_scale} must not be negative")
         return found
+
+    def bias(self, num_codebooks: int, codebook_size: int) -> Tensor | None:
+        """(K, V), -inf for banned codes; None without any.
+
+        :raises UserError: there are no such codes.
+        """
+        if not self.ban:
+            return None
+        bias = torch.zeros(num_codebooks, codebook_size)
+        for given in self.ban:
+            level, code = map(int, given.split(":"))
+            if level >= num_codebooks or code >= codebook_size:
+                raise UserError(
+                    f"--ban {given}: levels are 0 ... {num_codebooks - 1}, codes 0 ... "
+                    f"{codebook_size - 1}"
+                )
+            bias[level, code] = -torch.inf
+        return bias
+
+    @property
+    def greedy(self) -> bool:
+        return not any(self.level_temperatures or (self.temperature,))
+
+    def temperature_of(self, first: int, count: int, device: torch.device) -> float | Tensor:
+        """Of levels first ... first + count - 1: one for all, or (count, 1)."""
+        if not self.level_temperatures:
+            return self.temperature
+        return _temperatures(self.level_temperatures, first, count, device)
 
 
 @dataclass
@@ -116,6 +179,13 @@ class DemaskConfig:
         return ["--" + name.replace("_", "-") for name in self.settings()]
 
 
+@lru_cache(64)
+def _temperatures(given: tuple[float, ...], first: int, count: int, device) -> Tensor:
+    levels = range(first, first + count)
+    of_levels = [max(given[min(level, len(given) - 1)], COLDEST) for level in levels]
+    return torch.tensor(of_levels, device=device)[:, None]
+
+
 def guide(logits: Tensor, scale: float) -> Tensor:
     """(2 B, ...) logits, the conditional half first, to (B, ...): u + scale * (c - u) (Ho &
     Salimans, 2022, arXiv:2207.12598)."""
@@ -123,52 +193,89 @@ def guide(logits: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """(..., V) logits with all but the allowed codes at -inf.
-
-    top-p keeps the smallest set of most likely codes whose probability reaches ``top_p`` (Holtzman
-    et al., 2020, arXiv:1904.09751), at least one; where both are given, of those left by top-k.
-    """
-    V = logits.shape[-1]
-    if 0 < top_k < V:
-        least = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    if top_p < 1.0:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        p = ordered.softmax(-1)
-        before = p.cumsum(-1) - p  # probability of all more likely codes
-        drop = torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, order, before >= top_p)
-        logits = logits.masked_fill(drop, -torch.inf)
-    return logits
-
-
-def sample(logits: Tensor, uniform: Tensor, config: SamplingConfig) -> Tensor:
+def sample(logits: Tensor, uniform: Tensor, config: SamplingConfig, first_level: int = 0) -> Tensor:
     """Draw codes by inverting the cumulative distribution.
 
-    :param logits: (..., V).
+    Top-k keeps the k most likely codes; top-p of these the smallest set of most likely ones whose
+    probability reaches it (Holtzman et al., 2020, arXiv:1904.09751), at least one; min-p those that
+    are at least so many times as likely as the likeliest (Nguyen et al., 2024, arXiv:2407.01082).
+
+    :param logits: (..., V), of one level; or (N, k, V) of levels first_level ... in turn.
     :param uniform: (...) in [0, 1); not looked at when the temperature is 0.
     :return: (...) int64.
     """
     logits = logits.float()
-    if config.temperature == 0:
+    if config.greedy:
         return logits.argmax(-1)
-    p = filter_logits(logits / config.temperature, config.top_k, config.top_p).softmax(-1)
-    cumulative = p.double().cumsum(-1)
+    order, V = None, logits.shape[-1]
+    if 0 < config.top_k < V:
+        logits, order = logits.topk(config.top_k)
+    elif config.top_p < 1:
+        logits, order = logits.sort(descending=True)
+    count = logits.shape[1] if logits.ndim == 3 else 1
+    temperature = config.temperature_of(first_level, count, logits.device)
+    p = (logits / temperature).softmax(-1)
+    if config.top_p < 1:
+        p = p.masked_fill(p.cumsum(-1) - p >= config.top_p, 0)  # what all likelier ones hold
+    if config.min_p:
+        p = p.masked_fill(p < config.min_p * p.amax(-1, keepdim=True), 0)
+    cumulative = p.cumsum(-1, dtype=torch.float64)
     point = uniform.double().unsqueeze(-1) * cumulative[..., -1:]
-    drawn = (cumulative <= point).sum(-1)
-    # rounding could land past the last code that has any probability
-    last = p.shape[-1] - 1 - (p > 0).flip(-1).to(torch.uint8).argmax(-1)
-    return torch.minimum(drawn, last)
+    drawn = torch.searchsorted(cumulative, point, right=True).clamp(max=p.shape[-1] - 1)
+    return (drawn if order is None else order.gather(-1, drawn)).squeeze(-1)
 
 
-def uniforms(seed: int, rows: Iterable[int], num_steps: int, width: int) -> Tensor:
-    """(len(rows), num_steps, width) float32 uniforms, each row from its own generator.
+def without_repetition(
+    drawn: Tensor, logits: Tensor, uniform: Tensor, recent: Tensor, config: SamplingConfig
+) -> Tensor:
+    """Repetition-aware sampling (VALL-E 2: Chen et al., 2024, arXiv:2406.05370): a code whose share
+    of the recent ones is above the threshold is drawn again, from all codes.
 
-    A row depends on ``seed`` and its number alone, and its first steps do not change with
-    ``num_steps``.
+    :param drawn: (N, k) with their logits (N, k, V), guidance done.
+    :param uniform: (N, k), others than those of the first draw.
+    :param recent: (N, W, k) codes of the W frames before; any negative or special id: none.
     """
-    drawn = [torch.rand(num_steps, width, generator=g) for g in generators(seed, rows)]
-    return torch.stack(drawn)
+    share = (recent == drawn[:, None]).float().mean(1)
+    plain = replace(config, top_k=0, top_p=1.0, min_p=0.0, level_temperatures=(), temperature=1.0)
+    again = sample(logits, uniform, plain)
+    return torch.where(share > config.repetition_threshold, again, drawn)
+
+
+_GOLDEN, _FIRST, _SECOND = (
+    n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """The next state and output of splitmix64 (Steele et al., 2014) of int64 numbers."""
+    x = x + _GOLDEN
+    x = (x ^ (x >> 30 & (1 << 34) - 1)) * _FIRST  # shifts of signed numbers, made logical
+    x = (x ^ (x >> 27 & (1 << 37) - 1)) * _SECOND
+    return x ^ (x >> 31 & (1 << 33) - 1)
+
+
+def uniforms(
+    seed: int,
+    rows: Iterable[int],
+    num_steps: int,
+    width: int,
+    first: int = 0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """(len(rows), num_steps, width) float32 in [0, 1) of steps ``first``, ``first`` + 1, ...
+
+    A number is a function of the seed, its row, step and column alone: it does not depend on what
+    else is drawn, before or beside it, nor on the device.
+    """
+
+    def signed(n: int) -> int:
+        return (n + (1 << 63)) % (1 << 64) - (1 << 63)
+
+    numbers = torch.tensor([signed(row) for row in rows], device=device)
+    x = _mixed(_mixed(torch.tensor(signed(seed), device=device)) + numbers)
+    x = _mixed(x[:, None] + torch.arange(first, first + num_steps, device=device))
+    x = _mixed(x[..., None] + torch.arange(width, device=device))
+    return (x >> 40 & (1 << 24) - 1).float() * 2**-24
 
 
 def generators(seed: int, rows: Iterable[int]) -> list[torch.Generator]:

@@ -1,7 +1,8 @@
 """From a request to samples: prompts -> batches -> codes -> audio, measured and described.
 
 `rvqlm generate` and the samples of a training come from here, so that the same model, prompts,
-settings and seed give the same audio and the same description of it.
+settings, seed and precision (float32 in a training) give the same audio and the same description
+of it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from rvqlm.inference.prompts import Prompt
 from rvqlm.inference.speech import alignment, overrun
 from rvqlm.metrics.audio_metrics import repetition_ratio, silence_ratio
 from rvqlm.models.base import TokenModel
+
+ALWAYS = ("temperature", "top_k", "top_p", "cfg_scale")
+"""Settings that every sample records; others where they were set."""
 
 
 @dataclass
@@ -71,7 +75,9 @@ class SampleRequest:
     def settings(self, model: TokenModel) -> dict:
         """How codes are drawn, and how a model that learned it speaks, for the record."""
         spoken = {} if model.duration_head is None else vars(self.speech)
-        return {**vars(self.sampling), **self.demask.settings(), **spoken}
+        plain = vars(SamplingConfig())
+        sampling = {k: v for k, v in vars(self.sampling).items() if k in ALWAYS or v != plain[k]}
+        return {**sampling, **self.demask.settings(), **spoken}
 
 
 @dataclass
@@ -188,6 +194,7 @@ def _generate_batch(
             "seconds": len(codes) / rate,
             "stop": stop,
             **({} if placed is None else {"alignment": placed}),
+            **({} if made.likelihood is None else {"likelihood": float(made.likelihood[n])}),
             # of what the model made, not of what it was given
             "silence_ratio": silence_ratio(audio[:, new], info.sampling_rate),
             "repetition_ratio": repetition_ratio(codes[given:end]),

@@ -79,6 +79,9 @@ class TokenModel(nn.Module):
     """Whether it predicts codes at all."""
     exact_likelihood: bool = False
     """Whether the loss estimates the entropy of the codes; otherwise it bounds it from above."""
+    in_order: ClassVar[bool] = True
+    """Whether it draws one code after another: where not, what is asked of the codes before, or of
+    their likelihood, has no answer."""
     judged_by: ClassVar[str] = "loss"
     """The figure of a validation whose lowest value makes the best checkpoint."""
     stage: int = 0
@@ -137,9 +140,10 @@ class TokenModel(nn.Module):
         :param max_new_frames: longest continuation. Or instead ``max_frames``: longest sequence,
             prompt included; ``limits``: (B,) the same for each item.
         :param temperature, top_k: how codes are drawn; or ``sampling``, a `SamplingConfig`, which
-            has top_p and cfg_scale too. ``demask``: `DemaskConfig` of masked models. ``speech``:
-            `SpeechConfig`, how fast a text is said; ``durations``: (B, 1 + S) frames of the silence
-            before it and of each symbol, NaN where the model is to choose.
+            has the rest. ``logit_bias``: (K, V), added to the logits. ``demask``: `DemaskConfig` of
+            masked models. ``speech``: `SpeechConfig`, how fast a text is said; ``durations``: (B, 1
+            + S) frames of the silence before it and of each symbol, NaN where the model is to
+            choose.
         :param options: further ``min_new_frames``: no end before the continuation has so many;
             ``min_frames`` (one number or (B,)): the same, prompt included; ``conditions``: `Padded`
             by kind; ``batch_size``; ``seed`` of the draws; ``rows``: number of each item in the
@@ -191,6 +195,12 @@ class TokenModel(nn.Module):
         """Raise `UserError` for what this family cannot do or what would have no effect."""
         if flags := request.demask.given():
             raise UserError(f"{', '.join(flags)}: only masked models fill in; this is {self.name}")
+        if not self.in_order:
+            s = request.sampling
+            flags = {"--best-of": s.best_of > 1, "--repetition-window": s.repetition_window}
+            flags["--ban"] = request.logit_bias is not None
+            if found := [flag for flag, given in flags.items() if given]:
+                raise UserError(f"{', '.join(found)}: {self.name} draws no code after another")
         text = request.conditions.get("text")
         if self.duration_head is None and (
             request.durations is not None

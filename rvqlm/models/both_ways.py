@@ -80,5 +80,5 @@ class FrameByFrame(nn.Module):
         last = self._parts[1].step(self.inputs(inputs), state, positions, causal=True)[:, -1]
         return last, self.end_head(last)
 
-    def draw(self, hidden: Tensor, choose) -> Tensor:
+    def draw(self, hidden: Tensor, choose, level: int | None = None) -> Tensor:
         return self._parts[2].draw(hidden, choose)

@@ -238,8 +238,11 @@ class CodecLM(TokenModel):
         last = self.network.step(self.embedding(inputs), state, positions)[:, -1]
         return last, self.end_head(last) if self.end_head is not None else None
 
-    def draw(self, hidden: Tensor, choose) -> Tensor:
-        return self.heads.draw(hidden, choose)
+    def draw(self, hidden: Tensor, choose, level: int | None = None) -> Tensor:
+        if level is None:
+            return self.heads.draw(hidden, choose)
+        code = choose(level, self.heads.logits_of_level(hidden, level)[:, None])  # (B, 1)
+        return code.expand(-1, self.info.num_codebooks)
 
     def _generate(self, request: Request) -> Generation:
-        return decode(self, request)
+        return decode(self, request.several()).best(request.sampling.best_of)

@@ -43,7 +43,7 @@ from rvqlm.flags import Schedule, parse_schedule, value_at
 from rvqlm.generation.decode import decode
 from rvqlm.generation.demask import demask
 from rvqlm.generation.request import Generation, Request
-from rvqlm.generation.sampling import DemaskConfig, uniforms
+from rvqlm.generation.sampling import DemaskConfig, generators
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.both_ways import FrameByFrame
 from rvqlm.models.network import GridConfig
@@ -153,6 +153,7 @@ class Masked(TokenModel):
     """
 
     name = "masked"
+    in_order = False
 
     def __init__(self, config: MaskedConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
@@ -305,7 +306,8 @@ class Masked(TokenModel):
             at = at * K
             level = at.long()
             at = at - level
-        keys = uniforms(draw, index.tolist(), T, K).to(device)
+        draws = generators(draw, index.tolist())
+        keys = torch.stack([torch.rand(T, K, generator=g) for g in draws]).to(device)
         share = (1 - at).float().to(device)
         return draw_mask(self.masking, batch.scored(), share, keys, level.to(device))
 

@@ -249,7 +249,9 @@ class Valle(TokenModel):
             if r.progress is not None:
                 r.progress(next(steps))
 
-        made = decode(CoarseDecoder(self.ar, r), replace(r, progress=tick))
+        each = r.several()
+        made = decode(CoarseDecoder(self.ar, each), replace(each, progress=tick))
+        made = made.best(r.sampling.best_of)
         codes, lengths = made.codes, made.lengths
         if r.suffix_codes is not None:
             frames = torch.arange(r.suffix_codes.shape[1], device=codes.device)
@@ -264,6 +266,6 @@ class Valle(TokenModel):
         conditions, drop = r.conditions_of_rows()
         rows = lengths.repeat(2) if r.guided else lengths
         context = self.nar.encode_conditions(conditions, rows, drop)
-        codes = self.nar.fill(codes, lengths, known, context, noise, r.sampling, tick)
+        codes = self.nar.fill(codes, lengths, known, context, noise, r.sampling, tick, r.logit_bias)
         ended = torch.tensor([s == "eos" for s in made.stop])
         return Generation.trimmed(codes, lengths, made.prompt_lengths, ended)

@@ -178,7 +178,9 @@ class CoarseDecoder:
         # what is not known is a frame drawn just now, the last one
         return torch.where(known.repeat(times, 1, 1), columns.repeat(times, 1, 1), inputs[:, -1:])
 
-    def draw(self, hidden: Tensor, choose: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def draw(
+        self, hidden: Tensor, choose: Callable[[int, Tensor], Tensor], level: int | None = None
+    ) -> Tensor:
         codes = self.model.heads.draw(hidden, choose)  # (B, 1)
         return nn.functional.pad(codes, (0, self.model.num_codebooks - 1), value=self.special)
 
@@ -261,12 +263,14 @@ class FineModel(nn.Module):
         noise: Tensor,
         sampling: SamplingConfig,
         after_level: Callable[[], None],
+        logit_bias: Tensor | None = None,
     ) -> Tensor:
         """Draw levels 1 ... K - 1 of the frames that are not known, coarse to fine.
 
         :param codes: (B, T, K) with level 0 everywhere and all levels of known frames.
         :param context: of B rows, or of 2 B: the second half without conditions, for guidance.
         :param noise: (B, T, K - 1) uniforms.
+        :param logit_bias: (K, V).
         """
         codes, B = codes.clone(), len(codes)
         guided = context is not None and len(context.x) == 2 * B
@@ -287,7 +291,9 @@ class FineModel(nn.Module):
                 logits = self.heads.logits_of_level(states[:, part].flatten(0, 1), level - 1)
                 if guided:
                     logits = guide(logits, sampling.cfg_scale)
+                if logit_bias is not None:
+                    logits = logits + logit_bias[level]
                 uniform = noise[item[part], frame[part], level - 1]
-                codes[item[part], frame[part], level] = sample(logits, uniform, sampling)
+                codes[item[part], frame[part], level] = sample(logits, uniform, sampling, level)
             after_level()
         return codes

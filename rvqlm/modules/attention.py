@@ -18,6 +18,8 @@ CPU_BLOCK = 256
 SHARPNESS = 32.0
 """Score of a step at the very time that a head of cross-attention looks at, to begin with; that of
 others falls off like the mean over frequencies of the cosine of their distance."""
+WINDOW = 64
+"""Unit of the number of places that a step attends to."""
 
 
 class RotaryTable:
@@ -31,6 +33,7 @@ class RotaryTable:
         self.head_dim, self.base = head_dim, base
         self._frequencies: Tensor | None = None  # (D/2,) float64
         self.table: Tensor | None = None  # (2, steps, D/2) float32
+        self._wide: Tensor | None = None  # (steps, 2, D) float32
 
     def __call__(self, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """(length, D/2) cosines and sines of positions start ... start + length - 1, float32."""
@@ -41,6 +44,18 @@ class RotaryTable:
                 positions = torch.arange(size, dtype=torch.float64, device=device)
                 self.table = torch.stack(self.at(positions))
         return self.table[0, start:end], self.table[1, start:end]
+
+    def rows(self, places: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        """Of one step per item at whole places (B,) below ``longest``: cosines and signed sines
+        (B, 1, 1, D) for `rotate`."""
+        wide, device = self._wide, places.device
+        if wide is None or wide.device != device or len(wide) < longest:
+            cos, sin = self(0, longest, device)
+            with torch.inference_mode(False):
+                wide = torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)], 1)
+            self._wide = wide
+        cos, sin = wide.index_select(0, places)[:, :, None, None].unbind(1)
+        return cos, sin
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(..., D/2) cosines and sines of any positions (...), float32."""
@@ -55,7 +70,9 @@ class RotaryTable:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (x_i, x_{i + D/2}); x (B, S, ..., D), cos and sin (S, D/2), a batch
-    before where items differ."""
+    before where items differ; or of `RotaryTable.rows`."""
+    if cos.shape[-1] == x.shape[-1]:
+        return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, -1) * sin.to(x.dtype)
     batch = cos.shape[:-2] or (1,)
     shape = (*batch, cos.shape[-2], *([1] * (x.ndim - 3)), cos.shape[-1])
     cos, sin = cos.view(shape).to(x.dtype), sin.view(shape).to(x.dtype)
@@ -152,28 +169,87 @@ def _attend_rows(q, k, v, shown, first: int, prefix: int, dropout: float) -> Ten
 
 
 class KVCache:
-    """Keys and values of all layers, written in place.
+    """Keys and values of all layers, allocated once and written in place.
+
+    Steps come several at once, `update`, or one at a time, `write`. Where one goes the tensor
+    `places` says, and it attends to a window of places, of which a mask hides those not written
+    yet: so the shapes of a step are the same wherever it stands, until the window grows, and
+    nothing waits for a number to come back from a device. The window grows by an eighth at most,
+    so that a step costs in proportion to what it sees.
 
     ``position`` is the number of steps held; the transformer advances it once per call, after its
     last layer.
 
     :param shape: layers, batch, heads, longest sequence in steps, width of a head.
-    :param like: a tensor on the same device and of the same dtype.
+    :param like: a tensor on the same device and of the same dtype. On a CPU float32 is held
+        instead of 16 bits, of which its attention makes five times slower use.
+    :param seen: (B, M) bool: which of the first M steps may be seen; all others may.
     """
 
-    def __init__(self, shape: tuple[int, int, int, int, int], like: Tensor):
-        self.keys = torch.empty(shape, device=like.device, dtype=like.dtype)
-        self.values = torch.empty_like(self.keys)
+    def __init__(
+        self, shape: tuple[int, int, int, int, int], like: Tensor, seen: Tensor | None = None
+    ):
+        layers, B, heads, self.longest, width = shape
+        device, dtype = like.device, torch.float32 if like.device.type == "cpu" else like.dtype
+        room = -(-self.longest // WINDOW) * WINDOW
+        # what is hidden must be finite: it is multiplied by zero
+        self._steps = torch.zeros(layers, B, room, 2, heads, width, device=device, dtype=dtype)
+        # (B * room, 2, H, D) each
+        self._rows = [self._steps[layer].flatten(0, 1) for layer in range(layers)]
+        self._hidden = torch.full((B, room), -torch.inf, device=device, dtype=dtype)
+        self._window: list[tuple[Tensor, Tensor]] = []
+        self._allowed = torch.zeros_like(self._hidden)
+        if seen is not None:
+            self._allowed[:, : seen.shape[1]].masked_fill_(~seen, -torch.inf)
         self.position = 0
+        self.places = torch.zeros(B, dtype=torch.int64, device=device)
+        """(B,) `position`, for each item."""
+        self._row = torch.arange(B, device=device) * room
+
+    def _require(self, end: int) -> None:
+        if end > self.longest:
+            raise ValueError(f"KV cache holds {self.longest} steps, {end} asked for")
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, H, n, D) at the current position; return all keys and values so far."""
-        end, longest = self.position + keys.shape[2], self.keys.shape[3]
-        if end > longest:
-            raise ValueError(f"KV cache holds {longest} steps, {end} asked for")
-        self.keys[layer, :, :, self.position : end] = keys
-        self.values[layer, :, :, self.position : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        end = self.position + keys.shape[2]
+        self._require(end)
+        steps = self._steps[layer]
+        steps[:, self.position : end, 0] = keys.detach().transpose(1, 2)
+        steps[:, self.position : end, 1] = values.detach().transpose(1, 2)
+        k, v = steps[:, :end].to(keys.dtype).permute(2, 0, 3, 1, 4)
+        return k, v
+
+    def open(self) -> Tensor:
+        """Before one step: what it may see, (B, 1, 1, W), to be added to the scores."""
+        end = self.position + 1
+        self._require(end)
+        if not self._window or end > self._window[0][0].shape[2]:
+            unit = max(WINDOW, 1 << max(0, end.bit_length() - 4))
+            width = min(-(-end // unit) * unit, self._steps.shape[2])
+            # (L, 2, B, H, W, D)
+            window = self._steps[:, :, :width].permute(0, 3, 1, 4, 2, 5)
+            self._window = [tuple(layer.unbind(0)) for layer in window.unbind(0)]
+        self._hidden.view(-1).index_fill_(0, self._row, 0.0)
+        return self._hidden[:, None, None, : self._window[0][0].shape[2]]
+
+    def write(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, 2, H, D) of one step; return the keys and values of the window."""
+        self._rows[layer].index_copy_(0, self._row, keys_values)
+        return self._window[layer]
+
+    def advance(self, steps: int, shown: bool = False) -> None:
+        """All layers have so many steps more; ``shown``: `open` took it out of the mask."""
+        if not shown:
+            new = slice(self.position, self.position + steps)
+            self._hidden[:, new] = self._allowed[:, new]
+        self.position += steps
+        self.places.add_(steps)
+        self._row.add_(steps)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._steps.dtype
 
 
 class Attention(nn.Module):

@@ -31,6 +31,7 @@ from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo, Infos, room_of
 from rvqlm.errors import UserError
 from rvqlm.modules.attention import KVCache
 from rvqlm.modules.embeddings import FieldEmbedding
+from rvqlm.modules.stepping import Stepper
 from rvqlm.modules.transformer import Transformer, TransformerConfig
 
 
@@ -282,6 +283,10 @@ class DecoderState:
     """(B, M + S) bool: steps that may be seen, those of the prefix included."""
     memory: list | None = None
     memory_mask: Tensor | None = None
+    stepper: Stepper | None = None
+    """Of the cache."""
+    added: Tensor | None = None
+    """(B * S, d) what is spread over each step, where steps come one at a time."""
 
 
 class ConditionedTransformer(nn.Module):
@@ -362,9 +367,18 @@ class ConditionedTransformer(nn.Module):
     def start(self, context: Context | None, batch_size: int, max_steps: int) -> DecoderState:
         """State before the first step of at most ``max_steps``."""
         state = self._given(context, batch_size, max_steps)
-        prefix = 0 if state.prefix is None else state.prefix.x.shape[1]
-        state.cache = self.transformer.make_cache(batch_size, prefix + max_steps)
+        given = None if state.prefix is None else state.prefix.mask
+        prefix = 0 if given is None else given.shape[1]
+        state.cache = self.transformer.make_cache(batch_size, prefix + max_steps, given)
+        state.stepper = Stepper(self.transformer, state.cache)
+        if self.spread:
+            at = torch.arange(max_steps, device=state.prefix.x.device).expand(batch_size, -1)
+            state.added = self._spread(state.prefix, at.float()).flatten(0, 1)
         return state
+
+    def _spread(self, prefix: Context, positions: Tensor) -> Tensor:
+        """(B, S, d) of all kinds that are spread."""
+        return sum(project(prefix.spread(k, positions)) for k, project in self.spread.items())
 
     def _given(
         self, context: Context | None, batch_size: int, steps: int, valid: Tensor | None = None
@@ -391,13 +405,19 @@ class ConditionedTransformer(nn.Module):
         B, n, _ = x.shape
         prefix = 0 if state.prefix is None else state.prefix.x.shape[1]
         held = 0 if state.cache is None else state.cache.position
+        if held and n == 1 and condition is None:
+            places = state.cache.places - prefix if positions is None else positions[:, 0]
+            if state.added is not None:
+                first = torch.arange(B, device=x.device) * (len(state.added) // B)
+                x = x + state.added.index_select(0, first + places)[:, None]
+            return state.stepper(x, places, state.memory, state.memory_mask)
         if prefix:
             begin = max(0, held - prefix)
             if positions is None:
                 positions = torch.arange(begin, begin + n, device=x.device).expand(B, n)
             positions = positions.float()
-            for kind, project in self.spread.items():
-                x = x + project(state.prefix.spread(kind, positions))
+            if self.spread:
+                x = x + self._spread(state.prefix, positions)
             if held == 0:  # the prefix goes first
                 x = torch.cat([state.prefix.x.to(x.dtype), x], 1)
                 positions = torch.cat([state.prefix.positions, positions], 1)

@@ -165,9 +165,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, a: BlockInputs, cache: KVCache | None = None) -> Tensor:
         def branch(x, norm, function):
-            if self.norm_first:
-                return x + self.dropout(function(norm(x, a.condition)))
-            return norm(x + self.dropout(function(x)), a.condition)
+            y = function(norm(x, a.condition) if self.norm_first else x)
+            x = x + (self.dropout(y) if self.training else y)
+            return x if self.norm_first else norm(x, a.condition)
 
         def convolution(y):
             return self.convolution(y, a.key_mask)
@@ -266,10 +266,11 @@ class Transformer(nn.Module):
             else:
                 x = block(x, given, cache)
         if cache is not None:
-            cache.position += x.shape[1]
+            cache.advance(x.shape[1])
         return x if self.norm is None else self.norm(x, condition)
 
-    def make_cache(self, batch_size: int, max_steps: int) -> KVCache:
+    def make_cache(self, batch_size: int, max_steps: int, seen: Tensor | None = None) -> KVCache:
+        """``seen`` (B, M): which of the first steps may be seen."""
         c = self.config
         shape = (c.num_layers, batch_size, c.num_heads, max_steps, c.dim // c.num_heads)
-        return KVCache(shape, like=self.layers[0].attention.qkv.weight)
+        return KVCache(shape, like=next(self.parameters()), seen=seen)

@@ -88,6 +88,28 @@ def test_unprompted(experiment, tmp_path):
     assert read("one") == read("two") != read("three")
 
 
+def test_ways_of_drawing(experiment, tmp_path):
+    """Flags reach the draws, and are recorded where they were set."""
+    words = ["generate", "--exp-dir", experiment, "--seconds", 0.2, "--min-seconds", 0.2]
+    drawn = ["--min-p", 0.9, "--level-temperatures", 0.1, 2.0, "--repetition-window", 10]
+    codes = load_codec("spectral", num_codebooks=LEVELS).info.codebook_size
+    banned = ["--ban", *(f"0:{code}" for code in range(0, codes, 2))]
+    rows, sounds = {}, {}
+    for name, flags in {"plain": [], "one": [*drawn, "--best-of", 2], "two": banned}.items():
+        out = tmp_path / name
+        assert rvqlm_command(*words, *flags, "--precision", "fp32", "--out-dir", out) == 0
+        rows[name] = json.loads((out / "unprompted-00.json").read_text())
+        sounds[name] = (out / "unprompted-00.wav").read_bytes()
+        assert rows[name]["precision"] == "float32"
+    assert len(set(sounds.values())) == 3
+    assert rows["one"]["likelihood"] < 0 and "likelihood" not in rows["plain"]
+    usual = set(rows["plain"]["settings"])
+    assert set(rows["two"]["settings"]) - usual == {"ban"}
+    changed = {k: v for k, v in rows["one"]["settings"].items() if k not in usual}
+    wanted = {"min_p": 0.9, "level_temperatures": [0.1, 2.0], "repetition_window": 10}
+    assert changed == {**wanted, "best_of": 2}
+
+
 def test_continues_audio_files(experiment, tone, tmp_path):
     out = tmp_path / "out"
     words = ["generate", "--exp-dir", experiment / "best.pt", "--prompt", tone, "--out-dir", out]

@@ -42,7 +42,7 @@ def measure(model, tokens: str = "tokens") -> dict:
     with torch.no_grad():
         out = model(batch)
     made = model.generate(
-        batch.codes[:, :4], max_new_frames=6, min_frames=10, top_k=1, seed=0,
+        batch.codes[:, :4], max_new_frames=6, min_frames=10, temperature=0,
         conditions=batch.conditions,
     )  # fmt: skip
     return {

@@ -119,7 +119,9 @@ def test_evaluation():
 
 @pytest.mark.parametrize("name", ["exp", "exported"])
 def test_generation(name):
-    """The sample that the old code made, from the options beside it."""
+    """The options beside a sample that the old code made give one of the same length. What is drawn
+    differs: random numbers come from a counter since. The likeliest codes are those of
+    `test_a_model_computes_the_same`."""
     about = json.loads(Path("exp/samples/conditioned-00.json").read_text())
     command(
         "generate", "--exp-dir", name, "--out-dir", "new", "--seed", str(about["seed"]),
@@ -127,7 +129,9 @@ def test_generation(name):
         "--seconds", str(about["seconds"]), "--num-threads", "1",
     )  # fmt: skip
     old, new = (soundfile.read(f"{d}/conditioned-00.wav")[0] for d in ("exp/samples", "new"))
-    assert old.shape == new.shape and np.abs(old - new).max() < 1e-3
+    assert old.shape == new.shape and np.isfinite(new).all() and new.any()
+    made = json.loads(Path("new/conditioned-00.json").read_text())
+    assert made["conditions"] == about["conditions"] and made["seconds"] == about["seconds"]
 
 
 @pytest.mark.parametrize(

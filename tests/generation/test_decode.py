@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from rvqlm.batch import PAD
+from rvqlm.batch import PAD, Batch
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.patterns import PATTERNS
 
@@ -115,3 +116,73 @@ def test_past_the_first_table_of_positions():
     model.network.transformer.rotary.table = None
     cached += [model.step(inputs[:, s : s + 1], state)[0] for s in range(1020, 1035)]
     torch.testing.assert_close(torch.stack(cached, 1), full[:, 1019:], atol=1e-5, rtol=1e-4)
+
+
+def options_of_everything() -> dict:
+    sampling = SamplingConfig(
+        0.9, 9, 0.95, min_p=0.01, level_temperatures=(1.0, 0.8), repetition_window=4
+    )
+    return {"sampling": sampling, "logit_bias": -torch.eye(K, V) * 1e9}
+
+
+def test_any_batch_and_any_longest_length_give_the_same_draws(model):
+    """With every way of drawing at once; the first code of each level's row is banned."""
+    options = {**options_of_everything(), "seed": 3}
+    model.end_head.linear.bias.data.fill_(-50.0)
+    made = model.generate(batch_size=3, max_frames=40, **options)
+    for level in range(K):
+        assert not (made.codes[..., level] == level).any()
+    alone = model.generate(batch_size=1, rows=[1], max_frames=40, **options)
+    assert torch.equal(alone.codes[0], made.codes[1])
+    if not model.pattern.by_length:  # its fine levels begin later
+        short = model.generate(batch_size=3, max_frames=25, **options)
+        # the last frames know that there are no more
+        assert torch.equal(short.codes[:, : 25 - K], made.codes[:, : 25 - K])
+
+
+def test_repetition_is_looked_for_among_the_last_codes_of_a_level(model):
+    """Greedy but for it: a code is drawn again where it is too frequent in the window."""
+    model.end_head = None
+    torch.nn.init.zeros_(model.heads.weight)
+    greedy = SamplingConfig(top_k=1, repetition_window=3, repetition_threshold=0.4)
+    bias = torch.zeros(K, V)
+    bias[:, 5] = 3.0  # likeliest everywhere
+    made = model.generate(batch_size=4, max_frames=30, sampling=greedy, logit_bias=bias, seed=1)
+    for codes in made.codes.transpose(1, 2).flatten(0, 1).tolist():
+        assert set(codes) > {5}
+        for t, code in enumerate(codes):  # another one only where 5 was two of the last three
+            assert code == 5 or codes[max(0, t - 3) : t].count(5) >= 2
+
+
+def test_the_best_of_several_is_the_likeliest(model):
+    model.end_head.linear.bias.data.fill_(-50.0)
+    prompts = torch.randint(V, (2, 3, K))
+    best = model.generate(prompts, None, 6, sampling=SamplingConfig(best_of=3), seed=4)
+    found = []
+    for row in (0, 1):
+        each = []
+        for candidate in range(3):
+            number = [row + (candidate << 32)]
+            made = model.generate(prompts[row : row + 1], None, 6, seed=4, rows=number)
+            batch = Batch.from_codes([made.codes[0]], prompt_lengths=[3])
+            model.eval()
+            with torch.no_grad():
+                out = model(batch)
+            each.append((float(-out.nats.sum() / out.count.sum()), made.codes[0]))
+        found.append(max(each, key=lambda pair: pair[0]))
+        assert torch.equal(best.codes[row], found[-1][1])
+    wanted = torch.tensor([likelihood for likelihood, _ in found])
+    torch.testing.assert_close(best.likelihood, wanted, atol=1e-3, rtol=1e-3)
+
+
+def test_a_bias_must_leave_a_code(model):
+    bias = torch.zeros(K, V)
+    bias[1] = -torch.inf
+    for wrong in (bias, torch.zeros(K, V + 1)):
+        with pytest.raises(UserError, match=rf"logit_bias \({K}, {V}\): a code must be left"):
+            model.generate(max_frames=5, logit_bias=wrong)
+    with pytest.raises(UserError, match=rf"--ban {K}:0: levels are 0 ... {K - 1}, codes 0 ... "):
+        model.generate(max_frames=5, sampling=SamplingConfig(ban=("0:1", f"{K}:0")))
+    every = tuple(f"1:{code}" for code in range(V) if code != 4)
+    made = model.generate(max_frames=5, min_frames=5, sampling=SamplingConfig(ban=every))
+    assert (made.codes[..., 1] == 4).all() and not (made.codes[..., 0] == 4).all()

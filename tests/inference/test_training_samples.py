@@ -258,6 +258,7 @@ def test_generate_makes_the_same_samples(tokens, tmp_path, kinds):
     words = [
         *("--exp-dir", tmp_path / "best.pt", "--out-dir", tmp_path / "made", "--seed", 1),
         *("--temperature", 0.8, "--top-k", 9, "--min-seconds", frame, "--voice-seconds", 0.5),
+        *("--precision", "fp32"),  # as samples of a training are
     ]
     cuts = ["--manifest-dir", folder, "--split", "valid", "--num-prompts", 2]
     continued = [*cuts, "--prompt-seconds", 0.3, "--seconds", 0.3]
@@ -271,7 +272,7 @@ def test_generate_makes_the_same_samples(tokens, tmp_path, kinds):
         other = tmp_path / "made" / path.name
         assert path.read_bytes() == other.read_bytes()
         mine, its = (read_sample(p) for p in (path, other))
-        assert set(its) - set(mine) == {"checkpoint", "command"}
+        assert set(its) - set(mine) == {"checkpoint", "command", "precision"}
         assert set(mine) - set(its) == {"temperature", "top_k"}
         common = set(mine) & set(its) - timings
         assert {k: mine[k] for k in common} == {k: its[k] for k in common}
