@@ -123,7 +123,8 @@ LEAST = {
     },
     "mini/compare/depth": SMALL | {"num_decoder_layers": 4, "head": "depth"},
     "mini/compare/valle": SMALL | {"decoder_dim": 160, "num_decoder_layers": 4},
-    "jazz/saxgpt_quick": {"conditions": ("source",), "fusion": "cross", "pattern": "delay"},
+    "jazz/saxgpt_quick": {"conditions": ("source",), "fusion": "cross", "pattern": "delay"}
+    | {"cross_by_time": True},
     "custom/small": SMALL | {"max_duration": 60.0},
     "custom/large": {"decoder_dim": 768, "num_decoder_layers": 16, "ema_decay": 0.999, "accum": 6},
 }
