@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tqdm
 
 torch.set_num_threads(1)
 
@@ -17,6 +18,9 @@ torch.set_num_threads(1)
 def pytest_addoption(parser):
     parser.addoption("--cuda-simulated", action="store_true", help="tests of GPUs without a GPU")
 
+
+# its monitor is a thread that holds a lock at times: a copy of the process made then waits for ever
+tqdm.tqdm.monitor_interval = 0
 
 LONG = (
     "test_readme.py",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,7 +251,7 @@ def settings_of(abouts: Sequence[dict]) -> dict:
     found = {}
     for name in names:
         values = [settings.get(name) for settings in each]
-        numbers = {value: values.count(value) for value in values}
+        numbers = Counter(map(str, values))  # a list is a value as well
         words = (f"{value} ({n} of {len(values)})" for value, n in numbers.items())
         found[name] = values[0] if len(numbers) == 1 else ", ".join(words)
     return found
