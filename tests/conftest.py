@@ -31,6 +31,8 @@ LONG = (
     "egs/test_custom_run.py",
     "egs/test_libritts.py",
     "egs/test_ljspeech.py",
+    "egs/test_jazz.py",
+    "egs/test_piano.py",
     "audio/test_augment.py",
     "training/test_faults.py",
     "training/test_trainer_ranks.py",

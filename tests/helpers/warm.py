@@ -131,7 +131,8 @@ def _run(main, files: list[int], argv: list[str], folder: str, env: dict[str, st
         if program == "rvqlm":
             sys.exit(main(argv))
         sys.path.insert(0, str(Path(argv[0]).resolve().parent))
-        runpy.run_path(argv[0], run_name="__main__")
+        # whole: a worker that the script starts imports it from elsewhere
+        runpy.run_path(str(Path(argv[0]).resolve()), run_name="__main__")
     finally:
         atexit._run_exitfuncs()
 
