@@ -1,4 +1,4 @@
-# shellcheck disable=SC2034,SC2154,SC2164 # variables of the script that sources it, which stops at errors
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164 # variables of the script that sources it, which stops at errors
 # What recipes of published speech have in common, beyond recipe.sh; to be sourced after stages.sh.
 #
 # prepare.sh: enter_corpus, make_stand_in or has_corpus, then tokenize_corpus, split_corpus,

@@ -55,7 +55,7 @@ def stand_in(recipe: str, data: Path, name: str, *args: str) -> None:
 
 
 QUICK = (
-    "--quick", "--train-minutes", "0.05", "--listen-minutes", "0.05", "--sentences", "1",
+    "--quick", "--train-minutes", "0.03", "--listen-minutes", "0.03", "--sentences", "1",
     "--data-dir", "my data", "--exp-dir", "exp",
 )  # fmt: skip
 
