@@ -140,9 +140,7 @@ class Decoding:
         for name in cls.EACH:
             each = [getattr(part, name) for part in parts]
             if name == "canvas":
-                each = [
-                    torch.nn.functional.pad(c, (0, 0, 0, longest - c.shape[1])) for c in each
-                ]
+                each = [torch.nn.functional.pad(c, (0, 0, 0, longest - c.shape[1])) for c in each]
             setattr(one, name, None if each[0] is None else torch.cat(each))
         one.next = [step for part in parts for step in part.next]
         return one

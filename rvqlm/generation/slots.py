@@ -1,9 +1,9 @@
 """`Engine`: a running batch whose sequences come and go, each at a step of its own.
 
-A request joins at any moment: what it is given is read in by itself, put into rows of the cache that
-are free, and from there on its steps are made together with those of all others. It gets the codes
-that it gets alone, since nothing of a step depends on other rows: random numbers are a function of
-seed, row and step, and attention sees a row's own steps.
+A request joins at any moment: what it is given is read in by itself, put into rows of the cache
+that are free, and from there on its steps are made together with those of all others. It gets the
+codes that it gets alone, since nothing of a step depends on other rows: random numbers are a
+function of seed, row and step, and attention sees a row's own steps.
 
 A sequence longer than a context goes on in windows: when one is full its last codes are the prompt
 of the next, whose positions begin from 0 (Copet et al., 2023, arXiv:2306.05284), so that a frame
@@ -101,7 +101,7 @@ class RunningBatch:
         slot = next(n for n in range(self.slots) if n not in taken)
         sequence = _Sequence(slot, request)
         P, context = int(request.prompt_lengths), request.context_frames
-        if context is not None and P >= context:
+        if context is not None and context <= P:
             sequence.base = P - request.overlap_frames
         with torch.inference_mode():
             self._enter(sequence, request.prompt_codes[:, sequence.base : P])

@@ -211,7 +211,9 @@ class TokenModel(nn.Module):
             if found := [flag for flag, given in flags.items() if given]:
                 raise UserError(f"{', '.join(found)}: {self.name} draws no code after another")
         if request.context_frames is not None and self.way is None:
-            raise UserError(f"--context-seconds: {self.name} as this one was trained has no windows")
+            raise UserError(
+                f"--context-seconds: {self.name} as this one was trained has no windows"
+            )
         text = request.conditions.get("text")
         if self.duration_head is None and (
             request.durations is not None
