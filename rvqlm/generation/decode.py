@@ -264,10 +264,10 @@ class Decoding:
         return made
 
 
-def decode(model: Autoregressive, request: Request) -> Generation:
-    """Fill the cells of the pattern until every sequence has ended."""
+def decode(model: Autoregressive, request: Request, offset: int = 0) -> Generation:
+    """Fill the cells of the pattern until every sequence has ended; ``offset`` as of `Decoding`."""
     with torch.inference_mode():
-        run = Decoding(model, request)
+        run = Decoding(model, request, offset=offset)
         _decode(run, model, request)
     return run.finish()
 
