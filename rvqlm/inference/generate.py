@@ -79,7 +79,10 @@ class SampleRequest:
         for prompt in prompts:
             stem = names.take(prompt.name, endings, first=0 if prompt.numbered else None)
             named += [(prompt, stem + ending) for ending in endings]
-        return [(i, p, name) for i, (p, name) in enumerate(named)]
+        return [
+            (place if p.number is None else p.number, p, name)
+            for place, (p, name) in enumerate(named)
+        ]
 
     def settings(self, model: TokenModel) -> dict:
         """How codes are drawn, and how a model that learned it speaks, for the record."""
@@ -265,6 +268,7 @@ def describe(
         "conditions": prompt.given.about,
         "prompt_seconds": given / rate,
         **({"infill": [given / rate, end / rate]} if behind else {}),
+        **({"infill_after": prompt.behind} if prompt.behind else {}),
         "seconds": len(codes) / rate,
         "stop": made.stop,
     }
@@ -282,7 +286,7 @@ def describe(
     # of what the model made, not of what it was given
     row["silence_ratio"] = silent
     row["repetition_ratio"] = repetition_ratio(codes[given:end])
-    if found := [*filter(None, [overran]), *suspect(row, request.output)]:
+    if found := suspect(row, request.output, overran):
         row["warnings"] = found
     return row | {
         "batch_size": job.batch_size,
@@ -292,14 +296,18 @@ def describe(
     }
 
 
-def suspect(about: dict, output: OutputArgs) -> list[str]:
-    """What is likely to be wrong with a sample, by its description."""
-    found = []
+def suspect(about: dict, output: OutputArgs, overran: str = "") -> list[str]:
+    """What is likely to be wrong with a sample by its description, the kind first.
+
+    :param overran: of `rvqlm.inference.speech.overrun`.
+    """
+    found = [f"cut: {overran}"] if overran else []
     if about["silence_ratio"] > SILENT:
         found.append(f"silent: {about['silence_ratio']:.0%} of it")
     elif about["repetition_ratio"] > LOOPS:
         found.append(f"loops: {about['repetition_ratio']:.0%} of it is there twice")
     wanted = output.min_seconds < output.seconds and "infill" not in about
-    if about["stop"] == "length" and wanted and {"text", "phonemes"} & {*about["conditions"]}:
-        found.append(f"stopped at the limit of {output.seconds:g} s, not by itself")
+    text = {"text", "phonemes"} & {*about["conditions"]}
+    if about["stop"] == "length" and wanted and text and not overran:
+        found.append(f"limit: stopped by --seconds {output.seconds:g}, not by itself")
     return found
