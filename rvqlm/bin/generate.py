@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,8 @@ from typing import Literal
 from rvqlm.cli import command_line, counted, parse, run_main
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
+from rvqlm.exchange.wav import growing_wav
+from rvqlm.files import write_json
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 from rvqlm.inference.batch_file import make_table
 from rvqlm.inference.conditions import ConditionArgs
@@ -31,7 +33,9 @@ from rvqlm.inference.files import names_in
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.prompts import Prompt, PromptArgs, read_prompts
+from rvqlm.inference.sinks import loudspeaker, pipe
 from rvqlm.inference.speech import RECORDED
+from rvqlm.inference.stream import generate_streamed
 from rvqlm.locks import locked
 from rvqlm.modules.packed import with_weights_in
 from rvqlm.runtime import pick_precision, tune_malloc
@@ -45,6 +49,14 @@ class FileArgs(OutputArgs):
     """Where to write; empty: EXP/samples (beside a checkpoint file: its directory's samples)."""
     overwrite: bool = False
     """Replace samples of the same names. Without it new ones get the next free numbers."""
+    stream: Literal["", "file", "-", "play"] = ""
+    """Let audio leave while it is made: into the files, which grow; - to stdout, one sample; or
+    play on the loudspeaker (pip install 'rvqlm[play]'). The audio is the same."""
+    stream_format: Literal["wav", "pcm"] = "wav"
+    """Of --stream -: with a header that says no length, or 16-bit samples alone."""
+    keep_partial: bool = False
+    """With --stream file: let wavs grow under their own names, and keep what there is of one that
+    is interrupted."""
 
 
 @dataclass
@@ -97,6 +109,13 @@ def check(args: GenerateArgs) -> None:
         problems.append(f"--prompt-seconds {seconds} must be positive")
     if not 0 <= args.output.min_seconds <= args.output.seconds:
         problems.append("--min-seconds must lie between 0 and --seconds")
+    out = args.output
+    if out.context_seconds is not None and not 0 < out.context_seconds < float("inf"):
+        problems.append(f"--context-seconds {out.context_seconds} must be more than 0")
+    if out.stream_format != "wav" and out.stream != "-":
+        problems.append(f"--stream-format {out.stream_format} goes with --stream -")
+    if out.keep_partial and out.stream != "file":
+        problems.append("--keep-partial goes with --stream file")
     if args.prompts.infill:
         plain = {"seconds": args.output, "min_seconds": args.output, "prompt_seconds": args.prompts}
         for name, group in plain.items():
@@ -123,6 +142,18 @@ def check_table(args: GenerateArgs) -> None:
         raise UserError(f"{', '.join(given)}: with --prompts they are columns of its table")
 
 
+def _with_windows(args: GenerateArgs) -> GenerateArgs:
+    """--overlap-seconds beside --context-seconds are those of its windows."""
+    overlap = args.demask.overlap_seconds
+    if args.output.context_seconds is None or args.demask.chunk_seconds is not None:
+        return args
+    return replace(
+        args,
+        output=replace(args.output, context_overlap=overlap),
+        demask=replace(args.demask, overlap_seconds=None),
+    )
+
+
 def requests(argv: Sequence[str]) -> list[GenerateArgs]:
     """What each request of a command line asks for; they share a model.
 
@@ -134,7 +165,8 @@ def requests(argv: Sequence[str]) -> list[GenerateArgs]:
     common, *each = parts
     description = "Make new audio from a trained model."
     found = [
-        parse(GenerateArgs, "rvqlm generate", description, common + part) for part in each or [[]]
+        _with_windows(parse(GenerateArgs, "rvqlm generate", description, common + part))
+        for part in each or [[]]
     ]
     for args in found:
         check_table(args) if args.prompts.prompts else check(args)
@@ -183,20 +215,58 @@ class _Maker:
         """Make and write samples; ``asked``: what each was asked for, by its name."""
         how = args.sampling, args.demask, args.speech
         request = SampleRequest(prompts, args.output, *how, taken)
-        for sample in generate(self.model, self.codec, request, self.about, self.bar.update):
-            row = sample.about
-            if asked is not None:
-                row["asked"] = asked[sample.name]
-            path = sample.write(self.folder)
-            self.made.add(sample.name)
-            for warning in sample.warnings:
+        make = self._streamed if args.output.stream else self._written
+        said = sys.stderr if args.output.stream == "-" else sys.stdout
+        for name, row in make(request, asked or {}):
+            self.made.add(name)
+            for warning in row.get("warnings", []):
                 self.warned[warning.split(":")[0]] += 1
-                self.bar.write(f"{sample.name}: {warning}", file=sys.stderr)
+                self.bar.write(f"{name}: {warning}", file=sys.stderr)
+            heard = ""
+            if row.get("first_audio_seconds") is not None:
+                heard = f", heard after {row['first_audio_seconds']:.2f} s"
             self.bar.write(
-                f"{path}  {row['seconds']:.2f} s, stopped by {row['stop']}, "
+                f"{self.folder / name}.wav  {row['seconds']:.2f} s, stopped by {row['stop']}, "
                 f"silence {row['silence_ratio']:.2f}, repetition {row['repetition_ratio']:.2f}, "
-                f"{row['real_time_factor']:.2f}x real time"
+                f"{row['real_time_factor']:.2f}x real time{heard}",
+                file=said,
             )
+
+    def _written(self, request: SampleRequest, asked: dict) -> Iterator[tuple[str, dict]]:
+        for sample in generate(self.model, self.codec, request, self.about, self.bar.update):
+            if sample.name in asked:
+                sample.about["asked"] = asked[sample.name]
+            sample.write(self.folder)
+            yield sample.name, sample.about
+
+    def _streamed(self, request: SampleRequest, asked: dict) -> Iterator[tuple[str, dict]]:
+        out, info = request.output, self.codec.info
+        sound = info.sampling_rate, info.channels
+        if out.stream == "-" and (number := len(request.jobs())) != 1:
+            raise UserError(f"--stream -: one sample goes to stdout, and {number} are asked for")
+        if out.stream == "-" and sys.stdout.isatty():
+            raise UserError(
+                "--stream -: stdout is a terminal, which audio means nothing to; pipe it"
+            )
+
+        def open_sink(name: str, most: int):
+            if out.stream == "play":
+                return loudspeaker(*sound)
+            if out.stream == "-":
+                return pipe(sys.stdout.buffer, out.stream_format, *sound)
+            path = self.folder / f"{name}.wav"
+            path.with_suffix(".json").unlink(missing_ok=True)
+            return growing_wav(path, *sound, most, partial=out.keep_partial)
+
+        slots = out.batch_size if out.stream == "file" else 1
+        how = self.model, self.codec, request, self.about, open_sink, slots, self.bar.update
+        for name, row in generate_streamed(*how):
+            if name in asked:
+                row["asked"] = asked[name]
+            if out.stream == "file":
+                path = self.folder / f"{name}.json"
+                write_json(path, row, checksum=True)
+            yield name, row
 
     def make_table(self, args: GenerateArgs) -> int:
         """Make the rows of a table that are not there; how many cannot be made."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import tyro
 from torch import Tensor
 
 from rvqlm.codecs.base import Codec
@@ -33,6 +34,8 @@ SILENT = 0.8
 """Share of a sample below -50 dB above which it is warned of (recordings have up to 0.5)."""
 LOOPS = 0.5
 """Share of its frames that were there before, likewise."""
+WINDOWS = ("context_frames", "overlap_frames")
+"""What only a sample that is continued is asked for."""
 ALWAYS = ("temperature", "top_k", "top_p", "cfg_scale")
 """Settings that every sample records; others where they were set."""
 
@@ -54,6 +57,12 @@ class OutputArgs:
     """Samples generated together."""
     seed: int = 0
     """Of the draws; sample i of a call depends on this and i alone."""
+    context_seconds: float | None = None
+    """Show a model that writes from left to right no more than this: a longer sample goes on in
+    windows, --overlap-seconds of the one before (half by default) being the prompt of the next, so
+    that a frame costs the same however long it runs. Unset: all that came before."""
+    context_overlap: tyro.conf.Suppress[float | None] = None
+    """--overlap-seconds of these windows."""
 
 
 @dataclass
@@ -89,7 +98,11 @@ class SampleRequest:
         spoken = {} if model.duration_head is None else vars(self.speech)
         plain = vars(SamplingConfig())
         sampling = {k: v for k, v in vars(self.sampling).items() if k in ALWAYS or v != plain[k]}
-        return {**sampling, **self.demask.settings(), **spoken}
+        windows = {}
+        if self.output.context_seconds is not None:
+            windows["context_seconds"] = self.output.context_seconds
+            windows["overlap_seconds"] = self.output.context_overlap
+        return {**sampling, **self.demask.settings(), **spoken, **windows}
 
 
 @dataclass
@@ -191,6 +204,8 @@ def asked(model: TokenModel, pieces: list[tuple[Job, int, Prompt]], request: Sam
         "durations": pad_durations([p.given for p in prompts]),
         "conditions": pad([p.given for p in prompts], model.conditions),
         "seed": out.seed,
+        "context_frames": frames_of(out.context_seconds, rate),
+        "overlap_frames": frames_of(out.context_overlap, rate),
         "rows": [job.number + (piece << 48) for job, piece, _ in pieces],
     }
 
@@ -216,7 +231,7 @@ def _make(
     if prompts[0].after is not None:
         before = options.pop("prompt_codes")
         after = torch.stack([p.after for p in prompts])
-        for name in ("prompt_lengths", "min_frames", "limits"):
+        for name in ("prompt_lengths", "min_frames", "limits", *WINDOWS):
             del options[name]
         made = model.infill(before, after, prompts[0].gap, **options)
     else:
