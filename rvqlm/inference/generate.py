@@ -183,6 +183,10 @@ def _shape(prompt: Prompt) -> tuple[int, ...] | None:
     return None if prompt.after is None else (len(prompt.codes), prompt.gap, len(prompt.after))
 
 
+def frames_of(seconds: float | None, frame_rate: float) -> int | None:
+    return None if seconds is None else round(seconds * frame_rate)
+
+
 def asked(model: TokenModel, pieces: list[tuple[Job, int, Prompt]], request: SampleRequest) -> dict:
     """What `TokenModel.generate` is asked for."""
     rate, out = float(model.info.frame_rate), request.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -33,11 +34,15 @@ def wav_header(sampling_rate: int, channels: int) -> bytes:
     )
 
 
-def pcm16(audio: Tensor) -> bytes:
-    """(C, n) float -> little-endian 16-bit samples, channels in turn, clipped at full scale; the
-    numbers that a wav file has."""
-    scaled = np.rint(audio.T.contiguous().numpy().astype(np.float64) * 32768)
-    return scaled.clip(-32768, 32767).astype("<i2").tobytes()
+def pcm16(audio: Tensor, sampling_rate: int) -> bytes:
+    """(C, n) float -> little-endian 16-bit samples, channels in turn, as a wav file has them."""
+    import soundfile
+
+    raw = io.BytesIO()
+    data = audio.clamp(-1, 1).T.contiguous().numpy()
+    how = {"subtype": "PCM_16", "endian": "LITTLE", "format": "RAW"}
+    soundfile.write(raw, data, sampling_rate, **how)
+    return raw.getvalue()
 
 
 @contextmanager
@@ -52,7 +57,7 @@ def pipe(
 
     if form == "wav":
         send(wav_header(sampling_rate, channels))
-    yield lambda audio: send(pcm16(audio))
+    yield lambda audio: send(pcm16(audio, sampling_rate))
 
 
 @contextmanager

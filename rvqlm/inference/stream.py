@@ -161,6 +161,14 @@ class Streamer:
                 self._whole.append((sample, parts))
         return [heard for sample, new in made if (heard := self._heard(sample, new)) is not None]
 
+    def longest(self, slot: int) -> int:
+        """Samples of audio that one can have, its prompt included."""
+        job = self._samples[slot].job
+        frames = len(job.prompt.codes) + sum(map(job.chain.limit, range(job.chain.number)))
+        if job.prompt.after is not None:
+            frames += job.prompt.gap + len(job.prompt.after)
+        return self.model.info.num_samples(frames)
+
     def remove(self, slot: int) -> None:
         """Give a sample up; its slot is free at once."""
         sample = self._samples.pop(slot, None)
@@ -342,7 +350,6 @@ def generate_streamed(
     :param slots: samples made together.
     """
     streamer, out = Streamer(model, codec, slots, about=about), request.output
-    frames = frames_of(out.seconds, float(model.info.frame_rate))
     waiting, running = deque(request.jobs()), {}
     with ExitStack() as sinks:
         while waiting or running:
@@ -350,10 +357,7 @@ def generate_streamed(
                 row, prompt, name = waiting.popleft()
                 how = out, request.sampling, request.demask, request.speech
                 slot = streamer.add(prompt, *how, row, with_prompt=True)
-                behind = 0 if prompt.after is None else prompt.gap + len(prompt.after)
-                most = model.info.num_samples(len(prompt.codes) + max(1, frames, behind))
-                if prompt.given.pieces:
-                    most = WHOLE
+                most = streamer.longest(slot)
                 sink = sinks.enter_context(ExitStack())
                 running[slot] = name, sink, sink.enter_context(open_sink(name, most))
             for heard in streamer.step():
