@@ -251,7 +251,7 @@ class _Sample:
         self.silence = Silence(info.sampling_rate)
         given = len(prompt.codes)
         self.waiting = [prompt.codes] if given else []  # codes that were not decoded
-        self.decoded = -given  # new frames that were
+        self.heard, self.hop = 0, info.hop  # samples of new audio, and those of a frame
         # samples that are still those of the prompt, and whether they are to be heard
         self.lead, self.with_prompt = info.num_samples(given), with_prompt
         # and those to come that the model makes
@@ -307,10 +307,11 @@ class _Sample:
     def decode(self, last: bool) -> Tensor | None:
         """New audio, if it is time for some."""
         count = sum(map(len, self.waiting))
-        if not last and count < min(self.most, max(1, self.decoded)):
+        heard = self.heard // self.hop  # of which whoever listens has as much until the next
+        if not last and count < min(self.most, max(1, heard)):
             return None
         codes = torch.cat([c.cpu() for c in self.waiting]) if count else None
-        self.waiting, self.decoded = [], self.decoded + count
+        self.waiting = []
         audio = self.decoder(codes, last)
         if audio is None:
             return None
@@ -318,6 +319,7 @@ class _Sample:
         self.lead -= lead
         new = audio[:, lead:]
         if new.shape[1]:
+            self.heard += new.shape[1]
             self.silence.add(new[:, : self.new])
             self.new = max(0, self.new - new.shape[1])
             if self.first_audio is None:
