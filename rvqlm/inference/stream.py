@@ -211,25 +211,25 @@ class Streamer:
         yield Made(sample.slot, done.codes[0, given : int(done.lengths)], done.stop[0], done.times)
 
     def _heard(self, sample: _Sample, new: Made) -> Heard | None:
-        over = sample.take(new)
+        codes, over = sample.take(new)
         if over and not sample.job.chain.done:
             try:
                 self._next_part(sample)
             except UserError as e:  # of a later piece; others go on
                 del self._samples[sample.slot]
                 nothing = torch.empty(self.model.info.channels, 0)
-                return Heard(sample.slot, nothing, new.codes, "length", {"error": str(e)})
+                return Heard(sample.slot, nothing, codes, "length", {"error": str(e)})
             over = False
         audio = sample.decode(over)
         if over:
             del self._samples[sample.slot]
-        elif not len(new.codes) and audio is None:
+        elif not len(codes) and audio is None:
             return None
         if audio is None:
             audio = torch.empty(self.model.info.channels, 0)
         if over:
-            return Heard(sample.slot, audio, new.codes, *sample.finished(self.model, self.about))
-        return Heard(sample.slot, audio, new.codes)
+            return Heard(sample.slot, audio, codes, *sample.finished(self.model, self.about))
+        return Heard(sample.slot, audio, codes)
 
 
 class _Sample:
@@ -293,16 +293,17 @@ class _Sample:
         in_order = self.model.in_order or r.demask.frame_by_frame
         return in_order and r.sampling.best_of == 1 and r.suffix_codes is None
 
-    def take(self, new: Made) -> bool:
-        """New codes of the piece; whether it is at its end."""
+    def take(self, new: Made) -> tuple[Tensor, bool]:
+        """New codes of the piece: those that are to be heard, and whether it is at its end."""
         self.codes.append(new.codes)
-        self.waiting.append(new.codes[: self.room])
-        self.room -= len(self.waiting[-1])
+        heard = new.codes[: self.room]
+        self.waiting.append(heard)
+        self.room -= len(heard)
         if new.ended:
             times = None if new.times is None else new.times[0]
             codes = torch.cat([c.cpu() for c in self.codes])
             self.job.chain.add(self.number, codes, times, new.ended)
-        return bool(new.ended)
+        return heard, bool(new.ended)
 
     def decode(self, last: bool) -> Tensor | None:
         """New audio, if it is time for some."""

@@ -1,6 +1,7 @@
 """Audio that leaves while it is made is that of `generate`, sample for sample."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import tiny_codecs
@@ -24,8 +25,11 @@ SMALL = {"decoder_dim": 32, "nhead": 2, "num_decoder_layers": 2}
 
 @pytest.fixture(scope="module")
 def codec():
+    """Of 50 frames a second."""
     torch.manual_seed(0)
-    return from_model(tiny_codecs.dac(), "tiny-dac")
+    codec = from_model(tiny_codecs.dac(), "tiny-dac")
+    codec.info = replace(codec.info, sampling_rate=50 * codec.info.hop)
+    return codec
 
 
 def toy(codec, family="codec-lm", conditions=None, **config):
@@ -96,7 +100,7 @@ def check_the_same(codec, wanted, found, prompt, with_prompt=False):
         ("valle", {}, {}, {}, None),
         ("valle", {}, {}, {}, 16),
         ("masked", {}, {}, {"steps": 2}, None),
-        ("masked", {}, {}, {"steps": 2, "chunk_seconds": 0.01}, None),
+        ("masked", {}, {}, {"steps": 2, "chunk_seconds": 0.2}, None),
         ("masked", {"ar_share": 0.5}, {}, {"frame_by_frame": True}, None),
     ],
 )
@@ -150,8 +154,7 @@ def test_pieces_grow_with_what_was_heard(codec):
 
 def text_model(codec, family="codec-lm"):
     front_end = TextFrontEnd(TextSettings("chars"), SymbolTable.of(["<space>", ".", *"abcdefgh"]))
-    rate = 1 / 4
-    info = ConditionInfo("text", (11,), 4.0, front_end.info(rate).settings, aligned=True)
+    info = ConditionInfo("text", (11,), 4.0, front_end.info(4.0).settings, aligned=True)
     model = toy(codec, family, {"text": info}, fusion="spread")
     torch.nn.init.normal_(model.duration_head.linear.weight, std=0.5)
     return model
@@ -164,9 +167,9 @@ def said(model, codec, text: str):
 @pytest.mark.parametrize("family", ["codec-lm", "valle"])
 def test_a_long_text_is_heard_sentence_by_sentence(codec, family):
     model = text_model(codec, family)
-    texts = ["abba. cab dad. fed a head. abe had a bed. gag.", "bad cab."]
+    texts = ["abba. cab. fed a bed. gag.", "bad cab."]
     given = [said(model, codec, text) for text in texts]
-    output = OutputArgs(seconds=seconds(codec, 60), seed=1)
+    output = OutputArgs(seconds=seconds(codec, 50), seed=1)
     wanted = list(generate(model, codec, SampleRequest(given, output), {}))
     assert len(wanted[0].about["sentences"]) > 1
     adds = [{"prompt": p, "output": output, "row": row} for row, p in enumerate(given)]
@@ -182,7 +185,8 @@ def test_whoever_leaves_makes_room(codec):
     first, second = streamer.add(one, output), streamer.add(other, output, row=1)
     with pytest.raises(UserError, match="all 2 slots are taken"):
         streamer.add(one, output)
-    streamer.step()
+    for _ in range(4):
+        streamer.step()
     streamer.remove(first)
     assert streamer.free == 1 and {heard.slot for heard in streamer.step()} == {second}
     with pytest.raises(ValueError, match="nothing runs in slot"):
@@ -231,7 +235,7 @@ def test_one_sample_as_a_loop(codec):
     heard = list(rvqlm.stream(model, codec, text="bad cab.", seconds=output.seconds, seed=5))
     assert len(heard) > 2
     torch.testing.assert_close(torch.cat(heard, 1), wanted.audio, atol=1e-5, rtol=1e-4)
-    model, (_, prompt, _) = toy(codec), prompts(codec)
+    model, (_, prompt, _) = toy(codec, model_end=False), prompts(codec)
     heard = list(rvqlm.stream(model, codec, prompt=prompt.codes, seconds=output.seconds, seed=5))
     (wanted,) = generate(model, codec, SampleRequest([prompt], output), {})
     new = wanted.audio[:, codec.info.num_samples(5) :]
