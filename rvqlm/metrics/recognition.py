@@ -8,7 +8,7 @@ items together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -179,18 +179,36 @@ def error_rate(errors: np.ndarray, symbols: np.ndarray) -> dict:
     return {"error_rate": float(errors.sum() / symbols.sum()), "interval": interval}
 
 
-def summarize(items: Sequence[Recognized]) -> dict:
-    """Rates over `items`, by kind of error, and by chance; see `error_rate` and `compare_texts`."""
+def summarize(items: Sequence[Recognized], silent: Collection[int] = ()) -> dict:
+    """Rates over `items`, by kind of error, and by chance; see `error_rate` and `compare_texts`.
+
+    :param silent: ids of symbols that have no sound of their own, such as that of a word boundary;
+        ``sounds`` is the rate of all others, aligned without these; None without any.
+    """
     edits = [count_edits(align(item.reference, item.recognized)) for item in items]
     symbols = [len(item.reference) for item in items]
     return {
         **error_rate([e.errors for e in edits], symbols),
         **compare_texts(items),
+        "sounds": _without(items, silent) if silent else None,
         "items": len(items),
         "symbols": sum(symbols),
         "errors": sum(e.errors for e in edits),
         **{name: sum(getattr(e, name) for e in edits) for name in Edits._fields},
     }
+
+
+def _without(items: Sequence[Recognized], silent: Collection[int]) -> dict | None:
+    """`error_rate` with these symbols left out of both sides; None where nothing is left."""
+    sides = (
+        [[id for id in side if id not in silent] for side in (item.reference, item.recognized)]
+        for item in items
+    )
+    pairs = [(said, heard) for said, heard in sides if said]
+    if not pairs:
+        return None
+    said, heard = zip(*pairs)
+    return error_rate(edit_distances(said, heard), [len(side) for side in said])
 
 
 def compare_texts(items: Sequence[Recognized]) -> dict:
