@@ -51,7 +51,7 @@ def _run(argv: Sequence[str] | None) -> int:
         print(line, file=sys.stderr)
     result = {
         **about,
-        "not_run": findings.panel.not_run,
+        "not_run": findings.not_run(),
         "left_out": findings.unreadable,
         "figures": {
             name: {"better": better, "meaning": findings.meanings()[name]}

@@ -139,7 +139,7 @@ class Findings:
     rows: list[dict] = field(default_factory=list)
     vectors: dict[str, dict[View, dict[str, list[np.ndarray]]]] = field(default_factory=dict)
     """By embedding, view, recording."""
-    nothing: dict[str, list[str]] = field(default_factory=dict)
+    nothing: dict[tuple[str, View], list[str]] = field(default_factory=dict)
     """By judge and view, why single clips were not judged."""
     unreadable: list[str] = field(default_factory=list)
 
@@ -155,12 +155,13 @@ class Findings:
                 heard[judge.name] = said
         for judge in self.panel.sets:
             try:
+                vectors = judge.vectors(clip)
                 places = self.vectors.setdefault(judge.name, {}).setdefault(clip.view, {})
-                places.setdefault(clip.recording, []).append(judge.vectors(clip))
+                places.setdefault(clip.recording, []).append(vectors)
             except Nothing as reason:
                 left_out[judge.name] = str(reason)
         for name, reason in left_out.items():
-            self.nothing.setdefault(f"{name} of {clip.view}", []).append(reason)
+            self.nothing.setdefault((name, clip.view), []).append(reason)
         row = {"name": clip.name, "view": clip.view, "recording": clip.recording}
         row |= {"seconds": clip.sound.seconds, "text": clip.text, "scores": scores}
         self.rows.append(row | {"heard": heard, "not_judged": left_out})
@@ -201,10 +202,24 @@ class Findings:
         words = "distance of the recordings' distribution; of recordings, between halves of them"
         return found | {f"{s.name}.{d}": words for s in self.panel.sets for d in DISTANCES}
 
+    def not_run(self) -> dict[str, str]:
+        """Why judges have no figure at all: they are not here, or no clip is for them."""
+        heard = {name.split(".")[0] for row in self.rows for name in row["scores"]}
+        heard |= self.vectors.keys()
+        found = dict(self.panel.not_run)
+        for judge in (*self.panel.judges, *self.panel.sets):
+            if judge.name not in heard:
+                why = [row["not_judged"].get(judge.name) for row in self.rows]
+                found[judge.name] = reasons(filter(None, why))
+        return found
+
     def remarks(self) -> list[str]:
         """Lines on all that was left out."""
-        lines = [f"not run: {name}: {reason}" for name, reason in self.panel.not_run.items()]
-        lines += [f"not judged by {who}: {reasons(why)}" for who, why in self.nothing.items()]
+        silent = self.not_run()
+        lines = [f"not run: {name}: {reason}" for name, reason in silent.items()]
+        for (name, view), why in self.nothing.items():
+            if name not in silent:
+                lines.append(f"not judged by {name}, {view}: {reasons(why)}")
         return lines + [f"left out: {reason}" for reason in self.unreadable]
 
 
