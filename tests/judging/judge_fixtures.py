@@ -34,7 +34,7 @@ def speech(text: str, variant: str = "f1") -> Sound:
     finally:
         sys.path.remove(str(LOCAL))
     audio, rate = synthesize(text, "en-us", variant=variant)
-    sound = Sound(np.asarray(audio, np.float32).reshape(1, -1), rate)
+    sound = Sound(audio[None].astype(np.float32) / 32768, rate)
     return Sound(sound.at(16000)[None], 16000)
 
 
