@@ -86,7 +86,7 @@ def test_signals_that_fail_are_seen():
     assert figures(np.clip(40 * audio, -1, 1))["clipping"] > 0.05
     assert figures(np.concatenate([audio, 0 * audio]))["silence"] > good["silence"] + 0.4
     assert figures(np.concatenate([np.tile(audio[8000:16000], 4), audio]))["loops"] > 0.2
-    assert figures(np.concatenate([np.sign(audio[:300]), audio]))["onset"] > 0
+    assert figures(np.concatenate([np.full(300, 0.9), audio]))["onset"] > 0
     spikes = audio.copy()
     spikes[[4000, 20000]] = 0.95
     assert figures(spikes)["clicks"] == pytest.approx(2 * 60 / (len(audio) / 16000))
