@@ -38,7 +38,8 @@ SMALL = {
 }
 SENTENCES = ("Good morning to you, and good night.", "What the prompt says, and what is to follow.")
 NOT_RUN = {"--codec", "--compile", "--window-schedule", "--mix-dirs"}
-"""Flags that need other codecs' weights, a C++ compiler, hours of audio."""
+NOT_RUN |= {"--corpus-dir", "--meta", "--list-judges"}
+"""Flags that need other codecs' weights, a C++ compiler, hours of audio, corpora, every judge."""
 OTHER_PROJECTS = "docs/from-other-projects.md"
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCS = [page for page in DOCS if page not in (OTHER_PROJECTS, "docs/LOG.md")]

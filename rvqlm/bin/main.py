@@ -33,6 +33,8 @@ COMMANDS = {  # in the order of the workflow
     "export-model": "a trained model as two files: safetensors and config.json",
     "compare": "one table of several trainings: bits, speed, memory, samples",
     "recognize": "what generated or real speech says, and how far it is from its text",
+    "judge": "recordings, their codec and samples before judges from outside; distances",
+    "protocol": "lists of evaluations that others run: LibriSpeech, Seed-TTS; scp for versa",
     "align": "when each symbol of the texts is said, by a recogniser; TextGrids, subtitles",
     "report": "one HTML page: audio, curves, statistics, the commands behind them",
     "decode": "codes -> audio: wav files from tokens",
