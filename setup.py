@@ -24,6 +24,8 @@ extras = {
     "jazz": ["demucs>=4.1", "yt-dlp[default,deno]", "imageio-ffmpeg"],
     # an ffmpeg program for m4a, aac, wma, webm where the system has none
     "ffmpeg": ["imageio-ffmpeg"],
+    # rvqlm generate --stream play
+    "play": ["sounddevice"],
     # the codecs' own packages, for those who want them: each brings torchaudio and much else, and
     # none is needed to load published weights, native files included
     "dac": ["descript-audio-codec"],

@@ -148,7 +148,7 @@ class DemaskConfig:
     do not grow with the length. Unset: all at once."""
     overlap_seconds: float | None = None
     """What a stretch is shown of the codes before it, and of those that follow a gap. Unset: as
-    much as --chunk-seconds."""
+    much as --chunk-seconds. Or what a window of --context-seconds is: half of it."""
     frame_by_frame: bool = False
     """Write frame after frame, as autoregressive models do; for models that were trained in both
     ways, with --ar-share."""
@@ -165,7 +165,10 @@ class DemaskConfig:
         if self.overlap_seconds is not None and not 0 <= self.overlap_seconds < float("inf"):
             found.append(f"--overlap-seconds {self.overlap_seconds} must not be negative")
         if self.overlap_seconds is not None and self.chunk_seconds is None:
-            found.append(f"--overlap-seconds {self.overlap_seconds} goes with --chunk-seconds")
+            found.append(
+                f"--overlap-seconds {self.overlap_seconds} goes with --chunk-seconds or "
+                "--context-seconds"
+            )
         if self.score_noise is not None and self.score == "random":
             found.append("--score-noise goes with --score confidence; random is all noise")
         return found
@@ -254,6 +257,27 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & (1 << 33) - 1)
 
 
+def row_keys(seed: int, rows: Iterable[int], device: torch.device | str = "cpu") -> Tensor:
+    """(len(rows),) int64: each row's random stream, of the seed and its number."""
+
+    def signed(n: int) -> int:
+        return (n + (1 << 63)) % (1 << 64) - (1 << 63)
+
+    numbers = torch.tensor([signed(row) for row in rows], device=device)
+    return _mixed(_mixed(torch.tensor(signed(seed), device=device)) + numbers)
+
+
+def uniforms_of(keys: Tensor, steps: Tensor, width: int) -> Tensor:
+    """(B, n, width) float32 in [0, 1) of the streams ``keys`` (B,) at steps (B or 1, n).
+
+    A number is a function of its stream, step and column alone: it does not depend on what else is
+    drawn, before or beside it, nor on the device.
+    """
+    x = _mixed(keys[:, None] + steps)
+    x = _mixed(x[..., None] + torch.arange(width, device=keys.device))
+    return (x >> 40 & (1 << 24) - 1).float() * 2**-24
+
+
 def uniforms(
     seed: int,
     rows: Iterable[int],
@@ -262,20 +286,9 @@ def uniforms(
     first: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """(len(rows), num_steps, width) float32 in [0, 1) of steps ``first``, ``first`` + 1, ...
-
-    A number is a function of the seed, its row, step and column alone: it does not depend on what
-    else is drawn, before or beside it, nor on the device.
-    """
-
-    def signed(n: int) -> int:
-        return (n + (1 << 63)) % (1 << 64) - (1 << 63)
-
-    numbers = torch.tensor([signed(row) for row in rows], device=device)
-    x = _mixed(_mixed(torch.tensor(signed(seed), device=device)) + numbers)
-    x = _mixed(x[:, None] + torch.arange(first, first + num_steps, device=device))
-    x = _mixed(x[..., None] + torch.arange(width, device=device))
-    return (x >> 40 & (1 << 24) - 1).float() * 2**-24
+    """`uniforms_of` the rows' streams (`row_keys`) at steps ``first``, ``first`` + 1, ..."""
+    steps = torch.arange(first, first + num_steps, device=device)
+    return uniforms_of(row_keys(seed, rows, device), steps[None], width)
 
 
 def generators(seed: int, rows: Iterable[int]) -> list[torch.Generator]:

@@ -27,7 +27,7 @@ drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import pi
 from typing import Literal
@@ -41,9 +41,10 @@ from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.flags import Schedule, parse_schedule, value_at
 from rvqlm.generation.decode import decode
-from rvqlm.generation.demask import demask
+from rvqlm.generation.demask import demask, demask_chunks
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import DemaskConfig, generators
+from rvqlm.generation.slots import decode_in_windows
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.both_ways import FrameByFrame
 from rvqlm.models.network import GridConfig
@@ -329,8 +330,14 @@ class Masked(TokenModel):
         chosen = ~fixed & (frames < r.limits)
         return torch.where(chosen, frames, r.limits), chosen
 
+    @property
+    def way(self) -> FrameByFrame | None:
+        return self.ar
+
     def check_request(self, request: Request) -> None:
         demask = request.demask
+        if request.context_frames is not None and not demask.frame_by_frame:
+            raise UserError("--context-seconds: masked models have --chunk-seconds")
         if demask.fine_steps is not None and self.masking != "coarse_first":
             raise UserError(
                 f"--fine-steps {demask.fine_steps}: this model was trained with --masking "
@@ -348,5 +355,11 @@ class Masked(TokenModel):
 
     def _generate(self, request: Request) -> Generation:
         if request.demask.frame_by_frame:
-            return decode(self.ar, request)
+            in_windows = request.context_frames is not None
+            return (decode_in_windows if in_windows else decode)(self.ar, request)
         return demask(self, request)
+
+    def _generate_parts(self, request: Request) -> Iterator[Generation]:
+        if request.demask.frame_by_frame:
+            return super()._generate_parts(request)
+        return demask_chunks(self, request)

@@ -77,7 +77,7 @@ def recorded(row):
 def generate(folder, out, *words, exp="masked"):
     """The JSON of each sample, by text."""
     if "--infill" not in words:
-        words = ["--seconds", 1, *words]
+        words = ["--seconds", 1, "--no-divide-texts", *words]
     words = ["--exp-dir", folder / exp, "--out-dir", out, *words]
     assert rvqlm.bin.generate.main([str(w) for w in words]) == 0
     found = [read_sample(path) for path in sorted(out.glob("*.wav"))]
@@ -248,7 +248,7 @@ def test_a_text_that_is_cut_is_named(folder, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("its text needs") == 1
     assert (
-        f"conditioned-00: its text needs {needed:g} s, --seconds is 1: its end is cut; give "
+        f"conditioned-00: cut: its text needs {needed:g} s, --seconds is 1: its end is cut; give "
         f"--seconds {needed:g}\n"
     ) in said
     made = generate(folder, tmp_path / "long", "--text", text, "--seconds", needed)[text]
