@@ -10,8 +10,10 @@ from saved_models import save_model
 
 import rvqlm.bin.generate
 from rvqlm.codecs.registry import load_codec
+from rvqlm.condition_info import ConditionInfo
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
+from rvqlm.inference.generate import OutputArgs, suspect
 from rvqlm.models.factory import build_model
 
 HOW = ["--seconds", 0.4, "--min-seconds", 0.2, "--precision", "fp32"]
@@ -196,3 +198,46 @@ def test_the_gap_between_two_files(tmp_path, capsys):
     ):
         assert generate(*more) == 2
         assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["codec-lm", "valle", "masked"])
+def test_a_style_from_a_file(name, tmp_path):
+    """The condition `prompt` alone, as of music: another recording gives another sample."""
+    codec = load_codec("spectral", num_codebooks=2).info
+    config = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1, "conditions": ("prompt",)}
+    torch.manual_seed(0)
+    model = build_model(name, config, codec, {"prompt": ConditionInfo.of_codes("prompt", codec)})
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    save_model(model, tmp_path / "best.pt", ema=False)
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{style}.wav" for style in "xy"]
+    for path in files:
+        soundfile.write(path, rng.uniform(-0.3, 0.3, 16000), 16000)
+    out = tmp_path / "out"
+    assert run(tmp_path, out, "--voice", *files, "--voice-seconds", 0.5, "--cfg-scale", 2) == 0
+    for number, path in enumerate(files):
+        about = json.loads((out / f"conditioned-{number:02d}.json").read_text())
+        assert about["conditions"]["prompt"] == str(path) and about["kind"] == "conditioned"
+    alone = tmp_path / "alone"  # the first again, in the style of the second
+    assert run(tmp_path, alone, "--voice", files[1], "--voice-seconds", 0.5, "--cfg-scale", 2) == 0
+    sounds = [(folder / "conditioned-00.wav").read_bytes() for folder in (out, alone)]
+    assert sounds[0] != sounds[1]
+
+
+def test_what_is_warned_of():
+    about = {"silence_ratio": 0.1, "repetition_ratio": 0.1, "stop": "eos", "conditions": {}}
+    out = OutputArgs(seconds=5.0)
+
+    def kinds(output=out, overran="", **changes):
+        return [said.split(":")[0] for said in suspect({**about, **changes}, output, overran)]
+
+    assert kinds() == [] == kinds(silence_ratio=0.8, repetition_ratio=0.5)
+    assert kinds(silence_ratio=0.81) == ["silent"] == kinds(silence_ratio=1, repetition_ratio=1)
+    assert kinds(repetition_ratio=0.51) == ["loops"]
+    # a piece of music may be cut, a text is not
+    spoken = {"stop": "length", "conditions": {"text": "Go."}}
+    assert kinds(stop="length") == [] and kinds(**spoken) == ["limit"]
+    assert kinds(OutputArgs(seconds=5.0, min_seconds=5.0), **spoken) == []
+    assert kinds(**spoken, infill=[1, 2]) == []
+    assert kinds(out, "its text needs 7 s", **spoken) == ["cut"]
