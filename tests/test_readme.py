@@ -129,6 +129,8 @@ def workplace(tmp_path_factory) -> Path:
             path = folder / "speech" / speaker / f"{name}.wav"
             noise(path, 2, 16000, i)
             path.with_suffix(".txt").write_text(SENTENCES[i % 2])
+    rows = ["name\tprompt\tseed", "one\tmy-audio/a.wav\t", "two\tmy-audio/b.wav\t4"]
+    (folder / "list.tsv").write_text("\n".join(rows))
     (folder / "egs").symlink_to(ROOT / "egs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

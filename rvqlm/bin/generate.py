@@ -27,9 +27,10 @@ from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
 from rvqlm.exchange.wav import growing_wav
 from rvqlm.files import write_json
+from rvqlm.generation.request import make_request
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 from rvqlm.inference.batch_file import make_table
-from rvqlm.inference.conditions import ConditionArgs
+from rvqlm.inference.conditions import ConditionArgs, pad, pad_durations
 from rvqlm.inference.files import names_in
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.model_args import ModelArgs
@@ -193,10 +194,10 @@ class _Maker:
 
     def __init__(self, args: GenerateArgs, command: str, bar):
         self.bar = bar
-        self.model, _, state, device = args.model.load(args.exp_dir)
-        dtype = pick_precision(args.precision, device)
+        self.model, _, state, self.device = args.model.load(args.exp_dir)
+        dtype = pick_precision(args.precision, self.device)
         self.model = with_weights_in(self.model, dtype)
-        self.codec = load_codec_like(self.model.info, args.codec or None, device)
+        self.codec = load_codec_like(self.model.info, args.codec or None, self.device)
         exp = Path(args.exp_dir)
         self.folder = Path(args.output.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
         self.about = {
@@ -210,9 +211,29 @@ class _Maker:
         self.warned: Counter[str] = Counter()
 
     def prompts(self, args: GenerateArgs) -> list[Prompt]:
-        out = args.output
-        frames = max(1, round(out.seconds * float(self.model.info.frame_rate)))
-        return read_prompts(args.prompts, args.conditions, self.model, self.codec, frames, out.seed)
+        """What one request starts from; of a row of a table it is checked by itself, lest what is
+        beside it in a batch decides whether it can be made."""
+        out, info = args.output, self.model.info
+        frames = max(1, round(out.seconds * float(info.frame_rate)))
+        found = read_prompts(
+            args.prompts, args.conditions, self.model, self.codec, frames, out.seed
+        )
+        for prompt in found if args.prompts.prompts else []:
+            given = [prompt.given]
+            request = make_request(
+                info,
+                self.device,
+                prompt.codes[None],
+                max_new_frames=frames,
+                sampling=args.sampling,
+                demask=args.demask,
+                speech=args.speech,
+                conditions=pad(given, self.model.conditions),
+                durations=pad_durations(given),
+            )
+            request.suffix_codes = None if prompt.after is None else prompt.after[None]
+            self.model.check_request(request)
+        return found
 
     def make(
         self,

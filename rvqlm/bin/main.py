@@ -30,7 +30,7 @@ COMMANDS = {  # in the order of the workflow
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
     "generate": "continue a prompt, or make unprompted audio, as wav files",
     "average": "the mean of several checkpoints' weights, as a checkpoint",
-    "export-model": "a trained model as two files: safetensors and config.json",
+    "export-model": "a trained model as a folder: safetensors, config.json, a reference decoder",
     "compare": "one table of several trainings: bits, speed, memory, samples",
     "recognize": "what generated or real speech says, and how far it is from its text",
     "judge": "recordings, their codec and samples before judges from outside; distances",
