@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
@@ -74,6 +77,13 @@ class Training:
     def valid(self) -> list[dict]:
         return self.log.get("valid", [])
 
+    @property
+    def throughput(self) -> float | None:
+        """Frames a second of the whole training, validations and all other pauses included."""
+        last = self.train[-1] if self.train else {}
+        frames, seconds = last.get("total_frames"), last.get("elapsed")
+        return frames / seconds if frames and seconds else None
+
     def flags(self) -> dict:
         """The flags of config.yaml, by kebab-case name.
 
@@ -81,6 +91,12 @@ class Training:
         """
         what = f"{self.folder / 'config.yaml'}: not flags of rvqlm trainer"
         return parse_yaml(self.config, what, Flags)
+
+
+def median_speed(records: Iterable[dict]) -> float | None:
+    """Median of the frames a second that single lines of a log have."""
+    speeds = [r.get("frames_per_second") or math.nan for r in records]
+    return statistics.median_high(known) if (known := [*filter(math.isfinite, speeds)]) else None
 
 
 def stage_folders(exp_dir: Path) -> list[Path]:

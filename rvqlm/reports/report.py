@@ -8,7 +8,6 @@ together with the command that makes it; only a directory without any training i
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +24,7 @@ from rvqlm.files import read_json
 from rvqlm.inference.held_out import HeldOutSplit
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.metrics.schemas import Evaluation, Stats
-from rvqlm.reports.experiment import REMEDY, Training, read_stages
+from rvqlm.reports.experiment import REMEDY, Training, median_speed, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
 from rvqlm.reports.formatting import mean, number, percent
 from rvqlm.reports.listening import Listener
@@ -180,8 +179,7 @@ def headline(
     if of_train is None and not run.scores_hidden_codes:
         of_train = mean(r.get("bits_per_second") for r in last_tenth)
     unigram = evaluation.get("unigram_bits_per_second")
-    speeds = [v for r in run.train if math.isfinite(v := r.get("frames_per_second") or math.nan)]
-    speed = statistics.median_high(speeds) if speeds else None
+    speed = run.throughput or median_speed(run.train)
     last = (run.train or run.valid or [{}])[-1]
     frames = last.get("total_frames")
     bars = [
@@ -209,6 +207,7 @@ def headline(
         "elapsed": last.get("elapsed"),
         "step": last.get("step"),
         "speed": speed,
+        "median_speed": median_speed(run.train),
         "realtime": speed / float(info.frame_rate) if speed else None,
         "padding": mean(r.get("padding") for r in run.train),
         "memory_mb": last.get("memory_mb"),
