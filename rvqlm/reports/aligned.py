@@ -65,16 +65,14 @@ class Aligned:
                 f"nothing to hear: no samples in {', '.join(row.exp_dir for row in rows)}; make "
                 "some: rvqlm generate --exp-dir EXP"
             )
-        held_out, remarks = None, []
-        if manifest_dir is None:
-            remarks.append("No recordings beside the samples; --manifest-dir TOKENS adds them.")
-        else:
+        held_out = None
+        if manifest_dir is not None:
             info = CodecInfo.from_dict(read_sidecar(manifest_dir)["codec"])
             for row in (r for r in rows if r.codec):
                 own = CodecInfo.from_dict(row.codec)
                 own.require_same(info, row.exp_dir, str(manifest_dir))
             held_out = HeldOutSplit(manifest_dir, split, info)
-        return cls(rows, align(samples, held_out and held_out.find), held_out, remarks)
+        return cls(rows, align(samples, held_out and held_out.find), held_out)
 
     def listen(self, number: int, max_seconds: float, download: bool = False) -> None:
         """Keep so many prompts and read their audio.

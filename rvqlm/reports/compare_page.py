@@ -31,6 +31,9 @@ def compare_page(aligned: Aligned, split: str, title: str = "", command: str | N
     commands = [c for row in rows for c in row.commands]
     commands += made + [r.recognition.command for r in rows if r.recognition]
     prompts = [_card(prompt) for prompt in aligned.prompts]
+    remarks = [*aligned.remarks, *(remark for row in rows for remark in row.remarks)]
+    if aligned.split is None:
+        remarks.insert(0, "No recordings beside the samples; --manifest-dir TOKENS adds them.")
     given = {given_words(row.given) for row in rows if row.given is not None}
     return {
         "title": title or f"{len(rows)} experiments side by side",
@@ -42,7 +45,7 @@ def compare_page(aligned: Aligned, split: str, title: str = "", command: str | N
         "evaluated_on": evaluated_on(evaluations[0]) if evaluations else None,
         "given_differently": len(given) > 1,
         "prompts": prompts,
-        "remarks": [*aligned.remarks, *(remark for row in rows for remark in row.remarks)],
+        "remarks": remarks,
         "machines": sorted({row.machine for row in rows if row.machine}),
         "commands": list(dict.fromkeys(c for c in [*commands, command] if c)),
         "version": __version__,
