@@ -39,9 +39,11 @@ class MakeArgs:
     question: str = ""
     """What raters are asked; by default which sounds better, or how good it sounds."""
     manifest_dir: Path | None = None
-    """Token directory: its recordings, and what the codec makes of them, are judged as well."""
+    """Token directory of the recordings: their words are shown where samples have symbols alone."""
     split: str = "test"
     """Of which the recordings are."""
+    recordings: bool = False
+    """The recordings, and what the codec makes of them, are judged as well."""
     num_prompts: int = 16
     """Prompts, at most; each is asked about once for each pair of systems, or each system."""
     max_seconds: float = 12.0
@@ -65,8 +67,10 @@ class MakeArgs:
             problems.append(f"--max-seconds {self.max_seconds:g}: above 0")
         if self.seed < 0:
             problems.append(f"--seed {self.seed}: at least 0")
-        if self.manifest_dir is None and self.download:
-            problems.append("--download has no effect without --manifest-dir")
+        if self.download and not self.recordings:
+            problems.append("--download has no effect without --recordings")
+        if self.recordings and self.manifest_dir is None:
+            problems.append("--recordings needs the --manifest-dir that has them")
         if problems:
             raise UserError("; ".join(problems))
 
@@ -94,11 +98,12 @@ def make(argv: Sequence[str]) -> int:
     aligned = Aligned.read(
         compare(args.exp_dirs, args.split, evaluated=False), args.manifest_dir, args.split
     )
-    least = 2 if args.kind == "preference" and args.manifest_dir is None else 1
+    least = 2 if args.kind == "preference" and not args.recordings else 1
     aligned.prompts = [p for p in aligned.prompts if p.made >= least]
     aligned.listen(args.num_prompts, args.max_seconds, args.download)
-    recordings = args.manifest_dir is not None
-    content, key = make_test(aligned, args.kind, args.question, args.seed, args.text, recordings)
+    content, key = make_test(
+        aligned, args.kind, args.question, args.seed, args.text, args.recordings
+    )
     key_path = args.out.with_suffix(".key.json")
     write_json(key_path, key | {"command": command_line("listen", ["make", *argv])}, checksum=True)
     write_text(args.out, render_template("listening_test.html", content=content))

@@ -28,6 +28,10 @@ from rvqlm.reports.figures import frequency_ticks, nice_ticks, spectrogram_png
 from rvqlm.reports.speech import Heard, boxes
 
 
+RECORDED = ("original", "codec")
+"""Kinds of clips that no model made."""
+
+
 @dataclass
 class Clip:
     """One card of the page. `audio` is (C, S) float32 in [-1, 1]."""

@@ -14,19 +14,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rvqlm.cli import flatten, span
+from rvqlm.cli import span
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.files import read_json
 from rvqlm.inference.files import read_samples, text_of
 from rvqlm.metrics.schemas import Evaluation
-from rvqlm.models.factory import model_entry
-from rvqlm.reports.experiment import Training, median_speed, stage_folders
+from rvqlm.reports.experiment import Training, default_flags, median_speed, stage_folders
 from rvqlm.reports.formatting import mean, number
-from rvqlm.reports.judged import Judged, read_judged
+from rvqlm.reports.judged import Judged
 from rvqlm.reports.recognition import Recognition, of_samples
 from rvqlm.reports.records import conditions_of, outdated
-from rvqlm.training.config import flags_class
 
 IDENTITY = ("pattern", "masking")
 """Options that say what a family is: shown at their defaults too where not all rows have them."""
@@ -87,7 +85,7 @@ class Row:
     """By kind."""
     recognition: Recognition | None = None
     """Error rate of its samples."""
-    judged: list[Judged] = field(default_factory=list)
+    judged: Judged = field(default_factory=Judged)
     """Figures of its samples by judges from outside."""
     codec: dict | None = None
     data: str | None = None
@@ -207,7 +205,8 @@ def _add_samples(row: Row, places: list[Path]) -> None:
         )
         return
     row.recognition = next((r for p in places if (r := of_samples(p))), None)
-    row.judged = read_judged(places)
+    row.judged = Judged.read(places)
+    row.remarks += [f"{row.exp_dir}: not judged by {k}: {v}" for k, v in row.judged.not_run.items()]
     newest = int(found[0][1].get("step") or 0)
     current = [(w, a) for w, a in found if int(a.get("step") or 0) == newest]
     if old := len(found) - len(current):
@@ -299,7 +298,7 @@ def distinguish(dicts: Sequence[dict], defaults: Sequence[dict] | None = None) -
 
 def _set_options(rows: list[Row]) -> None:
     known = [r for r in rows if r.flags]
-    defaults = [_defaults(r.family) for r in known]
+    defaults = [default_flags(r.family) for r in known]
     # a run of an older version has fewer flags, and what it did then is the default now
     flags = [d | r.flags for r, d in zip(known, defaults)]
     told = [{k: v for k, v in f.items() if not IGNORED.fullmatch(k)} for f in flags]
@@ -307,11 +306,6 @@ def _set_options(rows: list[Row]) -> None:
         row.options = options
         if any(key in options for key in SHAPE):  # one without the other says little
             row.options |= {key: own[key] for key in SHAPE if key in own}
-
-
-def _defaults(family: str) -> dict:
-    """All flags of a family as they are when none is given."""
-    return flatten(flags_class(model_entry(family)[0])(exp_dir="", manifest_dir=""))
 
 
 def grouped(values: Iterable[tuple[str, object]]) -> str:

@@ -30,6 +30,7 @@ def compare_page(aligned: Aligned, split: str, title: str = "", command: str | N
     made = [c for row in rows for of_kind in row.samples.values() for c in of_kind.commands]
     commands = [c for row in rows for c in row.commands]
     commands += made + [r.recognition.command for r in rows if r.recognition]
+    commands += [c for row in rows for c in row.judged.commands]
     prompts = [_card(prompt) for prompt in aligned.prompts]
     remarks = [*aligned.remarks, *(remark for row in rows for remark in row.remarks)]
     if aligned.split is None:

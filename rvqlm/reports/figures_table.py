@@ -13,6 +13,7 @@ from pathlib import Path
 from rvqlm.reports.compare import Row
 from rvqlm.reports.compare_table import KINDS, model_words, nats_words, uncertainty
 from rvqlm.reports.formatting import number, percent
+from rvqlm.reports.judged import VIEWS, Figure
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Line:
     name: str
     tip: str
     cells: list[Cell]
+    references: str = ""
+    """The same figure of recordings."""
 
 
 def rate_cell(rate: dict | None, command: str | None = None) -> Cell:
@@ -102,9 +105,11 @@ def figures_table(rows: list[Row], split: str) -> list[Line]:
     )
     for kind in KINDS:
         _add_kind(add, kind)
-    for name, tip in {j.name: j.tip for row in rows for j in row.judged}.items():
-        found = [next((j for j in row.judged if j.name == name), None) for row in rows]
-        lines.append(Line(name, tip, [Cell(j.text, j.within) if j else Cell("–") for j in found]))
+    for name in dict.fromkeys(name for row in rows for name in row.judged.figures):
+        figures = [row.judged.figures.get(name) for row in rows]
+        known = next(f for f in figures if f)
+        cells = [Cell(f.text("samples"), f.within("samples")) if f else Cell("–") for f in figures]
+        lines.append(Line(name, known.tip, cells, _references(known)))
     return lines
 
 
@@ -125,6 +130,11 @@ def _add_kind(add: Callable, kind: str) -> None:
         "Share of frames in runs of 8 or more coarse codes that occurred before in the sample.",
         cell(lambda s: s.repetition),
     )
+
+
+def _references(figure: Figure) -> str:
+    of = {v: figure.text(v) for v in VIEWS if v in figure.means and v != "samples"}
+    return "; ".join(f"{VIEWS[view]} {text}" for view, text in of.items())
 
 
 def _bits(row: Row, split: str) -> Cell:

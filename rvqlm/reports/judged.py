@@ -1,85 +1,102 @@
-"""Figures that judges from outside wrote of an experiment's samples: any table of numbers.
-
-Read are ``judge*.json`` in the experiment and in its samples folder. A figure is an object with a
-number under one of `VALUES` and perhaps an ``interval``; its name is the way to it through the
-file, lists of single items left out.
-"""
+"""What judges from outside found of an experiment's samples: ``judged*.json`` in the experiment or
+its samples folder, a mean with its interval for each figure and for each of what was judged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from math import isfinite
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict
 
-from rvqlm.files import read_json
+from rvqlm.files import Count, Finite, read_json
 from rvqlm.reports.experiment import REMEDY
 from rvqlm.reports.formatting import number
 
-VALUES = ("mean", "value", "rate", "error_rate", "score")
-_DEPTH = 6
-_SINGLE = ("rows", "items", "clips")
-"""Lists of single samples."""
+VIEWS = {"samples": "samples", "codec": "recordings through the codec", "recordings": "recordings"}
+
+
+class _Mean(TypedDict):
+    mean: Finite | None
+    interval: NotRequired[list[Finite] | None]
+    clips: NotRequired[Count]
+
+
+class _About(TypedDict, total=False):
+    better: str
+    meaning: str
+    percent: bool
+
+
+class _Result(TypedDict):
+    summary: dict[str, dict[str, _Mean]]
+    figures: NotRequired[dict[str, _About]]
+    not_run: NotRequired[dict[str, str]]
+    command: NotRequired[str | None]
+
+
+@dataclass
+class Figure:
+    """One figure of a judge."""
+
+    name: str
+    about: dict
+    means: dict[str, dict] = field(default_factory=dict)
+    """By view."""
+
+    @property
+    def tip(self) -> str:
+        words = [self.about.get("meaning"), self.about.get("better")]
+        better = {"lower": "lower is better", "higher": "higher is better"}
+        return "; ".join(better.get(w, w) for w in words if w)
+
+    def text(self, view: str) -> str:
+        """Mean; a dash where it is not known."""
+        mean = self.means.get(view, {}).get("mean")
+        return "–" if mean is None else self._written(mean)
+
+    def within(self, view: str) -> str:
+        """Its interval; nothing where it is not known."""
+        interval = self.means.get(view, {}).get("interval") or ()
+        return " to ".join(map(self._written, interval))
+
+    def _written(self, value: float) -> str:
+        return f"{100 * value:.1f} %" if self.about.get("percent") else number(value)
 
 
 @dataclass
 class Judged:
-    """A figure."""
+    """All figures of an experiment."""
 
-    name: str
-    text: str
-    within: str
-    """Its interval."""
-    tip: str
-    """What it means, where the file says it."""
+    figures: dict[str, Figure] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+    """By judge, why it has no figure."""
+    commands: list[str] = field(default_factory=list)
 
+    @classmethod
+    def read(cls, folders: Iterable[Path]) -> Judged:
+        """Of several files, the figures of the newest.
 
-def read_judged(folders: list[Path]) -> list[Judged]:
-    """All figures of all files; that of an earlier folder counts.
+        :raises UserError: a damaged file.
+        """
+        places = [place for folder in folders for place in (folder, folder / "samples")]
+        paths = [path for place in places for path in place.glob("judged*.json")]
+        judged = cls()
+        for path in sorted(paths, key=lambda p: p.stat().st_mtime):
+            found = read_json(path, REMEDY, type=_Result)
+            abouts = found.get("figures", {})
+            names = dict.fromkeys(n for of_view in found["summary"].values() for n in of_view)
+            for name in names:
+                means = {view: of[name] for view, of in found["summary"].items() if name in of}
+                judged.figures[name] = Figure(name, abouts.get(name, {}), means)
+            judged.not_run |= found.get("not_run", {})
+            judged.commands += [found["command"]] if found.get("command") else []
+        heard = {name.split(".")[0] for name in judged.figures}
+        judged.not_run = {k: v for k, v in judged.not_run.items() if k not in heard}
+        return judged
 
-    :raises UserError: a damaged file.
-    """
-    found: dict[str, Judged] = {}
-    for folder in folders:
-        for place in (folder, folder / "samples"):
-            for path in sorted(place.glob("judge*.json")):
-                for judged in _figures(read_json(path, REMEDY, type=dict[str, Any]), (), 0):
-                    found.setdefault(judged.name, judged)
-    return list(found.values())
-
-
-def _figures(value: Any, names: tuple[str, ...], depth: int) -> Iterator[Judged]:
-    if depth > _DEPTH:
-        return
-    if isinstance(value, list):
-        for item in value:
-            if isinstance(item, dict) and isinstance(item.get("name"), str):
-                yield from _figures(item, (*names, item["name"]), depth + 1)
-        return
-    if not isinstance(value, dict):
-        return
-    figure = next((v for k in VALUES if _is_number(v := value.get(k))), None)
-    if figure is not None and names:
-        yield _judged(figure, value, names)
-    for name, inner in value.items():
-        if name not in _SINGLE:
-            yield from _figures(inner, (*names, str(name)), depth + 1)
-
-
-def _judged(figure: float, about: dict, names: tuple[str, ...]) -> Judged:
-    share = about.get("percent") is True
-    interval = about.get("interval")
-
-    def written(value: float) -> str:
-        return f"{100 * value:.1f} %" if share else number(value)
-
-    known = isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))
-    within = " to ".join(map(written, interval)) if known else ""
-    words = (about.get(key) for key in ("meaning", "model", "better"))
-    tip = "; ".join(word for word in words if isinstance(word, str) and word)
-    return Judged(", ".join(dict.fromkeys(names)), written(figure), within, tip)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    @property
+    def views(self) -> dict[str, str]:
+        """What was judged, with words for it."""
+        known = dict.fromkeys(v for figure in self.figures.values() for v in figure.means)
+        ordered = [v for v in VIEWS if v in known] + [v for v in known if v not in VIEWS]
+        return {view: VIEWS.get(view, view) for view in ordered}

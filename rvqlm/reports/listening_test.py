@@ -97,7 +97,7 @@ def make_test(
         trials.append(
             {
                 "id": name,
-                "text": prompt.text if texts else None,
+                "text": _words(prompt) if texts else None,
                 "clips": [names[id(one.clip)] for one in heard],
             }
         )
@@ -154,6 +154,13 @@ def _of_prompt(aligned: Aligned, prompt: Prompt, recordings: bool) -> dict[str, 
     if recordings:
         found |= {RECORDINGS[c.kind]: _Heard(RECORDINGS[c.kind], c) for c in prompt.references}
     return found
+
+
+def _words(prompt: Prompt) -> str | None:
+    """What was to be said, where it is known in words."""
+    given = [about.get("conditions") or {} for of in prompt.samples for _, about in of]
+    symbols = any(prompt.text == conditions.get("phonemes") for conditions in given)
+    return None if symbols else prompt.text
 
 
 def _random_name(rng: np.random.Generator) -> str:

@@ -74,7 +74,7 @@ function result() {
 }
 
 function fileName() {
-  const rater = state.rater.normalize("NFKD").replace(/[^A-Za-z0-9]+/g, "-").replace(/^-|-$/g, "");
+  const rater = state.rater.replace(/[^\p{L}\p{M}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
   return `listening-${content.test.slice(0, 8)}-${rater || state.session.slice(0, 4)}.json`;
 }
 
