@@ -27,7 +27,6 @@ from rvqlm.metrics.audio_metrics import log_spectral_distance, repetition_ratio,
 from rvqlm.reports.figures import frequency_ticks, nice_ticks, spectrogram_png
 from rvqlm.reports.speech import Heard, boxes
 
-
 RECORDED = ("original", "codec")
 """Kinds of clips that no model made."""
 

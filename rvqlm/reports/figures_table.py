@@ -108,7 +108,10 @@ def figures_table(rows: list[Row], split: str) -> list[Line]:
     for name in dict.fromkeys(name for row in rows for name in row.judged.figures):
         figures = [row.judged.figures.get(name) for row in rows]
         known = next(f for f in figures if f)
-        cells = [Cell(f.text("samples"), f.within("samples")) if f else Cell("–") for f in figures]
+        cells = [
+            Cell(f.text("samples"), f.within("samples")) if f else Cell("–", command=_judge(row))
+            for row, f in zip(rows, figures)
+        ]
         lines.append(Line(name, known.tip, cells, _references(known)))
     return lines
 
@@ -130,6 +133,12 @@ def _add_kind(add: Callable, kind: str) -> None:
         "Share of frames in runs of 8 or more coarse codes that occurred before in the sample.",
         cell(lambda s: s.repetition),
     )
+
+
+def _judge(row: Row) -> str | None:
+    """The command for figures of judges, where there is something to judge."""
+    tokens = row.flags.get("manifest-dir", "TOKENS")
+    return f"rvqlm judge --samples {row.exp_dir} --references {tokens}" if row.samples else None
 
 
 def _references(figure: Figure) -> str:
