@@ -37,6 +37,7 @@ COMMANDS = {  # in the order of the workflow
     "protocol": "lists of evaluations that others run: LibriSpeech, Seed-TTS; scp for versa",
     "align": "when each symbol of the texts is said, by a recogniser; TextGrids, subtitles",
     "report": "one HTML page: audio, curves, statistics, the commands behind them",
+    "listen": "blind listening tests: make one as a page, sum up what raters said",
     "decode": "codes -> audio: wav files from tokens",
     "recipes": "the recipes of the repository: task, corpus, codec, family, result, command",
     "info": "what a file or folder is: tokens, manifest, shard, NPQ, checkpoint, experiment",
