@@ -33,7 +33,8 @@ $dry_run || source "$here/../shared/environment.sh"
 require_integer seed
 
 # enter_corpus NAME DATA: the folder of the recipe, paths independent of it, and defaults: $data_dir is
-# DATA, and $corpus_dir DOWNLOAD_DIR/NAME, of a stand-in DATA_DIR/NAME.
+# DATA, and $corpus_dir DOWNLOAD_DIR/NAME, of a stand-in DATA_DIR/NAME; all as run.sh gives them, for
+# manifests name audio by its path.
 enter_corpus() {
   local name
   given_corpus=$corpus_dir
@@ -45,10 +46,10 @@ enter_corpus() {
   cd "$here"
   if $stand_in; then
     [[ -z $given_corpus ]] || option_error "--stand-in and --corpus-dir exclude each other"
-    data_dir=${data_dir:-data/stand-in} corpus_dir=$data_dir/$1
+    data_dir=${data_dir:-$PWD/data/stand-in} corpus_dir=$data_dir/$1
     export RVQLM_CODECS=$data_dir/codecs
   fi
-  data_dir=${data_dir:-$2} corpus_dir=${corpus_dir:-$download_dir/$1}
+  data_dir=${data_dir:-$PWD/$2} corpus_dir=${corpus_dir:-$download_dir/$1}
 }
 
 # make_stand_in [OPTION...]: the corpus of local/stand_in.py, and a codec.

