@@ -136,11 +136,13 @@ def test_options_of_a_shared_file(tmp_path):
 def test_prepared_data_is_what_run_looks_for(recipe, prepare, run, tmp_path):
     """Manifests name audio by its path: prepare.sh by itself gives the same as within run.sh."""
 
+    environment = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+
     def inputs(script: str, *args: str) -> list[list[str]]:
         done = subprocess.run(
             [ROOT / "egs" / recipe / script, *args, "--dry-run"],
             cwd=tmp_path, capture_output=True, text=True, timeout=60,
-            env=os.environ | {"VIRTUAL_ENV": sys.prefix},
+            env=os.environ | environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         lines = [line.split() for line in done.stdout.splitlines() if " --input " in line]
