@@ -3,8 +3,8 @@
 The README's workflow runs on a few seconds of noise, with only budgets made small; each page of
 docs/ runs in the folder that it leaves, and so needs nothing of another page. The equivalents of
 other projects' commands run on small random codecs of the published names. What needs weights, a
-compiler or hours of audio is read by the program it names and not run. The two commands of the
-README's first block run in tests/egs/test_mini_run.py.
+compiler or hours of audio is read by the program it names and not run, of a recipe what each of its
+stages would run. The two commands of the README's first block run in tests/egs/test_mini_run.py.
 """
 
 import glob
@@ -218,6 +218,30 @@ def read_only(words: list[str], monkeypatch) -> int:
     return rvqlm(words)
 
 
+SEEN: set[tuple] = set()
+
+
+def accept_stages(words: list[str], monkeypatch) -> None:
+    """What each stage of a recipe would run is read by rvqlm, commands of the same flags once."""
+    found = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [*words, "--dry-run"],
+        cwd=ROOT, env=os.environ | found, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = (ROOT / words[0]).parent
+    monkeypatch.chdir(folder)
+    lines = [line.strip() for line in done.stdout.splitlines() if "     rvqlm " in line]
+    assert lines
+    for line in lines:
+        run = shlex.split(line)[1:]
+        kind = folder, *(w for w in run if w.startswith("--") or w.endswith(".yaml"))
+        if kind not in SEEN:
+            SEEN.add(kind)
+            with pytest.raises(Read):
+                read_only(run, monkeypatch)
+
+
 @pytest.mark.parametrize("command", only_read())
 def test_what_is_not_run_is_accepted(command, monkeypatch):
     if command in SHELL_ONLY:
@@ -232,6 +256,8 @@ def test_what_is_not_run_is_accepted(command, monkeypatch):
         assert words[1:2] == ["--logdir"]
     elif words[0] == "tools/test.sh":
         assert os.access(ROOT / words[0], os.X_OK)  # its arguments are pytest's
+    elif words[0].startswith("./egs/"):
+        accept_stages(words, monkeypatch)
     elif words[0].endswith(".sh") or words[0] == "python":
         assert (ROOT / (words[1] if words[0] == "python" else words[0])).exists()
         if "--" in words:  # what follows is for another program

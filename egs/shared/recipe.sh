@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164 # variables of the script that sources it, which stops at errors
 # What the run.sh of all recipes have in common: options, folders, and the stages that are the same
 # everywhere. To be sourced once the defaults are set. All that a recipe has to say of its own, below
 # its header comment (which documents the options) and the defaults of its options:
@@ -22,7 +23,7 @@ source "$here/../shared/parse_options.sh"
 source "$here/../shared/stages.sh"
 
 # enter_recipe NAME...: these variables hold paths, relative to where the command was given if they
-# are not empty; all else happens in the folder of the recipe.
+# are not empty; all else happens in the folder of the recipe, $recipe.
 enter_recipe() {
   local name
   for name in "$@"; do
@@ -30,6 +31,7 @@ enter_recipe() {
   done
   called_from=$PWD
   cd "$here"
+  recipe=$PWD
 }
 
 # set_up STAGE [OPTION...]: the environment, made where it is missing (with options of tools/setup.sh) and
@@ -43,10 +45,13 @@ set_up() {
   if ! ${dry_run:-false}; then source ../shared/environment.sh; fi
 }
 
-# prepare_data STAGE [OPTION...]: prepare.sh of the recipe.
+# prepare_data STAGE [OPTION...]: prepare.sh of the recipe; paths among the options are relative to where
+# the command was given.
 prepare_data() {
   if begin_stage "$1" "Prepare the data"; then
-    run_stages ./prepare.sh --data-dir "$data_dir" --seed "$seed" "${@:2}"
+    local data
+    data=$(absolute "$data_dir")
+    (cd "$called_from" && run_stages "$recipe/prepare.sh" --data-dir "$data" --seed "$seed" "${@:2}")
   fi
 }
 
