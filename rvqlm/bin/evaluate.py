@@ -99,16 +99,16 @@ def print_free_running(found: dict) -> None:
     print("greedy, codes of level 0 as recorded, by frames behind the prompt:")
     told = [row[0] for row in agreement["teacher_forced"] or []]
     alone = [row[0] for row in agreement["free_running"]]
-    print("  from frame      ", *(f"{n:6d}" for n in agreement["frames"]))
+    print("  from frame         ", *(f"{n:6d}" for n in agreement["frames"]))
     if told:
-        print("  told the truth  ", *(f"{x:6.1%}" for x in told))
+        print("  told the truth     ", *(f"{x:6.1%}" for x in told))
     print("  listening to itself", *(f"{x:6.1%}" for x in alone))
     print(
         f"  half part within {parts['median_frames']:g} frames ({parts['median_seconds']:.2f} s), "
         f"{parts['never']} never"
     )
     likelihood, codes = found["likelihood"], found["codes"]
-    print("level  nats of own samples  of recordings  codes used (of recordings)  entropy  KL")
+    print("level  nats of own samples, recordings; codes used, entropy, KL (of recordings)")
     of, to = codes["samples"], codes["recordings"]
     for k, (own, real) in enumerate(zip(likelihood["own"], likelihood["real"])):
         nats = "  ".join("     -" if x is None else f"{x:6.3f}" for x in (own, real))

@@ -21,9 +21,9 @@ from rvqlm.data.text_times import TextTimes
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.inference.conditions import ConditionArgs, Given, pad
-from rvqlm.inference.prompts import PromptArgs, from_tokens
+from rvqlm.inference.prompts import Prompt, PromptArgs, from_tokens
 from rvqlm.inference.speech import RECORDED
-from rvqlm.metrics.bootstrap import interval, resampled
+from rvqlm.metrics.bootstrap import bootstrapped, interval, ratio
 from rvqlm.metrics.code_use import coverage, divergence, entropy
 from rvqlm.metrics.losses import count_codes, evaluate_batches
 from rvqlm.metrics.shared_runs import SharedRun, SharedRuns, symbols_of
@@ -98,8 +98,15 @@ def read_continuations(
     frames = max(1, round(args.free_prompt_seconds * rate))
     most = frames + max(1, round(args.free_seconds * rate))
     prompts = from_tokens(source, wanted, frames, model, args.free_seed, most)
-    wanted_names = {prompt.source for prompt in prompts}
-    rows = {name: row for row, name in enumerate(dataset.ids()) if name in wanted_names}
+    return as_recorded(prompts, dataset, frames, most)
+
+
+def as_recorded(
+    prompts: Sequence[Prompt], dataset: TokenDataset, frames: int, most: int
+) -> list[Continuation]:
+    """What the recordings behind prompts of so many frames are, up to ``most`` frames."""
+    names = {prompt.source for prompt in prompts}
+    rows = {name: row for row, name in enumerate(dataset.ids()) if name in names}
     found = []
     for prompt in prompts:
         row = rows[prompt.source]
@@ -223,19 +230,14 @@ def likelihoods(
     )
     columns = [x for r in (own, real) for x in np.stack([*r.sums.values()], axis=1)]  # (M, K) each
     whole = [c.sum(0) for c in columns]
-    own_nats, real_nats = (_divided(*whole[i : i + 2]) for i in (0, 2))
+    own_nats, real_nats = (ratio(*whole[i : i + 2]) for i in (0, 2))
     within = None
     if len(items) > 1:
-        drawn = resampled(*columns)
-        within = interval(_divided(*drawn[:2]) - _divided(*drawn[2:]))
+        within = interval(bootstrapped(lambda a, b, c, d: ratio(a, b) - ratio(c, d), *columns))
     found = {"own": own_nats, "real": real_nats, "difference": own_nats - real_nats}
     # a level that no masking of these few items scored has none
     plain = {k: [float(x) if np.isfinite(x) else None for x in v] for k, v in found.items()}
     return {**plain, "interval": within}
-
-
-def _divided(nats: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    return np.divide(nats, counts, out=np.full_like(nats, np.nan), where=counts > 0)
 
 
 def codes_used(items: list[Continuation], of_split: np.ndarray, info) -> dict:

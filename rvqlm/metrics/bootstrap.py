@@ -6,32 +6,41 @@ are resampled.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 DRAWS = 2000
 _BLOCK = 1 << 22
-"""Items drawn at once: 32 MiB of numbers."""
+"""Numbers at once: 32 MiB."""
 
 
-def resampled(*columns: np.ndarray) -> list[np.ndarray]:
-    """Sums (`DRAWS`, ...) of each column (N, ...) over N items drawn with replacement, the same
-    items for all columns and in every call.
+def bootstrapped(figure: Callable[..., np.ndarray], *columns: np.ndarray) -> np.ndarray:
+    """Figures (`DRAWS`, ...) of N items drawn again and again, with replacement, the same items for
+    all columns and in every call.
 
-    >>> a, b = resampled(np.array([1.0, 2.0]), np.array([10.0, 20.0]))
-    >>> sorted(set(a.tolist())), bool((b == 10 * a).all())
-    ([2.0, 3.0, 4.0], True)
+    :param figure: of sums (n, ...) of the columns, of n draws at once.
+    :param columns: (N, ...) each.
+
+    >>> means = bootstrapped(np.divide, np.array([1.0, 2.0]), np.array([10.0, 10.0]))
+    >>> means.shape, sorted(set(means.tolist()))
+    ((2000,), [0.1, 0.15, 0.2])
     """
     columns = [np.asarray(column, float) for column in columns]
-    N, rng, parts = len(columns[0]), np.random.default_rng(0), [[] for _ in columns]
-    size = max(1, _BLOCK // N)
+    N, rng, found = len(columns[0]), np.random.default_rng(0), []
+    size = max(1, _BLOCK // max(N, *(column[0].size for column in columns)))
     for first in range(0, DRAWS, size):
         drawn = rng.integers(N, size=(min(size, DRAWS - first), N))
         drawn += N * np.arange(len(drawn))[:, None]
-        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        for part, column in zip(parts, columns):
-            sums = times.astype(float) @ column.reshape(N, -1)
-            part.append(sums.reshape(-1, *column.shape[1:]))
-    return [np.concatenate(part) for part in parts]
+        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(float)
+        sums = ((times @ c.reshape(N, -1)).reshape(-1, *c.shape[1:]) for c in columns)
+        found.append(figure(*sums))
+    return np.concatenate(found)
+
+
+def ratio(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Of sums; NaN where nothing was counted."""
+    return np.divide(values, counts, out=np.full_like(values, np.nan), where=counts > 0)
 
 
 def interval(figures: np.ndarray) -> list:
@@ -48,5 +57,4 @@ def ratio_interval(values: np.ndarray, counts: np.ndarray) -> list[float] | None
     """
     if len(values) < 2:
         return None
-    values, counts = resampled(values, counts)
-    return interval(np.divide(values, counts, out=np.full_like(values, np.nan), where=counts > 0))
+    return interval(bootstrapped(ratio, values, counts))

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rvqlm.files import Count, Finite
-from rvqlm.metrics.bootstrap import interval, resampled
+from rvqlm.metrics.bootstrap import bootstrapped, interval, ratio
 
 NORMAL = 1.96
 """Standard errors at each side of a figure that hold the true one in 95 % of cases, of many."""
@@ -104,8 +104,7 @@ class ByRecording:
     def _means(self, drawn: bool = True) -> np.ndarray:
         """(draws, K) mean nats of recordings drawn again and again, or (K,) of them as they are."""
         columns = self._columns()
-        nats, counts = resampled(*columns) if drawn else columns.sum(1)
-        return np.divide(nats, counts, out=np.full_like(nats, np.nan), where=counts > 0)
+        return bootstrapped(ratio, *columns) if drawn else ratio(*columns.sum(1))
 
     def _bits(self, frame_rate: Fraction, drawn: bool = True) -> np.ndarray:
         return self._means(drawn).sum(-1) / log(2) * float(frame_rate)
