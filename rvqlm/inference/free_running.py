@@ -41,20 +41,20 @@ class FreeRunningArgs:
     free_running: int = 0
     """Continue so many recordings of the split, greedily and with draws, and say how the model
     fares when it listens to itself. 0: no."""
-    free_prompt_seconds: float = 2.0
+    prompt_seconds: float = 2.0
     """How much of each recording it is given."""
-    free_seconds: float = 4.0
+    seconds: float = 4.0
     """How far it goes on, at most: as far as the recording does."""
-    free_seed: int = 0
+    seed: int = 0
     """Of the choice of recordings and of the draws."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def problems(self) -> list[str]:
         found = self.sampling.problems()
-        for name in ("free_running", "free_seed"):
+        for name in ("free_running", "seed"):
             if getattr(self, name) < 0:
                 found.append(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0")
-        for name in ("free_prompt_seconds", "free_seconds"):
+        for name in ("prompt_seconds", "seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 found.append(f"--{name.replace('_', '-')} {getattr(self, name)}: above 0")
         if not self.free_running and self != type(self)():
@@ -95,9 +95,9 @@ def read_continuations(
     source = PromptArgs(
         manifest_dir=str(dataset.directory), split=dataset.split, num_prompts=args.free_running
     )
-    frames = max(1, round(args.free_prompt_seconds * rate))
-    most = frames + max(1, round(args.free_seconds * rate))
-    prompts = from_tokens(source, wanted, frames, model, args.free_seed, most)
+    frames = max(1, round(args.prompt_seconds * rate))
+    most = frames + max(1, round(args.seconds * rate))
+    prompts = from_tokens(source, wanted, frames, model, args.seed, most)
     return as_recorded(prompts, dataset, frames, most)
 
 
@@ -310,18 +310,18 @@ def run_freely(
         raise UserError(f"--cfg-scale {args.sampling.cfg_scale:g}: no condition to be guided by")
     greedy = SamplingConfig(temperature=0.0, cfg_scale=args.sampling.cfg_scale)
     for how, sampling in (("greedy", greedy), ("sampled", args.sampling)):
-        for item, codes in zip(items, continue_all(model, items, sampling, args.free_seed)):
+        for item, codes in zip(items, continue_all(model, items, sampling, args.seed)):
             setattr(item, how, codes)
     likelihood = likelihoods(model, items, device, dtype)
     return {
         "recordings": len(items),
         "prompt_seconds": items[0].prompt / rate,
         "frames": sum(len(i.real) - i.prompt for i in items),
-        "seed": args.free_seed,
+        "seed": args.seed,
         "settings": dict(vars(args.sampling)),
         "agreement": by_position(model, items, device, dtype),
         "first_divergence": first_divergence(items, rate),
         "likelihood": likelihood,
         "codes": codes_used(items, of_split, info),
-        "shared_runs": memorised(items, train, args.free_seed),
+        "shared_runs": memorised(items, train, args.seed),
     }
