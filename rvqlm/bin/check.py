@@ -19,7 +19,8 @@ from tyro.conf import Positional
 from rvqlm.cli import command_line, counted, parse, run_main
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.files import write_json
-from rvqlm.inference.release_checks import CheckConfig, ReleaseChecks
+from rvqlm.inference.check_samples import CheckConfig, SampleMaker
+from rvqlm.inference.release_checks import ReleaseChecks
 from rvqlm.locks import locked
 from rvqlm.runtime import tune_malloc
 
@@ -34,19 +35,19 @@ def _run(argv: Sequence[str] | None) -> int:
     config = parse(CheckArgs, "rvqlm check", "Is a model fit to be released?", argv)
     config.check()
     tune_malloc()
-    checks = ReleaseChecks(config, load_codec_like)
+    maker = SampleMaker(config, load_codec_like)
     found = []
     with locked(config.folder, "rvqlm check", make=True):
         config.folder.mkdir(parents=True, exist_ok=True)
-        print(f"{checks.path} (step {checks.state['step']}), samples in {config.folder}")
-        for check in checks.run():
+        print(f"{maker.path} (step {maker.state['step']}), samples in {config.folder}")
+        for check in ReleaseChecks(maker).run():
             found.append(check)
             wanted = f", {check.wanted}" if check.wanted else ""
             hear = f"  {check.sample}" if check.sample else ""
             print(f"{check.verdict:8} {check.name:26} {check.found}{wanted}{hear}", flush=True)
         result = {
-            "checkpoint": str(checks.path),
-            "step": int(checks.state["step"]),
+            "checkpoint": str(maker.path),
+            "step": int(maker.state["step"]),
             "recognizer": config.recognizer or None,
             "command": command_line("check", argv),
             "checks": [asdict(check) for check in found],

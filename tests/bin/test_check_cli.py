@@ -16,7 +16,7 @@ from rvqlm.data.ragged import write_ragged
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
 from rvqlm.generation.request import Generation
-from rvqlm.inference import release_checks
+from rvqlm.inference import check_samples
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.recognize import reference_of
 from rvqlm.metrics.recognition import Recognized
@@ -168,7 +168,7 @@ def check(tokens, tmp_path, monkeypatch):
             ModelArgs, "load",
             lambda self, exp: (loaded[exp], tmp_path / exp, {"step": 5}, torch.device("cpu")),
         )  # fmt: skip
-        monkeypatch.setattr(release_checks, "recognize_samples", hear)
+        monkeypatch.setattr(check_samples, "recognize_samples", hear)
         monkeypatch.setattr(rvqlm.bin.check, "load_codec_like", lambda *_: Tones())
         out = tmp_path / "out"
         words = ["exp", "--manifest-dir", tokens, "--out-dir", out, "--num", "3"]
@@ -211,7 +211,7 @@ def test_what_cannot_be_run_says_why(check, capsys):
 
 
 def test_words_of_a_text():
-    checks = object.__new__(release_checks.ReleaseChecks)
+    checks = object.__new__(check_samples.SampleMaker)
     checks.table = FRONT_END.table
     ids = FRONT_END.encode("ab cd dc").tolist()
     assert FRONT_END.decode(checks.first_words(ids, 2)) == "ab cd"
