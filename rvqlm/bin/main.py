@@ -29,6 +29,8 @@ COMMANDS = {  # in the order of the workflow
     "doctor": "what is wrong with a training: weights, optimizer, log; where it diverged",
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
     "generate": "continue a prompt, or make unprompted audio, as wav files",
+    "grid": "settings of generation compared on the same recordings: which are best, how surely",
+    "check": "is a model fit to be released: what it must not do, passed or failed, to hear",
     "average": "the mean of several checkpoints' weights, as a checkpoint",
     "export-model": "a trained model as a folder: safetensors, config.json, a reference decoder",
     "compare": "one table of several trainings: bits, speed, memory, samples",

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rvqlm.metrics.bootstrap import ratio_interval
+
 GAP = "<eps>"
 """What stands for no symbol in an alignment; that of symbol tables."""
 CANDIDATES = 100
@@ -171,12 +173,8 @@ def error_rate(errors: np.ndarray, symbols: np.ndarray) -> dict:
     :param errors, symbols: (N,) of each item.
     """
     errors, symbols = np.asarray(errors, float), np.asarray(symbols, float)
-    interval = None
-    if len(errors) > 1:
-        drawn = np.random.default_rng(0).integers(len(errors), size=(2000, len(errors)))
-        rates = errors[drawn].sum(1) / symbols[drawn].sum(1)
-        interval = np.percentile(rates, [2.5, 97.5]).tolist()
-    return {"error_rate": float(errors.sum() / symbols.sum()), "interval": interval}
+    within = ratio_interval(errors, symbols)
+    return {"error_rate": float(errors.sum() / symbols.sum()), "interval": within}
 
 
 def summarize(items: Sequence[Recognized], silent: Collection[int] = ()) -> dict:

@@ -144,3 +144,21 @@ def test_as_if_it_were_not_given_a_text(tokens, tmp_path, name, capsys):
     assert run(exp, tokens, "--without", "midi", "text", "--precision", "fp32") == 0
     found = json.loads((exp / "eval_test_without_midi_text.json").read_text())
     assert found["conditions"] == []
+
+
+@pytest.mark.parametrize("name, ordered", [("masked", 0), ("valle", 1), ("audio-lm", 1)])
+def test_free_running_of_other_families(tokens, tmp_path, name, ordered, capsys):
+    """What is filled in at once has no share of codes by position when it is told the truth."""
+    exp = save(tmp_path / "exp", name)
+    flags = ("--free-running", "3", "--prompt-seconds", "0.1", "--seconds", "0.3")
+    assert run(exp, tokens, *flags) == 0
+    found = json.loads((exp / "eval_test.json").read_text())
+    free = found["free_running"]
+    assert free["recordings"] == 3 and len(free["likelihood"]["own"]) == 3
+    told = free["agreement"]["teacher_forced"]
+    if ordered:
+        assert all(row[0] is not None and row[1:] == [None, None] for row in told)
+    else:
+        assert told is None
+    assert (found["calibration_error"][0] is None) == (name == "masked")
+    assert found["previous_frame_nats"] is not None and "longest run" in capsys.readouterr().out
