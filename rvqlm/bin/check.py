@@ -19,8 +19,8 @@ from tyro.conf import Positional
 from rvqlm.cli import command_line, counted, parse, run_main
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.files import write_json
-from rvqlm.inference.check_samples import CheckConfig, SampleMaker
-from rvqlm.inference.release_checks import ReleaseChecks
+from rvqlm.judging.check_samples import CheckConfig, SampleMaker
+from rvqlm.judging.release_checks import ReleaseChecks
 from rvqlm.locks import locked
 from rvqlm.runtime import tune_malloc
 

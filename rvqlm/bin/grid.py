@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 from rvqlm.cli import command_line, parse, run_main
 from rvqlm.files import write_json, write_text
-from rvqlm.inference.grid import GridConfig, run_grid
-from rvqlm.inference.grid_results import describe, table
+from rvqlm.judging.grid import GridConfig, run_grid
+from rvqlm.judging.grid_results import describe, table
 from rvqlm.locks import locked
 from rvqlm.runtime import tune_malloc
 

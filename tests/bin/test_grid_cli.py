@@ -14,7 +14,7 @@ from rvqlm.codecs.base import Codec
 from rvqlm.data.index import TokenDataset
 from rvqlm.errors import UserError
 from rvqlm.inference import grid
-from rvqlm.inference.grid_results import Results, compare
+from rvqlm.judging.grid_results import Results, compare
 
 
 class Mute(Codec):

@@ -12,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from rvqlm.inference.check_samples import Group, SampleMaker
 from rvqlm.inference.free_running import as_recorded
 from rvqlm.inference.generate import Sample
+from rvqlm.judging.check_samples import Group, SampleMaker
 from rvqlm.metrics import speech_faults
 from rvqlm.metrics.audio_metrics import repetition_ratio, silence_ratio
 from rvqlm.metrics.distances import frechet_distance

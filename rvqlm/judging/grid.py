@@ -22,10 +22,10 @@ from rvqlm.errors import UserError
 from rvqlm.inference.conditions import ConditionArgs
 from rvqlm.inference.free_running import Continuation, as_recorded, score
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
-from rvqlm.inference.grid_results import Axes, Results, compare, configs, describe
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.prompts import PromptArgs, read_prompts
 from rvqlm.inference.recognize import recognize_samples
+from rvqlm.judging.grid_results import Axes, Results, compare, configs, describe
 from rvqlm.metrics.audio_metrics import repetition_ratio
 from rvqlm.metrics.recognition import edit_distances
 from rvqlm.models.recognizer import Recognizer
