@@ -13,7 +13,7 @@ import rvqlm.bin.grid
 from rvqlm.codecs.base import Codec
 from rvqlm.data.index import TokenDataset
 from rvqlm.errors import UserError
-from rvqlm.inference import grid
+from rvqlm.judging import grid
 from rvqlm.judging.grid_results import Results, compare
 
 
