@@ -16,9 +16,9 @@ from rvqlm.data.ragged import write_ragged
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
 from rvqlm.generation.request import Generation
-from rvqlm.inference import check_samples
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.recognize import reference_of
+from rvqlm.judging import check_samples
 from rvqlm.metrics.recognition import Recognized
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.recognizer import Recognizer, RecognizerConfig
