@@ -48,14 +48,19 @@ class RotaryTable:
     def rows(self, places: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """Of one step per item at whole places (B,) below ``longest``: cosines and signed sines
         (B, 1, 1, D) for `rotate`."""
-        wide, device = self._wide, places.device
+        wide = self.wide(longest, places.device)
+        cos, sin = wide.index_select(0, places)[:, :, None, None].unbind(1)
+        return cos, sin
+
+    def wide(self, longest: int, device: torch.device) -> Tensor:
+        """(at least ``longest``, 2, D) float32 cosines and signed sines of whole places."""
+        wide = self._wide
         if wide is None or wide.device != device or len(wide) < longest:
             cos, sin = self(0, longest, device)
             with torch.inference_mode(False):
                 wide = torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)], 1)
             self._wide = wide
-        cos, sin = wide.index_select(0, places)[:, :, None, None].unbind(1)
-        return cos, sin
+        return wide
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(..., D/2) cosines and sines of any positions (...), float32."""
@@ -267,6 +272,21 @@ class KVCache:
     @property
     def dtype(self) -> torch.dtype:
         return self._steps.dtype
+
+    @property
+    def steps(self) -> Tensor:
+        """(layers, B, room, 2, H, D) keys and values of all rows."""
+        return self._steps
+
+    @property
+    def rows_at(self) -> Tensor:
+        """(B,) row * room + the place of its next step."""
+        return self._row
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, room), 0 for places that may be seen and -inf."""
+        return self._hidden
 
 
 class Attention(nn.Module):

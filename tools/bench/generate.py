@@ -41,7 +41,7 @@ class Args:
     codebooks: int = 8
     codebook_size: int = 1024
     top_k: int = 50
-    sides: tuple[Literal["fp32", "bf16", "peer", "peer-bf16"], ...] = ("fp32", "bf16", "peer")
+    sides: tuple[str, ...] = ("fp32", "bf16", "peer")
     """Ours in two precisions; MusicGen (needs transformers) in float32, and cast to bf16."""
     wall: bool = False
     """Seconds of the clock, for several threads or a GPU."""
@@ -61,10 +61,9 @@ def ours(args: Args, precision: str):
     with torch.no_grad():
         for p in model.parameters():
             p.uniform_(-0.03, 0.03)
-    if precision == "bf16":
-        from rvqlm.modules.packed import with_weights_in
-
-        model = with_weights_in(model, torch.bfloat16)
+    from rvqlm.modules.packed import with_weights_in
+    form,_,k=precision.partition("-")
+    model = with_weights_in(model, torch.bfloat16 if form=="bf16" else torch.float32, form=="int8", k or "native")
     sampling = SamplingConfig(top_k=args.top_k)
 
     def run(batch: int, after_step: Callable) -> None:
@@ -136,7 +135,7 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     sides = {}
     for side in args.sides:
-        dtype = torch.bfloat16 if side.endswith("bf16") else torch.float32
+        dtype = torch.bfloat16 if "bf16" in side else torch.float32
         made = peer(args, dtype) if side.startswith("peer") else ours(args, side)
         sides[side] = made, dtype.itemsize
     for batch in args.batches:

@@ -1,0 +1,327 @@
+// One step of decoding as a list of operations that is run by one call: what takes the time is to
+// read the weights, once for all rows, and nothing is between that.
+//
+// Rows are sequences, and no sum depends on how many there are. All between products is float32.
+// Weights lie in blocks of 64 outputs: block, unit, output, 1 or 2 inputs; a unit is the inputs
+// that one instruction takes of an output: one of float32, two of the other types.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if !defined(__AVX512BF16__) || !defined(__AVX512VNNI__) || !defined(__AVX512BW__)
+#error "this CPU has no AVX-512 with BF16 and VNNI"
+#endif
+
+enum Kind : int32_t { NORM, PRODUCT, SWIGLU, ATTENTION };
+enum Type : int32_t { FLOAT32, BFLOAT16, INT8 };
+enum Activation : int32_t { NONE, GELU, RELU, RELU2 };
+
+struct Operation {  // `_Operation` of native.py
+  int32_t kind, type, activation, add;
+  int64_t in, out;        // widths of x and y
+  const float *x;         // (rows, in)
+  float *y;               // (rows, out)
+  const void *weight;     // of a product; of a norm float32 (in)
+  const float *scale;     // (out) of int8 weights
+  const float *bias;      // (out) or null
+  float eps;              // of a norm
+  int32_t centred;        // of a norm: layer norm, else RMS
+  // attention; x holds queries, or queries, keys and values where steps are written
+  int64_t heads, width, steps;  // heads, their width, steps of a row that there is room for
+  int64_t of_row, of_head, of_step;  // strides of keys and values
+  float *keys, *values;
+  const float *mask;      // (rows, steps) added to scores: 0 or -inf; or null
+  const float *rotary;    // (places, 2, width): cosines, signed sines; or null
+  int32_t writes;         // this step's keys and values, at `rows_at`
+};
+
+struct Call {  // `_Call` of native.py
+  int64_t rows;
+  const int64_t *rows_at;  // (rows) row * steps + the step that is written
+  const int64_t *places;   // (rows) on the time axis
+  float *scratch;          // (threads, room)
+  int64_t room;
+  int32_t threads;
+};
+
+// ------------------------------------------------------------------------------- scalar functions
+
+static inline float exp_(float x) {  // within 2 ulp; 0 below -87
+  const float n = std::nearbyint(std::max(x, -87.0f) * 1.44269504f);
+  const float r = std::fma(n, -1.42860677e-6f, std::fma(n, -0.693145752f, std::max(x, -87.0f)));
+  float p = std::fma(r, 1.3981999e-3f, 8.3334519e-3f);
+  p = std::fma(p, r, 4.1665795e-2f), p = std::fma(p, r, 0.16666665f);
+  p = std::fma(p, r, 0.5f), p = std::fma(p, r, 1.0f), p = std::fma(p, r, 1.0f);
+  const int32_t power = (int32_t(n) + 127) << 23;
+  float scale;
+  std::memcpy(&scale, &power, 4);
+  return x < -87.0f ? 0.0f : p * scale;
+}
+
+static inline float gelu(float x) {  // erf of Abramowitz and Stegun, 7.1.26: within 1.5e-7
+  const float z = std::fabs(x) * 0.70710678f, t = 1 / (1 + 0.3275911f * z);
+  const float p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f +
+                  t * (-1.453152027f + t * 1.061405429f))));
+  const float half = 0.5f * p * exp_(-z * z);
+  return x * (x < 0 ? half : 1 - half);
+}
+
+// ----------------------------------------------------------------------------------------- product
+
+struct Float32 {
+  using Sum = __m512;
+  static constexpr int64_t inputs = 1, bytes = 256, chunk = INT64_MAX;
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static __m512i load(const uint8_t *w, int j) { return _mm512_load_si512(w + 64 * j); }
+  static Sum add(Sum s, __m512i w, int32_t x) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(w), _mm512_castsi512_ps(_mm512_set1_epi32(x)), s);
+  }
+  static __m512 value(Sum s) { return s; }
+  static float convert(const float *x, int64_t in, int32_t *units) {
+    std::memcpy(units, x, 4 * in);
+    return 1;
+  }
+};
+
+struct BFloat16 : Float32 {
+  static constexpr int64_t inputs = 2;
+  static Sum add(Sum s, __m512i w, int32_t x) {
+    return _mm512_dpbf16_ps(s, (__m512bh)w, (__m512bh)_mm512_set1_epi32(x));
+  }
+  static float convert(const float *x, int64_t in, int32_t *units) {
+    uint16_t *to = (uint16_t *)units;
+    for (int64_t i = 0; i < in; i += 16) {
+      const __mmask16 inside = in - i < 16 ? (1 << (in - i)) - 1 : 0xffff;
+      const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(inside, x + i));
+      _mm256_storeu_si256((__m256i *)(to + i), (__m256i)rounded);
+    }
+    return 1;
+  }
+};
+
+// The row is made integers of 16 bits; its products with 512 weights are exact in 32 bits.
+struct Int8 {
+  using Sum = __m512i;
+  static constexpr int64_t inputs = 2, bytes = 128, chunk = 256;
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static __m512i load(const uint8_t *w, int j) {
+    return _mm512_cvtepi8_epi16(_mm256_load_si256((const __m256i *)(w + 32 * j)));
+  }
+  static Sum add(Sum s, __m512i w, int32_t x) {
+    return _mm512_dpwssd_epi32(s, w, _mm512_set1_epi32(x));
+  }
+  static __m512 value(Sum s) { return _mm512_cvtepi32_ps(s); }
+  static float convert(const float *x, int64_t in, int32_t *units) {
+    int16_t *to = (int16_t *)units;
+    float most = 0;
+#pragma omp simd reduction(max : most)
+    for (int64_t i = 0; i < in; i++) most = std::max(most, std::fabs(x[i]));
+    const float factor = most > 0 ? 32767 / most : 0;
+#pragma omp simd
+    for (int64_t i = 0; i < in; i++) to[i] = int16_t(std::nearbyint(x[i] * factor));
+    if (in % 2) to[in] = 0;
+    return most / 32767;
+  }
+};
+
+// 64 outputs of M rows.
+template <class T, int M>
+static void block(const uint8_t *w, const int32_t *x, int64_t units, int64_t stride, float *out) {
+  __m512 total[M][4];
+  for (auto &row : total)
+    for (auto &t : row) t = _mm512_setzero_ps();
+  for (int64_t u = 0; u < units;) {
+    typename T::Sum sum[M][4];
+    for (auto &row : sum)
+      for (auto &s : row) s = T::zero();
+    const int64_t end = units - u < T::chunk ? units : u + T::chunk;
+    for (; u < end; u++, w += T::bytes) {
+      const __m512i weight[4] = {T::load(w, 0), T::load(w, 1), T::load(w, 2), T::load(w, 3)};
+      for (int m = 0; m < M; m++)
+        for (int j = 0; j < 4; j++) sum[m][j] = T::add(sum[m][j], weight[j], x[m * stride + u]);
+    }
+    for (int m = 0; m < M; m++)
+      for (int j = 0; j < 4; j++) total[m][j] = _mm512_add_ps(total[m][j], T::value(sum[m][j]));
+  }
+  for (int m = 0; m < M; m++)
+    for (int j = 0; j < 4; j++) _mm512_storeu_ps(out + 64 * m + 16 * j, total[m][j]);
+}
+
+static void finish(const Operation &o, const float *sum, float scale, int64_t first, int64_t n,
+                   float *y) {
+  float v[64];
+  const float *weights = o.scale, *bias = o.bias;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) {
+    v[i] = weights ? sum[i] * (scale * weights[first + i]) : sum[i];
+    if (bias) v[i] += bias[first + i];
+  }
+  if (o.activation == GELU) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) v[i] = gelu(v[i]);
+  } else if (o.activation != NONE) {
+    const bool square = o.activation == RELU2;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+      const float positive = std::max(v[i], 0.0f);
+      v[i] = square ? positive * positive : positive;
+    }
+  }
+  if (o.add)
+    for (int64_t i = 0; i < n; i++) y[i] += v[i];
+  else
+    for (int64_t i = 0; i < n; i++) y[i] = v[i];
+}
+
+template <class T>
+static void product(const Operation &o, const Call &c, int thread) {
+  constexpr int TILE = 4;
+  const int64_t units = (o.in + T::inputs - 1) / T::inputs, stride = (units + 15) / 16 * 16;
+  int32_t *x = (int32_t *)(c.scratch + thread * c.room);
+  float *scales = (float *)(x + c.rows * stride), sums[64 * TILE];
+  for (int64_t m = 0; m < c.rows; m++) {
+    scales[m] = T::convert(o.x + m * o.in, o.in, x + m * stride);
+  }
+  const int64_t blocks = (o.out + 63) / 64;
+  for (int64_t b = blocks * thread / c.threads; b < blocks * (thread + 1) / c.threads; b++) {
+    const uint8_t *w = (const uint8_t *)o.weight + b * units * T::bytes;
+    for (int64_t m = 0; m < c.rows; m += TILE) {
+      const int64_t rows = std::min<int64_t>(TILE, c.rows - m);
+      const int32_t *of = x + m * stride;
+      if (rows == 1) block<T, 1>(w, of, units, stride, sums);
+      if (rows == 2) block<T, 2>(w, of, units, stride, sums);
+      if (rows == 3) block<T, 3>(w, of, units, stride, sums);
+      if (rows == 4) block<T, 4>(w, of, units, stride, sums);
+      const int64_t first = 64 * b, n = std::min<int64_t>(64, o.out - first);
+      for (int64_t r = 0; r < rows; r++)
+        finish(o, sums + 64 * r, scales[m + r], first, n, o.y + (m + r) * o.out + first);
+    }
+  }
+}
+
+// --------------------------------------------------------------------------------------- the others
+
+static void norm(const Operation &o, const Call &c, int thread) {
+  const float *gain = (const float *)o.weight;
+  for (int64_t m = thread; m < c.rows; m += c.threads) {
+    const float *x = o.x + m * o.in;
+    float *y = o.y + m * o.in, mean = 0, square = 0;
+    if (o.centred) {
+#pragma omp simd reduction(+ : mean)
+      for (int64_t i = 0; i < o.in; i++) mean += x[i];
+      mean /= o.in;
+    }
+#pragma omp simd reduction(+ : square)
+    for (int64_t i = 0; i < o.in; i++) square += (x[i] - mean) * (x[i] - mean);
+    const float factor = 1 / std::sqrt(square / o.in + o.eps);
+#pragma omp simd
+    for (int64_t i = 0; i < o.in; i++) y[i] = (x[i] - mean) * factor * gain[i];
+  }
+}
+
+static void swiglu(const Operation &o, const Call &c, int thread) {
+  for (int64_t m = thread; m < c.rows; m += c.threads) {
+    const float *x = o.x + m * o.in;
+    float *y = o.y + m * o.out;
+#pragma omp simd
+    for (int64_t i = 0; i < o.out; i++) y[i] = x[i] / (1 + exp_(-x[i])) * x[o.out + i];
+  }
+}
+
+static void turn(const float *x, const float *table, int64_t width, float factor, float *to) {
+  for (int64_t i = 0; i < width; i++) {
+    const float other = x[i < width / 2 ? i + width / 2 : i - width / 2];
+    to[i] = factor * (table ? x[i] * table[i] + other * table[width + i] : x[i]);
+  }
+}
+
+// One head of one row, C vectors of 16 wide.
+template <int C>
+static void attend(const Operation &o, const float *query, const float *keys, const float *values,
+                   const float *mask, int64_t steps, float *scores, float *y) {
+  const __mmask16 last = o.width % 16 ? (1 << o.width % 16) - 1 : 0xffff;
+  auto load = [last](const float *x, int i) {
+    return i < C - 1 ? _mm512_loadu_ps(x + 16 * i) : _mm512_maskz_loadu_ps(last, x + 16 * i);
+  };
+  __m512 q[C], sum[C];
+  for (int i = 0; i < C; i++) q[i] = load(query, i), sum[i] = _mm512_setzero_ps();
+  float most = -3e38f, total = 0;
+  for (int64_t n = 0; n < steps; n++) {
+    __m512 s = _mm512_mul_ps(q[0], load(keys + n * o.of_step, 0));
+    for (int i = 1; i < C; i++) s = _mm512_fmadd_ps(q[i], load(keys + n * o.of_step, i), s);
+    scores[n] = mask && mask[n] < 0 ? -3e38f : _mm512_reduce_add_ps(s);
+    most = std::max(most, scores[n]);
+  }
+#pragma omp simd reduction(+ : total)
+  for (int64_t n = 0; n < steps; n++) {
+    scores[n] = exp_(scores[n] - most);
+    total += scores[n];
+  }
+  for (int64_t n = 0; n < steps; n++) {
+    const __m512 p = _mm512_set1_ps(scores[n]);
+    for (int i = 0; i < C; i++) sum[i] = _mm512_fmadd_ps(p, load(values + n * o.of_step, i), sum[i]);
+  }
+  const __m512 inverse = _mm512_set1_ps(1 / total);
+  for (int i = 0; i < C; i++)
+    _mm512_mask_storeu_ps(y + 16 * i, i < C - 1 ? 0xffff : last, _mm512_mul_ps(sum[i], inverse));
+}
+
+static void attention(const Operation &o, const Call &c, int thread) {
+  float *scores = c.scratch + thread * c.room, query[128];
+  const int64_t D = o.width, all = o.heads * D;
+  for (int64_t p = thread; p < c.rows * o.heads; p += c.threads) {
+    const int64_t b = p / o.heads, h = p % o.heads;
+    const float *x = o.x + b * o.in + h * D;
+    const float *table = o.rotary ? o.rotary + c.places[b] * 2 * D : nullptr;
+    float *keys = o.keys + b * o.of_row + h * o.of_head;
+    float *values = o.values + b * o.of_row + h * o.of_head;
+    int64_t steps = o.steps;
+    turn(x, table, D, 1 / std::sqrt(float(D)), query);
+    if (o.writes) {
+      const int64_t at = c.rows_at[b] - b * o.steps;
+      turn(x + all, table, D, 1, keys + at * o.of_step);
+      std::memcpy(values + at * o.of_step, x + 2 * all, 4 * D);
+      steps = at + 1;
+    }
+    const float *mask = o.mask ? o.mask + b * o.steps : nullptr;
+    float *y = o.y + b * all + h * D;
+    switch ((D + 15) / 16) {
+      case 1: attend<1>(o, query, keys, values, mask, steps, scores, y); break;
+      case 2: attend<2>(o, query, keys, values, mask, steps, scores, y); break;
+      case 3: attend<3>(o, query, keys, values, mask, steps, scores, y); break;
+      case 4: attend<4>(o, query, keys, values, mask, steps, scores, y); break;
+      case 5: attend<5>(o, query, keys, values, mask, steps, scores, y); break;
+      case 6: attend<6>(o, query, keys, values, mask, steps, scores, y); break;
+      case 7: attend<7>(o, query, keys, values, mask, steps, scores, y); break;
+      case 8: attend<8>(o, query, keys, values, mask, steps, scores, y); break;
+    }
+  }
+}
+
+static void operate(const Operation &o, const Call &c, int thread) {
+  if (o.kind == NORM) norm(o, c, thread);
+  if (o.kind == SWIGLU) swiglu(o, c, thread);
+  if (o.kind == ATTENTION) attention(o, c, thread);
+  if (o.kind != PRODUCT) return;
+  if (o.type == FLOAT32) product<Float32>(o, c, thread);
+  if (o.type == BFLOAT16) product<BFloat16>(o, c, thread);
+  if (o.type == INT8) product<Int8>(o, c, thread);
+}
+
+extern "C" void run(const Operation *operations, int64_t count, const Call *call) {
+  const Call &c = *call;
+  if (c.threads == 1) {
+    for (int64_t i = 0; i < count; i++) operate(operations[i], c, 0);
+    return;
+  }
+#pragma omp parallel num_threads(c.threads)
+  for (int64_t i = 0; i < count; i++) {
+    operate(operations[i], c, omp_get_thread_num());
+#pragma omp barrier
+  }
+}
