@@ -313,6 +313,140 @@ static void operate(const Operation &o, const Call &c, int thread) {
   if (o.type == INT8) product<Int8>(o, c, thread);
 }
 
+// ---------------------------------------------------------------------------------------- sampling
+
+struct Draw {  // `_Draw` of native.py
+  int64_t rows, levels, codes;  // of logits (rows, levels, codes)
+  const float *logits, *temperatures;  // (levels)
+  const float *uniform;                // (rows, levels)
+  int64_t *drawn;                      // (rows, levels)
+  uint64_t *scratch;                   // (codes)
+  float *weights;                      // (codes + 16)
+  int64_t top_k;                       // 0: all
+  float top_p, min_p;
+};
+
+// Floats as integers of the same order.
+static inline uint32_t ordered(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+static inline float of_ordered(uint32_t key) {
+  const uint32_t bits = key ^ (key >> 31 ? 0x80000000u : 0xffffffffu);
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// A high threshold such that more than enough is not below it: `more` says by how much.
+template <class More>
+static float threshold(float most, More more) {
+  uint32_t low = 0x007fffffu, high = ordered(most);  // that of -inf is always enough
+  if (more(most) >= 0) return most;
+  for (int i = 0; i < 20; i++) {
+    const uint32_t middle = low + (high - low) / 2;
+    const float by = more(of_ordered(middle));
+    (by >= 0 ? low : high) = middle;
+    if (by == 0) break;
+  }
+  return of_ordered(low);
+}
+
+// What `sample` of rvqlm/generation/sampling.py draws: the likeliest codes in their order, or all
+// as they are numbered, and the first at which the sum of their weights is above a share of it.
+static int64_t draw(const Draw &d, const float *logits, float temperature, float uniform) {
+  const int64_t V = d.codes;
+  float most = -INFINITY, *w = d.weights;
+#pragma omp simd reduction(max : most)
+  for (int64_t i = 0; i < V; i++) most = std::max(most, logits[i]);
+  const bool some = d.top_k > 0 && d.top_k < V, sorted = some || d.top_p < 1;
+  int64_t kept = V;
+  if (sorted) {
+    float least = -INFINITY;
+    if (some) {
+      least = threshold(most, [&](float t) {
+        int32_t n = 0;
+#pragma omp simd reduction(+ : n)
+        for (int64_t i = 0; i < V; i++) n += logits[i] >= t;
+        return float(n - d.top_k);
+      });
+    } else {
+      float total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < V; i++) total += w[i] = exp_((logits[i] - most) / temperature);
+      const float wanted = d.top_p * total;
+      const float weight = threshold(1.0f, [&](float t) {
+        float mass = 0;
+#pragma omp simd reduction(+ : mass)
+        for (int64_t i = 0; i < V; i++) mass += w[i] >= t ? w[i] : 0.0f;
+        return mass - wanted;
+      });
+      least = INFINITY;  // with some to spare: the sum below decides
+      for (int64_t i = 0; i < V; i++)
+        if (w[i] >= weight * 0.999f) least = std::min(least, logits[i]);
+    }
+    kept = 0;
+    for (int64_t first = 0; first < V; first += 16) {
+      const __mmask16 inside = V - first < 16 ? (1 << (V - first)) - 1 : 0xffff;
+      const __m512 values = _mm512_maskz_loadu_ps(inside, logits + first);
+      uint32_t found = _mm512_mask_cmp_ps_mask(inside, values, _mm512_set1_ps(least), _CMP_GE_OQ);
+      for (; found; found &= found - 1) {
+        const uint64_t i = first + __builtin_ctz(found);
+        d.scratch[kept++] = uint64_t(~ordered(logits[i])) << 32 | i;
+      }
+    }
+    std::sort(d.scratch, d.scratch + kept);
+    if (!kept) return 0;  // nothing but NaN
+    if (some) kept = std::min(kept, d.top_k);
+    for (int64_t i = 0; i < kept; i++) w[i] = logits[uint32_t(d.scratch[i])];
+  } else {
+    std::memcpy(w, logits, 4 * V);
+  }
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < kept; i++) total += w[i] = exp_((w[i] - most) / temperature);
+  if (d.top_p < 1) {
+    if (!some) {  // of all, not only of those that were kept
+      total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < V; i++) total += exp_((logits[i] - most) / temperature);
+    }
+    float before = 0;
+    int64_t n = 0;
+    for (; n < kept && before < d.top_p * total; n++) before += w[n];
+    kept = std::max<int64_t>(n, 1);
+  }
+  double sum = 0, so_far = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < kept; i++) {
+    w[i] = w[i] < d.min_p ? 0 : w[i];  // the likeliest has 1
+    sum += w[i];
+  }
+  const double point = uniform * sum;
+  int64_t n = 0, last = 0;
+  for (; n + 64 < kept; n += 64) {
+    double part = 0;
+#pragma omp simd reduction(+ : part)
+    for (int64_t i = n; i < n + 64; i++) part += w[i];
+    if (so_far + part > point) break;
+    so_far += part;
+  }
+  for (; n < kept; n++) {
+    if (w[n] > 0) last = n;
+    if ((so_far += w[n]) > point) break;
+  }
+  if (n == kept) n = last;
+  return sorted ? int64_t(uint32_t(d.scratch[n])) : n;
+}
+
+extern "C" void sample(const Draw *call) {
+  const Draw &d = *call;
+  for (int64_t i = 0; i < d.rows * d.levels; i++)
+    d.drawn[i] = draw(d, d.logits + i * d.codes, d.temperatures[i % d.levels], d.uniform[i]);
+}
+
 extern "C" void run(const Operation *operations, int64_t count, const Call *call) {
   const Call &c = *call;
   if (c.threads == 1) {

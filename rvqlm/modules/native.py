@@ -58,6 +58,16 @@ class _Call(ctypes.Structure):
     ]
 
 
+class _Draw(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("rows", "levels", "codes")],
+        *[(name, ctypes.c_void_p) for name in ("logits", "temperatures", "uniform")],
+        *[(name, ctypes.c_void_p) for name in ("drawn", "scratch", "weights")],
+        ("top_k", ctypes.c_int64),
+        *[(name, ctypes.c_float) for name in ("top_p", "min_p")],
+    ]
+
+
 # ------------------------------------------------------------------------------- the compiled file
 
 
@@ -99,7 +109,8 @@ def _build() -> ctypes.CDLL:
             made.replace(file)
     library = ctypes.CDLL(str(file))
     library.run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
-    library.run.restype = None
+    library.sample.argtypes = [ctypes.c_void_p]
+    library.run.restype = library.sample.restype = None
     return library
 
 
@@ -115,6 +126,28 @@ def missing() -> str:
     """Why there are no such kernels here; empty where there are."""
     found = _library()
     return found if isinstance(found, str) else ""
+
+
+def loaded() -> bool:
+    """Whether they are in use in this process."""
+    return bool(_library.cache_info().currsize) and not missing()
+
+
+def sample(
+    logits: Tensor, uniform: Tensor, temperatures: Tensor, top_k: int, top_p: float, min_p: float
+) -> Tensor:
+    """`rvqlm.generation.sampling.sample` of logits (N, k, V), with temperatures (k) above 0.
+
+    :return: (N, k) int64.
+    """
+    logits, uniform = logits.float().contiguous(), uniform.float().contiguous()
+    (N, k, V), drawn = logits.shape, logits.new_empty(logits.shape[:2], dtype=torch.int64)
+    scratch = torch.empty(2 * V + 8, dtype=torch.int64)
+    first, middle = scratch.data_ptr(), scratch[V:].data_ptr()
+    given = logits.data_ptr(), temperatures.data_ptr(), uniform.data_ptr()
+    call = _Draw(N, k, V, *given, drawn.data_ptr(), first, middle, top_k, top_p, min_p)
+    _library().sample(ctypes.addressof(call))
+    return drawn
 
 
 # ------------------------------------------------------------------------------------ the products
@@ -191,7 +224,8 @@ class Program:
 
     def buffer(self, width: int) -> Tensor:
         """(rows, width) of float32 zeros."""
-        return torch.zeros(self.rows, width)
+        with torch.inference_mode(False):  # else of no use outside of it
+            return torch.zeros(self.rows, width)
 
     def _append(self, operation: _Operation, x: Tensor, y: Tensor, *kept) -> None:
         operation.x, operation.y = x.data_ptr(), y.data_ptr()

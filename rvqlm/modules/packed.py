@@ -79,7 +79,7 @@ class Int8Linear(nn.Module):
         if x.device.type == "cpu":
             rows = x.reshape(-1, x.shape[-1]).bfloat16()
             y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
-            y = y.view(*x.shape[:-1], -1).float()
+            y = y.view(*x.shape[:-1], len(self.weight)).float()
         else:
             y = F.linear(x, self.weight.to(x.dtype)).float() * self.scale
         return (y if self.bias is None else y + self.bias).to(x.dtype)

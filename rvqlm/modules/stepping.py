@@ -195,7 +195,7 @@ class _NativeStepper(Stepper):
 
         def cross(block: Block, x: str) -> None:
             product(block.cross.query, x, "inner_query", bias=block.cross.place)
-            k, v = memory[block.attention.layer]
+            k, v = (part.float().contiguous() for part in memory[block.attention.layer])
             program.attention(
                 at["inner_query"], at["y"], heads, k, v, cross_mask, rotary, writes=False
             )
