@@ -108,6 +108,11 @@ class LinearHeads(Heads):
         tables = embedding.weight.view(-1, embedding.num_embeddings, dim)
         return tables[levels, :-1] * dim**-0.5
 
+    def untie(self, classifiers: Tensor) -> None:
+        """Have classifiers (K, V, d) of their own."""
+        self._tied = None, slice(0)
+        self.weight = nn.Parameter(classifiers)
+
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         weight = self.classifiers
         K, V, d = weight.shape

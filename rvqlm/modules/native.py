@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def _build() -> ctypes.CDLL:
     name = hashlib.sha256("\n".join([SOURCE.read_text(), FLAGS, version, cpu]).encode()).hexdigest()
     file = _folder() / f"native-{name[:24]}.so"
     if not file.exists():
+        print("compiling kernels of decoding for this CPU, once", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder) / "made.so"
             command = [compiler, *FLAGS.split(), "-fPIC", "-shared", "-fopenmp"]

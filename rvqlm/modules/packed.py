@@ -151,24 +151,53 @@ def with_weights_in(
     device = next(model.parameters()).device
     kernels = pick_kernels(kernels, device)
     pack = _packing(torch.int8 if int8 else dtype, kernels, device)
-    if pack is not None:
-        for name, module in list(model.named_modules()):
-            if isinstance(module, TrunkHeads):
-                _pack_stacks(module, pack)
-            if type(module) is nn.Linear and module.weight.numel() >= SMALLEST:
-                packed = pack(module.weight, module.bias)
-            elif type(module) is LinearHeads:
-                packed = PackedLinearHeads(module, pack)
-            else:
-                continue
-            parent, _, last = name.rpartition(".")
-            setattr(model.get_submodule(parent), last, packed)
+    if pack is None:
+        return model if device.type == "cpu" else model.to(dtype)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, TrunkHeads):
+            for stack in _stacks(module):
+                matrices = getattr(module, stack)
+                delattr(module, stack)
+                each = (pack(weight, None) for weight in matrices)
+                setattr(module, stack, nn.ModuleList(each))
+        elif _is_matrix(module):
+            _replace(model, name, pack(module.weight, module.bias))
+        elif type(module) is LinearHeads:
+            _replace(model, name, PackedLinearHeads(module, pack))
     return model if device.type == "cpu" else model.to(dtype)
 
 
-def _pack_stacks(heads: TrunkHeads, pack: Pack) -> None:
-    """Matrices (K, out, in), one for each level."""
-    for name, stack in list(heads.named_parameters(recurse=False)):
-        if stack.ndim == 3 and stack[0].numel() >= SMALLEST:
-            delattr(heads, name)
-            setattr(heads, name, nn.ModuleList(pack(weight, None) for weight in stack))
+@torch.no_grad()
+def rounded_to_int8(model: nn.Module) -> nn.Module:
+    """The model with every weight that `with_weights_in` has in 8 bits rounded to what it then is,
+    for whatever a model can do; it is changed."""
+
+    def rounded(weight: Tensor) -> Tensor:
+        integers, scale = quantized(weight)
+        return (integers * scale[:, None]).to(weight.dtype)
+
+    for module in list(model.modules()):
+        if isinstance(module, TrunkHeads):
+            for stack in _stacks(module):
+                for weight in getattr(module, stack):
+                    weight.copy_(rounded(weight))
+        elif _is_matrix(module):
+            module.weight.copy_(rounded(module.weight))
+        elif type(module) is LinearHeads:  # the embedding that it may be tied to is not rounded
+            module.untie(rounded(module.classifiers.flatten(0, 1)).view_as(module.classifiers))
+    return model
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and module.weight.numel() >= SMALLEST
+
+
+def _stacks(heads: TrunkHeads) -> list[str]:
+    """Names of matrices (K, out, in), one for each level."""
+    named = heads.named_parameters(recurse=False)
+    return [name for name, p in named if p.ndim == 3 and p[0].numel() >= SMALLEST]
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)
