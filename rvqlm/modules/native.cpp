@@ -51,11 +51,12 @@ struct Call {  // `_Call` of native.py
 
 // ------------------------------------------------------------------------------- scalar functions
 
-static inline float exp_(float x) {  // within 2 ulp; 0 below -87
-  const float n = std::nearbyint(std::max(x, -87.0f) * 1.44269504f);
-  const float r = std::fma(n, -1.42860677e-6f, std::fma(n, -0.693145752f, std::max(x, -87.0f)));
-  float p = std::fma(r, 1.3981999e-3f, 8.3334519e-3f);
-  p = std::fma(p, r, 4.1665795e-2f), p = std::fma(p, r, 0.16666665f);
+static inline float exp_(float x) {  // within 2 ulp; 0 below -87, that of 88 above
+  const float to = std::min(std::max(x, -87.0f), 88.0f);
+  const float n = std::nearbyint(to * 1.44269504f);
+  const float r = std::fma(n, -1.42860677e-6f, std::fma(n, -0.693145752f, to));
+  float p = std::fma(r, 1 / 5040.0f, 1 / 720.0f);
+  p = std::fma(p, r, 1 / 120.0f), p = std::fma(p, r, 1 / 24.0f), p = std::fma(p, r, 1 / 6.0f);
   p = std::fma(p, r, 0.5f), p = std::fma(p, r, 1.0f), p = std::fma(p, r, 1.0f);
   const int32_t power = (int32_t(n) + 127) << 23;
   float scale;

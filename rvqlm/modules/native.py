@@ -289,6 +289,4 @@ class Program:
             self._scratch = torch.empty(threads * call.room)
             call.scratch, call.threads = self._scratch.data_ptr(), threads
         call.rows, call.rows_at, call.places = rows, _at(rows_at), _at(places)
-        _library().run(
-            ctypes.addressof(self._operations), len(self._made), ctypes.addressof(call)
-        )
+        _library().run(ctypes.addressof(self._operations), len(self._made), ctypes.addressof(call))

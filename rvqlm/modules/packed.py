@@ -76,12 +76,16 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        if x.device.type == "cpu":
-            rows = x.reshape(-1, x.shape[-1]).bfloat16()
-            y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
-            y = y.view(*x.shape[:-1], len(self.weight)).float()
-        else:
-            y = F.linear(x, self.weight.to(x.dtype)).float() * self.scale
+        if x.device.type != "cpu":
+            return self.dequantizing(x)
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
+        y = y.view(*x.shape[:-1], len(self.weight)).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+    def dequantizing(self, x: Tensor) -> Tensor:
+        """The same from weights that are made floats in the product."""
+        y = F.linear(x, self.weight.to(x.dtype)).float() * self.scale
         return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 

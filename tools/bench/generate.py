@@ -62,8 +62,11 @@ def ours(args: Args, precision: str):
         for p in model.parameters():
             p.uniform_(-0.03, 0.03)
     from rvqlm.modules.packed import with_weights_in
-    form,_,k=precision.partition("-")
-    model = with_weights_in(model, torch.bfloat16 if form=="bf16" else torch.float32, form=="int8", k or "native")
+
+    form, _, k = precision.partition("-")
+    model = with_weights_in(
+        model, torch.bfloat16 if form == "bf16" else torch.float32, form == "int8", k or "native"
+    )
     sampling = SamplingConfig(top_k=args.top_k)
 
     def run(batch: int, after_step: Callable) -> None:
