@@ -188,18 +188,26 @@ class KVCache:
 
     :param shape: layers, batch, heads, longest sequence in steps, width of a head.
     :param like: a tensor on the same device and of the same dtype. On a CPU float32 is held
-        instead of 16 bits, of which its attention makes five times slower use.
+        instead of 16 bits, of which torch's attention makes five times slower use.
+    :param dtype: of keys and values, if another.
     :param seen: (B, M) bool: which of the first M steps may be seen; all others may.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int, int, int], like: Tensor, seen: Tensor | None = None
+        self,
+        shape: tuple[int, int, int, int, int],
+        like: Tensor,
+        seen: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ):
         layers, B, heads, self.longest, width = shape
-        device, dtype = like.device, torch.float32 if like.device.type == "cpu" else like.dtype
+        device = like.device
+        self.dtype = torch.float32 if device.type == "cpu" else like.dtype
+        """Of what attention computes with."""
         room = -(-self.longest // WINDOW) * WINDOW
         # what is hidden must be finite: it is multiplied by zero
-        self._steps = torch.zeros(layers, B, room, 2, heads, width, device=device, dtype=dtype)
+        dtype, held = self.dtype, dtype or self.dtype
+        self._steps = torch.zeros(layers, B, room, 2, heads, width, device=device, dtype=held)
         # (B * room, 2, H, D) each
         self._rows = [self._steps[layer].flatten(0, 1) for layer in range(layers)]
         self._hidden = torch.full((B, room), -torch.inf, device=device, dtype=dtype)
@@ -268,10 +276,6 @@ class KVCache:
         self.position += steps
         self.places.add_(steps)
         self._row.add_(steps)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._steps.dtype
 
     @property
     def steps(self) -> Tensor:

@@ -22,7 +22,7 @@ enum Type : int32_t { FLOAT32, BFLOAT16, INT8 };
 enum Activation : int32_t { NONE, GELU, RELU, RELU2 };
 
 struct Operation {  // `_Operation` of native.py
-  int32_t kind, type, activation, add;
+  int32_t kind, type, activation, add;  // type of weights, or of keys and values
   int64_t in, out;        // widths of x and y
   const float *x;         // (rows, in)
   float *y;               // (rows, out)
@@ -34,7 +34,7 @@ struct Operation {  // `_Operation` of native.py
   // attention; x holds queries, or queries, keys and values where steps are written
   int64_t heads, width, steps;  // heads, their width, steps of a row that there is room for
   int64_t of_row, of_head, of_step;  // strides of keys and values
-  float *keys, *values;
+  void *keys, *values;    // of `type`
   const float *mask;      // (rows, steps) added to scores: 0 or -inf; or null
   const float *rotary;    // (places, 2, width): cosines, signed sines; or null
   int32_t writes;         // this step's keys and values, at `rows_at`
@@ -241,73 +241,97 @@ static void turn(const float *x, const float *table, int64_t width, float factor
   }
 }
 
-// One head of one row, C vectors of 16 wide.
-template <int C>
-static void attend(const Operation &o, const float *query, const float *keys, const float *values,
-                   const float *mask, int64_t steps, float *scores, float *y) {
-  const __mmask16 last = o.width % 16 ? (1 << o.width % 16) - 1 : 0xffff;
-  auto load = [last](const float *x, int i) {
-    return i < C - 1 ? _mm512_loadu_ps(x + 16 * i) : _mm512_maskz_loadu_ps(last, x + 16 * i);
-  };
-  __m512 q[C], sum[C];
-  for (int i = 0; i < C; i++) q[i] = load(query, i), sum[i] = _mm512_setzero_ps();
-  float most = -3e38f, total = 0;
-  for (int64_t n = 0; n < steps; n++) {
-    __m512 s = _mm512_mul_ps(q[0], load(keys + n * o.of_step, 0));
-    for (int i = 1; i < C; i++) s = _mm512_fmadd_ps(q[i], load(keys + n * o.of_step, i), s);
-    scores[n] = mask && mask[n] < 0 ? -3e38f : _mm512_reduce_add_ps(s);
-    most = std::max(most, scores[n]);
+// Keys and values in float32 or bf16.
+static __m512 wide(__mmask16 inside, const float *x) { return _mm512_maskz_loadu_ps(inside, x); }
+static __m512 wide(__mmask16 inside, const uint16_t *x) {
+  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, x));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+}
+static void store(float *to, const float *x, int64_t n) { std::memcpy(to, x, 4 * n); }
+static void store(uint16_t *to, const float *x, int64_t n) {
+  for (int64_t i = 0; i < n; i += 16) {
+    const __mmask16 inside = n - i < 16 ? (1 << (n - i)) - 1 : 0xffff;
+    const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(inside, x + i));
+    _mm256_mask_storeu_epi16(to + i, inside, (__m256i)rounded);
   }
-#pragma omp simd reduction(+ : total)
-  for (int64_t n = 0; n < steps; n++) {
-    scores[n] = exp_(scores[n] - most);
-    total += scores[n];
-  }
-  for (int64_t n = 0; n < steps; n++) {
-    const __m512 p = _mm512_set1_ps(scores[n]);
-    for (int i = 0; i < C; i++) sum[i] = _mm512_fmadd_ps(p, load(values + n * o.of_step, i), sum[i]);
-  }
-  const __m512 inverse = _mm512_set1_ps(1 / total);
-  for (int i = 0; i < C; i++)
-    _mm512_mask_storeu_ps(y + 16 * i, i < C - 1 ? 0xffff : last, _mm512_mul_ps(sum[i], inverse));
 }
 
+// Some heads of one row, C vectors of 16 wide. Steps are walked through with all heads at once, as
+// they lie in memory.
+template <int C, class E>
+static void attend(const Operation &o, const float *query, const E *keys, const E *values,
+                   const float *mask, int64_t steps, int64_t heads, float *scores, float *y) {
+  constexpr int64_t STEPS = 8;
+  const __mmask16 last = o.width % 16 ? (1 << o.width % 16) - 1 : 0xffff;
+  auto inside = [last](int i) { return i < C - 1 ? __mmask16(0xffff) : last; };
+  for (int64_t n = 0; n < steps; n++)
+    for (int64_t h = 0; h < heads; h++) {
+      const E *k = keys + n * o.of_step + h * o.of_head;
+      __m512 s = _mm512_setzero_ps();
+      for (int i = 0; i < C; i++)
+        s = _mm512_fmadd_ps(wide(inside(i), query + h * o.width + 16 * i),
+                            wide(inside(i), k + 16 * i), s);
+      scores[h * steps + n] = mask && mask[n] < 0 ? -3e38f : _mm512_reduce_add_ps(s);
+    }
+  for (int64_t h = 0; h < heads; h++) {
+    float most = -3e38f, total = 0, *of = scores + h * steps;
+#pragma omp simd reduction(max : most)
+    for (int64_t n = 0; n < steps; n++) most = std::max(most, of[n]);
+#pragma omp simd reduction(+ : total)
+    for (int64_t n = 0; n < steps; n++) total += of[n] = exp_(of[n] - most);
+#pragma omp simd
+    for (int64_t n = 0; n < steps; n++) of[n] /= total;
+  }
+  std::memset(y, 0, 4 * heads * o.width);
+  for (int64_t first = 0; first < steps; first += STEPS)
+    for (int64_t h = 0; h < heads; h++) {
+      const int64_t end = std::min(first + STEPS, steps);
+      __m512 sum[C];
+      for (int i = 0; i < C; i++) sum[i] = wide(inside(i), y + h * o.width + 16 * i);
+      for (int64_t n = first; n < end; n++) {
+        const __m512 p = _mm512_set1_ps(scores[h * steps + n]);
+        const E *v = values + n * o.of_step + h * o.of_head;
+        for (int i = 0; i < C; i++) sum[i] = _mm512_fmadd_ps(p, wide(inside(i), v + 16 * i), sum[i]);
+      }
+      for (int i = 0; i < C; i++) _mm512_mask_storeu_ps(y + h * o.width + 16 * i, inside(i), sum[i]);
+    }
+}
+
+template <class E>
 static void attention(const Operation &o, const Call &c, int thread) {
-  float *scores = c.scratch + thread * c.room, query[128];
-  const int64_t D = o.width, all = o.heads * D;
-  for (int64_t p = thread; p < c.rows * o.heads; p += c.threads) {
-    const int64_t b = p / o.heads, h = p % o.heads;
+  const int64_t D = o.width, all = o.heads * D, pairs = c.rows * o.heads;
+  const int64_t end = pairs * (thread + 1) / c.threads;
+  float *query = c.scratch + thread * c.room, *scores = query + all, turned[256];
+  for (int64_t p = pairs * thread / c.threads; p < end;) {
+    const int64_t b = p / o.heads, h = p % o.heads, heads = std::min(o.heads - h, end - p);
     const float *x = o.x + b * o.in + h * D;
     const float *table = o.rotary ? o.rotary + c.places[b] * 2 * D : nullptr;
-    float *keys = o.keys + b * o.of_row + h * o.of_head;
-    float *values = o.values + b * o.of_row + h * o.of_head;
-    int64_t steps = o.steps;
-    turn(x, table, D, 1 / std::sqrt(float(D)), query);
-    if (o.writes) {
-      const int64_t at = c.rows_at[b] - b * o.steps;
-      turn(x + all, table, D, 1, keys + at * o.of_step);
-      std::memcpy(values + at * o.of_step, x + 2 * all, 4 * D);
-      steps = at + 1;
+    E *keys = (E *)o.keys + b * o.of_row + h * o.of_head;
+    E *values = (E *)o.values + b * o.of_row + h * o.of_head;
+    const int64_t at = o.writes ? c.rows_at[b] - b * o.steps : o.steps - 1;
+    for (int64_t i = 0; i < heads; i++) {
+      turn(x + i * D, table, D, 1 / std::sqrt(float(D)), query + i * D);
+      if (!o.writes) continue;
+      turn(x + all + i * D, table, D, 1, turned);
+      store(keys + at * o.of_step + i * o.of_head, turned, D);
+      store(values + at * o.of_step + i * o.of_head, x + 2 * all + i * D, D);
     }
     const float *mask = o.mask ? o.mask + b * o.steps : nullptr;
     float *y = o.y + b * all + h * D;
-    switch ((D + 15) / 16) {
-      case 1: attend<1>(o, query, keys, values, mask, steps, scores, y); break;
-      case 2: attend<2>(o, query, keys, values, mask, steps, scores, y); break;
-      case 3: attend<3>(o, query, keys, values, mask, steps, scores, y); break;
-      case 4: attend<4>(o, query, keys, values, mask, steps, scores, y); break;
-      case 5: attend<5>(o, query, keys, values, mask, steps, scores, y); break;
-      case 6: attend<6>(o, query, keys, values, mask, steps, scores, y); break;
-      case 7: attend<7>(o, query, keys, values, mask, steps, scores, y); break;
-      case 8: attend<8>(o, query, keys, values, mask, steps, scores, y); break;
-    }
+#define WIDE(C) \
+  if ((D + 15) / 16 == C) attend<C, E>(o, query, keys, values, mask, at + 1, heads, scores, y);
+    WIDE(1) WIDE(2) WIDE(3) WIDE(4) WIDE(5) WIDE(6) WIDE(7) WIDE(8)
+    WIDE(9) WIDE(10) WIDE(11) WIDE(12) WIDE(13) WIDE(14) WIDE(15) WIDE(16)
+#undef WIDE
+    p += heads;
   }
 }
 
 static void operate(const Operation &o, const Call &c, int thread) {
   if (o.kind == NORM) norm(o, c, thread);
   if (o.kind == SWIGLU) swiglu(o, c, thread);
-  if (o.kind == ATTENTION) attention(o, c, thread);
+  if (o.kind == ATTENTION && o.type == FLOAT32) attention<float>(o, c, thread);
+  if (o.kind == ATTENTION && o.type == BFLOAT16) attention<uint16_t>(o, c, thread);
   if (o.kind != PRODUCT) return;
   if (o.type == FLOAT32) product<Float32>(o, c, thread);
   if (o.type == BFLOAT16) product<BFloat16>(o, c, thread);

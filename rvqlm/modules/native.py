@@ -30,7 +30,7 @@ SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = "-O3 -march=native -mprefer-vector-width=512 -fno-math-errno -fno-trapping-math -std=c++17"
 BLOCK = 64
 """Outputs that lie together."""
-WIDEST_HEAD = 128
+WIDEST_HEAD = 256
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2, "relu2": 3}
 NORM, PRODUCT, SWIGLU, ATTENTION = range(4)
@@ -210,17 +210,14 @@ def _room(rows: int, width: int) -> int:
 
 
 class Program:
-    """Operations on at most so many rows, run in turn by one call.
+    """Operations on at most so many rows, run in turn by one call."""
 
-    :param steps: that attention sees at most.
-    """
-
-    def __init__(self, rows: int, steps: int):
-        self.rows, self.steps = rows, steps
+    def __init__(self, rows: int):
+        self.rows = rows
         self._made: list[_Operation] = []
         self._kept: list = []  # that operations point to
         self._operations = None
-        self._widest = 1
+        self._most = 0  # numbers of scratch that a thread needs
         self._call = _Call()
         self._scratch = torch.empty(0)
 
@@ -232,7 +229,7 @@ class Program:
     def _append(self, operation: _Operation, x: Tensor, y: Tensor, *kept) -> None:
         operation.x, operation.y = x.data_ptr(), y.data_ptr()
         operation.inputs, operation.outputs = x.shape[1], y.shape[1]
-        self._widest = max(self._widest, x.shape[1])
+        self._most = max(self._most, _room(self.rows, x.shape[1]))
         self._made.append(operation)
         self._kept += [x, y, *kept]
         self._operations = None
@@ -265,17 +262,19 @@ class Program:
     ) -> None:
         """:param x: (rows, 3 H D) queries, keys and values of one step, which is written; else
             (rows, H D) queries.
-        :param keys: (rows, H, steps, D) in any order, as values.
+        :param keys: (rows, H, steps, D) in any order, float32 or bf16, as values.
         :param mask: (rows, steps), 0 or -inf.
         :param rotary: (places, 2, D) cosines and signed sines.
         """
-        operation = _Operation(ATTENTION, heads=heads, width=keys.shape[3], steps=keys.shape[2])
-        operation.of_row, operation.of_head, operation.of_step, last = keys.stride()
-        if keys.stride() != values.stride() or last != 1 or keys.dtype != torch.float32:
-            raise ValueError("keys and values must lie in the same way, in float32")
+        if keys.stride() != values.stride() or keys.stride(3) != 1 or keys.dtype != values.dtype:
+            raise ValueError("keys and values must lie in the same way")
+        operation = _Operation(ATTENTION, TYPES[keys.dtype], heads=heads, width=keys.shape[3])
+        operation.steps = keys.shape[2]
+        operation.of_row, operation.of_head, operation.of_step, _ = keys.stride()
         operation.keys, operation.values = keys.data_ptr(), values.data_ptr()
         operation.mask, operation.rotary = _at(mask), _at(rotary)
         operation.writes = writes
+        self._most = max(self._most, y.shape[1] + heads * operation.steps + 16)
         self._append(operation, x, y, keys, values, mask, rotary)
 
     def run(self, rows: int, rows_at: Tensor | None = None, places: Tensor | None = None) -> None:
@@ -285,7 +284,7 @@ class Program:
         call, threads = self._call, torch.get_num_threads()
         if self._operations is None or call.threads != threads:
             self._operations = (_Operation * len(self._made))(*self._made)
-            call.room = max(_room(self.rows, self._widest), self.steps + 16)
+            call.room = self._most
             self._scratch = torch.empty(threads * call.room)
             call.scratch, call.threads = self._scratch.data_ptr(), threads
         call.rows, call.rows_at, call.places = rows, _at(rows_at), _at(places)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rvqlm.modules.attention import KVCache, rotate
-from rvqlm.modules.native import WIDEST_HEAD, NativeLinear, Program
+from rvqlm.modules.native import NativeLinear, Program
 from rvqlm.modules.packed import PackedLinear
 from rvqlm.modules.transformer import ACTIVATIONS, Block, FeedForward, Norm, Transformer
 
@@ -69,7 +69,7 @@ class Stepper:
     """Continues what a cache holds of a causal transformer step by step."""
 
     def __new__(cls, transformer: Transformer, cache: KVCache):
-        if cls is Stepper and _NativeStepper.fits(transformer, cache):
+        if cls is Stepper and transformer.native is not None:
             cls = _NativeStepper
         return super().__new__(cls)
 
@@ -142,12 +142,6 @@ class _NativeStepper(Stepper):
         self._made_for: tuple = ()
         self._program: Program | None = None
 
-    @staticmethod
-    def fits(transformer: Transformer, cache: KVCache) -> bool:
-        c = transformer.config
-        products = [m for m in transformer.layers.modules() if isinstance(m, NativeLinear)]
-        return bool(products) and c.dim // c.num_heads <= WIDEST_HEAD and not c.adaptive
-
     def _step(self, x, places, memory, memory_mask, seen: Tensor) -> Tensor:
         B, first = len(x), None if memory is None else memory[0][0]
         # what the operations point to
@@ -163,10 +157,9 @@ class _NativeStepper(Stepper):
         """The operations of all layers; x is the stream, y what a branch makes of it."""
         t, cache = self.transformer, self.cache
         c, heads = t.config, t.config.num_heads
-        rows, room = cache.steps.shape[1:3]
-        longest = max(room, 0 if memory is None else memory[0][0].shape[2])
-        program = Program(rows, longest)
-        widths = {"x": c.dim, "y": c.dim, "qkv": 3 * c.dim, "inner": c.dim_feedforward}
+        program = Program(cache.steps.shape[1])
+        widths = {"x": c.dim, "y": c.dim, "query": c.dim, "qkv": 3 * c.dim}
+        widths["inner"] = c.dim_feedforward
         widths["up"] = c.dim_feedforward * (2 if c.activation == "swiglu" else 1)
         at = {name: program.buffer(width) for name, width in widths.items()}
         rotary = t.rotary.wide(cache.longest, cache.steps.device)
@@ -194,11 +187,9 @@ class _NativeStepper(Stepper):
             product(block.attention.out, "y", "x", add=True)
 
         def cross(block: Block, x: str) -> None:
-            product(block.cross.query, x, "inner_query", bias=block.cross.place)
+            product(block.cross.query, x, "query", bias=block.cross.place)
             k, v = (part.float().contiguous() for part in memory[block.attention.layer])
-            program.attention(
-                at["inner_query"], at["y"], heads, k, v, cross_mask, rotary, writes=False
-            )
+            program.attention(at["query"], at["y"], heads, k, v, cross_mask, rotary, writes=False)
             product(block.cross.out, "y", "x", add=True)
 
         def feedforward(block: Block, x: str) -> None:
@@ -209,7 +200,6 @@ class _NativeStepper(Stepper):
                 product(block.feedforward.up, x, "inner", activation=c.activation)
             product(block.feedforward.down, "inner", "x", add=True)
 
-        at["inner_query"] = program.buffer(c.dim)
         for block in t.layers:
             branches = [(block.attention_norm, attention), (block.feedforward_norm, feedforward)]
             if memory is not None:

@@ -79,14 +79,14 @@ def test_functions_and_residuals():
         "relu2": lambda y: nn.functional.relu(y).square(),
     }
     for (name, function), add in itertools.product(functions.items(), (False, True)):
-        program = Program(3, 1)
+        program = Program(3)
         a, b = program.buffer(70), program.buffer(70)
         program.product(linear, a, b, activation=name, add=add)
         a.copy_(x), b.fill_(2.0)
         program.run(3)
         wanted = function(x.double()) + (2.0 if add else 0.0)
         torch.testing.assert_close(b.double(), wanted, atol=1e-6, rtol=1e-5)
-    program = Program(3, 1)
+    program = Program(3)
     a, b = program.buffer(70), program.buffer(35)
     program.swiglu(a, b)
     a.copy_(x)
