@@ -256,52 +256,69 @@ static void store(uint16_t *to, const float *x, int64_t n) {
   }
 }
 
-// Some heads of one row, C vectors of 16 wide. Steps are walked through with all heads at once, as
-// they lie in memory.
+// Some heads of one row, C vectors of 16 wide. Keys and values are walked through once, as they lie
+// in memory, some steps of all heads at a time; sums so far are of exp(score - most so far) (Milakov
+// & Gimelshein, 2018, arXiv:1805.02867).
+constexpr int64_t STEPS = 8;
+
+// Ask for what comes next: the steps of a page are too few for the CPU to see the pattern.
+template <int C, class E>
+static void ahead(const E *at) {
+  for (size_t i = 0; i < C * 16 * sizeof(E); i += 64)
+    _mm_prefetch((const char *)at + i, _MM_HINT_T0);
+}
+
 template <int C, class E>
 static void attend(const Operation &o, const float *query, const E *keys, const E *values,
-                   const float *mask, int64_t steps, int64_t heads, float *scores, float *y) {
-  constexpr int64_t STEPS = 8;
+                   const float *mask, int64_t steps, int64_t heads, float *most, float *y) {
   const __mmask16 last = o.width % 16 ? (1 << o.width % 16) - 1 : 0xffff;
   auto inside = [last](int i) { return i < C - 1 ? __mmask16(0xffff) : last; };
-  for (int64_t n = 0; n < steps; n++)
-    for (int64_t h = 0; h < heads; h++) {
-      const E *k = keys + n * o.of_step + h * o.of_head;
-      __m512 s = _mm512_setzero_ps();
-      for (int i = 0; i < C; i++)
-        s = _mm512_fmadd_ps(wide(inside(i), query + h * o.width + 16 * i),
-                            wide(inside(i), k + 16 * i), s);
-      scores[h * steps + n] = mask && mask[n] < 0 ? -3e38f : _mm512_reduce_add_ps(s);
-    }
-  for (int64_t h = 0; h < heads; h++) {
-    float most = -3e38f, total = 0, *of = scores + h * steps;
-#pragma omp simd reduction(max : most)
-    for (int64_t n = 0; n < steps; n++) most = std::max(most, of[n]);
-#pragma omp simd reduction(+ : total)
-    for (int64_t n = 0; n < steps; n++) total += of[n] = exp_(of[n] - most);
-#pragma omp simd
-    for (int64_t n = 0; n < steps; n++) of[n] /= total;
-  }
+  float *total = most + heads, *scores = total + heads;
+  std::fill(most, total, -3e38f);
+  std::memset(total, 0, 4 * heads);
   std::memset(y, 0, 4 * heads * o.width);
-  for (int64_t first = 0; first < steps; first += STEPS)
-    for (int64_t h = 0; h < heads; h++) {
-      const int64_t end = std::min(first + STEPS, steps);
-      __m512 sum[C];
-      for (int i = 0; i < C; i++) sum[i] = wide(inside(i), y + h * o.width + 16 * i);
-      for (int64_t n = first; n < end; n++) {
-        const __m512 p = _mm512_set1_ps(scores[h * steps + n]);
-        const E *v = values + n * o.of_step + h * o.of_head;
-        for (int i = 0; i < C; i++) sum[i] = _mm512_fmadd_ps(p, wide(inside(i), v + 16 * i), sum[i]);
+  for (int64_t first = 0; first < steps; first += STEPS) {
+    const int64_t count = std::min(STEPS, steps - first);
+    const E *k = keys + first * o.of_step, *v = values + first * o.of_step;
+    for (int64_t n = 0; n < count; n++)
+      for (int64_t h = 0; h < heads; h++) {
+        const E *at = k + n * o.of_step + h * o.of_head;
+        ahead<C>(at + STEPS * o.of_step);
+        __m512 s = _mm512_setzero_ps();
+        for (int i = 0; i < C; i++)
+          s = _mm512_fmadd_ps(wide(inside(i), query + h * o.width + 16 * i),
+                              wide(inside(i), at + 16 * i), s);
+        const bool hidden = mask && mask[first + n] < 0;
+        scores[h * STEPS + n] = hidden ? -3e38f : _mm512_reduce_add_ps(s);
       }
-      for (int i = 0; i < C; i++) _mm512_mask_storeu_ps(y + h * o.width + 16 * i, inside(i), sum[i]);
+    for (int64_t h = 0; h < heads; h++) {
+      float highest = most[h], sum = 0, *of = scores + h * STEPS, *to = y + h * o.width;
+      for (int64_t n = 0; n < count; n++) highest = std::max(highest, of[n]);
+#pragma omp simd reduction(+ : sum)
+      for (int64_t n = 0; n < count; n++) sum += of[n] = exp_(of[n] - highest);
+      const float before = exp_(most[h] - highest);
+      total[h] = total[h] * before + sum, most[h] = highest;
+      __m512 y_[C];
+      for (int i = 0; i < C; i++)
+        y_[i] = _mm512_mul_ps(_mm512_set1_ps(before), wide(inside(i), to + 16 * i));
+      for (int64_t n = 0; n < count; n++) {
+        const E *at = v + n * o.of_step + h * o.of_head;
+        ahead<C>(at + STEPS * o.of_step);
+        const __m512 p = _mm512_set1_ps(of[n]);
+        for (int i = 0; i < C; i++) y_[i] = _mm512_fmadd_ps(p, wide(inside(i), at + 16 * i), y_[i]);
+      }
+      for (int i = 0; i < C; i++) _mm512_mask_storeu_ps(to + 16 * i, inside(i), y_[i]);
     }
+  }
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t i = 0; i < o.width; i++) y[h * o.width + i] /= total[h];
 }
 
 template <class E>
 static void attention(const Operation &o, const Call &c, int thread) {
   const int64_t D = o.width, all = o.heads * D, pairs = c.rows * o.heads;
   const int64_t end = pairs * (thread + 1) / c.threads;
-  float *query = c.scratch + thread * c.room, *scores = query + all, turned[256];
+  float *query = c.scratch + thread * c.room, *of_heads = query + all, turned[128];
   for (int64_t p = pairs * thread / c.threads; p < end;) {
     const int64_t b = p / o.heads, h = p % o.heads, heads = std::min(o.heads - h, end - p);
     const float *x = o.x + b * o.in + h * D;
@@ -319,9 +336,8 @@ static void attention(const Operation &o, const Call &c, int thread) {
     const float *mask = o.mask ? o.mask + b * o.steps : nullptr;
     float *y = o.y + b * all + h * D;
 #define WIDE(C) \
-  if ((D + 15) / 16 == C) attend<C, E>(o, query, keys, values, mask, at + 1, heads, scores, y);
+  if ((D + 15) / 16 == C) attend<C, E>(o, query, keys, values, mask, at + 1, heads, of_heads, y);
     WIDE(1) WIDE(2) WIDE(3) WIDE(4) WIDE(5) WIDE(6) WIDE(7) WIDE(8)
-    WIDE(9) WIDE(10) WIDE(11) WIDE(12) WIDE(13) WIDE(14) WIDE(15) WIDE(16)
 #undef WIDE
     p += heads;
   }

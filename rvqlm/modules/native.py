@@ -30,7 +30,9 @@ SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = "-O3 -march=native -mprefer-vector-width=512 -fno-math-errno -fno-trapping-math -std=c++17"
 BLOCK = 64
 """Outputs that lie together."""
-WIDEST_HEAD = 256
+WIDEST_HEAD = 128
+STEPS = 8
+"""Steps that attention takes at a time."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2, "relu2": 3}
 NORM, PRODUCT, SWIGLU, ATTENTION = range(4)
@@ -152,6 +154,38 @@ def sample(
     return drawn
 
 
+class _HugePages:
+    """Memory in pages of 2 MiB where Linux gives them: weights are read half again as fast as from
+    4 KiB ones."""
+
+    CHUNK, ALIGNED, MADV_HUGEPAGE = 1 << 25, 1 << 21, 14
+
+    def __init__(self):
+        self._chunk, self._used = torch.empty(0, dtype=torch.uint8), 0
+
+    def copy(self, x: Tensor) -> Tensor:
+        size = -(-x.nbytes // BLOCK) * BLOCK
+        if self._used + size > len(self._chunk):
+            self._chunk = self._new(max(size, self.CHUNK))
+            self._used = 0
+        part = self._chunk[self._used : self._used + x.nbytes]
+        self._used += size
+        return part.view(x.dtype).view(x.shape).copy_(x)
+
+    def _new(self, size: int) -> Tensor:
+        with torch.inference_mode(False):
+            chunk = torch.empty(size + self.ALIGNED, dtype=torch.uint8)
+        chunk = chunk[-chunk.data_ptr() % self.ALIGNED :]
+        advise = getattr(ctypes.CDLL(None), "madvise", None)
+        if advise is not None:
+            length = ctypes.c_size_t(len(chunk) // self.ALIGNED * self.ALIGNED)
+            advise(ctypes.c_void_p(chunk.data_ptr()), length, self.MADV_HUGEPAGE)
+        return chunk
+
+
+_weights = _HugePages()
+
+
 # ------------------------------------------------------------------------------------ the products
 
 
@@ -171,7 +205,7 @@ class NativeLinear(nn.Module):
         )
         blocks = padded.view(-1, BLOCK, padded.shape[1] // unit, unit).transpose(1, 2)
         # no buffers, which a cast would change
-        self.packed = blocks.contiguous()
+        self.packed = _weights.copy(blocks)
         self.scale = None if scale is None else scale.detach().float().contiguous()
         self.bias = None if bias is None else bias.detach().float().contiguous()
 
@@ -274,7 +308,7 @@ class Program:
         operation.keys, operation.values = keys.data_ptr(), values.data_ptr()
         operation.mask, operation.rotary = _at(mask), _at(rotary)
         operation.writes = writes
-        self._most = max(self._most, y.shape[1] + heads * operation.steps + 16)
+        self._most = max(self._most, y.shape[1] + heads * (STEPS + 2) + 16)
         self._append(operation, x, y, keys, values, mask, rotary)
 
     def run(self, rows: int, rows_at: Tensor | None = None, places: Tensor | None = None) -> None:
