@@ -160,7 +160,9 @@ def bytes_read(args: Args, side: str, batch: int) -> float:
 
 def bandwidth(clock: Callable) -> float:
     """Bytes a second that the threads read of a large array, at best."""
-    array, best = torch.ones(1 << 26), 0.0
+    from rvqlm.modules.native import HugePages
+
+    array, best = HugePages().copy(torch.ones(1 << 26)), 0.0
     for _ in range(6):
         begin = clock()
         array.sum()
