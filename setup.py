@@ -50,6 +50,7 @@ setup(
     packages=find_packages(include=["rvqlm", "rvqlm.*"]),
     package_data={
         "rvqlm.codecs": ["assets/*"],
+        "rvqlm.modules": ["native.cpp"],
         "rvqlm.reports": ["templates/*"],
     },
     install_requires=[

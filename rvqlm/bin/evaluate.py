@@ -4,7 +4,7 @@
     rvqlm evaluate --exp-dir exp/small --manifest-dir data/tokens --split test
 
 Prints the figures and writes them to EXP_DIR/eval_SPLIT.json, with --without text to
-eval_SPLIT_without_text.json.
+eval_SPLIT_without_text.json, with --weights int8 to eval_SPLIT_int8.json.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def print_result(result: dict) -> None:
         + (f", given {' and '.join(result['conditions'])}" if result["conditions"] else "")
         + (f" (not known of {counted(lost, 'text')})" if lost else "")
         + (f", without {' and '.join(result['without'])}" if result["without"] else "")
+        + (", weights in 8 bits" if result["weights"] == "int8" else "")
     )
     columns = {"nats": "6.3f", "error": "6.3f", "unigram_nats": "8.3f", "previous": "9.3f"}
     columns |= {"accuracy": "9.2%", "calibration": "7.2%", "surer": "+7.2%"}

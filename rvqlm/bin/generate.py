@@ -39,7 +39,7 @@ from rvqlm.inference.sinks import loudspeaker, pipe
 from rvqlm.inference.speech import RECORDED
 from rvqlm.inference.stream import generate_streamed
 from rvqlm.locks import locked
-from rvqlm.modules.packed import with_weights_in
+from rvqlm.modules.packed import Kernels, pick_kernels, with_weights_in
 from rvqlm.runtime import pick_precision, tune_malloc
 
 
@@ -75,6 +75,12 @@ class GenerateArgs:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the weights: half as many bytes to read in every step; auto: bf16 where the hardware
     has it."""
+    weights: Literal["float", "int8"] = "float"
+    """Matrices as --precision says, or in 8 bits with a factor for each output: again half as many
+    bytes."""
+    kernels: Kernels = "auto"
+    """What multiplies on a CPU: native, compiled once where the CPU has AVX-512 BF16 and there is a
+    C++ compiler, or torch; auto: native where possible."""
     model: ModelArgs = field(default_factory=ModelArgs)
     prompts: PromptArgs = field(default_factory=PromptArgs)
     output: FileArgs = field(default_factory=FileArgs)
@@ -180,7 +186,7 @@ def requests(argv: Sequence[str]) -> list[GenerateArgs]:
     ]
     for args in found:
         check_table(args) if args.prompts.prompts else check(args)
-        for name in ("exp_dir", "codec", "precision", "model"):
+        for name in ("exp_dir", "codec", "precision", "weights", "kernels", "model"):
             if getattr(args, name) != getattr(found[0], name):
                 flag = "flags of the model" if name == "model" else f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag}: one for all requests; give it before {EACH}")
@@ -196,7 +202,8 @@ class _Maker:
         self.bar = bar
         self.model, _, state, self.device = args.model.load(args.exp_dir)
         dtype = pick_precision(args.precision, self.device)
-        self.model = with_weights_in(self.model, dtype)
+        kernels = pick_kernels(args.kernels, self.device)
+        self.model = with_weights_in(self.model, dtype, args.weights == "int8", kernels)
         self.codec = load_codec_like(self.model.info, args.codec or None, self.device)
         exp = Path(args.exp_dir)
         self.folder = Path(args.output.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
@@ -205,6 +212,8 @@ class _Maker:
             "checkpoint": args.model.checkpoint if exp.is_dir() else str(exp),
             "step": int(state["step"]),
             "precision": str(dtype).removeprefix("torch."),
+            "weights": args.weights,
+            "kernels": kernels,
             "command": command,
         }
         self.made: set[str] = set()

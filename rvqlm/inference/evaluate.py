@@ -29,6 +29,7 @@ from rvqlm.metrics.references import PreviousFrame, pairs_fit
 from rvqlm.metrics.uncertainty import ByRecording
 from rvqlm.models.base import TokenModel
 from rvqlm.modules.fused_loss import GAPS, calibration
+from rvqlm.modules.packed import rounded_to_int8
 from rvqlm.runtime import pick_precision
 from rvqlm.training.config import TrainerConfig
 
@@ -58,6 +59,9 @@ class EvaluateConfig:
     """Seconds of audio in a batch; 0: as in training."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 where the hardware multiplies it natively."""
+    weights: Literal["float", "int8"] = "float"
+    """int8: every matrix rounded as rvqlm generate --weights int8 has it, to see what that costs.
+    The result goes to a file of its own."""
     model: ModelArgs = field(default_factory=ModelArgs)
     free: FreeRunningArgs = field(default_factory=FreeRunningArgs)
 
@@ -84,6 +88,7 @@ class EvaluateConfig:
     def path(self) -> Path:
         """Where the result goes."""
         left_out = f"_without_{'_'.join(sorted(set(self.without)))}" if self.without else ""
+        left_out += "_int8" if self.weights == "int8" else ""
         return Path(self.exp_dir) / f"eval_{self.split}{left_out}.json"
 
 
@@ -98,6 +103,8 @@ def evaluate_split(config: EvaluateConfig) -> dict:
     dtype = pick_precision(config.precision, device)
     if not model.generates:
         raise UserError(f"{path}: a {model.name} predicts no codes; use rvqlm recognize")
+    if config.weights == "int8":
+        model = rounded_to_int8(model)
     draws = _set_draws(model, config.eval_draws)
     manifest_dir = config.manifest_dir
     # an exported model need not have all flags of its training
@@ -161,6 +168,7 @@ def evaluate_split(config: EvaluateConfig) -> dict:
         "split": config.split,
         "checkpoint": str(path),
         "step": state["step"],
+        "weights": config.weights,
         "cuts": len(cuts),
         "prompt_fraction": config.prompt_fraction,
         **metrics,

@@ -296,8 +296,12 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         path.stem.removeprefix("eval_"): read_json(path, REMEDY, type=Evaluation)
         for path in sorted(exp_dir.glob("eval_*.json"))
     }
-    # of a model as it is used, given all of its conditions
-    evaluations = {name: e for name, e in found.items() if not e.get("without")}
+    # of a model as it was trained, given all of its conditions
+    evaluations = {
+        name: e
+        for name, e in found.items()
+        if not e.get("without") and e.get("weights", "float") == "float"
+    }
     tokens = read_sidecar(manifest_dir)
     info = CodecInfo.from_dict(tokens["codec"])
     trained_on = run.about.get("data", {}).get("codec")

@@ -100,6 +100,24 @@ def test_other_families_have_no_maskings(tokens, tmp_path, capsys):
     assert "level 1, 2 is not trained" in capsys.readouterr().err
 
 
+def test_what_8_bits_cost(tokens, tmp_path, capsys):
+    """In a file of its own, which no report takes for the model's."""
+    torch.manual_seed(0)
+    model = build_model("codec-lm", {**SHAPE, "decoder_dim": 128, "head": "mlp"}, INFO, {})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    exp = tmp_path / "exp"
+    save_model(model, exp / "best.pt", ema=False)
+    assert run(exp, tokens, "--precision", "fp32") == 0
+    assert "8 bits" not in capsys.readouterr().out
+    assert run(exp, tokens, "--precision", "fp32", "--weights", "int8") == 0
+    assert "weights in 8 bits\n" in capsys.readouterr().out
+    found = [json.loads((exp / f"eval_test{end}.json").read_text()) for end in ("", "_int8")]
+    assert [made["weights"] for made in found] == ["float", "int8"]
+    plain, rounded = (made["loss"] for made in found)
+    assert plain != rounded and plain == pytest.approx(rounded, rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["masked", "codec-lm"])
 def test_as_if_it_were_not_given_a_text(tokens, tmp_path, name, capsys):
     """The same as of batches whose text is dropped, in a file of its own."""
