@@ -188,7 +188,9 @@ class _NativeStepper(Stepper):
 
         def cross(block: Block, x: str) -> None:
             product(block.cross.query, x, "query", bias=block.cross.place)
-            k, v = (part.float().contiguous() for part in memory[block.attention.layer])
+            # a copy: strides of a memory of one step may be anything
+            plain = {"dtype": torch.float32, "memory_format": torch.contiguous_format, "copy": True}
+            k, v = (part.to(**plain) for part in memory[block.attention.layer])
             program.attention(at["query"], at["y"], heads, k, v, cross_mask, rotary, writes=False)
             product(block.cross.out, "y", "x", add=True)
 
