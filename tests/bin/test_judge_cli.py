@@ -169,7 +169,8 @@ def test_two_folders_as_sets(recordings, tmp_path):
 def test_prompts_are_no_work_of_the_model(recordings, listener, tmp_path, capsys):
     folder = tmp_path / "samples"
     prompt = {"prompt": str(recordings / "a.wav"), "prompt_seconds": 0.4}
-    save(folder / "continuation-a.wav", sweep(0), prompt)
+    played = {"conditions": {"midi": "a.mid", "midi_start": "2.5"}}
+    save(folder / "continuation-a.wav", sweep(0), prompt | played)
     save(folder / "said.wav", sweep(1), prompt | {"conditions": {"text": "before and after"}})
     save(folder / "alone.wav", sweep(2), {"conditions": {"text": "text of b", "language": "en"}})
     words = ("--samples", folder, "--references", recordings, "--texts", ".txt")
@@ -180,6 +181,7 @@ def test_prompts_are_no_work_of_the_model(recordings, listener, tmp_path, capsys
     # what is behind the prompt is compared with what is behind it in the recording
     assert clips["continuation-a"].reference.seconds == pytest.approx(0.6)
     assert clips["continuation-a"].voice.seconds == pytest.approx(1)
+    assert clips["continuation-a"].midi == ("a.mid", 2.9)  # where the prompt ends
     assert clips["said"].text is None  # it is that of the prompt too
     assert clips["alone"].recording == "b" and clips["alone"].text == "text of b"
     listener.clear()
