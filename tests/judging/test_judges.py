@@ -30,6 +30,8 @@ def heard(judge, text: str, kind: str | None) -> dict[str, float]:
     """Figures of an imitation; None: of the recording itself."""
     recording = speech(text)
     sound = recording if kind is None else made(text, kind)
+    if judge.name == "dnsmos":  # which repeats it until it fills a window, or some
+        sound = Sound(sound.audio[:, :18_400], sound.rate)
     item = clip(sound, reference=recording, voice=recording, text=text)
     return {name: score.value for name, score in judge.score(item).items()}
 
@@ -108,7 +110,7 @@ def test_what_is_no_reconstruction_is_not_compared(kind):
 )
 def test_silence_and_a_moment_are_nothing_or_a_number(kind):
     judge = made_judge(kind)
-    for samples in (1, 4500):
+    for samples in (1, 5000):
         sound = Sound(np.zeros((1, samples), np.float32), 16000)
         try:
             found = judge.score(clip(sound, reference=sound, voice=sound))
