@@ -14,6 +14,7 @@ import rvqlm.bin.main
 import rvqlm.bin.protocol
 from rvqlm.judging import run
 from rvqlm.judging.judge import Column, Judge, Nothing, Score
+from rvqlm.reports.judged import Judged
 
 RATE = 16000
 SIGNAL = ("--judges", "signal", "distortion", "codec-latents")
@@ -137,6 +138,11 @@ def test_samples_of_a_split(tokens, recordings, tmp_path, capsys):
     assert views["samples"]["distortion.mel"]["recordings"] == len(names)
     assert views["samples"]["codec-latents.frechet"]["mean"] > 0
     assert not found["left_out"]
+    # as the report reads it
+    judged = Judged.read([tmp_path / "exp"])
+    silence = judged.figures["signal.silence"]
+    assert silence.text("samples").endswith(" %") and " to " in silence.within("samples")
+    assert list(judged.views) == ["samples", "codec", "recordings"]
 
 
 def _lines(path: Path) -> list[bytes]:
