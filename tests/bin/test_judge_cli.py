@@ -12,6 +12,8 @@ from experiments import write
 import rvqlm.bin.judge
 import rvqlm.bin.main
 import rvqlm.bin.protocol
+from rvqlm.bin.generate import GenerateArgs
+from rvqlm.inference.batch_file import read_rows
 from rvqlm.judging import run
 from rvqlm.judging.judge import Column, Judge, Nothing, Score
 from rvqlm.reports.judged import Judged
@@ -317,7 +319,8 @@ def test_librispeech_cross_sentence(librispeech, tmp_path, give):
         assert wanted["text"] == f"WORDS OF {wanted['name']}" and wanted["part"] == "new"
         before = f"WORDS OF {voice.stem} " if give == "prompt" else ""
         assert asked["text"] == before + wanted["text"] and asked[give] == str(voice)
-        assert asked.keys() == {"name", "text", "language", give}
+        assert asked.keys() - {"prompt_seconds"} == {"name", "text", "language", give}
+        assert asked.get("prompt_seconds") == ("10" if give == "prompt" else None)
 
 
 def test_librispeech_continuation(librispeech, tmp_path, listener):
@@ -325,8 +328,12 @@ def test_librispeech_continuation(librispeech, tmp_path, listener):
     assert protocol(*words, "--task", "continuation", "--max-seconds", 6.5) == 0
     name = "librispeech-test-clean-continuation-4to6.5s"
     prompts, references = (rows_of(tmp_path / f"{name}{end}") for end in (".prompts.tsv", ".tsv"))
+    args = GenerateArgs("exp")
+    rows = [*read_rows(str(tmp_path / f"{name}.prompts.tsv"), args, lambda args: None)]
+    assert all(row and not problem for row, problem in rows)  # as rvqlm generate reads them
     assert len(prompts) == 4 and all(r["part"] == "whole" for r in references)
     assert all(p["prompt"] == r["path"] for p, r in zip(prompts, references))
+    assert {p["prompt_seconds"] for p in prompts} == {"3"}
     # what rvqlm generate makes of the list is found again
     for row in prompts:
         about = {"prompt": row["prompt"], "prompt_seconds": 0.3}
@@ -346,7 +353,7 @@ def test_seed_tts(tmp_path, capsys):
     prompts = rows_of(tmp_path / "seed-tts-zh-meta-voice.prompts.tsv")
     references = rows_of(tmp_path / "seed-tts-zh-meta-voice.tsv")
     assert prompts == [
-        {"name": n, "text": t, "language": "zh", "voice": "zh/prompt-wavs/p.wav"}
+        {"name": n, "text": t, "language": "zh", "voice": f"{folder}/prompt-wavs/p.wav"}
         for n, t in (("u1", "你好"), ("u2", "再见"))
     ]
     assert [r["path"] for r in references] == ["", "zh/wavs/g.wav"]
