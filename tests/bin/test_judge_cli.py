@@ -250,6 +250,8 @@ def test_one_bad_file_does_not_end_it(recordings, listener, tmp_path, capsys):
         (["--samples", "x.wav", "--judges", "ctc", "--weights", "ctc=gone"], "nothing there"),
         (["--samples", "x.wav", "--judges", "signal", "--out", "no/a.json"], "make it first"),
         (["--samples", "x.wav", "--codec", "no/codec", "--judges", "signal"], "no/codec"),
+        (["--samples", "empty"], "--samples empty: no audio"),
+        (["--references", "nowhere"], "--references nowhere: no such"),
         (["--references", "bad.tsv"], "the first line is"),
         (["--references", "short.tsv"], "short.tsv:2: 1 columns, not 2"),
     ],
@@ -258,6 +260,7 @@ def test_mistakes(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "x.wav", sweep(0))
     save(tmp_path / "other" / "y.wav", sweep(0))
+    (tmp_path / "empty").mkdir()
     (tmp_path / "bad.tsv").write_text("name\tfile\nx\tx.wav\n")
     (tmp_path / "short.tsv").write_text("name\tpath\nx\n")
     assert judge(*words) == 2
