@@ -158,7 +158,7 @@ def test_joining_at_any_moment_gives_what_it_gives_alone(model, options, frames)
 @pytest.mark.skipif(bool(native.missing()), reason="no kernels for this machine")
 @pytest.mark.parametrize("fusion", ["cross", "spread"])
 def test_kernels_of_a_step_see_each_row_where_it_is(monkeypatch, fusion):
-    monkeypatch.setattr(packed, "SMALLEST", 1)
+    monkeypatch.setattr("rvqlm.modules.packed.SMALLEST", 1)
     model = lm(("text",), fusion=fusion)
     model = with_weights_in(model, torch.bfloat16, kernels="native")
     assert type(model.begin({}, 1, 8).stepper) is not Stepper
