@@ -1,0 +1,250 @@
+"""The server's paths: OpenAI's audio API, a continuation, a stream, and what tells how it does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from rvqlm.errors import UserError
+from rvqlm.serving.answers import (
+    Account,
+    AudioAnswer,
+    ClientLeft,
+    Results,
+    collect,
+    first_audio,
+    unless_left,
+)
+from rvqlm.serving.config import Door, Limits
+from rvqlm.serving.errors import ApiError
+from rvqlm.serving.formats import WHOLE, Encoder, media_type, require
+from rvqlm.serving.guard import LEFT, Guard
+from rvqlm.serving.metrics import Metrics
+from rvqlm.serving.orders import Piece
+from rvqlm.serving.page import page
+from rvqlm.serving.schemas import Continuation, Form, Speech, of_form, of_json
+from rvqlm.serving.served import Served, new_seed
+from rvqlm.serving.talk import Talk
+from rvqlm.serving.uploads import decode
+from rvqlm.serving.voices import DEFAULT
+
+T = TypeVar("T")
+
+
+class Service:
+    """What the paths share.
+
+    :param models: by name, the first is the default.
+    """
+
+    def __init__(self, models: dict[str, Served], door: Door, limits: Limits, metrics: Metrics):
+        self.models, self.door, self.limits, self.metrics = models, door, limits, metrics
+        self.results = Results()
+        self.stopping = False
+        # texts and codecs take turns: what speaks for espeak-ng is one library with one state
+        self._preparing = ThreadPoolExecutor(1, "prepare")
+        self._decoding = ThreadPoolExecutor(2, "decode")
+
+    def find(self, name: str) -> Served:
+        """:raises ApiError: 404."""
+        if not name:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            known = ", ".join(self.models)
+            raise ApiError(
+                404, f"no model {name[:60]!r}; there are {known}", "model", "model_not_found"
+            )
+        return self.models[name]
+
+    async def prepare(self, work: Callable[..., T], *args) -> T:
+        """What takes time, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *args)
+
+    async def decode(self, upload: UploadFile, served: Served) -> np.ndarray:
+        work = asyncio.get_running_loop().run_in_executor(
+            self._decoding, decode, upload.file, upload.filename or "", served.codec.info,
+            self.limits,
+        )  # fmt: skip
+        try:
+            return await asyncio.wait_for(asyncio.shield(work), 2 * self.limits.decode_seconds)
+        except asyncio.TimeoutError:
+            raise ApiError(413, "the upload takes too long to decode", "file") from None
+
+    def open_orders(self) -> int:
+        return sum(served.worker.count() for served in self.models.values())
+
+    async def stop(self, grace: float, hurry: Callable[[], bool]) -> int:
+        """Take no more, let what is open end, cut off what is left after ``grace`` seconds; how
+        many requests that were."""
+        self.stopping = True
+        for served in self.models.values():
+            served.worker.refuse()
+        until = asyncio.get_running_loop().time() + grace
+        while self.open_orders() and not hurry() and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.05)
+        cut = sum(served.worker.cut() for served in self.models.values())
+        for served in self.models.values():
+            await asyncio.to_thread(served.worker.stop)
+        return cut
+
+    # ------------------------------------------------------------------------------------- paths
+
+    async def speech(self, request: Request) -> Response:
+        asked = of_json(await request.body(), Speech)
+        served = self.find(asked.model)
+        served.check_speech(asked)
+        served.check_text(asked.input)
+        if asked.instructions:
+            raise ApiError(400, "instructions: this model follows none", "instructions")
+        seed = new_seed() if asked.seed is None else asked.seed
+        work = partial(self.prepare, served.sentences, asked, asked.input, seed)
+        return await self._carry_out(request, "speech", served, asked, seed, work)
+
+    async def continuation(self, request: Request) -> Response:
+        if request.headers.get("content-type", "").startswith("application/json"):
+            asked, upload = of_json(await request.body(), Continuation), None
+            return await self._continue(request, asked, upload)
+        async with request.form(max_files=1, max_fields=32, max_part_size=1 << 16) as form:
+            fields = dict(form.items())
+            upload = fields.pop("file", None)
+            if strange := [k for k, v in fields.items() if isinstance(v, UploadFile)]:
+                raise ApiError(400, f"{strange[0]}: send the recording as `file`", strange[0])
+            if isinstance(upload, str):
+                raise ApiError(400, "file: send the recording as a file", "file")
+            return await self._continue(request, of_form(fields, Continuation), upload)
+
+    async def _continue(
+        self, request: Request, asked: Continuation, upload: UploadFile | None
+    ) -> Response:
+        served = self.find(asked.model)
+        served.voice(asked.voice_name)
+        if upload is not None and asked.voice_name:
+            raise ApiError(400, "give a file or a voice, one of them", "voice")
+        served.check_text(asked.input)
+        served.check_text(asked.prompt_text, "prompt_text")
+        seed = new_seed() if asked.seed is None else asked.seed
+
+        async def work() -> list[Piece]:
+            audio = None if upload is None else await self.decode(upload, served)
+            return await self.prepare(served.continuation, asked, audio, seed)
+
+        return await self._carry_out(request, "continuation", served, asked, seed, work)
+
+    async def _carry_out(
+        self,
+        request: Request,
+        endpoint: str,
+        served: Served,
+        asked: Form,
+        seed: int,
+        work: Callable[[], Awaitable[list[Piece]]],
+    ) -> Response:
+        """From an accepted request to its audio."""
+        name, events = asked.response_format, asked.stream_format == "sse"
+        require(name)
+        stream = asked.stream if asked.stream is not None else asked.stream_format is not None
+        whole = not stream and (asked.stream is False or name in WHOLE)
+        info = served.model.info
+        order = served.worker.open(served.seconds(asked))
+        try:
+            order.say(*await unless_left(request, work()))
+            order.close()
+            about = {**served.about, "seed": seed, "voice": asked.voice_name or DEFAULT}
+            account = Account(order, endpoint, about, self.results)
+            encoder = Encoder(name, info.sampling_rate, info.channels, whole)
+            if not whole:
+                first = await unless_left(request, first_audio(order, account))
+                return AudioAnswer(order, first, account, encoder, name, self.limits, events)
+            data = await unless_left(request, collect(order, account, encoder))
+            account.close()
+            order.leave()
+            headers = {"x-request-id": order.id, "cache-control": "no-store"}
+            return Response(data, media_type=media_type(name), headers=headers)
+        except BaseException:
+            order.leave()
+            raise
+
+    async def result(self, request: Request) -> Response:
+        return JSONResponse(self.results.get(request.path_params["id"]))
+
+    async def list_models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [m.card() for m in self.models.values()]})
+
+    async def model(self, request: Request) -> Response:
+        return JSONResponse(self.find(request.path_params["name"]).card())
+
+    async def voices(self, request: Request) -> Response:
+        """Of one model, `?model=NAME`, or of all."""
+        name = request.query_params.get("model", "")
+        chosen = [self.find(name)] if name else self.models.values()
+        data = [
+            {"id": voice, "object": "voice", "model": served.name}
+            for served in chosen
+            for voice in served.voice_names()
+        ]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def health(self, request: Request) -> Response:
+        failed = {name: m.worker.failure for name, m in self.models.items() if m.worker.failure}
+        if self.stopping or failed:
+            return JSONResponse({"status": "stopping" if self.stopping else "failed"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def count(self, request: Request) -> Response:
+        return PlainTextResponse(
+            self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
+
+    async def stream(self, socket: WebSocket) -> None:
+        await Talk(self, socket).run()
+
+
+def make_app(service: Service) -> Guard:
+    routes = [
+        Route("/", page),
+        Route("/healthz", service.health),
+        Route("/metrics", service.count),
+        Route("/v1/models", service.list_models),
+        Route("/v1/models/{name:path}", service.model),
+        Route("/v1/voices", service.voices),
+        Route("/v1/audio/speech", service.speech, methods=["POST"]),
+        Route("/v1/audio/continuation", service.continuation, methods=["POST"]),
+        Route("/v1/audio/results/{id}", service.result),
+        WebSocketRoute("/v1/audio/stream", service.stream),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            ApiError: _answer,
+            UserError: _answer,
+            HTTPException: _of_starlette,
+            ClientLeft: _nobody,
+            Exception: _answer,
+        },
+    )
+    return Guard(app, service.door, service.limits, service.metrics)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return ApiError.of(error).response()
+
+
+async def _of_starlette(request: Request, error: HTTPException) -> Response:
+    headers = dict(error.headers or {})
+    return ApiError(error.status_code, str(error.detail), headers=headers).response()
+
+
+async def _nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=LEFT)
