@@ -63,14 +63,18 @@ class Pattern(ABC):
         none can stand. Cells past the last frame name frames past it."""
 
     def steps(self, frames: Tensor, lengths: Tensor) -> Tensor:
-        """`step_of` every level of frames (T,) of items of lengths (B,): (B or 1, T, K)."""
+        """`step_of` every level of frames (T,), or of each item's own (B, T), of items of lengths
+        (B,): (B or 1, T, K)."""
         levels = _numbers(self.num_codebooks, frames.device)
-        return self.step_of(frames[None, :, None], levels, lengths[:, None, None])
+        frames = frames[None] if frames.ndim == 1 else frames
+        return self.step_of(frames[:, :, None], levels, lengths[:, None, None])
 
     def cells(self, steps: Tensor, lengths: Tensor) -> Tensor:
-        """`frame_at` every level of steps (S,) of items of lengths (B,): (B or 1, S, K)."""
+        """`frame_at` every level of steps (S,), or of each item's own (B, S), of items of lengths
+        (B,): (B or 1, S, K)."""
         levels = _numbers(self.num_codebooks, steps.device)
-        return self.frame_at(steps[None, :, None], levels, lengths[:, None, None])
+        steps = steps[None] if steps.ndim == 1 else steps
+        return self.frame_at(steps[:, :, None], levels, lengths[:, None, None])
 
     def positions(self, steps: Tensor, lengths: Tensor) -> Tensor | None:
         """(B, S) places of steps on the time axis, where they are not the steps themselves."""
@@ -80,6 +84,11 @@ class Pattern(ABC):
         """Steps that a sequence of ``num_frames`` frames takes."""
         last = _numbers(1) + num_frames - 1
         return int(self.steps(last, last + 1).max()) + 1
+
+    def frames_after(self, num_steps: int) -> int:
+        """Frames that are complete after so many steps, where that does not depend on the length of
+        the sequence: the most that `num_steps` says take no more."""
+        return max(0, (num_steps - self.num_steps(1)) // self.steps_per_frame + 1)
 
     def grid_steps(self, num_frames: int, with_end: bool = False) -> int:
         """Steps of the padded grid; ``with_end`` leaves room for the step after the last frame,

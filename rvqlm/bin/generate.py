@@ -128,8 +128,8 @@ def run(argv: Sequence[str] | None) -> int:
         request = SampleRequest(prompts, out, args.sampling, args.demask, args.speech, taken)
         for sample in generate(model, codec, request, about, bar.update):
             row = sample.about
-            if sample.remark:
-                tqdm.write(f"{sample.name}: {sample.remark}", file=sys.stderr)
+            for warning in sample.warnings:
+                tqdm.write(f"{sample.name}: {warning}", file=sys.stderr)
             tqdm.write(
                 f"{sample.write(folder)}  {row['seconds']:.2f} s, stopped by {row['stop']}, "
                 f"silence {row['silence_ratio']:.2f}, repetition {row['repetition_ratio']:.2f}, "

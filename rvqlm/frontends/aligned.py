@@ -69,6 +69,10 @@ class Labels:
         """The places of all symbols but those of white space and punctuation."""
         return [place for place, id in enumerate(ids.tolist()) if self._sounds[id]]
 
+    def spelling(self, id: int) -> str:
+        """What a symbol stands for, white space as a space."""
+        return self._texts[id].replace(_PIECE, " ")
+
     def label(self, ids: np.ndarray) -> str:
         """What these symbols are called, together."""
         return self.front_end.decode(ids).strip()

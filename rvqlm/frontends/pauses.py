@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -65,11 +66,12 @@ def words_of(text: str) -> str:
 
 
 def encode_with_pauses(labels: Labels, text: str, language: str | None = None) -> WithPauses:
-    """Symbols of a text, the parts between pauses encoded apart.
+    """Symbols of a text, the parts between pauses encoded apart, with the phonemes that it gives
+    itself.
 
     :raises UserError: as `TextFrontEnd.encode`; a malformed pause; one that no symbol could hold.
     """
-    encode = labels.front_end.encode
+    encode = partial(labels.front_end.encode, inline=True)
     said, pauses = _between_words(text)
     if all(pause is None for pause in pauses):
         return WithPauses(encode(text, language), None)
@@ -78,7 +80,7 @@ def encode_with_pauses(labels: Labels, text: str, language: str | None = None) -
     for pause, part in zip(pauses, [*said, ""]):
         more = encode(part, language).tolist() if part else []
         if pause is not None:
-            ids += _white_space(labels, ids, more, text)
+            ids += white_space(labels, ids, more, text)
             silences.append((len(ids), pause))
         ids += more
     spoken = {-1, len(ids), *labels.spoken(np.array(ids))}
@@ -114,7 +116,7 @@ def _between_words(text: str) -> tuple[list[str], list[float | None]]:
     return said, pauses
 
 
-def _white_space(labels: Labels, before: list[int], after: list[int], text: str) -> list[int]:
+def white_space(labels: Labels, before: list[int], after: list[int], text: str) -> list[int]:
     """The symbol between two parts of a text, or behind the last, if one is wanted: to part two
     words, or to hold a pause."""
     table = labels.front_end.table

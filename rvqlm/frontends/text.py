@@ -43,6 +43,7 @@ from rvqlm.frontends.text_language import mend_letters, require_script, tag_of
 
 TYPES = ("phonemes", "chars", "bpe")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_INLINE = re.compile(r"(?<![^\s(\[\"“«—-])/([^/\[\]]*[^\W\d_][^/\[\]]*)/(?![\w/])")
 
 
 @dataclass(frozen=True)
@@ -192,17 +193,19 @@ class TextFrontEnd:
             settings["model"] = base64.b64encode(self._model).decode()
         return ConditionInfo("text", (len(self.table),), rate, settings)
 
-    def encode(self, text: str, language: str | None = None) -> np.ndarray:
+    def encode(self, text: str, language: str | None = None, *, inline: bool = False) -> np.ndarray:
         """(S,) int32 ids; S is 0 for a text with nothing to say.
 
         language: of this text, for phonemes, as `rvqlm.frontends.text_language.tag_of` knows it;
-        None: that of the settings. Raises `UserError` that names symbols without an id and the
-        words that they are in, and for unknown languages or other scripts than theirs.
+        None: that of the settings. inline: where the table is of phonemes, what is between two
+        strokes is a word of them, said as it is: "Ask /tɪm/.", with or without spaces between its
+        symbols. Raises `UserError` that names symbols without an id and the words that they are
+        in, and for unknown languages or other scripts than theirs.
         """
         settings = self.settings
         if settings.type == "phonemes":
             tag = tag_of(language or settings.language)
-            spoken = phonemes.speak(settings.words(text, tag), tag, bool(settings.normalization))
+            spoken = self._spoken(text, tag, inline)
             return self._ids(settings.of_phonemes(spoken), text, tag)
         if language is not None:
             raise UserError(
@@ -212,6 +215,29 @@ class TextFrontEnd:
         if self._pieces is not None:
             return np.array(self.encode_pieces(settings.normalize(text))[0], np.int32)
         return self._ids(settings.of_chars(settings.normalize(text)), text)
+
+    def _spoken(self, text: str, tag: str, inline: bool) -> str:
+        """Phonemes of a text, those that it gives itself among them."""
+        plain = bool(self.settings.normalization)
+        parts = _INLINE.split(text) if inline else [text]
+        spoken = []
+        for number, part in enumerate(parts):
+            if number % 2:
+                word = "".join(part.split())
+                if unknown := lookup(self.table, self.settings.of_phonemes(word))[1]:
+                    raise UserError(
+                        f"text {shorten(text)}: /{part}/: no symbol "
+                        f"{', '.join(map(describe, dict.fromkeys(unknown)))} among the "
+                        f"{len(self.table)} of the table"
+                    )
+                spoken.append(word)
+                continue
+            marks = ""
+            if number:  # what is right behind belongs to the phonemes
+                marks = re.match(r"[^\w\s]*", part)[0]
+                spoken[-1] += "".join(c for c in marks if c in phonemes.PUNCTUATION)
+            spoken.append(phonemes.speak(self.settings.words(part[len(marks) :], tag), tag, plain))
+        return " ".join(filter(None, spoken))
 
     def encode_pieces(self, text: str) -> tuple[list[int], list[str]]:
         """bpe: ids of a text that `TextSettings.normalize` gave, and what is ``<unk>`` in it."""

@@ -388,7 +388,21 @@ _RU = Language(
 )  # fmt: skip
 
 
+_LANGUAGES = {each.code: each for each in (_EN, _DE, _FR, _ES, _RU)}
+
+
 @lru_cache
 def _rules(code: str) -> list[Rule]:
-    languages = {each.code: each for each in (_EN, _DE, _FR, _ES, _RU)}
-    return languages[code].rules() if code in languages else []
+    return _LANGUAGES[code].rules() if code in _LANGUAGES else []
+
+
+@lru_cache
+def abbreviations(code: str) -> re.Pattern | None:
+    """What is written with a point that belongs to it, in a language such as "de"; None where none
+    is known."""
+    if (language := _LANGUAGES.get(code)) is None:
+        return None
+    known = [a for a in language.abbreviations if r"\." in a]
+    known += [re.escape(unit) for unit in language.units if unit.endswith(".")]
+    # what must follow one is no part of it
+    return re.compile(rf"(?<!\w)(?:{'|'.join(known)})") if known else None

@@ -5,17 +5,24 @@ through in one pass, and from there one at a time over a preallocated key-value 
 unequal lengths share a batch: where an item's prompt has a code for a cell, it is taken instead of
 a draw. The end is decided where the next frame's level 0 would stand; what the frames before still
 lack is then completed, be it the finer levels of the last few frames or of all.
+
+A batch that all begins and ends together is made here (`decode`); one whose rows come and go, of
+the same steps, in `rvqlm.generation.slots`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from rvqlm.generation.request import Generation, Request
-from rvqlm.generation.sampling import guide, sample, uniforms, without_repetition
+from rvqlm.generation.sampling import guide, row_keys, sample, uniforms_of, without_repetition
+from rvqlm.modules.conditioning import ConditionedTransformer
 from rvqlm.patterns import Pattern
 
 BLOCK = 16
@@ -28,6 +35,7 @@ class Autoregressive(Protocol):
 
     pattern: Pattern
     special: int
+    network: ConditionedTransformer
 
     def begin(self, conditions, batch_size: int, max_steps: int, drop: Tensor | None):
         """State before the first step; ``drop`` (B,) bool: items that are given no condition."""
@@ -36,29 +44,36 @@ class Autoregressive(Protocol):
         """inputs (B, n, K) columns that follow those in the cache, at positions (B, n) or one after
         the other -> hidden (B, d) and the logit (B,) of an end, or None, of the last step."""
 
+    def fill(self, inputs: Tensor, state) -> Tensor:
+        """The same of which nothing is drawn; of n = 0 too, where conditions stand in front."""
+
     def draw(self, hidden: Tensor, choose, level: int | None) -> Tensor:
         """Codes (B, K); ``choose(first_level, logits (B, k, V)) -> (B, k)``. Where a level is named
         those of others may be anything."""
 
 
 class Cells(NamedTuple):
-    """What is known beforehand of a step."""
+    """What is known beforehand of a step, which is each item's own."""
 
     known: Tensor
     """(B, K) bool: cells whose code a prompt gives."""
     given: Tensor
     """(B, K) these codes."""
     frames: Tensor
-    """(B or 1, K) of the cells; `NOWHERE` where a step has none."""
+    """(B, K) of the cells; `NOWHERE` where a step has none."""
     noise: Tensor
     """(B, W) uniforms: of the levels, of the end (which `threshold` is made of), and of second
     draws."""
     threshold: Tensor
     """(B,) logit of an end above which the sequence ends here; inf where it may not."""
     before: Tensor
-    """() frames that it then has."""
+    """(B,) frames that it then has."""
     number: Tensor
-    """() of the step."""
+    """(B,) of the step."""
+    place: Tensor
+    """(B,) of its column among all of the grid."""
+    recent: Tensor | None
+    """(B, W) columns in which repetition is looked for, likewise."""
     level: int | None
     """The only one that the step draws; None: all."""
 
@@ -68,122 +83,186 @@ NOWHERE = 1 << 62
 
 
 class Decoding:
-    """A batch on its way: the grid of the pattern, and how far each sequence reaches.
+    """Sequences on their way: the grid of the pattern, and how far each reaches.
 
-    `step` is one step as a function of tensors of always the same shapes. All that depends on where
-    it stands lies in tables, made for `BLOCK` steps at once.
+    `take` is what follows the network in a step, as a function of tensors of always the same
+    shapes. All that depends on where a sequence stands lies in tables, made for `BLOCK` steps at
+    once. They stand at steps of their own, ``next``; those of several that are `alike` can go on as
+    one.
+
+    :param steps: room of the grid; by default what the longest needs.
+    :param offset: number of the first step in the random stream.
     """
 
-    def __init__(self, model: Autoregressive, request: Request):
-        self.model, self.request, self.pattern = model, request, model.pattern
-        r, B, K = request, request.batch_size, request.prompt_codes.shape[2]
-        self.device = r.prompt_codes.device
-        self.steps = self.pattern.num_steps(r.max_frames)
-        self.canvas = r.canvas(r.max_frames, model.special)
+    EACH = ("canvas", "prompt_lengths", "limits", "least", "keys", "offset", "bias", "lengths",
+            "grid", "likelihood", "column")  # fmt: skip
+    """What there is of each sequence, along the first axis."""
+
+    def __init__(
+        self, model: Autoregressive, request: Request, steps: int | None = None, offset: int = 0
+    ):
+        self.model, self.pattern, r = model, model.pattern, request
+        (B, P, K), self.device = r.prompt_codes.shape, r.prompt_codes.device
+        self.sampling, self.guided = replace(r.sampling, ban=()), r.guided
+        self.steps = self.pattern.num_steps(r.max_frames) if steps is None else steps
+        self.next = [0] * B
+        """Step of each that comes next."""
+        self.canvas = r.canvas(max(P, 1), model.special)
+        self.prompt_lengths, self.limits = r.prompt_lengths, r.limits
+        self.least = torch.maximum(r.prompt_lengths, r.min_frames).clamp(min=1)
+        self.keys = row_keys(r.seed, r.rows, self.device)
+        self.offset = torch.full_like(self.keys, offset)
+        self.bias = None if r.logit_bias is None else r.logit_bias.expand(B, -1, -1)
         self.lengths = r.limits.clone()
         # in front what repetition is looked for in, which is nothing yet
         self.margin = r.sampling.repetition_window * self.pattern.steps_per_frame
         self.grid = self.canvas.new_full((B, self.margin + self.steps, K), model.special)
-        self.likelihood = torch.zeros(2, B, device=self.device)
+        self.likelihood = torch.zeros(B, 2, device=self.device)
         """Sum of log p of the codes drawn, and their number."""
+        self.column = self.canvas.new_full((B, K), model.special)
+        """The last of the grid that is known."""
+
+    # ------------------------------------------------------------- sequences that come and go
+
+    def alike(self, other: Decoding) -> bool:
+        """Whether both draw in the same way."""
+        return (self.sampling, self.guided, self.bias is None) == (
+            other.sampling,
+            other.guided,
+            other.bias is None,
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Decoding]) -> Decoding:
+        """Several that are alike, with grids of one size, as one."""
+        one = copy(parts[0])
+        longest = max(part.canvas.shape[1] for part in parts)
+        for name in cls.EACH:
+            each = [getattr(part, name) for part in parts]
+            if name == "canvas":
+                each = [
+                    torch.nn.functional.pad(c, (0, 0, 0, longest - c.shape[1])) for c in each
+                ]
+            setattr(one, name, None if each[0] is None else torch.cat(each))
+        one.next = [step for part in parts for step in part.next]
+        return one
+
+    def without(self, row: int) -> Decoding:
+        one, keep = copy(self), [n for n in range(len(self.next)) if n != row]
+        index = torch.tensor(keep, device=self.device, dtype=torch.int64)
+        for name in self.EACH:
+            each = getattr(self, name)
+            setattr(one, name, None if each is None else each[index])
+        one.next = [self.next[n] for n in keep]
+        return one
+
+    # ------------------------------------------------------------------------------ the steps
 
     def laid_out(self, steps: Tensor) -> dict[str, Tensor]:
-        """The fields of `Cells` that a layout gives, of steps (n,) by the lengths so far: (B, n, K)
-        each."""
-        frames = self.pattern.cells(steps, self.lengths)
+        """The fields of `Cells` that a layout gives, of steps (n,) or (B, n) by the lengths so far:
+        (B, n, K) each."""
+        frames = self.pattern.cells(steps, self.lengths).expand(len(self.canvas), -1, -1)
         index = frames.clamp(0, self.canvas.shape[1] - 1)
-        parts = {
-            "known": (frames >= 0) & (frames < self.request.prompt_lengths[:, None, None]),
-            "given": self.canvas.gather(1, index.expand(len(self.canvas), -1, -1)),
+        return {
+            "known": (frames >= 0) & (frames < self.prompt_lengths[:, None, None]),
+            "given": self.canvas.gather(1, index),
             "frames": frames.masked_fill(frames < 0, NOWHERE),
         }
-        return parts
 
     def begin(self) -> Tensor:
         """Lay the steps down that all prompts fill; inputs (B, n, K) up to the first that is drawn,
         which is step n - 1."""
-        known, given, frames = self.laid_out(torch.arange(self.steps, device=self.device)).values()
+        steps = self.pattern.num_steps(int(self.limits.max()))
+        known, given, frames = self.laid_out(torch.arange(steps, device=self.device)).values()
         complete = (known | (frames == NOWHERE)).all(2).all(0)  # (S,)
         count = int(complete.int().cumprod(0).sum())
         start = self.grid[:, self.margin : self.margin + count]
         start.copy_(given[:, :count].masked_fill(~known[:, :count], self.model.special))
-        special = torch.full_like(self.grid[:, :1], self.model.special)
-        return torch.cat([special, start], 1)
+        inputs = torch.cat([self.column[:, None], start], 1)
+        self.column, self.next = inputs[:, -1], [count] * len(inputs)
+        return inputs
 
-    def tables(self, first: int, count: int) -> list[Cells]:
-        """Of steps ``first`` ... in turn."""
-        r, K = self.request, self.grid.shape[2]
-        noise = uniforms(
-            r.seed, r.rows, count, 2 * K + 1 if self.margin else K + 1, first, self.device
-        )
-        steps = torch.arange(first, first + count, device=self.device)
-        before = self.pattern.cells(steps, torch.full_like(steps[:1], NOWHERE))[0, :, 0]
-        least = torch.maximum(r.prompt_lengths, r.min_frames).clamp(min=1)[:, None]
-        may = (before >= least) & (before < r.limits[:, None])
-        draws = noise[..., K] if r.sampling.temperature else torch.full_like(noise[..., K], 0.5)
-        laid_out, alone = self.laid_out(steps), self.pattern.one_code_a_step
+    def tables(self, count: int) -> list[Cells]:
+        """Of the next steps in turn."""
+        B, W, K = self.grid.shape
+        window, stride = self.sampling.repetition_window, self.pattern.steps_per_frame
+        first = torch.tensor(self.next, device=self.device)
+        steps = first[:, None] + torch.arange(count, device=self.device)  # (B, n)
+        width = 2 * K + 1 if window else K + 1
+        noise = uniforms_of(self.keys, steps + self.offset[:, None], width)
+        before = self.pattern.cells(steps, torch.full_like(first, NOWHERE))[..., 0]
+        may = (before >= self.least[:, None]) & (before < self.limits[:, None])
+        draws = noise[..., K] if self.sampling.temperature else torch.full_like(noise[..., K], 0.5)
+        place = steps + torch.arange(self.margin, B * W, W, device=self.device)[:, None]
+        recent = [None] * count
+        if window:
+            back = torch.arange(window, 0, -1, device=self.device) * stride
+            recent = (place[..., None] - back).unbind(1)
+        alone, at = self.pattern.one_code_a_step, self.next[0]
         of_steps = {
-            **{name: part.unbind(1) for name, part in laid_out.items()},
+            **{name: part.unbind(1) for name, part in self.laid_out(steps).items()},
             "noise": noise.unbind(1),
             "threshold": draws.logit().masked_fill(~may, torch.inf).unbind(1),
-            "before": before.unbind(0),
-            "number": steps.unbind(0),
-            "level": [s % K if alone else None for s in range(first, first + count)],
+            "before": before.unbind(1),
+            "number": steps.unbind(1),
+            "place": place.unbind(1),
+            "recent": recent,
+            "level": [s % K if alone else None for s in range(at, at + count)],
         }
         return [Cells(**dict(zip(of_steps, parts))) for parts in zip(*of_steps.values())]
 
-    def step(
-        self, inputs: Tensor, state, positions: Tensor | None, cells: Cells, recent: Tensor | None
-    ) -> Tensor:
-        """inputs (B, n, K), mostly one column, and the codes (B, W, K) of the frames before where
-        repetition is avoided -> the next column (B, K)."""
-        r, K = self.request, self.grid.shape[2]
-        hidden, end = self.model.step(
-            inputs.repeat(2, 1, 1) if r.guided else inputs, state, positions
-        )
+    def take(self, hidden: Tensor, end: Tensor | None, cells: Cells) -> None:
+        """Draw the next column from what the network says of it; ``hidden`` (B, d) and ``end``
+        (B,), twice as many rows under guidance."""
+        columns, K = self.grid.flatten(0, 1), self.grid.shape[2]
         if end is not None:
-            end = guide(end, r.sampling.cfg_scale) if r.guided else end.float()
+            end = guide(end, self.sampling.cfg_scale) if self.guided else end.float()
             # the first end counts: later ones are of more frames
             ends = torch.where(end > cells.threshold, cells.before, NOWHERE)
             self.lengths = torch.minimum(self.lengths, ends)
             if self.pattern.by_length:
-                now = self.laid_out(cells.number[None])
+                now = self.laid_out(cells.number[:, None])
                 cells = cells._replace(**{name: part[:, 0] for name, part in now.items()})
         inside = cells.frames < self.lengths[:, None]
         counted = inside & ~cells.known
+        recent = None
+        if cells.recent is not None:
+            recent = columns.index_select(0, cells.recent.flatten()).unflatten(0, (len(inside), -1))
 
         def choose(level: int, logits: Tensor) -> Tensor:
             levels = slice(level, level + logits.shape[1])
-            if r.guided:
-                logits = guide(logits, r.sampling.cfg_scale)
-            if r.logit_bias is not None:
-                logits = logits + r.logit_bias[levels]
-            drawn = sample(logits, cells.noise[:, levels], r.sampling, level)
+            if self.guided:
+                logits = guide(logits, self.sampling.cfg_scale)
+            if self.bias is not None:
+                logits = logits + self.bias[:, levels]
+            drawn = sample(logits, cells.noise[:, levels], self.sampling, level)
             if recent is not None:
                 again = cells.noise[:, K + 1 :][:, levels]
-                drawn = without_repetition(drawn, logits, again, recent[..., levels], r.sampling)
-            if r.sampling.best_of > 1:
+                drawn = without_repetition(drawn, logits, again, recent[..., levels], self.sampling)
+            if self.sampling.best_of > 1:
                 nats = logits.float().log_softmax(-1).gather(-1, drawn[..., None])[..., 0]
-                self.likelihood[0] += (nats * counted[:, levels]).sum(1)
-                self.likelihood[1] += counted[:, levels].sum(1)
+                self.likelihood[:, 0] += (nats * counted[:, levels]).sum(1)
+                self.likelihood[:, 1] += counted[:, levels].sum(1)
             return drawn
 
         codes = self.model.draw(hidden, choose, cells.level)
         codes = torch.where(cells.known, cells.given, codes)
-        return torch.where(inside, codes, self.model.special)
+        self.column = torch.where(inside, codes, self.model.special)
+        columns.index_copy_(0, cells.place, self.column)
+        self.next = [step + 1 for step in self.next]
 
-    def ended(self, steps: int) -> bool:
-        return steps >= self.pattern.num_steps(int(self.lengths.max()))
+    def codes(self, frames: Tensor) -> Tensor:
+        """(B, n, K) of frames (n,) or (B, n), as far as they are made."""
+        index = self.pattern.steps(frames, self.lengths) + self.margin
+        index = index.expand(len(self.grid), -1, -1)
+        return self.grid.gather(1, index.clamp(max=self.grid.shape[1] - 1))
 
     def finish(self) -> Generation:
-        r, lengths = self.request, self.lengths.clone()
-        longest = int(lengths.max())
-        steps = self.pattern.steps(torch.arange(longest, device=self.device), lengths)
-        index = (steps + self.margin).expand(len(self.grid), -1, -1)
-        codes = self.grid.gather(1, index.clamp(max=self.grid.shape[1] - 1))
-        made = Generation.trimmed(codes, lengths, r.prompt_lengths, lengths < r.limits)
-        if r.sampling.best_of > 1:
-            made.likelihood = self.likelihood[0] / self.likelihood[1].clamp(min=1)
+        lengths = self.lengths.clone()
+        codes = self.codes(torch.arange(int(lengths.max()), device=self.device))
+        made = Generation.trimmed(codes, lengths, self.prompt_lengths, lengths < self.limits)
+        if self.sampling.best_of > 1:
+            made.likelihood = self.likelihood[:, 0] / self.likelihood[:, 1].clamp(min=1)
         return made
 
 
@@ -199,21 +278,19 @@ def _decode(run: Decoding, model: Autoregressive, r: Request) -> None:
     conditions, drop = r.conditions_of_rows()
     rows = 2 * r.batch_size if r.guided else r.batch_size
     state = model.begin(conditions, rows, run.steps, drop)
-    inputs, pattern, margin = run.begin(), run.pattern, run.margin
-    begin, positions, recent = inputs.shape[1] - 1, None, None
+    inputs, pattern, positions = run.begin(), run.pattern, None
+    begin = inputs.shape[1] - 1
     for first in range(begin, run.steps, BLOCK):
-        tables = run.tables(first, min(BLOCK, run.steps - first))
+        tables = run.tables(min(BLOCK, run.steps - first))
         for s, cells in enumerate(tables, first):
             if pattern.by_length:
                 steps = torch.arange(s + 1 - inputs.shape[1], s + 1, device=run.device)
                 positions = pattern.positions(steps, run.lengths)
                 positions = positions.repeat(2, 1) if r.guided else positions
-            if margin:
-                recent = run.grid[:, s : s + margin : pattern.steps_per_frame]
-            codes = run.step(inputs, state, positions, cells, recent)
-            run.grid[:, margin + s] = codes
-            inputs = codes[:, None]
+            inputs = inputs.repeat(2, 1, 1) if r.guided else inputs
+            run.take(*model.step(inputs, state, positions), cells)
+            inputs = run.column[:, None]
             if r.progress is not None:
                 r.progress(s + 1 - begin)
-        if run.ended(first + len(tables)):
+        if first + len(tables) >= pattern.num_steps(int(run.lengths.max())):
             break

@@ -13,6 +13,9 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 
+BOUND_TO_TIME = ("text", "midi")
+"""Conditions that lie at times of the whole sequence."""
+
 
 @dataclass
 class Generation:
@@ -96,6 +99,10 @@ class Request:
     """(B, A, K) codes that follow the gap, for infilling."""
     logit_bias: Tensor | None = None
     """(K, V) added to the logits; -inf bans a code."""
+    context_frames: int | None = None
+    """Longest sequence that a model which writes from left to right is shown: a longer one goes on
+    in windows, `overlap_frames` of the last one being the prompt of the next. None: all of it."""
+    overlap_frames: int = 0
 
     @property
     def batch_size(self) -> int:
@@ -137,6 +144,42 @@ class Request:
             rows=[row + (i << 32) for row in self.rows for i in range(n)],
         )
 
+    def in_windows(self, context_frames: int, overlap_frames: int | None = None) -> Request:
+        """The same in windows of so many frames, of which the next is given half by default; as it
+        is where it does not reach beyond one.
+
+        :raises UserError: windows that lead nowhere, or conditions that they cannot carry on.
+        """
+        overlap = context_frames // 2 if overlap_frames is None else overlap_frames
+        if not 0 <= overlap < context_frames:
+            raise UserError(
+                f"a context of {context_frames} frames of which {overlap} are those of the window "
+                "before leads nowhere: --overlap-seconds must be less than --context-seconds"
+            )
+        if self.max_frames <= context_frames:
+            return self
+        if bound := [kind for kind in self.conditions if kind in BOUND_TO_TIME]:
+            raise UserError(
+                f"{', '.join(bound)}: cannot be carried on beyond a context of {context_frames} "
+                f"frames, and up to {self.max_frames} are asked for; ask for less, or a longer "
+                "--context-seconds"
+            )
+        return replace(self, context_frames=context_frames, overlap_frames=overlap)
+
+    def item(self, n: int) -> Request:
+        """One of them."""
+
+        def only(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[n : n + 1]
+
+        names = ("prompt_codes", "prompt_lengths", "limits", "min_frames", "suffix_codes")
+        return replace(
+            self,
+            **{name: only(getattr(self, name)) for name in (*names, "durations")},
+            conditions={kind: given.map(only) for kind, given in self.conditions.items()},
+            rows=self.rows[n : n + 1],
+        )
+
     def canvas(self, num_frames: int, special: int) -> Tensor:
         """(B, T, K) codes: the prompts, and ``special`` elsewhere."""
         prompts = self.prompt_codes[:, :num_frames]
@@ -168,6 +211,8 @@ def make_request(
     seed: int = 0,
     rows: list[int] | None = None,
     progress: Callable[[int], None] | None = None,
+    context_frames: int | None = None,
+    overlap_frames: int | None = None,
 ) -> Request:
     """Check what a caller gave; see `TokenModel.generate` for the parameters.
 
@@ -226,7 +271,7 @@ def make_request(
         if logit_bias.shape != (K, V) or not bool((logit_bias > -torch.inf).any(1).all()):
             raise UserError(f"--ban, logit_bias ({K}, {V}): a code must be left at every level")
     shortest = torch.as_tensor(min_frames, device=device).expand(B)
-    return Request(
+    made = Request(
         prompt_codes=prompt_codes,
         prompt_lengths=prompt_lengths,
         limits=limits,
@@ -241,3 +286,4 @@ def make_request(
         rows=list(range(B)) if rows is None else list(rows),
         progress=progress,
     )
+    return made if context_frames is None else made.in_windows(context_frames, overlap_frames)

@@ -254,6 +254,27 @@ def _mixed(x: Tensor) -> Tensor:
     return x ^ (x >> 31 & (1 << 33) - 1)
 
 
+def row_keys(seed: int, rows: Iterable[int], device: torch.device | str = "cpu") -> Tensor:
+    """(len(rows),) int64: each row's random stream, of the seed and its number."""
+
+    def signed(n: int) -> int:
+        return (n + (1 << 63)) % (1 << 64) - (1 << 63)
+
+    numbers = torch.tensor([signed(row) for row in rows], device=device)
+    return _mixed(_mixed(torch.tensor(signed(seed), device=device)) + numbers)
+
+
+def uniforms_of(keys: Tensor, steps: Tensor, width: int) -> Tensor:
+    """(B, n, width) float32 in [0, 1) of the streams ``keys`` (B,) at steps (B or 1, n).
+
+    A number is a function of its stream, step and column alone: it does not depend on what else is
+    drawn, before or beside it, nor on the device.
+    """
+    x = _mixed(keys[:, None] + steps)
+    x = _mixed(x[..., None] + torch.arange(width, device=keys.device))
+    return (x >> 40 & (1 << 24) - 1).float() * 2**-24
+
+
 def uniforms(
     seed: int,
     rows: Iterable[int],
@@ -262,20 +283,9 @@ def uniforms(
     first: int = 0,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """(len(rows), num_steps, width) float32 in [0, 1) of steps ``first``, ``first`` + 1, ...
-
-    A number is a function of the seed, its row, step and column alone: it does not depend on what
-    else is drawn, before or beside it, nor on the device.
-    """
-
-    def signed(n: int) -> int:
-        return (n + (1 << 63)) % (1 << 64) - (1 << 63)
-
-    numbers = torch.tensor([signed(row) for row in rows], device=device)
-    x = _mixed(_mixed(torch.tensor(signed(seed), device=device)) + numbers)
-    x = _mixed(x[:, None] + torch.arange(first, first + num_steps, device=device))
-    x = _mixed(x[..., None] + torch.arange(width, device=device))
-    return (x >> 40 & (1 << 24) - 1).float() * 2**-24
+    """`uniforms_of` the rows' streams (`row_keys`) at steps ``first``, ``first`` + 1, ..."""
+    steps = torch.arange(first, first + num_steps, device=device)
+    return uniforms_of(row_keys(seed, rows, device), steps[None], width)
 
 
 def generators(seed: int, rows: Iterable[int]) -> list[torch.Generator]:

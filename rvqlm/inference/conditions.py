@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -82,6 +83,15 @@ class ConditionArgs:
         return []
 
 
+class Piece(NamedTuple):
+    """Of a text that is said in several."""
+
+    words: str
+    text: Text
+    frames: int
+    """Longest that it may take."""
+
+
 @dataclass
 class Given:
     """Conditions of one sample."""
@@ -93,6 +103,10 @@ class Given:
     durations: Tensor | None = None
     """Of the text, as in `Text`."""
     times: Tensor | None = None
+    pieces: tuple[Piece, ...] = ()
+    """Of a text that is said in several (`rvqlm.inference.long_texts`)."""
+    known: int = 0
+    """Symbols of the text that the codes of the prompt already say."""
 
 
 def encode_file(path: str, codec, num_frames: int | None) -> tuple[Tensor, Tensor | None]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,11 +23,16 @@ from rvqlm.exchange.names import Names
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 from rvqlm.inference.conditions import pad, pad_durations
 from rvqlm.inference.files import write_sample
+from rvqlm.inference.long_texts import Chain, divided
 from rvqlm.inference.prompts import Prompt
 from rvqlm.inference.speech import alignment, overrun
 from rvqlm.metrics.audio_metrics import repetition_ratio, silence_ratio
 from rvqlm.models.base import TokenModel
 
+SILENT = 0.8
+"""Share of a sample below -50 dB above which it is warned of (recordings have up to 0.5)."""
+LOOPS = 0.5
+"""Share of its frames that were there before, likewise."""
 ALWAYS = ("temperature", "top_k", "top_p", "cfg_scale")
 """Settings that every sample records; others where they were set."""
 
@@ -37,6 +43,9 @@ class OutputArgs:
 
     seconds: float = 5.0
     """Longest new audio per sample, after the prompt; the model may end sooner."""
+    divide_texts: bool = True
+    """Say a text that takes more than --seconds sentence by sentence, each in at most so many, and
+    join them. Without it its end is cut."""
     min_seconds: float = 0.0
     """The model may not end before this much new audio."""
     num_samples: int = 1
@@ -94,8 +103,11 @@ class Sample:
     sampling_rate: int
     about: dict
     """What its JSON says: how it was made and what it measures."""
-    remark: str = ""
-    """What the user should know of it."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is likely to be wrong with it."""
+        return self.about.get("warnings", [])
 
     def write(self, folder: Path) -> Path:
         """Write NAME.wav and NAME.json; returns the path of the wav."""
@@ -109,29 +121,61 @@ def generate(
     about: dict,
     progress: Callable[[], object] = lambda: None,
 ) -> Iterator[Sample]:
-    """Samples in the order of the request, each as soon as its batch is generated.
+    """Samples in the order of the request, each as soon as it and those before it are made.
 
     :param about: entries for the description of each sample: which model it is, the command.
     :param progress: called after each pass of the model.
     :raises UserError: what the model cannot do, see `TokenModel.generate`.
     """
-    size = request.output.batch_size
-    # what is filled in together has gaps of one length at one place, and as much behind them
-    for _, alike in itertools.groupby(request.jobs(), key=lambda job: _shape(job[1])):
-        jobs = list(alike)
-        for batch in (jobs[i : i + size] for i in range(0, len(jobs), size)):
-            yield from _generate_batch(model, codec, batch, request, about, progress)
+    out = request.output
+    new_frames = max(1, round(out.seconds * float(model.info.frame_rate)))
+    if out.divide_texts:
+        divide = divided(request.prompts, model, new_frames, request.speech, out.seed)
+        request = replace(request, prompts=divide)
+    waiting = deque(_Job(*job, model, new_frames) for job in request.jobs())
+    while waiting:
+        if waiting[0].chain.done:
+            yield _sample(model, codec, waiting.popleft(), request, about, new_frames)
+            continue
+        _make(model, _ready(waiting, out.batch_size), request, progress)
+
+
+class _Job:
+    """A sample on its way."""
+
+    def __init__(self, number: int, prompt: Prompt, name: str, model: TokenModel, longest: int):
+        self.number, self.prompt, self.name = number, prompt, name
+        self.chain = Chain(prompt, model, longest)
+        self.likelihood: float | None = None
+        # of all items of its batches together
+        self.passes, self.elapsed, self.new_seconds, self.batch_size = 0, 0.0, 0.0, 0
+
+
+def _ready(waiting: Iterable[_Job], size: int) -> list[tuple[_Job, int, Prompt]]:
+    """Pieces to make together, of the first jobs: what is filled in has gaps of one length at one
+    place, and as much behind them."""
+    found: list[tuple[_Job, int, Prompt]] = []
+    for job in itertools.islice(waiting, size):
+        while len(found) < size and job.chain.ready():
+            if found and _shape(job.prompt) != _shape(found[0][0].prompt):
+                break
+            found.append((job, *job.chain.take()))
+    return found
 
 
 def _shape(prompt: Prompt) -> tuple[int, ...] | None:
     return None if prompt.after is None else (len(prompt.codes), prompt.gap, len(prompt.after))
 
 
-def _generate_batch(
-    model, codec, jobs, request: SampleRequest, about: dict, progress
-) -> Iterator[Sample]:
-    info, rate, out = model.info, float(model.info.frame_rate), request.output
-    prompts = [prompt for _, prompt, _ in jobs]
+def _make(
+    model: TokenModel,
+    pieces: list[tuple[_Job, int, Prompt]],
+    request: SampleRequest,
+    progress: Callable[[], object],
+) -> None:
+    """Make pieces in one batch, and hand them to their chains."""
+    rate, out = float(model.info.frame_rate), request.output
+    prompts = [prompt for _, _, prompt in pieces]
     lengths = torch.tensor([len(p.codes) for p in prompts])
     passes = 0
 
@@ -149,59 +193,96 @@ def _generate_batch(
         "durations": pad_durations([p.given for p in prompts]),
         "conditions": pad([p.given for p in prompts], model.conditions),
         "seed": out.seed,
-        "rows": [number for number, _, _ in jobs],
+        "rows": [job.number + (piece << 48) for job, piece, _ in pieces],
         "progress": count,
     }
-    new_frames = max(1, round(out.seconds * rate))
     behind = 0 if prompts[0].after is None else len(prompts[0].after)
     if prompts[0].after is not None:
         after = torch.stack([p.after for p in prompts])
         made = model.infill(codes, after, prompts[0].gap, **options)
     else:
+        least = round(out.min_seconds * rate)
+        shortest = torch.tensor([least if job.chain.alone else 0 for job, _, _ in pieces])
+        longest = torch.tensor([job.chain.limit(piece) for job, piece, _ in pieces])
         made = model.generate(
             codes,
             lengths,
-            min_frames=lengths + round(out.min_seconds * rate),
-            limits=lengths + new_frames,
+            min_frames=lengths + shortest,
+            limits=lengths + longest,
             **options,
         )
     elapsed = time.perf_counter() - began
     new_seconds = int((made.lengths - made.prompt_lengths - behind).sum()) / rate
-    for n, ((_, prompt, name), codes, stop) in enumerate(zip(jobs, made.items(), made.stop)):
-        # a continuation stays as loud as its prompt ended, where a codec keeps loudness apart
-        scales = codec.scales_for(len(codes), prompt.scales)
-        audio = decode_long(codec, codes.to(codec.device), scales=scales)  # (C, S)
-        given, end = len(prompt.codes), len(codes) - behind
-        placed, remark = None, ""
-        if made.times is not None and "text" in prompt.given.values:
-            ids = prompt.given.values["text"][:, 0]
-            times = made.times[n, : len(ids)]
-            placed = alignment(model.conditions["text"], ids, times, rate)
-            seconds = None if behind else out.seconds
-            limit = len(codes) if behind else len(prompt.codes) + new_frames
-            remark = overrun(float(times[-1, 1]), limit, rate, len(prompt.codes), seconds)
-        new = slice(info.num_samples(given), info.num_samples(end) if behind else None)
-        row = {
-            "kind": prompt.kind,
-            **about,
-            "codec": info.to_dict(),
-            "settings": request.settings(model),
-            "seed": out.seed,
-            "prompt": prompt.source,
-            "conditions": prompt.given.about,
-            "prompt_seconds": given / rate,
-            **({"infill": [given / rate, end / rate]} if behind else {}),
-            "seconds": len(codes) / rate,
-            "stop": stop,
-            **({} if placed is None else {"alignment": placed}),
-            **({} if made.likelihood is None else {"likelihood": float(made.likelihood[n])}),
-            # of what the model made, not of what it was given
-            "silence_ratio": silence_ratio(audio[:, new], info.sampling_rate),
-            "repetition_ratio": repetition_ratio(codes[given:end]),
-            # of all items of the batch together
-            "batch_size": len(jobs),
-            "passes": passes,
-            "generation_seconds": elapsed,
-            "real_time_factor": new_seconds / elapsed,
-        }
-        yield Sample(name, codes, given, audio, info.sampling_rate, row, remark)
+    for n, ((job, piece, _), codes) in enumerate(zip(pieces, made.items())):
+        times = None if made.times is None else made.times[n]
+        job.chain.add(piece, codes, times, made.stop[n])
+        if made.likelihood is not None:
+            likelihood = float(made.likelihood[n])
+            job.likelihood = min(likelihood, job.likelihood or likelihood)
+    for job in {id(job): job for job, _, _ in pieces}.values():
+        job.batch_size = max(job.batch_size, len(pieces))
+        job.passes, job.elapsed = job.passes + passes, job.elapsed + elapsed
+        job.new_seconds += new_seconds
+
+
+def _sample(
+    model: TokenModel, codec: Codec, job: _Job, request: SampleRequest, about: dict, new_frames: int
+) -> Sample:
+    """A finished one: decoded, measured and described."""
+    info, rate, chain, prompt = model.info, float(model.info.frame_rate), job.chain, job.prompt
+    made, codes = chain.finished(), chain.finished().codes
+    behind = 0 if prompt.after is None else len(prompt.after)
+    # a continuation stays as loud as its prompt ended, where a codec keeps loudness apart
+    scales = codec.scales_for(len(codes), prompt.scales)
+    audio = decode_long(codec, codes.to(codec.device), scales=scales)  # (C, S)
+    given, end = len(prompt.codes), len(codes) - behind
+    new = slice(info.num_samples(given), info.num_samples(end) if behind else None)
+    row = {
+        "kind": prompt.kind,
+        **about,
+        "codec": info.to_dict(),
+        "settings": request.settings(model),
+        "seed": request.output.seed,
+        "prompt": prompt.source,
+        "conditions": prompt.given.about,
+        "prompt_seconds": given / rate,
+        **({"infill": [given / rate, end / rate]} if behind else {}),
+        "seconds": len(codes) / rate,
+        "stop": made.stop,
+    }
+    overran = ""
+    if made.times is not None and len(made.ids):
+        row["alignment"] = alignment(model.conditions["text"], made.ids, made.times, rate)
+        if chain.alone:
+            seconds = None if behind else request.output.seconds
+            limit = len(codes) if behind else given + new_frames
+            overran = overrun(float(made.times[-1, 1]), limit, rate, given, seconds)
+    if not chain.alone:
+        row["sentences"] = chain.sentences(rate)
+    if job.likelihood is not None:
+        row["likelihood"] = job.likelihood
+    # of what the model made, not of what it was given
+    row["silence_ratio"] = silence_ratio(audio[:, new], info.sampling_rate)
+    row["repetition_ratio"] = repetition_ratio(codes[given:end])
+    if found := [*filter(None, [overran]), *suspect(row, request.output)]:
+        row["warnings"] = found
+    row |= {
+        "batch_size": job.batch_size,
+        "passes": job.passes,
+        "generation_seconds": job.elapsed,
+        "real_time_factor": job.new_seconds / job.elapsed,
+    }
+    return Sample(job.name, codes, given, audio, info.sampling_rate, row)
+
+
+def suspect(about: dict, output: OutputArgs) -> list[str]:
+    """What is likely to be wrong with a sample, by its description."""
+    found = []
+    if about["silence_ratio"] > SILENT:
+        found.append(f"silent: {about['silence_ratio']:.0%} of it")
+    elif about["repetition_ratio"] > LOOPS:
+        found.append(f"loops: {about['repetition_ratio']:.0%} of it is there twice")
+    wanted = output.min_seconds < output.seconds and "infill" not in about
+    if about["stop"] == "length" and wanted and {"text", "phonemes"} & {*about["conditions"]}:
+        found.append(f"stopped at the limit of {output.seconds:g} s, not by itself")
+    return found

@@ -220,7 +220,8 @@ def reference_of(wav: Path, front_end: TextFrontEnd) -> list[int]:
             ids = front_end.encode_phonemes(text)
         else:
             spoken = front_end.settings.type == "phonemes"
-            ids = front_end.encode(words_of(text), given.get("language") if spoken else None)
+            language = given.get("language") if spoken else None
+            ids = front_end.encode(words_of(text), language, inline=True)
     except UserError as e:
         raise UserError(f"{wav}: {e}") from None
     if not len(ids):

@@ -23,6 +23,7 @@ from rvqlm.frontends.aligned import UNITS, WORD, Labels
 from rvqlm.frontends.pauses import encode_with_pauses
 from rvqlm.frontends.text import TextFrontEnd, shorten
 from rvqlm.frontends.text_clean import has_word
+from rvqlm.frontends.text_language import tag_of
 
 RECORDED = "recorded"
 """--durations: those of the recordings."""
@@ -50,8 +51,8 @@ class Texts:
         self.frame_rate = frame_rate
 
     def encode(self, text: str, language: str | None) -> Text:
-        """A text with the pauses in it; `UserError` where there is no word in it, for pauses that
-        are malformed or that the model cannot make."""
+        """A text with the pauses and /phonemes/ in it; `UserError` where there is no word in it,
+        for pauses that are malformed or that the model cannot make, for phonemes that it lacks."""
         ids, seconds = encode_with_pauses(self.labels, text, language)
         if not has_word(text) or not len(ids):
             raise UserError(f"text {text[:60]!r}: no word in it that could be said")
@@ -60,6 +61,11 @@ class Texts:
             return Text(steps)
         self._require("a pause", text)
         return Text(steps, torch.from_numpy(seconds * self.frame_rate).float())
+
+    def tag(self, language: str | None) -> str | None:
+        """The tag of a text's language, where it has one; None: that of the model's texts."""
+        settings = self.labels.front_end.settings
+        return tag_of(language or settings.language) if self.labels.type == "phonemes" else None
 
     def placed(self, text: str, language: str | None, path: str) -> Text:
         """A text whose symbols are said as the words or symbols of a TextGrid.

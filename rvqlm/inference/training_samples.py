@@ -130,6 +130,7 @@ class SampleWriter:
         alone = replace(cuts, prompt_seconds=0.0) if model.conditions else PromptArgs()
         output = OutputArgs(
             seconds=(total - frames) / rate,
+            divide_texts=False,  # steps are compared by samples of one length
             min_seconds=1 / rate,  # an end at once would leave nothing to listen to
             batch_size=c.sample_count,
             seed=self.seed,

@@ -13,6 +13,7 @@ from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
+from rvqlm.generation.decode import Autoregressive
 from rvqlm.generation.request import Generation, Request, make_request
 from rvqlm.generation.sampling import SamplingConfig, SpeechConfig, uniforms
 from rvqlm.modules.conditioning import ConditionedTransformer
@@ -105,6 +106,12 @@ class TokenModel(nn.Module):
         leaves empty."""
         return self.info.codebook_size
 
+    @property
+    def way(self) -> Autoregressive | None:
+        """What writes from left to right, whatever the length, so that sequences can come and go in
+        a running batch (`rvqlm.generation.slots`); None where nothing does."""
+        return None
+
     def forward(
         self, batch: Batch, label_smoothing: float = 0.0, level_weights: Tensor | None = None
     ) -> LMOutput:
@@ -147,7 +154,9 @@ class TokenModel(nn.Module):
         :param options: further ``min_new_frames``: no end before the continuation has so many;
             ``min_frames`` (one number or (B,)): the same, prompt included; ``conditions``: `Padded`
             by kind; ``batch_size``; ``seed`` of the draws; ``rows``: number of each item in the
-            random stream; ``progress``: called after each step with the number of steps made.
+            random stream; ``progress``: called after each step with the number of steps made;
+            ``context_frames``, ``overlap_frames``: go on in windows of so many frames, the last so
+            many of each (half by default) being the prompt of the next.
         :raises UserError: a prompt that leaves no room, codes out of range, bad options.
         """
         options.setdefault("sampling", SamplingConfig(temperature, top_k))
@@ -201,6 +210,8 @@ class TokenModel(nn.Module):
             flags["--ban"] = request.logit_bias is not None
             if found := [flag for flag, given in flags.items() if given]:
                 raise UserError(f"{', '.join(found)}: {self.name} draws no code after another")
+        if request.context_frames is not None and self.way is None:
+            raise UserError(f"--context-seconds: {self.name} as this one was trained has no windows")
         text = request.conditions.get("text")
         if self.duration_head is None and (
             request.durations is not None

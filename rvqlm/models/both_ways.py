@@ -67,6 +67,10 @@ class FrameByFrame(nn.Module):
 
     # ------------------------------------------------------------------------------ generation
 
+    @property
+    def network(self) -> ConditionedTransformer:
+        return self._parts[1]
+
     def begin(
         self, conditions: Mapping[str, Padded], batch_size: int, max_steps: int, drop: Tensor | None
     ) -> DecoderState:
@@ -77,8 +81,13 @@ class FrameByFrame(nn.Module):
     def step(
         self, inputs: Tensor, state: DecoderState, positions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        last = self._parts[1].step(self.inputs(inputs), state, positions, causal=True)[:, -1]
+        last = self.fill(inputs, state, positions)[:, -1]
         return last, self.end_head(last)
+
+    def fill(
+        self, inputs: Tensor, state: DecoderState, positions: Tensor | None = None
+    ) -> Tensor:
+        return self.network.step(self.inputs(inputs), state, positions, causal=True)
 
     def draw(self, hidden: Tensor, choose, level: int | None = None) -> Tensor:
         return self._parts[2].draw(hidden, choose)

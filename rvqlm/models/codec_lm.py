@@ -27,6 +27,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.generation.decode import decode
 from rvqlm.generation.request import Generation, Request
+from rvqlm.generation.slots import decode_in_windows
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import GridConfig
 from rvqlm.modules.conditioning import Context, DecoderState
@@ -222,6 +223,10 @@ class CodecLM(TokenModel):
 
     # ------------------------------------------------------------------------------ generation
 
+    @property
+    def way(self) -> CodecLM | None:
+        return None if self.pattern.by_length else self
+
     def begin(self, conditions, batch_size: int, max_steps: int, drop=None) -> DecoderState:
         context = self.encode_conditions(conditions, batch_size, drop)
         return self.network.start(context, batch_size, max_steps)
@@ -235,8 +240,14 @@ class CodecLM(TokenModel):
         :param positions: (B, n), where the pattern has its own.
         :return: hidden (B, d) and end logits (B,) or None, both of the last step.
         """
-        last = self.network.step(self.embedding(inputs), state, positions)[:, -1]
+        last = self.fill(inputs, state, positions)[:, -1]
         return last, self.end_head(last) if self.end_head is not None else None
+
+    def fill(
+        self, inputs: Tensor, state: DecoderState, positions: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (B, n, d) of the same steps."""
+        return self.network.step(self.embedding(inputs), state, positions)
 
     def draw(self, hidden: Tensor, choose, level: int | None = None) -> Tensor:
         if level is None:
@@ -245,4 +256,6 @@ class CodecLM(TokenModel):
         return code.expand(-1, self.info.num_codebooks)
 
     def _generate(self, request: Request) -> Generation:
+        if request.context_frames is not None:
+            return decode_in_windows(self, request)
         return decode(self, request.several()).best(request.sampling.best_of)

@@ -44,6 +44,7 @@ from rvqlm.generation.decode import decode
 from rvqlm.generation.demask import demask
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import DemaskConfig, generators
+from rvqlm.generation.slots import decode_in_windows
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.both_ways import FrameByFrame
 from rvqlm.models.network import GridConfig
@@ -329,8 +330,14 @@ class Masked(TokenModel):
         chosen = ~fixed & (frames < r.limits)
         return torch.where(chosen, frames, r.limits), chosen
 
+    @property
+    def way(self) -> FrameByFrame | None:
+        return self.ar
+
     def check_request(self, request: Request) -> None:
         demask = request.demask
+        if request.context_frames is not None and not demask.frame_by_frame:
+            raise UserError("--context-seconds: masked models have --chunk-seconds")
         if demask.fine_steps is not None and self.masking != "coarse_first":
             raise UserError(
                 f"--fine-steps {demask.fine_steps}: this model was trained with --masking "
@@ -348,5 +355,6 @@ class Masked(TokenModel):
 
     def _generate(self, request: Request) -> Generation:
         if request.demask.frame_by_frame:
-            return decode(self.ar, request)
+            in_windows = request.context_frames is not None
+            return (decode_in_windows if in_windows else decode)(self.ar, request)
         return demask(self, request)

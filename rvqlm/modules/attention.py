@@ -178,7 +178,8 @@ class KVCache:
     so that a step costs in proportion to what it sees.
 
     ``position`` is the number of steps held; the transformer advances it once per call, after its
-    last layer.
+    last layer. Rows may also be filled each on its own, with as many steps as it has (`put`,
+    `use`): ``position`` is then that of the longest.
 
     :param shape: layers, batch, heads, longest sequence in steps, width of a head.
     :param like: a tensor on the same device and of the same dtype. On a CPU float32 is held
@@ -205,6 +206,22 @@ class KVCache:
         self.places = torch.zeros(B, dtype=torch.int64, device=device)
         """(B,) `position`, for each item."""
         self._row = torch.arange(B, device=device) * room
+        self._all = self.places, self._row, self._hidden
+
+    def use(self, rows: int, position: int) -> None:
+        """Go on with the first ``rows`` rows, which `put` filled, of which the longest holds
+        ``position`` steps. Steps then come one at a time."""
+        self.places, self._row, self._hidden = (part[:rows] for part in self._all)
+        self.position, self._window = position, []
+
+    def put(self, row: int, other: KVCache, source: int, steps: int) -> None:
+        """Make a row a copy of the first ``steps`` steps of a row of another cache, or of this."""
+        places, rows, hidden = self._all
+        self._steps[:, row, :steps] = other._steps[:, source, :steps]
+        hidden[row] = -torch.inf
+        hidden[row, :steps] = other._all[2][source, :steps]
+        places[row] = steps
+        rows[row] = row * hidden.shape[1] + steps
 
     def _require(self, end: int) -> None:
         if end > self.longest:
@@ -228,7 +245,7 @@ class KVCache:
             unit = max(WINDOW, 1 << max(0, end.bit_length() - 4))
             width = min(-(-end // unit) * unit, self._steps.shape[2])
             # (L, 2, B, H, W, D)
-            window = self._steps[:, :, :width].permute(0, 3, 1, 4, 2, 5)
+            window = self._steps[:, : len(self.places), :width].permute(0, 3, 1, 4, 2, 5)
             self._window = [tuple(layer.unbind(0)) for layer in window.unbind(0)]
         self._hidden.view(-1).index_fill_(0, self._row, 0.0)
         return self._hidden[:, None, None, : self._window[0][0].shape[2]]

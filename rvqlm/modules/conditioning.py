@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -275,6 +275,8 @@ def _laid_out(
 class DecoderState:
     """What the steps of a batch are given, and in decoding what is carried from one to the next."""
 
+    rows_differ: ClassVar[bool] = False
+    """Whether each row is at a step of its own (`rvqlm.modules.running`)."""
     cache: KVCache | None = None
     """None: all steps come at once."""
     prefix: Context | None = None
@@ -287,6 +289,11 @@ class DecoderState:
     """Of the cache."""
     added: Tensor | None = None
     """(B * S, d) what is spread over each step, where steps come one at a time."""
+
+    @property
+    def lead(self) -> int | Tensor:
+        """Steps in front of the first; where rows differ, (B,)."""
+        return 0 if self.prefix is None else self.prefix.x.shape[1]
 
 
 class ConditionedTransformer(nn.Module):
@@ -403,15 +410,14 @@ class ConditionedTransformer(nn.Module):
         """Continue by the n steps of x (B, n, d); see `forward`. Positions are by default those
         after the steps that the cache holds."""
         B, n, _ = x.shape
-        prefix = 0 if state.prefix is None else state.prefix.x.shape[1]
         held = 0 if state.cache is None else state.cache.position
-        if held and n == 1 and condition is None:
-            places = state.cache.places - prefix if positions is None else positions[:, 0]
+        if (held or state.rows_differ) and n == 1 and condition is None:
+            places = state.cache.places - state.lead if positions is None else positions[:, 0]
             if state.added is not None:
                 first = torch.arange(B, device=x.device) * (len(state.added) // B)
                 x = x + state.added.index_select(0, first + places)[:, None]
             return state.stepper(x, places, state.memory, state.memory_mask)
-        if prefix:
+        if prefix := state.lead:
             begin = max(0, held - prefix)
             if positions is None:
                 positions = torch.arange(begin, begin + n, device=x.device).expand(B, n)

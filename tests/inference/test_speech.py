@@ -77,7 +77,7 @@ def recorded(row):
 def generate(folder, out, *words, exp="masked"):
     """The JSON of each sample, by text."""
     if "--infill" not in words:
-        words = ["--seconds", 1, *words]
+        words = ["--seconds", 1, "--no-divide-texts", *words]
     words = ["--exp-dir", folder / exp, "--out-dir", out, *words]
     assert rvqlm.bin.generate.main([str(w) for w in words]) == 0
     found = [read_sample(path) for path in sorted(out.glob("*.wav"))]

@@ -1,0 +1,370 @@
+"""`Engine`: a running batch whose sequences come and go, each at a step of its own.
+
+A request joins at any moment: what it is given is read in by itself, put into rows of the cache that
+are free, and from there on its steps are made together with those of all others. It gets the codes
+that it gets alone, since nothing of a step depends on other rows: random numbers are a function of
+seed, row and step, and attention sees a row's own steps.
+
+A sequence longer than a context goes on in windows: when one is full its last codes are the prompt
+of the next, whose positions begin from 0 (Copet et al., 2023, arXiv:2306.05284), so that a frame
+costs the same however long it runs. Conditions that belong to times cannot be carried on, but for a
+source, which lies frame by frame; that of a speaker is given again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rvqlm.batch import Padded
+from rvqlm.errors import UserError
+from rvqlm.generation.decode import BLOCK, Autoregressive, Cells, Decoding
+from rvqlm.generation.request import Generation, Request
+from rvqlm.modules.running import UNIT, Running
+
+
+@dataclass
+class Made:
+    """What is new of a sequence."""
+
+    slot: int
+    codes: Tensor
+    """(n, K) int64 frames that follow those given out before; the first after the prompt."""
+    ended: Literal["eos", "length"] | None = None
+    """Why no more follow; its slot is then free."""
+
+
+class _Sequence:
+    """A request on its way."""
+
+    def __init__(self, slot: int, request: Request):
+        self.slot, self.request = slot, request
+        self.base = 0
+        """Frame that its window begins with."""
+        self.given = 0
+        """Frames of the window that were given out."""
+        self.rows: list[int] = []
+        """Of the cache: with conditions, and under guidance without."""
+        self.lead = 0
+        """Steps in front of the first."""
+
+
+class _Group:
+    """Sequences that draw in the same way."""
+
+    def __init__(self, run: Decoding, sequence: _Sequence):
+        self.run, self.sequences = run, [sequence]
+        self.tables: list[Cells] = []
+        self.rows: Tensor | None = None
+        """Rows of the cache, under guidance those with conditions first; None: all in order."""
+
+    def next_cells(self) -> Cells:
+        if not self.tables:
+            self.tables = self.run.tables(BLOCK)[::-1]
+        return self.tables.pop()
+
+
+class RunningBatch:
+    """Rows of an autoregressive model that come and go, of requests that were checked.
+
+    :param way: the model; its pattern must not depend on the lengths.
+    :param slots: most sequences at a time; under guidance each has two rows.
+    :param frames: made in a `step`: more are waited for less often.
+    """
+
+    def __init__(self, way: Autoregressive, slots: int, frames: int = 1):
+        self.way, self.slots, self.frames = way, slots, frames
+        self.pattern = way.pattern
+        self._first = self.pattern.num_steps(1)
+        self._groups: list[_Group] = []
+        self._rows: list[_Sequence] = []
+        self._owners: Tensor | None = None
+        self._state: Running | None = None
+        self._steps = 0  # room of a sequence
+
+    @property
+    def sequences(self) -> list[_Sequence]:
+        return [s for group in self._groups for s in group.sequences]
+
+    @property
+    def free(self) -> int:
+        """Requests that can join."""
+        return self.slots - len(self.sequences)
+
+    def join(self, request: Request) -> int:
+        """Read a request (B = 1) in; returns its slot."""
+        taken = {s.slot for s in self.sequences}
+        slot = next(n for n in range(self.slots) if n not in taken)
+        sequence = _Sequence(slot, request)
+        P, context = int(request.prompt_lengths), request.context_frames
+        if context is not None and P >= context:
+            sequence.base = P - request.overlap_frames
+        with torch.inference_mode():
+            self._enter(sequence, request.prompt_codes[:, sequence.base : P])
+        return slot
+
+    def step(self) -> list[Made]:
+        """`frames` steps of all; what each has completed. Those that ended have left."""
+        if not self._groups:
+            return []
+        with torch.inference_mode():
+            for _ in range(self.frames * self.pattern.steps_per_frame):
+                self._advance()
+        made = []
+        for group in list(self._groups):
+            made += self._completed(group)
+        return made
+
+    def remove(self, slot: int) -> None:
+        """Give a sequence up; its slot is free at once."""
+        for group in self._groups:
+            for sequence in group.sequences:
+                if sequence.slot == slot:
+                    with torch.inference_mode():
+                        self._leave(group, sequence)
+                        self._arrange()
+                    return
+        raise ValueError(f"nothing runs in slot {slot}")
+
+    # ------------------------------------------------------------------------------ the steps
+
+    def _advance(self) -> None:
+        cells = [group.next_cells() for group in self._groups]
+        columns = [group.run.column for group in self._groups]
+        inputs = columns[0] if len(columns) == 1 else torch.cat(columns)
+        if self._owners is not None:
+            inputs = inputs.index_select(0, self._owners)
+        hidden, end = self.way.step(inputs[:, None], self._state)
+        for group, now in zip(self._groups, cells):
+            mine = [
+                x if x is None or group.rows is None else x.index_select(0, group.rows)
+                for x in (hidden, end)
+            ]
+            group.run.take(*mine, now)
+
+    def _completed(self, group: _Group) -> list[Made]:
+        run, made, over = group.run, [], []
+        lengths = run.lengths.tolist()
+        until = []
+        for sequence, step, length in zip(group.sequences, run.next, lengths):
+            context = sequence.request.context_frames or length
+            complete = (step - self._first) // self.pattern.steps_per_frame + 1
+            until.append(max(sequence.given, min(complete, length, context)))
+        given = torch.tensor([s.given for s in group.sequences], device=run.device)
+        count = max(n - s.given for s, n in zip(group.sequences, until))
+        codes = run.codes(given[:, None] + torch.arange(count, device=run.device))
+        for row, (sequence, n, length) in enumerate(zip(group.sequences, until, lengths)):
+            r, new = sequence.request, codes[row, : n - sequence.given]
+            sequence.given, ended = n, None
+            if n >= length:
+                ended = "eos" if length + sequence.base < int(r.limits) else "length"
+            if ended or n == r.context_frames:
+                over.append((sequence, ended))
+            if len(new) or ended:
+                made.append(Made(sequence.slot, new, ended))
+        with torch.inference_mode():
+            for sequence, ended in over:
+                row = group.sequences.index(sequence)
+                self._leave(group, sequence)
+                if not ended:
+                    self._go_on(sequence, run, row)
+                run = group.run
+            if over:
+                self._arrange()
+        return made
+
+    # ------------------------------------------------------------------- who is where
+
+    def _go_on(self, sequence: _Sequence, run: Decoding, row: int) -> None:
+        """The next window, whose prompt is the end of the last."""
+        r = sequence.request
+        frames = torch.arange(r.context_frames - r.overlap_frames, r.context_frames)
+        prompt = run.codes(frames.to(run.device))[row : row + 1]
+        sequence.base += r.context_frames - r.overlap_frames
+        self._enter(sequence, prompt)
+
+    def _enter(self, sequence: _Sequence, prompt: Tensor) -> None:
+        """Read the prompt (1, P, K) of a window in, and join the others."""
+        r, base, P = sequence.request, sequence.base, prompt.shape[1]
+        limits = r.limits - base
+        if r.context_frames is not None:
+            # no end at its edge but a true one: the next window makes again what this leaves open
+            left_open = (self._first - 1) // self.pattern.steps_per_frame + 1
+            limits = limits.clamp(max=r.context_frames + left_open)
+        window = replace(
+            r,
+            prompt_codes=prompt,
+            prompt_lengths=torch.full_like(r.prompt_lengths, P),
+            limits=limits,
+            min_frames=r.min_frames - base,
+            conditions=r.conditions if r.context_frames is None else _between(r, base, limits),
+        )
+        conditions, drop = window.conditions_of_rows()
+        times = 2 if window.guided else 1
+        most = self.pattern.num_steps(window.max_frames)
+        state = self.way.begin(conditions, times, most, drop)
+        slack = self.frames * self.pattern.steps_per_frame
+        self._make_room(state, most + slack)
+        run = Decoding(self.way, window, self._steps, base * self.pattern.steps_per_frame)
+        before = run.begin()[:, :-1]
+        if before.shape[1] or state.lead:
+            self.way.fill(before.repeat(times, 1, 1), state)
+        sequence.given, sequence.lead = P, state.lead
+        sequence.rows = list(range(len(self._rows), len(self._rows) + times))
+        self._rows += [sequence] * times
+        for source, row in enumerate(sequence.rows):
+            self._state.put(row, state, source, state.lead + run.next[0])
+        for group in self._groups:
+            if group.run.alike(run):
+                group.run, group.tables = Decoding.joined([group.run, run]), []
+                group.sequences.append(sequence)
+                break
+        else:
+            self._groups.append(_Group(run, sequence))
+        self._arrange()
+
+    def _leave(self, group: _Group, sequence: _Sequence) -> None:
+        for row in sorted(sequence.rows, reverse=True):
+            last = len(self._rows) - 1
+            if row != last:
+                moved = self._rows[last]
+                self._state.put(row, self._state, last, self._held()[moved])
+                moved.rows[moved.rows.index(last)] = row
+                self._rows[row] = moved
+            self._rows.pop()
+        row = group.sequences.index(sequence)
+        group.run, group.tables = group.run.without(row), []
+        group.sequences.pop(row)
+        if not group.sequences:
+            self._groups.remove(group)
+
+    def _held(self) -> dict[_Sequence, int]:
+        """Steps of each in the cache."""
+        return {
+            sequence: sequence.lead + step
+            for group in self._groups
+            for sequence, step in zip(group.sequences, group.run.next)
+        }
+
+    def _arrange(self) -> None:
+        """After any change: which rows are whose."""
+        if not self._groups:
+            self._owners = None
+            return
+        number = {sequence: n for n, sequence in enumerate(self.sequences)}
+        owners = [number[sequence] for sequence in self._rows]
+        plain = owners == list(range(len(number)))
+        device = self._groups[0].run.device
+        self._owners = None if plain else torch.tensor(owners, device=device)
+        for group in self._groups:
+            rows = [row for rows in zip(*(s.rows for s in group.sequences)) for row in rows]
+            all_ = rows == list(range(len(self._rows)))
+            group.rows = None if all_ else torch.tensor(rows, device=device)
+        self._state.use(len(self._rows), max(self._held().values()))
+
+    def _make_room(self, like, steps: int) -> None:
+        """For a sequence of so many steps; what there is grows, and never shrinks."""
+        old = self._state
+        if old is not None and steps <= self._steps and like.lead <= old.most_lead:
+            return
+        steps, lead = (-(-n // UNIT) * UNIT for n in (steps, like.lead))
+        if old is not None:
+            steps, lead = max(steps, self._steps), max(lead, old.most_lead)
+        rows = self.slots * (2 if like.lead or like.memory is not None else 1)
+        self._state, more = Running(self.way.network, like, rows, steps, lead), steps - self._steps
+        self._steps = steps
+        held = self._held()
+        for row, sequence in enumerate(self._rows):
+            self._state.put(row, old, row, held[sequence])
+        for group in self._groups:
+            group.run.grid = pad(group.run.grid, (0, 0, 0, more), value=self.way.special)
+            group.tables = []
+
+
+class Engine(RunningBatch):
+    """A running batch of an autoregressive model, for anybody's requests.
+
+    :param model: a model that has a `TokenModel.way`; masked models made with ``--ar-share``.
+    :param max_frames: longest sequence that is taken, prompt included; None: any.
+    :param context_frames: window of a sequence; None: as long as it is.
+    :param overlap_frames: codes of a window that the next is given, half of it by default.
+    :param frames: made in a `step`.
+    :raises UserError: a model that makes whole sequences only.
+    """
+
+    def __init__(
+        self,
+        model,
+        slots: int,
+        max_frames: int | None = None,
+        context_frames: int | None = None,
+        overlap_frames: int | None = None,
+        frames: int = 1,
+    ):
+        if model.way is None:
+            raise UserError(
+                f"{model.name} as this one was trained makes whole sequences: none can join a "
+                "running batch"
+            )
+        super().__init__(model.way, slots, frames)
+        self.model, self.max_frames = model.eval(), max_frames
+        self.context_frames, self.overlap_frames = context_frames, overlap_frames
+
+    def add(self, request: Request) -> int:
+        """One request (B = 1) of `rvqlm.generation.request.make_request`; returns its slot.
+
+        :raises UserError: nothing is free, or what the model or a running batch cannot do.
+        """
+        if not self.free:
+            raise UserError(f"all {self.slots} slots are taken")
+        if request.batch_size != 1 or request.sampling.best_of > 1:
+            raise UserError("a running batch takes one item at a time, and no --best-of")
+        if not (self.model.in_order or request.demask.frame_by_frame):
+            raise UserError(f"{self.model.name} joins a running batch with --frame-by-frame only")
+        if request.context_frames is None and self.context_frames is not None:
+            request = request.in_windows(self.context_frames, self.overlap_frames)
+        longest = request.max_frames if request.context_frames is None else request.context_frames
+        if self.max_frames is not None and longest > self.max_frames:
+            raise UserError(
+                f"a sequence of {longest} frames, and the longest taken here is {self.max_frames}"
+            )
+        with torch.no_grad():
+            self.model.check_request(request)
+            return self.join(self.model.place_text(request))
+
+
+def decode_in_windows(way: Autoregressive, request: Request) -> Generation:
+    """`rvqlm.generation.decode.decode` of sequences that go on beyond their context."""
+    if request.sampling.best_of > 1:
+        raise UserError("--best-of: a sequence in windows has no likelihood of its own")
+    B, batch = request.batch_size, RunningBatch(way, request.batch_size, BLOCK)
+    items = [request.item(n) for n in range(B)]
+    parts = [[item.prompt_codes[0, : int(item.prompt_lengths)]] for item in items]
+    item_of = {batch.join(item): n for n, item in enumerate(items)}
+    stop, steps = ["length"] * B, 0
+    while batch.sequences:
+        for made in batch.step():
+            parts[item_of[made.slot]].append(made.codes)
+            stop[item_of[made.slot]] = made.ended or "length"
+        steps += BLOCK
+        if request.progress is not None:
+            request.progress(steps)
+    codes = torch.nn.utils.rnn.pad_sequence([torch.cat(p) for p in parts], batch_first=True)
+    lengths = torch.tensor([sum(map(len, p)) for p in parts], device=codes.device)
+    ended = torch.tensor([s == "eos" for s in stop])
+    return Generation.trimmed(codes, lengths, request.prompt_lengths, ended)
+
+
+def _between(request: Request, base: int, limits: Tensor) -> dict[str, Padded]:
+    """The conditions of a window that begins at a frame and has so many at most."""
+    found = dict(request.conditions)
+    if "source" in found:
+        count = int(limits)
+        values, lengths, *_ = found["source"]
+        lengths = (lengths - base).clamp(0, count)
+        found["source"] = Padded(values[:, base : base + count], lengths)
+    return found
