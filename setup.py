@@ -21,6 +21,8 @@ extras = {
     "jazz": ["demucs>=4.1", "yt-dlp[default,deno]", "imageio-ffmpeg"],
     # an ffmpeg program for m4a, aac, wma, webm where the system has none
     "ffmpeg": ["imageio-ffmpeg"],
+    # rvqlm serve: websockets for its WS, python-multipart for uploads
+    "serve": ["starlette", "uvicorn", "websockets", "python-multipart"],
     # the codecs' own packages, for those who want them: each brings torchaudio and much else, and
     # none is needed to load published weights, native files included
     "dac": ["descript-audio-codec"],
@@ -28,9 +30,10 @@ extras = {
     # NVIDIA's FSQ codecs exist in this package only
     "nemo": ["nemo_toolkit[tts]"],
 }
-used_by_tests = ("metrics", "mini", "text", "ffmpeg")
+used_by_tests = ("metrics", "mini", "text", "ffmpeg", "serve")
 extras["dev"] = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 extras["dev"] += ["h5py", "librosa", "mido"]  # references to compare with
+extras["dev"] += ["openai"]  # a client of rvqlm serve
 extras["dev"] += ["demucs>=4.1", "yt-dlp"]  # of jazz, what its tests use
 extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]
 
@@ -46,6 +49,7 @@ setup(
     package_data={
         "rvqlm.codecs": ["assets/*"],
         "rvqlm.reports": ["templates/*"],
+        "rvqlm.serving": ["assets/*"],
     },
     install_requires=[
         "torch>=2.6",

@@ -29,6 +29,7 @@ COMMANDS = {  # in the order of the workflow
     "doctor": "what is wrong with a training: weights, optimizer, log; where it diverged",
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
     "generate": "continue a prompt, or make unprompted audio, as wav files",
+    "serve": "a trained model behind OpenAI's audio API, and a page to use it in a browser",
     "average": "the mean of several checkpoints' weights, as a checkpoint",
     "export-model": "a trained model as two files: safetensors and config.json",
     "compare": "one table of several trainings: bits, speed, memory, samples",

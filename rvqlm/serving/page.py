@@ -1,4 +1,4 @@
-"""The page for people: one file, nothing from elsewhere, and a policy that lets nothing else run."""
+"""The page for people: one file, and a policy that lets nothing else run."""
 
 from __future__ import annotations
 

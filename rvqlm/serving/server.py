@@ -1,4 +1,4 @@
-"""The server as a process: uvicorn, with connections that cannot dawdle and a stop that is gentle."""
+"""The server as a process: uvicorn, whose connections cannot dawdle and whose stop is gentle."""
 
 from __future__ import annotations
 

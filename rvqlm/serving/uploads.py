@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rvqlm.audio.config import AudioConfig
 from rvqlm.audio.load import open_file
+from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.read import AUDIO_SUFFIXES
 from rvqlm.audio.reader import BadAudio
 from rvqlm.codec_info import CodecInfo
