@@ -78,7 +78,7 @@ def run(argv: Sequence[str] | None) -> int:
         raise UserError("; ".join(problems))
     names = args.names()
     try:
-        from rvqlm.serving import server
+        from rvqlm.serving import server, uploads
         from rvqlm.serving.app import Service
     except ImportError as e:
         raise UserError(f"serving needs {e.name}: pip install 'rvqlm[serve]'") from None
@@ -92,6 +92,7 @@ def run(argv: Sequence[str] | None) -> int:
     door, metrics = args.door.resolved(), Metrics()
     listening = server.listen(door.host, door.port)
     declare(metrics)
+    uploads.begin()
     models = {}
     for name, exp in zip(names, args.exp_dir):
         models[name] = served = open_model(name, exp, args, metrics)

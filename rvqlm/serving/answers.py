@@ -134,11 +134,13 @@ class AudioAnswer(Response):
         try:
             await asyncio.wait((gone, body), return_when=asyncio.FIRST_COMPLETED)
             if not body.done():
+                self._order.worker.lost("left")
                 return
             try:
                 body.result()
             except asyncio.TimeoutError:
                 log.info("%s: the client takes nothing and is let go", self._account.endpoint)
+                self._order.worker.lost("stalled")
                 transport.abort()
             except ApiError as e:  # the end is missing, and a client sees that it is
                 log.info("%s: %s", self._account.endpoint, e.message)

@@ -73,14 +73,10 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *args)
 
     async def decode(self, upload: UploadFile, served: Served) -> np.ndarray:
-        work = asyncio.get_running_loop().run_in_executor(
+        return await asyncio.get_running_loop().run_in_executor(
             self._decoding, decode, upload.file, upload.filename or "", served.codec.info,
             self.limits,
         )  # fmt: skip
-        try:
-            return await asyncio.wait_for(asyncio.shield(work), 2 * self.limits.decode_seconds)
-        except asyncio.TimeoutError:
-            raise ApiError(413, "the upload takes too long to decode", "file") from None
 
     def open_orders(self) -> int:
         return sum(served.worker.count() for served in self.models.values())
@@ -113,9 +109,12 @@ class Service:
         return await self._carry_out(request, "speech", served, asked, seed, work)
 
     async def continuation(self, request: Request) -> Response:
-        if request.headers.get("content-type", "").startswith("application/json"):
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json":
             asked, upload = of_json(await request.body(), Continuation), None
             return await self._continue(request, asked, upload)
+        if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            raise ApiError(400, f"content-type {kind[:60]!r}: send a form or JSON")
         async with request.form(max_files=1, max_fields=32, max_part_size=1 << 16) as form:
             fields = dict(form.items())
             upload = fields.pop("file", None)
@@ -172,7 +171,9 @@ class Service:
             order.leave()
             headers = {"x-request-id": order.id, "cache-control": "no-store"}
             return Response(data, media_type=media_type(name), headers=headers)
-        except BaseException:
+        except BaseException as e:
+            if isinstance(e, ClientLeft):
+                served.worker.lost("left")
             order.leave()
             raise
 

@@ -111,5 +111,5 @@ class Server(uvicorn.Server):
 
 def serve(service: Service, listening: socket.socket) -> None:
     """Until it is stopped."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # what fails is logged by ours
     asyncio.run(Server(service).serve(sockets=[listening]))

@@ -98,6 +98,9 @@ class Talk:
                 for task in (reading, writing):
                     if task.done():
                         task.result()
+            except (WebSocketDisconnect, asyncio.TimeoutError) as e:
+                served.worker.lost("left" if isinstance(e, WebSocketDisconnect) else "stalled")
+                raise
             finally:
                 reading.cancel()
                 writing.cancel()

@@ -45,7 +45,7 @@ def declare(metrics: Metrics) -> None:
     metrics.counter("rvqlm_audio_seconds_total", "audio made")
     metrics.counter("rvqlm_working_seconds_total", "time in which the model worked")
     metrics.counter("rvqlm_underruns_total", "audio that came later than it would have been played")
-    metrics.counter("rvqlm_left_total", "requests whose client left before their end")
+    metrics.counter("rvqlm_lost_total", "requests whose client left or stalled before their end")
 
 
 class Worker:
@@ -133,9 +133,11 @@ class Worker:
                 self._queue.remove(order)
             if order.slot is not None:
                 self._gone.add(order.slot)
-            if not order.done:
-                self._metrics.add("rvqlm_left_total", model=self.name)
             self._changed.notify_all()
+
+    def lost(self, why: str) -> None:
+        """Count a client that did not stay to the end: it ``left``, or ``stalled``."""
+        self._metrics.add("rvqlm_lost_total", model=self.name, reason=why)
 
     def taken(self, order: Order, samples: int) -> None:
         """The client took so much."""

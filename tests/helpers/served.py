@@ -19,7 +19,7 @@ from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
-from rvqlm.serving import server
+from rvqlm.serving import server, uploads
 from rvqlm.serving.app import Service
 from rvqlm.serving.config import Door, Limits
 from rvqlm.serving.metrics import Metrics
@@ -27,8 +27,9 @@ from rvqlm.serving.served import Served
 from rvqlm.serving.worker import Worker, declare
 
 HOP, RATE = 320, 16000
-FRONT_END = TextFrontEnd(TextSettings("chars"), SymbolTable.of(["<space>", ".", *"abcdefgh"]))
-TEXT = ConditionInfo("text", (11,), 4.0, FRONT_END.info(4.0).settings)
+SYMBOLS = SymbolTable.of(["<space>", ".", *"abcdefghABCDEFGH"])
+FRONT_END = TextFrontEnd(TextSettings("chars"), SYMBOLS)
+TEXT = ConditionInfo("text", (len(SYMBOLS),), 4.0, FRONT_END.info(4.0).settings)
 
 
 @dataclass
@@ -95,6 +96,9 @@ class FakeStreamer:
     def remove(self, slot: int) -> None:
         self.removed.append(slot)
         del self.running[slot]
+
+
+uploads.begin()
 
 
 def fake_served(streamer, limits: Limits, metrics: Metrics, name="tiny", text=True) -> Served:
