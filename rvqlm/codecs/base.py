@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.cards import Card
-from rvqlm.codecs.streaming import WHOLE, Encoded, Windows, decode_staged, encode_staged
+from rvqlm.codecs.streaming import LIVE, WHOLE, Decoder, Encoded, Windows, encode_staged
 from rvqlm.errors import UserError, reason_of
 from rvqlm.runtime import without_tf32
 
@@ -35,7 +35,7 @@ class Codec(torch.nn.Module, ABC):
 
     Subclasses call ``super().__init__(info)``, implement `encode` and `decode`, and set
     `context_frames` and `decode_context_frames` where these are finite, or else override
-    `encode_blocks` and `decode_blocks` if they can carry a state. Inference only: all methods
+    `encode_blocks` and `piecewise` if they can carry a state. Inference only: all methods
     run without gradients and independently of ``train()``/``eval()``.
     """
 
@@ -53,6 +53,9 @@ class Codec(torch.nn.Module, ABC):
 
     decode_context_frames: int | None = None
     """The same for `decode`, in frames of codes. None: no finite number."""
+
+    decode_reflects: bool = True
+    """Whether the decoder may pad its beginning by reflection: see `Windows`."""
 
     default_scale: float | None = None
     """Scale that segments are decoded with where none is known (generated codes); None for codecs
@@ -115,14 +118,31 @@ class Codec(torch.nn.Module, ABC):
     def decode_blocks(self, codes: Tensor, step: int, scales: Tensor | None) -> Iterator[Tensor]:
         """Codes (T, K) of one recording to the audio of `decode`, piece by piece; see
         `rvqlm.codecs.chunking.decode_stream`. Only codecs with segments are given `scales`."""
+        decoder = self.piecewise(step, scales)
+        for piece in [*codes.split(step), None]:
+            if (audio := decoder(piece, piece is None)) is not None:
+                yield audio
+
+    def piecewise(self, step: int = LIVE, scales: Tensor | None = None) -> Decoder:
+        """What decodes one recording whose codes arrive in pieces, to the audio of `decode`.
+
+        With a finite `decode_context_frames` that needs memory for about `step` frames and the
+        context, and says with `LIVE` at once what can be said; without, the recording goes through
+        whole, at its end, unless a subclass knows better.
+
+        Args:
+            step: frames in a call of the network, about.
+            scales: (n,) of the first segments, for codecs that have any; the last holds on.
+        """
         context, hop = self.decode_context_frames, self.info.hop
 
         def run(codes: Tensor) -> Tensor:
             return self.decode(codes.transpose(1, 2))
 
         size = WHOLE if context is None else step
-        window = Windows(run, context or 0, context or 0, size, per_out=hop)
-        return decode_staged(self, codes.split(step), window)
+        reflects = self.decode_reflects
+        window = Windows(run, context or 0, context or 0, size, per_out=hop, reflects=reflects)
+        return Decoder(self, window)
 
     @property
     def bounded_memory(self) -> bool:

@@ -33,6 +33,7 @@ class DacCodec(TransformersCodec):
     """DAC at any rate; chunks of long files are exact."""
 
     model_type = "dac"
+    decode_reflects = False
     cards = (
         _card(
             44, 9, 512, 44100, "weights_44khz_8kbps_0.0.1.pth",

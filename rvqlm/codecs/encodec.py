@@ -18,11 +18,12 @@ from rvqlm.codecs.cards import HUB, Card
 from rvqlm.codecs.native_checkpoint import NativeCheckpoint, build
 from rvqlm.codecs.receptive_field import layers_of, reach
 from rvqlm.codecs.streaming import (
+    LIVE,
+    Decoder,
     Encoded,
     Pointwise,
     Recurrent,
     Windows,
-    decode_staged,
     encode_staged,
 )
 from rvqlm.codecs.transformers_codec import TransformersCodec, quicken_padding
@@ -110,12 +111,11 @@ class EncodecCodec(TransformersCodec):
             Pointwise(self._quantize),
         )
 
-    def decode_blocks(self, codes: Tensor, step: int, scales: Tensor | None) -> Iterator[Tensor]:
+    def piecewise(self, step: int = LIVE, scales: Tensor | None = None) -> Decoder:
         head, lstm, tail = _parts(self.model.decoder.layers)
         hop = self.info.hop
-        return decode_staged(
+        return Decoder(
             self,
-            codes.split(step),
             Pointwise(self._dequantize),
             _windows(head, step),
             Recurrent(lstm),

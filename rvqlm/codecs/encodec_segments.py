@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.encodec import EncodecCodec
-from rvqlm.codecs.streaming import Encoded
+from rvqlm.codecs.streaming import LIVE, Decoder, Encoded
 from rvqlm.errors import UserError
 
 
@@ -128,25 +128,62 @@ class EncodecSegmentCodec(EncodecCodec):
         return Encoded(codes.flatten(0, 1).cpu(), scales.cpu())
 
     def decode_blocks(self, codes: Tensor, step: int, scales: Tensor | None) -> Iterator[Tensor]:
-        count, size = self._count(step), self.info.segment[0]
         segments = self.info.num_scales(len(codes))
         if scales is not None and len(scales) != segments:
             raise ValueError(f"{segments} segments, but {len(scales)} scales")
-        full = len(codes) // size
-        groups = [g.unflatten(0, (-1, size)) for g in codes[: full * size].split(count * size)]
-        groups += [codes[None, full * size :]]
-        adder, done = OverlapAdd(self), 0
-        for group in groups:  # (n, t, K)
-            if group.numel() == 0:
-                continue
-            group = group.to(self.device, torch.int64)
-            self.check_codes(group)
-            scale = None if scales is None else scales[done : done + len(group)]
-            done += len(group)
-            for segment in self._decode_segment(group, scale):
-                yield adder.add(segment).cpu()
-        if done:
-            yield adder.rest().cpu()
+        return super().decode_blocks(codes, step, scales)
+
+    def piecewise(self, step: int = LIVE, scales: Tensor | None = None) -> Decoder:
+        return Decoder(self, Segments(self, self._count(step), scales))
+
+
+class Segments:
+    """A stage that decodes segment by segment: codes (1, K, t) to audio (1, C, n).
+
+    Args:
+        count: segments in a call of the network.
+        scales: (n,) of the first; the last of them, or `default_scale`, holds on.
+    """
+
+    def __init__(self, codec: EncodecSegmentCodec, count: int, scales: Tensor | None):
+        self.codec, self.count, self.scales = codec, count, scales
+        self.held: Tensor | None = None
+        self.done = 0
+        self.adder = OverlapAdd(codec)
+
+    def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
+        codec, made = self.codec, []
+        if x is not None:
+            self.held = x if self.held is None else torch.cat((self.held, x), 2)
+        size = codec.info.segment[0] * self.count
+        while self.held is not None and self.held.shape[2] >= (1 if last else size):
+            group, self.held = self.held[..., :size], self.held[..., size:]
+            made += self._decoded(group[0].T)
+        if last and self.done:
+            made.append(self.adder.rest())
+        return torch.cat(made, -1)[None] if made else None
+
+    def needs(self, samples: int) -> int:
+        """Frames without which the first `samples` cannot be said."""
+        frames, stride = self.codec.info.segment
+        return -(-samples // stride) * frames
+
+    def _decoded(self, codes: Tensor) -> list[Tensor]:
+        """(t, K) of whole segments, or of less than one."""
+        frames = self.codec.info.segment[0]
+        full = len(codes) // frames * frames
+        made = []
+        for group in (codes[:full].unflatten(0, (-1, frames)), codes[None, full:]):
+            if group.numel():
+                self.codec.check_codes(group)
+                scale = None
+                if self.scales is not None and len(self.scales):
+                    last = len(self.scales) - 1
+                    at = torch.arange(self.done, self.done + len(group)).clamp(max=last)
+                    scale = self.scales[at]
+                self.done += len(group)
+                made += [self.adder.add(s) for s in self.codec._decode_segment(group, scale)]
+        return made
 
 
 class OverlapAdd:

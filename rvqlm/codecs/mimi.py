@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rvqlm.codecs.cards import HUB, Card
 from rvqlm.codecs.receptive_field import layers_of, reach
-from rvqlm.codecs.streaming import Encoded, Pointwise, Windows, decode_staged, encode_staged
+from rvqlm.codecs.streaming import LIVE, Decoder, Encoded, Pointwise, Windows, encode_staged
 from rvqlm.codecs.transformers_codec import TransformersCodec, quicken_padding
 from rvqlm.errors import UserError
 
@@ -81,14 +81,13 @@ class MimiCodec(TransformersCodec):
             Pointwise(self._quantize),
         )
 
-    def decode_blocks(self, codes: Tensor, step: int, scales: Tensor | None) -> Iterator[Tensor]:
+    def piecewise(self, step: int = LIVE, scales: Tensor | None = None) -> Decoder:
         net, stride = self.model.decoder, int(self.model.config.latent_stride)
         hop = self.info.hop // stride
         up = reach(layers_of(net.upsample), 1, stride)
         seanet = reach(layers_of(net.decoder_seanet), 1, hop)
-        return decode_staged(
+        return Decoder(
             self,
-            codes.split(step),
             Pointwise(self._dequantize),
             Windows(net.upsample, *up, step, per_out=stride),
             Attention(net.decoder_transformer),

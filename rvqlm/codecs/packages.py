@@ -44,7 +44,7 @@ class PackageEncodecCodec(EncodecCodec):
 
     # the twin's streams run its layers one by one; here only the package's own calls are made
     encode_blocks = Codec.encode_blocks
-    decode_blocks = Codec.decode_blocks
+    piecewise = Codec.piecewise
 
     def use(self, model: nn.Module) -> PackageEncodecCodec:
         """Replace the twin by the package's model."""

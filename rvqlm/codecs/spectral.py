@@ -35,7 +35,7 @@ from rvqlm.codecs.cards import EMBEDDED, Card
 from rvqlm.codecs.chunking import decode_long
 from rvqlm.codecs.griffin_lim import GriffinLim, Phases
 from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
-from rvqlm.codecs.streaming import Pointwise, Windows, decode_staged
+from rvqlm.codecs.streaming import LIVE, Decoder, Pointwise, Windows
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import atomic_write, fits
 
@@ -138,11 +138,10 @@ class SpectralCodec(Codec):
         self.check_codes(codes)
         return torch.stack([decode_long(self, item) for item in codes]).to(codes.device)
 
-    def decode_blocks(self, codes: Tensor, step: int, scales: Tensor | None) -> Iterator[Tensor]:
+    def piecewise(self, step: int = LIVE, scales: Tensor | None = None) -> Decoder:
         """Pieces are of `PIECE_FRAMES`, whatever `step` is: each cut between them costs quality."""
         clamp = Pointwise(lambda audio: audio.clamp_(-1, 1))
-        pieces = codes.split(step)
-        return decode_staged(self, pieces, self._spectra_stage(), self._phases_stage(), clamp)
+        return Decoder(self, self._spectra_stage(), self._phases_stage(), clamp)
 
     @contextmanager
     def inference(self) -> Iterator[None]:

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 WHOLE = 1 << 62
 """A `step` of `Windows` that no recording reaches: everything goes in at once, at the end."""
+LIVE = 0
+"""A `step` with which a stage says at once all that can be said, however little: for codes that
+are being made, and heard meanwhile."""
 
 Stage = Callable[[Tensor | None, bool], Tensor | None]
 """``stage(x, last)``: the next piece (1, C, n), or None, and whether it is the last one; returns
@@ -48,9 +51,11 @@ class Windows:
         after: units on the right.
         step: new units per call; larger steps cost memory, smaller ones compute context more often.
             More than `before` in any case: where a network pads by reflection, what lies up to
-            `before` units behind the beginning shows at the beginning.
+            `before` units behind the beginning shows at the beginning. Or `LIVE`.
         per_in: inputs in a unit.
         per_out: outputs in a unit.
+        reflects: whether the network pads by reflection, or in a way that is not known; not so
+            where it pads with zeros, or with the first unit. Asked for with `LIVE` only.
     """
 
     def __init__(
@@ -61,9 +66,11 @@ class Windows:
         step: int,
         per_in: int = 1,
         per_out: int = 1,
+        reflects: bool = True,
     ):
         self.run, self.before, self.after = run, before, after
-        self.step = max(step, before + 1)
+        self.live, self.step = step == LIVE, max(step, before + 1)
+        self.least = before + 1 if reflects else 1  # units that the beginning needs
         self.per_in, self.per_out = per_in, per_out
         self.first = self.begin = 0  # the next unit to give, and the unit that `held` begins with
         self.held: Tensor | None = None
@@ -75,12 +82,19 @@ class Windows:
             return None
         made = []
         units = self.begin - (-self.held.shape[-1] // self.per_in)
-        while has_next(units, self.first, self.step, self.after):
+        if self.live and not last and units >= self.least and units - self.after > self.first:
+            return self._part(units - self.after, units)
+        while not self.live and has_next(units, self.first, self.step, self.after):
             end = self.first + self.step
             made.append(self._part(end, end + self.after))
         if last and units > self.first:
             made.append(self._part(units, units))
         return torch.cat(made, -1) if made else None
+
+    def needs(self, outputs: int) -> int:
+        """Inputs without which the first `outputs` cannot be said."""
+        units = -(-outputs // self.per_out)
+        return max(units + self.after, self.least) * self.per_in
 
     def _part(self, end: int, right: int) -> Tensor:
         """Outputs of the units [first, end), computed from all that is held before unit `right`."""
@@ -149,19 +163,44 @@ def _whole_frames(blocks: Iterable[Tensor], hop: int) -> Iterator[Tensor]:
         yield block.new_zeros(1, len(block), -samples % hop)
 
 
-def decode_staged(codec, pieces: Iterable[Tensor], *stages: Stage) -> Iterator[Tensor]:
-    """Pieces of codes (t, K) through stages, (1, K, t) to audio (1, C, n); yields it as (C, n)."""
-    codes = (piece.T[None].to(codec.device, torch.int64) for piece in pieces if len(piece))
-    for audio in _through(codec, codes, stages):
-        yield audio[0].float().cpu()
+class Decoder:
+    """Codes of one recording go in piece by piece, and audio comes out as far as it is settled.
+
+    Args:
+        codec: whose settings of torch hold.
+        stages: (1, K, t) codes to (1, C, n) audio.
+    """
+
+    def __init__(self, codec, *stages: Stage):
+        self.codec, self.stages = codec, stages
+
+    def __call__(self, codes: Tensor | None, last: bool = False) -> Tensor | None:
+        """Codes (t, K) of any integer type, or None for no more, and whether they are the last ->
+        audio (C, n) on the host, or None where nothing can be said yet."""
+        x = None
+        if codes is not None and len(codes):
+            x = codes.T[None].to(self.codec.device, torch.int64)
+        audio = _pushed(self.codec, x, last, self.stages)
+        return None if audio is None else audio[0].float().cpu()
+
+    def needs(self, samples: int) -> int:
+        """Frames of codes without which the first `samples` cannot be said."""
+        count = samples
+        for stage in reversed(self.stages):
+            count = stage.needs(count) if hasattr(stage, "needs") else count
+        return count
 
 
 def _through(codec, pieces: Iterable[Tensor], stages: tuple[Stage, ...]) -> Iterator[Tensor]:
-    """What comes out of the last stage, with the settings of torch that the codec needs."""
+    """What comes out of the last stage."""
     for x in itertools.chain(pieces, [None]):
-        last = x is None
-        with codec.inference():
-            for stage in stages:
-                x = stage(x, last)
-        if x is not None:
+        if (x := _pushed(codec, x, x is None, stages)) is not None:
             yield x
+
+
+def _pushed(codec, x: Tensor | None, last: bool, stages: tuple[Stage, ...]) -> Tensor | None:
+    """A piece through all stages, with the settings of torch that the codec needs."""
+    with codec.inference():
+        for stage in stages:
+            x = stage(x, last)
+    return x

@@ -140,9 +140,7 @@ class Decoding:
         for name in cls.EACH:
             each = [getattr(part, name) for part in parts]
             if name == "canvas":
-                each = [
-                    torch.nn.functional.pad(c, (0, 0, 0, longest - c.shape[1])) for c in each
-                ]
+                each = [torch.nn.functional.pad(c, (0, 0, 0, longest - c.shape[1])) for c in each]
             setattr(one, name, None if each[0] is None else torch.cat(each))
         one.next = [step for part in parts for step in part.next]
         return one
@@ -266,10 +264,10 @@ class Decoding:
         return made
 
 
-def decode(model: Autoregressive, request: Request) -> Generation:
-    """Fill the cells of the pattern until every sequence has ended."""
+def decode(model: Autoregressive, request: Request, offset: int = 0) -> Generation:
+    """Fill the cells of the pattern until every sequence has ended; ``offset`` as of `Decoding`."""
     with torch.inference_mode():
-        run = Decoding(model, request)
+        run = Decoding(model, request, offset=offset)
         _decode(run, model, request)
     return run.finish()
 

@@ -86,6 +86,13 @@ def plan_passes(masking: str, num_codebooks: int, steps: int, fine_steps: int) -
 def demask(model: FillsIn, request: Request) -> Generation:
     """Fill in what lies between prompt and end, or between prompt and suffix, at once or in
     chunks."""
+    for made in demask_chunks(model, request):  # noqa: B007 - the last is all
+        pass
+    return made
+
+
+def demask_chunks(model: FillsIn, request: Request) -> Iterator[Generation]:
+    """What there is after each chunk, the last time all of it."""
     r, special, config = request, model.special, request.demask
     K, device = r.prompt_codes.shape[2], r.prompt_codes.device
     draws = generators(r.seed, r.rows)
@@ -127,7 +134,9 @@ def demask(model: FillsIn, request: Request) -> Generation:
         )
         codes.scatter_(1, cells, _fill_in(model, window, context, draws, r, passes))
         made = until
-    return Generation.trimmed(codes[:, :T], frames, r.prompt_lengths, chosen)
+        if bool((made < ends).any()):
+            yield Generation.trimmed(codes[:, :T], made, r.prompt_lengths, chosen & (made >= ends))
+    yield Generation.trimmed(codes[:, :T], frames, r.prompt_lengths, chosen)
 
 
 class Window(NamedTuple):

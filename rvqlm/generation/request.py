@@ -166,6 +166,23 @@ class Request:
             )
         return replace(self, context_frames=context_frames, overlap_frames=overlap)
 
+    def window(self, prompt: Tensor, base: int, limit: int) -> Request:
+        """Of one item the sequence from frame ``base`` on, of at most ``limit`` frames, continuing
+        a prompt (1, P, K)."""
+        found = dict(self.conditions)
+        if self.context_frames is not None and "source" in found:
+            values, lengths, *_ = found["source"]
+            lengths = (lengths - base).clamp(0, limit)
+            found["source"] = Padded(values[:, base : base + limit], lengths)
+        return replace(
+            self,
+            prompt_codes=prompt,
+            prompt_lengths=torch.full_like(self.prompt_lengths, prompt.shape[1]),
+            limits=torch.full_like(self.limits, limit),
+            min_frames=self.min_frames - base,
+            conditions=found,
+        )
+
     def item(self, n: int) -> Request:
         """One of them."""
 

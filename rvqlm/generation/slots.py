@@ -1,9 +1,9 @@
 """`Engine`: a running batch whose sequences come and go, each at a step of its own.
 
-A request joins at any moment: what it is given is read in by itself, put into rows of the cache that
-are free, and from there on its steps are made together with those of all others. It gets the codes
-that it gets alone, since nothing of a step depends on other rows: random numbers are a function of
-seed, row and step, and attention sees a row's own steps.
+A request joins at any moment: what it is given is read in by itself, put into rows of the cache
+that are free, and from there on its steps are made together with those of all others. It gets the
+codes that it gets alone, since nothing of a step depends on other rows: random numbers are a
+function of seed, row and step, and attention sees a row's own steps.
 
 A sequence longer than a context goes on in windows: when one is full its last codes are the prompt
 of the next, whose positions begin from 0 (Copet et al., 2023, arXiv:2306.05284), so that a frame
@@ -13,14 +13,13 @@ source, which lies frame by frame; that of a speaker is given again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rvqlm.batch import Padded
 from rvqlm.errors import UserError
 from rvqlm.generation.decode import BLOCK, Autoregressive, Cells, Decoding
 from rvqlm.generation.request import Generation, Request
@@ -36,6 +35,9 @@ class Made:
     """(n, K) int64 frames that follow those given out before; the first after the prompt."""
     ended: Literal["eos", "length"] | None = None
     """Why no more follow; its slot is then free."""
+    times: Tensor | None = None
+    """(1, S, 2) at the end, of models that say when the symbols of a text are said: frames at which
+    each begins and ends, the prompt included; NaN past its length."""
 
 
 class _Sequence:
@@ -101,7 +103,7 @@ class RunningBatch:
         slot = next(n for n in range(self.slots) if n not in taken)
         sequence = _Sequence(slot, request)
         P, context = int(request.prompt_lengths), request.context_frames
-        if context is not None and P >= context:
+        if context is not None and context <= P:
             sequence.base = P - request.overlap_frames
         with torch.inference_mode():
             self._enter(sequence, request.prompt_codes[:, sequence.base : P])
@@ -165,7 +167,8 @@ class RunningBatch:
             if ended or n == r.context_frames:
                 over.append((sequence, ended))
             if len(new) or ended:
-                made.append(Made(sequence.slot, new, ended))
+                text = r.conditions.get("text") if ended else None
+                made.append(Made(sequence.slot, new, ended, text and text.times))
         with torch.inference_mode():
             for sequence, ended in over:
                 row = group.sequences.index(sequence)
@@ -190,19 +193,12 @@ class RunningBatch:
     def _enter(self, sequence: _Sequence, prompt: Tensor) -> None:
         """Read the prompt (1, P, K) of a window in, and join the others."""
         r, base, P = sequence.request, sequence.base, prompt.shape[1]
-        limits = r.limits - base
+        limit = int(r.limits) - base
         if r.context_frames is not None:
             # no end at its edge but a true one: the next window makes again what this leaves open
             left_open = (self._first - 1) // self.pattern.steps_per_frame + 1
-            limits = limits.clamp(max=r.context_frames + left_open)
-        window = replace(
-            r,
-            prompt_codes=prompt,
-            prompt_lengths=torch.full_like(r.prompt_lengths, P),
-            limits=limits,
-            min_frames=r.min_frames - base,
-            conditions=r.conditions if r.context_frames is None else _between(r, base, limits),
-        )
+            limit = min(limit, r.context_frames + left_open)
+        window = r.window(prompt, base, limit)
         conditions, drop = window.conditions_of_rows()
         times = 2 if window.guided else 1
         most = self.pattern.num_steps(window.max_frames)
@@ -357,14 +353,3 @@ def decode_in_windows(way: Autoregressive, request: Request) -> Generation:
     lengths = torch.tensor([sum(map(len, p)) for p in parts], device=codes.device)
     ended = torch.tensor([s == "eos" for s in stop])
     return Generation.trimmed(codes, lengths, request.prompt_lengths, ended)
-
-
-def _between(request: Request, base: int, limits: Tensor) -> dict[str, Padded]:
-    """The conditions of a window that begins at a frame and has so many at most."""
-    found = dict(request.conditions)
-    if "source" in found:
-        count = int(limits)
-        values, lengths, *_ = found["source"]
-        lengths = (lengths - base).clamp(0, count)
-        found["source"] = Padded(values[:, base : base + count], lengths)
-    return found

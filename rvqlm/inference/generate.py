@@ -132,15 +132,15 @@ def generate(
     if out.divide_texts:
         divide = divided(request.prompts, model, new_frames, request.speech, out.seed)
         request = replace(request, prompts=divide)
-    waiting = deque(_Job(*job, model, new_frames) for job in request.jobs())
+    waiting = deque(Job(*job, model, new_frames) for job in request.jobs())
     while waiting:
         if waiting[0].chain.done:
-            yield _sample(model, codec, waiting.popleft(), request, about, new_frames)
+            yield _sample(model, codec, waiting.popleft(), request, about)
             continue
         _make(model, _ready(waiting, out.batch_size), request, progress)
 
 
-class _Job:
+class Job:
     """A sample on its way."""
 
     def __init__(self, number: int, prompt: Prompt, name: str, model: TokenModel, longest: int):
@@ -151,10 +151,10 @@ class _Job:
         self.passes, self.elapsed, self.new_seconds, self.batch_size = 0, 0.0, 0.0, 0
 
 
-def _ready(waiting: Iterable[_Job], size: int) -> list[tuple[_Job, int, Prompt]]:
+def _ready(waiting: Iterable[Job], size: int) -> list[tuple[Job, int, Prompt]]:
     """Pieces to make together, of the first jobs: what is filled in has gaps of one length at one
     place, and as much behind them."""
-    found: list[tuple[_Job, int, Prompt]] = []
+    found: list[tuple[Job, int, Prompt]] = []
     for job in itertools.islice(waiting, size):
         while len(found) < size and job.chain.ready():
             if found and _shape(job.prompt) != _shape(found[0][0].prompt):
@@ -167,26 +167,21 @@ def _shape(prompt: Prompt) -> tuple[int, ...] | None:
     return None if prompt.after is None else (len(prompt.codes), prompt.gap, len(prompt.after))
 
 
-def _make(
-    model: TokenModel,
-    pieces: list[tuple[_Job, int, Prompt]],
-    request: SampleRequest,
-    progress: Callable[[], object],
-) -> None:
-    """Make pieces in one batch, and hand them to their chains."""
+def asked(model: TokenModel, pieces: list[tuple[Job, int, Prompt]], request: SampleRequest) -> dict:
+    """What `TokenModel.generate` is asked for."""
     rate, out = float(model.info.frame_rate), request.output
     prompts = [prompt for _, _, prompt in pieces]
     lengths = torch.tensor([len(p.codes) for p in prompts])
-    passes = 0
-
-    def count(done: int) -> None:
-        nonlocal passes
-        passes = done
-        progress()
-
-    began = time.perf_counter()
-    codes = torch.nn.utils.rnn.pad_sequence([p.codes for p in prompts], batch_first=True)
-    options = {
+    least = round(out.min_seconds * rate)
+    shortest = torch.tensor([least if job.chain.alone else 0 for job, _, _ in pieces])
+    longest = torch.tensor([job.chain.limit(piece) for job, piece, _ in pieces])
+    return {
+        "prompt_codes": torch.nn.utils.rnn.pad_sequence(
+            [p.codes for p in prompts], batch_first=True
+        ),
+        "prompt_lengths": lengths,
+        "min_frames": lengths + shortest,
+        "limits": lengths + longest,
         "sampling": request.sampling,
         "demask": request.demask,
         "speech": request.speech,
@@ -194,23 +189,35 @@ def _make(
         "conditions": pad([p.given for p in prompts], model.conditions),
         "seed": out.seed,
         "rows": [job.number + (piece << 48) for job, piece, _ in pieces],
-        "progress": count,
     }
+
+
+def _make(
+    model: TokenModel,
+    pieces: list[tuple[Job, int, Prompt]],
+    request: SampleRequest,
+    progress: Callable[[], object],
+) -> None:
+    """Make pieces in one batch, and hand them to their chains."""
+    rate, passes = float(model.info.frame_rate), 0
+    prompts = [prompt for _, _, prompt in pieces]
+
+    def count(done: int) -> None:
+        nonlocal passes
+        passes = done
+        progress()
+
+    began = time.perf_counter()
     behind = 0 if prompts[0].after is None else len(prompts[0].after)
+    options = {**asked(model, pieces, request), "progress": count}
     if prompts[0].after is not None:
+        before = options.pop("prompt_codes")
         after = torch.stack([p.after for p in prompts])
-        made = model.infill(codes, after, prompts[0].gap, **options)
+        for name in ("prompt_lengths", "min_frames", "limits"):
+            del options[name]
+        made = model.infill(before, after, prompts[0].gap, **options)
     else:
-        least = round(out.min_seconds * rate)
-        shortest = torch.tensor([least if job.chain.alone else 0 for job, _, _ in pieces])
-        longest = torch.tensor([job.chain.limit(piece) for job, piece, _ in pieces])
-        made = model.generate(
-            codes,
-            lengths,
-            min_frames=lengths + shortest,
-            limits=lengths + longest,
-            **options,
-        )
+        made = model.generate(**options)
     elapsed = time.perf_counter() - began
     new_seconds = int((made.lengths - made.prompt_lengths - behind).sum()) / rate
     for n, ((job, piece, _), codes) in enumerate(zip(pieces, made.items())):
@@ -226,21 +233,32 @@ def _make(
 
 
 def _sample(
-    model: TokenModel, codec: Codec, job: _Job, request: SampleRequest, about: dict, new_frames: int
+    model: TokenModel, codec: Codec, job: Job, request: SampleRequest, about: dict
 ) -> Sample:
     """A finished one: decoded, measured and described."""
-    info, rate, chain, prompt = model.info, float(model.info.frame_rate), job.chain, job.prompt
-    made, codes = chain.finished(), chain.finished().codes
-    behind = 0 if prompt.after is None else len(prompt.after)
+    info, codes, prompt = model.info, job.chain.finished().codes, job.prompt
     # a continuation stays as loud as its prompt ended, where a codec keeps loudness apart
     scales = codec.scales_for(len(codes), prompt.scales)
     audio = decode_long(codec, codes.to(codec.device), scales=scales)  # (C, S)
+    given, behind = len(prompt.codes), 0 if prompt.after is None else len(prompt.after)
+    end = info.num_samples(len(codes) - behind) if behind else None
+    new = audio[:, info.num_samples(given) : end]
+    row = describe(model, job, request, about, silence_ratio(new, info.sampling_rate))
+    return Sample(job.name, codes, given, audio, info.sampling_rate, row)
+
+
+def describe(
+    model: TokenModel, job: Job, request: SampleRequest, about: dict, silent: float
+) -> dict:
+    """What there is to say of a finished sample, of whose new audio a share is ``silent``."""
+    rate, chain, prompt = float(model.info.frame_rate), job.chain, job.prompt
+    made, codes = chain.finished(), chain.finished().codes
+    behind = 0 if prompt.after is None else len(prompt.after)
     given, end = len(prompt.codes), len(codes) - behind
-    new = slice(info.num_samples(given), info.num_samples(end) if behind else None)
     row = {
         "kind": prompt.kind,
         **about,
-        "codec": info.to_dict(),
+        "codec": model.info.to_dict(),
         "settings": request.settings(model),
         "seed": request.output.seed,
         "prompt": prompt.source,
@@ -255,24 +273,23 @@ def _sample(
         row["alignment"] = alignment(model.conditions["text"], made.ids, made.times, rate)
         if chain.alone:
             seconds = None if behind else request.output.seconds
-            limit = len(codes) if behind else given + new_frames
+            limit = len(codes) if behind else given + chain.longest
             overran = overrun(float(made.times[-1, 1]), limit, rate, given, seconds)
     if not chain.alone:
         row["sentences"] = chain.sentences(rate)
     if job.likelihood is not None:
         row["likelihood"] = job.likelihood
     # of what the model made, not of what it was given
-    row["silence_ratio"] = silence_ratio(audio[:, new], info.sampling_rate)
+    row["silence_ratio"] = silent
     row["repetition_ratio"] = repetition_ratio(codes[given:end])
     if found := [*filter(None, [overran]), *suspect(row, request.output)]:
         row["warnings"] = found
-    row |= {
+    return row | {
         "batch_size": job.batch_size,
         "passes": job.passes,
         "generation_seconds": job.elapsed,
         "real_time_factor": job.new_seconds / job.elapsed,
     }
-    return Sample(job.name, codes, given, audio, info.sampling_rate, row)
 
 
 def suspect(about: dict, output: OutputArgs) -> list[str]:

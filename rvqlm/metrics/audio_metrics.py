@@ -44,15 +44,38 @@ def silence_ratio(audio, sampling_rate: int, threshold_db: float = SILENCE_DB) -
     >>> silence_ratio(np.concatenate([tone, np.zeros(16000)]), 16000)
     0.5
     """
-    audio = np.nan_to_num(_mono(audio), nan=0.0)
-    if not audio.size:
-        return 1.0
-    window = max(1, round(_WINDOW_SECONDS * sampling_rate))
-    starts = np.arange(0, audio.size, window)
-    energy = np.add.reduceat(audio**2, starts)
-    samples = np.diff(np.append(starts, audio.size))
-    silent = energy < samples * 10 ** (threshold_db / 10)
-    return float((silent * samples).sum() / audio.size)
+    silence = Silence(sampling_rate, threshold_db)
+    silence.add(audio)
+    return silence.ratio()
+
+
+class Silence:
+    """`silence_ratio` of audio that arrives in pieces."""
+
+    def __init__(self, sampling_rate: int, threshold_db: float = SILENCE_DB):
+        self.window = max(1, round(_WINDOW_SECONDS * sampling_rate))
+        self.threshold = 10 ** (threshold_db / 10)
+        self.rest = np.empty(0)  # of the last window
+        self.samples = self.silent = 0
+
+    def add(self, audio) -> None:
+        audio = np.concatenate([self.rest, np.nan_to_num(_mono(audio), nan=0.0)])
+        whole = len(audio) // self.window * self.window
+        self.rest = audio[whole:]
+        self.samples += whole
+        self.silent += self._silent(audio[:whole])
+
+    def ratio(self) -> float:
+        samples = self.samples + self.rest.size
+        return (self.silent + self._silent(self.rest)) / samples if samples else 1.0
+
+    def _silent(self, audio: np.ndarray) -> int:
+        if not audio.size:
+            return 0
+        starts = np.arange(0, audio.size, self.window)
+        energy = np.add.reduceat(audio**2, starts)
+        samples = np.diff(np.append(starts, audio.size))
+        return int((samples * (energy < samples * self.threshold)).sum())
 
 
 def repetition_ratio(codes, window: int = 8, levels: int = 1) -> float:

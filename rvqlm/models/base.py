@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -186,17 +186,24 @@ class TokenModel(nn.Module):
         request.suffix_codes = after.to(device).long()
         return self._run(request)
 
-    @torch.no_grad()
     def _run(self, request: Request) -> Generation:
+        for made in self.generate_parts(request):  # noqa: B007 - the last is all
+            pass
+        return made
+
+    @torch.no_grad()
+    def generate_parts(self, request: Request) -> Iterator[Generation]:
+        """What there is of a request of `make_request` by and by, where the family makes a sequence
+        in parts; the last time all of it. Each part takes as long as it takes."""
         self.check_request(request)
         training = self.training
         self.eval()
         try:
             placed = self.place_text(request)
-            made = self._generate(placed)
-            if self.duration_head is not None and (text := placed.conditions.get("text")):
-                made.times = text.times
-            return made
+            for made in self._generate_parts(placed):
+                if self.duration_head is not None and (text := placed.conditions.get("text")):
+                    made.times = text.times
+                yield made
         finally:
             self.train(training)
 
@@ -211,7 +218,9 @@ class TokenModel(nn.Module):
             if found := [flag for flag, given in flags.items() if given]:
                 raise UserError(f"{', '.join(found)}: {self.name} draws no code after another")
         if request.context_frames is not None and self.way is None:
-            raise UserError(f"--context-seconds: {self.name} as this one was trained has no windows")
+            raise UserError(
+                f"--context-seconds: {self.name} as this one was trained has no windows"
+            )
         text = request.conditions.get("text")
         if self.duration_head is None and (
             request.durations is not None
@@ -306,3 +315,7 @@ class TokenModel(nn.Module):
 
     def _generate(self, request: Request) -> Generation:
         raise NotImplementedError
+
+    def _generate_parts(self, request: Request) -> Iterator[Generation]:
+        """What there is by and by, the last time all that `_generate` gives."""
+        yield self._generate(request)

@@ -84,9 +84,7 @@ class FrameByFrame(nn.Module):
         last = self.fill(inputs, state, positions)[:, -1]
         return last, self.end_head(last)
 
-    def fill(
-        self, inputs: Tensor, state: DecoderState, positions: Tensor | None = None
-    ) -> Tensor:
+    def fill(self, inputs: Tensor, state: DecoderState, positions: Tensor | None = None) -> Tensor:
         return self.network.step(self.inputs(inputs), state, positions, causal=True)
 
     def draw(self, hidden: Tensor, choose, level: int | None = None) -> Tensor:

@@ -243,9 +243,7 @@ class CodecLM(TokenModel):
         last = self.fill(inputs, state, positions)[:, -1]
         return last, self.end_head(last) if self.end_head is not None else None
 
-    def fill(
-        self, inputs: Tensor, state: DecoderState, positions: Tensor | None = None
-    ) -> Tensor:
+    def fill(self, inputs: Tensor, state: DecoderState, positions: Tensor | None = None) -> Tensor:
         """Hidden states (B, n, d) of the same steps."""
         return self.network.step(self.embedding(inputs), state, positions)
 

@@ -27,7 +27,7 @@ drawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import pi
 from typing import Literal
@@ -41,7 +41,7 @@ from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
 from rvqlm.flags import Schedule, parse_schedule, value_at
 from rvqlm.generation.decode import decode
-from rvqlm.generation.demask import demask
+from rvqlm.generation.demask import demask, demask_chunks
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import DemaskConfig, generators
 from rvqlm.generation.slots import decode_in_windows
@@ -358,3 +358,8 @@ class Masked(TokenModel):
             in_windows = request.context_frames is not None
             return (decode_in_windows if in_windows else decode)(self.ar, request)
         return demask(self, request)
+
+    def _generate_parts(self, request: Request) -> Iterator[Generation]:
+        if request.demask.frame_by_frame:
+            return super()._generate_parts(request)
+        return demask_chunks(self, request)

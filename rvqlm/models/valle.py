@@ -15,6 +15,7 @@ trains on one random level per item and step; outside training every level is sc
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -235,14 +236,48 @@ class Valle(TokenModel):
     def check_request(self, request: Request) -> None:
         """A gap can be filled, unlike by other causal models: its level 0 follows from what is
         before it alone, its other levels from both sides."""
-        super().check_request(replace(request, suffix_codes=None))
+        super().check_request(replace(request, suffix_codes=None, context_frames=None))
         if self.stage == 1:
             raise UserError(
                 "this valle was trained with --train-stage 1 and has no finer levels than 0: train "
                 "--train-stage 2 from it, and generate with that"
             )
+        if request.context_frames is not None and request.sampling.best_of > 1:
+            raise UserError("--best-of: a sequence in windows has no likelihood of its own")
 
     def _generate(self, request: Request) -> Generation:
+        if request.context_frames is None:
+            return self._window(request)
+        made = [list(self._windows(request.item(n)))[-1] for n in range(request.batch_size)]
+        lengths = torch.cat([m.lengths for m in made])
+        codes = nn.utils.rnn.pad_sequence([m.codes[0] for m in made], batch_first=True)
+        ended = torch.tensor([m.stop == ["eos"] for m in made])
+        return Generation.trimmed(codes, lengths, request.prompt_lengths, ended)
+
+    def _generate_parts(self, request: Request) -> Iterator[Generation]:
+        if request.context_frames is not None and request.batch_size == 1:
+            return self._windows(request)
+        return super()._generate_parts(request)
+
+    def _windows(self, r: Request) -> Iterator[Generation]:
+        """One item, window after window; what there is after each."""
+        codes, limit = r.prompt_codes[:, : int(r.prompt_lengths)], int(r.limits)
+        while True:
+            base = 0
+            if codes.shape[1] >= r.context_frames:
+                base = codes.shape[1] - r.overlap_frames
+            window = r.window(codes[:, base:], base, min(limit - base, r.context_frames))
+            made = self._window(window, base)
+            codes = torch.cat([codes[:, :base], made.codes], 1)
+            ended = made.stop == ["eos"]
+            yield Generation(
+                codes, made.lengths + base, r.prompt_lengths, ["eos" if ended else "length"]
+            )
+            if ended or codes.shape[1] >= limit:
+                return
+
+    def _window(self, request: Request, offset: int = 0) -> Generation:
+        """All at once; ``offset``: the frame that it begins with, for the random numbers."""
         r, steps = request, itertools.count(1)
 
         def tick(_=None) -> None:
@@ -250,7 +285,7 @@ class Valle(TokenModel):
                 r.progress(next(steps))
 
         each = r.several()
-        made = decode(CoarseDecoder(self.ar, each), replace(each, progress=tick))
+        made = decode(CoarseDecoder(self.ar, each), replace(each, progress=tick), offset)
         made = made.best(r.sampling.best_of)
         codes, lengths = made.codes, made.lengths
         if r.suffix_codes is not None:
@@ -262,7 +297,7 @@ class Valle(TokenModel):
         _, T, K = codes.shape
         known = mask_of(r.prompt_lengths, T) | ~mask_of(made.lengths, T)
         # the AR draws from columns 0 and K of the same uniforms
-        noise = uniforms(r.seed, r.rows, T, K + 1)[:, :, 1:K].to(codes.device)
+        noise = uniforms(r.seed, r.rows, T, K + 1, offset)[:, :, 1:K].to(codes.device)
         conditions, drop = r.conditions_of_rows()
         rows = lengths.repeat(2) if r.guided else lengths
         context = self.nar.encode_conditions(conditions, rows, drop)

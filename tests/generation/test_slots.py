@@ -13,7 +13,6 @@ from rvqlm.generation.request import Request, make_request
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 from rvqlm.generation.slots import Engine
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
-from rvqlm.models.factory import build_model
 from rvqlm.models.masked import Masked, MaskedConfig
 
 K, V = 3, 13
