@@ -90,13 +90,13 @@ class Account:
         about = {
             "id": order.id,
             **self.about,
+            **(self.pieces[0] if len(self.pieces) == 1 else {"pieces": self.pieces}),
             "seconds": seconds,
             "stop": "length" if any(p.get("stop") == "length" for p in self.pieces) else "eos",
             "first_audio_seconds": None if self.first is None else self.first - order.opened,
             "generation_seconds": took,
             "real_time_factor": seconds / took,
             "underruns": order.underruns,
-            "pieces": self.pieces,
         }
         self.results.keep(order.id, about)
         first = 0.0 if self.first is None else self.first - order.opened

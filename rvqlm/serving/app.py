@@ -105,7 +105,7 @@ class Service:
         if asked.instructions:
             raise ApiError(400, "instructions: this model follows none", "instructions")
         seed = new_seed() if asked.seed is None else asked.seed
-        work = partial(self.prepare, served.sentences, asked, asked.input, seed)
+        work = partial(self.prepare, served.speech, asked, asked.input, seed)
         return await self._carry_out(request, "speech", served, asked, seed, work)
 
     async def continuation(self, request: Request) -> Response:
@@ -135,7 +135,7 @@ class Service:
         served.check_text(asked.prompt_text, "prompt_text")
         seed = new_seed() if asked.seed is None else asked.seed
 
-        async def work() -> list[Piece]:
+        async def work() -> Piece:
             audio = None if upload is None else await self.decode(upload, served)
             return await self.prepare(served.continuation, asked, audio, seed)
 
@@ -148,7 +148,7 @@ class Service:
         served: Served,
         asked: Form,
         seed: int,
-        work: Callable[[], Awaitable[list[Piece]]],
+        work: Callable[[], Awaitable[Piece]],
     ) -> Response:
         """From an accepted request to its audio."""
         name, events = asked.response_format, asked.stream_format == "sse"
@@ -158,7 +158,7 @@ class Service:
         info = served.model.info
         order = served.worker.open(served.seconds(asked))
         try:
-            order.say(*await unless_left(request, work()))
+            order.say(await unless_left(request, work()))
             order.close()
             about = {**served.about, "seed": seed, "voice": asked.voice_name or DEFAULT}
             account = Account(order, endpoint, about, self.results)

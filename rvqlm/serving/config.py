@@ -27,8 +27,11 @@ class Limits:
     """Requests that wait for a slot, by each model; further ones are told to come back (429)."""
     max_text: Some = 4096
     """Characters of a text; over WS /v1/audio/stream of what is not yet said."""
-    max_seconds: float = 120.0
-    """Longest audio made for one request, its prompt not counted; over WS for one sentence."""
+    max_seconds: float = 300.0
+    """Longest audio made for one request, its prompt not counted."""
+    piece_seconds: float = 0.0
+    """A text that takes longer is said sentence by sentence, and a sentence clause by clause; 0: 10,
+    but 5 where a model makes a piece as a whole, as nothing of it is heard before."""
     max_upload_mb: float = 25.0
     """Largest upload, in MB."""
     max_upload_seconds: float = 600.0
@@ -36,7 +39,7 @@ class Limits:
     decode_seconds: float = 20.0
     """Longest time that decoding an upload may take."""
     ahead_seconds: float = 30.0
-    """Audio that may wait for a client to take it before its next sentence is begun."""
+    """Audio that may wait for a WS client to take it before its next sentence is begun."""
     stall_seconds: float = 30.0
     """A client that neither takes nor sends a byte for so long is let go."""
     idle_seconds: float = 300.0
@@ -44,8 +47,9 @@ class Limits:
 
     def problems(self) -> list[str]:
         found = Problems(self)
-        names = ("max_seconds", "max_upload_mb", "max_upload_seconds", "decode_seconds")
-        found.above(0, *names, "ahead_seconds", "stall_seconds", "idle_seconds")
+        found.above(0, "max_seconds", "ahead_seconds", "stall_seconds", "idle_seconds")
+        found.above(0, "max_upload_mb", "max_upload_seconds", "decode_seconds")
+        found.at_least(0, "piece_seconds")
         return found
 
     @property

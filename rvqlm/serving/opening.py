@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
+from rvqlm.inference.stream import Streamer
 from rvqlm.modules.packed import with_weights_in
 from rvqlm.runtime import pick_precision
 from rvqlm.serving.metrics import Metrics
@@ -23,8 +24,6 @@ def open_model(name: str, exp_dir: str, args: ServeArgs, metrics: Metrics) -> Se
 
     :raises UserError: no such model, codec or folder of voices.
     """
-    from rvqlm.inference.stream import Streamer
-
     model, path, state, device = args.model.load(exp_dir)
     if not model.generates:
         raise UserError(f"{path}: a {model.name} predicts no codes; it cannot be served")
@@ -35,11 +34,6 @@ def open_model(name: str, exp_dir: str, args: ServeArgs, metrics: Metrics) -> Se
     if args.voices:
         voices = encode_voices(find_voices(args.voices), codec, args.voice_seconds)
 
-    def make() -> Streamer:
-        return Streamer(model, codec, args.limits.slots, args.context_seconds or None)
-
-    worker = Worker(name, make, model.info.sampling_rate, args.limits, metrics)
-    worker.start()
     about = {
         "model": name,
         "family": model.name,
@@ -47,7 +41,15 @@ def open_model(name: str, exp_dir: str, args: ServeArgs, metrics: Metrics) -> Se
         "step": int(state["step"]),
         "precision": str(dtype).removeprefix("torch."),
     }
+
+    def make() -> Streamer:
+        context = args.context_seconds or None
+        return Streamer(model, codec, args.limits.slots, context, about=about)
+
+    worker = Worker(name, make, model.info.sampling_rate, args.limits, metrics)
+    worker.start()
+    groups = {"sampling": args.sampling, "demask": args.demask, "pace": args.speech}
+    own = {"model": name}
     return Served(
-        name, model, codec, worker, args.limits, about, voices, args.sampling, args.demask,
-        args.speech, args.language,
-    )  # fmt: skip
+        name, model, codec, worker, args.limits, own, voices, language=args.language, **groups
+    )

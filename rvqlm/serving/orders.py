@@ -69,7 +69,7 @@ class Order:
         """samples that the client has not taken"""
         # of the worker's thread
         self.clock = PlayClock()
-        self.samples, self.underruns = 0, 0
+        self.samples = self.piece_samples = self.underruns = 0
         self.began = 0.0
         # of the event loop
         self._loop = asyncio.get_running_loop()

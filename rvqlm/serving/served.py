@@ -43,7 +43,7 @@ class Served:
     voices: dict[str, Voice] = field(default_factory=dict)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     demask: DemaskConfig = field(default_factory=DemaskConfig)
-    speech: SpeechConfig = field(default_factory=SpeechConfig)
+    pace: SpeechConfig = field(default_factory=SpeechConfig)
     language: str = ""
     """Of texts whose request names none."""
     created: int = field(default_factory=lambda: int(time.time()))
@@ -121,25 +121,19 @@ class Served:
 
     # ------------------------------------------------------ what takes time: not on the event loop
 
-    def sentences(self, asked: Speech | Start, text: str, seed: int, first: int = 0) -> list[Piece]:
-        """A text as pieces, the first of which has the number ``first`` in the random stream.
+    def speech(self, asked: Speech | Start, text: str, seed: int, row: int = 0) -> Piece:
+        """A text, which is said sentence by sentence where it is long.
 
+        :param row: its number in the random stream.
         :raises UserError: nothing in it that could be said.
         """
-        language = asked.language or self.language
-        voice = self.voice(asked.voice_name)
-        found = sentences(text, language or None)
-        if not found:
-            raise ApiError(400, "input: no word in it that could be said", "input")
-        speech = self.speech
-        if asked.speed != 1:
-            speech = replace(speech, speed=speech.speed * asked.speed)
-        return [
-            self._piece(self._prompt(text, language, voice), asked, seed, row, text, speech)
-            for row, text in enumerate(found, first)
-        ]
+        prompt = self._prompt(text, asked.language or self.language, self.voice(asked.voice_name))
+        speech = replace(self.pace, speed=self.pace.speed * asked.speed)
+        in_order = self.model.way is not None
+        seconds = self.limits.piece_seconds or (10.0 if in_order else 5.0)
+        return self._piece(prompt, asked, seconds, seed, row, text, speech)
 
-    def continuation(self, asked: Continuation, audio: np.ndarray | None, seed: int) -> list[Piece]:
+    def continuation(self, asked: Continuation, audio: np.ndarray | None, seed: int) -> Piece:
         """What follows a recording, a voice, or nothing.
 
         :param audio: (C, S) float32 at the codec's rate.
@@ -158,18 +152,25 @@ class Served:
             prompt = Prompt(voice.codes[:frames], "continuation", voice.name, voice.scales, given)
         else:
             prompt = Prompt(self._no_codes(), "unprompted", given=given)
-        return [self._piece(prompt, asked, seed, 0, text, self.speech)]
+        return self._piece(prompt, asked, self.seconds(asked), seed, 0, text, self.pace)
 
     def encode(self, audio: np.ndarray) -> tuple[Tensor, Tensor | None]:
         codes, scales = encode_whole(self.codec, torch.from_numpy(np.ascontiguousarray(audio)))
         return codes.cpu(), scales
 
     def _piece(
-        self, prompt: Prompt, asked: Common, seed: int, row: int, text: str, speech: SpeechConfig
+        self,
+        prompt: Prompt,
+        asked: Common,
+        seconds: float,
+        seed: int,
+        row: int,
+        text: str,
+        speech: SpeechConfig,
     ) -> Piece:
         changed = {k: v for k in _OVERRIDES if (v := getattr(asked, k)) is not None}
         sampling = replace(self.sampling, **changed)
-        output = OutputArgs(seconds=self.seconds(asked), seed=seed)
+        output = OutputArgs(seconds=seconds, seed=seed)
         options = {"sampling": sampling, "demask": self.demask, "speech": speech, "row": row}
         return Piece(prompt, output, options, text)
 

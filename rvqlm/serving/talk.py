@@ -19,7 +19,6 @@ import msgspec
 import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from rvqlm.errors import UserError
 from rvqlm.frontends.text_clean import has_word
 from rvqlm.serving.answers import Account
 from rvqlm.serving.errors import ApiError
@@ -28,6 +27,7 @@ from rvqlm.serving.guard import PROTOCOL
 from rvqlm.serving.orders import Began, Order
 from rvqlm.serving.schemas import Say, Start, of_json
 from rvqlm.serving.served import Sentences, Served, new_seed
+from rvqlm.serving.voices import DEFAULT
 
 if TYPE_CHECKING:
     from rvqlm.serving.app import Service
@@ -52,10 +52,13 @@ class Talk:
         except asyncio.TimeoutError:
             log.info("stream: the client takes nothing and is let go")
             self.socket.scope["state"]["transport"].abort()
-        except (ApiError, UserError) as e:
+        except Exception as e:
             error = ApiError.of(e)
-            code = _AGAIN if error.status in (429, 503) else _POLICY
-            await self._close(code if error.status != 500 else _FAILED, error)
+            if error.status == 500:
+                log.exception("stream failed")
+            await self._close(
+                {429: _AGAIN, 503: _AGAIN, 500: _FAILED}.get(error.status, _POLICY), error
+            )
 
     async def _close(self, code: int, error: ApiError | None = None) -> None:
         try:
@@ -80,7 +83,7 @@ class Talk:
         served.check_speech(start)
         seed = new_seed() if start.seed is None else start.seed
         with served.worker.open() as order:
-            about = {**served.about, "seed": seed}
+            about = {**served.about, "seed": seed, "voice": start.voice_name or DEFAULT}
             account = Account(order, "stream", about, self.service.results)
             info = served.model.info
             await self._send(
@@ -113,9 +116,8 @@ class Talk:
         async def say(text: str) -> None:
             nonlocal said
             if has_word(text):
-                pieces = await self.service.prepare(served.sentences, start, text, seed, said)
-                order.say(*pieces)
-                said += len(pieces)
+                order.say(await self.service.prepare(served.speech, start, text, seed, said))
+                said += 1
 
         while True:
             message = await self._next(order)

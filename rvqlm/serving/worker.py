@@ -8,7 +8,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -244,17 +243,13 @@ class Worker:
             self._begin(order, piece)
 
     def _begin(self, order: Order, piece: Piece) -> None:
-        output = piece.output
-        if order.budget is not None:
-            left = order.budget - order.samples / self.sampling_rate
-            output = replace(output, seconds=min(output.seconds, left))
-        if output.seconds <= 0:
-            self._end(order, {"stop": "length", "seconds": 0.0})
+        if self._left(order) <= 0:
+            self._end(order, {"stop": "length"})
             return
         order.put(Began(piece.text))
-        order.began = time.perf_counter()
+        order.began, order.piece_samples = time.perf_counter(), 0
         try:
-            slot = self._streams.add(piece.prompt, output, **piece.options)
+            slot = self._streams.add(piece.prompt, piece.output, **piece.options)
         except UserError as e:
             with self._changed:
                 self._fail(order, ApiError.of(e))
@@ -268,6 +263,12 @@ class Worker:
             if order.left or order.done:
                 self._gone.add(slot)
 
+    def _left(self, order: Order) -> float:
+        """Samples that it may still have."""
+        if order.budget is None:
+            return float("inf")
+        return round(order.budget * self.sampling_rate) - order.samples
+
     def _step(self) -> None:
         began = time.perf_counter()
         try:
@@ -278,16 +279,27 @@ class Worker:
         now = time.perf_counter()
         self._metrics.add("rvqlm_working_seconds_total", now - began, model=self.name)
         for one in heard:
-            order = self._running[one.slot]
-            if one.audio.shape[1]:
-                self._hear(order, np.asarray(one.audio, np.float32).T, now)
-            if one.ended:
+            order, audio = self._running[one.slot], np.asarray(one.audio, np.float32).T
+            left = self._left(order)
+            if len(audio):
+                self._hear(order, audio[: int(min(left, len(audio)))], now)
+            over = len(audio) >= left  # as much as it may have
+            if not (one.ended or over):
+                continue
+            if not one.ended:
+                self._streams.remove(one.slot)
+            with self._changed:
+                del self._running[one.slot]
+                order.slot = None
+            about = one.about or {}
+            if "error" in about:  # in the middle of a text
                 with self._changed:
-                    del self._running[one.slot]
-                    order.slot = None
-                made = (one.about or {}).get("seconds")
-                self._piece_seconds += 0.2 * (now - order.began - self._piece_seconds)
-                self._end(order, {"stop": one.ended, **(one.about or {})}, made, now)
+                    self._fail(order, ApiError(400, about["error"]))
+                continue
+            factor = order.piece_samples / self.sampling_rate / max(1e-9, now - order.began)
+            self._metrics.observe("rvqlm_real_time_factor", factor, model=self.name)
+            self._piece_seconds += 0.2 * (now - order.began - self._piece_seconds)
+            self._end(order, {**about, "stop": one.ended or "length"})
 
     def _hear(self, order: Order, audio: np.ndarray, now: float) -> None:
         seconds = len(audio) / self.sampling_rate
@@ -298,18 +310,15 @@ class Worker:
             order.underruns += 1
             self._metrics.add("rvqlm_underruns_total", model=self.name)
         order.samples += len(audio)
+        order.piece_samples += len(audio)
         self._metrics.add("rvqlm_audio_seconds_total", seconds, model=self.name)
         with self._changed:
             if not order.left:
                 order.waiting += len(audio)
                 order.put(audio)
 
-    def _end(
-        self, order: Order, about: dict, seconds: float | None = None, now: float | None = None
-    ) -> None:
-        if seconds and now:
-            factor = seconds / max(1e-9, now - order.began)
-            self._metrics.observe("rvqlm_real_time_factor", factor, model=self.name)
+    def _end(self, order: Order, about: dict) -> None:
+        """Of a piece."""
         order.put(Ended(about))
         with self._changed:
             if not order.pieces:  # a client that says more later is not behind

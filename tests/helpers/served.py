@@ -105,7 +105,7 @@ def fake_served(streamer, limits: Limits, metrics: Metrics, name="tiny", text=Tr
     codec = load_codec("spectral", num_codebooks=2)
     model = SimpleNamespace(
         name="codec-lm", info=codec.info, conditions={"text": TEXT} if text else {},
-        duration_head=None,
+        duration_head=None, way=None,
     )  # fmt: skip
     worker = Worker(name, lambda: streamer, RATE, limits, metrics)
     worker.start()
