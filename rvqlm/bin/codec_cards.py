@@ -62,23 +62,30 @@ def loaded(name: str) -> dict[str, Any]:
         "loaded_by": f"{type(codec).__module__}.{type(codec).__name__}",
         "context_frames": codec.context_frames,
         "decode_context_frames": codec.decode_context_frames,
+        "look_ahead": codec.look_ahead,
         "bounded_memory": codec.bounded_memory,
     }
 
 
-_ROW = "{:<26}{:>10}{:>8}{:>6}{:>8}{:>7}{:>4}  {:<14}{}"
+_ROW = "{:<26}{:>10}{:>8}{:>6}{:>8}{:>7}{:>4}{:>7}  {:<14}{}"
 
 
 def _table(found: dict[str, Any]) -> str:
-    lines = [_ROW.format("codec", "K x V", "Hz", "hop", "fps", "kbps", "ch", "licence", "weights")]
+    lines = [
+        _ROW.format(
+            "codec", "K x V", "Hz", "hop", "fps", "kbps", "ch", "ahead", "licence", "weights"
+        )
+    ]
     for c in found["codecs"]:
         lines.append(
             _ROW.format(
                 c["name"], f"{c['num_codebooks']} x {c['codebook_size']}", c["sampling_rate"],
                 c["hop"], f"{c['frame_rate']:.2f}", f"{c['kbps']:.2f}", c["channels"],
+                "?" if c["look_ahead"] is None else c["look_ahead"][0],
                 c["licence"], "here" if c["here"] else "not here",
             )
         )  # fmt: skip
+    lines += ["ahead: frames of codes that must follow a frame for it to be heard"]
     lines += ["", f"{'what to give to --codec':<68}goes through"]
     lines += [f"  {b['give']:<66}{_package(b)}" for b in found["backends"].values()]
     lines += ["", "model types of transformers"]
@@ -99,6 +106,11 @@ def _card(c: dict[str, Any]) -> str:
     if c["segment"]:
         frames, stride = c["segment"]
         rows.append(("segments", f"{frames} frames, one every {stride} samples, a scale each"))
+    if c["look_ahead"]:
+        behind, first = c["look_ahead"]
+        rows.append(("heard", f"when {behind} frames more are there, the first when {first} are"))
+    elif "licence" not in c:
+        rows.append(("heard", "when all frames are there"))
     if "licence" in c:
         rows += [("licence", f"{c['licence']} (of the weights)"), ("", c["licence_note"])]
         rows += [("weights", c["source"]), ("", c["native"]), ("", c["native_source"])]

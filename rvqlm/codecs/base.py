@@ -145,6 +145,17 @@ class Codec(torch.nn.Module, ABC):
         return Decoder(self, window)
 
     @property
+    def look_ahead(self) -> tuple[int, int] | None:
+        """Frames of codes that must follow a frame for all of it to be heard, and frames that there
+        must be for the first sample; None: all of a recording."""
+        decoder, hop, far = self.piecewise(), self.info.hop, 1000
+        if (first := decoder.needs(1)) >= WHOLE:
+            return None
+        if self.info.segment is not None:  # what begins one waits longest
+            return first - 1, first
+        return decoder.needs(far * hop) - far, first
+
+    @property
     def bounded_memory(self) -> bool:
         """Whether an hour of audio is encoded in the memory that a minute needs."""
         return self.context_frames is not None or (

@@ -105,6 +105,8 @@ class Card:
     """where that comes from"""
     licence_note: str = ""
     note: str = ""
+    look_ahead: tuple[int, int] | None = None
+    """`Codec.look_ahead`; None: not known before it is loaded"""
 
     @property
     def info(self) -> CodecInfo:

@@ -26,6 +26,7 @@ def _card(khz: int, K: int, hop: int, rate: int, file: str, note: str = "") -> C
     return Card(
         name, K, K, 1024, rate, hop, "MIT", HUB + name, native=file, note=note,
         native_source="https://github.com/descriptinc/descript-audio-codec/releases",
+        look_ahead=(10, 11),
     )  # fmt: skip
 
 

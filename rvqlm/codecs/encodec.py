@@ -61,16 +61,18 @@ class EncodecCodec(TransformersCodec):
     usual_codebooks = 8
     cards = (
         _card(
-            24, 8, 32, "encodec_24khz-d7cc33bc.th", note="causal; 2 to 32 levels, 0.75 kbps each"
+            24, 8, 32, "encodec_24khz-d7cc33bc.th", note="causal; 2 to 32 levels, 0.75 kbps each",
+            look_ahead=(0, 7),
         ),
         _card(
             32, 4, 4, "compression_state_dict.bin", codebook_size=2048, hop=640, note="MusicGen's",
             licence="CC-BY-NC-4.0", licence_note="as all weights of MusicGen",
-            native_source=HUB + "facebook/musicgen-small",
+            native_source=HUB + "facebook/musicgen-small", look_ahead=(4, 5),
         ),
         _card(
             48, 16, 16, "encodec_48khz-7e698e3e.th", channels=2, segment=(150, 47520),
             note="stereo; segments of one second, each with a scale stored beside the codes",
+            look_ahead=(149, 150),
         ),
     )  # fmt: skip
 

@@ -5,6 +5,9 @@ the peak it climbs to, a peak continues the phase of the bin it lies on in the f
 frequency comes from a parabola through its neighbours. Griffin-Lim with momentum (Perraudin,
 Balazs & Soendergaard 2013) then makes neighbouring spectra agree. Nothing is random: the same
 magnitudes give the same audio.
+
+The start goes from left to right, and an iteration sees `REACH` spectra to each side, so that audio
+of any length is made in pieces that are those of the whole (`stages`).
 """
 
 from __future__ import annotations
@@ -17,16 +20,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rvqlm.codecs.streaming import LIVE, Stage, Windows
+
 MOMENTUM = 0.99 / 1.99
 """0 would be plain Griffin-Lim; near 1/2 it converges to better phases."""
 
-FADE = 4
-"""Spectra on each side of a cut over which its sides are mixed."""
+REACH = 3
+"""Spectra whose windows overlap with one's own, on each side."""
 
 
 def initial_phases(magnitudes: np.ndarray, hop: int) -> np.ndarray:
     """Magnitudes (n, bins) -> phases (n, bins) in radians, float32, for windows of 2 (bins - 1)."""
+    return _continued(magnitudes, hop, None)[0]
+
+
+def _continued(
+    magnitudes: np.ndarray, hop: int, state: tuple[np.ndarray, np.ndarray] | None
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """`initial_phases` of a piece, and the state for the next: the last phases and frequencies."""
     n, bins = magnitudes.shape
+    if not n:
+        return np.empty((0, bins), np.float32), state
     logs = np.log(np.maximum(magnitudes, 1e-5))
     edge = np.full((n, 1), -1e9, dtype=logs.dtype)
     left = np.concatenate([edge, logs[:, :-1]], axis=1)
@@ -42,14 +56,14 @@ def initial_phases(magnitudes: np.ndarray, hop: int) -> np.ndarray:
     frequency = np.take_along_axis(here + offset, climb, axis=1)
     advance = (2 * math.pi * hop / (2 * (bins - 1))) * frequency
     phases = np.empty((n, bins))
-    now, before = np.zeros(bins), advance[0] if n else None
+    now, before = (np.zeros(bins), advance[0]) if state is None else state
     for t in range(n):
         # half the step at the old frequency of the peak's bin, half at the new one
         now = now[climb[t]] + 0.5 * (before[climb[t]] + advance[t])
         before = advance[t]
         phases[t] = now
     # a window's phase refers to its first sample, a peak's to its middle
-    return ((phases + math.pi * here) % (2 * math.pi)).astype(np.float32)
+    return ((phases + math.pi * here) % (2 * math.pi)).astype(np.float32), (now, before)
 
 
 class GriffinLim:
@@ -69,20 +83,63 @@ class GriffinLim:
     def __call__(self, magnitudes: Tensor) -> Tensor:
         """(n, bins) float32 on the CPU -> (n * hop,) float32; windows are centred as in
         `SpectralNet.stft`: on (i + 1/2) * hop."""
-        n = len(magnitudes)
         phases = torch.from_numpy(initial_phases(magnitudes.numpy(), self.hop))
-        spectra = torch.polar(magnitudes, phases)
-        overlap = self._overlap_add((self.window**2).expand(n, -1)).clamp(min=1e-2)
-        gain = 1 / overlap
-        previous: Tensor | None = None
-        for _ in range(self.iterations):
+        spectra, gain = torch.polar(magnitudes, phases), self._gain(len(magnitudes))
+        return self._inverse(self._refined(magnitudes, spectra, None, gain)[0], gain).reshape(-1)
+
+    def stages(self, step: int) -> list[Stage]:
+        """The same of magnitudes (1, bins, n) that arrive in pieces -> (1, 1, n * hop), ``step``
+        spectra at a time, about.
+
+        With `LIVE` each iteration is a stage of its own: little of its context is computed again
+        for a piece, but all of them hold one.
+        """
+
+        def stage(run: Callable[[Tensor], Tensor], steps: int, hop: int = 1) -> Windows:
+            reach = REACH * steps
+            return Windows(run, reach, reach, step, per_out=hop, reflects=False)
+
+        if step == LIVE:
+            each = [stage(lambda x: self._packed(x, 1), 1) for _ in range(self.iterations)]
+            return [_Start(self.hop), *each, stage(self._sound, 1, self.hop)]
+
+        def whole(x: Tensor) -> Tensor:
+            return self._sound(self._packed(x, self.iterations))
+
+        return [_Start(self.hop), stage(whole, self.iterations + 1, self.hop)]
+
+    def _refined(
+        self,
+        magnitudes: Tensor,
+        spectra: Tensor,
+        previous: Tensor | None,
+        gain: Tensor,
+        iterations: int | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Spectra after so many iterations, and what the last of them rebuilt (n, bins, 2)."""
+        for _ in range(self.iterations if iterations is None else iterations):
             audio = self._inverse(spectra, gain)
             rebuilt = torch.view_as_real(self._forward(audio))
             target = rebuilt if previous is None else rebuilt - MOMENTUM * previous
             previous = rebuilt
             power = target.square().sum(-1).clamp_(min=1e-16)
             spectra = torch.view_as_complex(target * (magnitudes * power.rsqrt_())[..., None])
-        return self._inverse(spectra, gain).reshape(-1)
+        return spectra, previous
+
+    def _packed(self, x: Tensor, iterations: int) -> Tensor:
+        """Some iterations of (1, 5 bins, n), see `_Start`."""
+        magnitudes, spectra, previous = _unpacked(x)
+        spectra, previous = self._refined(
+            magnitudes, spectra, previous, self._gain(len(magnitudes)), iterations
+        )
+        return _pack(magnitudes, spectra, previous)
+
+    def _sound(self, x: Tensor) -> Tensor:
+        _, spectra, _ = _unpacked(x)
+        return self._inverse(spectra, self._gain(len(spectra))).reshape(1, 1, -1)
+
+    def _gain(self, n: int) -> Tensor:
+        return 1 / self._overlap_add((self.window**2).expand(n, -1)).clamp(min=1e-2)
 
     def _forward(self, audio: Tensor) -> Tensor:
         margin = (self.n_fft - self.hop) // 2
@@ -103,58 +160,28 @@ class GriffinLim:
         return out.reshape(-1)[margin : margin + n * hop]
 
 
-def next_cut(magnitudes: Tensor, size: int) -> int | None:
-    """Where to cut magnitudes (n, bins) that begin at a cut next: the quietest spectrum within a
-    fifth of `size` around it; None if there is too little for another piece."""
-    reach = size // 5
-    if len(magnitudes) <= size + reach + FADE:
-        return None
-    around = magnitudes[size - reach : size + reach]
-    return size - reach + int(around.square().sum(1).argmin())
+class _Start:
+    """A stage that gives magnitudes (1, bins, n) their phases: (1, 5 bins, n), which are
+    magnitudes, spectra (real, imaginary), and what the iteration before rebuilt, which is
+    nothing."""
 
-
-class Phases:
-    """A stage of `rvqlm.codecs.streaming`: magnitudes (1, bins, n) -> audio (1, 1, n * hop), in
-    memory that does not grow with the recording.
-
-    Griffin-Lim sees some tens of seconds at a time. Cuts are made where it is quietest, because
-    the phases on the two sides of a cut do not agree, and the sides are faded into each other.
-    How the magnitudes are cut when they arrive changes nothing.
-
-    Args:
-        invent: (n, bins) -> (n * hop,), phases and all.
-        hop: samples per spectrum.
-        size: spectra in a piece, about.
-    """
-
-    def __init__(self, invent: Callable[[Tensor], Tensor], hop: int, size: int):
-        self.invent, self.hop, self.size = invent, hop, size
-        self.ramp = torch.linspace(0, 1, 2 * FADE * hop)
-        self.held: Tensor | None = None  # from FADE spectra before the last cut on
-        self.lead = 0  # so many of them are before it
-        self.carry: Tensor | None = None  # what the piece before gives to this one's beginning
+    def __init__(self, hop: int):
+        self.hop, self.state = hop, None
 
     def __call__(self, x: Tensor | None, last: bool) -> Tensor | None:
-        if x is not None:
-            part = x[0].T.contiguous()  # kernels may round by layout
-            self.held = part if self.held is None else torch.cat((self.held, part))
-        if self.held is None:
+        if x is None:
             return None
-        made = []
-        while (cut := next_cut(self.held[self.lead :], self.size)) is not None:
-            cut += self.lead
-            audio = self._piece(self.held[: cut + FADE])
-            self.carry = audio[-len(self.ramp) :] * (1 - self.ramp)
-            made.append(audio[: -len(self.ramp)])
-            self.held, self.lead = self.held[cut - FADE :], FADE
-        if last:
-            made.append(self._piece(self.held))
-            self.held = None
-        return torch.cat(made)[None, None] if made else None
+        magnitudes = x[0].T.contiguous()  # kernels may round by layout
+        phases, self.state = _continued(magnitudes.numpy(), self.hop, self.state)
+        spectra = torch.polar(magnitudes, torch.from_numpy(phases))
+        return _pack(magnitudes, spectra, torch.zeros(*spectra.shape, 2))
 
-    def _piece(self, magnitudes: Tensor) -> Tensor:
-        audio = self.invent(magnitudes)
-        if self.carry is not None:
-            audio[: len(self.ramp)] *= self.ramp
-            audio[: len(self.ramp)] += self.carry
-        return audio
+
+def _pack(magnitudes: Tensor, spectra: Tensor, previous: Tensor) -> Tensor:
+    parts = (magnitudes, spectra.real, spectra.imag, *previous.unbind(-1))
+    return torch.cat(parts, 1).T[None]
+
+
+def _unpacked(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    magnitudes, *parts = (part.contiguous() for part in x[0].T.chunk(5, 1))
+    return magnitudes, torch.complex(*parts[:2]), torch.stack(parts[2:], -1)

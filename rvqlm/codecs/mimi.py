@@ -28,7 +28,7 @@ class MimiCodec(TransformersCodec):
     cards = (
         Card(
             "kyutai/mimi", 8, 32, 2048, 24000, 1920, "CC-BY-4.0", HUB + "kyutai/mimi",
-            note="causal; the first level is semantic",
+            note="causal; the first level is semantic", look_ahead=(0, 5),
         ),
     )  # fmt: skip
 

@@ -33,7 +33,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Backend, Codec, fingerprint
 from rvqlm.codecs.cards import EMBEDDED, Card
 from rvqlm.codecs.chunking import decode_long
-from rvqlm.codecs.griffin_lim import GriffinLim, Phases
+from rvqlm.codecs.griffin_lim import GriffinLim
 from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
 from rvqlm.codecs.streaming import LIVE, Decoder, Pointwise, Windows
 from rvqlm.errors import UserError, reason_of
@@ -61,7 +61,7 @@ class SpectralCodec(Codec):
     cards = (
         Card(
             "spectral", 8, 8, 1024, 16000, 320, "Apache-2.0", EMBEDDED,
-            note="a small one for trying things out; needs no download",
+            note="a small one for trying things out; needs no download", look_ahead=(41, 41),
         ),
     )  # fmt: skip
 
@@ -139,19 +139,22 @@ class SpectralCodec(Codec):
         return torch.stack([decode_long(self, item) for item in codes]).to(codes.device)
 
     def piecewise(self, step: int = LIVE, scales: Tensor | None = None) -> Decoder:
-        """Pieces are of `PIECE_FRAMES`, whatever `step` is: each cut between them costs quality."""
+        """Pieces are of `PIECE_FRAMES`, whatever `step` is, but for `LIVE`."""
+        step = step and PIECE_FRAMES
+        invent = GriffinLim(self.net.window.float().cpu(), self.iterations)
+        phases = invent.stages(step * self.config.spectra_per_frame)
         clamp = Pointwise(lambda audio: audio.clamp_(-1, 1))
-        return Decoder(self, self._spectra_stage(), self._phases_stage(), clamp)
+        return Decoder(self, self._spectra_stage(step), *phases, clamp)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
         with super().inference(), one_thread():
             yield
 
-    def _spectra_stage(self) -> Windows:
+    def _spectra_stage(self, step: int) -> Windows:
         """Codes (1, K, t) to magnitudes (1, bins, n), on the CPU."""
         context, per_frame = self.config.decode_context_frames, self.config.spectra_per_frame
-        return Windows(self._magnitudes, context, context, PIECE_FRAMES, per_out=per_frame)
+        return Windows(self._magnitudes, context, context, step, per_out=per_frame, reflects=False)
 
     def _magnitudes(self, codes: Tensor) -> Tensor:
         """(1, K, T) -> (1, bins, T * spectra_per_frame) on the CPU."""
@@ -160,11 +163,6 @@ class SpectralCodec(Codec):
         logs = self.net.to_logs(self.net.decode(self.net.quantizer.decode(codes)))
         # what the network places at the floor was silence
         return F.relu(logs.float().cpu().exp() - 1.5 * self.config.floor).transpose(1, 2)
-
-    def _phases_stage(self) -> Phases:
-        invent = GriffinLim(self.net.window.float().cpu(), self.iterations)
-        size = PIECE_FRAMES * self.config.spectra_per_frame
-        return Phases(invent, self.config.spectrum_hop, size)
 
 
 @contextmanager

@@ -92,7 +92,9 @@ class Windows:
         return torch.cat(made, -1) if made else None
 
     def needs(self, outputs: int) -> int:
-        """Inputs without which the first `outputs` cannot be said."""
+        """Inputs without which the first `outputs` cannot be said; all of them but with `LIVE`."""
+        if not self.live:
+            return WHOLE
         units = -(-outputs // self.per_out)
         return max(units + self.after, self.least) * self.per_in
 

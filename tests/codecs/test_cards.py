@@ -42,7 +42,9 @@ def test_rates():
 
 
 def test_spectral_card_is_the_codec():
-    card, info = card_of("spectral"), load_codec("spectral").info
+    card, codec = card_of("spectral"), load_codec("spectral")
+    info = codec.info
+    assert card.look_ahead == codec.look_ahead
     assert card.info == type(info).from_dict({**info.to_dict(), "fingerprint": ""})
 
 
@@ -69,6 +71,7 @@ def test_encodec_cards_are_what_native_files_load_as(name, kwargs, tmp_path):
     torch.save(encodec_state(encodec_model(**kwargs)), tmp_path / "x.th")
     codec, card = load_codec(tmp_path / "x.th"), card_of(name)
     assert geometry(card.info) == geometry(codec.info)
+    assert card.look_ahead == codec.look_ahead
     assert (card.num_codebooks, card.available) == (
         codec.info.num_codebooks,
         codec.available_codebooks,
@@ -82,6 +85,25 @@ def test_cards_are_the_defaults_of_the_classes():
     card = card_of("kyutai/mimi")
     assert (card.available, card.codebook_size) == (mimi.num_quantizers, mimi.codebook_size)
     assert (card.sampling_rate, card.sampling_rate / card.hop) == (mimi.sampling_rate, 12.5)
+
+
+@pytest.mark.parametrize(
+    "name,make,shape",
+    [
+        ("dac_44khz", transformers.DacModel, {"downsampling_ratios": [2, 4, 8, 8]}),
+        ("dac_24khz", transformers.DacModel, {"downsampling_ratios": [2, 4, 5, 8]}),
+        ("dac_16khz", transformers.DacModel, {"downsampling_ratios": [2, 4, 5, 8]}),
+        ("kyutai/mimi", transformers.MimiModel, {}),
+    ],
+)
+def test_look_ahead_is_that_of_the_published_strides(name, make, shape):
+    small = {"codebook_size": 16, "num_filters": 2, "hidden_size": 16, "num_hidden_layers": 1}
+    small |= {"encoder_hidden_size": 4, "decoder_hidden_size": 64, "codebook_dim": 4}
+    small |= {"vector_quantization_hidden_dimension": 8, "num_attention_heads": 2}
+    small |= {"num_key_value_heads": 2, "upsample_groups": 16, "intermediate_size": 16}
+    config = make.config_class(**{**small, **shape})
+    codec = from_model(make(config), "x")
+    assert codec.info.hop == card_of(name).hop and codec.look_ahead == card_of(name).look_ahead
 
 
 def test_a_native_file_is_one_that_some_backend_takes():

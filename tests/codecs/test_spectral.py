@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from rvqlm.codecs import spectral
 from rvqlm.codecs.chunking import decode_stream, encode_whole
-from rvqlm.codecs.griffin_lim import FADE, GriffinLim, initial_phases, next_cut
+from rvqlm.codecs.griffin_lim import GriffinLim, initial_phases
 from rvqlm.codecs.registry import load_codec
 from rvqlm.codecs.spectral import ASSET, SpectralCodec, load_net, save_weights
 from rvqlm.codecs.spectral_model import ResidualQuantizer, SpectralConfig, SpectralNet
@@ -145,36 +145,11 @@ def test_silence_stays_silent(codec):
 
 
 def test_long_signals_are_decoded_in_pieces(codec, monkeypatch):
-    audio = sweep(300 * HOP, seed=8)[None]
-    codes, _ = codec.encode(audio)
-
-    def spectra():
-        with codec.inference():
-            return codec._spectra_stage()(codes.transpose(1, 2), True)[0].T
-
-    whole, magnitudes = codec.decode(codes), spectra()
+    """Phases are carried on from piece to piece, so that there are no seams."""
+    codes, _ = codec.encode(sweep(300 * HOP, seed=8)[None])
+    whole = codec.decode(codes)
     monkeypatch.setattr(spectral, "PIECE_FRAMES", 80)
-    assert (spectra() - magnitudes).abs().max() < 1e-2
-    cuts = [0]
-    while (cut := next_cut(magnitudes[cuts[-1] :], 160)) is not None:
-        cuts.append(cuts[-1] + cut)
-    cuts.append(len(magnitudes))
-    energy = magnitudes.square().sum(1)
-    assert cuts[0] == 0 and cuts[-1] == 600 and max(np.diff(cuts)) <= 192 + FADE
-    assert all(energy[c] <= energy[c - 5 : c + 6].min() for c in cuts[1:-1])
-    pieces = codec.decode(codes)
-    assert pieces.shape == whole.shape
-
-    def spectrum(wave):
-        return codec.net.stft(wave[0])[0].abs()
-
-    difference = (spectrum(pieces) - spectrum(whole)).norm() / spectrum(whole).norm()
-    assert difference < 0.2  # the same sound with other phases, also at the seams
-    seam = cuts[1]
-    near = slice(seam - 6, seam + 6)
-    assert (spectrum(pieces)[near] - magnitudes[near]).norm() < 1.5 * (
-        spectrum(whole)[near] - magnitudes[near]
-    ).norm() + 0.05 * magnitudes.norm(dim=1).mean() * 12**0.5
+    torch.testing.assert_close(codec.decode(codes), whole, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("seconds", [0.1, 2.0, 60.0])

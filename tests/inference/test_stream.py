@@ -6,13 +6,8 @@ import pytest
 import tiny_codecs
 import torch
 
-import rvqlm
-from rvqlm.batch import Padded
 from rvqlm.codecs.pretrained import from_model
-from rvqlm.condition_info import ConditionInfo
-from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
-from rvqlm.inference.conditions import Given
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.prompts import Prompt
 from rvqlm.inference.stream import Streamer
