@@ -23,6 +23,8 @@ extras = {
     "ffmpeg": ["imageio-ffmpeg"],
     # rvqlm serve: websockets for its WS, python-multipart for uploads
     "serve": ["starlette", "uvicorn", "websockets", "python-multipart"],
+    # rvqlm generate --stream play
+    "play": ["sounddevice"],
     # the codecs' own packages, for those who want them: each brings torchaudio and much else, and
     # none is needed to load published weights, native files included
     "dac": ["descript-audio-codec"],

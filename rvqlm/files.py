@@ -45,7 +45,7 @@ Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 def atomic_write(path: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file, flush it to the disk and put it in the place of `path`."""
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         write(temporary)
 
 
@@ -57,7 +57,7 @@ def atomic_open(path: str | Path, level: int = 5) -> Iterator[BinaryIO]:
     :param level: of compression. The same content gives the same bytes.
     """
     path = Path(path)
-    with _replacing(path) as temporary, open(temporary, "wb") as raw:
+    with replacing(path) as temporary, open(temporary, "wb") as raw:
         if path.suffix == ".gz":  # no name and no time in the header
             with gzip.GzipFile("", "wb", compresslevel=level, fileobj=raw, mtime=0) as packed:
                 yield packed
@@ -69,7 +69,7 @@ def atomic_open(path: str | Path, level: int = 5) -> Iterator[BinaryIO]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A new folder to fill, which is `path` at the end of the block; an error in the block leaves
     nothing. `path` does not exist before or is an empty folder."""
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.mkdir()
         yield temporary
 
@@ -329,7 +329,7 @@ def sha256_of(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary name; what is written there, a file or a folder, takes the place of `path` at
     the end of the block."""
     name = f".{path.name}.{os.getpid()}.tmp"  # as `remove_torn` knows it

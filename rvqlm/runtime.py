@@ -270,3 +270,21 @@ def describe_machine() -> dict:
         "rvqlm": __version__,
         "commit": git_commit(),
     }
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules are made without memory, and no weights drawn: on the meta device torch would load
+    its compiler to do so, which takes longer than to read a model."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            kwargs = kwargs or {}
+            if getattr(func, "__module__", None) == "torch.nn.init":
+                return args[0] if args else kwargs["tensor"]
+            return func(*args, **kwargs) if func is not torch.hann_window else torch.empty(*args)
+
+    with torch.device("meta"), Undrawn():
+        yield

@@ -25,6 +25,7 @@ import tyro
 from rvqlm.cli import kebab, parse, peek, run_main
 from rvqlm.errors import UserError
 from rvqlm.models.cards import CARDS, ModelCard, card_of, count_parameters
+from rvqlm.runtime import shapes_only
 
 COUNTING = ("--config", "--codec-shape", "--manifest-dir", "--model-name")
 """Flags that ask for numbers of parameters."""
@@ -71,7 +72,6 @@ def counted(argv: list[str]) -> dict[str, Any]:
     """Size of the model that the command line describes, and what had to be assumed for it."""
     if argv and not argv[0].startswith("-"):
         argv = ["--model-name", *argv]
-    import torch
 
     from rvqlm.models.factory import build_model, model_entry
     from rvqlm.training.config import flags_class
@@ -88,7 +88,7 @@ def counted(argv: list[str]) -> dict[str, Any]:
     described = "Parameters of a configuration."
     config = parse(flags, "rvqlm models", described, argv, beneath=with_size(argv))
     info, conditions, assumed = _codes_and_conditions(config)
-    with torch.device("meta"):
+    with shapes_only():
         model = build_model(config.model_name, config.model, info, conditions)
     parts = count_parameters(model)
     return {

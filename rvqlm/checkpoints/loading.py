@@ -13,6 +13,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo, Infos
 from rvqlm.errors import UserError
 from rvqlm.models.factory import build_model
+from rvqlm.runtime import shapes_only
 
 _SMALL = 1 << 20  # numbers that need no weights to account for them
 
@@ -74,7 +75,7 @@ def require_size(weights: dict, state: dict, info: CodecInfo, conditions: Infos)
     sizes = [info.codebook_size, *(size for c in conditions.values() for size in c.sizes)]
     layers = max((v for k, v in options.items() if "layers" in k), default=0)
     if max([*options.values(), *sizes]) <= stored + _SMALL and layers <= tensors + 1:
-        with torch.device("meta"):
+        with shapes_only():
             model = build_model(state["model_name"], state["model_config"], info, conditions)
         tensors = (*model.parameters(), *model.buffers())
         if sum(t.numel() for t in tensors) <= 2 * stored + _SMALL:

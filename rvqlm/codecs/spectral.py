@@ -38,6 +38,7 @@ from rvqlm.codecs.spectral_model import SpectralConfig, SpectralNet
 from rvqlm.codecs.streaming import LIVE, Decoder, Pointwise, Windows
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import atomic_write, fits
+from rvqlm.runtime import shapes_only
 
 ASSET = Path(__file__).parent / "assets" / "spectral.safetensors"
 
@@ -216,7 +217,7 @@ def require_size(config: SpectralConfig, state: dict[str, torch.Tensor]) -> None
     layers = max(config.encoder_layers, config.decoder_layers, config.num_codebooks)
     sizes = (v for v in vars(config).values() if isinstance(v, int))
     if layers <= len(state) and max(sizes) <= 1 << 20:
-        with torch.device("meta"):
+        with shapes_only():
             wanted = SpectralNet(config).state_dict()
         if {k: v.shape for k, v in wanted.items()} == {k: v.shape for k, v in state.items()}:
             return

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -17,7 +18,7 @@ from rvqlm.codecs.chunking import decode_stream
 from rvqlm.errors import UserError
 from rvqlm.exchange.items import Skipped, TokenItem, TokenSource
 from rvqlm.exchange.names import path_for_id
-from rvqlm.files import atomic_write
+from rvqlm.files import replacing
 
 Subtype = Literal["pcm16", "pcm24", "float"]
 _SUBTYPES = {"pcm16": ("PCM_16", 2), "pcm24": ("PCM_24", 3), "float": ("FLOAT", 4)}
@@ -145,29 +146,64 @@ def write_wav(
     The file appears under its name when it is complete. Above 4 GiB it is RF64, which is what wav
     becomes there.
     """
+    written = 0
+    with growing_wav(path, sampling_rate, channels, num_samples, subtype) as write:
+        for piece in pieces:
+            if (written := write(piece)) == num_samples:
+                break
+    return written
+
+
+@contextmanager
+def growing_wav(
+    path: Path,
+    sampling_rate: int,
+    channels: int,
+    num_samples: int,
+    subtype: Subtype = "pcm16",
+    partial: bool = False,
+) -> Iterator[Callable[[Tensor], int]]:
+    """What takes the next (C, n) float piece of a wav, and returns how many samples there are.
+
+    Args:
+        num_samples: at most; further ones are left out.
+        partial: let it grow under its own name, and be left there as far as it came; else it
+            appears under its name when it is complete.
+    """
     import soundfile
 
     kind, size = _SUBTYPES[subtype]
     form = "RF64" if num_samples * channels * size > _WAV_LIMIT else "WAV"
+    path.parent.mkdir(parents=True, exist_ok=True)
     written = 0
 
-    def write(temporary: Path) -> None:
+    def write(piece: Tensor) -> int:
         nonlocal written
-        with soundfile.SoundFile(
-            temporary, "w", sampling_rate, channels, kind, format=form
-        ) as file:
-            for piece in pieces:
-                piece = piece[:, : num_samples - written]
-                if subtype != "float":
-                    piece = piece.clamp(-1, 1)
-                file.write(piece.T.contiguous().numpy())
-                written += piece.shape[1]
-                if written == num_samples:
-                    break
+        piece = piece[:, : num_samples - written]
+        if subtype != "float":
+            piece = piece.clamp(-1, 1)
+        with _disk(path):
+            file.write(piece.T.contiguous().numpy())
+            if partial:
+                file.flush()
+        written += piece.shape[1]
+        return written
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with nullcontext(path) if partial else replacing(path) as place:
+        with _disk(path):
+            file = soundfile.SoundFile(place, "w", sampling_rate, channels, kind, format=form)
+        try:
+            yield write
+        finally:
+            with _disk(path):
+                file.close()
+
+
+@contextmanager
+def _disk(path: Path) -> Iterator[None]:
+    import soundfile
+
     try:
-        atomic_write(path, write)
+        yield
     except (AssertionError, soundfile.LibsndfileError) as e:  # a short write has no other sign
         raise UserError(f"{path}: could not be written; is the disk full? {e}".rstrip()) from None
-    return written

@@ -148,7 +148,7 @@ class DemaskConfig:
     do not grow with the length. Unset: all at once."""
     overlap_seconds: float | None = None
     """What a stretch is shown of the codes before it, and of those that follow a gap. Unset: as
-    much as --chunk-seconds."""
+    much as --chunk-seconds. Or what a window of --context-seconds is: half of it."""
     frame_by_frame: bool = False
     """Write frame after frame, as autoregressive models do; for models that were trained in both
     ways, with --ar-share."""
@@ -165,7 +165,10 @@ class DemaskConfig:
         if self.overlap_seconds is not None and not 0 <= self.overlap_seconds < float("inf"):
             found.append(f"--overlap-seconds {self.overlap_seconds} must not be negative")
         if self.overlap_seconds is not None and self.chunk_seconds is None:
-            found.append(f"--overlap-seconds {self.overlap_seconds} goes with --chunk-seconds")
+            found.append(
+                f"--overlap-seconds {self.overlap_seconds} goes with --chunk-seconds or "
+                "--context-seconds"
+            )
         if self.score_noise is not None and self.score == "random":
             found.append("--score-noise goes with --score confidence; random is all noise")
         return found

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import tyro
 from torch import Tensor
 
 from rvqlm.codecs.base import Codec
@@ -33,6 +34,8 @@ SILENT = 0.8
 """Share of a sample below -50 dB above which it is warned of (recordings have up to 0.5)."""
 LOOPS = 0.5
 """Share of its frames that were there before, likewise."""
+WINDOWS = ("context_frames", "overlap_frames")
+"""What only a sample that is continued is asked for."""
 ALWAYS = ("temperature", "top_k", "top_p", "cfg_scale")
 """Settings that every sample records; others where they were set."""
 
@@ -54,6 +57,12 @@ class OutputArgs:
     """Samples generated together."""
     seed: int = 0
     """Of the draws; sample i of a call depends on this and i alone."""
+    context_seconds: float | None = None
+    """Show a model that writes from left to right no more than this: a longer sample goes on in
+    windows, --overlap-seconds of the one before (half by default) being the prompt of the next, so
+    that a frame costs the same however long it runs. Unset: all that came before."""
+    context_overlap: tyro.conf.Suppress[float | None] = None
+    """--overlap-seconds of these windows."""
 
 
 @dataclass
@@ -79,14 +88,21 @@ class SampleRequest:
         for prompt in prompts:
             stem = names.take(prompt.name, endings, first=0 if prompt.numbered else None)
             named += [(prompt, stem + ending) for ending in endings]
-        return [(i, p, name) for i, (p, name) in enumerate(named)]
+        return [
+            (place if p.number is None else p.number, p, name)
+            for place, (p, name) in enumerate(named)
+        ]
 
     def settings(self, model: TokenModel) -> dict:
         """How codes are drawn, and how a model that learned it speaks, for the record."""
         spoken = {} if model.duration_head is None else vars(self.speech)
         plain = vars(SamplingConfig())
         sampling = {k: v for k, v in vars(self.sampling).items() if k in ALWAYS or v != plain[k]}
-        return {**sampling, **self.demask.settings(), **spoken}
+        windows = {}
+        if self.output.context_seconds is not None:
+            windows["context_seconds"] = self.output.context_seconds
+            windows["overlap_seconds"] = self.output.context_overlap
+        return {**sampling, **self.demask.settings(), **spoken, **windows}
 
 
 @dataclass
@@ -167,6 +183,10 @@ def _shape(prompt: Prompt) -> tuple[int, ...] | None:
     return None if prompt.after is None else (len(prompt.codes), prompt.gap, len(prompt.after))
 
 
+def frames_of(seconds: float | None, frame_rate: float) -> int | None:
+    return None if seconds is None else round(seconds * frame_rate)
+
+
 def asked(model: TokenModel, pieces: list[tuple[Job, int, Prompt]], request: SampleRequest) -> dict:
     """What `TokenModel.generate` is asked for."""
     rate, out = float(model.info.frame_rate), request.output
@@ -188,6 +208,8 @@ def asked(model: TokenModel, pieces: list[tuple[Job, int, Prompt]], request: Sam
         "durations": pad_durations([p.given for p in prompts]),
         "conditions": pad([p.given for p in prompts], model.conditions),
         "seed": out.seed,
+        "context_frames": frames_of(out.context_seconds, rate),
+        "overlap_frames": frames_of(out.context_overlap, rate),
         "rows": [job.number + (piece << 48) for job, piece, _ in pieces],
     }
 
@@ -213,7 +235,7 @@ def _make(
     if prompts[0].after is not None:
         before = options.pop("prompt_codes")
         after = torch.stack([p.after for p in prompts])
-        for name in ("prompt_lengths", "min_frames", "limits"):
+        for name in ("prompt_lengths", "min_frames", "limits", *WINDOWS):
             del options[name]
         made = model.infill(before, after, prompts[0].gap, **options)
     else:
@@ -265,6 +287,7 @@ def describe(
         "conditions": prompt.given.about,
         "prompt_seconds": given / rate,
         **({"infill": [given / rate, end / rate]} if behind else {}),
+        **({"infill_after": prompt.behind} if prompt.behind else {}),
         "seconds": len(codes) / rate,
         "stop": made.stop,
     }
@@ -282,7 +305,7 @@ def describe(
     # of what the model made, not of what it was given
     row["silence_ratio"] = silent
     row["repetition_ratio"] = repetition_ratio(codes[given:end])
-    if found := [*filter(None, [overran]), *suspect(row, request.output)]:
+    if found := suspect(row, request.output, overran):
         row["warnings"] = found
     return row | {
         "batch_size": job.batch_size,
@@ -292,14 +315,18 @@ def describe(
     }
 
 
-def suspect(about: dict, output: OutputArgs) -> list[str]:
-    """What is likely to be wrong with a sample, by its description."""
-    found = []
+def suspect(about: dict, output: OutputArgs, overran: str = "") -> list[str]:
+    """What is likely to be wrong with a sample by its description, the kind first.
+
+    :param overran: of `rvqlm.inference.speech.overrun`.
+    """
+    found = [f"cut: {overran}"] if overran else []
     if about["silence_ratio"] > SILENT:
         found.append(f"silent: {about['silence_ratio']:.0%} of it")
     elif about["repetition_ratio"] > LOOPS:
         found.append(f"loops: {about['repetition_ratio']:.0%} of it is there twice")
     wanted = output.min_seconds < output.seconds and "infill" not in about
-    if about["stop"] == "length" and wanted and {"text", "phonemes"} & {*about["conditions"]}:
-        found.append(f"stopped at the limit of {output.seconds:g} s, not by itself")
+    text = {"text", "phonemes"} & {*about["conditions"]}
+    if about["stop"] == "length" and wanted and text and not overran:
+        found.append(f"limit: stopped by --seconds {output.seconds:g}, not by itself")
     return found

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rvqlm.audio.load import load_file
 from rvqlm.cli import counted
 from rvqlm.codec_info import CodecInfo
+from rvqlm.codecs.chunking import encode_whole
 from rvqlm.data.index import TokenDataset, manifest_path, read_manifest
 from rvqlm.data.scales import stored_scales
 from rvqlm.errors import UserError
@@ -49,22 +51,54 @@ class PromptArgs:
     prompt_seconds: float = 3.0
     """How much of each prompt the model is given. 0 with --manifest-dir: none of the cuts, only the
     conditions that belong to them."""
-    infill: str = ""
-    """Make this stretch of each prompt anew, in seconds, and keep the rest of it: 1.5-2.5. For
-    models that see both sides, masked and valle."""
+    infill: tuple[str, ...] = ()
+    """Make this stretch of each prompt anew, in seconds, and keep the rest of it: 1.5-2.5. Or what
+    lies between two audio files: before.wav after.wav, with --gap-seconds. For models that see both
+    sides, masked and valle."""
+    gap_seconds: float = 0.0
+    """New audio between the two files of --infill."""
+    prompts: str = ""
+    """A table of samples to make, a line each: tabs between columns, which the first line names:
+    name, and any of the flags of a sample (prompt, text, language, voice, midi, seconds, seed,
+    temperature ...). Those that are there already are left as they are."""
+
+    @property
+    def between(self) -> bool:
+        """Whether --infill names two files."""
+        return len(self.infill) == 2
+
+    def problems(self) -> list[str]:
+        """What is wrong with --infill."""
+        given = f"--infill {' '.join(self.infill)}"
+        found = []
+        if len(self.infill) > 2:
+            found.append(f"{given}: give a stretch such as 1.5-2.5, or two files")
+        if self.between:
+            if self.prompt or self.manifest_dir:
+                found.append(f"{given}: these are the prompts; leave out --prompt, --manifest-dir")
+            if not 0 < self.gap_seconds < math.inf:
+                found.append(f"{given}: give --gap-seconds, more than 0")
+        elif self.gap_seconds:
+            found.append(
+                f"--gap-seconds {self.gap_seconds:g} goes with --infill before.wav after.wav"
+            )
+        elif self.infill and not (self.prompt or self.manifest_dir):
+            found.append(f"{given}: --infill goes with --prompt or --manifest-dir, or two files")
+        return found
 
     def gap(self, frame_rate: float) -> tuple[int, int] | None:
-        """First frame of --infill and the one behind it.
+        """First frame of the stretch of --infill and the one behind it.
 
         :raises UserError: no two times, or nothing between them.
         """
-        if not self.infill:
+        if not self.infill or self.between:
             return None
-        found = re.fullmatch(r"(\d+(?:\.\d*)?)-(\d+(?:\.\d*)?)", self.infill)
+        found = re.fullmatch(r"(\d+(?:\.\d*)?)-(\d+(?:\.\d*)?)", self.infill[0])
         start, end = (round(float(s) * frame_rate) for s in found.groups()) if found else (0, 0)
         if start >= end:
             raise UserError(
-                f"--infill {self.infill}: give its start and end in seconds, such as 1.5-2.5"
+                f"--infill {self.infill[0]}: give its start and end in seconds, such as 1.5-2.5, "
+                "or two audio files"
             )
         return start, end
 
@@ -87,8 +121,12 @@ class Prompt:
     """(A, K) int64 codes behind the gap that is to be filled; None where it is continued."""
     gap: int = 0
     """Frames of the gap."""
+    behind: str | None = None
+    """Path of the file behind it, where it is another."""
     numbered: bool = False
     """Whether the name always gets a number: that of a text or other condition, or none at all."""
+    number: int | None = None
+    """Of the sample in the random stream; None: its place among those of a call."""
 
     @property
     def kind(self) -> str:
@@ -121,7 +159,10 @@ def read_prompts(
         most = None if gap else frames + new_frames
         prompts = from_tokens(args, conditions, frames, model, seed, most)
     longest = max((len(prompt.codes) for prompt in prompts), default=0)
-    if gap:
+    if args.between:
+        prompts = [between(*args.infill, args.gap_seconds, codec)]
+        longest = len(prompts[0].codes) + prompts[0].gap + len(prompts[0].after)
+    elif gap:
         prompts = [with_gap(prompt, *gap, rate) for prompt in prompts]
     else:
         longest += new_frames
@@ -142,6 +183,32 @@ def with_gap(prompt: Prompt, start: int, end: int, frame_rate: float) -> Prompt:
         )
     name = prompt.name.replace("continuation-", "infilling-", 1)
     return replace(prompt, name=name, codes=codes[:start], after=codes[end:], gap=end - start)
+
+
+def between(before: str, after: str, seconds: float, codec) -> Prompt:
+    """Two audio files with a gap of so many seconds between them, encoded as one recording that is
+    silent there: so what is kept lies on the frames, and has the loudness, that it has in whole.
+
+    :raises UserError: files that cannot be read, or shorter than a frame.
+    """
+    info = codec.info
+    parts = []
+    for path in (before, after):
+        notes: list[str] = []
+        audio = torch.from_numpy(load_file(path, info.sampling_rate, info.channels, notes=notes))
+        if notes:
+            print(f"{path}: {'; '.join(notes)}", file=sys.stderr)
+        if audio.shape[1] < 2 * info.hop:
+            raise UserError(f"--infill: {path} has not even two frames of {info.hop} samples")
+        parts.append(audio)
+    silence = parts[0].new_zeros(len(parts[0]), max(1, round(seconds * info.sampling_rate)))
+    codes, scales = encode_whole(codec, torch.cat([parts[0], silence, parts[1]], 1))
+    # a frame that is partly silence is made anew
+    start = parts[0].shape[1] // info.hop
+    end = -(-(parts[0].shape[1] + silence.shape[1]) // info.hop)
+    name = f"infilling-{flat_name(Path(before).stem)}-{flat_name(Path(after).stem)}"
+    whole = Prompt(codes.cpu(), name, before, scales)
+    return replace(with_gap(whole, start, end, float(info.frame_rate)), behind=after)
 
 
 def combine(prompts: list[Prompt], given: list[Given], info: CodecInfo) -> list[Prompt]:

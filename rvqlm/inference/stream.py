@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,15 @@ from rvqlm.generation.request import Request, make_request
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 from rvqlm.generation.slots import Engine, Made
 from rvqlm.inference.conditions import ConditionArgs
-from rvqlm.inference.generate import Job, OutputArgs, SampleRequest, asked, describe
+from rvqlm.inference.generate import (
+    WINDOWS,
+    Job,
+    OutputArgs,
+    SampleRequest,
+    asked,
+    describe,
+    frames_of,
+)
 from rvqlm.inference.long_texts import divided
 from rvqlm.inference.prompts import Prompt, PromptArgs, read_prompts
 from rvqlm.metrics.audio_metrics import Silence
@@ -79,7 +88,7 @@ class Streamer:
         self.model, self.codec, self.slots = model, codec, slots
         self.about, rate = about or {}, float(model.info.frame_rate)
         context, overlap, most, piece = (
-            None if seconds is None else round(seconds * rate)
+            frames_of(seconds, rate)
             for seconds in (context_seconds, overlap_seconds, max_seconds, piece_seconds)
         )
         self.windows, self.piece = (context, overlap), max(1, piece)
@@ -152,6 +161,14 @@ class Streamer:
                 self._whole.append((sample, parts))
         return [heard for sample, new in made if (heard := self._heard(sample, new)) is not None]
 
+    def longest(self, slot: int) -> int:
+        """Samples of audio that one can have, its prompt included."""
+        job = self._samples[slot].job
+        frames = len(job.prompt.codes) + sum(map(job.chain.limit, range(job.chain.number)))
+        if job.prompt.after is not None:
+            frames += job.prompt.gap + len(job.prompt.after)
+        return self.model.info.num_samples(frames)
+
     def remove(self, slot: int) -> None:
         """Give a sample up; its slot is free at once."""
         sample = self._samples.pop(slot, None)
@@ -167,7 +184,7 @@ class Streamer:
     def _next_part(self, sample: _Sample) -> None:
         """Begin the next piece of a text, or all there is."""
         request = sample.next_request()
-        if self.windows[0] is not None:
+        if self.windows[0] is not None and request.context_frames is None:
             request = request.in_windows(*self.windows)
         if self._engine and sample.runs_together(request):
             self._running[self._engine.add(request)] = sample
@@ -257,7 +274,7 @@ class _Sample:
         device, behind = next(self.model.parameters()).device, prompt.after
         if behind is not None:
             total = torch.tensor([len(prompt.codes) + prompt.gap])
-            asked_for |= {"limits": total, "min_frames": total}
+            asked_for |= {"limits": total, "min_frames": total, **dict.fromkeys(WINDOWS)}
         made = make_request(self.model.info, device, **asked_for)
         if behind is not None:
             made.suffix_codes = behind[None].to(device).long()
@@ -314,6 +331,46 @@ class _Sample:
         job.new_seconds = (len(job.chain.finished().codes) - len(job.prompt.codes)) / self.rate
         row = describe(model, job, self.request, about, self.silence.ratio())
         return row["stop"], row | {"first_audio_seconds": self.first_audio}
+
+
+def generate_streamed(
+    model: TokenModel,
+    codec: Codec,
+    request: SampleRequest,
+    about: dict,
+    open_sink: Callable[[str, int], AbstractContextManager[Callable[[Tensor], object]]],
+    slots: int = 1,
+    progress: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[str, dict]]:
+    """`generate` whose audio goes somewhere while it is made: name and description of each sample
+    as it is finished.
+
+    :param open_sink: of a sample, from its name and the most samples of audio that it can have:
+        what takes its audio (C, n) piece by piece, the prompt's first.
+    :param slots: samples made together.
+    """
+    streamer, out = Streamer(model, codec, slots, about=about), request.output
+    waiting, running = deque(request.jobs()), {}
+    with ExitStack() as sinks:
+        while waiting or running:
+            while waiting and streamer.free:
+                row, prompt, name = waiting.popleft()
+                how = out, request.sampling, request.demask, request.speech
+                slot = streamer.add(prompt, *how, row, with_prompt=True)
+                most = streamer.longest(slot)
+                sink = sinks.enter_context(ExitStack())
+                running[slot] = name, sink, sink.enter_context(open_sink(name, most))
+            for heard in streamer.step():
+                name, sink, write = running[heard.slot]
+                if heard.audio.shape[1]:
+                    write(heard.audio)
+                if heard.ended:
+                    del running[heard.slot]
+                    if "error" in heard.about:
+                        raise UserError(f"{name}: {heard.about['error']}")
+                    sink.close()
+                    yield name, heard.about
+            progress()
 
 
 def stream(

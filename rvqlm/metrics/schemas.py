@@ -149,6 +149,7 @@ class _Sample(TypedDict, total=False):
     passes: Count
     generation_seconds: Extent
     real_time_factor: Number
+    first_audio_seconds: Extent | None
     alignment: list[tuple[str, Finite, Finite]] | None
 
 

@@ -121,7 +121,7 @@ class Conditioner(nn.Module):
         self._codes = (codes,)  # no submodule: its weights belong to the model
         self.given = nn.Parameter(torch.randn(len(infos), dim))
         self.missing = nn.Parameter(torch.randn(len(infos), dim))
-        self.kind = nn.Parameter(torch.randn(len(infos), dim) * 0.5)
+        self.kind = nn.Parameter(nn.init.normal_(torch.empty(len(infos), dim), std=0.5))
 
     def forward(
         self,

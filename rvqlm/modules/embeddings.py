@@ -16,6 +16,7 @@ before the lookup.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +35,9 @@ class SummedTables(nn.Module):
     def __init__(self, sizes: Sequence[int], dim: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(sum(sizes), dim))
-        sizes = torch.tensor(sizes)
         nn.init.normal_(self.weight, std=len(sizes) ** -0.5)
-        self.register_buffer("offsets", sizes.cumsum(0) - sizes, persistent=False)
+        offsets = torch.tensor([0, *accumulate(sizes)][:-1])
+        self.register_buffer("offsets", offsets, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, S, F) integer ids -> (B, S, d) in the dtype of the weights."""

@@ -175,7 +175,7 @@ def test_fills_gaps(experiment, tmp_path, capsys):
         assert about["seconds"] == (1.0 if "r0" in name else 1.5) and about["batch_size"] == 2
         assert about["generation_seconds"] * about["real_time_factor"] == pytest.approx(0.6)
     codec = load_codec("spectral", num_codebooks=LEVELS)
-    args = PromptArgs(prompt=tuple(map(str, files)), infill="0.5-0.8")
+    args = PromptArgs(prompt=tuple(map(str, files)), infill=("0.5-0.8",))
     prompts = read_prompts(args, ConditionArgs(), model, codec, 1, 0)
     for sample, path in zip(generate(model, codec, SampleRequest(prompts), {}), files):
         codes = encode_whole(codec, torch.from_numpy(load_file(str(path), 16000))).codes

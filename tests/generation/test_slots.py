@@ -151,3 +151,115 @@ def test_a_masked_model_that_writes_frame_by_frame_runs_too():
         assert torch.equal(torch.cat(made[number][0]), alone)
     with pytest.raises(UserError, match="joins a running batch with --frame-by-frame only"):
         Engine(model, 2).add(request({"max_new_frames": 4}))
+
+
+def test_a_row_that_leaves_makes_room_for_others(monkeypatch):
+    """Rows move together, and none is computed in vain."""
+    model, computed = lm(pattern="parallel", model_end=False), []
+    step = CodecLM.step
+    monkeypatch.setattr(
+        CodecLM, "step", lambda self, x, *rest: computed.append(len(x)) or step(self, x, *rest)
+    )
+    engine = Engine(model, 4)
+    orders = [{"max_new_frames": 30, "rows": [row], "batch_size": 1} for row in range(4)]
+    slots = [engine.add(request(order)) for order in orders]
+    with pytest.raises(UserError, match="all 4 slots are taken"):
+        engine.add(request(orders[0]))
+    made = {slot: [new.codes for new in engine.step() if new.slot == slot] for slot in slots[:1]}
+    engine.remove(slots[0]), engine.remove(slots[2])
+    assert engine.free == 2 and computed == [4]
+    with pytest.raises(ValueError, match="nothing runs in slot"):
+        engine.remove(slots[0])
+    found = {1: [], 3: []}
+    while engine.free < 4:
+        for new in engine.step():
+            found[new.slot].append(new.codes)
+    assert computed[1:] == [2] * 29 and engine.step() == []
+    for row, parts in found.items():
+        alone = model.generate(**orders[row])
+        assert torch.equal(torch.cat(parts), alone.codes[0][1:])
+    assert torch.equal(made[slots[0]][0], model.generate(**orders[0]).codes[0, :1])
+
+
+@pytest.mark.parametrize("pattern", ["delay", "parallel", "flatten"])
+@pytest.mark.parametrize("frames", [1, 4])
+def test_windows_go_on_as_offline(pattern, frames):
+    """A sequence beyond its context: the same joined, alone, or cut by hand."""
+    model = lm(("prompt",), pattern=pattern)
+    voice = {"prompt": Padded.of([torch.randint(V, (4, K))], K)}
+    orders = [
+        {
+            "prompt_codes": torch.randint(V, (1, P, K)),
+            "max_new_frames": 60,
+            "min_new_frames": least,
+            "rows": [P],
+            "seed": 2,
+            "conditions": voice,
+            "context_frames": 16,
+            "overlap_frames": 5,
+        }
+        for P, least in [(0, 60), (3, 40), (16, 60), (40, 11)]
+    ]
+    alone = [model.generate(**order) for order in orders]
+    engine = Engine(model, 2, max_frames=20, frames=frames)
+    made = run_together(engine, [request(order) for order in orders])
+    for number, (order, wanted) in enumerate(zip(orders, alone)):
+        P = order["prompt_codes"].shape[1]
+        assert torch.equal(wanted.codes[0, :P], order["prompt_codes"][0])
+        assert torch.equal(torch.cat(made[number][0]), wanted.codes[0, P:])
+        assert made[number][1] == wanted.stop
+        assert len(wanted.codes[0]) - P >= order["min_new_frames"]
+    batch = model.generate(
+        orders[1]["prompt_codes"].repeat(2, 1, 1), None, 60,
+        min_frames=torch.tensor([63, 43]), rows=[9, 3], seed=2, conditions={
+            "prompt": voice["prompt"].repeat(2)}, context_frames=16, overlap_frames=5,
+    )  # fmt: skip
+    assert torch.equal(batch.items()[1], alone[1].items()[0])
+    # a window is what the last codes of the one before are continued with, on its own steps
+    first = model.generate(
+        orders[0]["prompt_codes"], None, 16, min_new_frames=16, rows=[0], seed=2, conditions=voice
+    )
+    if pattern == "parallel":  # others know where it ends
+        assert torch.equal(first.codes[0], alone[0].codes[0, :16])
+
+
+def test_memory_and_work_are_bounded_however_long_it_runs():
+    model = lm(pattern="delay", model_end=False)
+    engine = Engine(model, 1, context_frames=16, overlap_frames=4)
+    engine.add(request({"max_new_frames": 300, "batch_size": 1}))
+    total, longest = 0, 0
+    while not engine.free:
+        total += sum(len(new.codes) for new in engine.step())
+        longest = max(longest, engine._state.cache.position)
+    assert total == 300 and longest <= 16 + K
+    assert engine._state.cache.longest == 64  # a unit
+
+
+def test_what_windows_cannot_carry_is_refused():
+    model = lm(("text", "source"))
+    text = {"text": Padded.of([torch.randint(9, (5,))], 1)}
+    order = {"max_new_frames": 30, "context_frames": 16, "conditions": text}
+    with pytest.raises(UserError, match="text: cannot be carried on beyond a context of 16 frames"):
+        model.generate(**order)
+    model.generate(**{**order, "max_new_frames": 16})  # needs no second window
+    with pytest.raises(UserError, match="--overlap-seconds must be less than --context-seconds"):
+        model.generate(max_new_frames=30, context_frames=8, overlap_frames=8)
+    with pytest.raises(UserError, match="--best-of"):
+        model.generate(
+            max_new_frames=30, context_frames=8, sampling=SamplingConfig(best_of=2), batch_size=1
+        )
+    with pytest.raises(UserError, match="a sequence of 30 frames, and the longest taken here is 9"):
+        Engine(model, 1, max_frames=9).add(request({"max_new_frames": 30, "batch_size": 1}))
+    with pytest.raises(UserError, match="makes whole sequences"):
+        Engine(lm(pattern="coarse_first"), 1)
+
+
+def test_a_source_lies_in_every_window_where_it_belongs():
+    model = lm(("source",), pattern="parallel", model_end=False)
+    source = torch.randint(V, (40, K))
+    order = {"max_new_frames": 40, "seed": 1, "context_frames": 16, "overlap_frames": 6}
+    made = model.generate(conditions={"source": Padded.of([source], K)}, **order).codes[0]
+    other = source.clone()
+    other[30:] = (other[30:] + 1) % V
+    changed = model.generate(conditions={"source": Padded.of([other], K)}, **order).codes[0]
+    assert torch.equal(made[:26], changed[:26]) and not torch.equal(made[26:], changed[26:])

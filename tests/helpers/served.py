@@ -112,6 +112,14 @@ def fake_served(streamer, limits: Limits, metrics: Metrics, name="tiny", text=Tr
     return Served(name, model, codec, worker, limits, {"model": name})
 
 
+def eventually(there, seconds: float = 20) -> None:
+    """It comes true, sooner or later."""
+    until = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < until, "it never came"
+        time.sleep(0.01)
+
+
 @dataclass
 class Running:
     url: str

@@ -248,7 +248,7 @@ def test_a_text_that_is_cut_is_named(folder, tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.count("its text needs") == 1
     assert (
-        f"conditioned-00: its text needs {needed:g} s, --seconds is 1: its end is cut; give "
+        f"conditioned-00: cut: its text needs {needed:g} s, --seconds is 1: its end is cut; give "
         f"--seconds {needed:g}\n"
     ) in said
     made = generate(folder, tmp_path / "long", "--text", text, "--seconds", needed)[text]
