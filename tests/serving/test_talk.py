@@ -116,7 +116,7 @@ def test_a_client_that_leaves_or_reads_slowly_holds_nobody():
     """A slot is free at once; what is not taken is not made beyond a bound."""
     with fake_server(slots=1, ahead_seconds=0.2, step_seconds=0.001) as (server, streamer):
         slow = talk(server, max_queue=1, close_timeout=0.1)
-        send(slow, {"type": "start"}, *[{"type": "text", "text": "Abba cab dad. "}] * 60)
+        send(slow, {"type": "start"}, *[{"type": "text", "text": "Abba cab dad. "}] * 20)
         with talk(server) as other:
             send(other, {"type": "start", "seed": 1}, {"type": "text", "text": "Bed."})
             send(other, {"type": "end"})
