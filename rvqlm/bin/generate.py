@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -57,6 +58,10 @@ class FileArgs(OutputArgs):
     keep_partial: bool = False
     """With --stream file: let wavs grow under their own names, and keep what there is of one that
     is interrupted."""
+
+    @property
+    def to_files(self) -> bool:
+        return self.stream in ("", "file")
 
 
 @dataclass
@@ -114,6 +119,10 @@ def check(args: GenerateArgs) -> None:
         problems.append(f"--context-seconds {out.context_seconds} must be more than 0")
     if out.stream_format != "wav" and out.stream != "-":
         problems.append(f"--stream-format {out.stream_format} goes with --stream -")
+    if not out.to_files and (out.out_dir or args.prompts.prompts):
+        problems.append(
+            f"--stream {out.stream} writes no files: --out-dir and --prompts do nothing"
+        )
     if out.keep_partial and out.stream != "file":
         problems.append("--keep-partial goes with --stream file")
     if args.prompts.infill:
@@ -225,8 +234,9 @@ class _Maker:
             heard = ""
             if row.get("first_audio_seconds") is not None:
                 heard = f", heard after {row['first_audio_seconds']:.2f} s"
+            place = f"{self.folder / name}.wav" if args.output.to_files else name
             self.bar.write(
-                f"{self.folder / name}.wav  {row['seconds']:.2f} s, stopped by {row['stop']}, "
+                f"{place}  {row['seconds']:.2f} s, stopped by {row['stop']}, "
                 f"silence {row['silence_ratio']:.2f}, repetition {row['repetition_ratio']:.2f}, "
                 f"{row['real_time_factor']:.2f}x real time{heard}",
                 file=said,
@@ -258,12 +268,12 @@ class _Maker:
             path.with_suffix(".json").unlink(missing_ok=True)
             return growing_wav(path, *sound, most, partial=out.keep_partial)
 
-        slots = out.batch_size if out.stream == "file" else 1
+        slots = out.batch_size if out.to_files else 1
         how = self.model, self.codec, request, self.about, open_sink, slots, self.bar.update
         for name, row in generate_streamed(*how):
             if name in asked:
                 row["asked"] = asked[name]
-            if out.stream == "file":
+            if out.to_files:
                 path = self.folder / f"{name}.json"
                 write_json(path, row, checksum=True)
             yield name, row
@@ -301,9 +311,12 @@ def run(argv: Sequence[str] | None) -> int:
         maker = _Maker(wanted[0], command_line("generate", argv), bar)
         prompts = [[] if args.prompts.prompts else maker.prompts(args) for args in wanted]
         failed = 0
-        with locked(maker.folder, "rvqlm generate", make=True):
-            maker.folder.mkdir(parents=True, exist_ok=True)
-            there = names_in(maker.folder)
+        with ExitStack() as stack:
+            there: set[str] = set()
+            if any(args.output.to_files for args in wanted):
+                stack.enter_context(locked(maker.folder, "rvqlm generate", make=True))
+                maker.folder.mkdir(parents=True, exist_ok=True)
+                there = names_in(maker.folder)
             for args, given in zip(wanted, prompts):
                 if args.prompts.prompts:
                     failed += maker.make_table(args)
