@@ -39,6 +39,8 @@ SMALL = {
 SENTENCES = ("Good morning to you, and good night.", "What the prompt says, and what is to follow.")
 NOT_RUN = {"--codec", "--compile", "--window-schedule", "--mix-dirs"}
 """Flags that need other codecs' weights, a C++ compiler, hours of audio."""
+ENDLESS = ("serve",)
+"""Commands that run until they are stopped."""
 OTHER_PROJECTS = "docs/from-other-projects.md"
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCS = [page for page in DOCS if page not in (OTHER_PROJECTS, "docs/LOG.md")]
@@ -65,7 +67,7 @@ def runs(page: str) -> list[str]:
     """The commands of a page that a test runs."""
     if page != "README.md" and page not in DOCS:
         return []
-    found = [c for c in commands(page) if c.startswith("rvqlm ")]
+    found = [c for c in commands(page) if c.startswith("rvqlm ") and c.split()[1] not in ENDLESS]
     return [c for c in found if not NOT_RUN & set(c.split())]
 
 

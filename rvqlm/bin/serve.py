@@ -13,14 +13,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from rvqlm.cli import counted, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.runtime import tune_malloc
-from rvqlm.serving.config import Door, Limits
+from rvqlm.serving.config import Door, Limits, Setup
 
 
 @dataclass
@@ -29,18 +28,7 @@ class ServeArgs:
     """Directories of trainings, checkpoint files or exported models; the first is the default."""
     model_names: tuple[str, ...] = ()
     """What clients call them; empty: the names of the folders."""
-    codec: str = ""
-    """Codec of prompts and audio, by name or directory; empty: the one named in the checkpoint."""
-    voices: str = ""
-    """Folder of recordings, each a voice of its name, with what is said in NAME.txt beside it."""
-    voice_seconds: float = 3.0
-    """How much of each voice the model is given."""
-    language: str = ""
-    """Of texts whose request names none; empty: the one of most texts in training."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of the weights; auto: bf16 where the hardware has it."""
-    context_seconds: float = 0.0
-    """What a model sees of what was before; 0: as much as was trained on, or all."""
+    setup: Setup = field(default_factory=Setup)
     door: Door = field(default_factory=Door)
     limits: Limits = field(default_factory=Limits)
     model: ModelArgs = field(default_factory=ModelArgs)
@@ -49,7 +37,7 @@ class ServeArgs:
     speech: SpeechConfig = field(default_factory=SpeechConfig)
 
     def problems(self) -> list[str]:
-        groups = (self.door, self.limits, self.sampling, self.demask, self.speech)
+        groups = (self.setup, self.door, self.limits, self.sampling, self.demask, self.speech)
         found = [problem for group in groups for problem in group.problems()]
         if not self.exp_dir:
             found.append("--exp-dir: give one or more")
@@ -57,8 +45,6 @@ class ServeArgs:
             found.append(
                 f"--model-names: {len(self.model_names)} names of {len(self.exp_dir)} models"
             )
-        if self.voice_seconds <= 0:
-            found.append(f"--voice-seconds {self.voice_seconds}: above 0")
         return found
 
     def names(self) -> list[str]:
@@ -79,7 +65,7 @@ def run(argv: Sequence[str] | None) -> int:
     names = args.names()
     try:
         from rvqlm.serving import server, uploads
-        from rvqlm.serving.app import Service
+        from rvqlm.serving.service import Service
     except ImportError as e:
         raise UserError(f"serving needs {e.name}: pip install 'rvqlm[serve]'") from None
     from rvqlm.serving.metrics import Metrics
@@ -94,8 +80,11 @@ def run(argv: Sequence[str] | None) -> int:
     declare(metrics)
     uploads.begin()
     models = {}
+    draws = {"sampling": args.sampling, "demask": args.demask, "pace": args.speech}
     for name, exp in zip(names, args.exp_dir):
-        models[name] = served = open_model(name, exp, args, metrics)
+        models[name] = served = open_model(
+            name, exp, args.setup, args.model, args.limits, metrics, **draws
+        )
         said = f"speaks, {counted(len(served.voices), 'voice')}" if served.speaks else "continues"
         print(f"{name}: {served.model.name} of {exp}, {said}", file=sys.stderr)
     print(f"listening on {server.url_of(listening)}", file=sys.stderr, flush=True)

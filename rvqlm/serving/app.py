@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -22,90 +18,37 @@ from rvqlm.serving.answers import (
     Account,
     AudioAnswer,
     ClientLeft,
-    Results,
     collect,
     first_audio,
     unless_left,
 )
-from rvqlm.serving.config import Door, Limits
 from rvqlm.serving.errors import ApiError
 from rvqlm.serving.formats import WHOLE, Encoder, media_type, require
 from rvqlm.serving.guard import LEFT, Guard
-from rvqlm.serving.metrics import Metrics
 from rvqlm.serving.orders import Piece
 from rvqlm.serving.page import page
 from rvqlm.serving.schemas import Continuation, Form, Speech, of_form, of_json
 from rvqlm.serving.served import Served, new_seed
+from rvqlm.serving.service import Service
 from rvqlm.serving.talk import Talk
-from rvqlm.serving.uploads import decode
 from rvqlm.serving.voices import DEFAULT
 
-T = TypeVar("T")
 
+class Paths:
+    """What answers requests."""
 
-class Service:
-    """What the paths share.
-
-    :param models: by name, the first is the default.
-    """
-
-    def __init__(self, models: dict[str, Served], door: Door, limits: Limits, metrics: Metrics):
-        self.models, self.door, self.limits, self.metrics = models, door, limits, metrics
-        self.results = Results()
-        self.stopping = False
-        # texts and codecs take turns: what speaks for espeak-ng is one library with one state
-        self._preparing = ThreadPoolExecutor(1, "prepare")
-        self._decoding = ThreadPoolExecutor(2, "decode")
-
-    def find(self, name: str) -> Served:
-        """:raises ApiError: 404."""
-        if not name:
-            return next(iter(self.models.values()))
-        if name not in self.models:
-            known = ", ".join(self.models)
-            raise ApiError(
-                404, f"no model {name[:60]!r}; there are {known}", "model", "model_not_found"
-            )
-        return self.models[name]
-
-    async def prepare(self, work: Callable[..., T], *args) -> T:
-        """What takes time, in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *args)
-
-    async def decode(self, upload: UploadFile, served: Served) -> np.ndarray:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._decoding, decode, upload.file, upload.filename or "", served.codec.info,
-            self.limits,
-        )  # fmt: skip
-
-    def open_orders(self) -> int:
-        return sum(served.worker.count() for served in self.models.values())
-
-    async def stop(self, grace: float, hurry: Callable[[], bool]) -> int:
-        """Take no more, let what is open end, cut off what is left after ``grace`` seconds; how
-        many requests that were."""
-        self.stopping = True
-        for served in self.models.values():
-            served.worker.refuse()
-        until = asyncio.get_running_loop().time() + grace
-        while self.open_orders() and not hurry() and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(0.05)
-        cut = sum(served.worker.cut() for served in self.models.values())
-        for served in self.models.values():
-            await asyncio.to_thread(served.worker.stop)
-        return cut
-
-    # ------------------------------------------------------------------------------------- paths
+    def __init__(self, service: Service):
+        self.service, self.limits, self.results = service, service.limits, service.results
 
     async def speech(self, request: Request) -> Response:
         asked = of_json(await request.body(), Speech)
-        served = self.find(asked.model)
+        served = self.service.find(asked.model)
         served.check_speech(asked)
         served.check_text(asked.input)
         if asked.instructions:
             raise ApiError(400, "instructions: this model follows none", "instructions")
         seed = new_seed() if asked.seed is None else asked.seed
-        work = partial(self.prepare, served.speech, asked, asked.input, seed)
+        work = partial(self.service.prepare, served.speech, asked, asked.input, seed)
         return await self._carry_out(request, "speech", served, asked, seed, work)
 
     async def continuation(self, request: Request) -> Response:
@@ -127,7 +70,7 @@ class Service:
     async def _continue(
         self, request: Request, asked: Continuation, upload: UploadFile | None
     ) -> Response:
-        served = self.find(asked.model)
+        served = self.service.find(asked.model)
         served.voice(asked.voice_name)
         if upload is not None and asked.voice_name:
             raise ApiError(400, "give a file or a voice, one of them", "voice")
@@ -136,8 +79,8 @@ class Service:
         seed = new_seed() if asked.seed is None else asked.seed
 
         async def work() -> Piece:
-            audio = None if upload is None else await self.decode(upload, served)
-            return await self.prepare(served.continuation, asked, audio, seed)
+            audio = None if upload is None else await self.service.decode(upload, served)
+            return await self.service.prepare(served.continuation, asked, audio, seed)
 
         return await self._carry_out(request, "continuation", served, asked, seed, work)
 
@@ -181,15 +124,17 @@ class Service:
         return JSONResponse(self.results.get(request.path_params["id"]))
 
     async def list_models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [m.card() for m in self.models.values()]})
+        return JSONResponse(
+            {"object": "list", "data": [m.card() for m in self.service.models.values()]}
+        )
 
     async def model(self, request: Request) -> Response:
-        return JSONResponse(self.find(request.path_params["name"]).card())
+        return JSONResponse(self.service.find(request.path_params["name"]).card())
 
     async def voices(self, request: Request) -> Response:
         """Of one model, `?model=NAME`, or of all."""
         name = request.query_params.get("model", "")
-        chosen = [self.find(name)] if name else self.models.values()
+        chosen = [self.service.find(name)] if name else self.service.models.values()
         data = [
             {"id": voice, "object": "voice", "model": served.name}
             for served in chosen
@@ -198,32 +143,35 @@ class Service:
         return JSONResponse({"object": "list", "data": data})
 
     async def health(self, request: Request) -> Response:
-        failed = {name: m.worker.failure for name, m in self.models.items() if m.worker.failure}
-        if self.stopping or failed:
-            return JSONResponse({"status": "stopping" if self.stopping else "failed"}, 503)
+        failed = {
+            name: m.worker.failure for name, m in self.service.models.items() if m.worker.failure
+        }
+        if self.service.stopping or failed:
+            return JSONResponse({"status": "stopping" if self.service.stopping else "failed"}, 503)
         return JSONResponse({"status": "ok"})
 
     async def count(self, request: Request) -> Response:
         return PlainTextResponse(
-            self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
+            self.service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8"
         )
 
     async def stream(self, socket: WebSocket) -> None:
-        await Talk(self, socket).run()
+        await Talk(self.service, socket).run()
 
 
 def make_app(service: Service) -> Guard:
+    paths = Paths(service)
     routes = [
         Route("/", page),
-        Route("/healthz", service.health),
-        Route("/metrics", service.count),
-        Route("/v1/models", service.list_models),
-        Route("/v1/models/{name:path}", service.model),
-        Route("/v1/voices", service.voices),
-        Route("/v1/audio/speech", service.speech, methods=["POST"]),
-        Route("/v1/audio/continuation", service.continuation, methods=["POST"]),
-        Route("/v1/audio/results/{id}", service.result),
-        WebSocketRoute("/v1/audio/stream", service.stream),
+        Route("/healthz", paths.health),
+        Route("/metrics", paths.count),
+        Route("/v1/models", paths.list_models),
+        Route("/v1/models/{name:path}", paths.model),
+        Route("/v1/voices", paths.voices),
+        Route("/v1/audio/speech", paths.speech, methods=["POST"]),
+        Route("/v1/audio/continuation", paths.continuation, methods=["POST"]),
+        Route("/v1/audio/results/{id}", paths.result),
+        WebSocketRoute("/v1/audio/stream", paths.stream),
     ]
     app = Starlette(
         routes=routes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -15,6 +15,30 @@ TOKEN = "RVQLM_TOKEN"
 """Environment variable for what --token says; a command line can be read by other users."""
 
 Some = Annotated[int, Meta(ge=1, le=1_000_000)]
+
+
+@dataclass
+class Setup:
+    """Models"""
+
+    codec: str = ""
+    """Codec of prompts and audio, by name or directory; empty: the one named in the checkpoint."""
+    voices: str = ""
+    """Folder of recordings, each a voice of its name, with what is said in NAME.txt beside it."""
+    voice_seconds: float = 3.0
+    """How much of each voice the model is given."""
+    language: str = ""
+    """Of texts whose request names none; empty: the one of most texts in training."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Type of the weights; auto: bf16 where the hardware has it."""
+    context_seconds: float = 0.0
+    """Window in which a long sequence goes on; 0: none, a model sees all that was before."""
+
+    def problems(self) -> list[str]:
+        found = Problems(self)
+        found.above(0, "voice_seconds")
+        found.at_least(0, "context_seconds")
+        return found
 
 
 @dataclass
@@ -30,8 +54,8 @@ class Limits:
     max_seconds: float = 300.0
     """Longest audio made for one request, its prompt not counted."""
     piece_seconds: float = 0.0
-    """A text that takes longer is said sentence by sentence, and a sentence clause by clause; 0: 10,
-    but 5 where a model makes a piece as a whole, as nothing of it is heard before."""
+    """A text that takes longer is said sentence by sentence, a longer sentence clause by clause; 0:
+    10, but 5 where a model makes a piece as a whole, as nothing of it is heard before."""
     max_upload_mb: float = 25.0
     """Largest upload, in MB."""
     max_upload_seconds: float = 600.0

@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
+from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.stream import Streamer
 from rvqlm.modules.packed import with_weights_in
 from rvqlm.runtime import pick_precision
+from rvqlm.serving.config import Limits, Setup
 from rvqlm.serving.metrics import Metrics
 from rvqlm.serving.served import Served
 from rvqlm.serving.voices import encode_voices, find_voices
 from rvqlm.serving.worker import Worker
 
-if TYPE_CHECKING:
-    from rvqlm.bin.serve import ServeArgs
 
-
-def open_model(name: str, exp_dir: str, args: ServeArgs, metrics: Metrics) -> Served:
+def open_model(
+    name: str,
+    exp_dir: str,
+    setup: Setup,
+    model_args: ModelArgs,
+    limits: Limits,
+    metrics: Metrics,
+    **draws,
+) -> Served:
     """Load a model, its codec and the voices, and start its worker.
 
+    :param draws: `sampling`, `demask` and `pace` of `Served`.
     :raises UserError: no such model, codec or folder of voices.
     """
-    model, path, state, device = args.model.load(exp_dir)
+    model, path, state, device = model_args.load(exp_dir)
     if not model.generates:
         raise UserError(f"{path}: a {model.name} predicts no codes; it cannot be served")
-    dtype = pick_precision(args.precision, device)
+    dtype = pick_precision(setup.precision, device)
     model = with_weights_in(model, dtype)
-    codec = load_codec_like(model.info, args.codec or None, device)
+    codec = load_codec_like(model.info, setup.codec or None, device)
     voices = {}
-    if args.voices:
-        voices = encode_voices(find_voices(args.voices), codec, args.voice_seconds)
+    if setup.voices:
+        voices = encode_voices(find_voices(setup.voices), codec, setup.voice_seconds)
 
     about = {
         "model": name,
@@ -43,13 +50,10 @@ def open_model(name: str, exp_dir: str, args: ServeArgs, metrics: Metrics) -> Se
     }
 
     def make() -> Streamer:
-        context = args.context_seconds or None
-        return Streamer(model, codec, args.limits.slots, context, about=about)
+        context = setup.context_seconds or None
+        return Streamer(model, codec, limits.slots, context, about=about)
 
-    worker = Worker(name, make, model.info.sampling_rate, args.limits, metrics)
+    worker = Worker(name, make, model.info.sampling_rate, limits, metrics)
     worker.start()
-    groups = {"sampling": args.sampling, "demask": args.demask, "pace": args.speech}
     own = {"model": name}
-    return Served(
-        name, model, codec, worker, args.limits, own, voices, language=args.language, **groups
-    )
+    return Served(name, model, codec, worker, limits, own, voices, language=setup.language, **draws)

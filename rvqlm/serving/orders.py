@@ -8,8 +8,9 @@ import contextlib
 import secrets
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,8 +19,22 @@ from rvqlm.inference.prompts import Prompt
 from rvqlm.serving.errors import ApiError
 from rvqlm.serving.metrics import PlayClock
 
-if TYPE_CHECKING:
-    from rvqlm.serving.worker import Worker
+
+class Desk(Protocol):
+    """Where orders are taken: `rvqlm.serving.worker.Worker`."""
+
+    name: str
+    sampling_rate: int
+
+    def say(self, order: Order, pieces: Iterable[Piece]) -> None: ...
+
+    def close(self, order: Order) -> None: ...
+
+    def leave(self, order: Order) -> None: ...
+
+    def taken(self, order: Order, samples: int) -> None: ...
+
+    def lost(self, why: str) -> None: ...
 
 
 @dataclass
@@ -57,7 +72,7 @@ class Order:
     :param budget: seconds of audio in all; None: only each piece has a limit.
     """
 
-    def __init__(self, worker: Worker, budget: float | None):
+    def __init__(self, worker: Desk, budget: float | None):
         self.id = secrets.token_hex(16)
         self.worker, self.budget = worker, budget
         self.opened = time.perf_counter()

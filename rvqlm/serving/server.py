@@ -16,7 +16,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rvqlm.cli import counted
 from rvqlm.errors import UserError, reason_of
-from rvqlm.serving.app import Service, make_app
+from rvqlm.serving.app import make_app
+from rvqlm.serving.service import Service
 
 log = logging.getLogger("rvqlm.serve")
 _WS_BYTES = 1 << 20

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -27,10 +26,8 @@ from rvqlm.serving.guard import PROTOCOL
 from rvqlm.serving.orders import Began, Order
 from rvqlm.serving.schemas import Say, Start, of_json
 from rvqlm.serving.served import Sentences, Served, new_seed
+from rvqlm.serving.service import Service
 from rvqlm.serving.voices import DEFAULT
-
-if TYPE_CHECKING:
-    from rvqlm.serving.app import Service
 
 log = logging.getLogger("rvqlm.serve")
 _POLICY, _FAILED, _AGAIN = 1008, 1011, 1013

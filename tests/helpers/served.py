@@ -20,10 +20,10 @@ from rvqlm.errors import UserError
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
 from rvqlm.serving import server, uploads
-from rvqlm.serving.app import Service
 from rvqlm.serving.config import Door, Limits
 from rvqlm.serving.metrics import Metrics
 from rvqlm.serving.served import Served
+from rvqlm.serving.service import Service
 from rvqlm.serving.worker import Worker, declare
 
 HOP, RATE = 320, 16000

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 
 import httpx2 as httpx
 import numpy as np
@@ -51,6 +52,18 @@ def test_the_openai_client_works_unchanged(server):
         speech.create(**{**asked, "voice": "alloy"})
     with pytest.raises(openai.NotFoundError, match="no model 'tts-1'; there are tiny"):
         speech.create(**{**asked, "model": "tts-1"})
+
+
+def test_the_documentations_example_works(server, tmp_path, monkeypatch):
+    pytest.importorskip("openai")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs/serving.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```py\n(.*?)^```", page, re.M | re.S)
+    for theirs, ours in [("http://127.0.0.1:8000/", server.url), ("mine", "tiny")]:
+        assert theirs in code
+        code = code.replace(theirs, ours)
+    exec(compile(code.replace("Good morning.", TEXT), "serving.md", "exec"), {})
+    assert soundfile.read("good-morning.wav")[1] == RATE
 
 
 @pytest.mark.parametrize("name", ["wav", "flac", "mp3", "opus"])
