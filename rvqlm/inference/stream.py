@@ -211,25 +211,25 @@ class Streamer:
         yield Made(sample.slot, done.codes[0, given : int(done.lengths)], done.stop[0], done.times)
 
     def _heard(self, sample: _Sample, new: Made) -> Heard | None:
-        over = sample.take(new)
+        codes, over = sample.take(new)
         if over and not sample.job.chain.done:
             try:
                 self._next_part(sample)
             except UserError as e:  # of a later piece; others go on
                 del self._samples[sample.slot]
                 nothing = torch.empty(self.model.info.channels, 0)
-                return Heard(sample.slot, nothing, new.codes, "length", {"error": str(e)})
+                return Heard(sample.slot, nothing, codes, "length", {"error": str(e)})
             over = False
         audio = sample.decode(over)
         if over:
             del self._samples[sample.slot]
-        elif not len(new.codes) and audio is None:
+        elif not len(codes) and audio is None:
             return None
         if audio is None:
             audio = torch.empty(self.model.info.channels, 0)
         if over:
-            return Heard(sample.slot, audio, new.codes, *sample.finished(self.model, self.about))
-        return Heard(sample.slot, audio, new.codes)
+            return Heard(sample.slot, audio, codes, *sample.finished(self.model, self.about))
+        return Heard(sample.slot, audio, codes)
 
 
 class _Sample:
@@ -251,7 +251,7 @@ class _Sample:
         self.silence = Silence(info.sampling_rate)
         given = len(prompt.codes)
         self.waiting = [prompt.codes] if given else []  # codes that were not decoded
-        self.decoded = -given  # new frames that were
+        self.heard, self.hop = 0, info.hop  # samples of new audio, and those of a frame
         # samples that are still those of the prompt, and whether they are to be heard
         self.lead, self.with_prompt = info.num_samples(given), with_prompt
         # and those to come that the model makes
@@ -293,24 +293,26 @@ class _Sample:
         in_order = self.model.in_order or r.demask.frame_by_frame
         return in_order and r.sampling.best_of == 1 and r.suffix_codes is None
 
-    def take(self, new: Made) -> bool:
-        """New codes of the piece; whether it is at its end."""
+    def take(self, new: Made) -> tuple[Tensor, bool]:
+        """New codes of the piece: those that are to be heard, and whether it is at its end."""
         self.codes.append(new.codes)
-        self.waiting.append(new.codes[: self.room])
-        self.room -= len(self.waiting[-1])
+        heard = new.codes[: self.room]
+        self.waiting.append(heard)
+        self.room -= len(heard)
         if new.ended:
             times = None if new.times is None else new.times[0]
             codes = torch.cat([c.cpu() for c in self.codes])
             self.job.chain.add(self.number, codes, times, new.ended)
-        return bool(new.ended)
+        return heard, bool(new.ended)
 
     def decode(self, last: bool) -> Tensor | None:
         """New audio, if it is time for some."""
         count = sum(map(len, self.waiting))
-        if not last and count < min(self.most, max(1, self.decoded)):
+        heard = self.heard // self.hop  # of which whoever listens has as much until the next
+        if not last and count < min(self.most, max(1, heard)):
             return None
         codes = torch.cat([c.cpu() for c in self.waiting]) if count else None
-        self.waiting, self.decoded = [], self.decoded + count
+        self.waiting = []
         audio = self.decoder(codes, last)
         if audio is None:
             return None
@@ -318,6 +320,7 @@ class _Sample:
         self.lead -= lead
         new = audio[:, lead:]
         if new.shape[1]:
+            self.heard += new.shape[1]
             self.silence.add(new[:, : self.new])
             self.new = max(0, self.new - new.shape[1])
             if self.first_audio is None:

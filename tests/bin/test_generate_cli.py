@@ -264,3 +264,80 @@ def test_a_foreign_checkpoint_is_refused(tmp_path, capsys):
     torch.save({"weights": torch.zeros(2)}, path)
     assert rvqlm_command("generate", "--exp-dir", path) == 2
     assert "not a checkpoint of rvqlm" in capsys.readouterr().err
+
+
+def test_streams_are_what_files_are(experiment, tmp_path, tone, capsysbinary, monkeypatch):
+    words = ["generate", "--exp-dir", experiment, "--seconds", 0.6, "--min-seconds", 0.6]
+    words += ["--prompt", tone, "--prompt-seconds", 0.4, "--seed", 2]
+    assert rvqlm_command(*words, "--out-dir", tmp_path / "a") == 0
+    assert rvqlm_command(*words, "--out-dir", tmp_path / "b", "--stream", "file") == 0
+    (wav,) = (tmp_path / "a").glob("*.wav")
+    same = tmp_path / "b" / wav.name
+    assert same.read_bytes() == wav.read_bytes()
+    made, streamed = (json.loads(p.with_suffix(".json").read_text()) for p in (wav, same))
+    assert 0 < streamed["first_audio_seconds"] <= streamed["generation_seconds"]
+    for name in ("kind", "prompt", "stop", "seconds", "settings", "repetition_ratio"):
+        assert made[name] == streamed[name]
+    capsysbinary.readouterr()
+    assert rvqlm_command(*words, "--stream", "-", "--stream-format", "pcm") == 0
+    out, err = capsysbinary.readouterr()
+    assert out == wav.read_bytes()[44:] and b"heard after" in err
+    assert not (experiment / "samples").exists()  # nothing but the stream
+
+
+def test_a_stream_that_is_interrupted(experiment, tmp_path, capsys, monkeypatch):
+    """Nothing half-written is left under the final name, unless it is asked for."""
+    from rvqlm.inference import stream
+
+    step = stream.Streamer.step
+    words = ["generate", "--exp-dir", experiment, "--seconds", 6, "--min-seconds", 6]
+    words += ["--stream", "file", "--batch-size", 1, "--out-dir"]
+
+    def stop_in_the_middle(streamer):
+        found = step(streamer)
+        if any(h.audio.shape[1] for h in found):
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(stream.Streamer, "step", stop_in_the_middle)
+    assert rvqlm_command(*words, tmp_path / "a") == 130
+    assert not list((tmp_path / "a").glob("*.wav")) and not list((tmp_path / "a").glob("*.tmp"))
+
+    steps = []
+
+    def stop_later(streamer):
+        steps.append(1)
+        if len(steps) > 80:
+            raise KeyboardInterrupt
+        return step(streamer)
+
+    monkeypatch.setattr(stream.Streamer, "step", stop_later)
+    assert rvqlm_command(*words, tmp_path / "b", "--keep-partial") == 130
+    (wav,) = (tmp_path / "b").glob("*.wav")
+    assert 0.3 < soundfile.info(wav).duration < 1.5 and not list((tmp_path / "b").glob("*.json"))
+
+
+def test_streams_refuse_what_they_cannot(experiment, tmp_path, capsys):
+    words = ["generate", "--exp-dir", experiment, "--seconds", 0.2]
+    for more, message in [
+        (["--stream", "-", "--num-samples", 2], "one sample goes to stdout, and 2 are asked for"),
+        (["--stream", "-", "--out-dir", tmp_path], "writes no files"),
+        (["--stream-format", "pcm"], "--stream-format pcm goes with --stream -"),
+        (["--keep-partial"], "--keep-partial goes with --stream file"),
+        (["--context-seconds", 0], "--context-seconds 0.0 must be more than 0"),
+        (["--overlap-seconds", 1], "goes with --chunk-seconds or --context-seconds"),
+        (["--context-seconds", 0.1, "--overlap-seconds", 0.1], "must be less than --context"),
+    ]:
+        assert rvqlm_command(*words, *more) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_windows_are_the_same_streamed(experiment, tmp_path):
+    words = ["generate", "--exp-dir", experiment, "--seconds", 1.2, "--min-seconds", 1.2]
+    words += ["--context-seconds", 0.5, "--overlap-seconds", 0.2]
+    assert rvqlm_command(*words, "--out-dir", tmp_path / "a") == 0
+    assert rvqlm_command(*words, "--out-dir", tmp_path / "b", "--stream", "file") == 0
+    (wav,) = (tmp_path / "a").glob("*.wav")
+    assert (tmp_path / "b" / wav.name).read_bytes() == wav.read_bytes()
+    settings = json.loads(wav.with_suffix(".json").read_text())["settings"]
+    assert (settings["context_seconds"], settings["overlap_seconds"]) == (0.5, 0.2)
