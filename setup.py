@@ -12,6 +12,9 @@ readme = here / "README.md"
 extras = {
     # perceptual measures of codecs and samples
     "metrics": ["pesq", "pystoi"],
+    # judges of `rvqlm judge` that need no network; docs/evaluation.md has those that come without
+    # what their packages ask for: pip install --no-deps resemblyzer torchcrepe basic-pitch
+    "judges": ["jiwer", "pocketsphinx<5.1", "speechmos", "onnxruntime"],  # 5.1 lacks wheels
     # the offline recipe: speech synthesis from a wheel
     "mini": ["espeakng-loader"],
     # text as phonemes (espeak-ng in a wheel) or as pieces of words
@@ -32,7 +35,7 @@ extras = {
     # NVIDIA's FSQ codecs exist in this package only
     "nemo": ["nemo_toolkit[tts]"],
 }
-used_by_tests = ("metrics", "mini", "text", "ffmpeg", "serve")
+used_by_tests = ("metrics", "judges", "mini", "text", "ffmpeg", "serve")
 extras["dev"] = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 extras["dev"] += ["h5py", "librosa", "mido"]  # references to compare with
 extras["dev"] += ["openai"]  # a client of rvqlm serve
@@ -50,6 +53,7 @@ setup(
     packages=find_packages(include=["rvqlm", "rvqlm.*"]),
     package_data={
         "rvqlm.codecs": ["assets/*"],
+        "rvqlm.modules": ["native.cpp"],
         "rvqlm.reports": ["templates/*"],
         "rvqlm.serving": ["assets/*"],
     },

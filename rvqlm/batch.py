@@ -116,6 +116,19 @@ class Batch:
         moved["conditions"] = {k: p.to(device) for k, p in self.conditions.items()}
         return replace(self, **moved)
 
+    def item(self, number: int) -> Batch:
+        """One item as a batch of its own, without the others' padding."""
+        part = slice(number, number + 1)
+        own = {k: v[part] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        own["codes"] = own["codes"][:, : int(self.lengths[number])]
+        given = {}
+        for kind, padded in self.conditions.items():
+            longest = int(padded.lengths[number])
+            values, lengths, times = (None if t is None else t[part] for t in padded)
+            times = None if times is None else times[:, :longest]
+            given[kind] = Padded(values[:, :longest], lengths, times)
+        return replace(self, **own, conditions=given)
+
     @classmethod
     def from_codes(
         cls,

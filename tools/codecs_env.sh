@@ -51,12 +51,12 @@ say "installing the packages of $list into $env ($cost the first time)"
 if [[ $env == *-nemo ]]; then
   install -r "$list" pytest -e "$root"
 elif [[ $env == *-oldest ]]; then
-  install -c "$list" -e "$root[dev]"
+  install -c "$list" -e "${root}[dev]"
 else
   constraints=$(mktemp)
   trap 'rm -f "$constraints"' EXIT
   grep -v '^torch==' "$root/tools/constraints.txt" | cat - "$list" > "$constraints"
-  install -c "$constraints" -r "$list" -e "$root[dev]"
+  install -c "$constraints" -r "$list" -e "${root}[dev]"
   # last and without dependencies: descript-audiotools asks for a protobuf that today's tensorboard
   # can't use, and never imports it
   install --no-deps descript-audio-codec==1.0.0 descript-audiotools==0.7.2

@@ -62,7 +62,7 @@ audio=
 texts=
 language=
 speaker_from=none
-group_by=file
+group_by='file'
 loudness=
 activity=false
 rms_threshold=0.05
@@ -94,7 +94,7 @@ if [[ -n $texts ]]; then texts=$(absolute "$texts"); fi
 if [[ -n $data_dir ]]; then data_dir=$(absolute "$data_dir"); fi
 if [[ -e $codec ]]; then codec=$(absolute "$codec"); fi
 cd "$here"
-data_dir=${data_dir:-data/$name}
+data_dir=${data_dir:-$PWD/data/$name} # as run.sh gives it
 manifests=$data_dir/manifests
 tokens=$data_dir/tokens
 

@@ -54,7 +54,7 @@ stage=0
 stop_stage=7
 dry_run=false
 audio=
-task=continue
+task='continue'
 train_minutes=
 config=
 window_frames=
@@ -100,7 +100,6 @@ if ! grep -qE '^(num-epochs|max-steps|max-minutes):' "$config"; then
 fi
 data_dir=${data_dir:-$PWD/data/$name}
 exp_dir=${exp_dir:-exp/$name${defaults[4]}}
-recipe=$PWD
 
 # choose_windows: window_frames and hop_frames where nobody has said them.
 choose_windows() {
@@ -114,12 +113,10 @@ print(round(10 * codec["sampling_rate"] / codec["hop"]))')
 }
 
 set_up 0
-if begin_stage 1 "Prepare the data"; then
-  # its options are words; paths among them are relative to where the command was given
-  # shellcheck disable=SC2086
-  (cd "$called_from" && run_stages "$recipe/prepare.sh" --audio "$audio" --data-dir "$data_dir" --seed "$seed" \
-    ${language:+--symbols phonemes --language "$language"} ${texts:+--texts "$texts"} $prepare)
-fi
+# $prepare is words
+# shellcheck disable=SC2086
+prepare_data 1 --audio "$audio" ${language:+--symbols phonemes --language "$language"} \
+  ${texts:+--texts "$texts"} $prepare
 
 if [[ $task == tts ]]; then
   train_recognizer 2 --filter-max-duration "$max_seconds"

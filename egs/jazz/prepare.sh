@@ -73,7 +73,7 @@ source local/data.sh
 declare -A data
 read_data "$config" "$keep" "$corpus_dir$($stand_in && echo "stand-in $recordings $seconds")"
 seed=${seed:-${data[seed]}}
-data_dir=${data_dir:-data/$($stand_in && echo stand-in || echo jazz)}
+data_dir=${data_dir:-$PWD/data/$($stand_in && echo stand-in || echo jazz)} # as run.sh gives it
 manifests=$data_dir/manifests
 dl=$(place dl_dir) stems=$(place stems_dir) clips=$(place clips_dir) copies=$(place aug_dir)
 lead=$(place codes_dir)/lead backing=$(place codes_dir)/backing

@@ -4,26 +4,15 @@
 #
 #   --parts A,B            of train-clean-100, train-clean-360, train-other-500, dev-clean, dev-other,
 #                          test-clean, test-other (default: all but dev-other, test-other)
-#   --corpus-dir DIR       LibriTTS, where you have it: nothing is downloaded (default LibriTTS in
-#                          that of --download-dir, where missing parts are downloaded)
 #   --download-from URL    where the archives lie, if not where they are published
-#   --download-dir DIR     where archives and corpus go (default data in this folder)
+#   --download-dir DIR     where archives and corpus go without --corpus-dir (default data in this
+#                          folder)
 #   --remove-archive       do not keep an archive once it is unpacked
-#   --stand-in             three minutes of eight voices in the same layout by espeak-ng instead, and
-#                          a random codec of the name: everything offline, and nothing to hear
 #   --language L           of the texts (default en-us)
 #   --codec NAME           facebook/encodec_24khz (default), descript/dac_44khz, spectral or another
 #                          of `rvqlm codecs`, or the path of one
-#   --num-codebooks K      levels to keep, coarsest first (default: 8 of EnCodec, 9 of DAC)
 #   --loudness LUFS        bring each clip to this loudness (default: -26 for spectral, else as it is)
-#   --device DEVICE        of the codec: cpu, cuda or auto (default auto)
 #   --marks                keep stress and punctuation among the phonemes, for days of training
-#   --data-dir DIR         where everything goes (default data/CODEC in this folder; with --stand-in
-#                          data/stand-in)
-#   --seed N               of the stand-in; the division is the corpus' own (default 0)
-#   --stage N              first stage to run (default 0)
-#   --stop-stage M         last stage to run (default 5)
-#   --dry-run              print what each stage would run, and run nothing
 #
 # Stages:
 #   0 download and unpack, or make the stand-in
@@ -32,33 +21,18 @@
 #   3 split into train, valid (dev) and test as the corpus is, checked to be by speaker; index
 #   4 phonemes of the texts
 #   5 validate, print statistics
-#
-# Each stage resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
-stage=0
-stop_stage=5
-dry_run=false
 parts=
-corpus_dir=
 download_from=https://www.openslr.org/resources/60
 download_dir=
 remove_archive=false
-stand_in=false
 language=en-us
 codec=facebook/encodec_24khz
-num_codebooks=
 loudness=
-device=auto
 marks=false
-data_dir=
-seed=0
-source "$here/../shared/parse_options.sh"
-source "$here/../shared/stages.sh"
-source "$here/../shared/speech.sh"
-$dry_run || source "$here/../shared/environment.sh"
-require_integer seed
+source "$here/../shared/corpus.sh"
 usual=train-clean-100,train-clean-360,train-other-500,dev-clean,test-clean
 if $stand_in; then usual=train-clean-100,dev-clean,test-clean; fi
 IFS=', ' read -ra parts <<<"${parts:-$usual}"
@@ -74,17 +48,16 @@ declare -A md5=(
 for part in "${parts[@]}"; do
   [[ -n ${md5[$part]:-} ]] || option_error "--parts: LibriTTS has no $part"
 done
-enter_corpus LibriTTS
+enter_corpus LibriTTS "data/$(basename "$codec")"
+tokens=$data_dir/tokens
+if [[ -z $loudness && $codec == spectral ]]; then loudness=-26; fi # docs/codecs.md
 
 if begin_stage 0 "Download"; then
   if $stand_in; then
     make_stand_in --parts "${parts[@]}"
   elif ! has_corpus; then
-    remove=()
-    if $remove_archive; then remove=(--remove-archive); fi
     for part in "${parts[@]}"; do
-      python ../shared/local/download.py --url "$download_from/$part.tar.gz" --md5 "${md5[$part]}" \
-        --out-dir "$download_dir" --unpack "LibriTTS/$part" "${remove[@]}"
+      download "$part.tar.gz" --unpack "LibriTTS/$part" --md5 "${md5[$part]}"
     done
   fi
 fi

@@ -81,9 +81,11 @@ if begin_stage 5 "Evaluate"; then
 fi
 if begin_stage 6 "Speak, and continue recordings"; then
   rm -rf "$exp_dir/samples" # of an earlier training
-  speak "$sentences" 12 "$say" ${several:+--voice "$(recording_of "$voice")"}
+  requests=()
+  request_speech "$sentences" 12 "$say" ${several:+--voice "$(recording_of "$voice")"}
   # the sentences are about 4 s long: given half of one, the model ends it and perhaps continues
-  continue_recordings "$num_samples" 2 --seconds 6 --min-seconds 1 --temperature 0.9 --top-k 200
+  request_continuations "$num_samples" 2 --seconds 6 --min-seconds 1 --temperature 0.9 --top-k 200
+  generate "${requests[@]}"
 fi
 recognize_samples 7
 write_report 8 6

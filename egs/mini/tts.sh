@@ -9,7 +9,7 @@
 #                        minutes of training are enough)
 #   --train-minutes M    minutes of training of the speaking model (default 8; quick: 0.5)
 #   --listen-minutes M   minutes of training of the recogniser (default 3; quick: 0.3)
-#   --config FILE        the model (default ../shared/conf/tts.yaml; quick: conf/tts_quick.yaml)
+#   --config FILE        the model (default conf/tts.yaml; quick: conf/tts_quick.yaml)
 #   --sentences N        held-out sentences to say (default 32; quick: 4)
 #   --say TEXT           a sentence of your own
 #   --seed N             of corpus, split, training and samples (default 0)
@@ -46,7 +46,7 @@ if $quick; then
   default_config=conf/tts_quick.yaml name=tts-quick-seed$seed sentences=${sentences:-4}
 else
   hours=${hours:-2} train_minutes=${train_minutes:-8} listen_minutes=${listen_minutes:-3}
-  default_config=../shared/conf/tts.yaml name=tts-${train_minutes}min-seed$seed sentences=${sentences:-32}
+  default_config=conf/tts.yaml name=tts-${train_minutes}min-seed$seed sentences=${sentences:-32}
 fi
 require_number hours train_minutes listen_minutes
 require_integer seed sentences

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Put the environment that tools/setup.sh makes first on the PATH; to be sourced.
 #
 # The same choice as tools/setup.sh: PYTHON set or nothing active means the checkout's .venv, else

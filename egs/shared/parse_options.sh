@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154 # variables of the script that sources it
 # Options for the recipes' scripts; to be sourced after the defaults are set.
 #
 #   hours=6                 # a default makes `--hours N` an option ...
@@ -8,15 +9,19 @@
 #
 # An option exists where the script's header comment documents it (`#   --hours N  ...`) and a
 # variable of that name is set, dashes as underscores. `--name=value` works too. Anything else is an
-# error, so a typing mistake never runs with defaults. `--help` prints the header comment.
+# error, so a typing mistake never runs with defaults. `--help` prints the header comment. Where several
+# scripts share options, `option_files` names the files whose headers document them as well.
 
 option_error() {
   echo "$0: error: $*; see $0 --help" >&2
   exit 2
 }
 
-script_header() {
-  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+script_header=$(for file in "$0" "${option_files[@]}"; do sed -n '1d; /^#/!q; s/^# \{0,1\}//p' "$file"; done)
+
+# has_option OPTION: whether a header documents it.
+has_option() {
+  grep -qE -e "(^|[[:space:],|])$1([[:space:],|]|\$)" <<< "$script_header"
 }
 
 while (($#)); do
@@ -24,7 +29,7 @@ while (($#)); do
   shift
   case $word in
     -h | --help)
-      script_header
+      echo "$script_header"
       exit 0
       ;;
     --*) ;;
@@ -33,13 +38,11 @@ while (($#)); do
 
   option=${word%%=*}
   option_switch=true
-  if [[ $option == --no-* ]] && ! script_header | grep -qE -e "(^|[[:space:],|])$option([[:space:],|]|\$)"; then
+  if [[ $option == --no-* ]] && ! has_option "$option"; then
     option_switch=false
     option=--${option#--no-}
   fi
-  if ! script_header | grep -qE -e "(^|[[:space:],|])$option([[:space:],|]|\$)"; then
-    option_error "unknown option ${word%%=*}"
-  fi
+  has_option "$option" || option_error "unknown option ${word%%=*}"
   option_name=${option#--}
   option_name=${option_name//-/_}
   [[ -n ${!option_name+set} ]] || option_error "$option is documented but has no default (a mistake in $0)"

@@ -1,100 +1,86 @@
-# What recipes of recorded piano performances have in common, beyond recipe.sh; to be sourced after
-# stages.sh.
+# shellcheck shell=bash disable=SC2034,SC2154 # variables of the script that sources it
 #
-# prepare.sh: enter_corpus, then make_stand_in or the corpus' own, and tokenize_piano, which read
-# $data_dir, $corpus_dir, $codec, $num_codebooks, $device, $cut_seconds and $seed. run.sh:
-# enter_experiment, and after set_up run_piano.
+# Options of run.sh of every recipe of recorded piano:
+#   --quick            a synthesiser instead of the corpus, a random codec, a tiny model, offline, a
+#                      minute of one core: nothing to hear
+#   --task TASK        continue (default): held-out performances are continued and new ones made up;
+#                      midi: the notes of held-out performances are played
+#   --config FILE      flags of the training (default ../atepp/conf/audio_lm.yaml; midi:
+#                      ../atepp/conf/midi_to_audio.yaml)
+#   --train-minutes M  end of the training before the epochs of the configuration (quick: 0.2)
+#   --corpus-dir DIR   the corpus where you have it unpacked
+#   --codec NAME       facebook/encodec_32khz (default), or another of `rvqlm codecs`
+#   --prepare OPTIONS  handed on to prepare.sh (see ./prepare.sh --help)
+#   --prompt-seconds S how much of a performance is the prompt of a continuation (default 3)
+#   --seconds S        longest new audio (default 10)
+#   --num-samples N    samples of each kind (default 4)
+#   --data-dir DIR     manifests and tokens (default data in this folder, data/whole of --task midi)
+#   --exp-dir DIR      the experiment (default exp/TASK-seedN)
+#   --seed N           of training and samples (default 0)
+#   --stage N          first stage to run (default 0)
+#   --stop-stage M     last stage to run (default 5)
+#   --dry-run          print what each stage would run, and run nothing
+#
+# Stages: 0 set up, 1 prepare (see prepare.sh), 2 train, 3 evaluate, 4 generate, 5 report. The same
+# command resumes where it was interrupted.
 
-# enter_corpus NAME: the folder of the recipe, paths independent of it, and defaults.
-enter_corpus() {
-  local name
-  for name in corpus_dir audio_dir data_dir download_dir; do
-    if [[ -n ${!name:-} ]]; then printf -v "$name" %s "$(absolute "${!name}")"; fi
-  done
-  if [[ -e $codec ]]; then codec=$(absolute "$codec"); fi
-  cd "$here"
-  if $stand_in; then
-    [[ -z $corpus_dir ]] || option_error "--stand-in and --corpus-dir exclude each other"
-    data_dir=${data_dir:-data/stand-in}
-    corpus_dir=$data_dir/$1
-    export RVQLM_CODECS=$data_dir/codecs
-  fi
-  data_dir=${data_dir:-data}
-  tokens=$data_dir/tokenized
-}
+# To be sourced for all of it.
+stage=0
+stop_stage=5
+dry_run=false
+quick=false
+task='continue'
+config=
+train_minutes=
+corpus_dir=
+codec=facebook/encodec_32khz
+prepare=
+prompt_seconds=3
+seconds=10
+num_samples=4
+data_dir=
+exp_dir=
+seed=0
+option_files=("${BASH_SOURCE[0]}")
+source "$here/../shared/recipe.sh"
 
-# make_stand_in FOLDER: the corpus of local/stand_in.py, and a codec.
-make_stand_in() {
-  python local/stand_in.py --out-dir "$1" --seed "$seed"
-  if [[ $codec != spectral && ! -e $RVQLM_CODECS/$codec/model.safetensors ]]; then
-    python ../shared/local/stand_in_codecs.py "$RVQLM_CODECS" "$codec"
-  fi
-}
+case $task in
+  continue) defaults=(audio_lm 10 '') ;;
+  midi) defaults=(midi_to_audio 0 /whole) ;; # parts of no length: whole performances
+  *) option_error "--task $task is neither continue nor midi" ;;
+esac
+require_number prompt_seconds seconds ${train_minutes:+train_minutes}
+require_integer seed num_samples
+enter_recipe corpus_dir exp_dir data_dir config ${audio_dir:+audio_dir}
+config=${config:-../atepp/conf/${defaults[0]}.yaml} small=()
+prepare="--cut-seconds ${defaults[1]} $prepare"
+if $quick; then
+  [[ -z $corpus_dir ]] || option_error "--quick makes a corpus: no --corpus-dir"
+  data_dir=${data_dir:-$PWD/data/stand-in${defaults[2]}} exp_dir=${exp_dir:-exp/quick-$task-seed$seed}
+  prepare="--stand-in --device cpu $prepare" train_minutes=${train_minutes:-0.2}
+  # scaled_adam needs some 200 steps until classifiers that begin at zero say anything
+  small=(--decoder-dim 64 --nhead 2 --num-decoder-layers 2 --max-duration 40 --ema-decay 0.9
+    --optimizer adamw --base-lr 0.003 --schedule cosine --warmup-steps 2
+    --valid-every-minutes 0.1 --log-every-steps 5)
+  export RVQLM_CODECS=$data_dir/codecs
+fi
+data_dir=${data_dir:-$PWD/data${defaults[2]}} exp_dir=${exp_dir:-exp/$task-seed$seed}
 
-# tokenize_piano STAGE FLAG...: codes, splits by these flags, notes, and what is in them.
-tokenize_piano() {
-  if begin_stage "$1" "Tokenize"; then
-    rvqlm tokenize --input "$data_dir/manifests/cuts.jsonl.gz" --out-dir "$tokens" --codec "$codec" \
-      --device "$device" ${num_codebooks:+--num-codebooks "$num_codebooks"}
-  fi
-  if begin_stage "$(($1 + 1))" "Split and index"; then
-    rvqlm split --manifest-dir "$tokens" --by recording "${@:2}"
-    rvqlm index --manifest-dir "$tokens"
-  fi
-  if begin_stage "$(($1 + 2))" "Notes"; then
-    rvqlm midi --manifest-dir "$tokens" --field custom.midi_path --skip-bad
-  fi
-  if begin_stage "$(($1 + 3))" "Validate"; then
-    rvqlm validate --manifest-dir "$tokens"
-  fi
-}
-
-# enter_experiment: for run.sh, checks --task and sets what was not given: configuration, sizes of
-# --quick, folders.
-enter_experiment() {
-  case $task in
-    continue) local default=audio_lm parts=10 place= ;;
-    midi) local default=midi_to_audio parts=0 place=/whole ;;
-    *) option_error "--task $task is neither continue nor midi" ;;
-  esac
-  require_number prompt_seconds seconds ${train_minutes:+train_minutes}
-  require_integer seed num_samples
-  enter_recipe corpus_dir audio_dir exp_dir data_dir config
-  recipe=$PWD config=${config:-../atepp/conf/$default.yaml} small=()
-  prepare="--cut-seconds $parts $prepare"
-  if $quick; then
-    data_dir=${data_dir:-$PWD/data/stand-in$place} exp_dir=${exp_dir:-exp/quick-$task-seed$seed}
-    [[ -z $corpus_dir ]] || option_error "--quick makes a corpus: no --corpus-dir"
-    prepare="--stand-in --device cpu $prepare" train_minutes=${train_minutes:-0.2}
-    # scaled_adam needs some 200 steps until classifiers that begin at zero say anything
-    small=(--decoder-dim 64 --nhead 2 --num-decoder-layers 2 --max-duration 40 --ema-decay 0.9
-      --optimizer adamw --base-lr 0.003 --schedule cosine --warmup-steps 2
-      --valid-every-minutes 0.1 --log-every-steps 5)
-    export RVQLM_CODECS=$data_dir/codecs
-  fi
-  data_dir=${data_dir:-$PWD/data$place}
-  exp_dir=${exp_dir:-exp/$task-seed$seed}
-}
-
-# run_piano STAGE: prepare, train, evaluate, generate, report.
-run_piano() {
-  tokens=$data_dir/tokenized
-  if begin_stage "$1" "Prepare the data"; then
-    # its options are words; paths among them are relative to where the command was given
-    # shellcheck disable=SC2086
-    (cd "$called_from" && run_stages "$recipe/prepare.sh" --data-dir "$data_dir" --seed "$seed" \
-      --codec "$codec" ${corpus_dir:+--corpus-dir "$corpus_dir"} \
-      ${audio_dir:+--audio-dir "$audio_dir"} $prepare)
-  fi
-  train_model "$(($1 + 1))" "${small[@]}"
-  evaluate_model "$(($1 + 2))"
-  local how=(--seconds "$seconds" --temperature 1.0 --top-k 50)
-  if [[ $task == continue ]]; then
-    generate_samples "$(($1 + 3))" "$num_samples" "$prompt_seconds" "${how[@]}"
-  elif begin_stage "$(($1 + 3))" "Generate"; then
-    rm -rf "$exp_dir/samples" # of an earlier training
-    rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test --seed "$seed" \
-      --num-prompts "$num_samples" --prompt-seconds 0 "${how[@]}"
-  fi
-  write_report "$(($1 + 4))" "$num_samples"
-}
+set_up 0
+tokens=$data_dir/tokenized
+# $prepare is words
+# shellcheck disable=SC2086
+prepare_data 1 --codec "$codec" ${corpus_dir:+--corpus-dir "$corpus_dir"} \
+  ${audio_dir:+--audio-dir "$audio_dir"} $prepare
+train_model 2 "${small[@]}"
+evaluate_model 3
+how=(--seconds "$seconds" --temperature 1.0 --top-k 50)
+if [[ $task == continue ]]; then
+  generate_samples 4 "$num_samples" "$prompt_seconds" "${how[@]}"
+elif begin_stage 4 "Generate"; then
+  rm -rf "$exp_dir/samples" # of an earlier training
+  rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test --seed "$seed" \
+    --num-prompts "$num_samples" --prompt-seconds 0 "${how[@]}"
+fi
+write_report 5 "$num_samples"
+end_stage

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034,SC2154,SC2164 # variables of the script that sources it, which stops at errors
 # What the run.sh of all recipes have in common: options, folders, and the stages that are the same
 # everywhere. To be sourced once the defaults are set. All that a recipe has to say of its own, below
 # its header comment (which documents the options) and the defaults of its options:
@@ -22,7 +23,7 @@ source "$here/../shared/parse_options.sh"
 source "$here/../shared/stages.sh"
 
 # enter_recipe NAME...: these variables hold paths, relative to where the command was given if they
-# are not empty; all else happens in the folder of the recipe.
+# are not empty; all else happens in the folder of the recipe, $recipe.
 enter_recipe() {
   local name
   for name in "$@"; do
@@ -30,6 +31,7 @@ enter_recipe() {
   done
   called_from=$PWD
   cd "$here"
+  recipe=$PWD
 }
 
 # set_up STAGE [OPTION...]: the environment, made where it is missing (with options of tools/setup.sh) and
@@ -43,10 +45,13 @@ set_up() {
   if ! ${dry_run:-false}; then source ../shared/environment.sh; fi
 }
 
-# prepare_data STAGE [OPTION...]: prepare.sh of the recipe.
+# prepare_data STAGE [OPTION...]: prepare.sh of the recipe; paths among the options are relative to where
+# the command was given.
 prepare_data() {
   if begin_stage "$1" "Prepare the data"; then
-    run_stages ./prepare.sh --data-dir "$data_dir" --seed "$seed" "${@:2}"
+    local data
+    data=$(absolute "$data_dir")
+    (cd "$called_from" && run_stages "$recipe/prepare.sh" --data-dir "$data" --seed "$seed" "${@:2}")
   fi
 }
 
@@ -69,9 +74,23 @@ evaluate_model() {
 # continue_recordings NUMBER PROMPT_SECONDS [FLAG...]: continuations of so many recordings of the test
 # split, and as many unprompted samples.
 continue_recordings() {
-  rvqlm generate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-    --num-prompts "$1" --prompt-seconds "$2" --seed "$seed" "${@:3}"
-  rvqlm generate --exp-dir "$exp_dir" --num-samples "$1" --seed "$seed" "${@:3}"
+  requests=()
+  request_continuations "$@"
+  generate "${requests[@]}"
+}
+
+# request_continuations NUMBER PROMPT_SECONDS [FLAG...]: adds these to $requests, which generate makes
+# with one load of the model.
+request_continuations() {
+  requests+=(
+    --each --manifest-dir "$tokens" --split test --num-prompts "$1" --prompt-seconds "$2" "${@:3}"
+    --each --num-samples "$1" "${@:3}"
+  )
+}
+
+# generate FLAG...: samples of the model.
+generate() {
+  rvqlm generate --exp-dir "$exp_dir" --checkpoint "${checkpoint:-best}" --seed "$seed" "$@"
 }
 
 # generate_samples STAGE NUMBER PROMPT_SECONDS [FLAG...]: see continue_recordings.
@@ -101,14 +120,23 @@ align_texts() {
 speaking=(--min-seconds 0.5 --temperature 0.5 --top-k 50 --cfg-scale 3)
 
 # speak NUMBER SECONDS TEXT [FLAG...]: TEXT, with further flags; and the words of so many sentences of
-# the test split, each at most so long, with nothing of their recordings.
+# the test split, with nothing of their recordings. What takes longer than so many seconds is said in
+# several parts.
 speak() {
-  local model=(--exp-dir "$exp_dir" --checkpoint "${checkpoint:-best}")
+  requests=()
+  request_speech "$@"
+  generate "${requests[@]}"
+}
+
+# request_speech NUMBER SECONDS TEXT [FLAG...]: adds these to $requests.
+request_speech() {
   if [[ -n $3 ]]; then
-    rvqlm generate "${model[@]}" --text "$3" --seconds "$2" --seed "$seed" "${speaking[@]}" "${@:4}"
+    requests+=(--each --text "$3" --seconds "$2" "${speaking[@]}" "${@:4}")
   fi
-  rvqlm generate "${model[@]}" --manifest-dir "$tokens" --split test --seed "$seed" \
-    --num-prompts "$1" --prompt-seconds 0 --seconds "$2" "${speaking[@]}"
+  requests+=(
+    --each --manifest-dir "$tokens" --split test --num-prompts "$1" --prompt-seconds 0 --seconds "$2"
+    "${speaking[@]}"
+  )
 }
 
 # say_sentences STAGE NUMBER SECONDS TEXT [FLAG...]: bits per second of the test split; see speak.

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154 # variables of the script that sources it
 # Numbered stages with headings and times; to be sourced after parse_options.sh.
 #
 #   if begin_stage 2 "Train"; then

@@ -7,6 +7,10 @@ Reads what trainer, evaluate and generate left behind. Experiments that were eva
 frames, or on codes of different codecs, are refused. In an existing file only what lies between
 ``<!-- compare:begin NAME -->`` and ``<!-- compare:end NAME -->`` is replaced; where there are no
 such marks, the table is appended together with them.
+
+    rvqlm compare --exp-dirs exp/delay exp/flatten --page compare.html --manifest-dir data/tokens
+
+writes a page instead, to hear their samples side by side, prompt by prompt, below all figures.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import command_line, kebab, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.files import write_text
 
@@ -39,6 +43,16 @@ class Args:
     """Heading of the table."""
     num_samples: int = 4
     """Links to samples in a row, at most; 0: none, for pages that go where the audio doesn't."""
+    page: Path | None = None
+    """HTML page to write instead, with the samples side by side."""
+    manifest_dir: Path | None = None
+    """Token directory whose recordings stand beside the samples of the page."""
+    num_prompts: int = 32
+    """Prompts on the page, at most: a clip adds some 200 kB a 10 s."""
+    max_seconds: float = 12.0
+    """Recordings on the page are cut to this length."""
+    download: bool = False
+    """Fetch the codec that the tokens name from the hub, where it is not on this machine."""
     json: bool = False
     """Print the rows as JSON, whether or not a file is written."""
 
@@ -52,8 +66,22 @@ def _run(argv: Sequence[str] | None) -> int:
         problems.append(f"--name {args.name!r}: letters, digits, single - and . only")
     if args.out is not None and not args.out.parent.is_dir():
         problems.append(f"--out {args.out}: no folder {args.out.parent}; make it first")
+    if args.num_prompts < 1:
+        problems.append(f"--num-prompts {args.num_prompts}: at least 1")
+    if not args.max_seconds > 0:
+        problems.append(f"--max-seconds {args.max_seconds:g}: above 0")
+    if args.page is None:
+        of_page = ("manifest_dir", "num_prompts", "max_seconds", "download")
+        idle = [kebab(n) for n in of_page if getattr(args, n) != getattr(Args, n)]
+        problems += [f"--{name} has no effect without --page" for name in idle]
+    elif args.out or args.json:
+        problems.append("--page is written instead of a table; give it without --out and --json")
+    elif not args.page.parent.is_dir():
+        problems.append(f"--page {args.page}: no folder {args.page.parent}; make it first")
     if problems:
         raise UserError("; ".join(problems))
+    if args.page:
+        return _write_page(args, argv)
     from rvqlm.reports.compare import compare
     from rvqlm.reports.compare_table import place, render
 
@@ -71,6 +99,26 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"wrote {args.out}")
     else:
         print(text, end="")
+    return 0
+
+
+def _write_page(args: Args, argv: Sequence[str] | None) -> int:
+    from rvqlm.reports.aligned import Aligned
+    from rvqlm.reports.compare import compare
+    from rvqlm.reports.compare_page import compare_page
+    from rvqlm.reports.formatting import render_template
+    from rvqlm.runtime import tune_malloc
+
+    tune_malloc()
+    rows = compare(args.exp_dirs, args.split, evaluated=False)
+    aligned = Aligned.read(rows, args.manifest_dir, args.split)
+    aligned.listen(args.num_prompts, args.max_seconds, args.download)
+    content = compare_page(aligned, args.split, args.title, command_line("compare", argv))
+    write_text(args.page, render_template("compare.html", **content))
+    for remark in content["remarks"]:
+        print(f"missing: {remark}")
+    megabytes = args.page.stat().st_size / 1e6
+    print(f"{args.page} ({megabytes:.1f} MB); open it in a browser: {args.page.resolve().as_uri()}")
     return 0
 
 

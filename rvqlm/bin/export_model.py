@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""``rvqlm export-model``: a trained model as two files, to be kept, copied or published.
+"""``rvqlm export-model``: a trained model as a folder, to be kept, copied, published or served.
 
     rvqlm export-model exp/small --out small-model
     rvqlm generate --exp-dir small-model --num-samples 2
 
 The directory holds ``model.safetensors``, a file that cannot run code, and ``config.json``: options
 of the model, codec, conditions and flags of the training but for its paths. Other commands take it
-for an experiment, ``rvqlm.from_pretrained`` loads it.
+for an experiment, ``rvqlm.from_pretrained`` loads it. For other engines it has the codec, the
+symbols of texts, and a stand-alone decoder to compare with (its README.md).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Args:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    args = parse(Args, "rvqlm export-model", "A trained model as two files.", argv)
+    args = parse(Args, "rvqlm export-model", "A trained model as a folder.", argv)
     from rvqlm.checkpoints.exported import save_pretrained
     from rvqlm.checkpoints.loading import load_model
 

@@ -27,9 +27,10 @@ from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
 from rvqlm.exchange.wav import growing_wav
 from rvqlm.files import write_json
+from rvqlm.generation.request import make_request
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 from rvqlm.inference.batch_file import make_table
-from rvqlm.inference.conditions import ConditionArgs
+from rvqlm.inference.conditions import ConditionArgs, pad, pad_durations
 from rvqlm.inference.files import names_in
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.model_args import ModelArgs
@@ -38,7 +39,7 @@ from rvqlm.inference.sinks import loudspeaker, pipe
 from rvqlm.inference.speech import RECORDED
 from rvqlm.inference.stream import generate_streamed
 from rvqlm.locks import locked
-from rvqlm.modules.packed import with_weights_in
+from rvqlm.modules.packed import Kernels, pick_kernels, with_weights_in
 from rvqlm.runtime import pick_precision, tune_malloc
 
 
@@ -74,6 +75,12 @@ class GenerateArgs:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of the weights: half as many bytes to read in every step; auto: bf16 where the hardware
     has it."""
+    weights: Literal["float", "int8"] = "float"
+    """Matrices as --precision says, or in 8 bits with a factor for each output: again half as many
+    bytes."""
+    kernels: Kernels = "auto"
+    """What multiplies on a CPU: native, compiled once where the CPU has AVX-512 BF16 and there is a
+    C++ compiler, or torch; auto: native where possible."""
     model: ModelArgs = field(default_factory=ModelArgs)
     prompts: PromptArgs = field(default_factory=PromptArgs)
     output: FileArgs = field(default_factory=FileArgs)
@@ -179,7 +186,7 @@ def requests(argv: Sequence[str]) -> list[GenerateArgs]:
     ]
     for args in found:
         check_table(args) if args.prompts.prompts else check(args)
-        for name in ("exp_dir", "codec", "precision", "model"):
+        for name in ("exp_dir", "codec", "precision", "weights", "kernels", "model"):
             if getattr(args, name) != getattr(found[0], name):
                 flag = "flags of the model" if name == "model" else f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag}: one for all requests; give it before {EACH}")
@@ -193,10 +200,11 @@ class _Maker:
 
     def __init__(self, args: GenerateArgs, command: str, bar):
         self.bar = bar
-        self.model, _, state, device = args.model.load(args.exp_dir)
-        dtype = pick_precision(args.precision, device)
-        self.model = with_weights_in(self.model, dtype)
-        self.codec = load_codec_like(self.model.info, args.codec or None, device)
+        self.model, _, state, self.device = args.model.load(args.exp_dir)
+        dtype = pick_precision(args.precision, self.device)
+        kernels = pick_kernels(args.kernels, self.device)
+        self.model = with_weights_in(self.model, dtype, args.weights == "int8", kernels)
+        self.codec = load_codec_like(self.model.info, args.codec or None, self.device)
         exp = Path(args.exp_dir)
         self.folder = Path(args.output.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
         self.about = {
@@ -204,15 +212,37 @@ class _Maker:
             "checkpoint": args.model.checkpoint if exp.is_dir() else str(exp),
             "step": int(state["step"]),
             "precision": str(dtype).removeprefix("torch."),
+            "weights": args.weights,
+            "kernels": kernels,
             "command": command,
         }
         self.made: set[str] = set()
         self.warned: Counter[str] = Counter()
 
     def prompts(self, args: GenerateArgs) -> list[Prompt]:
-        out = args.output
-        frames = max(1, round(out.seconds * float(self.model.info.frame_rate)))
-        return read_prompts(args.prompts, args.conditions, self.model, self.codec, frames, out.seed)
+        """What one request starts from; of a row of a table it is checked by itself, lest what is
+        beside it in a batch decides whether it can be made."""
+        out, info = args.output, self.model.info
+        frames = max(1, round(out.seconds * float(info.frame_rate)))
+        found = read_prompts(
+            args.prompts, args.conditions, self.model, self.codec, frames, out.seed
+        )
+        for prompt in found if args.prompts.prompts else []:
+            given = [prompt.given]
+            request = make_request(
+                info,
+                self.device,
+                prompt.codes[None],
+                max_new_frames=frames,
+                sampling=args.sampling,
+                demask=args.demask,
+                speech=args.speech,
+                conditions=pad(given, self.model.conditions),
+                durations=pad_durations(given),
+            )
+            request.suffix_codes = None if prompt.after is None else prompt.after[None]
+            self.model.check_request(request)
+        return found
 
     def make(
         self,

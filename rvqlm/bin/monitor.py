@@ -36,6 +36,11 @@ class MonitorArgs:
     """Seconds between two looks of --watch or --live."""
     plot: str = ""
     """Write the curves to this file (png, svg, pdf)."""
+    expected: str = ""
+    """Say where it stands against this file; by default against that of the recipe whose flags and
+    data it has, if there is one."""
+    write_expected: str = ""
+    """Write what it came to, and --compare with it, as such a file: NAME.expected.json."""
 
 
 def run(argv: Sequence[str] | None) -> int:
@@ -48,16 +53,26 @@ def run(argv: Sequence[str] | None) -> int:
         raise UserError("--live is a window; give it without --watch and --plot")
     if args.plot and Path(args.plot).suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f"--plot {args.plot}: the name ends with .png, .svg or .pdf")
+    if args.write_expected and not args.write_expected.endswith(".expected.json"):
+        raise UserError(f"--write-expected {args.write_expected}: the name ends .expected.json")
+    if args.expected and args.compare:
+        raise UserError("--expected has no effect with --compare")
+    from rvqlm.reports.expected import read_expected, write_expected
     from rvqlm.reports.monitor import Watched, describe, live, plot, read_again, table
 
+    expected = read_expected(Path(args.expected)) if args.expected else None
     experiments = [Watched(e) for e in (args.exp_dir, *args.compare)]
+    if args.write_expected:
+        write_expected(Path(args.write_expected), [w.training for w in experiments])
+        print(f"wrote {args.write_expected}")
+        return 0
     if args.live:
         live(experiments, args.every)
         return 0
     gone: list[str] = []
     while True:
         width = shutil.get_terminal_size().columns
-        lines = table(experiments) if args.compare else describe(experiments[0], width)
+        lines = table(experiments) if args.compare else describe(experiments[0], width, expected)
         lines += gone
         if args.watch and sys.stdout.isatty():
             print("\033[H\033[2J", end="")  # from the top of an empty screen

@@ -20,6 +20,8 @@ from pathlib import Path
 from rvqlm.cli import command_line, counted, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.files import write_text
+from rvqlm.frontends.aligned import sounds
+from rvqlm.frontends.symbols import read_symbol
 from rvqlm.frontends.text import TextFrontEnd
 from rvqlm.inference.recognize import (
     RecognizeConfig,
@@ -67,7 +69,8 @@ def _run(argv: Sequence[str] | None) -> int:
         }
         found = recognize_cuts(config, model, str(path), device, bigram)
     front_end = TextFrontEnd.from_info(model.conditions["text"])
-    rows = [item.row(front_end.decode, front_end.table.__getitem__) for item in found]
+    table = front_end.table
+    rows = [item.row(front_end.decode, table.__getitem__) for item in found]
     for row in rows if config.samples else ():
         errors, symbols = counted(row["errors"], "error"), counted(row["symbols"], "symbol")
         print(f"{row['name']}  {errors} in {symbols}")
@@ -75,7 +78,8 @@ def _run(argv: Sequence[str] | None) -> int:
     if about_bigram:
         texts = counted(about_bigram["texts"], "text")
         print(f"decoded with a bigram of {texts}, weight {config.bigram:g}: no judgement of speech")
-    summary = summarize(found)
+    silent = {id for id in table.ids if not sounds(read_symbol(table[id]))}
+    summary = summarize(found, silent)
     print(describe(summary))
     result = {
         **about,
@@ -93,16 +97,23 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
+def written_rate(rate: dict) -> str:
+    """A result of `error_rate`."""
+    low, high = rate["interval"] or (None, None)
+    within = "" if low is None else f" (95 %: {low:.1%} to {high:.1%})"
+    return f"{rate['error_rate']:.1%}{within}"
+
+
 def describe(summary: dict) -> str:
     """Lines for all items."""
-    of, interval = summary["symbols"], summary["interval"]
+    of, items = summary["symbols"], counted(summary["items"], "item")
     lines = [
-        f"error rate {summary['error_rate']:.1%}"
-        + (f" (95 %: {interval[0]:.1%} to {interval[1]:.1%})" if interval else "")
-        + f" of {counted(of, 'symbol')} in {counted(summary['items'], 'item')}: "
+        f"error rate {written_rate(summary)} of {counted(of, 'symbol')} in {items}: "
         f"{summary['substitutions'] / of:.1%} substitutions, "
         f"{summary['deletions'] / of:.1%} deletions, {summary['insertions'] / of:.1%} insertions"
     ]
+    if (alone := summary["sounds"]) is not None:
+        lines.append(f"without word boundaries and punctuation: {written_rate(alone)}")
     if summary["chance"] is not None:
         found, of = summary["identified"]
         lines.append(

@@ -4,7 +4,8 @@
     rvqlm report --exp-dir exp/mini --manifest-dir data/tokens
 
 Reads what trainer, evaluate, generate and validate left behind; decodes held-out recordings from
-their stored tokens for comparison. The page needs no network and can be sent as it is.
+their stored tokens for comparison. The page needs no network and can be sent as it is. Several
+experiments side by side: rvqlm compare --page.
 """
 
 from __future__ import annotations

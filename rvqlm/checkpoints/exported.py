@@ -1,6 +1,7 @@
-"""Trained models as directories of two files, for use elsewhere: ``model.safetensors`` has the
-weights and cannot run code, ``config.json`` everything else that is needed: the model's options,
-the codec, the conditions with their symbols, how the training went.
+"""Trained models as directories, for use elsewhere: ``model.safetensors`` has the weights and
+cannot run code, ``config.json`` everything else that is needed: the model's options, the codec, the
+conditions with their symbols, how the training went. What lies beside them is for other engines
+(`rvqlm.checkpoints.engine_files`) and not read again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, TypedDict
 
 import torch
 
+from rvqlm.checkpoints.engine_files import write_engine_files
 from rvqlm.checkpoints.file import write_errors
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
@@ -73,6 +75,7 @@ def save_pretrained(
         config = describe(model, state or {}, averaged)
         config["weights_sha256"] = sha256_of(folder / WEIGHTS)
         write_json(folder / CONFIG, config, checksum=True)
+        write_engine_files(folder, config)
     return directory
 
 

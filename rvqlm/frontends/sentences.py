@@ -2,7 +2,8 @@
 is too long itself behind its clauses, and where there is none between its words.
 
 A point is no end of a sentence behind an abbreviation (`rvqlm.frontends.text_numbers`), an initial
-or the number of a list or an ordinal, nor before a small letter. ``[pause 0.5s]`` goes with what is
+or the number of a list or an ordinal, nor before a small letter
+where there are capital ones. ``[pause 0.5s]`` goes with what is
 before it. Nothing of a text is lost but white space where it is divided.
 """
 
@@ -17,8 +18,8 @@ _CLOSING = r"[\"'”’»)\]]*(?:\s*\[\s*pause\b[^\[\]]*\])*"
 _PAUSE = re.compile(r"\[\s*pause\b[^\[\]]*\]", re.IGNORECASE)
 _SENTENCE = re.compile(rf"(?:[.!?…؟।]+{_CLOSING}(?=\s|$)|[。！？]+{_CLOSING}|\s*\n\s*)")
 _CLAUSE = re.compile(rf"(?:[,;:—–،؛]+{_CLOSING}(?=\s|$)|[，、；：]+|(?<=\s)[-–—](?=\s))")
-_WORD = re.compile(r"(?<!\[pause)\s+", re.IGNORECASE)
-_NO_END = re.compile(r"(?:(?<!\w)[^\W\d_]|(?:^|\n|[.!?]\s)\s*\d{1,3})\.\Z")
+_WORD = re.compile(r"(?<!\[pause)\s+(?!\[\s*pause\b)", re.IGNORECASE)
+_NO_END = re.compile(r"(?:(?<!\w)[^\W\d_]|(?:^|\n|[.!?:]\s)\s*\d{1,3})\.\Z")
 _ORDINAL = re.compile(r"(?<!\w)\d{1,2}\.\Z")
 
 
@@ -82,14 +83,14 @@ def _sentence_ends(text: str, language: str | None) -> list[int]:
     code = (language or "en").partition("-")[0].lower()
     short = abbreviations(code)
     inside = {found.end() for found in short.finditer(text)} if short else set()
-    ends = []
+    ends, cased = [], text != text.lower()
     for found in _SENTENCE.finditer(text):
         if found[0].rstrip("\"'”’»)]") == ".":
             point = found.start() + 1
             after = text[found.end() :].lstrip()[:1]
             before = text[max(0, point - 12) : point]
             counted = code == "de" and _ORDINAL.search(before)
-            if after.islower() or point in inside or counted or _NO_END.search(before):
+            if (cased and after.islower()) or point in inside or counted or _NO_END.search(before):
                 continue
         ends.append(found.end())
     return ends

@@ -12,6 +12,10 @@ each other level within ``fine_steps`` (SoundStorm: Borsos et al., 2023, arXiv:2
 In chunks, each is filled in completely before the next, and sees so much of the codes before it as
 the overlap says: what a pass costs is bounded, however long the sequence. Conditions are those of
 the whole, and lie where they lie.
+
+Random numbers are a function of the seed, the item, the pass, the frame and the level, so that no
+item depends on those beside it; and the shapes of a pass are those of its window, whatever is
+hidden, so that nothing waits for a number to come back from a device.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import torch
 from torch import Tensor
 
 from rvqlm.generation.request import Generation, Request
-from rvqlm.generation.sampling import generators, guide, sample
+from rvqlm.generation.sampling import guide, row_keys, sample, uniforms_of
 from rvqlm.modules.masking import lowest
 
 LOGITS_AT_ONCE = 1 << 23
@@ -95,9 +99,9 @@ def demask_chunks(model: FillsIn, request: Request) -> Iterator[Generation]:
     """What there is after each chunk, the last time all of it."""
     r, special, config = request, model.special, request.demask
     K, device = r.prompt_codes.shape[2], r.prompt_codes.device
-    draws = generators(r.seed, r.rows)
-    first = torch.stack([torch.rand((), generator=g) for g in draws])
-    ends, chosen = model.choose_lengths(r, first.to(device))  # (B,) where the gap ends
+    keys = row_keys(r.seed, r.rows, device)
+    first = uniforms_of(keys, keys.new_zeros(1, 1), 1)[:, 0, 0]
+    ends, chosen = model.choose_lengths(r, first)  # (B,) where the gap ends
     frames = ends
     if r.suffix_codes is not None:
         frames = ends + r.suffix_codes.shape[1]
@@ -132,7 +136,7 @@ def demask_chunks(model: FillsIn, request: Request) -> Iterator[Generation]:
             begin,
             stop - begin,
         )
-        codes.scatter_(1, cells, _fill_in(model, window, context, draws, r, passes))
+        codes.scatter_(1, cells, _fill_in(model, window, context, keys, r, passes))
         made = until
         if bool((made < ends).any()):
             yield Generation.trimmed(codes[:, :T], made, r.prompt_lengths, chosen & (made >= ends))
@@ -156,76 +160,75 @@ def _fill_in(
     model: FillsIn,
     window: Window,
     context,
-    draws: list[torch.Generator],
+    keys: Tensor,
     request: Request,
     passes: Iterator[int],
 ) -> Tensor:
-    """Codes (B, W, K) of a window, filled in; ``passes`` number those made."""
+    """Codes (B, W, K) of a window, filled in.
+
+    :param keys: (B,) random streams of the items.
+    :param passes: numbers of those made, from 1.
+    """
     r, config, special = request, request.demask, model.special
     codes, gap, begin, frames = window
     B, W, K = codes.shape
     twice = 2 if r.guided else 1
     frames_of_rows, positions = frames.repeat(twice), None
+    at = begin[:, None] + torch.arange(W, device=codes.device)
     if bool(begin.any()):
-        positions = (begin[:, None] + torch.arange(W, device=codes.device)).repeat(twice, 1)
+        positions = at.repeat(twice, 1)
+    # frames of the gap, (B, G); of items with fewer of them some others, which stay as they are
+    open_ = gap.byte().argsort(dim=1, descending=True, stable=True)[:, : int(gap.sum(1).max())]
     hidden_cells = gap[..., None].repeat(1, 1, K)
     scores = torch.zeros(B, W, K, device=codes.device)
     for step in plan_passes(model.masking, K, config.steps or 16, config.fine_steps or 1):
-        levels, count = step.levels, step.levels.stop - step.levels.start
-        # drawn whether or not a pass has anything to do, so that no item moves another's stream
-        random = _draw(draws, frames.tolist(), W, 2 * count).to(codes.device)
+        levels, number = step.levels, next(passes)
+        random = uniforms_of(keys, (number << 32) + at, 2 * K)
+        uniform, noise = random[..., levels], random[..., K:][..., levels]
         masked = hidden_cells[..., levels]  # (B, W, k)
-        if bool(masked.any()):
-            states = model.hidden(codes.repeat(twice, 1, 1), frames_of_rows, context, positions)
-            new, score = _predict(model, states.flatten(0, 1), masked, levels, random, r)
-            codes[..., levels] = torch.where(masked, new, codes[..., levels])
-            scores[..., levels] = torch.where(masked, score, scores[..., levels])
-            if config.score == "random":
-                keys = random[..., count:]
-            else:
-                gumbel = -(-random[..., count:].clamp(1e-9, 1 - 1e-7).log()).log()
-                scale = 1.0 if config.score_noise is None else config.score_noise
-                keys = scores[..., levels] + scale * step.noise * gumbel
-            again = _hide_again(model.masking, keys, masked, gap, step.left, bool(config.remask))
-            codes[..., levels] = codes[..., levels].masked_fill(again, special)
-            hidden_cells[..., levels] = again
+        states = model.hidden(codes.repeat(twice, 1, 1), frames_of_rows, context, positions)
+        new, score = _predict(model, states, open_, levels, uniform, r)
+        codes[..., levels] = torch.where(masked, new, codes[..., levels])
+        scores[..., levels] = torch.where(masked, score, scores[..., levels])
+        sure = noise
+        if config.score != "random":
+            gumbel = -(-noise.clamp(1e-9, 1 - 1e-7).log()).log()
+            scale = 1.0 if config.score_noise is None else config.score_noise
+            sure = scores[..., levels] + scale * step.noise * gumbel
+        again = _hide_again(model.masking, sure, masked, gap, step.left, bool(config.remask))
+        codes[..., levels] = codes[..., levels].masked_fill(again, special)
+        hidden_cells[..., levels] = again
         if r.progress is not None:
-            r.progress(next(passes))
+            r.progress(number)
     return codes
 
 
-def _draw(draws: list[torch.Generator], frames: list[int], T: int, width: int) -> Tensor:
-    """(B, T, width) uniforms; an item's do not depend on the longest, T."""
-    random = torch.zeros(len(frames), T, width)
-    for row, (generator, n) in enumerate(zip(draws, frames)):
-        random[row, :n] = torch.rand(n, width, generator=generator)
-    return random
-
-
 def _predict(
-    model: FillsIn, states: Tensor, masked: Tensor, levels: slice, random: Tensor, request: Request
+    model: FillsIn, states: Tensor, frames: Tensor, levels: slice, uniform: Tensor, request: Request
 ) -> tuple[Tensor, Tensor]:
-    """Draw the masked cells (B, T, k): codes, and the log probability of each, (B, T, k).
+    """Draw all cells of some frames: codes and the log probability of each, (B, W, k), elsewhere 0.
 
-    :param states: (B * T, d), twice as many rows under guidance.
+    :param states: (B, W, d), twice as many rows under guidance.
+    :param frames: (B, G).
+    :param uniform: (B, W, k).
     """
-    B, T, count = masked.shape
-    new = torch.zeros(B * T, count, dtype=torch.int64, device=masked.device)
-    score = torch.zeros(B * T, count, device=masked.device)
-    masked, random = masked.flatten(0, 1), random.flatten(0, 1)
-    for column in range(count):
-        level = levels.start + column
-        rows = masked[:, column].nonzero().squeeze(1)
-        size = max(1, LOGITS_AT_ONCE // model.special)
-        for part in rows.split(size):
-            both = torch.cat([part, part + B * T]) if request.guided else part
-            logits = model.logits(states[both], level).float()
+    B, W, count = uniform.shape
+    index = (torch.arange(B, device=frames.device)[:, None] * W + frames).flatten()  # (B * G)
+    new = torch.zeros(B * W, count, dtype=torch.int64, device=frames.device)
+    score, uniform = torch.zeros_like(new, dtype=torch.float32), uniform.flatten(0, 1)
+    states = states.flatten(0, 1)
+    for part in index.split(max(1, LOGITS_AT_ONCE // model.special)):
+        both = torch.cat([part, part + B * W]) if request.guided else part
+        inputs, random = states[both], uniform[part]
+        for column in range(count):
+            level = levels.start + column
+            logits = model.logits(inputs, level).float()
             if request.guided:
                 logits = guide(logits, request.sampling.cfg_scale)
-            drawn = sample(logits, random[part, column], request.sampling, level)
+            drawn = sample(logits, random[:, column], request.sampling, level)
             new[part, column] = drawn
             score[part, column] = logits.log_softmax(-1).gather(1, drawn[:, None])[:, 0]
-    return new.view(B, T, count), score.view(B, T, count)
+    return new.view(B, W, count), score.view(B, W, count)
 
 
 def _hide_again(

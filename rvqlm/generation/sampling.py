@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rvqlm.errors import UserError
+from rvqlm.modules import native
 
 COLDEST = 1e-6
 """Temperature that stands for 0 where only some levels are greedy."""
@@ -210,6 +211,8 @@ def sample(logits: Tensor, uniform: Tensor, config: SamplingConfig, first_level:
     logits = logits.float()
     if config.greedy:
         return logits.argmax(-1)
+    if logits.device.type == "cpu" and native.loaded():
+        return _sample_natively(logits, uniform, config, first_level)
     order, V = None, logits.shape[-1]
     if 0 < config.top_k < V:
         logits, order = logits.topk(config.top_k)
@@ -226,6 +229,16 @@ def sample(logits: Tensor, uniform: Tensor, config: SamplingConfig, first_level:
     point = uniform.double().unsqueeze(-1) * cumulative[..., -1:]
     drawn = torch.searchsorted(cumulative, point, right=True).clamp(max=p.shape[-1] - 1)
     return (drawn if order is None else order.gather(-1, drawn)).squeeze(-1)
+
+
+def _sample_natively(logits, uniform, config: SamplingConfig, first_level: int) -> Tensor:
+    levels = logits.shape[1] if logits.ndim == 3 else 1
+    given = config.level_temperatures or (config.temperature,)
+    temperatures = _temperatures(given, first_level, levels, logits.device)
+    rows = logits.reshape(-1, levels, logits.shape[-1])
+    filters = config.top_k, config.top_p, config.min_p
+    drawn = native.sample(rows, uniform.reshape(-1, levels), temperatures, *filters)
+    return drawn.view(logits.shape[:-1])
 
 
 def without_repetition(

@@ -105,6 +105,8 @@ class Given:
     times: Tensor | None = None
     pieces: tuple[Piece, ...] = ()
     """Of a text that is said in several (`rvqlm.inference.long_texts`)."""
+    frames: float = 0.0
+    """That its text takes, where it is known."""
     known: int = 0
     """Symbols of the text that the codes of the prompt already say."""
 

@@ -44,3 +44,9 @@ def read_samples(folder: Path) -> list[tuple[Path, dict]]:
     found = [(wav, read_sample(wav)) for wav in sorted(folder.glob("*.wav"))]
     described = [(wav, about) for wav, about in found if about is not None]
     return sorted(described, key=lambda item: -(item[1].get("step") or 0))  # stable
+
+
+def text_of(about: dict) -> str | None:
+    """What a sample was to say, by its JSON: words, or symbols where these were given."""
+    conditions = about.get("conditions") or {}
+    return conditions.get("text") or conditions.get("phonemes")

@@ -32,6 +32,8 @@ from rvqlm.models.base import TokenModel
 
 SILENT = 0.8
 """Share of a sample below -50 dB above which it is warned of (recordings have up to 0.5)."""
+SORTED = 8
+"""Batches whose samples are ordered by their length."""
 LOOPS = 0.5
 """Share of its frames that were there before, likewise."""
 WINDOWS = ("context_frames", "overlap_frames")
@@ -149,11 +151,21 @@ def generate(
         divide = divided(request.prompts, model, new_frames, request.speech, out.seed)
         request = replace(request, prompts=divide)
     waiting = deque(Job(*job, model, new_frames) for job in request.jobs())
+    todo, size = _alike(waiting, out.batch_size * SORTED), out.batch_size
     while waiting:
         if waiting[0].chain.done:
             yield _sample(model, codec, waiting.popleft(), request, about)
             continue
-        _make(model, _ready(waiting, out.batch_size), request, progress)
+        _make(model, _ready(todo, size), request, progress)
+        todo = [job for job in todo if not job.chain.done]
+
+
+def _alike(jobs: Iterable[Job], window: int) -> list[Job]:
+    """Jobs in an order in which those of a batch end together, as far as is known."""
+    found, jobs = [], iter(jobs)
+    while some := [*itertools.islice(jobs, window)]:
+        found += sorted(some, key=lambda job: job.prompt.given.frames)
+    return found
 
 
 class Job:

@@ -15,6 +15,7 @@ from rvqlm.audio.load import load_cut
 from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.reader import BadAudio
 from rvqlm.codec_info import CodecInfo
+from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import decode_long
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.data.index import TokenDataset, read_sidecar
@@ -119,7 +120,11 @@ class HeldOutSplit:
         return (first + in_turns(rest, speakers(rest), speakers(chosen)))[:number]
 
     def read(
-        self, names: list[str], max_seconds: float, download: bool = False
+        self,
+        names: list[str],
+        max_seconds: float,
+        download: bool = False,
+        codec: Codec | None = None,
     ) -> tuple[list[HeldOut], list[str]]:
         """Recordings, and remarks on what is missing.
 
@@ -128,11 +133,12 @@ class HeldOutSplit:
 
         :param max_seconds: recordings are cut to this length.
         :param download: fetch the codec from the hub where it is not on this machine.
+        :param codec: that of the tokens where it is loaded already.
         """
-        info, codec, remarks = self.info, None, []
+        info, remarks = self.info, []
         try:
             # by its remembered name: from this machine only
-            codec = load_codec_like(info, info.name if download else None)
+            codec = codec or load_codec_like(info, info.name if download else None)
         except UserError as e:
             hint = "" if download else " (--download looks on the hub, too)"
             remarks.append(f"No codec reconstructions: {e}{hint}.")
@@ -158,9 +164,8 @@ class HeldOutSplit:
                 remarks.append(f"No original of {name}: {e}.")
             if codec is not None:
                 its_scales = codec.scales_for(len(codes), scales.get(name))
-                decoded = decode_long(
-                    codec, torch.from_numpy(codes.astype(np.int64)), scales=its_scales
-                )
+                on_device = torch.from_numpy(codes.astype(np.int64)).to(codec.device)
+                decoded = decode_long(codec, on_device, scales=its_scales)
                 decoded = decoded.numpy()[:, :samples]
             alignment = self._alignment(name) if spoken else []
             found.append(HeldOut(self.cuts[name], codes, original, decoded, alignment))

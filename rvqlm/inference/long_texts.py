@@ -187,8 +187,9 @@ def divided(
     needed = frames_needed(model, [found[n].given for n in places], speech, seed)
     texts = Texts(model.conditions["text"], float(model.info.frame_rate))
     for place, frames in zip(places, needed):
+        given = replace(found[place].given, frames=frames)
+        found[place] = replace(found[place], given=given)
         if frames > longest:
-            given = found[place].given
             parts = _parts(found[place], texts, _room(given, model, longest) / frames)
             if len(parts) > 1:
                 alone = [

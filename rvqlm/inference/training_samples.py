@@ -26,6 +26,7 @@ from rvqlm.inference.files import write_sample
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
 from rvqlm.inference.held_out import HeldOutSplit
 from rvqlm.inference.prompts import PromptArgs, read_prompts
+from rvqlm.metrics.code_use import divergence
 from rvqlm.metrics.losses import count_codes
 from rvqlm.training.config import LogConfig
 from rvqlm.training.logger import MetricsLog
@@ -189,14 +190,8 @@ class SampleWriter:
         for level in range(K):
             self.log.histogram(f"codes/level_{level}", step, codes[:, level], bins=min(V, 256))
         return {
-            "kl_from_data": _divergence(counts, self._counts),
-            "kl_of_recordings": _divergence(some, self._counts - some),
+            "kl_from_data": divergence(counts, self._counts),
+            "kl_of_recordings": divergence(some, self._counts - some),
             "codes_used": [int(n) for n in (counts > 0).sum(1)],
             "frames": len(codes),
         }
-
-
-def _divergence(counts: np.ndarray, others: np.ndarray) -> list[float]:
-    """KL(counts || others) in nats of each level, of counts (K, V) with one added everywhere."""
-    p, q = ((c + 1.0) / (c + 1.0).sum(1, keepdims=True) for c in (counts, others))
-    return (p * np.log(p / q)).sum(1).tolist()

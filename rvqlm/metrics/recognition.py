@@ -8,11 +8,13 @@ items together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+
+from rvqlm.metrics.bootstrap import ratio_interval
 
 GAP = "<eps>"
 """What stands for no symbol in an alignment; that of symbol tables."""
@@ -171,26 +173,40 @@ def error_rate(errors: np.ndarray, symbols: np.ndarray) -> dict:
     :param errors, symbols: (N,) of each item.
     """
     errors, symbols = np.asarray(errors, float), np.asarray(symbols, float)
-    interval = None
-    if len(errors) > 1:
-        drawn = np.random.default_rng(0).integers(len(errors), size=(2000, len(errors)))
-        rates = errors[drawn].sum(1) / symbols[drawn].sum(1)
-        interval = np.percentile(rates, [2.5, 97.5]).tolist()
-    return {"error_rate": float(errors.sum() / symbols.sum()), "interval": interval}
+    within = ratio_interval(errors, symbols)
+    return {"error_rate": float(errors.sum() / symbols.sum()), "interval": within}
 
 
-def summarize(items: Sequence[Recognized]) -> dict:
-    """Rates over `items`, by kind of error, and by chance; see `error_rate` and `compare_texts`."""
+def summarize(items: Sequence[Recognized], silent: Collection[int] = ()) -> dict:
+    """Rates over `items`, by kind of error, and by chance; see `error_rate` and `compare_texts`.
+
+    :param silent: ids of symbols that have no sound of their own, such as that of a word boundary;
+        ``sounds`` is the rate of all others, aligned without these; None without any.
+    """
     edits = [count_edits(align(item.reference, item.recognized)) for item in items]
     symbols = [len(item.reference) for item in items]
     return {
         **error_rate([e.errors for e in edits], symbols),
         **compare_texts(items),
+        "sounds": _without(items, silent) if silent else None,
         "items": len(items),
         "symbols": sum(symbols),
         "errors": sum(e.errors for e in edits),
         **{name: sum(getattr(e, name) for e in edits) for name in Edits._fields},
     }
+
+
+def _without(items: Sequence[Recognized], silent: Collection[int]) -> dict | None:
+    """`error_rate` with these symbols left out of both sides; None where nothing is left."""
+    sides = (
+        [[id for id in side if id not in silent] for side in (item.reference, item.recognized)]
+        for item in items
+    )
+    pairs = [(said, heard) for said, heard in sides if said]
+    if not pairs:
+        return None
+    said, heard = zip(*pairs)
+    return error_rate(edit_distances(said, heard), [len(side) for side in said])
 
 
 def compare_texts(items: Sequence[Recognized]) -> dict:

@@ -105,6 +105,7 @@ class _Evaluation(TypedDict, total=False):
     uncertainty: _Uncertainty | None
     eval_draws: Count | None
     without: list[str]
+    weights: str
     command: str | None
     prompt_fraction: Share
     unigram_bits_per_second: Finite

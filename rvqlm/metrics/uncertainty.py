@@ -4,7 +4,8 @@ A figure is a ratio of sums over recordings (nats over codes, level by level), a
 error that of a ratio estimator (Cochran, 1977, "Sampling Techniques", 3rd ed., section 6.3): the
 scatter of what each recording has more, or less, than its codes at the mean. Recordings are taken
 as independent, so those of few speakers make it look smaller than it is for other speakers. Where a
-model is scored by random maskings, the scatter that these add is in it, too.
+model is scored by random maskings, the scatter that these add is in it, too. Beside it, without any
+assumption of a normal distribution, the bootstrap over recordings (`rvqlm.metrics.bootstrap`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from rvqlm.files import Count, Finite
+from rvqlm.metrics.bootstrap import bootstrapped, interval, ratio
 
 NORMAL = 1.96
 """Standard errors at each side of a figure that hold the true one in 95 % of cases, of many."""
@@ -29,6 +31,8 @@ class Uncertainty(TypedDict):
     nats: list[Finite | None]
     bits_per_second: Finite | None
     plus_minus: Finite | None
+    interval: list[Finite] | None
+    nats_intervals: list[list[Finite] | None]
 
 
 class ByRecording:
@@ -56,13 +60,14 @@ class ByRecording:
 
     def uncertainty(self, frame_rate: Fraction) -> Uncertainty:
         """Standard errors of the mean nats of each level and of their sum as bits per second, and
-        what to add to and take from the latter for a 95 % interval; None of a level that fewer than
-        two recordings scored, and of all levels then."""
+        what to add to and take from the latter for a 95 % interval; the bootstrap's 95 % intervals
+        of both. None of a level that fewer than two recordings scored, and of all levels then."""
         M, K = len(self.sums), self.num_codebooks
         found = {"recordings": M, "nats": [None] * K, "bits_per_second": None, "plus_minus": None}
+        found |= {"interval": None, "nats_intervals": [None] * K}
         if M < 2:
             return found
-        nats, counts = np.stack(list(self.sums.values()), axis=1)  # (M, K) each
+        nats, counts = self._columns()
         totals, scored_by = counts.sum(0), (counts > 0).sum(0)
         known = scored_by > 1
         totals[~known] = 1
@@ -74,7 +79,35 @@ class ByRecording:
             bits = np.sqrt((off.sum(1) ** 2).sum()) / log(2) * float(frame_rate)
             within = deviations(int(scored_by.min()) - 1) * bits
             found |= {"bits_per_second": float(bits), "plus_minus": float(within)}
+            found["interval"] = interval(self._bits(frame_rate))
+        means = self._means()
+        found["nats_intervals"] = [
+            interval(means[:, k]) if n else None for k, n in enumerate(known)
+        ]
         return found
+
+    def difference(self, other: ByRecording, frame_rate: Fraction) -> dict | None:
+        """Bits per second less those of another model of the same recordings, with the 95 %
+        interval of the bootstrap, recording by recording; None for less than two."""
+        if len(self.sums) < 2:
+            return None
+        if list(self.sums) != list(other.sums):
+            raise ValueError("other recordings, or in another order")
+        apart = self._bits(frame_rate) - other._bits(frame_rate)
+        bits = self._bits(frame_rate, False) - other._bits(frame_rate, False)
+        return {"bits_per_second": float(bits), "interval": interval(apart)}
+
+    def _columns(self) -> np.ndarray:
+        """(2, M, K) nats and counts of the recordings."""
+        return np.stack(list(self.sums.values()), axis=1)
+
+    def _means(self, drawn: bool = True) -> np.ndarray:
+        """(draws, K) mean nats of recordings drawn again and again, or (K,) of them as they are."""
+        columns = self._columns()
+        return bootstrapped(ratio, *columns) if drawn else ratio(*columns.sum(1))
+
+    def _bits(self, frame_rate: Fraction, drawn: bool = True) -> np.ndarray:
+        return self._means(drawn).sum(-1) / log(2) * float(frame_rate)
 
 
 def deviations(freedom: int) -> float:

@@ -101,6 +101,12 @@ class TokenModel(nn.Module):
         self.duration_head: DurationHead | None = None
 
     @property
+    def ordered_levels(self) -> int:
+        """Levels, from 0 on, whose codes are predicted from the same whatever part of a sequence is
+        its prompt."""
+        return self.info.num_codebooks if self.in_order else 0
+
+    @property
     def special(self) -> int:
         """Id of cells without a code: before the start, past the end, and those that a pattern
         leaves empty."""

@@ -132,6 +132,11 @@ class Valle(TokenModel):
         """What is trained: 0 both networks, 1 the AR, 2 the NAR."""
         return self.config.train_stage
 
+    @property
+    def ordered_levels(self) -> int:
+        """That of the AR, but where a learned step tells it where the prompt ends."""
+        return 0 if self.config.prepend_bos else 1
+
     def muon_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.ar.matrices() + self.nar.matrices() if p.requires_grad]
 

@@ -48,14 +48,19 @@ class RotaryTable:
     def rows(self, places: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """Of one step per item at whole places (B,) below ``longest``: cosines and signed sines
         (B, 1, 1, D) for `rotate`."""
-        wide, device = self._wide, places.device
+        wide = self.wide(longest, places.device)
+        cos, sin = wide.index_select(0, places)[:, :, None, None].unbind(1)
+        return cos, sin
+
+    def wide(self, longest: int, device: torch.device) -> Tensor:
+        """(at least ``longest``, 2, D) float32 cosines and signed sines of whole places."""
+        wide = self._wide
         if wide is None or wide.device != device or len(wide) < longest:
             cos, sin = self(0, longest, device)
             with torch.inference_mode(False):
                 wide = torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)], 1)
             self._wide = wide
-        cos, sin = wide.index_select(0, places)[:, :, None, None].unbind(1)
-        return cos, sin
+        return wide
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(..., D/2) cosines and sines of any positions (...), float32."""
@@ -183,18 +188,26 @@ class KVCache:
 
     :param shape: layers, batch, heads, longest sequence in steps, width of a head.
     :param like: a tensor on the same device and of the same dtype. On a CPU float32 is held
-        instead of 16 bits, of which its attention makes five times slower use.
+        instead of 16 bits, of which torch's attention makes five times slower use.
+    :param dtype: of keys and values, if another.
     :param seen: (B, M) bool: which of the first M steps may be seen; all others may.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int, int, int], like: Tensor, seen: Tensor | None = None
+        self,
+        shape: tuple[int, int, int, int, int],
+        like: Tensor,
+        seen: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ):
         layers, B, heads, self.longest, width = shape
-        device, dtype = like.device, torch.float32 if like.device.type == "cpu" else like.dtype
+        device = like.device
+        self.dtype = torch.float32 if device.type == "cpu" else like.dtype
+        """Of what attention computes with."""
         room = -(-self.longest // WINDOW) * WINDOW
         # what is hidden must be finite: it is multiplied by zero
-        self._steps = torch.zeros(layers, B, room, 2, heads, width, device=device, dtype=dtype)
+        dtype, held = self.dtype, dtype or self.dtype
+        self._steps = torch.zeros(layers, B, room, 2, heads, width, device=device, dtype=held)
         # (B * room, 2, H, D) each
         self._rows = [self._steps[layer].flatten(0, 1) for layer in range(layers)]
         self._hidden = torch.full((B, room), -torch.inf, device=device, dtype=dtype)
@@ -265,8 +278,19 @@ class KVCache:
         self._row.add_(steps)
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self._steps.dtype
+    def steps(self) -> Tensor:
+        """(layers, B, room, 2, H, D) keys and values of all rows."""
+        return self._steps
+
+    @property
+    def rows_at(self) -> Tensor:
+        """(B,) row * room + the place of its next step."""
+        return self._row
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, room), 0 for places that may be seen and -inf."""
+        return self._hidden
 
 
 class Attention(nn.Module):

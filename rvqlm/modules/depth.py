@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvqlm.modules.heads import Choose, TrunkHeads
+from rvqlm.modules.heads import Choose, TrunkHeads, of_level
 
 
 def attend_levels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class DepthHeads(TrunkHeads):
 
     def _embed(self, codes: Tensor, level: int) -> Tensor:
         """Inputs (n, L, w) of the levels after those of codes (n, L), which begin at ``level``."""
-        V, L = self.weight.shape[1], codes.shape[1]
+        V, L = self.codebook_size, codes.shape[1]
         ids = torch.where((codes >= 0) & (codes < V), codes, V).long()
         first = torch.arange(level, level + L, device=codes.device) * (V + 1)
         return F.embedding(ids + first, self.tables)
@@ -129,7 +129,7 @@ class DepthHeads(TrunkHeads):
                 x = x + self._embed(last, level - 1)
             for i, block in enumerate(self.blocks):
                 x, past[i] = block(x, past[i])
-            logits = F.linear(self.norm(x), self.weight[level])  # (n, 1, V)
+            logits = of_level(self.weight, self.norm(x), level)  # (n, 1, V)
             chosen.append(choose(level, logits))
         return torch.cat(chosen, 1)
 

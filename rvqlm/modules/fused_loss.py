@@ -16,7 +16,8 @@ live at once either.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,23 @@ DENSE = 0.7
 
 CELL_METRICS = ("nats", "accuracy")
 """What `Scorer._score` adds up per level, of every scored code."""
+
+GAPS = tuple(f"gap_{n}" for n in range(10))
+"""Within `calibration` also these: of the codes whose likeliest value has a probability in the n-th
+tenth, that probability less whether it was the right one."""
+
+_wanted = CELL_METRICS
+
+
+@contextmanager
+def calibration() -> Iterator[None]:
+    """Add `GAPS` to the metrics of losses without gradients."""
+    global _wanted
+    before, _wanted = _wanted, (*CELL_METRICS, *GAPS)
+    try:
+        yield
+    finally:
+        _wanted = before
 
 
 class HeadLoss(NamedTuple):
@@ -77,7 +95,8 @@ class Scorer:
             level_weights = torch.ones(num_levels, device=device)
         self.level_weights = level_weights.to(self.sum_dtype)
         self.loss = torch.zeros((), device=device, dtype=self.sum_dtype)
-        self.sums = {name: torch.zeros_like(self.level_weights) for name in CELL_METRICS}
+        wanted = CELL_METRICS if self.with_grad else _wanted
+        self.sums = {name: torch.zeros_like(self.level_weights) for name in wanted}
         self.grad_weight = self.cells = None
         if self.with_grad:
             self.grad_weight = torch.zeros(weight.shape, device=device, dtype=self.sum_dtype)
@@ -232,6 +251,10 @@ class Scorer:
         if smoothing:
             nll = (1 - smoothing) * nll + smoothing * (log_total.squeeze(-1) - mean)
         cells = {"nats": nats, "accuracy": hits}
+        if GAPS[0] in self.sums:
+            sure = total.reciprocal().squeeze(-1)  # the likeliest has exp(0) of the total
+            tenth = (sure * len(GAPS)).long().clamp(max=len(GAPS) - 1)
+            cells |= {name: (sure - hits) * (tenth == n) for n, name in enumerate(GAPS)}
         if use is not None:
             use = use.to(logits.dtype)
             cells, factors = {name: v * use for name, v in cells.items()}, factors * use

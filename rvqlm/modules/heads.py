@@ -108,6 +108,11 @@ class LinearHeads(Heads):
         tables = embedding.weight.view(-1, embedding.num_embeddings, dim)
         return tables[levels, :-1] * dim**-0.5
 
+    def untie(self, classifiers: Tensor) -> None:
+        """Have classifiers (K, V, d) of their own."""
+        self._tied = None, slice(0)
+        self.weight = nn.Parameter(classifiers)
+
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         weight = self.classifiers
         K, V, d = weight.shape
@@ -129,12 +134,33 @@ class LinearHeads(Heads):
         )
 
 
+Stack = Tensor | nn.ModuleList
+"""Matrices (K, out, in), one for each level; or packed, the modules of their products."""
+
+
+def of_level(stack: Stack, x: Tensor, level: int) -> Tensor:
+    """(..., in) -> (..., out) by the matrix of one level."""
+    matrix = stack[level]
+    return F.linear(x, matrix) if isinstance(matrix, Tensor) else matrix(x)
+
+
+def of_levels(stack: Stack, x: Tensor) -> Tensor:
+    """States (n, in), or of every level (n, K, in), by the matrix of each -> (n, K, out)."""
+    if not isinstance(stack, Tensor):
+        each = [x] * len(stack) if x.ndim == 2 else x.unbind(1)
+        return torch.stack([product(state) for product, state in zip(stack, each)], 1)
+    if x.ndim == 2:
+        return F.linear(x, stack.flatten(0, 1)).unflatten(1, stack.shape[:2])
+    return torch.bmm(x.transpose(0, 1), stack.mT).transpose(0, 1)
+
+
 class TrunkHeads(Heads):
     """Classifiers of states that layers of the head make, one for each level."""
 
     def __init__(self, num_codebooks: int, codebook_size: int, dim: int, shared: bool = False):
         super().__init__()
         self.num_codebooks, self.shared = num_codebooks, shared
+        self.codebook_size = codebook_size
         self.weight = nn.Parameter(torch.zeros(1 if shared else num_codebooks, codebook_size, dim))
 
     def states(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -147,9 +173,9 @@ class TrunkHeads(Heads):
             targets = targets.reshape(-1, self.num_codebooks)
         states = self.states(hidden.reshape(-1, hidden.shape[-1]), targets)
         if self.shared:
-            logits = F.linear(states, self.weight[0])
+            logits = of_level(self.weight, states, 0)
         else:
-            logits = torch.bmm(states.transpose(0, 1), self.weight.mT).transpose(0, 1)
+            logits = of_levels(self.weight, states)
         return logits.unflatten(0, leading)
 
     def loss(self, hidden, targets, valid, level_weights=None, label_smoothing=0.0) -> HeadLoss:
@@ -169,7 +195,7 @@ class SharedLinearHeads(TrunkHeads):
         return (hidden.unsqueeze(1) if hidden.ndim == 2 else hidden) + self.level
 
     def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
-        return F.linear(hidden + self.level[level], self.weight[0])
+        return of_level(self.weight, hidden + self.level[level], 0)
 
 
 class MLPHeads(TrunkHeads):
@@ -203,22 +229,16 @@ class MLPHeads(TrunkHeads):
         if self.shared:
             hidden = (hidden.unsqueeze(1) if hidden.ndim == 2 else hidden) + self.level
             return self._feedforward(self.norm(hidden), 0)
-        x = self.norm(hidden)
-        if x.ndim == 2:
-            inner = F.linear(x, self.up.flatten(0, 1)).unflatten(1, self.up.shape[:2])
-            inner = inner.transpose(0, 1)  # (K, n, inner)
-        else:
-            inner = torch.bmm(x.transpose(0, 1), self.up.mT)
-        return torch.bmm(F.gelu(inner), self.down.mT).transpose(0, 1)
+        return of_levels(self.down, F.gelu(of_levels(self.up, self.norm(hidden))))
 
     def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
         if self.shared:
             hidden = hidden + self.level[level]
         copy = 0 if self.shared else level
-        return F.linear(self._feedforward(self.norm(hidden), copy), self.weight[copy])
+        return of_level(self.weight, self._feedforward(self.norm(hidden), copy), copy)
 
     def _feedforward(self, x: Tensor, copy: int) -> Tensor:
-        return F.linear(F.gelu(F.linear(x, self.up[copy])), self.down[copy])
+        return of_level(self.down, F.gelu(of_level(self.up, x, copy)), copy)
 
     def muon_matrices(self) -> list[nn.Parameter]:
         return [self.up, self.down]
@@ -242,8 +262,8 @@ class ResidualHeads(TrunkHeads):
         self.down = nn.Parameter(torch.zeros(num_codebooks, dim, inner))
 
     def _refine(self, x: Tensor, level: int) -> Tensor:
-        inner = F.gelu(F.linear(self.norm(x), self.up[level]))
-        return x + F.linear(inner, self.down[level])
+        inner = F.gelu(of_level(self.up, self.norm(x), level))
+        return x + of_level(self.down, inner, level)
 
     def states(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
         x = hidden.unsqueeze(1) if hidden.ndim == 2 else hidden  # (n, 1 or K, d)
@@ -258,7 +278,7 @@ class ResidualHeads(TrunkHeads):
     def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
         for coarser in range(level + 1):
             hidden = self._refine(hidden, coarser)
-        return F.linear(hidden, self.weight[level])
+        return of_level(self.weight, hidden, level)
 
     def muon_matrices(self) -> list[nn.Parameter]:
         return [self.up, self.down]

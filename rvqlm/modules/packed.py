@@ -1,24 +1,36 @@
 """Weights laid out once for the products of decoding, in the type that they are computed in.
 
 A step of decoding multiplies every matrix with one row or a few, so its time is that of reading the
-weights. On a CPU oneDNN reads 16-bit weights as fast as memory gives them where they lie as its
-kernels want them, which takes a copy that is made here, once; plain ones it would bring into that
-form in every product.
+weights: 16 bits each, or 8 with a factor for each output, are read in a half or a quarter of it.
+
+========== ========================================================================================
+native     CPUs with AVX-512 BF16 and a C++ compiler: kernels of our own (`rvqlm.modules.native`)
+torch      elsewhere: oneDNN's copies in bf16 on a CPU, the plain model on a GPU
+========== ========================================================================================
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvqlm.modules.heads import Heads, LinearHeads
+from rvqlm.errors import UserError
+from rvqlm.modules import native
+from rvqlm.modules.heads import Heads, LinearHeads, TrunkHeads
 
 SMALLEST = 1 << 14
 """Weights of a matrix that is worth it."""
+Kernels = Literal["auto", "native", "torch"]
+Pack = Callable[[Tensor, Tensor | None], nn.Module]
+"""``pack(weight (out, in), bias or None)``: the module of their product."""
 
 
 class PackedLinear(nn.Module):
-    """x W^T (+ bias) in the type of the weights; float32 in and out, as all around it is.
+    """x W^T (+ bias) by oneDNN in the type of the weights; float32 in and out, as all around it is.
 
     :param weight: (out, in).
     """
@@ -43,18 +55,53 @@ class PackedLinear(nn.Module):
         return product(x.to(self.dtype), self.packed, self.bias, then, [], "none")
 
 
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers -127 ... 127 (out, in) and the factors (out) float32 that make them the weights."""
+    scale = weight.detach().float().abs().amax(1).clamp(min=1e-30) / 127
+    return (weight.detach().float() / scale[:, None]).round().to(torch.int8), scale
+
+
+class Int8Linear(nn.Module):
+    """x W^T (+ bias) with `quantized` weights by what torch has, in the type of x; of a CPU its
+    kernel, which rounds x to bf16.
+
+    :param weight: (out, in).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None):
+        super().__init__()
+        # buffers would be cast with the model
+        self.weight, self.scale = quantized(weight)
+        self.bias = None if bias is None else bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if x.device.type != "cpu":
+            return self.dequantizing(x)
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale.bfloat16())
+        y = y.view(*x.shape[:-1], len(self.weight)).to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+    def dequantizing(self, x: Tensor) -> Tensor:
+        """The same from weights that are made floats in the product."""
+        y = F.linear(x, self.weight.to(x.dtype)).float() * self.scale
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
+
+
 class PackedLinearHeads(Heads):
     """`LinearHeads` for drawing; each form is packed when it is first asked for."""
 
-    def __init__(self, heads: LinearHeads, dtype: torch.dtype):
+    def __init__(self, heads: LinearHeads, pack: Pack):
         super().__init__()
-        self.weight = nn.Parameter(heads.classifiers.detach().to(dtype), requires_grad=False)
-        self._products: dict[int | None, PackedLinear] = {}  # None: of all levels
+        self.weight = nn.Parameter(heads.classifiers.detach(), requires_grad=False)
+        self.pack = pack
+        self._products: dict[int | None, nn.Module] = {}  # None: of all levels
 
-    def _product(self, level: int | None) -> PackedLinear:
+    def _product(self, level: int | None) -> nn.Module:
         if level not in self._products:
             weight = self.weight.flatten(0, 1) if level is None else self.weight[level]
-            self._products[level] = PackedLinear(weight, None, weight.dtype)
+            self._products[level] = self.pack(weight, None)
         return self._products[level]
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -64,24 +111,97 @@ class PackedLinearHeads(Heads):
         return self._product(level)(hidden)
 
 
-def with_weights_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def pick_kernels(kernels: Kernels, device: torch.device) -> Literal["native", "torch"]:
+    """What ``auto`` is here.
+
+    :raises UserError: native ones are asked for and cannot be had, and why.
+    """
+    why = native.missing() if device.type == "cpu" else f"they are of CPUs, not of {device.type}"
+    if kernels == "native" and why:
+        raise UserError(f"--kernels native: {why}; use --kernels torch")
+    return "torch" if why or kernels == "torch" else "native"
+
+
+def _packing(dtype: torch.dtype, kernels: str, device: torch.device) -> Pack | None:
+    """How matrices are packed; None: not at all."""
+    if kernels == "native":
+        if dtype == torch.int8:
+            return lambda weight, bias: _native_int8(weight, bias)
+        return lambda weight, bias: native.NativeLinear(weight.to(dtype), bias)
+    if dtype == torch.int8:
+        return Int8Linear
+    on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if dtype == torch.float32 or not on_cpu:
+        return None
+    return lambda weight, bias: PackedLinear(weight, bias, dtype)
+
+
+def _native_int8(weight: Tensor, bias: Tensor | None) -> native.NativeLinear:
+    integers, scale = quantized(weight)
+    return native.NativeLinear(integers, bias, scale)
+
+
+def with_weights_in(
+    model: nn.Module, dtype: torch.dtype, int8: bool = False, kernels: Kernels = "auto"
+) -> nn.Module:
     """A model that is to generate and no more, with its weights in ``dtype``; it is changed.
 
     On a CPU the matrices are packed and all between the products stays float32, as autocast has it
     in training. Elsewhere the whole model is cast.
+
+    :param int8: matrices, but for small ones and tables of embeddings, in 8 bits.
+    :param kernels: ``torch`` and float32 leave the model as it is.
     """
     device = next(model.parameters()).device
-    if dtype == torch.float32:
-        return model
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return model.to(dtype)
+    kernels = pick_kernels(kernels, device)
+    pack = _packing(torch.int8 if int8 else dtype, kernels, device)
+    if pack is None:
+        return model if device.type == "cpu" else model.to(dtype)
     for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear and module.weight.numel() >= SMALLEST:
-            packed = PackedLinear(module.weight, module.bias, dtype)
+        if isinstance(module, TrunkHeads):
+            for stack in _stacks(module):
+                matrices = getattr(module, stack)
+                delattr(module, stack)
+                each = (pack(weight, None) for weight in matrices)
+                setattr(module, stack, nn.ModuleList(each))
+        elif _is_matrix(module):
+            _replace(model, name, pack(module.weight, module.bias))
         elif type(module) is LinearHeads:
-            packed = PackedLinearHeads(module, dtype)
-        else:
-            continue
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, packed)
+            _replace(model, name, PackedLinearHeads(module, pack))
+    return model if device.type == "cpu" else model.to(dtype)
+
+
+@torch.no_grad()
+def rounded_to_int8(model: nn.Module) -> nn.Module:
+    """The model with every weight that `with_weights_in` has in 8 bits rounded to what it then is,
+    for whatever a model can do; it is changed."""
+
+    def rounded(weight: Tensor) -> Tensor:
+        integers, scale = quantized(weight)
+        return (integers * scale[:, None]).to(weight.dtype)
+
+    for module in list(model.modules()):
+        if isinstance(module, TrunkHeads):
+            for stack in _stacks(module):
+                for weight in getattr(module, stack):
+                    weight.copy_(rounded(weight))
+        elif _is_matrix(module):
+            module.weight.copy_(rounded(module.weight))
+        elif type(module) is LinearHeads:  # the embedding that it may be tied to is not rounded
+            module.untie(rounded(module.classifiers.flatten(0, 1)).view_as(module.classifiers))
     return model
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    return type(module) is nn.Linear and module.weight.numel() >= SMALLEST
+
+
+def _stacks(heads: TrunkHeads) -> list[str]:
+    """Names of matrices (K, out, in), one for each level."""
+    named = heads.named_parameters(recurse=False)
+    return [name for name, p in named if p.ndim == 3 and p[0].numel() >= SMALLEST]
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

@@ -1,5 +1,6 @@
 """One step of a transformer over a cache: the same sums as `Transformer.forward` of one step, as a
-plain sequence of operations.
+plain sequence of operations, or as one program of kernels (`rvqlm.modules.native`) where the
+weights are packed for these.
 
 What a step of a small model takes is not the products but all that is between them, and half of
 that are calls of modules. Every tensor has the same shape in every step, until the window of the
@@ -15,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rvqlm.modules.attention import KVCache, rotate
+from rvqlm.modules.native import NativeLinear, Program
 from rvqlm.modules.packed import PackedLinear
 from rvqlm.modules.transformer import ACTIVATIONS, Block, FeedForward, Norm, Transformer
 
 Function = Callable[[Tensor], Tensor]
+Memory = list[tuple[Tensor, Tensor]]
 
 
 def _norm(norm: Norm | None) -> Function:
@@ -31,9 +34,11 @@ def _norm(norm: Norm | None) -> Function:
     return lambda x: torch.layer_norm(x, shape, weight, None, eps)
 
 
-def _linear(linear: nn.Linear | PackedLinear) -> Function:
+def _linear(linear: nn.Module) -> Function:
     if isinstance(linear, PackedLinear):
         return linear.product
+    if type(linear) is not nn.Linear:
+        return linear.forward
     weight = linear.weight
     return lambda x: F.linear(x, weight)
 
@@ -63,6 +68,11 @@ class _Layer:
 class Stepper:
     """Continues what a cache holds of a causal transformer step by step."""
 
+    def __new__(cls, transformer: Transformer, cache: KVCache):
+        if cls is Stepper and transformer.native is not None:
+            cls = _NativeStepper
+        return super().__new__(cls)
+
     def __init__(self, transformer: Transformer, cache: KVCache):
         c = transformer.config
         self.cache, self.rotary, self.norm_first = cache, transformer.rotary, c.norm_first
@@ -75,7 +85,7 @@ class Stepper:
         self,
         x: Tensor,
         places: Tensor | None = None,
-        memory: list[tuple[Tensor, Tensor]] | None = None,
+        memory: Memory | None = None,
         memory_mask: Tensor | None = None,
     ) -> Tensor:
         """One step (B, 1, d) -> (B, 1, d).
@@ -84,10 +94,16 @@ class Stepper:
             cache by default.
         :param memory: what `Transformer.read` gave, with its mask (B, M).
         """
+        places = self.cache.places if places is None else places
+        y = self._step(x, places, memory, memory_mask, self.cache.open())
+        self.cache.advance(1, shown=True)
+        return y
+
+    def _step(self, x, places, memory, memory_mask, seen: Tensor) -> Tensor:
         cache, B = self.cache, len(x)
         one = B, 1, self.heads * self.width
-        cos, sin = self.rotary.rows(cache.places if places is None else places, cache.longest)
-        cos, sin, seen = cos.to(cache.dtype), sin.to(cache.dtype), cache.open()
+        cos, sin = self.rotary.rows(places, cache.longest)
+        cos, sin = cos.to(cache.dtype), sin.to(cache.dtype)
         shown = None if memory_mask is None else memory_mask[:, None, None]
 
         def attention(y: Tensor) -> Tensor:
@@ -115,5 +131,87 @@ class Stepper:
                 branches.append((layer.cross_norm, cross))
             for norm, function in [*branches, (layer.feedforward_norm, layer.feedforward)]:
                 x = x + function(norm(x)) if self.norm_first else norm(x + function(x))
-        cache.advance(1, shown=True)
         return self.norm(x)
+
+
+class _NativeStepper(Stepper):
+    """The same as one call."""
+
+    def __init__(self, transformer: Transformer, cache: KVCache):
+        self.cache, self.transformer = cache, transformer
+        self._made_for: tuple = ()
+        self._program: Program | None = None
+
+    def _step(self, x, places, memory, memory_mask, seen: Tensor) -> Tensor:
+        B, first = len(x), None if memory is None else memory[0][0]
+        # what the operations point to
+        made_for = self.cache.steps, first, memory_mask
+        if self._program is None or any(a is not b for a, b in zip(made_for, self._made_for)):
+            self._made_for = made_for
+            self._program = self._make(memory, memory_mask)
+        self._input[:B] = x[:, 0]
+        self._program.run(B, self.cache.rows_at, places.contiguous())
+        return self._output[:B, None].clone()
+
+    def _make(self, memory: Memory | None, memory_mask: Tensor | None) -> Program:
+        """The operations of all layers; x is the stream, y what a branch makes of it."""
+        t, cache = self.transformer, self.cache
+        c, heads = t.config, t.config.num_heads
+        program = Program(cache.steps.shape[1])
+        widths = {"x": c.dim, "y": c.dim, "query": c.dim, "qkv": 3 * c.dim}
+        widths["inner"] = c.dim_feedforward
+        widths["up"] = c.dim_feedforward * (2 if c.activation == "swiglu" else 1)
+        at = {name: program.buffer(width) for name, width in widths.items()}
+        rotary = t.rotary.wide(cache.longest, cache.steps.device)
+        cross_mask = None
+        if memory_mask is not None:
+            cross_mask = torch.zeros(memory_mask.shape).masked_fill_(~memory_mask, -torch.inf)
+
+        def norm(module: Norm, x: str, y: str) -> None:
+            gain, centred = module.norm.weight, isinstance(module.norm, nn.LayerNorm)
+            eps = module.norm.eps
+            eps = torch.finfo(torch.float32).eps if eps is None else eps
+            program.norm(gain, eps, centred, at[x], at[y])
+
+        def product(linear: nn.Module, x: str, y: str, bias=None, **then) -> None:
+            if not isinstance(linear, NativeLinear):  # too small to be worth another type
+                linear = NativeLinear(linear.weight.float(), linear.bias)
+            if bias is not None:
+                linear = linear.with_bias(bias)
+            program.product(linear, at[x], at[y], **then)
+
+        def attention(block: Block, x: str) -> None:
+            product(block.attention.qkv, x, "qkv")
+            k, v = cache.steps[block.attention.layer].permute(2, 0, 3, 1, 4)
+            program.attention(at["qkv"], at["y"], heads, k, v, cache.mask, rotary, writes=True)
+            product(block.attention.out, "y", "x", add=True)
+
+        def cross(block: Block, x: str) -> None:
+            product(block.cross.query, x, "query", bias=block.cross.place)
+            k, v = (part.float().contiguous() for part in memory[block.attention.layer])
+            program.attention(at["query"], at["y"], heads, k, v, cross_mask, rotary, writes=False)
+            product(block.cross.out, "y", "x", add=True)
+
+        def feedforward(block: Block, x: str) -> None:
+            if c.activation == "swiglu":
+                product(block.feedforward.up, x, "up")
+                program.swiglu(at["up"], at["inner"])
+            else:
+                product(block.feedforward.up, x, "inner", activation=c.activation)
+            product(block.feedforward.down, "inner", "x", add=True)
+
+        for block in t.layers:
+            branches = [(block.attention_norm, attention), (block.feedforward_norm, feedforward)]
+            if memory is not None:
+                branches.insert(1, (block.cross_norm, cross))
+            for before, branch in branches:
+                if c.norm_first:
+                    norm(before, "x", "y")
+                    branch(block, "y")
+                else:
+                    branch(block, "x")
+                    norm(before, "x", "x")
+        if t.norm is not None:
+            norm(t.norm, "x", "y")
+        self._input, self._output = at["x"], at["y" if t.norm is not None else "x"]
+        return program

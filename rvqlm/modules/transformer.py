@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rvqlm.modules.attention import Attention, CrossAttention, KVCache, RotaryTable
+from rvqlm.modules.native import WIDEST_HEAD, NativeLinear
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -269,8 +270,19 @@ class Transformer(nn.Module):
             cache.advance(x.shape[1])
         return x if self.norm is None else self.norm(x, condition)
 
+    @property
+    def native(self) -> torch.dtype | None:
+        """How `rvqlm.modules.native` holds keys and values, where weights are packed for it."""
+        if self.config.dim // self.config.num_heads > WIDEST_HEAD or self.config.adaptive:
+            return None
+        packed = [m for m in self.layers.modules() if isinstance(m, NativeLinear)]
+        if not packed:
+            return None
+        plain = all(linear.dtype == torch.float32 for linear in packed)
+        return torch.float32 if plain else torch.bfloat16
+
     def make_cache(self, batch_size: int, max_steps: int, seen: Tensor | None = None) -> KVCache:
         """``seen`` (B, M): which of the first steps may be seen."""
         c = self.config
         shape = (c.num_layers, batch_size, c.num_heads, max_steps, c.dim // c.num_heads)
-        return KVCache(shape, like=next(self.parameters()), seen=seen)
+        return KVCache(shape, like=next(self.parameters()), seen=seen, dtype=self.native)

@@ -21,10 +21,14 @@ import numpy as np
 from rvqlm.audio.load import load_file
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
+from rvqlm.inference.files import text_of
 from rvqlm.inference.held_out import HeldOut, folder_of
 from rvqlm.metrics.audio_metrics import log_spectral_distance, repetition_ratio, silence_ratio
 from rvqlm.reports.figures import frequency_ticks, nice_ticks, spectrogram_png
 from rvqlm.reports.speech import Heard, boxes
+
+RECORDED = ("original", "codec")
+"""Kinds of clips that no model made."""
 
 
 @dataclass
@@ -111,7 +115,6 @@ def sample_clip(wav: Path, about: dict) -> Clip:
         audio, rate = soundfile.read(wav, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as e:
         raise UserError(f"{wav}: {e}; delete it and generate again") from None
-    conditions = about.get("conditions") or {}
     return Clip(
         kind=about["kind"],
         title=wav.stem,
@@ -121,7 +124,7 @@ def sample_clip(wav: Path, about: dict) -> Clip:
         silence=about.get("silence_ratio"),
         repetition=about.get("repetition_ratio"),
         details=_details(about),
-        text=conditions.get("text") or conditions.get("phonemes"),
+        text=text_of(about),
         alignment=about.get("alignment") or [],
         command=about.get("command"),
     )

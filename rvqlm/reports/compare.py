@@ -14,18 +14,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rvqlm.cli import flatten, span
+from rvqlm.cli import span
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.files import read_json
-from rvqlm.inference.files import read_samples
+from rvqlm.inference.files import read_samples, text_of
 from rvqlm.metrics.schemas import Evaluation
-from rvqlm.models.factory import model_entry
-from rvqlm.reports.experiment import Training, stage_folders
+from rvqlm.reports.experiment import Training, default_flags, median_speed, stage_folders
 from rvqlm.reports.formatting import mean, number
+from rvqlm.reports.judged import Judged
 from rvqlm.reports.recognition import Recognition, of_samples
 from rvqlm.reports.records import conditions_of, outdated
-from rvqlm.training.config import flags_class
 
 IDENTITY = ("pattern", "masking")
 """Options that say what a family is: shown at their defaults too where not all rows have them."""
@@ -52,6 +51,8 @@ class Samples:
     beginnings: list[str]
     """Recordings or texts that they were made from, sorted."""
     wavs: list[str]
+    texts: int
+    """How many of them were given a text."""
     commands: list[str]
 
 
@@ -70,6 +71,10 @@ class Row:
     minutes: float | None = None
     steps: int | None = None
     frames_seen: int | None = None
+    throughput: float | None = None
+    """Frames a second of the whole training, pauses included."""
+    median_speed: float | None = None
+    """Median frames a second of single lines of the log."""
     padding: float | None = None
     """Padding ratio of all batches of the training."""
     memory_mb: float | None = None
@@ -80,6 +85,8 @@ class Row:
     """By kind."""
     recognition: Recognition | None = None
     """Error rate of its samples."""
+    judged: Judged = field(default_factory=Judged)
+    """Figures of its samples by judges from outside."""
     codec: dict | None = None
     data: str | None = None
     machine: str | None = None
@@ -161,6 +168,8 @@ def _add_log(row: Row, trainings: list[Training]) -> None:
     row.frames_seen = sum(t.train[-1].get("total_frames", 0) for t in trainings) or None
     ends = [max(r.get("elapsed", 0) for of in t.log.values() for r in of) for t in trainings]
     row.minutes = sum(ends) / 60 or None
+    row.throughput = row.frames_seen / sum(ends) if row.frames_seen and sum(ends) else None
+    row.median_speed = median_speed(records)
     row.memory_mb = max((r["memory_mb"] for r in records if r.get("memory_mb")), default=None)
     batches = [r for r in records if "padding" in r and r.get("frames")]
     cells = sum(r["frames"] / (1 - r["padding"]) for r in batches)
@@ -196,6 +205,8 @@ def _add_samples(row: Row, places: list[Path]) -> None:
         )
         return
     row.recognition = next((r for p in places if (r := of_samples(p))), None)
+    row.judged = Judged.read(places)
+    row.remarks += [f"{row.exp_dir}: not judged by {k}: {v}" for k, v in row.judged.not_run.items()]
     newest = int(found[0][1].get("step") or 0)
     current = [(w, a) for w, a in found if int(a.get("step") or 0) == newest]
     if old := len(found) - len(current):
@@ -207,6 +218,12 @@ def _add_samples(row: Row, places: list[Path]) -> None:
             "for the same"
         )
     row.codec = row.codec or current[0][1].get("codec")
+    spoken = next((w for w, a in current if text_of(a)), None)
+    if spoken and row.recognition is None:
+        row.remark(
+            "no errors of the samples; run: rvqlm recognize --recognizer RECOGNIZER --samples "
+            f"{spoken.parent}"
+        )
     for kind in dict.fromkeys(a["kind"] for _, a in current):
         row.samples[kind] = _summarize([(w, a) for w, a in current if a["kind"] == kind])
         if row.samples[kind].passes_per_second is None:
@@ -231,11 +248,9 @@ def _summarize(found: list[tuple[Path, dict]]) -> Samples:
         silence=mean(a.get("silence_ratio") for a in abouts),
         repetition=mean(a.get("repetition_ratio") for a in abouts),
         settings=settings_of(abouts),
-        beginnings=sorted(
-            str(a.get("prompt") or (a.get("conditions") or {}).get("text") or a.get("seed"))
-            for a in abouts
-        ),
+        beginnings=sorted(str(a.get("prompt") or text_of(a) or a.get("seed")) for a in abouts),
         wavs=[str(w) for w, _ in found],
+        texts=sum(text_of(a) is not None for a in abouts),
         commands=list(dict.fromkeys(a["command"] for a in abouts if a.get("command"))),
     )
 
@@ -283,7 +298,7 @@ def distinguish(dicts: Sequence[dict], defaults: Sequence[dict] | None = None) -
 
 def _set_options(rows: list[Row]) -> None:
     known = [r for r in rows if r.flags]
-    defaults = [_defaults(r.family) for r in known]
+    defaults = [default_flags(r.family) for r in known]
     # a run of an older version has fewer flags, and what it did then is the default now
     flags = [d | r.flags for r, d in zip(known, defaults)]
     told = [{k: v for k, v in f.items() if not IGNORED.fullmatch(k)} for f in flags]
@@ -291,11 +306,6 @@ def _set_options(rows: list[Row]) -> None:
         row.options = options
         if any(key in options for key in SHAPE):  # one without the other says little
             row.options |= {key: own[key] for key in SHAPE if key in own}
-
-
-def _defaults(family: str) -> dict:
-    """All flags of a family as they are when none is given."""
-    return flatten(flags_class(model_entry(family)[0])(exp_dir="", manifest_dir=""))
 
 
 def grouped(values: Iterable[tuple[str, object]]) -> str:
@@ -343,9 +353,12 @@ def require_comparable(rows: list[Row]) -> None:
         raise UserError(f"these can't be compared: {'; '.join(problems)}")
 
 
-def compare(exp_dirs: Sequence[str | Path], split: str = "test") -> list[Row]:
+def compare(
+    exp_dirs: Sequence[str | Path], split: str = "test", evaluated: bool = True
+) -> list[Row]:
     """Rows for `render`, in the order given.
 
+    :param evaluated: at least one has to be, as a table says nothing otherwise.
     :raises UserError: directories without a training, given twice, or not to be compared; none
         that was evaluated.
     """
@@ -359,7 +372,7 @@ def compare(exp_dirs: Sequence[str | Path], split: str = "test") -> list[Row]:
     common = os.path.commonpath([path.parent for path in resolved])
     for row, path in zip(rows, resolved):
         row.name = os.path.relpath(path, common)
-    if not any(r.evaluation for r in rows):
+    if evaluated and not any(r.evaluation for r in rows):
         raise UserError(
             f"nothing to compare: no eval_{split}.json in {', '.join(map(str, exp_dirs))}; run "
             f"rvqlm evaluate --split {split} for each"

@@ -73,6 +73,7 @@ def render(rows: list[Row], title: str = "", base: Path | None = None, num_sampl
             if r.recognition and r.recognition.chance is not None
         ),
         recognized=any(r.recognition for r in rows),
+        sounds=any(r.recognition and r.recognition.sounds for r in rows),
         exact=not all(e["bound"] for _, e in evaluated),
         bounds=any(e["bound"] for _, e in evaluated),
         samples=describe_samples(kind, made) if made else None,
@@ -109,11 +110,16 @@ def table(rows: list[Row], kind: str, base: Path, num_samples: int) -> str:
         "silent": of_samples(lambda s: shown(s.silence, percent)),
         "repeating": of_samples(lambda s: shown(s.repetition, percent)),
         "errors": lambda r: shown(r.recognition, error_cell),
+        "sounds alone": lambda r: shown(
+            r.recognition and r.recognition.sounds, lambda rate: rate_words(**rate)
+        ),
     }
     if not any(r.given for r in rows):
         del columns["given"]
     if not any(r.recognition for r in rows):
         del columns["errors"]
+    if not any(r.recognition and r.recognition.sounds for r in rows):
+        del columns["sounds alone"]
     if num_samples:
         columns["samples"] = of_samples(
             lambda s: " ".join(
@@ -163,10 +169,18 @@ def uncertainty(evaluation: dict) -> float | None:
 
 
 def error_cell(recognition: Recognition) -> str:
-    """Error rate and interval in per cent."""
-    text = f"{100 * recognition.error_rate:.1f} %"
-    if recognition.interval:
-        low, high = (100 * share for share in recognition.interval)
+    return rate_words(recognition.error_rate, recognition.interval)
+
+
+def rate_words(error_rate: float, interval: list[float] | None) -> str:
+    """In per cent, with its interval.
+
+    >>> rate_words(0.0347, [0.0259, 0.0444])
+    '3.5 % (2.6 to 4.4)'
+    """
+    text = f"{100 * error_rate:.1f} %"
+    if interval:
+        low, high = (100 * share for share in interval)
         text += f" ({low:.1f} to {high:.1f})"
     return text
 

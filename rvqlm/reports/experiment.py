@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
+import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
+from rvqlm.cli import flatten
 from rvqlm.errors import UserError
 from rvqlm.files import parse_yaml, read_text
 from rvqlm.metrics.log import by_kind, read_log, read_run
 from rvqlm.metrics.schemas import Extent
+from rvqlm.models.factory import model_entry
+from rvqlm.training.config import flags_class
 
 REMEDY = "run the command that writes it again"
 """Where a JSON file of an experiment is damaged."""
@@ -74,6 +80,13 @@ class Training:
     def valid(self) -> list[dict]:
         return self.log.get("valid", [])
 
+    @property
+    def throughput(self) -> float | None:
+        """Frames a second of the whole training, validations and all other pauses included."""
+        last = self.train[-1] if self.train else {}
+        frames, seconds = last.get("total_frames"), last.get("elapsed")
+        return frames / seconds if frames and seconds else None
+
     def flags(self) -> dict:
         """The flags of config.yaml, by kebab-case name.
 
@@ -81,6 +94,17 @@ class Training:
         """
         what = f"{self.folder / 'config.yaml'}: not flags of rvqlm trainer"
         return parse_yaml(self.config, what, Flags)
+
+
+def median_speed(records: Iterable[dict]) -> float | None:
+    """Median of the frames a second that single lines of a log have."""
+    speeds = [r.get("frames_per_second") or math.nan for r in records]
+    return statistics.median_high(known) if (known := [*filter(math.isfinite, speeds)]) else None
+
+
+def default_flags(family: str) -> dict:
+    """All flags of a family as they are when none is given."""
+    return flatten(flags_class(model_entry(family)[0])(exp_dir="", manifest_dir=""))
 
 
 def stage_folders(exp_dir: Path) -> list[Path]:

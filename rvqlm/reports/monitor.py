@@ -17,6 +17,7 @@ from rvqlm.cli import clock, counted, span
 from rvqlm.errors import UserError
 from rvqlm.files import atomic_write, read_json
 from rvqlm.metrics.schemas import Rank
+from rvqlm.reports.expected import RECIPES, Expected, differences, find_expected, identity, stands
 from rvqlm.reports.experiment import Training, stage_folders
 from rvqlm.reports.formatting import percent, shown
 from rvqlm.training.schedule import Budget
@@ -138,8 +139,11 @@ def sparkline(values: list[float], width: int = 60) -> str:
     return "".join(BARS[round(h * (len(BARS) - 1))] for h in height)
 
 
-def describe(w: Watched, width: int = 100) -> list[str]:
-    """Lines about one training."""
+def describe(w: Watched, width: int = 100, expected: Expected | None = None) -> list[str]:
+    """Lines about one training.
+
+    :param expected: to compare it with; None: what a recipe has for its flags and data, if any.
+    """
     run, newest, state = w.training.about, w.newest, w.state()
     train, valid = w.last.get("train", {}), w.last.get("valid", {})
     if not newest:
@@ -177,7 +181,22 @@ def describe(w: Watched, width: int = 100) -> list[str]:
     ]
     if sample := w.last.get("sample"):
         lines.append(f"  samples  {w.exp_dir}/samples/step-{sample['step']:08d}")
-    return lines
+    return lines + [f"  expected {line}" for line in _against(w, expected, share)]
+
+
+def _against(w: Watched, expected: Expected | None, share: float | None) -> list[str]:
+    """Where a training stands against those before it."""
+    if expected is not None:
+        if not w.training.config:
+            return ["nothing, as no config.yaml tells what it is"]
+        if differing := differences(expected, identity(w.training)):
+            return [f"nothing, as it is of another config: {differing}"]
+        return list(stands(expected, w.training, share))
+    found = find_expected(w.training)
+    if found is None:
+        return []
+    path, expected = found
+    return [f"by {path.relative_to(RECIPES.parent)}", *stands(expected, w.training, share)]
 
 
 def _last(kind: str, key: str, form: str | Callable) -> Callable[[Watched], str]:

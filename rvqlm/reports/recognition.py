@@ -23,8 +23,17 @@ class _Row(TypedDict):
     aligned: NotRequired[Annotated[list[str], Meta(min_length=2, max_length=2)]]
 
 
+Interval = Annotated[list[Finite], Meta(min_length=2, max_length=2)]
+
+
+class _Rate(TypedDict):
+    error_rate: Finite
+    interval: Interval | None
+
+
 class _Optional(TypedDict, total=False):
-    interval: Annotated[list[Finite], Meta(min_length=2, max_length=2)] | None
+    interval: Interval | None
+    sounds: _Rate | None
     identified: Annotated[list[Count], Meta(min_length=2, max_length=2)] | None
     chance: Finite | None
     command: str | None
@@ -48,6 +57,8 @@ class Recognition:
     items: int
     identified: list[int] | None
     chance: float | None
+    sounds: dict | None
+    """Error rate and interval without word boundaries and punctuation; None in older files."""
     command: str | None
     rows: list[dict]
     """An item each: name, reference, recognized, symbols, errors, aligned."""
@@ -63,7 +74,7 @@ class Recognition:
         found = read_json(path, REMEDY, type=_Recognition)
         if (decoding := found.get("decoding", "greedy")) != "greedy":
             label += f", decoded with a {decoding}"
-        names = ("error_rate", "interval", "items", "identified", "chance", "command")
+        names = ("error_rate", "interval", "items", "identified", "chance", "sounds", "command")
         return cls(label, *(found.get(name) for name in names), found.get("rows", []))
 
 

@@ -8,7 +8,6 @@ together with the command that makes it; only a directory without any training i
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,9 +24,11 @@ from rvqlm.files import read_json
 from rvqlm.inference.held_out import HeldOutSplit
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.metrics.schemas import Evaluation, Stats
-from rvqlm.reports.experiment import REMEDY, Training, read_stages
+from rvqlm.reports.clips import RECORDED, Clip
+from rvqlm.reports.experiment import REMEDY, Training, median_speed, read_stages
 from rvqlm.reports.figures import Reference, Series, chart
 from rvqlm.reports.formatting import mean, number, percent
+from rvqlm.reports.judged import Judged
 from rvqlm.reports.listening import Listener
 from rvqlm.reports.recognition import Recognitions
 from rvqlm.reports.records import conditions_of, given_words, left_out, outdated
@@ -180,8 +181,7 @@ def headline(
     if of_train is None and not run.scores_hidden_codes:
         of_train = mean(r.get("bits_per_second") for r in last_tenth)
     unigram = evaluation.get("unigram_bits_per_second")
-    speeds = [v for r in run.train if math.isfinite(v := r.get("frames_per_second") or math.nan)]
-    speed = statistics.median_high(speeds) if speeds else None
+    speed = run.throughput or median_speed(run.train)
     last = (run.train or run.valid or [{}])[-1]
     frames = last.get("total_frames")
     bars = [
@@ -209,6 +209,7 @@ def headline(
         "elapsed": last.get("elapsed"),
         "step": last.get("step"),
         "speed": speed,
+        "median_speed": median_speed(run.train),
         "realtime": speed / float(info.frame_rate) if speed else None,
         "padding": mean(r.get("padding") for r in run.train),
         "memory_mb": last.get("memory_mb"),
@@ -239,13 +240,17 @@ def level_table(evaluation: dict, info: CodecInfo) -> list[dict]:
 
 
 def missing_commands(
-    args: ReportArgs, run: Training, evaluation: dict | None, samples: bool, recognitions: bool
+    args: ReportArgs,
+    run: Training,
+    evaluation: dict | None,
+    samples: list[Clip],
+    recognitions: Recognitions,
 ) -> list[str]:
     """What the page lacks, with the commands that make it and that this model can run."""
     exp, data, split = args.exp_dir, args.manifest_dir, args.split
     remarks = []
     if run.recognizes:
-        if not recognitions:
+        if not recognitions.all():
             remarks.append(
                 f"No error rate of the “{split}” split; run: rvqlm recognize --recognizer {exp} "
                 f"--manifest-dir {data} --split {split}"
@@ -265,6 +270,11 @@ def missing_commands(
     if not samples:
         remarks.append(
             f"No samples of the model; make some: rvqlm generate --exp-dir {exp} --seconds 8"
+        )
+    if any(clip.text for clip in samples) and recognitions.samples is None:
+        remarks.append(
+            "No error rate of what the model says; run: rvqlm recognize --recognizer RECOGNIZER "
+            f"--samples {exp / 'samples'}"
         )
     return remarks
 
@@ -286,8 +296,12 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         path.stem.removeprefix("eval_"): read_json(path, REMEDY, type=Evaluation)
         for path in sorted(exp_dir.glob("eval_*.json"))
     }
-    # of a model as it is used, given all of its conditions
-    evaluations = {name: e for name, e in found.items() if not e.get("without")}
+    # of a model as it was trained, given all of its conditions
+    evaluations = {
+        name: e
+        for name, e in found.items()
+        if not e.get("without") and e.get("weights", "float") == "float"
+    }
     tokens = read_sidecar(manifest_dir)
     info = CodecInfo.from_dict(tokens["codec"])
     trained_on = run.about.get("data", {}).get("codec")
@@ -296,6 +310,7 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
 
     evaluation = evaluations.get(split)
     recognitions = Recognitions.read(exp_dir, split, run.recognizes)
+    judged = Judged.read([exp_dir])
     listener = Listener(exp_dir / "samples", info, recognitions, args.num_samples, args.max_seconds)
     try:
         held_out, missing = HeldOutSplit(manifest_dir, split, info), []
@@ -303,15 +318,16 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         held_out, missing = None, [f"No held-out recordings: {e}."]
     listening = listener.listen(held_out, args.download)
     table = listening.table()
-    sampled = any(row["kind"] not in ("original", "codec") for row in table)
-    remarks = missing_commands(args, run, evaluation, sampled, bool(recognitions.all()))
+    sampled = [c for kind, of in listening.kinds().items() for c in of if kind not in RECORDED]
+    remarks = missing_commands(args, run, evaluation, sampled, recognitions)
     remarks += missing + listening.remarks
+    remarks += [f"Not judged by {name}: {why}" for name, why in judged.not_run.items()]
     flags = run.flags() if run.config else {}
     given = conditions_of(evaluation or {}, flags)
     commands = list(run.about.get("commands", []))  # in the order of the work
     commands += [e.get("command") for e in evaluations.values()]
     commands += listening.commands
-    commands += [one.command for one in recognitions.all()]
+    commands += [one.command for one in recognitions.all()] + judged.commands
     machine = run.about.get("machine") or {}
     started = next(iter(run.about.get("started", [])), None)
     unigram = (evaluation or next(iter(evaluations.values()), {})).get("unigram_nats")
@@ -326,6 +342,7 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         "prompted": run.family == "valle",
         "recognizes": run.recognizes,
         "recognitions": recognitions.all(),
+        "judged": judged,
         "left_out": left_out(manifest_dir, tokens),
         "remarks": remarks,
         "own": [article.card() for article in listening.own],

@@ -100,6 +100,24 @@ def test_other_families_have_no_maskings(tokens, tmp_path, capsys):
     assert "level 1, 2 is not trained" in capsys.readouterr().err
 
 
+def test_what_8_bits_cost(tokens, tmp_path, capsys):
+    """In a file of its own, which no report takes for the model's."""
+    torch.manual_seed(0)
+    model = build_model("codec-lm", {**SHAPE, "decoder_dim": 128, "head": "mlp"}, INFO, {})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    exp = tmp_path / "exp"
+    save_model(model, exp / "best.pt", ema=False)
+    assert run(exp, tokens, "--precision", "fp32") == 0
+    assert "8 bits" not in capsys.readouterr().out
+    assert run(exp, tokens, "--precision", "fp32", "--weights", "int8") == 0
+    assert "weights in 8 bits\n" in capsys.readouterr().out
+    found = [json.loads((exp / f"eval_test{end}.json").read_text()) for end in ("", "_int8")]
+    assert [made["weights"] for made in found] == ["float", "int8"]
+    plain, rounded = (made["loss"] for made in found)
+    assert plain != rounded and plain == pytest.approx(rounded, rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["masked", "codec-lm"])
 def test_as_if_it_were_not_given_a_text(tokens, tmp_path, name, capsys):
     """The same as of batches whose text is dropped, in a file of its own."""
@@ -144,3 +162,21 @@ def test_as_if_it_were_not_given_a_text(tokens, tmp_path, name, capsys):
     assert run(exp, tokens, "--without", "midi", "text", "--precision", "fp32") == 0
     found = json.loads((exp / "eval_test_without_midi_text.json").read_text())
     assert found["conditions"] == []
+
+
+@pytest.mark.parametrize("name, ordered", [("masked", 0), ("valle", 1), ("audio-lm", 1)])
+def test_free_running_of_other_families(tokens, tmp_path, name, ordered, capsys):
+    """What is filled in at once has no share of codes by position when it is told the truth."""
+    exp = save(tmp_path / "exp", name)
+    flags = ("--free-running", "3", "--prompt-seconds", "0.1", "--seconds", "0.3")
+    assert run(exp, tokens, *flags) == 0
+    found = json.loads((exp / "eval_test.json").read_text())
+    free = found["free_running"]
+    assert free["recordings"] == 3 and len(free["likelihood"]["own"]) == 3
+    told = free["agreement"]["teacher_forced"]
+    if ordered:
+        assert all(row[0] is not None and row[1:] == [None, None] for row in told)
+    else:
+        assert told is None
+    assert (found["calibration_error"][0] is None) == (name == "masked")
+    assert found["previous_frame_nats"] is not None and "longest run" in capsys.readouterr().out

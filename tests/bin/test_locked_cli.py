@@ -49,6 +49,8 @@ COMMANDS = {
     "audio activity": "--input x --out {out}/a.jsonl.gz",
     "audio augment": "--input x --out {out}/a.jsonl.gz --audio-dir y --speeds 1.1",
     "generate": "--exp-dir exp --out-dir {out} --seconds 0.1",
+    "grid": "--exp-dir exp --manifest-dir tokens --out-dir {out}",
+    "check": "exp --manifest-dir tokens --split valid --out-dir {out}",
     "decode": "--input tokens --out-dir {out}",
 }
 BESIDE = {  # the folder appears when it is complete

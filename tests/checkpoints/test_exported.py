@@ -70,11 +70,16 @@ def test_every_family_is_among_the_cases():
     assert {ALL[c][0] for c in CASES if c in ALL} | {"recognizer"} == set(MODELS)
 
 
-def test_two_plain_files(tmp_path):
+def test_plain_files(tmp_path):
     """Every byte of the weights file is a JSON header or a number of a tensor: no pickle."""
     model = make("text")
     out = save_pretrained(model, tmp_path / "out", checkpoint_of(model), averaged=True)
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "model.safetensors"]
+    own = {"config.json", "model.safetensors"}
+    others = {"README.md", "codec.json", "reference.py", "text.json", "tokens.txt"}
+    assert {p.name for p in out.iterdir()} == own | others
+    codec = json.loads((out / "codec.json").read_text())
+    assert codec["fingerprint"] == INFO.fingerprint and codec["frame_rate"] == 50
+    assert (out / "tokens.txt").read_text().startswith("<eps> 0\n")
     data = (out / "model.safetensors").read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])

@@ -105,6 +105,7 @@ LEAST = {
         | more
         for name, given, more in (
             ("shared/tts", ("text",), {}),
+            ("mini/tts", ("text",), {"code_dropout": 0.3}),
             ("custom/voice", ("text",), OF_LITTLE),
             ("custom/voices", ("text", "prompt"), OF_LITTLE),
         )

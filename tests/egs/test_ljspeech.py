@@ -55,13 +55,13 @@ def stand_in(recipe: str, data: Path, name: str, *args: str) -> None:
 
 
 QUICK = (
-    "--quick", "--train-minutes", "0.03", "--listen-minutes", "0.03", "--sentences", "1",
+    "--quick", "--train-minutes", "0.02", "--listen-minutes", "0.02", "--sentences", "1",
     "--data-dir", "my data", "--exp-dir", "exp",
 )  # fmt: skip
 
 
 def test_from_nothing_to_the_page(tmp_path):
-    stand_in("ljspeech", tmp_path / "my data", "LJSpeech-1.1", "--clips", "3")
+    stand_in("ljspeech", tmp_path / "my data", "LJSpeech-1.1", "--clips", "2")
     said = run("ljspeech", "run.sh", *QUICK, "--stage", "1", cwd=tmp_path)
     assert "no problems found" in said and "error rate" in said
     tokens = tmp_path / "my data/tokens"

@@ -320,3 +320,25 @@ def test_missing_package_says_what_to_install(monkeypatch):
     with pytest.raises(UserError, match="pip install sentencepiece"):
         train_pieces(TEXTS, 60)
     chars("ab").encode("ab")  # the other types do without
+
+
+def test_phonemes_in_a_text_are_said_as_they_are():
+    table = SymbolTable.of(["<space>", *dict.fromkeys("həlˈoʊwɜːd,.!sæktɪmɹ")])
+    front_end = TextFrontEnd(TextSettings("phonemes"), table)
+
+    def said(text):
+        return front_end.decode(front_end.encode(text, inline=True))
+
+    assert said("Hello, /h ə l oʊ/!") == "həlˈoʊ, həloʊ!"
+    assert said("(/tɪm/), hello /kæt./") == "tɪm, həlˈoʊ kæt."
+    assert said("/h ə/ /l oʊ/") == "hə loʊ"
+    # no phonemes: strokes within or between words
+    with pytest.raises(UserError, match="of the word 'and/or'"):
+        said("and/or")
+    with pytest.raises(UserError, match=r"/h ʘ/: no symbol 'ʘ' \(U\+0298\) among the \d+ of"):
+        said("hello /h ʘ/")
+    plain = TextFrontEnd(TextSettings("phonemes", stress=False), table)
+    assert plain.decode(plain.encode("/hˈə/", inline=True)) == "hə"
+    # in preparation, and of characters, they are text
+    chars = TextFrontEnd(TextSettings("chars"), SymbolTable.of(["/", "a", "<space>"]))
+    assert chars.decode(chars.encode("a /a/", inline=True)) == "a /a/"

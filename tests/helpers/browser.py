@@ -1,111 +1,105 @@
-"""Headless Chromium, driven over its DevTools protocol."""
+"""Chromium without a window, told what to do over two pipes (DevTools protocol)."""
 
-from __future__ import annotations
-
-import base64
-import itertools
 import json
+import os
 import shutil
 import subprocess
-import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
-PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+PROGRAM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 
 
 class Browser:
-    """A context manager: one page.
+    """One page. `errors` is what it complained of, `requests` what it wanted of the network."""
 
-    `errors`: what went to the console as an error, exceptions, refused loads.
-    """
+    def __init__(self, folder):
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        ours, theirs = os.pipe(), os.pipe()  # to the browser, from it
 
-    def __init__(self, width: int = 1280, height: int = 900):
-        self.width, self.height, self.errors = width, height, []
-        self._numbers = itertools.count(1)
+        def connect():  # it reads from 3 and writes to 4
+            source, target = os.dup(ours[0]), os.dup(theirs[1])
+            os.dup2(source, 3)
+            os.dup2(target, 4)
 
-    def __enter__(self) -> Browser:
-        from websockets.sync.client import connect
-
-        self._folder = tempfile.mkdtemp(prefix="chromium-")
-        self._process = subprocess.Popen(
-            [PROGRAM, "--headless=new", "--no-sandbox", "--disable-gpu", "--mute-audio",
-             "--autoplay-policy=no-user-gesture-required", "--disable-dev-shm-usage",
-             "--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream",
-             "--remote-debugging-port=0", f"--user-data-dir={self._folder}",
-             f"--window-size={self.width},{self.height}", "about:blank"],
+        flags = "--headless=new --no-sandbox --disable-gpu --mute-audio --remote-debugging-pipe"
+        flags += " --autoplay-policy=no-user-gesture-required --no-first-run"
+        flags += " --use-fake-ui-for-media-stream --use-fake-device-for-media-stream"
+        self.process = subprocess.Popen(
+            [PROGRAM, *flags.split(), f"--user-data-dir={folder}", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            close_fds=False, preexec_fn=connect,
         )  # fmt: skip
-        port = Path(self._folder) / "DevToolsActivePort"
-        self._until(port.exists, 60)
-        self._until(lambda: port.read_text().count("\n"), 10)
-        number = port.read_text().split()[0]
-        with urllib.request.urlopen(f"http://127.0.0.1:{number}/json") as answer:
-            (target,) = [t for t in json.load(answer) if t["type"] == "page"]
-        self._socket = connect(target["webSocketDebuggerUrl"], max_size=None)
-        for domain in ("Runtime", "Log", "Page"):
-            self.call(f"{domain}.enable")
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=self.width, height=self.height, deviceScaleFactor=1, mobile=self.width < 600,
-        )  # fmt: skip
-        return self
+        os.close(ours[0])
+        os.close(theirs[1])
+        self.to, self.source = os.fdopen(ours[1], "wb"), os.fdopen(theirs[0], "rb")
+        self.number, self.rest, self.session = 0, b"", None
+        pages = self.tell("Target.getTargets")["targetInfos"]
+        target = next(page["targetId"] for page in pages if page["type"] == "page")
+        attached = self.tell("Target.attachToTarget", targetId=target, flatten=True)
+        self.session = attached["sessionId"]
+        for part in ("Page", "Runtime", "Log", "Network"):
+            self.tell(f"{part}.enable")
 
-    def __exit__(self, *args) -> None:
-        self._socket.close()
-        self._process.kill()
-        self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def call(self, method: str, **params) -> dict:
-        number = next(self._numbers)
-        self._socket.send(json.dumps({"id": number, "method": method, "params": params}))
+    def tell(self, method: str, **params) -> dict:
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
+        self.to.write(json.dumps(message).encode() + b"\0")
+        self.to.flush()
         while True:
-            message = json.loads(self._socket.recv(timeout=60))
-            if message.get("id") == number:
-                return message["result"]
-            self._note(message)
+            while b"\0" not in self.rest:
+                self.rest += os.read(self.source.fileno(), 1 << 20)
+            line, _, self.rest = self.rest.partition(b"\0")
+            answer = json.loads(line)
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self._note(answer)
 
-    def _note(self, message: dict) -> None:
-        kind, params = message.get("method"), message.get("params", {})
-        if kind == "Runtime.exceptionThrown":
-            self.errors.append(str(params["exceptionDetails"]))
-        elif kind == "Runtime.consoleAPICalled" and params["type"] == "error":
-            self.errors.append(str(params["args"]))
-        elif kind == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.errors.append(params["entry"]["text"])
+    def _note(self, event: dict) -> None:
+        method, params = event.get("method"), event.get("params", {})
+        if method in ("Runtime.exceptionThrown", "Log.entryAdded") or (
+            method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning")
+        ):
+            self.errors.append(json.dumps(params))
+        if method == "Network.requestWillBeSent":
+            url = params["request"]["url"]
+            self.requests += [] if url.startswith(("data:", "file:", "blob:")) else [url]
 
-    def run(self, script: str):
-        """The value of an expression in the page."""
-        made = self.call(
-            "Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True,
-            userGesture=True,
-        )  # fmt: skip
-        assert "exceptionDetails" not in made, made
-        return made["result"].get("value")
+    def open(self, page: Path | str, width: int = 1280) -> None:
+        """A file, or an address."""
+        url = page if isinstance(page, str) else page.as_uri()
+        self.tell("Emulation.setDeviceMetricsOverride", width=width, height=844,
+                  deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
+        self.tell("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete' && location.protocol !== 'about:'")
 
-    def open(self, url: str) -> None:
-        self.call("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete'")
+    def run(self, expression: str):
+        """The value of JavaScript."""
+        result = self.tell("Runtime.evaluate", expression=expression, returnByValue=True,
+                           awaitPromise=True, userGesture=True)  # fmt: skip
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 60) -> None:
-        self._until(lambda: self.run(script), seconds)
+    def wait(self, expression: str, seconds: float = 60) -> None:
+        end = time.monotonic() + seconds
+        while not self.run(expression):
+            assert time.monotonic() < end, expression
+            time.sleep(0.02)
 
-    def press(self, key: str, modifiers: int = 0) -> None:
-        for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, modifiers=modifiers)
+    def press(self, key: str, text: str = "", control: bool = False) -> None:
+        more = {"text": text} if text else {}
+        more |= {"modifiers": 2} if control else {}
+        self.tell("Input.dispatchKeyEvent", type="keyDown", key=key, **more)
+        self.tell("Input.dispatchKeyEvent", type="keyUp", key=key)
 
-    def type(self, text: str) -> None:
-        self.call("Input.insertText", text=text)
-
-    def picture(self, path: str | Path) -> None:
-        made = self.call("Page.captureScreenshot", captureBeyondViewport=True)
-        Path(path).write_bytes(base64.b64decode(made["data"]))
-
-    @staticmethod
-    def _until(there, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not there():
-            assert time.monotonic() < until, "it did not come"
-            time.sleep(0.05)
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.to.close()
+        self.source.close()

@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link", "img", "line", "path"):
+        if tag not in ("meta", "link", "img", "input", "line", "path"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):

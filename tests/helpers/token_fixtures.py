@@ -26,8 +26,10 @@ def make_tokens(
     num_shards: int = 1,
     speakers: int = 0,
     split: str | None = "train",
+    given: list[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
-    """Write a token directory with cuts of `frames` frames; returns their codes.
+    """Write a token directory with cuts of `frames` frames; returns their codes: those `given`, or
+    random ones.
 
     With `split`, ``cuts_SPLIT.jsonl.gz`` and its index are written too.
     """
@@ -40,6 +42,7 @@ def make_tokens(
     codes, lines = [], []
     for n, count in enumerate(frames):
         array = rng.integers(0, info.codebook_size, (count, info.num_codebooks)).astype(dtype)
+        array = array if given is None else given[n].astype(dtype)
         writer, name = writers[n % num_shards], f"cut-{n:04d}"
         key = writer.write(name, array)
         duration = count * info.hop / info.sampling_rate

@@ -75,6 +75,7 @@ def _program() -> Path:
 
 
 def _serve(address: str) -> None:
+    import pyloudnorm  # noqa: F401  # scipy with it
     import torch
     import torch._dynamo  # optimizers do
     import torch.utils.tensorboard

@@ -127,6 +127,19 @@ def test_summary_of_items():
     assert summarize([items[0], items[0]])["chance"] is None
 
 
+def test_word_boundaries_apart():
+    items = [
+        Recognized("a", [1, 9, 2, 3], [1, 2, 9, 3]),  # a boundary at the wrong place
+        Recognized("b", [4, 9, 5], [4, 9, 6]),
+        Recognized("c", [9], [1]),  # nothing that could be heard
+    ]
+    assert summarize(items)["sounds"] is None
+    summary = summarize(items, silent={9})
+    assert summary["sounds"]["error_rate"] == 1 / 5
+    assert summary["error_rate"] == 4 / 8
+    assert summarize(items[2:], silent={9})["sounds"] is None
+
+
 def test_chance_compares_with_every_other_text():
     items = [Recognized("a", [1], [1]), Recognized("b", [1], [1, 2]), Recognized("c", [3, 4], [3])]
     # a and b against c: 2 and 2 errors in 2 x 2 symbols; c against a and b: 1 and 1 in 2

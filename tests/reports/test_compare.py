@@ -114,7 +114,14 @@ def test_error_rates_of_samples(two):
     (two[1] / "samples" / "recognition.json").write_text(json.dumps(values))
     text = render(compare(two))
     assert [row["errors"] for row in cells(text)] == ["-", "36.7 % (34.4 to 39.1)"]
-    assert "by chance 91.3 %" in text
+    assert "by chance 91.3 %" in text and "sounds alone" not in text
+    values["sounds"] = {"error_rate": 0.2, "interval": [0.15, 0.25]}
+    (two[1] / "samples" / "recognition.json").write_text(json.dumps(values))
+    text = render(compare(two))
+    assert [row["sounds alone"] for row in cells(text)] == ["-", "20.0 % (15.0 to 25.0)"]
+    assert "without word boundaries and punctuation" in text
+    add_sample(two[0], "a", kind="conditioned", conditions={"phonemes": "a b"})
+    assert f"--samples {two[0] / 'samples'}" in "".join(compare(two)[0].remarks)
 
 
 def test_settings_in_which_samples_differ_are_all_named(two):

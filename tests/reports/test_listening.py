@@ -1,5 +1,6 @@
 """What there is to hear on a page, what stands beside what, and in which order."""
 
+import json
 import shutil
 
 import numpy as np
@@ -102,6 +103,30 @@ def test_error_rates_and_samples_beside_their_sentence(exp, tokens, toy_codec):
     recognition(exp / "samples" / "recognition.json", 0.367, rows=rows)
     with pytest.raises(UserError, match=r"c.wav: its two lines are not of one length"):
         collect(ReportArgs(exp, tokens))
+
+
+def test_rates_of_sounds_alone_and_what_judges_say(exp, tokens, toy_codec):
+    say(exp, "a", text="own")
+    page = Page(build_report(exp, tokens))
+    command = f"rvqlm recognize --recognizer RECOGNIZER --samples {exp / 'samples'}"
+    assert f"No error rate of what the model says; run: {command}" in page.text
+    rate = {"error_rate": 0.017, "interval": [0.011, 0.024]}
+    recognition(exp / "samples" / "recognition.json", 0.035, sounds=rate)
+    judged = {
+        "summary": {
+            "recordings": {"words.wer": {"mean": 0.27, "interval": [0.2, 0.35], "clips": 3}},
+            "samples": {"words.wer": {"mean": 0.4}, "<b>.x": {"mean": None}},
+        },
+        "figures": {"words.wer": {"better": "lower", "meaning": "words wrong", "percent": True}},
+        "not_run": {"words": "of another clip", "utmos": "no weights"},
+    }
+    (exp / "samples" / "judged_x.json").write_text(json.dumps(judged))
+    page = Page(build_report(exp, tokens))
+    assert page.open == [] and "No error rate of what" not in page.text
+    assert "Samples of the model 3.5 % 2.5 to 4.5 % 1.7 % (1.1 to 2.4) 2 1 of 2" in page.text
+    assert "words.wer 40.0 % 27.0 % (20.0 % to 35.0 %) <b>.x – –" in page.text
+    assert page.find("span", **{"data-tip": "words wrong; lower is better"})
+    assert "Not judged by utmos: no weights" in page.text and "of another clip" not in page.text
 
 
 def test_samples_of_a_text_need_no_transcript(exp, tokens, toy_codec):

@@ -54,6 +54,8 @@ def test_full_page(exp, tokens, toy_codec):
     assert "9.1 M parameters" in text
     assert "4.1 min" in text  # elapsed: 490 * 0.5 s
     assert "1.25 %" in text  # padding
+    # 49,000 frames in 245 s, the median line of the log beside it
+    assert "200 frames/s median 5,250; 4 × real time" in text
     assert "Not on this page yet" not in text
 
     # provenance

@@ -1,5 +1,6 @@
 """The page: nothing from elsewhere, and used in a browser, where there is one."""
 
+import contextlib
 import re
 
 import httpx2 as httpx
@@ -22,20 +23,23 @@ def test_nothing_comes_from_elsewhere_and_nothing_else_may_run():
 
 
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium here")
-def test_sound_starts_before_its_end_in_a_browser():
+def test_sound_starts_before_its_end_in_a_browser(tmp_path):
     """Text is typed, sound begins while more is made; a token, a recording, a stop."""
-    with fake_server(step_seconds=0.02, token="s3cret") as (server, streamer), Browser() as page:
+    with (
+        fake_server(step_seconds=0.02, token="s3cret") as (server, streamer),
+        contextlib.closing(Browser(tmp_path)) as page,
+    ):
         page.open(server.url)
         page.wait("!document.getElementById('door').hidden")
         page.run("document.getElementById('token').focus()")
-        page.type("s3cret")
+        page.tell("Input.insertText", text="s3cret")
         page.press("Enter")
         page.run("document.querySelector('#door button').click()")
         page.wait("!document.getElementById('work').hidden")
         refused = [e for e in page.errors if "401" in e]
         page.run("document.getElementById('text').focus()")
-        page.type("Abba cab dab. " * 4)
-        page.press("Enter", modifiers=2)
+        page.tell("Input.insertText", text="Abba cab dab. " * 4)
+        page.press("Enter", control=True)
         wave = "document.getElementById('wave').dataset"
         page.wait(f"!!{wave}.sound")
         page.wait(f"!!{wave}.made")

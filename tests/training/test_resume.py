@@ -47,6 +47,10 @@ TABLE = {
     "masked, text with times": "--model-name masked --level-training-schedule 0:random 2:parallel "
     "--conditions text "
     "--fusion spread --condition-dropout 0.3",
+    "masked, both ways": "--model-name masked --ar-share 0.4 --masking frame --dropout 0.1 "
+    "--level-training-schedule 0:random 1:parallel --level-distribution normal",
+    "residual head, overlapping windows": "--head residual --pattern parallel --window-frames 24 "
+    "--hop-frames 9 --dropout 0.1",
 }
 
 

@@ -1,37 +1,53 @@
 """Decoding side by side with transformers' MusicGen decoder in a plain cached loop.
 
     OMP_NUM_THREADS=1 python tools/bench/generate.py --size small --batches 1 8
+    python tools/bench/generate.py --size small --sides bf16 --batches --lengths 1 10 60 300
 
 All sides make the same number of frames of K levels with the delay pattern, unprompted, with top-k
 sampling, with random weights of the same shape, in turns, so that what else the machine does falls
-on all. Times are those of the processor, not of the clock (but see --wall). ``frames/s`` is of all
-steps; ``undisturbed`` of the fastest tenth of them, which is nearer to what an idle machine does:
-where others take turns on a core, the weights are read from memory anew after each.
+on all. Times are those of the processor, not of the clock, with one thread (but see --wall).
+``frames/s`` is of all steps; ``undisturbed`` of the fastest tenth of them, which is nearer to what
+an idle machine does: where others take turns on a core, the weights are read from memory anew after
+each.
 
-GB/s: weights that such a step reads, in the type it reads them in, over its time.
+========== ========================================================================================
+GB/s, MBU  weights that an undisturbed step reads, in the type it reads them in, and keys and
+           values, over its time; and over what the same threads read of a large array in the same
+           run (models that the caches hold are above it)
+real time  frames/s of one sequence over those of the audio
+first      from the call to the first whole frame after a prompt of 3 s, the codec aside
+memory     that building the model and the first run took
+========== ========================================================================================
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from rvqlm.cli import parse, run_main
+from rvqlm.cli import command_line, parse, run_main
 
-SIZES = {"tiny": (64, 2, 2), "small": (256, 6, 4), "base": (768, 16, 12)}
+SIZES = {"tiny": (64, 2, 2), "small": (256, 6, 4), "30m": (512, 8, 8), "base": (768, 16, 12)}
 """Width, layers, heads."""
+PROMPT_SECONDS = 3
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "peer": 4, "peer-bf16": 2}
+Side = Literal[
+    "fp32", "bf16", "int8", "fp32-torch", "bf16-torch", "int8-torch", "peer", "peer-bf16"
+]
 
 
 @dataclass
 class Args:
-    size: Literal["tiny", "small", "base"] = "small"
-    """d64 x 2, d256 x 6, d768 x 16."""
+    size: Literal["tiny", "small", "30m", "base"] = "small"
+    """d64 x 2, d256 x 6, d512 x 8, d768 x 16."""
     batches: tuple[int, ...] = (1, 8)
     """Sequences decoded together."""
     frames: int = 100
@@ -41,17 +57,34 @@ class Args:
     codebooks: int = 8
     codebook_size: int = 1024
     top_k: int = 50
-    sides: tuple[Literal["fp32", "bf16", "peer", "peer-bf16"], ...] = ("fp32", "bf16", "peer")
-    """Ours in two precisions; MusicGen (needs transformers) in float32, and cast to bf16."""
+    frame_rate: float = 50.0
+    """Frames of a second of audio."""
+    sides: tuple[Side, ...] = ("fp32", "bf16", "int8", "peer")
+    """Ours with its weights in three types, multiplied by the best kernels here or by torch's; and
+    MusicGen (needs transformers) in float32, or cast to bf16."""
+    threads: tuple[int, ...] = ()
+    """Thread counts to try, each; unset: torch's choice."""
+    lengths: tuple[float, ...] = ()
+    """Seconds of audio after which the cost of a frame is measured too, alone, without peer."""
+    context_seconds: float = 0.0
+    """Go on in windows of so much in these; 0: see all that came before."""
     wall: bool = False
-    """Seconds of the clock, for several threads or a GPU."""
+    """Seconds of the clock also with one thread; for a GPU."""
+    out: str = ""
+    """JSON file for all figures."""
 
 
-def ours(args: Args, precision: str):
-    """(batch, after_step) -> None."""
+def resident() -> int:
+    """Bytes of memory that the process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def ours(args: Args, side: str):
+    """(batch, frames, after_step, **options) -> None."""
     from rvqlm.codec_info import CodecInfo
     from rvqlm.generation.sampling import SamplingConfig
     from rvqlm.models.factory import build_model
+    from rvqlm.modules.packed import with_weights_in
 
     width, layers, heads = SIZES[args.size]
     info = CodecInfo("bench", "", 44100, 512, args.codebooks, args.codebook_size)
@@ -61,21 +94,21 @@ def ours(args: Args, precision: str):
     with torch.no_grad():
         for p in model.parameters():
             p.uniform_(-0.03, 0.03)
-    if precision == "bf16":
-        from rvqlm.modules.packed import with_weights_in
-
-        model = with_weights_in(model, torch.bfloat16)
+    form, _, kernels = side.partition("-")
+    dtype = torch.bfloat16 if form == "bf16" else torch.float32
+    model = with_weights_in(model, dtype, form == "int8", kernels or "auto")
     sampling = SamplingConfig(top_k=args.top_k)
 
-    def run(batch: int, after_step: Callable) -> None:
+    def run(batch: int, frames: int, after_step: Callable, **options) -> None:
         made = model.generate(
             batch_size=batch,
-            max_new_frames=args.frames,
-            min_new_frames=args.frames,
+            max_new_frames=frames,
+            min_new_frames=frames,
             sampling=sampling,
             progress=after_step,
+            **options,
         )
-        assert made.codes.shape[1] == args.frames
+        assert made.codes.shape[1] >= frames
 
     return run
 
@@ -101,61 +134,166 @@ def peer(args: Args, dtype: torch.dtype):
     model = MusicgenForCausalLM(config).eval().to(dtype)
 
     @torch.inference_mode()
-    def run(batch: int, after_step: Callable) -> None:
+    def run(batch: int, frames: int, after_step: Callable) -> None:
         """K rows an item; level k comes k steps late, as its `generate` masks them."""
         ids, past = torch.full((batch * K, 1), V), None
         level = torch.arange(K).repeat(batch)
-        for s in range(args.frames + K - 1):
+        for s in range(frames + K - 1):
             out = model(input_ids=ids, past_key_values=past, use_cache=True)
             past = out.past_key_values
             values, order = out.logits[:, -1].float().topk(args.top_k)
             drawn = order.gather(1, values.softmax(-1).multinomial(1))
-            real = (s >= level) & (s < level + args.frames)
+            real = (s >= level) & (s < level + frames)
             ids = torch.where(real[:, None], drawn, V)
             after_step()
 
     return run
 
 
-def weights(args: Args, size: int) -> int:
-    """Bytes that a step reads."""
+def bytes_read(args: Args, side: str, batch: int) -> float:
+    """By a step, on average: weights, and keys and values in float32."""
     width, layers, _ = SIZES[args.size]
-    return size * (12 * layers * width**2 + args.codebooks * args.codebook_size * width)
+    size = BYTES[side.removesuffix("-torch")]
+    weights = size * (12 * layers * width**2 + args.codebooks * args.codebook_size * width)
+    return weights + batch * layers * 2 * width * 4 * args.frames / 2
+
+
+def bandwidth(clock: Callable) -> float:
+    """Bytes a second that the threads read of a large array, at best."""
+    from rvqlm.modules.native import HugePages
+
+    array, best = HugePages().copy(torch.ones(1 << 26)), 0.0
+    for _ in range(6):
+        begin = clock()
+        array.sum()
+        best = max(best, array.nbytes / (clock() - begin))
+    return best
+
+
+def first_frame(args: Args, run: Callable, clock: Callable) -> float:
+    """Milliseconds; the best of three."""
+    count = round(PROMPT_SECONDS * args.frame_rate)
+    prompt = torch.randint(args.codebook_size, (1, count, args.codebooks))
+    found = []
+    for _ in range(3):
+        times = [clock()]
+        run(1, 1, lambda *_, times=times: times.append(clock()), prompt_codes=prompt)
+        found.append(times[args.codebooks] - times[0])
+    return 1e3 * min(found)
+
+
+def compare(args: Args, sides: dict, clock: Callable, memory: dict) -> list[dict]:
+    """Print and return what each side takes, with the present number of threads."""
+    threads, peak, rows = torch.get_num_threads(), bandwidth(clock), []
+    print(f"{threads} threads, which read {peak / 1e9:.1f} GB/s", flush=True)
+    first = {}
+    for side, run in sides.items():
+        if not side.startswith("peer"):
+            first[side] = first_frame(args, run, clock)
+    for batch in args.batches:
+        seconds = {side: [] for side in sides}  # of steps
+        for _ in range(args.turns):
+            for side, run in sides.items():
+                times = [clock()]
+                run(batch, args.frames, lambda *_, times=times: times.append(clock()))
+                seconds[side] += [b - a for a, b in itertools.pairwise(times)]
+        each = {side: sum(s) / len(s) for side, s in seconds.items()}
+        best = {side: sorted(s)[len(s) // 10] for side, s in seconds.items()}
+        for side in sides:
+            used = bytes_read(args, side, batch) / best[side]
+            row = {
+                "side": side,
+                "threads": threads,
+                "batch": batch,
+                "frames_per_second": batch / each[side],
+                "undisturbed": batch / best[side],
+                "real_time": 1 / each[side] / args.frame_rate,
+                "gigabytes_per_second": used / 1e9,
+                "mbu": used / peak,
+                "first_frame_ms": first.get(side),
+                "memory_mb": memory[side],
+            }
+            if "peer" in sides:
+                ratios = (times["peer"] / times[side] for times in (each, best))
+                row["times_peer"], row["times_peer_undisturbed"] = ratios
+            rows.append(row)
+            print(line(row), flush=True)
+    return rows
+
+
+def line(row: dict) -> str:
+    first = "      -" if row["first_frame_ms"] is None else f"{row['first_frame_ms']:7.1f}"
+    said = f"batch {row['batch']:3}  {row['side']:10}{row['frames_per_second']:7,.0f} frames/s"
+    said += f"{row['undisturbed']:8,.0f} undisturbed{row['real_time']:7.1f} x real time"
+    said += f"{row['gigabytes_per_second']:6.1f} GB/s{row['mbu']:6.0%} MBU"
+    said += f"{first} ms first{row['memory_mb']:6,.0f} MB"
+    if "times_peer" in row:
+        said += f"{row['times_peer']:7.2f} {row['times_peer_undisturbed']:.2f} x peer"
+    return said
+
+
+def over_length(args: Args, sides: dict, clock: Callable) -> list[dict]:
+    """Cost of a frame by how much audio there is already: medians of 50 steps."""
+    rows, rate = [], args.frame_rate
+    options = {}
+    if args.context_seconds:
+        options["context_frames"] = round(args.context_seconds * rate)
+    for side, run in sides.items():
+        if side.startswith("peer"):
+            continue
+        times = [clock()]
+        last = round(max(args.lengths) * rate)
+        run(1, last, lambda *_, times=times: times.append(clock()), **options)
+        steps = [b - a for a, b in itertools.pairwise(times)]
+        for seconds in args.lengths:
+            end = max(50, round(seconds * rate))
+            cost = 1e3 * sorted(steps[end - 50 : end])[25]
+            rows.append({"side": side, "seconds": seconds, "frame_ms": cost})
+            times_first = cost / rows[-1 - args.lengths.index(seconds)]["frame_ms"]
+            print(f"{side:10} after {seconds:5g} s {cost:7.2f} ms a frame ({times_first:.2f} x)")
+    return rows
 
 
 def _run(argv: Sequence[str] | None) -> int:
     args = parse(Args, "generate.py", "Decoding, beside MusicGen's decoder.", argv)
-    from rvqlm.runtime import tune_malloc
+    from rvqlm.files import write_json
+    from rvqlm.runtime import describe_machine, tune_malloc
 
     tune_malloc()
-    clock = time.perf_counter if args.wall else time.process_time
     width, layers, _ = SIZES[args.size]
-    print(
+    about = (
         f"d{width} x {layers}, {args.codebooks} levels of {args.codebook_size}, {args.frames} "
-        f"frames, {torch.get_num_threads()} threads"
+        "frames"
     )
-    sides = {}
+    print(about)
+    sides, memory = {}, {}
     for side in args.sides:
-        dtype = torch.bfloat16 if side.endswith("bf16") else torch.float32
-        made = peer(args, dtype) if side.startswith("peer") else ours(args, side)
-        sides[side] = made, dtype.itemsize
-    for batch in args.batches:
-        seconds = {side: [] for side in sides}  # of steps
-        for _ in range(args.turns):
-            for side, (run, _) in sides.items():
-                times = [clock()]
-                run(batch, lambda *_, times=times: times.append(clock()))
-                seconds[side] += [b - a for a, b in itertools.pairwise(times)]
-        each = {side: sum(s) / len(s) for side, s in seconds.items()}
-        best = {side: sorted(s)[len(s) // 10] for side, s in seconds.items()}
-        for side, (_, size) in sides.items():
-            line = f"batch {batch:3}  {side:10}{batch / each[side]:7,.0f} frames/s"
-            line += f"{batch / best[side]:8,.0f} undisturbed"
-            line += f"{weights(args, size) / best[side] / 1e9:7.1f} GB/s"
-            if "peer" in best:
-                ratios = (times["peer"] / times[side] for times in (each, best))
-                line += "{:8.2f} {:.2f} x peer".format(*ratios)
-            print(line, flush=True)
+        before = resident()
+        if side.startswith("peer"):
+            sides[side] = peer(args, torch.bfloat16 if side == "peer-bf16" else torch.float32)
+        else:
+            sides[side] = ours(args, side)
+        sides[side](1, args.frames, lambda *_: None)
+        memory[side] = max(0, resident() - before) / 1e6
+    rows, lengths = [], []
+    for threads in args.threads or (torch.get_num_threads(),):
+        torch.set_num_threads(threads)
+        clock = time.perf_counter if args.wall or threads > 1 else time.process_time
+        rows += compare(args, sides, clock, memory)
+        if args.lengths:
+            lengths += over_length(args, sides, clock)
+    if len(args.threads) > 1:
+        for (batch, side), found in itertools.groupby(
+            sorted(rows, key=lambda row: (row["batch"], row["side"])),
+            key=lambda row: (row["batch"], row["side"]),
+        ):
+            best = max(found, key=lambda row: row["frames_per_second"])
+            rate = f"{best['frames_per_second']:,.0f} frames/s"
+            print(f"batch {batch}, {side}: best with {best['threads']} threads, {rate}")
+    if args.out:
+        command = command_line("generate.py", argv)
+        made = {"about": about, "command": command, "machine": describe_machine()}
+        write_json(args.out, {**made, "rows": rows, "lengths": lengths})
     return 0
 
 

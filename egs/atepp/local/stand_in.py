@@ -5,7 +5,6 @@ python egs/atepp/local/stand_in.py --out-dir data/ATEPP
 
 from __future__ import annotations
 
-import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared" / "local"))
 
 from stand_in_piano import play
+from stand_ins import make_once, write_table
 
 from rvqlm.cli import parse, run_main
-from rvqlm.files import atomic_folder
 
 README = "Not ATEPP, but a stand-in for it in its layout, played by a synthesiser.\n"
 COLUMNS = (
@@ -50,30 +49,19 @@ def make(folder: Path, compositions: int, performances: int, seconds: float, see
             files = corpus / "ATEPP-1.2" / path, folder / "recordings" / f"{number}.flac"
             duration = play(*files, 1000 * seed + piece, pianist, seconds, 44100)
             total += duration
-            about = (
+            rows.append((
                 f"Pianist {pianist}", pianist, f"{title}, movement {movement + 1}", duration,
                 composer, composition % 2, title, composition, path, "", "", "", number,
-            )  # fmt: skip
-            rows.append(dict(zip(COLUMNS, about)))
-    with open(corpus / "ATEPP-metadata-1.2.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
+            ))  # fmt: skip
+    write_table(corpus / "ATEPP-metadata-1.2.csv", COLUMNS, rows)
     (corpus / "README.md").write_text(README)
     return total
 
 
 def main(argv: list[str] | None = None) -> int:
     flags = parse(Flags, "stand_in.py", "Make a stand-in for ATEPP 1.2.", argv)
-    if flags.out_dir.exists():
-        print(f"{flags.out_dir} is there already")
-        return 0
-    flags.out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(flags.out_dir) as folder:
-        shape = flags.compositions, flags.performances, flags.seconds, flags.seed
-        seconds = make(folder, *shape)
-    print(f"{flags.out_dir}: {seconds:.0f} s of music")
-    return 0
+    shape = flags.compositions, flags.performances, flags.seconds, flags.seed
+    return make_once(flags.out_dir, lambda folder: make(folder, *shape))
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034,SC2154 # variables of the script that sources it
 # The data configuration in scripts, and intermediates that are removed; to be sourced.
 #
 #   declare -A data

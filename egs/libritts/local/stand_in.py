@@ -12,9 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared" / "local"))
 
 from stand_in_speech import Reader
+from stand_ins import make_once
 
 from rvqlm.cli import parse, run_main
-from rvqlm.files import atomic_folder
 
 SAMPLING_RATE = 24000
 README = "Not LibriTTS, but a stand-in for it in its layout, read by espeak-ng."
@@ -85,14 +85,8 @@ def _chapter(place: Path, name: str, reader: Reader, clips: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     flags = parse(Flags, "stand_in.py", "Make a stand-in for LibriTTS.", argv)
-    if flags.out_dir.exists():
-        print(f"{flags.out_dir} is there already")
-        return 0
-    flags.out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(flags.out_dir) as folder:
-        seconds = make(folder, flags.parts, flags.speakers, flags.clips, flags.seed)
-    print(f"{flags.out_dir}: {len(flags.parts)} parts, {seconds:.0f} s of speech")
-    return 0
+    shape = flags.parts, flags.speakers, flags.clips, flags.seed
+    return make_once(flags.out_dir, lambda folder: make(folder, *shape))
 
 
 if __name__ == "__main__":

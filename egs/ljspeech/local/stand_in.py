@@ -12,9 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared" / "local"))
 
 from stand_in_speech import Reader
+from stand_ins import make_once
 
 from rvqlm.cli import parse, run_main
-from rvqlm.files import atomic_folder
 
 SAMPLING_RATE = 22050
 README = "Not the LJ Speech Dataset, but a stand-in for it in its layout, read by espeak-ng.\n"
@@ -49,14 +49,8 @@ def make(folder: Path, chapters: int, clips: int, seed: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     flags = parse(Flags, "stand_in.py", "Make a stand-in for LJSpeech-1.1.", argv)
-    if flags.out_dir.exists():
-        print(f"{flags.out_dir} is there already")
-        return 0
-    flags.out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(flags.out_dir) as folder:
-        seconds = make(folder, flags.chapters, flags.clips, flags.seed)
-    print(f"{flags.out_dir}: {flags.chapters * flags.clips} clips, {seconds:.0f} s of speech")
-    return 0
+    shape = flags.chapters, flags.clips, flags.seed
+    return make_once(flags.out_dir, lambda folder: make(folder, *shape))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ python egs/maestro/local/stand_in.py --out-dir data/maestro-v3.0.0
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "shared" / "local"))
 
 from stand_in_piano import play
+from stand_ins import make_once, write_table
 
 from rvqlm.cli import parse, run_main
-from rvqlm.files import atomic_folder
 
 README = "Not MAESTRO, but a stand-in for it in its layout, played by a synthesiser.\n"
 COLUMNS = (
@@ -50,13 +49,9 @@ def make(folder: Path, performances: int, seconds: float, seed: int) -> float:
         duration = play(*files, 1000 * seed + piece, n, seconds, 44100 if n % 2 else 48000)
         total += duration
         title = f"Piece No. {piece} in {'CDEFGAB'[piece % 7]} Major"
-        about = ("Stand In", title, split, year, f"{name}.midi", f"{name}.wav", duration)
-        rows.append(dict(zip(COLUMNS, about)))
-    with open(folder / "maestro-v3.0.0.csv", "w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
-    columns = {name: {str(n): row[name] for n, row in enumerate(rows)} for name in COLUMNS}
+        rows.append(("Stand In", title, split, year, f"{name}.midi", f"{name}.wav", duration))
+    write_table(folder / "maestro-v3.0.0.csv", COLUMNS, rows)
+    columns = {c: {str(n): row[i] for n, row in enumerate(rows)} for i, c in enumerate(COLUMNS)}
     (folder / "maestro-v3.0.0.json").write_text(json.dumps(columns))
     (folder / "README").write_text(README)
     (folder / "LICENSE").write_text(README)
@@ -65,14 +60,8 @@ def make(folder: Path, performances: int, seconds: float, seed: int) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     flags = parse(Flags, "stand_in.py", "Make a stand-in for MAESTRO v3.0.0.", argv)
-    if flags.out_dir.exists():
-        print(f"{flags.out_dir} is there already")
-        return 0
-    flags.out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(flags.out_dir) as folder:
-        seconds = make(folder, flags.performances, flags.seconds, flags.seed)
-    print(f"{flags.out_dir}: {flags.performances} performances, {seconds:.0f} s of music")
-    return 0
+    shape = flags.performances, flags.seconds, flags.seed
+    return make_once(flags.out_dir, lambda folder: make(folder, *shape))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,56 @@
+"""Word and character errors against counts by hand, and what counts as a word."""
+
+import pytest
+
+pytest.importorskip("jiwer")
+
+from rvqlm.judging.judge import Nothing
+from rvqlm.judging.words import count_errors, is_english
+from rvqlm.metrics.recognition import edit_distances
+
+
+def errors(text, heard, english=True):
+    found = count_errors(text, heard, english)
+    return [(round(s.value * s.weight), s.weight) for s in found.values()]
+
+
+def test_errors_by_hand():
+    assert errors("good morning to you", "good morning to you") == [(0, 4), (0, 19)]
+    # one left out, one put in, one other
+    assert errors("a b c d", "a x c d e", english=False) == [(2, 4), (3, 7)]
+    assert errors("a b", "", english=False) == [(2, 2), (3, 3)]
+    assert errors("a", "a b c", english=False)[0] == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "said, heard",
+    [
+        ("You're at extension 21.", "you are at extension twenty one"),
+        ("Press ONE, please!", "press one please"),
+        ("Mr. Smith", "mister smith"),
+        ("Wait. [pause 0.5s] Now.", "wait now"),
+    ],
+)
+def test_the_same_words_written_otherwise_are_no_errors(said, heard):
+    assert errors(said, heard)[0][0] == 0
+
+
+def test_other_languages():
+    assert errors("Доброе утро, мир!", "доброе утро мир", english=False)[0] == (0, 3)
+    assert errors("Доброе утро", "доброе утра", english=False) == [(1, 2), (1, 11)]
+    assert is_english("en_GB") and not is_english("de") and not is_english("")
+
+
+def test_counts_are_edit_distances():
+    a, b = (
+        ["the", "old", "captain", "carried", "lanterns"],
+        ["the", "cold", "captain", "lanterns", "home"],
+    )
+    ids = {word: n for n, word in enumerate({*a, *b})}
+    expected = edit_distances([[ids[w] for w in a]], [[ids[w] for w in b]])[0]
+    assert errors(" ".join(a), " ".join(b))[0] == (expected, 5)
+
+
+def test_a_text_without_words():
+    with pytest.raises(Nothing, match="no word"):
+        count_errors("?!", "hello", True)
