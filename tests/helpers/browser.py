@@ -63,9 +63,12 @@ class Browser:
 
     def _note(self, event: dict) -> None:
         method, params = event.get("method"), event.get("params", {})
-        if method in ("Runtime.exceptionThrown", "Log.entryAdded") or (
-            method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning")
-        ):
+        said = {
+            "Runtime.exceptionThrown": "error",
+            "Log.entryAdded": params.get("entry", {}).get("level"),
+            "Runtime.consoleAPICalled": params.get("type"),
+        }
+        if said.get(method) in ("error", "warning"):
             self.errors.append(json.dumps(params))
         if method == "Network.requestWillBeSent":
             url = params["request"]["url"]
