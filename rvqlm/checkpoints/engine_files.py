@@ -1,7 +1,7 @@
 """What another engine needs of an exported model beside its weights: codec, symbols, a reference.
 
 =============== ==================================================================================
-codec.json      name, fingerprint and rates of the codec
+codec_info.json name, fingerprint and rates of the codec
 tokens.txt      symbols of a text by their ids, in the format of k2; text.json how they are made
 bpe.model       where the symbols are pieces of words, of sentencepiece
 reference.py    greedy decoding in plain PyTorch (`rvqlm.checkpoints.reference`)
@@ -23,7 +23,7 @@ def write_engine_files(folder: Path, config: dict) -> None:
     """Write them beside ``config.json``, whose values these are."""
     codec = config["codec"]
     rates = {"frame_rate": codec["sampling_rate"] / codec["hop"]}
-    write_json(folder / "codec.json", {**codec, **rates})
+    write_json(folder / "codec_info.json", {**codec, **rates})
     if text := config["conditions"].get("text"):
         settings = dict(text["settings"])
         SymbolTable(dict(enumerate(settings.pop("symbols", [])))).to_file(folder / "tokens.txt")
@@ -47,7 +47,7 @@ def _readme(config: dict) -> str:
         "",
         "- `model.safetensors`, `config.json`: weights and all options; "
         '`rvqlm.from_pretrained(".")` reads them.',
-        "- `codec.json`: the codec.",
+        "- `codec_info.json`: the codec.",
     ]
     if config["conditions"].get("text"):
         lines.append(

@@ -24,7 +24,8 @@ def uncovered(config: dict) -> list[str]:
     if config["model_name"] != "codec-lm":
         return [f"the family {config['model_name']}"]
     options = config["model_config"]
-    return [f"{k} {options[k]}" for k, known in COVERED.items() if options[k] not in known]
+    found = [k for k, known in COVERED.items() if options[k] not in known]
+    return [f"{k} {options[k]}".translate(str.maketrans("", "", "[]()',")) for k in found]
 
 
 def rotate(x, base):  # (S, H, D): pairs (i, i + D/2) by the step times base^(-2 i / D)

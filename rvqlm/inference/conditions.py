@@ -38,6 +38,8 @@ class ConditionArgs:
     two words: so much silence."""
     text_file: str = ""
     """A text a line, instead of --text."""
+    one_text: bool = False
+    """The lines of --text-file are one text, and one sample."""
     language: str = ""
     """Language of the texts, for phonemes; empty: the one of most texts in training."""
     durations: tuple[str, ...] = ()
@@ -68,10 +70,12 @@ class ConditionArgs:
             raise UserError(f"--text-file {self.text_file}: cannot be read ({e})") from None
         if not (texts := [line.strip() for line in lines if line.strip()]):
             raise UserError(f"--text-file {self.text_file}: no text in it")
-        return texts
+        return ["\n".join(texts)] if self.one_text else texts
 
     def problems(self) -> list[str]:
-        """What is wrong with --durations."""
+        """What is wrong with --durations or --one-text."""
+        if self.one_text and not self.text_file:
+            return ["--one-text goes with --text-file"]
         if not self.durations:
             return []
         if RECORDED not in self.durations:

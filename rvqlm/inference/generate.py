@@ -339,6 +339,8 @@ def suspect(about: dict, output: OutputArgs, overran: str = "") -> list[str]:
         found.append(f"loops: {about['repetition_ratio']:.0%} of it is there twice")
     wanted = output.min_seconds < output.seconds and "infill" not in about
     text = {"text", "phonemes"} & {*about["conditions"]}
-    if about["stop"] == "length" and wanted and text and not overran:
+    said = about["alignment"][-1][2] if about.get("alignment") else 0.0
+    on = about["stop"] == "length" and about["seconds"] - said > 1.0
+    if on and wanted and text and not overran:
         found.append(f"limit: stopped by --seconds {output.seconds:g}, not by itself")
     return found

@@ -193,8 +193,7 @@ def divided(
             parts = _parts(found[place], texts, _room(given, model, longest) / frames)
             if len(parts) > 1:
                 alone = [
-                    replace(given, values={**given.values, "text": t.ids}, durations=t.durations)
-                    for _, t in parts
+                    Given({**given.values, "text": t.ids}, durations=t.durations) for _, t in parts
                 ]
                 room = [SPARE * n for n in frames_needed(model, alone, speech, seed)]
                 pieces = (Piece(*p, max(longest, round(n))) for p, n in zip(parts, room))

@@ -250,14 +250,19 @@ class _Sample:
         self.decoder = codec.piecewise(scales=prompt.scales)
         self.silence = Silence(info.sampling_rate)
         given = len(prompt.codes)
-        self.waiting = [prompt.codes] if given else []  # codes that were not decoded
+        # of the prompt no more is decoded than what follows depends on
+        skipped = 0
+        if not with_prompt and type(codec).piecewise is Codec.piecewise:
+            reach = codec.decode_context_frames
+            skipped = 0 if reach is None else max(0, given - reach)
+        self.waiting = [prompt.codes[skipped:]] if given else []  # codes that were not decoded
         self.heard, self.hop = 0, info.hop  # samples of new audio, and those of a frame
         # samples that are still those of the prompt, and whether they are to be heard
-        self.lead, self.with_prompt = info.num_samples(given), with_prompt
+        self.lead, self.with_prompt = info.num_samples(given - skipped), with_prompt
         # and those to come that the model makes
         self.new = WHOLE
         if prompt.after is not None:
-            self.new = info.num_samples(given + prompt.gap) - self.lead
+            self.new = info.num_samples(given + prompt.gap) - info.num_samples(given)
 
     def reach(self) -> int:
         """Frames of the longest sequence that it takes, about."""

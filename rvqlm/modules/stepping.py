@@ -187,8 +187,11 @@ class _NativeStepper(Stepper):
             product(block.attention.out, "y", "x", add=True)
 
         def cross(block: Block, x: str) -> None:
+            layer = block.attention.layer
             product(block.cross.query, x, "query", bias=block.cross.place)
-            k, v = (part.float().contiguous() for part in memory[block.attention.layer])
+            # copies, lest a memory of one step pass for contiguous however it lies
+            one_way = torch.contiguous_format
+            k, v = (part.float().clone(memory_format=one_way) for part in memory[layer])
             program.attention(at["query"], at["y"], heads, k, v, cross_mask, rotary, writes=False)
             product(block.cross.out, "y", "x", add=True)
 

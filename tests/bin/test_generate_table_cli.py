@@ -227,6 +227,7 @@ def test_a_style_from_a_file(name, tmp_path):
 
 def test_what_is_warned_of():
     about = {"silence_ratio": 0.1, "repetition_ratio": 0.1, "stop": "eos", "conditions": {}}
+    about["seconds"] = 5.0
     out = OutputArgs(seconds=5.0)
 
     def kinds(output=out, overran="", **changes):
@@ -240,4 +241,7 @@ def test_what_is_warned_of():
     assert kinds(stop="length") == [] and kinds(**spoken) == ["limit"]
     assert kinds(OutputArgs(seconds=5.0, min_seconds=5.0), **spoken) == []
     assert kinds(**spoken, infill=[1, 2]) == []
+    # where the text was said up to there, nothing is wrong
+    assert kinds(**spoken, alignment=[("a", 0.0, 4.5)]) == []
+    assert kinds(**spoken, alignment=[("a", 0.0, 3.5)]) == ["limit"]
     assert kinds(out, "its text needs 7 s", **spoken) == ["cut"]

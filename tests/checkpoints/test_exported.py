@@ -75,9 +75,9 @@ def test_plain_files(tmp_path):
     model = make("text")
     out = save_pretrained(model, tmp_path / "out", checkpoint_of(model), averaged=True)
     own = {"config.json", "model.safetensors"}
-    others = {"README.md", "codec.json", "reference.py", "text.json", "tokens.txt"}
+    others = {"README.md", "codec_info.json", "reference.py", "text.json", "tokens.txt"}
     assert {p.name for p in out.iterdir()} == own | others
-    codec = json.loads((out / "codec.json").read_text())
+    codec = json.loads((out / "codec_info.json").read_text())
     assert codec["fingerprint"] == INFO.fingerprint and codec["frame_rate"] == 50
     assert (out / "tokens.txt").read_text().startswith("<eps> 0\n")
     data = (out / "model.safetensors").read_bytes()

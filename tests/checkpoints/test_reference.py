@@ -65,7 +65,7 @@ def test_runs_without_the_package(tmp_path):
     [
         ("mlp-shared", "head mlp, input_side attention, shared_head True"),
         ("flatten", "pattern flatten"),
-        ("text-spread", "conditions ['text']"),
+        ("text-spread", "conditions text"),
         ("valle", "the family valle"),
     ],
 )

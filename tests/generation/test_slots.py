@@ -14,6 +14,8 @@ from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 from rvqlm.generation.slots import Engine
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.masked import Masked, MaskedConfig
+from rvqlm.modules import native, packed
+from rvqlm.modules.stepping import Stepper
 
 K, V = 3, 13
 INFO = CodecInfo("toy", "0" * 16, 16000, 320, K, V)
@@ -139,6 +141,20 @@ def test_joining_at_any_moment_gives_what_it_gives_alone(model, options, frames)
         else:
             assert ended == alone.stop
         assert torch.equal(codes, new), number
+
+
+@pytest.mark.skipif(bool(native.missing()), reason="no kernels for this machine")
+@pytest.mark.parametrize("fusion", ["cross", "spread"])
+def test_kernels_of_a_step_see_each_row_where_it_is(monkeypatch, fusion):
+    monkeypatch.setattr(packed, "SMALLEST", 1)
+    model = lm(("text",), fusion=fusion)
+    model = packed.with_weights_in(model, torch.bfloat16, kernels="native")
+    assert type(model.begin({}, 1, 8).stepper) is not Stepper
+    wanted = orders(model, 6, GUIDED)
+    made = run_together(Engine(model, 3), [request(order) for order in wanted])
+    for number, order in enumerate(wanted):
+        alone = model.generate(**order).codes[0, order["prompt_codes"].shape[1] :]
+        assert torch.equal(torch.cat([alone[:0], *made[number][0]]), alone), number
 
 
 def test_a_masked_model_that_writes_frame_by_frame_runs_too():

@@ -164,7 +164,10 @@ def test_symbols_of_a_recording_are_divided_as_they_are():
     model = model_of("codec-lm")
     ids = torch.from_numpy(FRONT_END.encode("abba cab. bad cab, a bed.")).long()
     given = Given({"text": ids[:, None]}, {"text": "abba cab. bad cab, a bed."})
+    given.times = torch.full((len(ids), 2), torch.nan)  # those of the recording, none of them told
     prompt = Prompt(torch.empty(0, 2, dtype=torch.int64), "conditioned-x", "x", given=given)
     (prompt,) = divided([prompt], model, part(model, [prompt]), SpeechConfig())
     pieces = [FRONT_END.decode(p.text.ids[:, 0]) for p in prompt.given.pieces]
     assert len(pieces) > 1 and " ".join(pieces) == "abba cab. bad cab, a bed."
+    (sample,) = made(model, [prompt], part(model, [prompt]) / RATE)
+    assert [words for words, *_ in sample.about["sentences"]] == pieces

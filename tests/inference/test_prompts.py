@@ -151,6 +151,10 @@ def test_a_file_of_texts(tmp_path):
         ({"text": "“the”\u2028dog"}, "the dog"),
         ({"text": "fox"}, "fox"),
     ]
+    args = ConditionArgs(text_file=str(path), one_text=True)
+    ((about, said),) = given("chars", "thefoxdg", args)
+    assert said == "the fox the dog fox" and about["text"].count("\n") == 2
+    assert ConditionArgs(one_text=True).problems() == ["--one-text goes with --text-file"]
     path.write_bytes(b"\xff\xfea\0")
     with pytest.raises(UserError, match=r"texts\.txt: cannot be read"):
         given("chars", "a", ConditionArgs(text_file=str(path)))

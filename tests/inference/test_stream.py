@@ -41,7 +41,7 @@ def toy(codec, family="codec-lm", conditions=None, **config):
     return model.eval()
 
 
-def prompts(codec, lengths=(0, 5, 12)):
+def prompts(codec, lengths=(0, 5, 45)):
     torch.manual_seed(1)
     K, V = codec.info.num_codebooks, codec.info.codebook_size
     return [Prompt(torch.randint(V, (n, K)), f"p{n}") for n in lengths]
