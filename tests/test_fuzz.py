@@ -46,6 +46,8 @@ TOKENS = [
 EXP = ["monitor exp", "compare --exp-dirs exp other", "doctor exp", "info exp"]
 SHAR = "export --manifest-dir tokens --format shar --out-dir out"
 REPORT = "report --exp-dir exp --manifest-dir tokens --out page.html"
+PAGE = "compare --exp-dirs exp other --page side.html"
+LISTEN = "listen listening/result.json"
 FILES = {
     "tokens/tokens.json": TOKENS,
     "tokens/splits.json": TOKENS[:3],
@@ -63,7 +65,11 @@ FILES = {
     "exp/metrics.jsonl": [*EXP, REPORT],
     "exp/config.yaml": EXP,
     "exp/eval_test.json": [EXP[1], REPORT],
-    "exp/samples/a.json": [EXP[1], REPORT],
+    "exp/samples/a.json": [EXP[1], REPORT, PAGE],
+    "exp/samples/judged.json": [EXP[1], REPORT, PAGE],
+    "expected/mine.expected.json": ["monitor exp --expected expected/mine.expected.json"],
+    "listening/result.json": [LISTEN],
+    "listening/test.key.json": [LISTEN],
     "exp/ranks/rank-0.json": EXP[:1],
     "exp/stages.tsv": [REPORT],
     "exported/config.json": ["info exported", "doctor exported"],
@@ -108,7 +114,31 @@ def whole(tmp_path_factory) -> Path:
         (folder / name / "ranks").mkdir()
         (folder / name / "ranks/rank-0.json").write_text('{"rank": 0, "where": "data"}')
     save_pretrained(make("delay-custom"), folder / "exported")
+    judged = {"summary": {"samples": {"words.wer": {"mean": 0.4, "interval": [0.3, 0.5]}}},
+              "figures": {"words.wer": {"better": "lower", "meaning": "words"}}}  # fmt: skip
+    (folder / "exp/samples/judged.json").write_text(json.dumps(judged))
+    make_listening(folder)
     return folder
+
+
+def make_listening(folder: Path) -> None:
+    """A listening test's key, what somebody answered, and what is expected of a training."""
+    record = {"kind": "valid", "step": 20, "loss": 2.0, "nats": [1.5, 2.5], "elapsed": 180.0}
+    with open(folder / "exp/metrics.jsonl", "a") as log:
+        print(json.dumps(record), file=log)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "expected").mkdir()
+        assert main(["monitor", "exp", "--write-expected", "expected/mine.expected.json"]) == 0
+        (folder / "listening").mkdir()
+        out = "listening/test.html"
+        assert main(["listen", "make", "--exp-dirs", "exp", "other", "--out", out]) == 0
+    key_path = folder / "listening/test.key.json"
+    key = {k: v for k, v in json.loads(key_path.read_text()).items() if k != "checksum"}
+    key_path.write_text(json.dumps(key))
+    answers = {trial["id"]: {"answer": "left", "seconds": 1.5} for trial in key["trials"]}
+    result = {"test": key["test"], "rater": "Ann", "session": "1", "saved": "2026", "trials": 1}
+    (folder / "listening/result.json").write_text(json.dumps(result | {"answers": answers}))
 
 
 @pytest.fixture

@@ -54,8 +54,8 @@ def _run(argv: Sequence[str] | None) -> int:
         "not_run": findings.not_run(),
         "left_out": findings.unreadable,
         "figures": {
-            name: {"better": better, "meaning": findings.meanings()[name]}
-            for name, (better, _) in columns.items()
+            name: {"better": better, "percent": percent, "meaning": findings.meanings()[name]}
+            for name, (better, percent) in columns.items()
         },
         "summary": summary,
         "machine": describe_machine(),

@@ -218,6 +218,16 @@ class SampleMaker:
         longest = max(len(p.given.values["text"]) for p in made)
         return self.make(made, self.seconds_for(longest))
 
+    def say_behind(self, seconds: float) -> Group:
+        """The rest of the texts of recordings behind so much of these, all of it however long: what
+        is cut is no error of the model."""
+        prompts = [p for p in self.prompts(seconds) if len(p.given.values.get("text", ()))]
+        if not prompts:
+            raise UserError(f"no recording with a text behind {seconds:g} s")
+        named = [replace(p, name=f"behind-{seconds:g}s-{flat_name(p.source)}") for p in prompts]
+        longest = max(len(p.given.values["text"]) for p in prompts)
+        return self.make(named, self.seconds_for(longest))
+
     def seconds_for(self, symbols: int) -> float:
         """Twice as long as so many symbols usually take, and two seconds."""
         return 2 + 2 * symbols * self.model.conditions["text"].rate / self.rate

@@ -1,8 +1,6 @@
 """Every combination of settings of generation, judged on the same recordings with the same random
-numbers, so that two settings are compared recording by recording.
-
-A setting that is done is a JSON and a NPZ file, so that a grid that was interrupted goes on, and
-one that is asked for more values makes only what is new.
+numbers, so that two settings are compared recording by recording. What was made before an
+interruption, or for fewer values, is not made again (`rvqlm.judging.grid_results`).
 """
 
 from __future__ import annotations
@@ -50,8 +48,8 @@ class GridConfig:
     """Split of the recordings: not the one that the chosen setting is reported on."""
     num: int = 24
     """How many of them, at most."""
-    seconds: float = 8.0
-    """Longest new audio."""
+    seconds: float = 12.0
+    """Longest new audio; texts that need more are cut, in every setting alike."""
     prompt_seconds: float | None = None
     """How much of each recording is given. Unset: none with --recognizer, 2 without."""
     judge: Literal["auto", "errors", "kl", "nats", "repetition"] = "auto"

@@ -66,7 +66,7 @@ def configs(setting: dict[str, Any]) -> tuple[SamplingConfig, DemaskConfig, Spee
 
 
 class Results:
-    """The settings that are done, in a folder."""
+    """The settings that are done, in a folder: each a JSON and the codes of its samples (NPZ)."""
 
     def __init__(self, folder: Path, about: dict, overwrite: bool):
         """:raises UserError: results there that are of something else."""

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from rvqlm.errors import UserError
 from rvqlm.inference.free_running import as_recorded
 from rvqlm.inference.generate import Sample
 from rvqlm.judging.check_samples import Group, SampleMaker
@@ -76,7 +77,10 @@ class ReleaseChecks:
 
     def run(self) -> Iterator[Check]:
         """All checks, each as soon as it is done; what cannot be run says why."""
-        yield from self._continuations()
+        try:
+            yield from self._continuations()
+        except UserError as e:  # no recording is long enough for such prompts
+            yield from (Check(name, "not run", str(e)) for name in CONTINUED)
         reason = ""
         if self.maker.table is None:
             reason = "the model is told no text"
@@ -87,7 +91,10 @@ class ReleaseChecks:
                 yield Check(name, "not run", reason)
         else:
             yield from self._speech()
-        yield self._drift()
+        try:
+            yield self._drift()
+        except UserError as e:
+            yield Check(DRIFT, "not run", str(e))
 
     def _continuations(self) -> Iterator[Check]:
         """Of the new parts behind prompts, beside the same parts of the recordings."""
@@ -184,8 +191,11 @@ class ReleaseChecks:
         for name, group in groups.items():
             yield self._errors(f"errors, {name.replace('-', ' ')}", group, floor)
         for seconds in self.config.prompt_seconds:
-            behind = self.maker.make(self.maker.prompts(seconds), self.config.seconds)
-            yield self._errors(f"errors behind {seconds:g} s", self.maker.listen(behind), floor)
+            name = f"errors behind {seconds:g} s"
+            try:
+                yield self._errors(name, self.maker.listen(self.maker.say_behind(seconds)), floor)
+            except UserError as e:
+                yield Check(name, "not run", str(e))
         yield self._long(floor)
 
     def _errors(self, name: str, group: Group, floor: float) -> Check:
@@ -212,7 +222,7 @@ class ReleaseChecks:
     def _drift(self) -> Check:
         """How far the last third of a long sample is from its first, in the codec's latents, beside
         as much of recordings of one speaker."""
-        name, vectors = "voice does not drift", self.codec.code_vectors()
+        name, vectors = DRIFT, self.codec.code_vectors()
         if not self.config.long_seconds:
             return Check(name, "not run", "--long-seconds 0")
         if vectors is None:
@@ -253,6 +263,9 @@ class ReleaseChecks:
         return [np.concatenate(of) for of in by_speaker.values()]
 
 
+DRIFT = "voice does not drift"
+CONTINUED = ("silence", "loops", "burst after a prompt")
+"""Checks of continuations."""
 SPOKEN = (
     *("short texts, exactly", "nothing behind the end", "no stutter", "no word too many"),
     *("burst at the beginning", "errors by length", "a long text to its end"),

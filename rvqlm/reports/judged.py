@@ -46,8 +46,12 @@ class Figure:
     @property
     def tip(self) -> str:
         words = [self.about.get("meaning"), self.about.get("better")]
-        better = {"lower": "lower is better", "higher": "higher is better"}
-        return "; ".join(better.get(w, w) for w in words if w)
+        better = {
+            "lower": "lower is better",
+            "higher": "higher is better",
+            "as recorded": "best as recordings have it",
+        }
+        return "; ".join(better.get(word, word) for word in words if word)
 
     def text(self, view: str) -> str:
         """Mean; a dash where it is not known."""

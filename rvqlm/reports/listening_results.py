@@ -110,16 +110,27 @@ def _order(result: Result) -> tuple:
 def _key_of(results: list[Path], tests: set[str], key_path: Path | None) -> Key:
     remedy = "make the test again, or find the key that was written with its page"
     if key_path is not None:
-        return read_json(key_path, remedy, type=Key)
+        return read_json(key_path, remedy, convert=_checked, type=Key)
     for folder in dict.fromkeys(path.resolve().parent for path in results):
         for path in sorted({*folder.glob("*.key.json"), *folder.parent.glob("*.key.json")}):
-            key = read_json(path, remedy, type=Key)
+            key = read_json(path, remedy, convert=_checked, type=Key)
             if key["test"] in tests:
                 return key
     raise UserError(
         "no key of this test beside the results; give --key PAGE.key.json, which rvqlm listen make "
         "wrote beside the page"
     )
+
+
+def _checked(key: Key) -> Key:
+    """:raises ValueError: trials that are none of their kind of test, or several of one id."""
+    clips = {"preference": 2, "rating": 1}[key["kind"]]
+    for trial in key["trials"]:
+        if len(trial["clips"]) != clips:
+            raise ValueError(f"trial {trial['id']}: not {counted(clips, 'clip')}")
+    if len({trial["id"] for trial in key["trials"]}) < len(key["trials"]):
+        raise ValueError("two trials of one id")
+    return key
 
 
 # ---------------------------------------------------------------- figures

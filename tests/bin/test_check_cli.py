@@ -197,15 +197,33 @@ def test_each_fault_is_seen(fault, check, tmp_path, capsys):
         assert failed == FAULTS[fault]
 
 
+def test_a_text_is_said_whole_whatever_the_length_of_continuations(check, tmp_path):
+    """And no sample takes the place of another's."""
+    found = check(
+        "", "--recognizer", "listener", "--seconds", "0.5", "--prompt-seconds", "0.2", "0.4"
+    )
+    spoken = [c for name, c in found.items() if name.startswith("errors")]
+    assert len(spoken) == 6 and all(c["verdict"] == "pass" and c["value"] == 0 for c in spoken)
+    names = [path.name for path in (tmp_path / "out").glob("*.wav")]
+    for kind in ("behind-0.2s-", "behind-0.4s-", "continuation-", "recording-", "two-"):
+        assert sum(name.startswith(kind) for name in names) == 3
+
+
 def test_what_cannot_be_run_says_why(check, capsys):
     found = check("")
     assert found["no stutter"]["found"] == "give --recognizer"
     assert found["voice does not drift"]["verdict"] == "pass"
     assert "7 not run" in capsys.readouterr().out
+    found = check("", "--prompt-seconds", "9", told=False)
+    assert {c["verdict"] for c in found.values()} == {"not run"}
     found = check("loop", told=False)
     assert found["no stutter"]["found"] == "the model is told no text"
     assert found["loops"]["verdict"] == "fail"
-    found = check("", "--long-seconds", "0", "--recognizer", "listener")
+    flags = ("--long-seconds", "0", "--recognizer", "listener", "--prompt-seconds", "0.2", "9")
+    found = check("", *flags)
+    assert found["errors behind 0.2 s"]["verdict"] == "pass"
+    for name in ("loops", "errors behind 9 s"):
+        assert found[name]["verdict"] == "not run" and "lower --prompt" in found[name]["found"]
     assert found["voice does not drift"]["found"] == "--long-seconds 0"
     assert found["a long text to its end"]["verdict"] == "not run"
 
