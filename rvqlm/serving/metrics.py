@@ -88,19 +88,22 @@ class PlayClock:
     """Tells whether audio comes later than a listener who plays it from its first sample on would
     need it.
 
+    :param head: seconds that the listener waits with the first, after each gap too.
+
     >>> clock = PlayClock()
     >>> [clock.heard(now, seconds) for now, seconds in [(5.0, 1.0), (5.9, 1.0), (8.0, 1.0)]]
     [False, False, True]
     """
 
-    def __init__(self) -> None:
+    def __init__(self, head: float = 0.0) -> None:
+        self._head = head
         self._runs_dry: float | None = None
 
     def heard(self, now: float, seconds: float) -> bool:
         """Audio of so many seconds is there; whether the one before had run out. Then the listener
         begins anew."""
         late = self._runs_dry is not None and now > self._runs_dry
-        start = now if late or self._runs_dry is None else self._runs_dry
+        start = now + self._head if late or self._runs_dry is None else self._runs_dry
         self._runs_dry = start + seconds
         return late
 

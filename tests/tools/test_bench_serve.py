@@ -23,6 +23,7 @@ def test_what_is_measured(tmp_path, monkeypatch, capsys):
     with fake_server(step_seconds=0.05) as (server, _):
         late = bench.asyncio.run(bench.speak(bench.Args(server.url), "abba.", 0))
     assert round(late.seconds, 3) == 0.2 and 0 < late.underruns < 10 and not late.error
+    assert late.with_head <= late.underruns
     with fake_server(slots=1, queue=0) as (server, _):
         assert bench.run(["--url", server.url.rstrip("/"), *words]) == 1
     rows = json.loads((tmp_path / "a.json").read_text())["rows"]

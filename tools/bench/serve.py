@@ -8,7 +8,7 @@ sends the next. Per concurrency: requests that failed (any that was not measured
 as failed), first audio (from the request to the first sample, p50 and p99), real-time factor of all
 together and of one request (median), underruns (parts of audio that arrived later than a listener
 would have needed them who plays from the first sample on), continuity (share of requests without
-one). Nothing of a concurrency in which a request failed is a measurement: the status is 1.
+one), and the same for a listener who waits --head seconds with the first sample. Nothing of a concurrency in which a request failed is a measurement: the status is 1.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Args:
     """Of each client."""
     model: str = ""
     token: str = ""
+    head: float = 0.25
+    """Seconds that the second listener waits with the first sample."""
     timeout: float = 600.0
     """Seconds after which a request has failed."""
     json: str = ""
@@ -65,6 +67,8 @@ class Result:
     """Of audio."""
     took: float = 0.0
     underruns: int = 0
+    with_head: int = 0
+    """Underruns of who begins a little later."""
     error: str = ""
 
 
@@ -97,7 +101,8 @@ async def _speak(args: Args, text: str, seed: int, result: Result) -> None:
         status = (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")[0].decode()
         if " 200 " not in status:
             raise ValueError(status)
-        clock, header, rate, frame = PlayClock(), b"", 0, 0
+        clock, later = PlayClock(), PlayClock(args.head)
+        header, rate, frame = b"", 0, 0
         while size := int(await reader.readline(), 16):
             data = (await reader.readexactly(size + 2))[:-2]
             if len(header) < 44:
@@ -108,6 +113,7 @@ async def _speak(args: Args, text: str, seed: int, result: Result) -> None:
                 now, seconds = time.perf_counter(), len(data) / frame / rate
                 result.first = result.first or now - began
                 result.underruns += clock.heard(now, seconds)
+                result.with_head += later.heard(now, seconds)
                 result.seconds += seconds
         result.took = time.perf_counter() - began
     finally:
@@ -137,6 +143,7 @@ async def measure(args: Args, clients: int) -> dict:
             "real_time_factor_each": quantile(sorted(r.seconds / r.took for r in good), 0.5),
             "underruns": sum(r.underruns for r in good),
             "continuity": sum(not r.underruns for r in good) / len(results),
+            "continuity_with_head": sum(not r.with_head for r in good) / len(results),
         }
     row["errors"] = sorted({r.error for r in results if r.error})
     return row
@@ -150,6 +157,7 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 HEADS = (
     "clients", "requests", "failed", "first audio p50, s", "p99, s", "real-time factor, all",
     "each (median)", "underruns", "continuity",
+    "the same with a head start",
 )  # fmt: skip
 
 
@@ -159,8 +167,9 @@ def line(row: dict) -> str:
         names = ("first_p50", "first_p99", "real_time_factor", "real_time_factor_each")
         cells += [f"{row[name]:.2f}" for name in names]
         cells += [str(row["underruns"]), f"{row['continuity']:.0%}"]
+        cells.append(f"{row['continuity_with_head']:.0%}")
     else:
-        cells += ["–"] * 6
+        cells += ["–"] * 7
     return "| " + " | ".join(cells) + " |"
 
 
