@@ -8,7 +8,8 @@ sends the next. Per concurrency: requests that failed (any that was not measured
 as failed), first audio (from the request to the first sample, p50 and p99), real-time factor of all
 together and of one request (median), underruns (parts of audio that arrived later than a listener
 would have needed them who plays from the first sample on), continuity (share of requests without
-one), and the same for a listener who waits --head seconds with the first sample. Nothing of a concurrency in which a request failed is a measurement: the status is 1.
+one), and the same for a listener who waits --head seconds with the first sample. Nothing of a
+concurrency in which a request failed is a measurement: the status is 1.
 """
 
 from __future__ import annotations
