@@ -176,6 +176,8 @@ def from_arguments(
     for kind, items in given.items():
         for i, sample in enumerate(found):
             sample.about[kind], sample.values[kind] = items[i % len(items)]
+            if kind == "midi" and args.midi_start:
+                sample.about["midi_start"] = f"{args.midi_start:g}"
             if kind == "text":
                 sample.durations, sample.times = said[i % len(said)][1:]
                 if args.language:

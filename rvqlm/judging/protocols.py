@@ -21,8 +21,9 @@ from rvqlm.files import write_text
 from rvqlm.judging.recordings import Recording, Recordings
 from rvqlm.judging.samples import Sample
 
-GIVEN = ("name", "prompt", "text", "language", "voice")
-"""Columns of a list of prompts."""
+PROMPT_SECONDS = 3.0
+"""Of the beginning that a continuation is given, as in VALL-E."""
+_WHOLE = 60.0  # seconds that no prompt of Seed-TTS is longer than
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,27 @@ class Task:
     """What the model is told: with a prompt, what that says and the rest."""
     prompt: str | None = None
     """File to continue."""
+    prompt_seconds: float | None = None
+    """How much of it is given."""
     voice: str | None = None
     """File of a speaker to sound like."""
 
 
 def write_lists(folder: Path, name: str, tasks: Sequence[Task]) -> tuple[Path, Path]:
-    """NAME.prompts.tsv and NAME.tsv; paths in them are relative to the folder where the files lie
-    below what it lies in, else absolute."""
+    """NAME.prompts.tsv, with absolute paths, and NAME.tsv, where files below the folder are as seen
+    from it."""
     folder.mkdir(parents=True, exist_ok=True)
     given = [
         {
-            "name": task.recording.name, "prompt": _from(folder, task.prompt), "text": task.text,
-            "language": task.recording.language, "voice": _from(folder, task.voice),
+            "name": task.recording.name,
+            "prompt": task.prompt and os.path.abspath(task.prompt),
+            "prompt_seconds": task.prompt_seconds and f"{task.prompt_seconds:g}",
+            "text": task.text,
+            "language": task.recording.language,
+            "voice": task.voice and os.path.abspath(task.voice),
         }
         for task in tasks
-    ]  # fmt: skip
+    ]
     wanted = [
         {f.name: getattr(task.recording, f.name) for f in fields(Recording)}
         | {k: _from(folder, getattr(task.recording, k)) for k in ("path", "voice", "midi")}
@@ -117,7 +124,7 @@ def librispeech(
             path, text = texts[id]
             if task == "continuation":
                 mine = Recording(id, str(path), text, "en", str(path), part="whole")
-                tasks.append(Task(mine, text, prompt=str(path)))
+                tasks.append(Task(mine, text, str(path), PROMPT_SECONDS))
                 continue
             others = [other for other in ids if other != id]
             if not others:
@@ -125,7 +132,7 @@ def librispeech(
             voice, before = texts[drawn.choice(others)]
             mine = Recording(id, str(path), text, "en", str(voice), part="new")
             if give == "prompt":
-                tasks.append(Task(mine, f"{before} {text}", prompt=str(voice)))
+                tasks.append(Task(mine, f"{before} {text}", str(voice), longest))
             else:
                 tasks.append(Task(mine, text, voice=str(voice)))
     if not tasks:
@@ -166,7 +173,7 @@ def seed_tts(listing: Path, language: str, give: str = "voice") -> list[Task]:
         recording = paths[1] if len(paths) > 1 else None
         mine = Recording(name, recording, text, language, paths[0], part="new")
         if give == "prompt":
-            tasks.append(Task(mine, f"{before} {text}".strip(), prompt=paths[0]))
+            tasks.append(Task(mine, f"{before} {text}".strip(), paths[0], _WHOLE))
         else:
             tasks.append(Task(mine, text, voice=paths[0]))
     if not tasks:

@@ -142,10 +142,10 @@ class CtcJudge(RecognizerJudge):
     name = "ctc"
 
     def load(self, options: Options) -> None:
+        folder = given_path(options, self.name, "the folder of a CTC model of transformers")
         import torch
         from transformers import AutoModelForCTC, Wav2Vec2Processor
 
-        folder = given_path(options, self.name, "the folder of a CTC model of transformers")
         try:
             self._processor = Wav2Vec2Processor.from_pretrained(folder, local_files_only=True)
             net = AutoModelForCTC.from_pretrained(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
-from rvqlm.inference.held_out import HeldOutSplit, speaker_of
+from rvqlm.inference.held_out import HeldOutSplit
 from rvqlm.judging.judge import Sound
 from rvqlm.judging.sets import for_codec
 
@@ -135,7 +136,6 @@ class TokenRecordings(Recordings):
             )
             for name, cut in self._split.cuts.items()
         }
-        self.speakers = {name: speaker_of(cut) for name, cut in self._split.cuts.items()}
         self._index()
 
     def find(self, stem: str, prompt: str | None = None, text: str | None = None) -> str | None:
@@ -157,11 +157,23 @@ def resampled(sound: Sound, rate: int) -> Sound:
 
 
 def read_sound(path: str, rate: int) -> Sound:
-    """A file as (1, S) at a rate.
+    """A file as (1, S) at a rate; what of it is missing or damaged is said on stderr.
 
     :raises UserError: it cannot be read.
     """
-    return Sound(load_file(path, rate, 1), rate)
+    notes: list[str] = []
+    sound = Sound(load_file(path, rate, 1, notes=notes), rate)
+    if notes:
+        print(f"{path}: {'; '.join(notes)}", file=sys.stderr)
+    return sound
+
+
+def audio_files(path: str, flag: str) -> FileSource:
+    """The audio below a folder; `UserError`, which names the flag, where there is none."""
+    try:
+        return FileSource([path])
+    except UserError as e:
+        raise UserError(str(e).replace("--input", flag, 1)) from None
 
 
 def through(codec: Codec, sound: Sound) -> Sound:
@@ -189,7 +201,7 @@ def open_recordings(path: str, split: str, texts: str) -> Recordings:
         if texts:
             raise UserError(f"--texts {texts}: the texts are in {path}")
         return FileRecordings(place.stem, read_table(place))
-    source = FileSource([path])
+    source = audio_files(path, "--references")
     ids = list(source.ids())
     if not texts:
         found = {}

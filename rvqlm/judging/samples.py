@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rvqlm.audio.file_source import FileSource
 from rvqlm.cli import counted
 from rvqlm.errors import UserError
 from rvqlm.inference.files import read_sample
-from rvqlm.judging.recordings import Recording, Recordings
+from rvqlm.judging.recordings import Recording, Recordings, audio_files
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def find_samples(given: Sequence[str], recordings: Recordings | None) -> list[Sa
             wavs = sorted(path.glob("*.wav"))
             if not wavs:
                 # other formats, and folders within: of other systems
-                wavs = [Path(f) for f in FileSource([str(path)]).files]
+                wavs = [Path(f) for f in audio_files(str(path), "--samples").files]
             places += wavs
         elif path.is_file():
             places.append(path)

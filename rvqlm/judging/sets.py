@@ -106,9 +106,9 @@ class ClapEmbeddings(SetJudge):
     name = "clap"
 
     def __init__(self, options: Options):
+        folder = given_path(options, self.name, "the folder of a CLAP model of transformers")
         from transformers import ClapFeatureExtractor, ClapModel
 
-        folder = given_path(options, self.name, "the folder of a CLAP model of transformers")
         try:
             self._extract = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
             net = ClapModel.from_pretrained(
@@ -140,9 +140,9 @@ class WavlmEmbeddings(SetJudge):
     name = "wavlm-frames"
 
     def __init__(self, options: Options):
+        folder = given_path(options, self.name, "the folder of a WavLM model of transformers")
         from transformers import AutoFeatureExtractor, WavLMModel
 
-        folder = given_path(options, self.name, "the folder of a WavLM model of transformers")
         try:
             self._extract = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
             net = WavLMModel.from_pretrained(

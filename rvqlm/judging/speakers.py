@@ -110,9 +110,9 @@ class WavlmJudge(SpeakerJudge):
     name = "wavlm"
 
     def load(self, options: Options) -> None:
+        folder = given_path(options, self.name, "the folder of a WavLM model with x-vectors")
         from transformers import AutoFeatureExtractor, WavLMForXVector
 
-        folder = given_path(options, self.name, "the folder of a WavLM model with x-vectors")
         try:
             self._extract = AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
             net = WavLMForXVector.from_pretrained(

@@ -63,11 +63,9 @@ def count_errors(text: str, heard: str, english: bool) -> dict[str, Score]:
     """
     import jiwer
 
-    normal = normalizer(english)
-    said = normal(" ".join(split_pauses(text)[0])).strip()
+    said, heard = (_plain(t, english) for t in (" ".join(split_pauses(text)[0]), heard))
     if not said:
         raise Nothing("no word in its text")
-    heard = normal(heard).strip()
     words, characters = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
     found = {}
     for name, counts in (("wer", words), ("cer", characters)):
@@ -75,3 +73,9 @@ def count_errors(text: str, heard: str, english: bool) -> dict[str, Score]:
         errors = counts.substitutions + counts.deletions + counts.insertions
         found[name] = Score(errors / length, length)
     return found
+
+
+def _plain(text: str, english: bool) -> str:
+    """Normalised words; of punctuation alone, which the normaliser leaves here and there, none."""
+    words = normalizer(english)(text).split()
+    return " ".join(word for word in words if any(map(str.isalnum, word)))

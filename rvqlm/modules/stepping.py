@@ -187,11 +187,10 @@ class _NativeStepper(Stepper):
             product(block.attention.out, "y", "x", add=True)
 
         def cross(block: Block, x: str) -> None:
-            layer = block.attention.layer
             product(block.cross.query, x, "query", bias=block.cross.place)
-            # copies, lest a memory of one step pass for contiguous however it lies
-            one_way = torch.contiguous_format
-            k, v = (part.float().clone(memory_format=one_way) for part in memory[layer])
+            # a copy: strides of a memory of one step may be anything
+            plain = {"dtype": torch.float32, "memory_format": torch.contiguous_format, "copy": True}
+            k, v = (part.to(**plain) for part in memory[block.attention.layer])
             program.attention(at["query"], at["y"], heads, k, v, cross_mask, rotary, writes=False)
             product(block.cross.out, "y", "x", add=True)
 

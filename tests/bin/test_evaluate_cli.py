@@ -109,7 +109,7 @@ def test_what_8_bits_cost(tokens, tmp_path, capsys):
     exp = tmp_path / "exp"
     save_model(model, exp / "best.pt", ema=False)
     assert run(exp, tokens, "--precision", "fp32") == 0
-    assert "8 bits" not in capsys.readouterr().out
+    assert "weights in 8 bits" not in capsys.readouterr().out
     assert run(exp, tokens, "--precision", "fp32", "--weights", "int8") == 0
     assert "weights in 8 bits\n" in capsys.readouterr().out
     found = [json.loads((exp / f"eval_test{end}.json").read_text()) for end in ("", "_int8")]

@@ -12,8 +12,11 @@ from experiments import write
 import rvqlm.bin.judge
 import rvqlm.bin.main
 import rvqlm.bin.protocol
+from rvqlm.bin.generate import GenerateArgs
+from rvqlm.inference.batch_file import read_rows
 from rvqlm.judging import run
 from rvqlm.judging.judge import Column, Judge, Nothing, Score
+from rvqlm.reports.judged import Judged
 
 RATE = 16000
 SIGNAL = ("--judges", "signal", "distortion", "codec-latents")
@@ -137,6 +140,11 @@ def test_samples_of_a_split(tokens, recordings, tmp_path, capsys):
     assert views["samples"]["distortion.mel"]["recordings"] == len(names)
     assert views["samples"]["codec-latents.frechet"]["mean"] > 0
     assert not found["left_out"]
+    # as the report reads it
+    judged = Judged.read([tmp_path / "exp"])
+    silence = judged.figures["signal.silence"]
+    assert silence.text("samples").endswith(" %") and " to " in silence.within("samples")
+    assert list(judged.views) == ["samples", "codec", "recordings"]
 
 
 def _lines(path: Path) -> list[bytes]:
@@ -169,7 +177,8 @@ def test_two_folders_as_sets(recordings, tmp_path):
 def test_prompts_are_no_work_of_the_model(recordings, listener, tmp_path, capsys):
     folder = tmp_path / "samples"
     prompt = {"prompt": str(recordings / "a.wav"), "prompt_seconds": 0.4}
-    save(folder / "continuation-a.wav", sweep(0), prompt)
+    played = {"conditions": {"midi": "a.mid", "midi_start": "2.5"}}
+    save(folder / "continuation-a.wav", sweep(0), prompt | played)
     save(folder / "said.wav", sweep(1), prompt | {"conditions": {"text": "before and after"}})
     save(folder / "alone.wav", sweep(2), {"conditions": {"text": "text of b", "language": "en"}})
     words = ("--samples", folder, "--references", recordings, "--texts", ".txt")
@@ -180,6 +189,7 @@ def test_prompts_are_no_work_of_the_model(recordings, listener, tmp_path, capsys
     # what is behind the prompt is compared with what is behind it in the recording
     assert clips["continuation-a"].reference.seconds == pytest.approx(0.6)
     assert clips["continuation-a"].voice.seconds == pytest.approx(1)
+    assert clips["continuation-a"].midi == ("a.mid", 2.9)  # where the prompt ends
     assert clips["said"].text is None  # it is that of the prompt too
     assert clips["alone"].recording == "b" and clips["alone"].text == "text of b"
     listener.clear()
@@ -240,6 +250,8 @@ def test_one_bad_file_does_not_end_it(recordings, listener, tmp_path, capsys):
         (["--samples", "x.wav", "--judges", "ctc", "--weights", "ctc=gone"], "nothing there"),
         (["--samples", "x.wav", "--judges", "signal", "--out", "no/a.json"], "make it first"),
         (["--samples", "x.wav", "--codec", "no/codec", "--judges", "signal"], "no/codec"),
+        (["--samples", "empty"], "--samples empty: no audio"),
+        (["--references", "nowhere"], "--references nowhere: no such"),
         (["--references", "bad.tsv"], "the first line is"),
         (["--references", "short.tsv"], "short.tsv:2: 1 columns, not 2"),
     ],
@@ -248,6 +260,7 @@ def test_mistakes(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "x.wav", sweep(0))
     save(tmp_path / "other" / "y.wav", sweep(0))
+    (tmp_path / "empty").mkdir()
     (tmp_path / "bad.tsv").write_text("name\tfile\nx\tx.wav\n")
     (tmp_path / "short.tsv").write_text("name\tpath\nx\n")
     assert judge(*words) == 2
@@ -309,7 +322,8 @@ def test_librispeech_cross_sentence(librispeech, tmp_path, give):
         assert wanted["text"] == f"WORDS OF {wanted['name']}" and wanted["part"] == "new"
         before = f"WORDS OF {voice.stem} " if give == "prompt" else ""
         assert asked["text"] == before + wanted["text"] and asked[give] == str(voice)
-        assert asked.keys() == {"name", "text", "language", give}
+        assert asked.keys() - {"prompt_seconds"} == {"name", "text", "language", give}
+        assert asked.get("prompt_seconds") == ("10" if give == "prompt" else None)
 
 
 def test_librispeech_continuation(librispeech, tmp_path, listener):
@@ -317,8 +331,12 @@ def test_librispeech_continuation(librispeech, tmp_path, listener):
     assert protocol(*words, "--task", "continuation", "--max-seconds", 6.5) == 0
     name = "librispeech-test-clean-continuation-4to6.5s"
     prompts, references = (rows_of(tmp_path / f"{name}{end}") for end in (".prompts.tsv", ".tsv"))
+    args = GenerateArgs("exp")
+    rows = [*read_rows(str(tmp_path / f"{name}.prompts.tsv"), args, lambda args: None)]
+    assert all(row and not problem for row, problem in rows)  # as rvqlm generate reads them
     assert len(prompts) == 4 and all(r["part"] == "whole" for r in references)
     assert all(p["prompt"] == r["path"] for p, r in zip(prompts, references))
+    assert {p["prompt_seconds"] for p in prompts} == {"3"}
     # what rvqlm generate makes of the list is found again
     for row in prompts:
         about = {"prompt": row["prompt"], "prompt_seconds": 0.3}
@@ -338,7 +356,7 @@ def test_seed_tts(tmp_path, capsys):
     prompts = rows_of(tmp_path / "seed-tts-zh-meta-voice.prompts.tsv")
     references = rows_of(tmp_path / "seed-tts-zh-meta-voice.tsv")
     assert prompts == [
-        {"name": n, "text": t, "language": "zh", "voice": "zh/prompt-wavs/p.wav"}
+        {"name": n, "text": t, "language": "zh", "voice": f"{folder}/prompt-wavs/p.wav"}
         for n, t in (("u1", "你好"), ("u2", "再见"))
     ]
     assert [r["path"] for r in references] == ["", "zh/wavs/g.wav"]

@@ -126,7 +126,8 @@ def test_generation(name):
     command(
         "generate", "--exp-dir", name, "--out-dir", "new", "--seed", str(about["seed"]),
         "--text", about["conditions"]["text"], "--voice", about["conditions"]["prompt"],
-        "--seconds", str(about["seconds"]), "--num-threads", "1",
+        "--seconds", str(about["seconds"]), "--min-seconds", str(about["seconds"]),
+        "--num-threads", "1",
     )  # fmt: skip
     old, new = (soundfile.read(f"{d}/conditioned-00.wav")[0] for d in ("exp/samples", "new"))
     assert old.shape == new.shape and np.isfinite(new).all() and new.any()

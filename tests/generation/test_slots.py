@@ -14,7 +14,8 @@ from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 from rvqlm.generation.slots import Engine
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.masked import Masked, MaskedConfig
-from rvqlm.modules import native, packed
+from rvqlm.modules import native
+from rvqlm.modules.packed import with_weights_in
 from rvqlm.modules.stepping import Stepper
 
 K, V = 3, 13
@@ -41,6 +42,15 @@ def lm(conditions: tuple[str, ...] = (), **config) -> CodecLM:
     if model.end_head is not None:  # an end now and then
         torch.nn.init.constant_(model.end_head.linear.bias, -2.5)
     return model
+
+
+def packed(model):
+    """In 8 bits, where a step is one call."""
+    if native.missing():
+        pytest.skip(native.missing())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rvqlm.modules.packed.SMALLEST", 1)
+        return with_weights_in(model, torch.bfloat16, int8=True, kernels="native")
 
 
 def orders(model, count: int, options: list[dict]) -> list[dict]:
@@ -121,6 +131,8 @@ GUIDED = [{}, {"sampling": SamplingConfig(cfg_scale=2.0)}]
         (lambda: lm(conditions=("text", "source"), fusion="spread"), GUIDED),
         (lambda: lm(conditions=("source",), fusion="cross", num_encoder_layers=1), GUIDED),
         (lambda: lm(model_end=False), PLAIN),
+        (lambda: packed(lm(conditions=("text",))), GUIDED),
+        (lambda: packed(lm(conditions=("text",), fusion="cross", head="mlp")), GUIDED),
     ],
 )
 @pytest.mark.parametrize("frames", [1, 5])
@@ -146,9 +158,9 @@ def test_joining_at_any_moment_gives_what_it_gives_alone(model, options, frames)
 @pytest.mark.skipif(bool(native.missing()), reason="no kernels for this machine")
 @pytest.mark.parametrize("fusion", ["cross", "spread"])
 def test_kernels_of_a_step_see_each_row_where_it_is(monkeypatch, fusion):
-    monkeypatch.setattr(packed, "SMALLEST", 1)
+    monkeypatch.setattr("rvqlm.modules.packed.SMALLEST", 1)
     model = lm(("text",), fusion=fusion)
-    model = packed.with_weights_in(model, torch.bfloat16, kernels="native")
+    model = with_weights_in(model, torch.bfloat16, kernels="native")
     assert type(model.begin({}, 1, 8).stepper) is not Stepper
     wanted = orders(model, 6, GUIDED)
     made = run_together(Engine(model, 3), [request(order) for order in wanted])

@@ -105,6 +105,9 @@ def test_notes_of_the_seconds_asked_for(tmp_path, capsys):
     )
     later = notes.between(12.5, 17.5)
     assert given(250, midi_start=12.5).tolist() == front_end.tokens(later).tolist()
+    args = ConditionArgs(midi=(str(path),), midi_start=12.5)
+    about = from_arguments(args, infos, codec, 250)[0].about
+    assert about == {"midi": str(path), "midi_start": "12.5"}  # what heard notes are compared with
     assert given(4000).tolist() == front_end.tokens(notes).tolist()
     assert "of 300" not in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(

@@ -272,7 +272,8 @@ def test_generate_makes_the_same_samples(tokens, tmp_path, kinds):
         other = tmp_path / "made" / path.name
         assert path.read_bytes() == other.read_bytes()
         mine, its = (read_sample(p) for p in (path, other))
-        assert set(its) - set(mine) == {"checkpoint", "command", "precision"}
+        of_files = {"checkpoint", "command", "precision", "weights", "kernels"}
+        assert set(its) - set(mine) == of_files
         assert set(mine) - set(its) == {"temperature", "top_k"}
         common = set(mine) & set(its) - timings
         assert {k: mine[k] for k in common} == {k: its[k] for k in common}

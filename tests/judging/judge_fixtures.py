@@ -20,6 +20,9 @@ TEXTS = (
 )
 
 
+_MADE: dict = {}
+
+
 @lru_cache
 def codec():
     return load_codec("spectral")
@@ -58,10 +61,11 @@ def clip(sound: Sound, **more) -> Clip:
 
 
 def made_judge(kind, **options):
-    """A judge, or the test is skipped with the reason why it is not here."""
+    """A judge (one for all tests), or the test is skipped with the reason why it is not here."""
     import pytest
 
+    key = kind, str(options)
     try:
-        return kind(Options(**options))
+        return _MADE.setdefault(key, _MADE.get(key) or kind(Options(**options)))
     except NotRun as reason:
         pytest.skip(str(reason))

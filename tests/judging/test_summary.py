@@ -47,7 +47,7 @@ def test_the_interval_of_a_distance_holds_it(distance):
     def some(shift, many):
         return {str(n): rng.normal(shift + rng.normal(0, 0.1), 1, (30, 3)) for n in range(many)}
 
-    true = distance(*(np.concatenate(list(some(s, 300).values())) for s in (0, 1)))
+    true = distance(*(np.concatenate(list(some(s, 100).values())) for s in (0, 1)))
     found = distance_of(distance, some(0, 40), some(1, 40))
     low, high = found["interval"]
     assert low < true < high and high - low < true

@@ -1,10 +1,12 @@
 """Word and character errors against counts by hand, and what counts as a word."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("jiwer")
 
-from rvqlm.judging.judge import Nothing
+from rvqlm.judging.judge import Clip, Nothing, Options, Sound
+from rvqlm.judging.recognizers import RecognizerJudge
 from rvqlm.judging.words import count_errors, is_english
 from rvqlm.metrics.recognition import edit_distances
 
@@ -52,5 +54,35 @@ def test_counts_are_edit_distances():
 
 
 def test_a_text_without_words():
-    with pytest.raises(Nothing, match="no word"):
-        count_errors("?!", "hello", True)
+    for text in ("?!", "...[pause 1s]!", ""):
+        with pytest.raises(Nothing, match="no word"):
+            count_errors(text, "hello", True)
+    assert errors("yes", "... !") == [(1, 1), (3, 3)]
+
+
+class Echo(RecognizerJudge):
+    """Hears what it is told to."""
+
+    name, languages = "echo", "en"
+
+    def load(self, options):
+        self.model = "echo-1"
+
+    def transcribe(self, audio, language):
+        return "good morning"
+
+
+def test_a_recogniser_of_english_hears_no_other_language():
+    def score(text, language=None, known="en"):
+        sound = Sound(np.zeros((1, 800), np.float32), 16000)
+        item = Clip("a", "samples", "a", sound, text=text, language=language)
+        return Echo(Options(language=known)).score(item)["wer"].value
+
+    assert score("Good morning!") == score("good morning", "en-us", known="") == 0
+    assert score("good night") == 0.5
+    with pytest.raises(Nothing, match="English only"):
+        score("Доброе утро", "ru")
+    with pytest.raises(Nothing, match="no text"):
+        score(None)
+    with pytest.raises(Nothing, match="give --language"):
+        score("good morning", known="")

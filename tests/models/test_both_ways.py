@@ -89,7 +89,7 @@ def test_learns_to_write_both_ways():
     start = torch.arange(V)
     items = (start[:, None, None] + 2 * torch.arange(9)[:, None] + torch.arange(K)) % V  # (V, 9, K)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(150):
+    for _ in range(200):
         optimizer.zero_grad()
         out = model(Batch.from_codes(list(items)))
         (out.loss / out.normalizer).backward()

@@ -136,8 +136,9 @@ def test_steps_are_those_of_the_modules(model, threads):
     assert kinds == ["Stepper", "_NativeStepper"]
 
 
-def test_greedy_codes_are_those_of_the_modules_and_of_each_alone(model):
-    given = conditions_of(model)
+@pytest.mark.parametrize("lengths", [(5, 3, 9), (1, 1, 1)])
+def test_greedy_codes_are_those_of_the_modules_and_of_each_alone(model, lengths):
+    given = conditions_of(model, lengths)
     options = {"max_frames": 25, "min_frames": 25, "temperature": 0.0}
     small = with_weights_in(copy.deepcopy(model), torch.float32, kernels="native")
     plain = model.generate(conditions=given, batch_size=3, **options)

@@ -239,7 +239,8 @@ def test_the_recipe_in_the_comment_runs(tmp_path):
     data = f"{tmp_path}/given"
     assert called[:2] == ["setup", f"prepare {tmp_path} --data-dir {data} --seed 7"]
     commands = [line.split()[1] for line in called[2:]]
-    assert commands == ["train", "evaluate", "generate", "generate", "report"]
+    assert commands == ["train", "evaluate", "generate", "report"]
+    assert called[4].count(" --each ") == 2  # continuations and unprompted ones, with one load
     assert "--config conf/mine.yaml" in called[2] and "--exp-dir exp/mine" in called[2]
     assert all(f"{data}/tokens" in line for line in called[2:] if "--manifest-dir" in line)
     stages = (recipe / "exp" / "mine" / "stages.tsv").read_text().splitlines()

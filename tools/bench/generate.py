@@ -233,24 +233,25 @@ def line(row: dict) -> str:
 
 
 def over_length(args: Args, sides: dict, clock: Callable) -> list[dict]:
-    """Cost of a frame by how much audio there is already: medians of 50 steps."""
-    rows, rate = [], args.frame_rate
-    options = {}
+    """Cost of a frame by how much audio there is already: mean of the last second, or of as much as
+    a window where one goes on in these."""
+    rows, rate, options = [], args.frame_rate, {}
     if args.context_seconds:
         options["context_frames"] = round(args.context_seconds * rate)
     for side, run in sides.items():
         if side.startswith("peer"):
             continue
-        times = [clock()]
-        last = round(max(args.lengths) * rate)
-        run(1, last, lambda *_, times=times: times.append(clock()), **options)
-        steps = [b - a for a, b in itertools.pairwise(times)]
+        marks = {0: clock()}  # steps -> when they were done
+        last, first = round(max(args.lengths) * rate), None
+        run(1, last, lambda step, marks=marks: marks.update({step: clock()}), **options)
         for seconds in args.lengths:
-            end = max(50, round(seconds * rate))
-            cost = 1e3 * sorted(steps[end - 50 : end])[25]
+            end = max(step for step in marks if step <= max(rate, seconds * rate))
+            begin = max(0, end - max(rate, options.get("context_frames", 0)))
+            begin = max(step for step in marks if step <= begin)
+            cost = 1e3 * (marks[end] - marks[begin]) / (end - begin)
+            first = cost if first is None else first
             rows.append({"side": side, "seconds": seconds, "frame_ms": cost})
-            times_first = cost / rows[-1 - args.lengths.index(seconds)]["frame_ms"]
-            print(f"{side:10} after {seconds:5g} s {cost:7.2f} ms a frame ({times_first:.2f} x)")
+            print(f"{side:10} after {seconds:5g} s {cost:7.2f} ms a frame ({cost / first:.2f} x)")
     return rows
 
 
