@@ -196,7 +196,12 @@ def test_mistakes_and_refusals(source, url, tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------- archives
 
 
-def tar(*members: tarfile.TarInfo | tuple[str, bytes], pack=gzip.compress) -> bytes:
+def gzipped(data: bytes) -> bytes:
+    """Without the time of day, lest each worker names its tests otherwise."""
+    return gzip.compress(data, mtime=0)
+
+
+def tar(*members: tarfile.TarInfo | tuple[str, bytes], pack=gzipped) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for member in members:
