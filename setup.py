@@ -24,6 +24,8 @@ extras = {
     "jazz": ["demucs>=4.1", "yt-dlp[default,deno]", "imageio-ffmpeg"],
     # an ffmpeg program for m4a, aac, wma, webm where the system has none
     "ffmpeg": ["imageio-ffmpeg"],
+    # rvqlm serve: websockets for its WS, python-multipart for uploads
+    "serve": ["starlette", "uvicorn", "websockets", "python-multipart"],
     # rvqlm generate --stream play
     "play": ["sounddevice"],
     # the codecs' own packages, for those who want them: each brings torchaudio and much else, and
@@ -33,9 +35,10 @@ extras = {
     # NVIDIA's FSQ codecs exist in this package only
     "nemo": ["nemo_toolkit[tts]"],
 }
-used_by_tests = ("metrics", "judges", "mini", "text", "ffmpeg")
+used_by_tests = ("metrics", "judges", "mini", "text", "ffmpeg", "serve")
 extras["dev"] = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 extras["dev"] += ["h5py", "librosa", "mido"]  # references to compare with
+extras["dev"] += ["openai"]  # a client of rvqlm serve
 extras["dev"] += ["demucs>=4.1", "yt-dlp"]  # of jazz, what its tests use
 extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]
 
@@ -52,6 +55,7 @@ setup(
         "rvqlm.codecs": ["assets/*"],
         "rvqlm.modules": ["native.cpp"],
         "rvqlm.reports": ["templates/*"],
+        "rvqlm.serving": ["assets/*"],
     },
     install_requires=[
         "torch>=2.6",

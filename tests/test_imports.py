@@ -9,7 +9,7 @@ FLOORS = (  # from the ground; a file or folder imports from those before it onl
     *("condition_info", "cli", "flags", "batch", "dtensors"),
     *("containers", "audio", "codecs", "metrics", "modules", "data", "frontends"),
     *("tokenizing", "exchange", "generation", "models", "checkpoints", "training", "inference"),
-    *("judging", "inspection", "doctor", "reports", "bin"),
+    *("judging", "serving", "inspection", "doctor", "reports", "bin"),
 )
 
 

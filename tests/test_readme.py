@@ -41,6 +41,8 @@ SENTENCES = ("Good morning to you, and good night.", "What the prompt says, and 
 NOT_RUN = {"--codec", "--compile", "--window-schedule", "--mix-dirs"}
 NOT_RUN |= {"--corpus-dir", "--meta", "--list-judges"}
 """Flags that need other codecs' weights, a C++ compiler, hours of audio, corpora, every judge."""
+ENDLESS = ("serve",)
+"""Commands that run until they are stopped."""
 OTHER_PROJECTS = "docs/from-other-projects.md"
 DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 DOCS = [page for page in DOCS if page not in (OTHER_PROJECTS, "docs/LOG.md")]
@@ -67,7 +69,7 @@ def runs(page: str) -> list[str]:
     """The commands of a page that a test runs."""
     if page != "README.md" and page not in DOCS:
         return []
-    found = [c for c in commands(page) if c.startswith("rvqlm ")]
+    found = [c for c in commands(page) if c.startswith("rvqlm ") and c.split()[1] not in ENDLESS]
     return [c for c in found if not NOT_RUN & set(c.split())]
 
 

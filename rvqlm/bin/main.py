@@ -29,6 +29,7 @@ COMMANDS = {  # in the order of the workflow
     "doctor": "what is wrong with a training: weights, optimizer, log; where it diverged",
     "evaluate": "loss, accuracy and bits per second of a trained model on a split",
     "generate": "continue a prompt, or make unprompted audio, as wav files",
+    "serve": "a trained model behind OpenAI's audio API, and a page to use it in a browser",
     "grid": "settings of generation compared on the same recordings: which are best, how surely",
     "check": "is a model fit to be released: what it must not do, passed or failed, to hear",
     "average": "the mean of several checkpoints' weights, as a checkpoint",

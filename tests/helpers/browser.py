@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import time
+from pathlib import Path
 
 PROGRAM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -26,6 +27,7 @@ class Browser:
 
         flags = "--headless=new --no-sandbox --disable-gpu --mute-audio --remote-debugging-pipe"
         flags += " --autoplay-policy=no-user-gesture-required --no-first-run"
+        flags += " --use-fake-ui-for-media-stream --use-fake-device-for-media-stream"
         self.process = subprocess.Popen(
             [PROGRAM, *flags.split(), f"--user-data-dir={folder}", "about:blank"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -61,19 +63,24 @@ class Browser:
 
     def _note(self, event: dict) -> None:
         method, params = event.get("method"), event.get("params", {})
-        if method in ("Runtime.exceptionThrown", "Log.entryAdded") or (
-            method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning")
-        ):
+        said = {
+            "Runtime.exceptionThrown": "error",
+            "Log.entryAdded": params.get("entry", {}).get("level"),
+            "Runtime.consoleAPICalled": params.get("type"),
+        }
+        if said.get(method) in ("error", "warning"):
             self.errors.append(json.dumps(params))
         if method == "Network.requestWillBeSent":
             url = params["request"]["url"]
             self.requests += [] if url.startswith(("data:", "file:", "blob:")) else [url]
 
-    def open(self, path, width: int = 1280) -> None:
+    def open(self, page: Path | str, width: int = 1280) -> None:
+        """A file, or an address."""
+        url = page if isinstance(page, str) else page.as_uri()
         self.tell("Emulation.setDeviceMetricsOverride", width=width, height=844,
                   deviceScaleFactor=1, mobile=width < 600)  # fmt: skip
-        self.tell("Page.navigate", url=path.as_uri())
-        self.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        self.tell("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete' && location.protocol !== 'about:'")
 
     def run(self, expression: str):
         """The value of JavaScript."""
@@ -88,8 +95,9 @@ class Browser:
             assert time.monotonic() < end, expression
             time.sleep(0.02)
 
-    def press(self, key: str, text: str = "") -> None:
+    def press(self, key: str, text: str = "", control: bool = False) -> None:
         more = {"text": text} if text else {}
+        more |= {"modifiers": 2} if control else {}
         self.tell("Input.dispatchKeyEvent", type="keyDown", key=key, **more)
         self.tell("Input.dispatchKeyEvent", type="keyUp", key=key)
 

@@ -1,0 +1,59 @@
+"""From an experiment to a model that is ready to be served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rvqlm.codecs.registry import load_codec_like
+from rvqlm.errors import UserError
+from rvqlm.inference.model_args import ModelArgs
+from rvqlm.inference.stream import Streamer
+from rvqlm.modules.packed import with_weights_in
+from rvqlm.runtime import pick_precision
+from rvqlm.serving.config import Limits, Setup
+from rvqlm.serving.metrics import Metrics
+from rvqlm.serving.served import Served
+from rvqlm.serving.voices import encode_voices, find_voices
+from rvqlm.serving.worker import Worker
+
+
+def open_model(
+    name: str,
+    exp_dir: str,
+    setup: Setup,
+    model_args: ModelArgs,
+    limits: Limits,
+    metrics: Metrics,
+    **draws,
+) -> Served:
+    """Load a model, its codec and the voices, and start its worker.
+
+    :param draws: `sampling`, `demask` and `pace` of `Served`.
+    :raises UserError: no such model, codec or folder of voices.
+    """
+    model, path, state, device = model_args.load(exp_dir)
+    if not model.generates:
+        raise UserError(f"{path}: a {model.name} predicts no codes; it cannot be served")
+    dtype = pick_precision(setup.precision, device)
+    model = with_weights_in(model, dtype)
+    codec = load_codec_like(model.info, setup.codec or None, device)
+    voices = {}
+    if setup.voices:
+        voices = encode_voices(find_voices(setup.voices), codec, setup.voice_seconds)
+
+    about = {
+        "model": name,
+        "family": model.name,
+        "checkpoint": str(Path(path).name),
+        "step": int(state["step"]),
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+    def make() -> Streamer:
+        context = setup.context_seconds or None
+        return Streamer(model, codec, limits.slots, context, about=about)
+
+    worker = Worker(name, make, model.info.sampling_rate, limits, metrics)
+    worker.start()
+    own = {"model": name}
+    return Served(name, model, codec, worker, limits, own, voices, language=setup.language, **draws)

@@ -1,0 +1,125 @@
+"""`rvqlm serve` as a user starts and stops it: one process, one line, one mistake."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+import soundfile
+import tiny_codecs
+import torch
+from saved_models import save_model
+from served import TEXT
+
+import rvqlm.bin.main
+from rvqlm.codecs.registry import load_codec
+from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """An experiment, and a folder with a voice and a file that is none."""
+    folder = tmp_path_factory.mktemp("served")
+    torch.manual_seed(0)
+    shape = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1, "conditions": ("text",)}
+    info = load_codec("spectral", num_codebooks=2).info
+    save_model(CodecLM(CodecLMConfig(**shape), info, {"text": TEXT}), folder / "exp/mine/best.pt")
+    (folder / "voices").mkdir()
+    soundfile.write(folder / "voices/ann.wav", tiny_codecs.noise(16000).numpy(), 16000)
+    (folder / "voices/ann.txt").write_text("Abba cab.")
+    (folder / "voices/bad.wav").write_text("no audio")
+    return folder
+
+
+def get(url: str, **asked) -> bytes:
+    body = json.dumps(asked).encode() if asked else None
+    request = urllib.request.Request(url, body, {"Authorization": "Bearer s3cret"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read()
+
+
+def test_from_start_to_stop(folder):
+    """Its address is printed, a voice speaks, SIGTERM in the middle of a stream says what it
+    cuts."""
+    words = ["--exp-dir", "exp/mine", "--voices", "voices", "--port", "0", "--grace", "0.2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rvqlm.bin.main", "serve", *words, "--slots", "2"],
+        cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "RVQLM_TOKEN": "s3cret"},
+    )  # fmt: skip
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if found := re.search(r"listening on (http://127.0.0.1:(\d+)/)", line):
+            break
+    url, port = found[1], int(found[2])
+    assert any("voice bad is left out" in line for line in said), said
+    assert any("mine: codec-lm of exp/mine, speaks, 1 voice" in line for line in said), said
+    voices = json.loads(get(url + "v1/voices"))["data"]
+    assert [v["id"] for v in voices] == ["default", "ann"]
+    asked = {"input": "Abba.", "seconds": 0.3, "response_format": "wav", "seed": 1}
+    default, ann = (get(url + "v1/audio/speech", **asked, voice=v) for v in ("default", "ann"))
+    assert default[:4] == b"RIFF" and default != ann == get(
+        url + "v1/audio/speech", **asked, voice="ann"
+    )
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        body = json.dumps({"input": "abba " * 400, "response_format": "pcm"}).encode()
+        client.sendall(
+            b"POST /v1/audio/speech HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer s3cret\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+        process.send_signal(signal.SIGTERM)
+        got = b""
+        try:
+            while part := client.recv(65536):
+                got += part
+        except ConnectionResetError:
+            pass
+        assert not got.endswith(b"0\r\n\r\n")
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 0 and "stopped: 1 request cut off" in rest
+    assert "s3cret" not in "".join(said) + rest and "abba" not in rest.lower()
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        ([], "--exp-dir"),
+        (["--exp-dir", "nowhere"], "nowhere: no such experiment"),
+        (["--exp-dir", "exp/mine", "--host", "0.0.0.0"], "give a --token or set RVQLM_TOKEN"),
+        (["--exp-dir", "exp/mine", "--token", "a b"], "without spaces"),
+        (["--exp-dir", "exp/mine", "exp/mine"], "two models are called mine"),
+        (["--exp-dir", "exp/mine", "--model-names", "a", "b"], "2 names of 1 models"),
+        (["--exp-dir", "exp/mine", "--voices", "nowhere"], "--voices nowhere: no such folder"),
+        (["--exp-dir", "exp/mine", "--voices", "exp"], "no recording in it"),
+        (["--exp-dir", "exp/mine", "--max-seconds", "0"], "--max-seconds 0.0: above 0"),
+        (["--exp-dir", "exp/mine", "--host", "no such host"], "--host no such host"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(folder, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("RVQLM_TOKEN", raising=False)
+    if words:
+        words = [*words, "--port", "0"] if "--port" not in words else words
+    try:
+        status = rvqlm.bin.main.main(["serve", *words])
+    except SystemExit as end:
+        status = end.code
+    error = capsys.readouterr().err
+    assert status == 2 and said in error, error
+    if words:
+        assert error.strip().splitlines()[-1].startswith("rvqlm serve: error:")
+
+
+def test_a_port_that_is_taken(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ["serve", "--exp-dir", "exp/mine", "--port", str(port)]
+        assert rvqlm.bin.main.main(words) == 2
+    assert "Address already in use; give another, or --port 0" in capsys.readouterr().err
