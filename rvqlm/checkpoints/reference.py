@@ -105,6 +105,6 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         import numpy
 
-        prompt = torch.from_numpy(numpy.load(sys.argv[2]).astype("int64"))
+        prompt = torch.from_numpy(numpy.load(sys.argv[2], allow_pickle=False).astype("int64"))
     for row in generate(weights, config, int(sys.argv[1]), prompt).tolist():
         print(*row)

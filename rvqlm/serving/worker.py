@@ -21,6 +21,8 @@ from rvqlm.serving.metrics import BUCKETS, FACTORS, Metrics
 from rvqlm.serving.orders import Began, Ended, Order, Piece
 
 log = logging.getLogger("rvqlm.serve")
+BETWEEN = -1
+"""Slot of an order of which a piece begins or ends, lest the next begins beside it."""
 
 
 class Streams(Protocol):
@@ -238,7 +240,7 @@ class Worker:
                 if not self._queue:
                     return
                 order = self._queue.popleft()
-                order.queued = False
+                order.queued, order.slot = False, BETWEEN
                 piece = order.pieces.popleft()
             self._begin(order, piece)
 
@@ -252,6 +254,7 @@ class Worker:
             slot = self._streams.add(piece.prompt, piece.output, **piece.options)
         except UserError as e:
             with self._changed:
+                order.slot = None
                 self._fail(order, ApiError.of(e))
             return
         except Exception as e:
@@ -290,10 +293,11 @@ class Worker:
                 self._streams.remove(one.slot)
             with self._changed:
                 del self._running[one.slot]
-                order.slot = None
+                order.slot = BETWEEN
             about = one.about or {}
             if "error" in about:  # in the middle of a text
                 with self._changed:
+                    order.slot = None
                     self._fail(order, ApiError(400, about["error"]))
                 continue
             factor = order.piece_samples / self.sampling_rate / max(1e-9, now - order.began)
@@ -321,6 +325,7 @@ class Worker:
         """Of a piece."""
         order.put(Ended(about))
         with self._changed:
+            order.slot = None
             if not order.pieces:  # a client that says more later is not behind
                 order.clock.reset()
             self._offer(order, first=True)

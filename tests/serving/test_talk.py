@@ -3,11 +3,12 @@
 import base64
 import io
 import json
+import time
 
 import numpy as np
 import pytest
 import soundfile
-from served import FRONT_END, RATE, eventually, fake_audio, fake_server
+from served import FRONT_END, RATE, FakeStreamer, eventually, fake_audio, fake_server
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -64,6 +65,28 @@ def test_sentences_are_said_as_they_complete():
         assert audio.startswith(b"".join(parts)) and len(audio) > len(b"".join(parts))
         assert said[-1]["seconds"] == len(audio) / 2 / RATE
         assert server.service.open_orders() == 0
+
+
+def test_a_sentence_that_comes_while_another_begins_waits_for_its_end(monkeypatch):
+    add = FakeStreamer.add
+
+    def slowly(*args, **options):
+        time.sleep(0.05)
+        return add(*args, **options)
+
+    monkeypatch.setattr(FakeStreamer, "add", slowly)
+    texts = ["Abba cab.", "Dad bad.", "Bed."]
+    with fake_server() as (server, streamer):
+        with talk(server) as socket:
+            send(socket, {"type": "start", "seed": 5})
+            for text in texts:
+                send(socket, {"type": "text", "text": text + " "})
+                time.sleep(0.01)
+            send(socket, {"type": "end"})
+            said, audio = everything(socket)
+    assert audio == b"".join(pcm(text, 5, row) for row, text in enumerate(texts))
+    assert [piece["stop"] for piece in said[-1]["pieces"]] == ["eos"] * 3
+    assert streamer.most == 1
 
 
 @pytest.mark.parametrize(
