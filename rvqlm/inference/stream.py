@@ -70,6 +70,8 @@ class Streamer:
     :param max_seconds: longest sequence that is taken, prompt included; None: any.
     :param piece_seconds: new audio in a call of the codec, about. The first comes as soon as there
         is any, and none is longer than what was heard before it.
+    :param first_seconds: what the first piece has at least, where a single frame would be over
+        before the codec has the next.
     :param about: entries for the description of each sample: which model it is.
     """
 
@@ -83,15 +85,16 @@ class Streamer:
         *,
         max_seconds: float | None = None,
         piece_seconds: float = PIECE_SECONDS,
+        first_seconds: float = 0.0,
         about: dict | None = None,
     ):
         self.model, self.codec, self.slots = model, codec, slots
         self.about, rate = about or {}, float(model.info.frame_rate)
-        context, overlap, most, piece = (
-            frames_of(seconds, rate)
-            for seconds in (context_seconds, overlap_seconds, max_seconds, piece_seconds)
-        )
+        given = context_seconds, overlap_seconds, max_seconds, piece_seconds, first_seconds
+        context, overlap, most, piece, first = (frames_of(seconds, rate) for seconds in given)
         self.windows, self.piece = (context, overlap), max(1, piece)
+        self.first = codec.look_ahead[0] + first if first > 1 and codec.look_ahead else 1
+        """new codes of a sample before any are decoded"""
         self.most = most
         self._engine = Engine(model, slots) if model.way else None
         self._samples: dict[int, _Sample] = {}
@@ -247,6 +250,7 @@ class _Sample:
             (prompt,) = divided([prompt], model, longest, request.speech, out.seed)
         self.job = Job(row, prompt, prompt.name, model, longest)
         self.rate, self.most = float(info.frame_rate), streamer.piece
+        self.made, self.first = 0, streamer.first
         self.decoder = codec.piecewise(scales=prompt.scales)
         self.silence = Silence(info.sampling_rate)
         given = len(prompt.codes)
@@ -303,6 +307,7 @@ class _Sample:
         self.codes.append(new.codes)
         heard = new.codes[: self.room]
         self.waiting.append(heard)
+        self.made += len(heard)
         self.room -= len(heard)
         if new.ended:
             times = None if new.times is None else new.times[0]
@@ -314,7 +319,8 @@ class _Sample:
         """New audio, if it is time for some."""
         count = sum(map(len, self.waiting))
         heard = self.heard // self.hop  # of which whoever listens has as much until the next
-        if not last and count < min(self.most, max(1, heard)):
+        early = not self.heard and self.made < self.first
+        if not last and (early or count < min(self.most, max(1, heard))):
             return None
         codes = torch.cat([c.cpu() for c in self.waiting]) if count else None
         self.waiting = []

@@ -16,6 +16,9 @@ from rvqlm.serving.served import Served
 from rvqlm.serving.voices import encode_voices, find_voices
 from rvqlm.serving.worker import Worker
 
+FIRST_SECONDS = 0.1
+"""Of audio in a first piece: a frame alone would have been played before the next comes."""
+
 
 def open_model(
     name: str,
@@ -51,7 +54,9 @@ def open_model(
 
     def make() -> Streamer:
         context = setup.context_seconds or None
-        return Streamer(model, codec, limits.slots, context, about=about)
+        return Streamer(
+            model, codec, limits.slots, context, first_seconds=FIRST_SECONDS, about=about
+        )
 
     worker = Worker(name, make, model.info.sampling_rate, limits, metrics)
     worker.start()

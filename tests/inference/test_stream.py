@@ -139,6 +139,24 @@ def test_the_first_sound_waits_for_no_more_than_it_must(codec, pattern, late, le
     assert steps == late + max(1 + behind, first - length)
 
 
+def test_a_first_piece_as_long_as_wanted(codec):
+    model = toy(codec, pattern="parallel", model_end=False)
+    (prompt,) = prompts(codec, [5])
+    output = OutputArgs(seconds=seconds(codec, 60))
+    wanted = torch.cat(pieces(Streamer(model, codec), prompt, output), 1)
+    found = pieces(Streamer(model, codec, first_seconds=seconds(codec, 6)), prompt, output)
+    assert found[0].shape[1] >= 6 * codec.info.hop
+    torch.testing.assert_close(torch.cat(found, 1), wanted)
+
+
+def pieces(streamer, prompt, output):
+    streamer.add(prompt, output)
+    found = []
+    while not streamer.free:
+        found += [heard.audio for heard in streamer.step() if heard.audio.shape[1]]
+    return found
+
+
 def test_pieces_grow_with_what_was_heard(codec):
     """So that whoever listens has enough until the next, and the codec's context is not decoded
     again for every frame."""
