@@ -5,6 +5,7 @@ interruption, or for fewer values, is not made again (`rvqlm.judging.grid_result
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ from rvqlm.judging.grid_results import Axes, Results, compare, configs, describe
 from rvqlm.metrics.audio_metrics import repetition_ratio
 from rvqlm.metrics.recognition import edit_distances
 from rvqlm.models.recognizer import Recognizer
+from rvqlm.modules.packed import with_weights_in
+from rvqlm.runtime import pick_precision
 
 LEAST_SECONDS = 0.5
 """A sample is no shorter, lest there be nothing to judge."""
@@ -170,14 +173,26 @@ class _Run:
         self.recorded = [i.real for i in self.items]
         found = score(model, self.items, self.recorded, device, torch.float32)[1]
         self.real = _by_item(found)
+        self.generating = "float32", model
+
+    def _generating(self, weights: str):
+        """The model with its weights as they are, or a copy with them in fewer bits."""
+        if weights == "float32":
+            return self.model
+        if self.generating[0] != weights:  # settings come with their weights together
+            auto = pick_precision("auto", self.device)
+            dtype = torch.bfloat16 if weights == "bf16" else auto
+            packed = with_weights_in(copy.deepcopy(self.model), dtype, weights == "int8")
+            self.generating = weights, packed
+        return self.generating[1]
 
     def __call__(self, setting: dict) -> tuple[dict, list[np.ndarray]]:
-        c = self.config
+        c, model = self.config, self._generating(setting.get("weights", "float32"))
         least = min(LEAST_SECONDS, c.seconds)
         output = OutputArgs(c.seconds, least, batch_size=c.batch_size, seed=c.seed)
         request = SampleRequest(self.prompts, output, *configs(setting))
         with tempfile.TemporaryDirectory() as folder:
-            samples = list(generate(self.model, self.codec, request, {}))
+            samples = list(generate(model, self.codec, request, {}))
             errors = {}
             if self.listener is not None:
                 wavs = [sample.write(Path(folder)) for sample in samples]

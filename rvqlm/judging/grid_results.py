@@ -27,6 +27,9 @@ class Axes:
     """Settings: give several values of those to compare; what is not given stays as it is in rvqlm
     generate"""
 
+    weights: tuple[Literal["float32", "bf16", "int8"], ...] = ()
+    """What generates: the weights as they are, or as rvqlm generate has them with --precision bf16
+    and with --weights int8. Nats are of the weights as they are. Not given: float32."""
     temperature: tuple[float, ...] = ()
     top_k: tuple[int, ...] = ()
     top_p: tuple[float, ...] = ()

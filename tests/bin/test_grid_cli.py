@@ -111,6 +111,38 @@ def test_checkpoints_are_ordered_by_what_they_learned(place, tmp_path):
     assert ranked == ["best.pt", "half.pt", "untrained.pt"]
 
 
+def test_weights_of_fewer_bits(place, tmp_path):
+    """Only what is generated differs, and by a little: nats of recordings are of the weights."""
+    flags = ("--out-dir", tmp_path, "--temperature", "0")
+    assert run(place, *flags) == 0
+    assert run(place, *flags, "--weights", "float32", "int8", "bf16") == 0
+    rows = {row.get("weights"): row for row in read(tmp_path)["settings"]}
+    assert set(rows) == {None, "float32", "int8", "bf16"}
+    for judge in ("kl", "nats", "repetition"):
+        assert rows["float32"][judge] == rows[None][judge]  # the default
+        for weights in ("int8", "bf16"):
+            assert rows[weights][judge]["value"] == pytest.approx(rows[None][judge]["value"], rel=1)
+    stored = [json.loads(p.read_text()) for p in (tmp_path / "settings").glob("*.json")]
+    assert len({json.dumps(row["real_nats"]) for row in stored}) == 1
+
+
+def test_rounded_weights_are_what_generates(place, tmp_path, monkeypatch):
+    """Weights of no bits, in their place, are found to be worse."""
+
+    def ruined(model, dtype, int8):
+        assert (dtype, int8) == (torch.bfloat16, False)
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        return model
+
+    monkeypatch.setattr(grid, "with_weights_in", ruined)
+    flags = ("--out-dir", tmp_path, "--judge", "nats", "--top-k", "0", "--num", "12")
+    assert run(place, *flags, "--weights", "float32", "bf16") == 0
+    result = read(tmp_path)
+    assert [row["weights"] for row in result["settings"]] == ["float32", "bf16"]
+    assert result["certain"]
+
+
 # ------------------------------------------------------------------------------------ certainty
 
 
