@@ -20,7 +20,7 @@ from rvqlm.reports.compare import (
     evaluated_on,
     grouped,
 )
-from rvqlm.reports.formatting import number, percent, render_template, shown
+from rvqlm.reports.formatting import mean, number, percent, render_template, shown
 from rvqlm.reports.recognition import Recognition
 from rvqlm.reports.records import given_words
 
@@ -34,6 +34,12 @@ IDLE = {"top_k": 0, "top_p": 1.0, "cfg_scale": 1.0}
 """Settings of samples that change nothing at these values."""
 LEFT = ("experiment", "model", "given", "samples")
 """Columns of text; numbers stand at the right."""
+FRECHET, KERNEL = "codec-latents.frechet", "codec-latents.kernel"
+"""Of the judges, what is there without weights of others."""
+NOT_ALWAYS = (
+    *("errors", "sounds alone", "Fréchet", "kernel", "own - real, nats", "KL (recordings)"),
+)
+"""Columns that are left out where no row has them."""
 
 
 def render(rows: list[Row], title: str = "", base: Path | None = None, num_samples: int = 4) -> str:
@@ -77,6 +83,12 @@ def render(rows: list[Row], title: str = "", base: Path | None = None, num_sampl
         exact=not all(e["bound"] for _, e in evaluated),
         bounds=any(e["bound"] for _, e in evaluated),
         samples=describe_samples(kind, made) if made else None,
+        floors=[
+            (name, through, grouped((r.name, judged_cell(r, name, "recordings")) for r in rows))
+            for name in (FRECHET, KERNEL)
+            if (through := grouped((r.name, judged_cell(r, name, "codec")) for r in rows)) != "-"
+        ],
+        freely=sorted({f["recordings"] for r in rows if (f := free_running(r))}),
         codec=codecs and f"{codecs[0].name}, {describe_codec(codecs[0])}, {codecs[0].bitrate:,.0f}",
         data=grouped((r.name, r.data) for r in rows if r.data),
         machine=grouped(machines),
@@ -92,6 +104,9 @@ def render(rows: list[Row], title: str = "", base: Path | None = None, num_sampl
 def table(rows: list[Row], kind: str, base: Path, num_samples: int) -> str:
     def of_samples(show: Callable[[Samples], str]) -> Callable[[Row], str]:
         return lambda row: shown(row.samples.get(kind), show)
+
+    def of_free(show: Callable[[dict], str]) -> Callable[[Row], str]:
+        return lambda row: shown(free_running(row), show)
 
     columns: dict[str, Callable[[Row], str]] = {
         "experiment": lambda r: escape(r.name),
@@ -109,6 +124,16 @@ def table(rows: list[Row], kind: str, base: Path, num_samples: int) -> str:
         "memory, MB": lambda r: shown(r.memory_mb, "{:,.0f}"),
         "silent": of_samples(lambda s: shown(s.silence, percent)),
         "repeating": of_samples(lambda s: shown(s.repetition, percent)),
+        "Fréchet": lambda r: judged_cell(r, FRECHET, "samples"),
+        "kernel": lambda r: judged_cell(r, KERNEL, "samples"),
+        "own - real, nats": of_free(
+            lambda f: shown(mean(f["likelihood"]["difference"]), "{:+.2f}")
+        ),
+        "KL (recordings)": of_free(
+            lambda f: "{} ({})".format(
+                *(shown(mean(f["codes"][of]["kl"]), "{:.2f}") for of in ("samples", "recordings"))
+            )
+        ),
         "errors": lambda r: shown(r.recognition, error_cell),
         "sounds alone": lambda r: shown(
             r.recognition and r.recognition.sounds, lambda rate: rate_words(**rate)
@@ -116,10 +141,9 @@ def table(rows: list[Row], kind: str, base: Path, num_samples: int) -> str:
     }
     if not any(r.given for r in rows):
         del columns["given"]
-    if not any(r.recognition for r in rows):
-        del columns["errors"]
-    if not any(r.recognition and r.recognition.sounds for r in rows):
-        del columns["sounds alone"]
+    for name in NOT_ALWAYS:
+        if all(columns[name](r) == "-" for r in rows):
+            del columns[name]
     if num_samples:
         columns["samples"] = of_samples(
             lambda s: " ".join(
@@ -133,6 +157,19 @@ def table(rows: list[Row], kind: str, base: Path, num_samples: int) -> str:
         *([cell(row) for cell in columns.values()] for row in rows),
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def judged_cell(row: Row, name: str, view: str) -> str:
+    """A figure of a judge of one view, with its interval."""
+    figure = row.judged.figures.get(name)
+    if figure is None or view not in figure.means:
+        return "-"
+    within = figure.within(view)
+    return figure.text(view) + (f" ({within})" if within else "")
+
+
+def free_running(row: Row) -> dict | None:
+    return (row.evaluation or {}).get("free_running")
 
 
 def escape(text: str) -> str:

@@ -5,7 +5,7 @@ from math import log
 from pathlib import Path
 
 import pytest
-from experiments import CODEC, add_evaluation, add_sample, add_training
+from experiments import CODEC, add_evaluation, add_sample, add_training, write
 
 from rvqlm.errors import UserError
 from rvqlm.reports.compare import compare
@@ -262,3 +262,26 @@ def test_only_the_marked_part_of_a_page_changes():
     for broken in (first.replace("<!-- compare:end a -->", ""), first + first):
         with pytest.raises(UserError, match="there must be one of each"):
             place("x", broken, "a")
+
+
+def test_distances_beside_their_floor_and_a_model_that_listens_to_itself(two, tmp_path):
+    assert not {"Fréchet", "kernel", "own - real, nats"} & set(cells(render(compare(two)))[0])
+    free = {
+        "recordings": 8,
+        "likelihood": {"difference": [0.5, 0.25]},
+        "codes": {"samples": {"kl": [1.0, 2.0]}, "recordings": {"kl": [0.5, 1.0]}},
+    }
+    add_evaluation(two[0], free_running=free)
+    summary = {
+        "recordings": {"codec-latents.frechet": {"mean": 5.5, "interval": None}},
+        "codec": {"codec-latents.frechet": {"mean": 0.42, "interval": [0.39, 0.46]}},
+        "samples": {"codec-latents.frechet": {"mean": 1.45, "interval": [-0.61, 3.5]}},
+    }
+    write(two[0] / "samples/judged_all.json", {"summary": summary})
+    text = render(compare(two))
+    delay, masked = cells(text)
+    assert delay["Fréchet"] == "1.45 (-0.61 to 3.5)" and masked["Fréchet"] == "-"
+    assert "kernel" not in delay
+    assert delay["own - real, nats"] == "+0.38" and delay["KL (recordings)"] == "1.50 (0.75)"
+    assert "through the codec 0.42 (0.39 to 0.46) (delay); - (masked), of halves" in text
+    assert "`kernel` of the recordings" not in text and "(`--free-running 8`)" in text
