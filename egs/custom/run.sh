@@ -14,6 +14,8 @@
 #                          GPU of 12 GB, conf/rvq_*.yaml for 75 hours of music; tts: conf/voice.yaml)
 #   --seconds S            longest new audio of a sample (default 6; tts: --max-seconds)
 #   --num-samples N        samples of each kind (default 4; tts: 32, of which the page has 6)
+#   --judge N              recordings, and samples of them, for judges from outside to hear, release
+#                          checks of what speaks, a listening test (default 8; 0: none of it)
 #   --prepare "OPTIONS"    options handed on to prepare.sh: codec, loudness, activity, copies,
 #                          transcripts (see ./prepare.sh --help), as in
 #                          --prepare "--codec descript/dac_44khz --loudness -23"
@@ -43,15 +45,15 @@
 #   --max-seconds S        leave longer recordings out of the training (default 20)
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), then
-#   continue: 2 train, 3 evaluate, 4 generate, 5 report
+#   continue: 2 train, 3 evaluate, 4 generate, 5 judge, 6 report
 #   tts: 2 train the recogniser, 3 align texts and codes by it, 4 train the speaking model, 5 say the
-#   sentences of the test split, 6 recognize them, real recordings first, 7 report.
+#   sentences of the test split, 6 recognize them, real recordings first, 7 judge, 8 report.
 # The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
-stop_stage=7
+stop_stage=8
 dry_run=false
 audio=
 task='continue'
@@ -68,6 +70,7 @@ listen_minutes=8
 max_seconds=20
 seconds=
 num_samples=
+judge=8
 prepare=
 name=
 data_dir=
@@ -82,7 +85,7 @@ esac
 seconds=${seconds:-${defaults[1]}}
 num_samples=${num_samples:-${defaults[2]}}
 require_number ${train_minutes:+train_minutes} prompt_seconds seconds listen_minutes max_seconds
-require_integer seed num_samples ${window_frames:+window_frames} ${hop_frames:+hop_frames}
+require_integer seed num_samples judge ${window_frames:+window_frames} ${hop_frames:+hop_frames}
 [[ -n $audio ]] || option_error "--audio is missing: the folder with your recordings"
 if [[ $task == tts ]]; then
   [[ -n $language ]] || option_error "--task tts needs --language: that of the texts, such as en"
@@ -125,13 +128,15 @@ if [[ $task == tts ]]; then
   checkpoint=latest # which says more than the one of the fewest nats: docs/LOG.md, A voice of half an hour
   say_sentences 5 "$num_samples" "$seconds" "$say" ${voice:+--voice "$voice"}
   recognize_samples 6
-  write_report 7 6
+  judge_speech 7 --language "$language"
+  write_report 8 6
 else
   if ((stage <= 2 && stop_stage >= 2)); then choose_windows; fi
   train_model 2 ${window_frames:+--window-frames "$window_frames" --hop-frames "$hop_frames"}
   evaluate_model 3
   generate_samples 4 "$num_samples" "$prompt_seconds" --seconds "$seconds" --min-seconds 1 \
     --temperature 0.9 --top-k 200
-  write_report 5 "$num_samples"
+  judge_samples 5
+  write_report 6 "$num_samples"
 fi
 end_stage

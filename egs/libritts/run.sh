@@ -38,5 +38,6 @@ learn_to_speak
 if ((stage <= 6 && stop_stage >= 6)); then voice=${voice:-$(first_of_test)}; fi
 say_sentences 6 "$sentences" "$longest" "$say" --voice "$voice"
 recognize_samples 7
-write_report 8 6
+judge_speech 8
+write_report 9 6
 end_stage

@@ -24,5 +24,6 @@ enter_experiment ../shared/conf/tts.yaml
 learn_to_speak
 say_sentences 6 "$sentences" "$longest" "$say"
 recognize_samples 7
-write_report 8 6
+judge_speech 8
+write_report 9 6
 end_stage

@@ -13,22 +13,24 @@
 #   --listen-minutes M   minutes of training of the recogniser, which says when each phoneme of the
 #                        corpus is said, and counts the model's errors (default 1; quick: 0.3)
 #   --sentences N        held-out sentences to say (default 16; quick: 4)
+#   --judge N            recordings, and samples of them, for judges from outside to hear, release
+#                        checks and a listening test (default 4; quick: 2; 0: none of it)
 #   --seed N             of corpus, split, training and samples (default 0)
 #   --exp-dir DIR        the experiment (default exp/Hh-Mmin-seedN, or exp/quick-seedN)
 #   --data-dir DIR       corpus and tokens (default data/Hh-VOICES-seedN)
 #   --stage N            first stage to run (default 0)
-#   --stop-stage M       last stage to run (default 8)
+#   --stop-stage M       last stage to run (default 9)
 #   --dry-run            print what each stage would run, and run nothing
 #
 # Stages: 0 set up, 1 prepare (see prepare.sh), 2 train the recogniser, 3 align texts and codes by it,
 # 4 train the model, 5 evaluate it, 6 say the sentence and those of the test split, and continue its
-# recordings, 7 recognize what was said, real recordings first, 8 report.
+# recordings, 7 recognize what was said, real recordings first, 8 judge it, 9 report.
 # The same command resumes where it was interrupted.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 
 stage=0
-stop_stage=8
+stop_stage=9
 dry_run=false
 say="The old captain carried seven green lanterns home."
 voice=
@@ -38,6 +40,7 @@ voices=m1-us
 train_minutes=
 listen_minutes=
 sentences=
+judge=
 seed=0
 exp_dir=
 data_dir=
@@ -45,14 +48,15 @@ source "$here/../shared/recipe.sh"
 
 if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
-  config=conf/tts_quick.yaml name=quick-seed$seed sentences=${sentences:-4} num_samples=2
+  config=conf/tts_quick.yaml name=quick-seed$seed sentences=${sentences:-4} judge=${judge:-2}
+  num_samples=2
 else
   hours=${hours:-2} train_minutes=${train_minutes:-6} listen_minutes=${listen_minutes:-1}
   config=../shared/conf/tts.yaml name=${hours}h-${train_minutes}min-seed$seed sentences=${sentences:-16}
-  num_samples=4
+  judge=${judge:-4} num_samples=4
 fi
 require_number hours train_minutes listen_minutes
-require_integer seed sentences
+require_integer seed sentences judge
 [[ -n $say ]] || option_error "--say is empty: give the sentence to say"
 voice=${voice:-${voices%% *}}
 [[ " $voices " == *" $voice "* ]] || option_error "--voice $voice is none of --voices: $voices"
@@ -74,10 +78,9 @@ prepare_data 1 --hours "$hours" --voices "$voices"
 train_recognizer 2
 align_texts 3
 train_model 4 ${several:+--conditions text prompt --condition-prompt-seconds 1.5}
-if begin_stage 5 "Evaluate"; then
-  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
-  rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test \
-    --without text ${several:+prompt}
+evaluate_model 5
+if begin_stage 5 "Evaluate without the text"; then
+  evaluate --without text ${several:+prompt}
 fi
 if begin_stage 6 "Speak, and continue recordings"; then
   rm -rf "$exp_dir/samples" # of an earlier training
@@ -88,5 +91,6 @@ if begin_stage 6 "Speak, and continue recordings"; then
   generate "${requests[@]}"
 fi
 recognize_samples 7
-write_report 8 6
+judge_speech 8 --language en
+write_report 9 6
 end_stage

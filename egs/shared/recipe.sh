@@ -11,11 +11,12 @@
 #   train_model 2
 #   evaluate_model 3
 #   generate_samples 4 4 3 --seconds 8
-#   write_report 5 4
+#   judge_samples 5
+#   write_report 6 4
 #   end_stage
 #
-# They read $here, $seed, $config, $exp_dir, $data_dir and $train_minutes; the first argument is the
-# number of the stage. Of text to speech there are train_recognizer, align_texts, say_sentences and
+# They read $here, $seed, $config, $exp_dir, $data_dir, $train_minutes and $judge; the first argument is
+# the number of the stage. Of text to speech there are train_recognizer, align_texts, say_sentences and
 # recognize_samples, which read $listen_minutes as well. With `checkpoint=latest` the last weights of a
 # training speak in place of the best.
 
@@ -64,11 +65,19 @@ train_model() {
   fi
 }
 
-# evaluate_model STAGE: nats per code and bits per second of the test split.
+# evaluate FLAG...: nats per code and bits per second of the test split with their intervals, beside what
+# needs no training.
+evaluate() {
+  rvqlm evaluate --exp-dir "$exp_dir" --checkpoint "${checkpoint:-best}" --manifest-dir "$tokens" \
+    --split test "$@"
+}
+
+# evaluate_model STAGE [FLAG...]: see evaluate; and how the model fares when it listens to itself, behind
+# $prompt_seconds (2) of $judge recordings.
 evaluate_model() {
-  if begin_stage "$1" "Evaluate"; then
-    rvqlm evaluate --exp-dir "$exp_dir" --manifest-dir "$tokens" --split test
-  fi
+  local freely=()
+  if ((judge)); then freely=(--free-running "$judge" --prompt-seconds "${prompt_seconds:-2}"); fi
+  if begin_stage "$1" "Evaluate"; then evaluate "${freely[@]}" "${@:2}"; fi
 }
 
 # continue_recordings NUMBER PROMPT_SECONDS [FLAG...]: continuations of so many recordings of the test
@@ -117,7 +126,8 @@ align_texts() {
 }
 
 # How sentences are drawn (docs/LOG.md has what else was tried).
-speaking=(--min-seconds 0.5 --temperature 0.5 --top-k 50 --cfg-scale 3)
+drawing=(--temperature 0.5 --top-k 50 --cfg-scale 3)
+speaking=(--min-seconds 0.5 "${drawing[@]}")
 
 # speak NUMBER SECONDS TEXT [FLAG...]: TEXT, with further flags; and the words of so many sentences of
 # the test split, with nothing of their recordings. What takes longer than so many seconds is said in
@@ -143,8 +153,7 @@ request_speech() {
 say_sentences() {
   if begin_stage "$1" "Speak"; then
     rm -rf "$exp_dir/samples" # of an earlier training
-    rvqlm evaluate --exp-dir "$exp_dir" --checkpoint "${checkpoint:-best}" --manifest-dir "$tokens" \
-      --split test
+    evaluate
     speak "${@:2}"
   fi
 }
@@ -159,6 +168,8 @@ recognize_samples() {
     rvqlm recognize --recognizer "$exp_dir/recognizer" --samples "$exp_dir/samples"
   fi
 }
+
+source "$here/../shared/judging.sh"
 
 # write_report STAGE NUMBER: the page, with at most so many samples of a kind.
 write_report() {

@@ -164,7 +164,7 @@ def read_expected(path: Path) -> Expected:
 
 def expected_files() -> list[Path]:
     """Those of the recipes of this checkout."""
-    return sorted(RECIPES.glob("*/conf/*.expected.json"))
+    return sorted(RECIPES.glob("*/conf/**/*.expected.json"))
 
 
 def find_expected(training: Training) -> tuple[Path, Expected] | None:

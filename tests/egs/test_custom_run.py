@@ -38,7 +38,7 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
         "run.sh", "--audio", "my audio", "--data-dir", "data", "--exp-dir", "exp",
         "--prepare", prepare, "--config", str(EGS / "mini/conf/quick.yaml"),
         "--train-minutes", "0.1", "--window-frames", "100", "--prompt-seconds", "1",
-        "--seconds", "1", "--num-samples", "2", "--stage", "1", cwd=folder,
+        "--seconds", "1", "--num-samples", "2", "--judge", "0", "--stage", "1", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return folder, done.stdout + done.stderr

@@ -36,7 +36,8 @@ def test_from_recordings_with_texts_to_new_sentences(voice):
     done = recipe(
         "run.sh", "--audio", "my voice", "--task", "tts", "--language", "de", "--texts",
         "my voice/texts.tsv", "--config", str(EGS / "mini/conf/tts_quick.yaml"), "--train-minutes",
-        "0.1", "--listen-minutes", "0.1", "--num-samples", "2", "--say", "Sieben neue Boote.",
+        "0.1", "--listen-minutes", "0.1", "--num-samples", "2", "--judge", "0",
+        "--say", "Sieben neue Boote.",
         "--prepare", "--valid 3 --test 3", "--data-dir", "data", "--exp-dir", "exp", "--stage", "1",
         cwd=voice,
     )  # fmt: skip

@@ -56,7 +56,7 @@ def stand_in(recipe: str, data: Path, name: str, *args: str) -> None:
 
 QUICK = (
     "--quick", "--train-minutes", "0.02", "--listen-minutes", "0.02", "--sentences", "1",
-    "--data-dir", "my data", "--exp-dir", "exp",
+    "--judge", "0", "--data-dir", "my data", "--exp-dir", "exp",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -94,3 +95,10 @@ def recognition(path: Path, rate: float, **more) -> None:
               "identified": [1, 2], "chance": 0.9, "rows": [],
               "command": f"rvqlm recognize {path.stem}"} | more  # fmt: skip
     path.write_text(json.dumps(values))
+
+
+def lacking(page: str) -> list[str]:
+    """What a page says that it lacks, but for judges that are not installed here."""
+    boxes = re.findall("Not on this page yet</b><ul><li>(.*?)</ul>", page, re.DOTALL)
+    lines = [line.strip() for box in boxes for line in box.split("<li>")]
+    return [line for line in lines if not line.startswith("Not judged by ")]

@@ -120,6 +120,7 @@ def test_between_points_a_loss_falls_with_the_logarithm_of_the_step():
 def test_the_files_of_the_recipes():
     files = expected_files()
     assert RECIPES / "mini" / "conf" / "tts.expected.json" in files
+    assert RECIPES / "mini" / "conf" / "compare" / "delay.expected.json" in files
     for path in files:
         found = read_expected(path)
         assert path.with_name(path.name.replace(".expected.json", ".yaml")).exists()

@@ -216,7 +216,7 @@ def test_the_recipe_in_the_comment_runs(tmp_path):
     recipe, log = tmp_path / "egs" / "mine", tmp_path / "log"
     recipe.mkdir(parents=True)
     (tmp_path / "egs" / "shared").symlink_to(SHARED)
-    defaults = "stage=0 stop_stage=5 seed=0 train_minutes=60 exp_dir= data_dir="
+    defaults = "stage=0 stop_stage=6 seed=0 judge=8 train_minutes=60 exp_dir= data_dir="
     header = "# Mine.\n#\n#   --seed N --exp-dir DIR --data-dir DIR --stage N --stop-stage N\n"
     here = 'set -euo pipefail\nhere=$(dirname "${BASH_SOURCE[0]}")\n'
     fakes = {
@@ -239,9 +239,10 @@ def test_the_recipe_in_the_comment_runs(tmp_path):
     data = f"{tmp_path}/given"
     assert called[:2] == ["setup", f"prepare {tmp_path} --data-dir {data} --seed 7"]
     commands = [line.split()[1] for line in called[2:]]
-    assert commands == ["train", "evaluate", "generate", "report"]
+    assert commands == ["train", "evaluate", "generate", "judge", "listen", "report"]
+    assert "--free-running 8 --prompt-seconds 2" in called[3]
     assert called[4].count(" --each ") == 2  # continuations and unprompted ones, with one load
     assert "--config conf/mine.yaml" in called[2] and "--exp-dir exp/mine" in called[2]
     assert all(f"{data}/tokens" in line for line in called[2:] if "--manifest-dir" in line)
     stages = (recipe / "exp" / "mine" / "stages.tsv").read_text().splitlines()
-    assert [line.split("\t")[0] for line in stages] == list("012345")
+    assert [line.split("\t")[0] for line in stages] == list("0123456")
