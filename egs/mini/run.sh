@@ -14,7 +14,7 @@
 #                        corpus is said, and counts the model's errors (default 1; quick: 0.3)
 #   --sentences N        held-out sentences to say (default 16; quick: 4)
 #   --judge N            recordings, and samples of them, for judges from outside to hear, release
-#                        checks and a listening test (default 4; quick: 2; 0: none of it)
+#                        checks and a listening test (default 2; quick: 1; 0: none of it)
 #   --seed N             of corpus, split, training and samples (default 0)
 #   --exp-dir DIR        the experiment (default exp/Hh-Mmin-seedN, or exp/quick-seedN)
 #   --data-dir DIR       corpus and tokens (default data/Hh-VOICES-seedN)
@@ -48,12 +48,12 @@ source "$here/../shared/recipe.sh"
 
 if $quick; then
   hours=${hours:-0.3} train_minutes=${train_minutes:-0.5} listen_minutes=${listen_minutes:-0.3}
-  config=conf/tts_quick.yaml name=quick-seed$seed sentences=${sentences:-4} judge=${judge:-2}
+  config=conf/tts_quick.yaml name=quick-seed$seed sentences=${sentences:-4} judge=${judge:-1}
   num_samples=2
 else
   hours=${hours:-2} train_minutes=${train_minutes:-6} listen_minutes=${listen_minutes:-1}
   config=../shared/conf/tts.yaml name=${hours}h-${train_minutes}min-seed$seed sentences=${sentences:-16}
-  judge=${judge:-4} num_samples=4
+  judge=${judge:-2} num_samples=4
 fi
 require_number hours train_minutes listen_minutes
 require_integer seed sentences judge

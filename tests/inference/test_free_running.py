@@ -2,6 +2,7 @@
 learned its recordings by heart; and of models whose training or validation went wrong."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,6 +177,23 @@ def test_conditions_in_another_order(told, tmp_path):
     write_told(tmp_path / "wrong", codes, kinds[1:] + kinds[:1], info)
     given, without = compare_told(model, tmp_path / "exp", tmp_path / "wrong")
     assert given > without
+
+
+def test_symbols_in_another_order_are_refused(told, tmp_path, capsys):
+    """Shapes would fit, and the words would be others."""
+    _, codes, kinds, info, _ = told
+    model, tokens = {}, {}
+    for order in ("abcd", "bacd"):
+        known = replace(info, settings={"symbols": list(order)})
+        given = {"text": [torch.tensor([[k]]) for k in kinds]}
+        model[order] = trained(codes, 0, given, {"text": known}, conditions=("text",))
+        tokens[order] = tmp_path / order
+        write_told(tokens[order], codes, kinds, known)
+    flags = ("--unigram-split", "test")
+    evaluate(model["abcd"], tmp_path / "exp", tokens["abcd"], *flags)
+    words = ["--exp-dir", str(tmp_path / "exp"), "--manifest-dir", str(tokens["bacd"]), *flags]
+    assert rvqlm.bin.evaluate.main(words) == 2
+    assert "condition text: symbols differ between" in capsys.readouterr().err
 
 
 def test_a_dropout_that_is_left_on(told, tmp_path, monkeypatch, capsys):
