@@ -64,46 +64,72 @@ static inline __m512 exp_(__m512 x) {  // within 2 ulp; of what is below -110 th
 
 // ----------------------------------------------------------------------------------------- product
 
-template <int M, int N>
-static void tile(const bf16 *a, int64_t lda, const uint32_t *b, int64_t ldb, int64_t pairs,
-                 float *c, int64_t ldc, bool add) {
+static inline void put(float *to, __m512 x) { _mm512_storeu_ps(to, x); }
+static inline void put(bf16 *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, narrow(x)); }
+
+// Pairs of the left factor: those of a row together, or tiles of TALL rows, pair after pair.
+constexpr int TALL = 6;
+struct Rows {
+  const bf16 *x;
+  int64_t length;
+  int32_t pair(int64_t m, int64_t p) const {
+    int32_t found;
+    std::memcpy(&found, x + m * length + 2 * p, 4);
+    return found;
+  }
+  Rows from(int64_t m) const { return {x + m * length, length}; }
+};
+struct Tiles {
+  const uint32_t *x;
+  int64_t pairs;
+  int32_t pair(int64_t m, int64_t p) const { return x[p * TALL + m]; }
+  Tiles from(int64_t m) const { return {x + m * pairs, pairs}; }
+};
+
+template <int M, int N, class Left, class Out>
+static void tile(Left a, const uint32_t *b, int64_t ldb, int64_t pairs, Out *c, int64_t ldc,
+                 bool add) {
   __m512 sum[M][N];
+#pragma GCC unroll 6
   for (int m = 0; m < M; m++)
-    for (int n = 0; n < N; n++)
-      sum[m][n] = add ? _mm512_loadu_ps(c + m * ldc + 16 * n) : _mm512_setzero_ps();
+    for (int n = 0; n < N; n++) {
+      sum[m][n] = _mm512_setzero_ps();
+      if constexpr (sizeof(Out) == 4)
+        if (add) sum[m][n] = _mm512_loadu_ps(c + m * ldc + 16 * n);
+    }
   for (int64_t p = 0; p < pairs; p++) {
     __m512i right[N];
     for (int n = 0; n < N; n++) right[n] = _mm512_loadu_si512(b + p * ldb + 16 * n);
     for (int m = 0; m < M; m++) {
-      int32_t pair;
-      std::memcpy(&pair, a + m * lda + 2 * p, 4);
-      const __m512i left = _mm512_set1_epi32(pair);
+      const __m512i left = _mm512_set1_epi32(a.pair(m, p));
       for (int n = 0; n < N; n++)
         sum[m][n] = _mm512_dpbf16_ps(sum[m][n], (__m512bh)left, (__m512bh)right[n]);
     }
   }
+#pragma GCC unroll 6
   for (int m = 0; m < M; m++)
-    for (int n = 0; n < N; n++) _mm512_storeu_ps(c + m * ldc + 16 * n, sum[m][n]);
+    for (int n = 0; n < N; n++) put(c + m * ldc + 16 * n, sum[m][n]);
 }
 
-template <int N>
-static void column(int64_t M, const bf16 *a, int64_t lda, const uint32_t *b, int64_t ldb,
-                   int64_t pairs, float *c, int64_t ldc, bool add) {
-  for (; M >= 6; M -= 6, a += 6 * lda, c += 6 * ldc) tile<6, N>(a, lda, b, ldb, pairs, c, ldc, add);
-  if (M == 5) tile<5, N>(a, lda, b, ldb, pairs, c, ldc, add);
-  if (M == 4) tile<4, N>(a, lda, b, ldb, pairs, c, ldc, add);
-  if (M == 3) tile<3, N>(a, lda, b, ldb, pairs, c, ldc, add);
-  if (M == 2) tile<2, N>(a, lda, b, ldb, pairs, c, ldc, add);
-  if (M == 1) tile<1, N>(a, lda, b, ldb, pairs, c, ldc, add);
+template <int N, class Left, class Out>
+static void column(int64_t M, Left a, const uint32_t *b, int64_t ldb, int64_t pairs, Out *c,
+                   int64_t ldc, bool add) {
+  for (; M >= TALL; M -= TALL, a = a.from(TALL), c += TALL * ldc)
+    tile<TALL, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 5) tile<5, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 4) tile<4, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 3) tile<3, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 2) tile<2, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 1) tile<1, N>(a, b, ldb, pairs, c, ldc, add);
 }
 
 // c (M, N) = or += a (M, 2 pairs) b (2 pairs, N), N a multiple of 16.
-static void product(int64_t M, int64_t N, int64_t pairs, const bf16 *a, int64_t lda,
-                    const uint32_t *b, int64_t ldb, float *c, int64_t ldc, bool add) {
-  for (; N >= 64; N -= 64, b += 64, c += 64) column<4>(M, a, lda, b, ldb, pairs, c, ldc, add);
-  if (N == 48) column<3>(M, a, lda, b, ldb, pairs, c, ldc, add);
-  if (N == 32) column<2>(M, a, lda, b, ldb, pairs, c, ldc, add);
-  if (N == 16) column<1>(M, a, lda, b, ldb, pairs, c, ldc, add);
+template <class Left, class Out>
+static void product(int64_t M, int64_t N, int64_t pairs, Left a, const uint32_t *b, int64_t ldb,
+                    Out *c, int64_t ldc, bool add) {
+  for (; N >= 64; N -= 64, b += 64, c += 64) column<4>(M, a, b, ldb, pairs, c, ldc, add);
+  if (N >= 32) column<2>(M, a, b, ldb, pairs, c, ldc, add), N -= 32, b += 32, c += 32;
+  if (N == 16) column<1>(M, a, b, ldb, pairs, c, ldc, add);
 }
 
 // ----------------------------------------------------------------------------------------- layouts
@@ -137,6 +163,10 @@ struct Steps {
   Steps(int64_t D, int64_t count)
       : D(D), W((D + 15) / 16 * 16), count(count), padded((count + BLOCK - 1) / BLOCK * BLOCK) {}
   int64_t size() const { return padded * W; }
+  // Of a block, those that there are, in sixteens.
+  int64_t columns(int64_t block) const {
+    return std::min(BLOCK, (count - block * BLOCK + 15) / 16 * 16);
+  }
 
   void read(const bf16 *x, int64_t stride, const float *cos, const float *sin, bf16 *rows) const {
     for (int64_t s = 0; s < count; s++, x += stride, rows += W) {
@@ -262,12 +292,13 @@ static void forward(const Attention &a, int64_t item, int64_t head) {
     const int64_t end = (seen.limit(start + count - 1) + BLOCK - 1) / BLOCK;
     for (int64_t b = 0; b < end; b++) {
       if (seen.none(b)) continue;
-      product(count, BLOCK, W / 2, q + start * W, W, keys + b * W / 2 * BLOCK, BLOCK, score, BLOCK,
-              false);
+      const int64_t columns = K.columns(b);
+      product(count, columns, W / 2, Rows{q + start * W, W}, keys + b * W / 2 * BLOCK, BLOCK, score,
+              BLOCK, false);
       for (int64_t m = 0; m < count; m++) {
         const int64_t limit = seen.limit(start + m);
         __m512 s[4], most = _mm512_set1_ps(highest[m]);
-        for (int i = 0; i < 4; i++) {
+        for (int i = 0; i < 4; i++) {  // beyond the columns nothing is seen
           s[i] = _mm512_mul_ps(scale, _mm512_load_ps(score + m * BLOCK + 16 * i));
           s[i] = _mm512_mask_mov_ps(_mm512_set1_ps(HIDDEN), seen.of(limit, b * BLOCK + 16 * i), s[i]);
           most = _mm512_max_ps(most, s[i]);
@@ -290,7 +321,7 @@ static void forward(const Attention &a, int64_t item, int64_t head) {
         }
         sums[m] = sums[m] * before + _mm512_reduce_add_ps(sum), highest[m] = now;
       }
-      product(count, W, BLOCK / 2, share, BLOCK, values + b * BLOCK / 2 * W, W, y, W, true);
+      product(count, W, columns / 2, Rows{share, BLOCK}, values + b * BLOCK / 2 * W, W, y, W, true);
     }
     for (int64_t m = 0; m < count; m++) {
       const int64_t step = item * a.queries + start + m;
@@ -346,17 +377,18 @@ static void backward(const Attention &a, int64_t item, int64_t head) {
   const float factor = 1 / std::sqrt(float(D));
   const __m512 scale = _mm512_set1_ps(factor);
   for (int64_t start = 0; start < Q.padded; start += BLOCK) {
-    const int64_t count = std::min(BLOCK, a.queries - start);
+    const int64_t count = std::min(BLOCK, a.queries - start), even = (count + 1) / 2 * 2;
     std::memset(grad_q, 0, 4 * BLOCK * W);
     const int64_t end = (seen.limit(start + count - 1) + BLOCK - 1) / BLOCK;
     for (int64_t b = 0; b < end; b++) {
       if (seen.none(b)) continue;
-      const int64_t at = b * W * BLOCK / 2;
-      product(BLOCK, BLOCK, W / 2, q + start * W, W, keys_across + at, BLOCK, score, BLOCK, false);
-      product(BLOCK, BLOCK, W / 2, g + start * W, W, values_across + at, BLOCK, grad_p, BLOCK,
+      const int64_t at = b * W * BLOCK / 2, columns = K.columns(b);
+      product(even, columns, W / 2, Rows{q + start * W, W}, keys_across + at, BLOCK, score, BLOCK,
               false);
-      for (int64_t m = 0; m < BLOCK; m += 2)
-        for (int64_t i = 0; i < BLOCK; i += 16) {
+      product(even, columns, W / 2, Rows{g + start * W, W}, values_across + at, BLOCK, grad_p,
+              BLOCK, false);
+      for (int64_t m = 0; m < even; m += 2)
+        for (int64_t i = 0; i < columns; i += 16) {
           __m256i p[2], s[2];
           for (int n = 0; n < 2; n++) {
             const int64_t query = start + m + n;
@@ -376,11 +408,11 @@ static void backward(const Attention &a, int64_t item, int64_t head) {
           _mm512_store_si512(p_along + m / 2 * BLOCK + i, both(p));
           _mm512_store_si512(s_along + m / 2 * BLOCK + i, both(s));
         }
-      product(BLOCK, W, BLOCK / 2, s_rows, BLOCK, keys_along + at, W, grad_q, W, true);
-      product(W, BLOCK, BLOCK / 2, gt + start, Q.padded, p_along, BLOCK, grad_v + 2 * at, BLOCK,
-              true);
-      product(W, BLOCK, BLOCK / 2, qt + start, Q.padded, s_along, BLOCK, grad_k + 2 * at, BLOCK,
-              true);
+      product(even, W, columns / 2, Rows{s_rows, BLOCK}, keys_along + at, W, grad_q, W, true);
+      product(W, columns, even / 2, Rows{gt + start, Q.padded}, p_along, BLOCK, grad_v + 2 * at,
+              BLOCK, true);
+      product(W, columns, even / 2, Rows{qt + start, Q.padded}, s_along, BLOCK, grad_k + 2 * at,
+              BLOCK, true);
     }
     for (int64_t m = 0; m < count; m++)
       Q.write(grad_q + m * W, start + m, factor, cos, sin,
@@ -404,5 +436,166 @@ extern "C" void attention(const Attention *call) {
       backward(a, i / a.heads, i % a.heads);
     else
       forward(a, i / a.heads, i % a.heads);
+  }
+}
+
+// ----------------------------------------------------------------------------------------- linear
+
+struct Linear {  // `_Linear` of native_training.py
+  int64_t rows, inputs, outputs;
+  const bf16 *x;       // (rows, inputs)
+  const float *weight; // (outputs, inputs)
+  const bf16 *grad_y;  // (rows, outputs)
+  bf16 *y;             // (rows, outputs): x weight^T, or null
+  void *grad_x;        // (rows, inputs): grad_y weight, or null
+  int64_t grad_x_wide;  // float32, else bf16
+  float *grad_weight;  // (outputs, inputs): grad_y^T x, or null
+  uint32_t *scratch;   // (outputs in sixes * rows in pairs) for the gradient of the weight
+  int64_t threads;
+};
+
+static inline __m512i pairs_of(__m256i first_row, __m256i second_row) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(first_row),
+                         _mm512_slli_epi32(_mm512_cvtepu16_epi32(second_row), 16));
+}
+
+// 16 rows of 16 dwords, turned.
+static inline void turn(__m512i *r) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// Panels of at most 64 columns of a right factor, in bf16: [pair][column].
+static void outputs_of(const Linear &l, int64_t start, int64_t columns, uint32_t *to) {
+  for (int64_t n = 0; n < columns; n += 16)
+    for (int64_t k = 0; k < l.inputs; k += 32) {
+      __m512i r[16];
+      for (int i = 0; i < 16; i++) {
+        const float *w = l.weight + (start + n + i) * l.inputs + k;
+        r[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(w + 16), _mm512_loadu_ps(w));
+      }
+      turn(r);
+      for (int i = 0; i < 16; i++) _mm512_store_si512(to + (k / 2 + i) * BLOCK + n, r[i]);
+    }
+}
+
+static void inputs_of(const Linear &l, int64_t start, int64_t columns, uint32_t *to) {
+  for (int64_t n = 0; n < l.outputs; n += 2)
+    for (int64_t k = 0; k < columns; k += 16) {
+      const float *w = l.weight + n * l.inputs + start + k;
+      const __m256i one = narrow(_mm512_loadu_ps(w)), two = narrow(_mm512_loadu_ps(w + l.inputs));
+      _mm512_store_si512(to + n / 2 * BLOCK + k, pairs_of(one, two));
+    }
+}
+
+static void rows_of(const bf16 *x, int64_t width, int64_t rows, int64_t start, int64_t columns,
+                    uint32_t *to, int64_t stride) {
+  for (int64_t m = 0; m < rows; m += 2)
+    for (int64_t k = 0; k < columns; k += 16) {
+      const bf16 *at = x + m * width + start + k;
+      const __m256i one = _mm256_loadu_si256((const __m256i *)at);
+      const __m256i two = m + 1 < rows ? _mm256_loadu_si256((const __m256i *)(at + width))
+                                       : _mm256_setzero_si256();
+      _mm512_storeu_si512(to + m / 2 * stride + k, pairs_of(one, two));
+    }
+}
+
+// Every thread packs the panels that it multiplies with. Where they are fewer than threads, rows of
+// the left factor are shared out as well.
+template <class Pack, class Multiply>
+static void panels(int64_t width, int64_t rows, int64_t pairs, int64_t threads, Pack pack,
+                   Multiply multiply) {
+  const int64_t count = (width + BLOCK - 1) / BLOCK, tiles = (rows + TALL - 1) / TALL;
+  const int64_t wanted = threads == 1 ? 1 : (4 * threads + count - 1) / count;
+  const int64_t parts = std::max<int64_t>(1, std::min(wanted, tiles / 16));
+#pragma omp for schedule(dynamic)
+  for (int64_t i = 0; i < count * parts; i++) {
+    const int64_t start = i / parts * BLOCK, columns = std::min(BLOCK, width - start);
+    const int64_t part = i % parts;
+    const int64_t from = tiles * part / parts * TALL;
+    const int64_t to = std::min(rows, tiles * (part + 1) / parts * TALL);
+    room.begin(4 * pairs * BLOCK);
+    uint32_t *panel = room.take<uint32_t>(pairs * BLOCK);
+    pack(start, columns, panel);
+    multiply(start, columns, panel, from, to - from);
+  }
+}
+
+extern "C" void linear(const Linear *call) {
+  const Linear &l = *call;
+#pragma omp parallel num_threads(l.threads)
+  {
+    if (l.y)
+      panels(
+          l.outputs, l.rows, l.inputs / 2, l.threads,
+          [&](int64_t start, int64_t n, uint32_t *panel) { outputs_of(l, start, n, panel); },
+          [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
+            product(rows, n, l.inputs / 2, Rows{l.x + from * l.inputs, l.inputs}, panel, BLOCK,
+                    l.y + from * l.outputs + start, l.outputs, false);
+          });
+    if (l.grad_x)
+      panels(
+          l.inputs, l.rows, l.outputs / 2, l.threads,
+          [&](int64_t start, int64_t n, uint32_t *panel) { inputs_of(l, start, n, panel); },
+          [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
+            const Rows g{l.grad_y + from * l.outputs, l.outputs};
+            const int64_t at = from * l.inputs + start;
+            if (l.grad_x_wide)
+              product(rows, n, l.outputs / 2, g, panel, BLOCK, (float *)l.grad_x + at, l.inputs,
+                      false);
+            else
+              product(rows, n, l.outputs / 2, g, panel, BLOCK, (bf16 *)l.grad_x + at, l.inputs,
+                      false);
+          });
+    if (l.grad_weight) {
+      const int64_t pairs = (l.rows + 1) / 2, tiles = (l.outputs + TALL - 1) / TALL;
+#pragma omp for schedule(static)
+      for (int64_t p = 0; p < pairs; p++) {  // tiles of the transposed gradient of y
+        room.begin(4 * (l.outputs + 16 + TALL));
+        uint32_t *row = room.take<uint32_t>(l.outputs + 16);
+        const int64_t rows = std::min<int64_t>(2, l.rows - 2 * p);
+        rows_of(l.grad_y + 2 * p * l.outputs, l.outputs, rows, 0, l.outputs, row, 0);
+        for (int64_t t = 0; t < tiles; t++)
+          std::memcpy(l.scratch + (t * pairs + p) * TALL, row + t * TALL, 4 * TALL);
+      }
+      panels(
+          l.inputs, l.outputs, pairs, l.threads,
+          [&](int64_t start, int64_t n, uint32_t *panel) {
+            rows_of(l.x, l.inputs, l.rows, start, n, panel, BLOCK);
+          },
+          [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
+            constexpr int64_t PART = 2048;  // pairs whose panel the second cache holds
+            for (int64_t p = 0; p < pairs; p += PART) {
+              const int64_t some = std::min(PART, pairs - p);
+              product(rows, n, some, Tiles{l.scratch + from * pairs + p * TALL, pairs},
+                      panel + p * BLOCK, BLOCK, l.grad_weight + from * l.inputs + start, l.inputs,
+                      p > 0);
+            }
+          });
+    }
   }
 }

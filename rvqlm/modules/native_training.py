@@ -13,13 +13,14 @@ import functools
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rvqlm.errors import UserError
 from rvqlm.modules import native
 
 SOURCE = Path(__file__).with_name("native_training.cpp")
 WIDEST_HEAD = 512
+TALL = 6
 
 
 class _Attention(ctypes.Structure):
@@ -37,14 +38,24 @@ class _Attention(ctypes.Structure):
     ]
 
 
+class _Linear(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")],
+        *[(name, ctypes.c_void_p) for name in ("x", "weight", "grad_y", "y", "grad_x")],
+        ("grad_x_wide", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("grad_weight", "scratch")],
+        ("threads", ctypes.c_int64),
+    ]
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     try:
         library = native.compiled(SOURCE, "training")
     except (UserError, OSError) as error:
         return str(error)
-    library.attention.argtypes = [ctypes.c_void_p]
-    library.attention.restype = None
+    for function in (library.attention, library.linear):
+        function.argtypes, function.restype = [ctypes.c_void_p], None
     return library
 
 
@@ -120,3 +131,60 @@ def _parts(qkv: Tensor) -> list[int]:
     """Where queries, keys and values begin."""
     step = qkv.stride(2) * qkv.element_size()
     return [qkv.data_ptr() + i * step for i in range(3)]
+
+
+# ---------------------------------------------------------------------------------------- products
+
+
+def project(linear: nn.Module, x: Tensor) -> Tensor:
+    """``linear(x)``; in autocast to bf16 by a product that reads the weight in float32, as it is
+    kept, and makes its gradient in float32."""
+    weight = linear.weight if type(linear) is nn.Linear and linear.bias is None else None
+    if weight is None or not _multiplies(x, weight):
+        return linear(x)
+    return _Project.apply(x, weight)
+
+
+def _multiplies(x: Tensor, weight: Tensor) -> bool:
+    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.get_autocast_dtype("cpu") != torch.bfloat16 or torch.compiler.is_compiling():
+        return False
+    whole = type(weight) is nn.Parameter and weight.dtype == torch.float32
+    if not whole or weight.shape[0] % 16 or weight.shape[1] % 32 or not x.numel():
+        return False
+    return x.dtype in (torch.bfloat16, torch.float32) and weight.is_contiguous() and not missing()
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        rows = x.bfloat16().contiguous()
+        outputs, inputs = weight.shape
+        y = rows.new_empty(*x.shape[:-1], outputs)
+        call = _Linear(rows.numel() // inputs, inputs, outputs, rows.data_ptr(), weight.data_ptr())
+        call.y, call.threads = y.data_ptr(), torch.get_num_threads()
+        _library().linear(ctypes.addressof(call))
+        ctx.save_for_backward(rows, weight)
+        ctx.wide = x.dtype == torch.float32
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_y):
+        x, weight = ctx.saved_tensors
+        outputs, inputs = weight.shape
+        grad_y = grad_y.to(x.dtype).contiguous()
+        call = _Linear(x.numel() // inputs, inputs, outputs, x.data_ptr(), weight.data_ptr())
+        call.grad_y, call.threads = grad_y.data_ptr(), torch.get_num_threads()
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.empty_like(x, dtype=torch.float32 if ctx.wide else None)
+            call.grad_x, call.grad_x_wide = grad_x.data_ptr(), ctx.wide
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.empty_like(weight)
+            pairs = (call.rows + 1) // 2
+            scratch = torch.empty(-(-outputs // TALL) * TALL * pairs, dtype=torch.int32)
+            call.grad_weight, call.scratch = grad_weight.data_ptr(), scratch.data_ptr()
+        _library().linear(ctypes.addressof(call))
+        return grad_x, grad_weight

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rvqlm.modules.attention import Attention, CrossAttention, KVCache, RotaryTable
 from rvqlm.modules.native import WIDEST_HEAD, NativeLinear
+from rvqlm.modules.native_training import project
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.dim_feedforward, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return project(self.down, ACTIVATIONS[self.activation](project(self.up, x)))
 
 
 class Convolution(nn.Module):
