@@ -1,15 +1,23 @@
 """Kernels of training in bf16 for CPUs with AVX-512 BF16, compiled from `native_training.cpp` on
 the machine that runs them, as those of decoding (`rvqlm.modules.native`).
 
-Attention turns queries and keys by their places, reads them where their projection has left them,
-and writes the gradients there, so that nothing is copied, padded or transposed on the way. torch's
-kernel for CPUs takes four times as long for the same in bf16, and more so backward.
+========= =========================================================================================
+attention turns queries and keys by their places, reads them where their projection left them and
+          writes their gradients there: nothing is copied, padded or transposed on the way
+products  of layers without bias read weights in float32, as optimizers keep them, and make
+          gradients in float32, so that neither is cast; not where oneDNN has AMX for them
+========= =========================================================================================
+
+No sum depends on the number of threads. Elsewhere, for other types and with dropout of attention,
+torch's do the same.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -65,13 +73,57 @@ def missing() -> str:
     return found if isinstance(found, str) else ""
 
 
+_wanted = True
+
+
+def choose(kernels: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Kernels of trainings in this process.
+
+    :param kernels: auto: these where they can be had; native: these; torch: none of these.
+    :return: what is to be said, or nothing.
+    :raises UserError: native ones are asked for and cannot be had, and why.
+    """
+    global _wanted
+    _wanted = kernels != "torch"
+    suited = device.type == "cpu" and dtype == torch.bfloat16
+    if kernels == "native" and not suited:
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"--kernels native: they compute in bf16 on a CPU, not in {name} on {device.type}; use "
+            "--kernels auto"
+        )
+    why = missing() if suited and _wanted else ""
+    if kernels == "native" and why:
+        raise UserError(f"--kernels native: {why}; use --kernels torch")
+    return f"--kernels torch, which is slower: {why}" if why else ""
+
+
+@contextmanager
+def without() -> Iterator[None]:
+    """torch's kernels for a while."""
+    global _wanted
+    before, _wanted = _wanted, False
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def _usable() -> bool:
+    return _wanted and not torch.compiler.is_compiling() and not missing()
+
+
+@functools.cache
+def _has_amx() -> bool:
+    """Whether oneDNN multiplies in tiles, many times as fast as vectors can."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
 def attends(qkv: Tensor, dropout: float) -> bool:
     """Whether `attend` takes them: (B, S, 3, H, D) in bf16 on a CPU."""
     if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or dropout:
         return False
-    if torch.compiler.is_compiling() or qkv.shape[4] > WIDEST_HEAD:
-        return False
-    return qkv.numel() > 0 and not missing()
+    return qkv.numel() > 0 and qkv.shape[4] <= WIDEST_HEAD and _usable()
 
 
 def attend(
@@ -106,15 +158,16 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_y):
-        qkv, *_ = ctx.saved_tensors
+        qkv, *others = ctx.saved_tensors  # once: checkpointing gives them out once
         grad = torch.empty_like(qkv)
-        _call(ctx.order, *ctx.saved_tensors, grad_y.to(qkv.dtype).contiguous(), grad)
+        _call(ctx.order, qkv, *others, grad_y.to(qkv.dtype).contiguous(), grad)
         return grad, None, None, None, None, None
 
 
 def _call(order, qkv, cos, sin, mask, y, total, grad_y=None, grad=None) -> None:
     B, S, _, H, D = qkv.shape
-    call = _Attention(B, H, D, S, S, *_parts(qkv), S * 3 * H * D, 3 * H * D, S * 3 * H * D, 3 * H * D)
+    strides = qkv.stride()[:2]
+    call = _Attention(B, H, D, S, S, *_parts(qkv), *strides, *strides)
     call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
     call.angles_item = S * (D // 2) if cos.ndim == 3 else 0
     call.mask = None if mask is None else mask.data_ptr()
@@ -137,23 +190,24 @@ def _parts(qkv: Tensor) -> list[int]:
 
 
 def project(linear: nn.Module, x: Tensor) -> Tensor:
-    """``linear(x)``; in autocast to bf16 by a product that reads the weight in float32, as it is
-    kept, and makes its gradient in float32."""
-    weight = linear.weight if type(linear) is nn.Linear and linear.bias is None else None
-    if weight is None or not _multiplies(x, weight):
+    """``linear(x)``; under autocast to bf16 by the kernels, where they suit it."""
+    plain = type(linear) is nn.Linear and linear.bias is None
+    # hooks are for those who look what a layer makes
+    if not plain or linear._forward_hooks or linear._forward_pre_hooks:
         return linear(x)
-    return _Project.apply(x, weight)
+    return _Project.apply(x, linear.weight) if _multiplies(x, linear.weight) else linear(x)
 
 
 def _multiplies(x: Tensor, weight: Tensor) -> bool:
     if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return False
-    if torch.get_autocast_dtype("cpu") != torch.bfloat16 or torch.compiler.is_compiling():
+    if torch.get_autocast_dtype("cpu") != torch.bfloat16 or _has_amx():
         return False
+    # no shards of several processes
     whole = type(weight) is nn.Parameter and weight.dtype == torch.float32
-    if not whole or weight.shape[0] % 16 or weight.shape[1] % 32 or not x.numel():
+    if not whole or weight.shape[0] % 16 or weight.shape[1] % 32 or not weight.is_contiguous():
         return False
-    return x.dtype in (torch.bfloat16, torch.float32) and weight.is_contiguous() and not missing()
+    return x.numel() > 0 and x.dtype in (torch.bfloat16, torch.float32) and _usable()
 
 
 class _Project(torch.autograd.Function):
