@@ -599,3 +599,41 @@ extern "C" void linear(const Linear *call) {
     }
   }
 }
+
+// ------------------------------------------------------------------------------------------- GELU
+
+// Normal distribution: half the error function, of Abramowitz and Stegun, 7.1.26, within 1e-7; and
+// exp(-x^2 / 2).
+static inline __m512 normal(__m512 x, __m512 *bell) {
+  const __m512 one = _mm512_set1_ps(1), z = _mm512_mul_ps(_mm512_abs_ps(x),
+                                                         _mm512_set1_ps(0.70710678f));
+  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), z, one));
+  __m512 p = _mm512_set1_ps(1.061405429f);
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
+  *bell = exp_(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f)));
+  const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), *bell),
+                                    _mm512_mul_ps(p, t));
+  const __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+  return _mm512_mask_mov_ps(_mm512_sub_ps(one, tail), below, tail);
+}
+
+// y = x normal(x); with grad_y instead y = grad_y times the derivative.
+extern "C" void gelu(int64_t count, const bf16 *x, const bf16 *grad_y, bf16 *y, int64_t threads) {
+  const __m512 density = _mm512_set1_ps(0.39894228f);
+#pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 in = first(count - i);
+    const __m512 at = wide(_mm256_maskz_loadu_epi16(in, x + i));
+    __m512 bell, made = normal(at, &bell);
+    if (grad_y) {
+      made = _mm512_fmadd_ps(_mm512_mul_ps(at, density), bell, made);
+      made = _mm512_mul_ps(made, wide(_mm256_maskz_loadu_epi16(in, grad_y + i)));
+    } else {
+      made = _mm512_mul_ps(made, at);
+    }
+    _mm256_mask_storeu_epi16(y + i, in, narrow(made));
+  }
+}

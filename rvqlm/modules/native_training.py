@@ -6,6 +6,7 @@ attention turns queries and keys by their places, reads them where their project
           writes their gradients there: nothing is copied, padded or transposed on the way
 products  of layers without bias read weights in float32, as optimizers keep them, and make
           gradients in float32, so that neither is cast; not where oneDNN has AMX for them
+GELU      the exact one, in one pass each way
 ========= =========================================================================================
 
 No sum depends on the number of threads. Elsewhere, for other types and with dropout of attention,
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rvqlm.errors import UserError
@@ -64,6 +66,8 @@ def _library() -> ctypes.CDLL | str:
         return str(error)
     for function in (library.attention, library.linear):
         function.argtypes, function.restype = [ctypes.c_void_p], None
+    pointers = [ctypes.c_void_p] * 3
+    library.gelu.argtypes, library.gelu.restype = [ctypes.c_int64, *pointers, ctypes.c_int64], None
     return library
 
 
@@ -199,7 +203,9 @@ def project(linear: nn.Module, x: Tensor) -> Tensor:
 
 
 def _multiplies(x: Tensor, weight: Tensor) -> bool:
-    if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    if not torch.is_autocast_enabled("cpu"):
         return False
     if torch.get_autocast_dtype("cpu") != torch.bfloat16 or _has_amx():
         return False
@@ -242,3 +248,31 @@ class _Project(torch.autograd.Function):
             call.grad_weight, call.scratch = grad_weight.data_ptr(), scratch.data_ptr()
         _library().linear(ctypes.addressof(call))
         return grad_x, grad_weight
+
+
+# -------------------------------------------------------------------------------------------- GELU
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact GELU; of bf16 on a CPU by the kernel."""
+    suited = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() > 0
+    return _Gelu.apply(x) if suited and _usable() else F.gelu(x)
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        ctx.save_for_backward(x)
+        _library().gelu(x.numel(), x.data_ptr(), None, y.data_ptr(), torch.get_num_threads())
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_y):
+        (x,) = ctx.saved_tensors
+        grad_y, grad = grad_y.to(x.dtype).contiguous(), torch.empty_like(x)
+        of = x.data_ptr(), grad_y.data_ptr(), grad.data_ptr()
+        _library().gelu(x.numel(), *of, torch.get_num_threads())
+        return grad

@@ -12,7 +12,7 @@ from rvqlm.errors import UserError
 from rvqlm.models.factory import build_model
 from rvqlm.modules import native_training
 from rvqlm.modules.attention import RotaryTable, rotate
-from rvqlm.modules.native_training import attend, project
+from rvqlm.modules.native_training import attend, gelu, project
 
 CPU = torch.device("cpu")
 native = pytest.mark.skipif(bool(native_training.missing()), reason=native_training.missing())
@@ -132,6 +132,19 @@ def test_products(rows, inputs, outputs, dtype, monkeypatch):
     assert distance(made[0], flat @ weight.T) < 0.003  # all else is the rounding of the result
     assert distance(grad_x[0], grad @ weight) < (1e-6 if dtype == torch.float32 else 0.003)
     assert distance(grad_weight, grad.T @ flat) < 1e-6
+
+
+@native
+def test_gelu():
+    x = torch.cat([torch.linspace(-20, 20, 1001), torch.tensor([0.0, 1e-30, torch.nan])]).bfloat16()
+    exact, x = x.double().requires_grad_(), x.requires_grad_()
+    for function in (gelu, F.gelu):
+        made, wanted = function(x), F.gelu(exact)
+        assert ("_Gelu" in type(made.grad_fn).__name__) == (function is gelu)
+        found = made, *torch.autograd.grad(made.sum(), x)
+        expected = wanted, *torch.autograd.grad(wanted.sum(), exact)
+        for value, other in zip(found, expected):
+            torch.testing.assert_close(value.double(), other, rtol=2**-8, atol=2e-6, equal_nan=True)
 
 
 @native
