@@ -88,6 +88,7 @@ def train(read: Callable, command: str) -> int:
 
     from rvqlm import runtime
     from rvqlm.errors import UserError
+    from rvqlm.modules import native_training
     from rvqlm.training.distributed import World
     from rvqlm.training.run import Setup, lock_folder
 
@@ -100,7 +101,10 @@ def train(read: Callable, command: str) -> int:
         runtime.set_tf32(config.tf32)
     elif not config.tf32:
         raise UserError(f"--no-tf32 means nothing on {device.type}: only NVIDIA GPUs have TF32")
+    said = native_training.choose(config.kernels, device, dtype)
     world = World(device, config.parallel)
+    if said and world.main and not config.quiet:
+        print(said, file=sys.stderr)
     if world.size == 1 and config.parallel == "fsdp":
         raise UserError(
             "--parallel fsdp shards over several processes and there is one: start with "

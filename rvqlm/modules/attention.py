@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rvqlm.modules import native_training
+from rvqlm.modules.native_training import project
+
 CPU_BLOCK = 256
 """Queries per call of causal attention with a mask on a CPU."""
 SHARPNESS = 32.0
@@ -315,14 +318,17 @@ class Attention(nn.Module):
     ) -> Tensor:
         """:param causal: other than the module is made for."""
         B, S, d = x.shape
-        qkv = self.qkv(x).view(B, S, 3, self.num_heads, d // self.num_heads)
+        qkv = project(self.qkv, x).view(B, S, 3, self.num_heads, d // self.num_heads)
+        dropout = self.dropout if self.training else 0.0
+        causal = self.causal if causal is None else causal
+        if cache is None and native_training.attends(qkv, dropout):
+            y = native_training.attend(qkv, cos, sin, key_mask, causal, prefix)
+            return project(self.out, y.view(B, S, d))
         q, k, v = (t.transpose(1, 2) for t in rotated(qkv, cos, sin))  # (B, H, S, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        dropout = self.dropout if self.training else 0.0
-        causal = self.causal if causal is None else causal
         y = attend(q, k, v, key_mask, causal, prefix, dropout)
-        return self.out(y.transpose(1, 2).reshape(B, S, d))
+        return project(self.out, y.transpose(1, 2).reshape(B, S, d))
 
 
 class CrossAttention(nn.Module):

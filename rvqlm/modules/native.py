@@ -84,8 +84,12 @@ def _folder() -> Path:
     return folder
 
 
-def _build() -> ctypes.CDLL:
-    """:raises UserError: says what is missing."""
+def compiled(source: Path, what: str) -> ctypes.CDLL:
+    """The library of a source file, compiled where it is not kept yet.
+
+    :param what: the kernels are of.
+    :raises UserError: says what is missing.
+    """
     if not getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() or os.name != "posix":
         raise UserError("this CPU has no AVX-512 BF16")
     compiler = shutil.which(os.environ.get("CXX") or "g++") or shutil.which("c++")
@@ -97,21 +101,25 @@ def _build() -> ctypes.CDLL:
         wanted = ("model name", "flags")
         lines = info.read_text().splitlines()
         cpu = "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
-    name = hashlib.sha256("\n".join([SOURCE.read_text(), FLAGS, version, cpu]).encode()).hexdigest()
-    file = _folder() / f"native-{name[:24]}.so"
+    name = hashlib.sha256("\n".join([source.read_text(), FLAGS, version, cpu]).encode()).hexdigest()
+    file = _folder() / f"{source.stem}-{name[:24]}.so"
     if not file.exists():
-        print("compiling kernels of decoding for this CPU, once", file=sys.stderr)
+        print(f"compiling kernels of {what} for this CPU, once", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=file.parent) as folder:
             made = Path(folder) / "made.so"
             command = [compiler, *FLAGS.split(), "-fPIC", "-shared", "-fopenmp"]
             done = subprocess.run(
-                [*command, str(SOURCE), "-o", str(made)], capture_output=True, text=True
+                [*command, str(source), "-o", str(made)], capture_output=True, text=True
             )
             if done.returncode:
                 said = (done.stderr.strip().splitlines() or ["no message"])[0]
-                raise UserError(f"{compiler} could not compile {SOURCE.name}: {said}")
+                raise UserError(f"{compiler} could not compile {source.name}: {said}")
             made.replace(file)
-    library = ctypes.CDLL(str(file))
+    return ctypes.CDLL(str(file))
+
+
+def _build() -> ctypes.CDLL:
+    library = compiled(SOURCE, "decoding")
     library.run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     library.sample.argtypes = [ctypes.c_void_p]
     library.run.restype = library.sample.restype = None

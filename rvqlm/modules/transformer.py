@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rvqlm.modules.attention import Attention, CrossAttention, KVCache, RotaryTable
 from rvqlm.modules.native import WIDEST_HEAD, NativeLinear
+from rvqlm.modules.native_training import gelu, project
 
 
 def swiglu(x: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def swiglu(x: Tensor) -> Tensor:
 
 NORMS = {"layernorm": partial(nn.LayerNorm, bias=False), "rmsnorm": nn.RMSNorm}
 ACTIVATIONS = {
-    "gelu": F.gelu,  # exact: on a CPU the tanh form takes three times as long
+    "gelu": gelu,  # exact: on a CPU the tanh form takes three times as long
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),
     "swiglu": swiglu,
@@ -96,7 +97,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.dim_feedforward, config.dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+        return project(self.down, ACTIVATIONS[self.activation](project(self.up, x)))
 
 
 class Convolution(nn.Module):

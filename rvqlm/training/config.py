@@ -315,6 +315,9 @@ class TrainerConfig:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bf16 where the hardware multiplies it natively, float32 elsewhere. fp16 with a loss
     scale, for GPUs without bf16."""
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """native: attention and products in bf16 on a CPU by kernels that are compiled on this machine,
+    once; auto: these where there are AVX-512 BF16 and a C++ compiler; torch: its own."""
     tf32: bool = True
     """On NVIDIA GPUs, multiply what stays float32 with TF32: faster, ten bits of mantissa."""
     compile: bool = False

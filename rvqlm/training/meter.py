@@ -22,6 +22,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from rvqlm.batch import Batch
 from rvqlm.metrics.losses import Totals
+from rvqlm.modules import native_training
 from rvqlm.modules.transformer import Transformer
 from rvqlm.training.distributed import World
 
@@ -235,7 +236,8 @@ def training_flops(model, batch: Batch, dtype: torch.dtype = torch.float32) -> i
     for config in again:
         config.activation_checkpointing = False
     try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []), Flops() as counter:
+        rng = torch.random.fork_rng([device] if device.type == "cuda" else [])
+        with rng, native_training.without(), Flops() as counter:
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = model(batch).loss
             loss.backward()

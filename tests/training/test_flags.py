@@ -53,6 +53,7 @@ TRAINER = {
     "seed": ("", "--seed 1"),
     "device": ("", "--device cuda:99"),
     "precision": ("", "--precision fp16"),
+    "kernels": ("", "--kernels native"),
     "tf32": ("", "--no-tf32"),
     "compile": None,  # tests/training/test_compiling.py
     "parallel": ("", "--parallel fsdp"),

@@ -75,6 +75,8 @@ class Args:
     """Times that trainer and bare steps take turns."""
     threads: int = 0
     """CPU threads; 0: all cores."""
+    kernels: Literal["auto", "torch"] = "auto"
+    """As the trainer's."""
     json: str = ""
     """File to write all figures to."""
 
@@ -92,9 +94,11 @@ def measure(args: Args, size: dict, family: str, precision: str, compiled: bool)
     torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
     from train_step_cases import Loader, make_batch, make_model, make_musicgen, peak
 
+    from rvqlm.modules import native_training
     from rvqlm.training.meter import training_flops
 
     device, dtype = pick_device(args.device), getattr(torch, DTYPES[precision])
+    native_training.choose(args.kernels, device, dtype)
     if family == "peak":
         return {"peak": peak(device, dtype)}
     torch.manual_seed(0)

@@ -1,0 +1,639 @@
+// Kernels of training in bf16: attention with its gradient, and what lies between the products.
+//
+// All products have bf16 factors and float32 sums; no sum depends on the number of threads. The
+// right factor of a product is packed by pairs of its rows: dword [row / 2][column] holds two.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if !defined(__AVX512BF16__) || !defined(__AVX512BW__) || !defined(__AVX512VL__)
+#error "this CPU has no AVX-512 with BF16"
+#endif
+
+typedef uint16_t bf16;
+constexpr int64_t BLOCK = 64;  // queries and keys that are worked on together
+constexpr float HIDDEN = -1e30f;
+
+struct Attention {  // `_Attention` of native_training.py
+  int64_t items, heads, width, queries, keys;
+  // (items, steps, heads, width), a head's numbers together: strides of an item and of a step
+  const bf16 *q, *k, *v;
+  int64_t q_item, q_step, k_item, k_step;  // values lie as keys do
+  const float *cos, *sin;  // (steps, width / 2) by which queries and keys are turned, or null
+  int64_t angles_item;     // stride of an item; 0: all alike
+  const uint8_t *mask;     // (items, keys): which may be seen, or null
+  int64_t causal, prefix;
+  bf16 *y;       // (items, queries, heads, width)
+  float *total;  // (items, heads, queries): log of the sum of exp(score)
+  const bf16 *grad_y;
+  bf16 *grad_q, *grad_k, *grad_v;  // laid out as q, k and v
+  int64_t threads;
+};
+
+// ---------------------------------------------------------------------------------- small functions
+
+static inline __m512 wide(__m256i x) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
+}
+
+static inline __m256i narrow(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+
+static inline __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1; }
+
+static inline __m512 exp_(__m512 x) {  // within 2 ulp; of what is below -110 the same, 0
+  x = _mm512_max_ps(_mm512_set1_ps(-110.0f), x);  // NaN stays what it is
+  const __m512 y = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+  const __m512 n = _mm512_roundscale_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
+  __m512 p = _mm512_set1_ps(1 / 720.0f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1 / 120.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1 / 24.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1 / 6.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+
+// ----------------------------------------------------------------------------------------- product
+
+static inline void put(float *to, __m512 x) { _mm512_storeu_ps(to, x); }
+static inline void put(bf16 *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, narrow(x)); }
+
+// Pairs of the left factor: those of a row together, or tiles of TALL rows, pair after pair.
+constexpr int TALL = 6;
+struct Rows {
+  const bf16 *x;
+  int64_t length;
+  int32_t pair(int64_t m, int64_t p) const {
+    int32_t found;
+    std::memcpy(&found, x + m * length + 2 * p, 4);
+    return found;
+  }
+  Rows from(int64_t m) const { return {x + m * length, length}; }
+};
+struct Tiles {
+  const uint32_t *x;
+  int64_t pairs;
+  int32_t pair(int64_t m, int64_t p) const { return x[p * TALL + m]; }
+  Tiles from(int64_t m) const { return {x + m * pairs, pairs}; }
+};
+
+template <int M, int N, class Left, class Out>
+static void tile(Left a, const uint32_t *b, int64_t ldb, int64_t pairs, Out *c, int64_t ldc,
+                 bool add) {
+  __m512 sum[M][N];
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++)
+    for (int n = 0; n < N; n++) {
+      sum[m][n] = _mm512_setzero_ps();
+      if constexpr (sizeof(Out) == 4)
+        if (add) sum[m][n] = _mm512_loadu_ps(c + m * ldc + 16 * n);
+    }
+  for (int64_t p = 0; p < pairs; p++) {
+    __m512i right[N];
+    for (int n = 0; n < N; n++) right[n] = _mm512_loadu_si512(b + p * ldb + 16 * n);
+    for (int m = 0; m < M; m++) {
+      const __m512i left = _mm512_set1_epi32(a.pair(m, p));
+      for (int n = 0; n < N; n++)
+        sum[m][n] = _mm512_dpbf16_ps(sum[m][n], (__m512bh)left, (__m512bh)right[n]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int m = 0; m < M; m++)
+    for (int n = 0; n < N; n++) put(c + m * ldc + 16 * n, sum[m][n]);
+}
+
+template <int N, class Left, class Out>
+static void column(int64_t M, Left a, const uint32_t *b, int64_t ldb, int64_t pairs, Out *c,
+                   int64_t ldc, bool add) {
+  for (; M >= TALL; M -= TALL, a = a.from(TALL), c += TALL * ldc)
+    tile<TALL, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 5) tile<5, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 4) tile<4, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 3) tile<3, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 2) tile<2, N>(a, b, ldb, pairs, c, ldc, add);
+  if (M == 1) tile<1, N>(a, b, ldb, pairs, c, ldc, add);
+}
+
+// c (M, N) = or += a (M, 2 pairs) b (2 pairs, N), N a multiple of 16.
+template <class Left, class Out>
+static void product(int64_t M, int64_t N, int64_t pairs, Left a, const uint32_t *b, int64_t ldb,
+                    Out *c, int64_t ldc, bool add) {
+  for (; N >= 64; N -= 64, b += 64, c += 64) column<4>(M, a, b, ldb, pairs, c, ldc, add);
+  if (N >= 32) column<2>(M, a, b, ldb, pairs, c, ldc, add), N -= 32, b += 32, c += 32;
+  if (N == 16) column<1>(M, a, b, ldb, pairs, c, ldc, add);
+}
+
+// ----------------------------------------------------------------------------------------- layouts
+
+// Memory of a thread, kept for the next call.
+struct Room {
+  uint8_t *start = nullptr;
+  size_t size = 0, used = 0;
+  ~Room() { std::free(start); }
+  void begin(size_t wanted) {
+    used = 0;
+    if (wanted <= size) return;
+    std::free(start);
+    size = (wanted + 4095) / 4096 * 4096;
+    start = (uint8_t *)std::aligned_alloc(4096, size);
+    if (!start) std::abort();
+  }
+  template <class T>
+  T *take(int64_t count) {
+    T *found = (T *)(start + used);
+    used += (count * sizeof(T) + 63) / 64 * 64;
+    return found;
+  }
+};
+static thread_local Room room;
+
+// One head of one item: D numbers a step, padded with zeros to W, a multiple of 16, and to whole
+// blocks of steps.
+struct Steps {
+  int64_t D, W, count, padded;
+  Steps(int64_t D, int64_t count)
+      : D(D), W((D + 15) / 16 * 16), count(count), padded((count + BLOCK - 1) / BLOCK * BLOCK) {}
+  int64_t size() const { return padded * W; }
+  // Of a block, those that there are, in sixteens.
+  int64_t columns(int64_t block) const {
+    return std::min(BLOCK, (count - block * BLOCK + 15) / 16 * 16);
+  }
+
+  void read(const bf16 *x, int64_t stride, const float *cos, const float *sin, bf16 *rows) const {
+    for (int64_t s = 0; s < count; s++, x += stride, rows += W) {
+      if (cos) {
+        const float *c = cos + s * (D / 2), *n = sin + s * (D / 2);
+        for (int64_t i = 0; i < D / 2; i += 16) {
+          const __mmask16 in = first(D / 2 - i);
+          const __m512 one = wide(_mm256_maskz_loadu_epi16(in, x + i));
+          const __m512 two = wide(_mm256_maskz_loadu_epi16(in, x + D / 2 + i));
+          const __m512 co = _mm512_maskz_loadu_ps(in, c + i), si = _mm512_maskz_loadu_ps(in, n + i);
+          const __m512 turned = _mm512_fmsub_ps(one, co, _mm512_mul_ps(two, si));
+          const __m512 other = _mm512_fmadd_ps(two, co, _mm512_mul_ps(one, si));
+          _mm256_mask_storeu_epi16(rows + i, in, narrow(turned));
+          _mm256_mask_storeu_epi16(rows + D / 2 + i, in, narrow(other));
+        }
+      } else {
+        std::memcpy(rows, x, 2 * D);
+      }
+      std::memset(rows + D, 0, 2 * (W - D));
+    }
+    std::memset(rows, 0, 2 * W * (padded - count));
+  }
+
+  // Turned back where there are angles, times a factor.
+  void write(const float *g, int64_t s, float factor, const float *cos, const float *sin,
+             bf16 *to) const {
+    const __m512 by = _mm512_set1_ps(factor);
+    if (!cos) {
+      for (int64_t i = 0; i < D; i += 16) {
+        const __mmask16 in = first(D - i);
+        const __m512 x = _mm512_mul_ps(by, _mm512_maskz_loadu_ps(in, g + i));
+        _mm256_mask_storeu_epi16(to + i, in, narrow(x));
+      }
+      return;
+    }
+    for (int64_t i = 0; i < D / 2; i += 16) {
+      const __mmask16 in = first(D / 2 - i);
+      const __m512 one = _mm512_maskz_loadu_ps(in, g + i);
+      const __m512 two = _mm512_maskz_loadu_ps(in, g + D / 2 + i);
+      const __m512 co = _mm512_mul_ps(by, _mm512_maskz_loadu_ps(in, cos + s * (D / 2) + i));
+      const __m512 si = _mm512_mul_ps(by, _mm512_maskz_loadu_ps(in, sin + s * (D / 2) + i));
+      const __m512 turned = _mm512_fmadd_ps(one, co, _mm512_mul_ps(two, si));
+      const __m512 other = _mm512_fmsub_ps(two, co, _mm512_mul_ps(one, si));
+      _mm256_mask_storeu_epi16(to + i, in, narrow(turned));
+      _mm256_mask_storeu_epi16(to + D / 2 + i, in, narrow(other));
+    }
+  }
+
+  // Blocks of [W / 2][BLOCK]: the transposed steps, packed.
+  void across(const bf16 *rows, uint32_t *to) const {
+    for (int64_t b = 0; b < padded; b += BLOCK, to += W / 2 * BLOCK)
+      for (int64_t s = 0; s < BLOCK; s++) {
+        const uint8_t *row = (const uint8_t *)(rows + (b + s) * W);
+        for (int64_t p = 0; p < W / 2; p++) std::memcpy(to + p * BLOCK + s, row + 4 * p, 4);
+      }
+  }
+
+  // Blocks of [BLOCK / 2][W]: the steps, packed.
+  void along(const bf16 *rows, uint32_t *to) const {
+    for (int64_t s = 0; s < padded; s += 2, rows += 2 * W, to += W)
+      for (int64_t i = 0; i < W; i++) to[i] = rows[i] | uint32_t(rows[W + i]) << 16;
+  }
+
+  // [W][padded]
+  void transposed(const bf16 *rows, bf16 *to) const {
+    for (int64_t b = 0; b < padded; b += 32)
+      for (int64_t i = 0; i < W; i++)
+        for (int64_t s = b; s < b + 32; s++) to[i * padded + s] = rows[s * W + i];
+  }
+};
+
+// Which keys may be seen: bits of the padded keys of an item, and how many a query sees at most.
+struct Seen {
+  const Attention &a;
+  __mmask16 *bits;
+  int64_t blocks;
+  Seen(const Attention &a, int64_t item, const Steps &keys) : a(a), blocks(keys.padded / BLOCK) {
+    bits = room.take<__mmask16>(keys.padded / 16);
+    for (int64_t i = 0; i < keys.padded; i += 16) {
+      uint32_t found = first(a.keys - i);
+      if (a.mask)
+        for (int64_t n = 0; n < 16 && i + n < a.keys; n++)
+          if (!a.mask[item * a.keys + i + n]) found &= ~(1u << n);
+      bits[i / 16] = found;
+    }
+  }
+  bool none(int64_t block) const {
+    return !(bits[4 * block] | bits[4 * block + 1] | bits[4 * block + 2] | bits[4 * block + 3]);
+  }
+  int64_t limit(int64_t query) const {
+    return a.causal ? std::min(a.keys, std::max(query + 1, a.prefix)) : a.keys;
+  }
+  __mmask16 of(int64_t limit, int64_t key) const { return bits[key / 16] & first(limit - key); }
+};
+
+// --------------------------------------------------------------------------------------- attention
+
+static const float *angles(const Attention &a, const float *table, int64_t item) {
+  return table ? table + item * a.angles_item : nullptr;
+}
+
+// Sums so far are of exp(score - highest so far) (Milakov & Gimelshein, 2018, arXiv:1805.02867).
+static void forward(const Attention &a, int64_t item, int64_t head) {
+  const Steps Q(a.width, a.queries), K(a.width, a.keys);
+  const int64_t W = Q.W;
+  room.begin(2 * Q.size() + 6 * K.size() + K.padded + 8 * BLOCK * (W + BLOCK) + (1 << 14));
+  const float *cos = angles(a, a.cos, item), *sin = angles(a, a.sin, item);
+  bf16 *q = room.take<bf16>(Q.size()), *rows = room.take<bf16>(K.size());
+  uint32_t *keys = room.take<uint32_t>(K.size() / 2), *values = room.take<uint32_t>(K.size() / 2);
+  const int64_t at = item * a.k_item + head * a.width;
+  Q.read(a.q + item * a.q_item + head * a.width, a.q_step, cos, sin, q);
+  K.read(a.k + at, a.k_step, cos, sin, rows), K.across(rows, keys);
+  K.read(a.v + at, a.k_step, nullptr, nullptr, rows), K.along(rows, values);
+  const Seen seen(a, item, K);
+  float *score = room.take<float>(BLOCK * BLOCK), *y = room.take<float>(BLOCK * W);
+  bf16 *share = room.take<bf16>(BLOCK * BLOCK);
+  float highest[BLOCK], sums[BLOCK];
+  const __m512 scale = _mm512_set1_ps(1 / std::sqrt(float(a.width)));
+  for (int64_t start = 0; start < a.queries; start += BLOCK) {
+    const int64_t count = std::min(BLOCK, a.queries - start);
+    std::fill(highest, highest + BLOCK, HIDDEN), std::fill(sums, sums + BLOCK, 0.0f);
+    std::memset(y, 0, 4 * BLOCK * W);
+    const int64_t end = (seen.limit(start + count - 1) + BLOCK - 1) / BLOCK;
+    for (int64_t b = 0; b < end; b++) {
+      if (seen.none(b)) continue;
+      const int64_t columns = K.columns(b);
+      product(count, columns, W / 2, Rows{q + start * W, W}, keys + b * W / 2 * BLOCK, BLOCK, score,
+              BLOCK, false);
+      for (int64_t m = 0; m < count; m++) {
+        const int64_t limit = seen.limit(start + m);
+        __m512 s[4], most = _mm512_set1_ps(highest[m]);
+        for (int i = 0; i < 4; i++) {  // beyond the columns nothing is seen
+          s[i] = _mm512_mul_ps(scale, _mm512_load_ps(score + m * BLOCK + 16 * i));
+          s[i] = _mm512_mask_mov_ps(_mm512_set1_ps(HIDDEN), seen.of(limit, b * BLOCK + 16 * i), s[i]);
+          most = _mm512_max_ps(most, s[i]);
+        }
+        const float now = _mm512_reduce_max_ps(most);
+        most = _mm512_set1_ps(now);
+        __m512 sum = _mm512_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+          const __mmask16 in = seen.of(limit, b * BLOCK + 16 * i);
+          s[i] = _mm512_maskz_mov_ps(in, exp_(_mm512_sub_ps(s[i], most)));
+          sum = _mm512_add_ps(sum, s[i]);
+          _mm256_store_si256((__m256i *)(share + m * BLOCK + 16 * i), narrow(s[i]));
+        }
+        float before = 1;
+        if (now > highest[m]) {
+          before = _mm512_cvtss_f32(exp_(_mm512_set1_ps(highest[m] - now)));
+          const __m512 by = _mm512_set1_ps(before);
+          for (int64_t i = 0; i < W; i += 16)
+            _mm512_store_ps(y + m * W + i, _mm512_mul_ps(by, _mm512_load_ps(y + m * W + i)));
+        }
+        sums[m] = sums[m] * before + _mm512_reduce_add_ps(sum), highest[m] = now;
+      }
+      product(count, W, columns / 2, Rows{share, BLOCK}, values + b * BLOCK / 2 * W, W, y, W, true);
+    }
+    for (int64_t m = 0; m < count; m++) {
+      const int64_t step = item * a.queries + start + m;
+      const bool none = sums[m] == 0;  // not so where it is NaN
+      const float factor = none ? 0 : 1 / sums[m];
+      Q.write(y + m * W, 0, factor, nullptr, nullptr, a.y + (step * a.heads + head) * a.width);
+      a.total[(item * a.heads + head) * a.queries + start + m] =
+          none ? 0 : highest[m] + std::log(sums[m]);
+    }
+  }
+}
+
+// Gradients of keys and values are summed transposed, [W][BLOCK] of every block: so their products
+// take probabilities and scores packed as they come, two queries at a time.
+static void backward(const Attention &a, int64_t item, int64_t head) {
+  const Steps Q(a.width, a.queries), K(a.width, a.keys);
+  const int64_t W = Q.W, D = a.width;
+  room.begin(8 * Q.size() + 16 * K.size() + 8 * Q.padded + K.padded +
+             4 * BLOCK * (W + 5 * BLOCK) + (1 << 14));
+  const float *cos = angles(a, a.cos, item), *sin = angles(a, a.sin, item);
+  bf16 *q = room.take<bf16>(Q.size()), *qt = room.take<bf16>(Q.size());
+  bf16 *g = room.take<bf16>(Q.size()), *gt = room.take<bf16>(Q.size());
+  bf16 *rows = room.take<bf16>(K.size());
+  uint32_t *keys_across = room.take<uint32_t>(K.size() / 2);
+  uint32_t *keys_along = room.take<uint32_t>(K.size() / 2);
+  uint32_t *values_across = room.take<uint32_t>(K.size() / 2);
+  float *grad_k = room.take<float>(K.size()), *grad_v = room.take<float>(K.size());
+  float *total = room.take<float>(Q.padded), *delta = room.take<float>(Q.padded);
+  const int64_t of_q = item * a.q_item + head * D, of_k = item * a.k_item + head * D;
+  const int64_t of_y = item * a.queries * a.heads * D + head * D, y_step = a.heads * D;
+  Q.read(a.q + of_q, a.q_step, cos, sin, q), Q.transposed(q, qt);
+  Q.read(a.y + of_y, y_step, nullptr, nullptr, gt);
+  Q.read(a.grad_y + of_y, y_step, nullptr, nullptr, g);
+  for (int64_t s = 0; s < Q.padded; s++) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t i = 0; i < W; i += 16)
+      sum = _mm512_fmadd_ps(wide(_mm256_loadu_si256((__m256i *)(g + s * W + i))),
+                            wide(_mm256_loadu_si256((__m256i *)(gt + s * W + i))), sum);
+    delta[s] = _mm512_reduce_add_ps(sum);
+    total[s] = s < a.queries ? a.total[(item * a.heads + head) * a.queries + s] : 1e30f;
+  }
+  Q.transposed(g, gt);
+  K.read(a.k + of_k, a.k_step, cos, sin, rows);
+  K.across(rows, keys_across), K.along(rows, keys_along);
+  K.read(a.v + of_k, a.k_step, nullptr, nullptr, rows), K.across(rows, values_across);
+  const Seen seen(a, item, K);
+  float *score = room.take<float>(BLOCK * BLOCK), *grad_p = room.take<float>(BLOCK * BLOCK);
+  uint32_t *p_along = room.take<uint32_t>(BLOCK * BLOCK / 2);
+  uint32_t *s_along = room.take<uint32_t>(BLOCK * BLOCK / 2);
+  bf16 *s_rows = room.take<bf16>(BLOCK * BLOCK);
+  float *grad_q = room.take<float>(BLOCK * W);
+  std::memset(grad_k, 0, 4 * K.size()), std::memset(grad_v, 0, 4 * K.size());
+  const float factor = 1 / std::sqrt(float(D));
+  const __m512 scale = _mm512_set1_ps(factor);
+  for (int64_t start = 0; start < Q.padded; start += BLOCK) {
+    const int64_t count = std::min(BLOCK, a.queries - start), even = (count + 1) / 2 * 2;
+    std::memset(grad_q, 0, 4 * BLOCK * W);
+    const int64_t end = (seen.limit(start + count - 1) + BLOCK - 1) / BLOCK;
+    for (int64_t b = 0; b < end; b++) {
+      if (seen.none(b)) continue;
+      const int64_t at = b * W * BLOCK / 2, columns = K.columns(b);
+      product(even, columns, W / 2, Rows{q + start * W, W}, keys_across + at, BLOCK, score, BLOCK,
+              false);
+      product(even, columns, W / 2, Rows{g + start * W, W}, values_across + at, BLOCK, grad_p,
+              BLOCK, false);
+      for (int64_t m = 0; m < even; m += 2)
+        for (int64_t i = 0; i < columns; i += 16) {
+          __m256i p[2], s[2];
+          for (int n = 0; n < 2; n++) {
+            const int64_t query = start + m + n;
+            const __m512 raw = _mm512_load_ps(score + (m + n) * BLOCK + i);
+            const __mmask16 in = seen.of(seen.limit(query), b * BLOCK + i);
+            const __m512 likely = _mm512_maskz_mov_ps(
+                in, exp_(_mm512_fmsub_ps(raw, scale, _mm512_set1_ps(total[query]))));
+            const __m512 by = _mm512_sub_ps(_mm512_load_ps(grad_p + (m + n) * BLOCK + i),
+                                            _mm512_set1_ps(delta[query]));
+            p[n] = narrow(likely), s[n] = narrow(_mm512_mul_ps(likely, by));
+            _mm256_store_si256((__m256i *)(s_rows + (m + n) * BLOCK + i), s[n]);
+          }
+          auto both = [](const __m256i *x) {
+            return _mm512_or_si512(_mm512_cvtepu16_epi32(x[0]),
+                                   _mm512_slli_epi32(_mm512_cvtepu16_epi32(x[1]), 16));
+          };
+          _mm512_store_si512(p_along + m / 2 * BLOCK + i, both(p));
+          _mm512_store_si512(s_along + m / 2 * BLOCK + i, both(s));
+        }
+      product(even, W, columns / 2, Rows{s_rows, BLOCK}, keys_along + at, W, grad_q, W, true);
+      product(W, columns, even / 2, Rows{gt + start, Q.padded}, p_along, BLOCK, grad_v + 2 * at,
+              BLOCK, true);
+      product(W, columns, even / 2, Rows{qt + start, Q.padded}, s_along, BLOCK, grad_k + 2 * at,
+              BLOCK, true);
+    }
+    for (int64_t m = 0; m < count; m++)
+      Q.write(grad_q + m * W, start + m, factor, cos, sin,
+              a.grad_q + of_q + (start + m) * a.q_step);
+  }
+  float k[512], v[512];
+  for (int64_t s = 0; s < a.keys; s++) {
+    const int64_t from = s / BLOCK * W * BLOCK + s % BLOCK;
+    for (int64_t i = 0; i < D; i++)
+      k[i] = grad_k[from + i * BLOCK], v[i] = grad_v[from + i * BLOCK];
+    K.write(k, s, factor, cos, sin, a.grad_k + of_k + s * a.k_step);
+    K.write(v, s, 1, nullptr, nullptr, a.grad_v + of_k + s * a.k_step);
+  }
+}
+
+extern "C" void attention(const Attention *call) {
+  const Attention &a = *call;
+#pragma omp parallel for schedule(dynamic) num_threads(a.threads)
+  for (int64_t i = 0; i < a.items * a.heads; i++) {
+    if (a.grad_y)
+      backward(a, i / a.heads, i % a.heads);
+    else
+      forward(a, i / a.heads, i % a.heads);
+  }
+}
+
+// ----------------------------------------------------------------------------------------- linear
+
+struct Linear {  // `_Linear` of native_training.py
+  int64_t rows, inputs, outputs;
+  const bf16 *x;       // (rows, inputs)
+  const float *weight; // (outputs, inputs)
+  const bf16 *grad_y;  // (rows, outputs)
+  bf16 *y;             // (rows, outputs): x weight^T, or null
+  void *grad_x;        // (rows, inputs): grad_y weight, or null
+  int64_t grad_x_wide;  // float32, else bf16
+  float *grad_weight;  // (outputs, inputs): grad_y^T x, or null
+  uint32_t *scratch;   // (outputs in sixes * rows in pairs) for the gradient of the weight
+  int64_t threads;
+};
+
+static inline __m512i pairs_of(__m256i first_row, __m256i second_row) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(first_row),
+                         _mm512_slli_epi32(_mm512_cvtepu16_epi32(second_row), 16));
+}
+
+// 16 rows of 16 dwords, turned.
+static inline void turn(__m512i *r) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// Panels of at most 64 columns of a right factor, in bf16: [pair][column].
+static void outputs_of(const Linear &l, int64_t start, int64_t columns, uint32_t *to) {
+  for (int64_t n = 0; n < columns; n += 16)
+    for (int64_t k = 0; k < l.inputs; k += 32) {
+      __m512i r[16];
+      for (int i = 0; i < 16; i++) {
+        const float *w = l.weight + (start + n + i) * l.inputs + k;
+        r[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(w + 16), _mm512_loadu_ps(w));
+      }
+      turn(r);
+      for (int i = 0; i < 16; i++) _mm512_store_si512(to + (k / 2 + i) * BLOCK + n, r[i]);
+    }
+}
+
+static void inputs_of(const Linear &l, int64_t start, int64_t columns, uint32_t *to) {
+  for (int64_t n = 0; n < l.outputs; n += 2)
+    for (int64_t k = 0; k < columns; k += 16) {
+      const float *w = l.weight + n * l.inputs + start + k;
+      const __m256i one = narrow(_mm512_loadu_ps(w)), two = narrow(_mm512_loadu_ps(w + l.inputs));
+      _mm512_store_si512(to + n / 2 * BLOCK + k, pairs_of(one, two));
+    }
+}
+
+static void rows_of(const bf16 *x, int64_t width, int64_t rows, int64_t start, int64_t columns,
+                    uint32_t *to, int64_t stride) {
+  for (int64_t m = 0; m < rows; m += 2)
+    for (int64_t k = 0; k < columns; k += 16) {
+      const bf16 *at = x + m * width + start + k;
+      const __m256i one = _mm256_loadu_si256((const __m256i *)at);
+      const __m256i two = m + 1 < rows ? _mm256_loadu_si256((const __m256i *)(at + width))
+                                       : _mm256_setzero_si256();
+      _mm512_storeu_si512(to + m / 2 * stride + k, pairs_of(one, two));
+    }
+}
+
+// Every thread packs the panels that it multiplies with. Where they are fewer than threads, rows of
+// the left factor are shared out as well.
+template <class Pack, class Multiply>
+static void panels(int64_t width, int64_t rows, int64_t pairs, int64_t threads, Pack pack,
+                   Multiply multiply) {
+  const int64_t count = (width + BLOCK - 1) / BLOCK, tiles = (rows + TALL - 1) / TALL;
+  const int64_t wanted = threads == 1 ? 1 : (4 * threads + count - 1) / count;
+  const int64_t parts = std::max<int64_t>(1, std::min(wanted, tiles / 16));
+#pragma omp for schedule(dynamic)
+  for (int64_t i = 0; i < count * parts; i++) {
+    const int64_t start = i / parts * BLOCK, columns = std::min(BLOCK, width - start);
+    const int64_t part = i % parts;
+    const int64_t from = tiles * part / parts * TALL;
+    const int64_t to = std::min(rows, tiles * (part + 1) / parts * TALL);
+    room.begin(4 * pairs * BLOCK);
+    uint32_t *panel = room.take<uint32_t>(pairs * BLOCK);
+    pack(start, columns, panel);
+    multiply(start, columns, panel, from, to - from);
+  }
+}
+
+extern "C" void linear(const Linear *call) {
+  const Linear &l = *call;
+#pragma omp parallel num_threads(l.threads)
+  {
+    if (l.y)
+      panels(
+          l.outputs, l.rows, l.inputs / 2, l.threads,
+          [&](int64_t start, int64_t n, uint32_t *panel) { outputs_of(l, start, n, panel); },
+          [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
+            product(rows, n, l.inputs / 2, Rows{l.x + from * l.inputs, l.inputs}, panel, BLOCK,
+                    l.y + from * l.outputs + start, l.outputs, false);
+          });
+    if (l.grad_x)
+      panels(
+          l.inputs, l.rows, l.outputs / 2, l.threads,
+          [&](int64_t start, int64_t n, uint32_t *panel) { inputs_of(l, start, n, panel); },
+          [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
+            const Rows g{l.grad_y + from * l.outputs, l.outputs};
+            const int64_t at = from * l.inputs + start;
+            if (l.grad_x_wide)
+              product(rows, n, l.outputs / 2, g, panel, BLOCK, (float *)l.grad_x + at, l.inputs,
+                      false);
+            else
+              product(rows, n, l.outputs / 2, g, panel, BLOCK, (bf16 *)l.grad_x + at, l.inputs,
+                      false);
+          });
+    if (l.grad_weight) {
+      const int64_t pairs = (l.rows + 1) / 2, tiles = (l.outputs + TALL - 1) / TALL;
+#pragma omp for schedule(static)
+      for (int64_t p = 0; p < pairs; p++) {  // tiles of the transposed gradient of y
+        room.begin(4 * (l.outputs + 16 + TALL));
+        uint32_t *row = room.take<uint32_t>(l.outputs + 16);
+        const int64_t rows = std::min<int64_t>(2, l.rows - 2 * p);
+        rows_of(l.grad_y + 2 * p * l.outputs, l.outputs, rows, 0, l.outputs, row, 0);
+        for (int64_t t = 0; t < tiles; t++)
+          std::memcpy(l.scratch + (t * pairs + p) * TALL, row + t * TALL, 4 * TALL);
+      }
+      panels(
+          l.inputs, l.outputs, pairs, l.threads,
+          [&](int64_t start, int64_t n, uint32_t *panel) {
+            rows_of(l.x, l.inputs, l.rows, start, n, panel, BLOCK);
+          },
+          [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
+            constexpr int64_t PART = 2048;  // pairs whose panel the second cache holds
+            for (int64_t p = 0; p < pairs; p += PART) {
+              const int64_t some = std::min(PART, pairs - p);
+              product(rows, n, some, Tiles{l.scratch + from * pairs + p * TALL, pairs},
+                      panel + p * BLOCK, BLOCK, l.grad_weight + from * l.inputs + start, l.inputs,
+                      p > 0);
+            }
+          });
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------- GELU
+
+// Normal distribution: half the error function, of Abramowitz and Stegun, 7.1.26, within 1e-7; and
+// exp(-x^2 / 2).
+static inline __m512 normal(__m512 x, __m512 *bell) {
+  const __m512 one = _mm512_set1_ps(1), z = _mm512_mul_ps(_mm512_abs_ps(x),
+                                                         _mm512_set1_ps(0.70710678f));
+  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), z, one));
+  __m512 p = _mm512_set1_ps(1.061405429f);
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-0.284496736f));
+  p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(0.254829592f));
+  *bell = exp_(_mm512_mul_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(-0.5f)));
+  const __m512 tail = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(0.5f), *bell),
+                                    _mm512_mul_ps(p, t));
+  const __mmask16 below = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
+  return _mm512_mask_mov_ps(_mm512_sub_ps(one, tail), below, tail);
+}
+
+// y = x normal(x); with grad_y instead y = grad_y times the derivative.
+extern "C" void gelu(int64_t count, const bf16 *x, const bf16 *grad_y, bf16 *y, int64_t threads) {
+  const __m512 density = _mm512_set1_ps(0.39894228f);
+#pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 in = first(count - i);
+    const __m512 at = wide(_mm256_maskz_loadu_epi16(in, x + i));
+    __m512 bell, made = normal(at, &bell);
+    if (grad_y) {
+      made = _mm512_fmadd_ps(_mm512_mul_ps(at, density), bell, made);
+      made = _mm512_mul_ps(made, wide(_mm256_maskz_loadu_epi16(in, grad_y + i)));
+    } else {
+      made = _mm512_mul_ps(made, at);
+    }
+    _mm256_mask_storeu_epi16(y + i, in, narrow(made));
+  }
+}

@@ -1,0 +1,278 @@
+"""Kernels of training in bf16 for CPUs with AVX-512 BF16, compiled from `native_training.cpp` on
+the machine that runs them, as those of decoding (`rvqlm.modules.native`).
+
+========= =========================================================================================
+attention turns queries and keys by their places, reads them where their projection left them and
+          writes their gradients there: nothing is copied, padded or transposed on the way
+products  of layers without bias read weights in float32, as optimizers keep them, and make
+          gradients in float32, so that neither is cast; not where oneDNN has AMX for them
+GELU      the exact one, in one pass each way
+========= =========================================================================================
+
+No sum depends on the number of threads. Elsewhere, for other types and with dropout of attention,
+torch's do the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rvqlm.errors import UserError
+from rvqlm.modules import native
+
+SOURCE = Path(__file__).with_name("native_training.cpp")
+WIDEST_HEAD = 512
+TALL = 6
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("items", "heads", "width", "queries", "keys")],
+        *[(name, ctypes.c_void_p) for name in ("q", "k", "v")],
+        *[(name, ctypes.c_int64) for name in ("q_item", "q_step", "k_item", "k_step")],
+        *[(name, ctypes.c_void_p) for name in ("cos", "sin")],
+        ("angles_item", ctypes.c_int64),
+        ("mask", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("causal", "prefix")],
+        *[(name, ctypes.c_void_p) for name in ("y", "total", "grad_y")],
+        *[(name, ctypes.c_void_p) for name in ("grad_q", "grad_k", "grad_v")],
+        ("threads", ctypes.c_int64),
+    ]
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("rows", "inputs", "outputs")],
+        *[(name, ctypes.c_void_p) for name in ("x", "weight", "grad_y", "y", "grad_x")],
+        ("grad_x_wide", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("grad_weight", "scratch")],
+        ("threads", ctypes.c_int64),
+    ]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | str:
+    try:
+        library = native.compiled(SOURCE, "training")
+    except (UserError, OSError) as error:
+        return str(error)
+    for function in (library.attention, library.linear):
+        function.argtypes, function.restype = [ctypes.c_void_p], None
+    pointers = [ctypes.c_void_p] * 3
+    library.gelu.argtypes, library.gelu.restype = [ctypes.c_int64, *pointers, ctypes.c_int64], None
+    return library
+
+
+def missing() -> str:
+    """Why there are no such kernels here; empty where there are."""
+    found = _library()
+    return found if isinstance(found, str) else ""
+
+
+_wanted = True
+
+
+def choose(kernels: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Kernels of trainings in this process.
+
+    :param kernels: auto: these where they can be had; native: these; torch: none of these.
+    :return: what is to be said, or nothing.
+    :raises UserError: native ones are asked for and cannot be had, and why.
+    """
+    global _wanted
+    _wanted = kernels != "torch"
+    suited = device.type == "cpu" and dtype == torch.bfloat16
+    if kernels == "native" and not suited:
+        name = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"--kernels native: they compute in bf16 on a CPU, not in {name} on {device.type}; use "
+            "--kernels auto"
+        )
+    why = missing() if suited and _wanted else ""
+    if kernels == "native" and why:
+        raise UserError(f"--kernels native: {why}; use --kernels torch")
+    return f"--kernels torch, which is slower: {why}" if why else ""
+
+
+@contextmanager
+def without() -> Iterator[None]:
+    """torch's kernels for a while."""
+    global _wanted
+    before, _wanted = _wanted, False
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def _usable() -> bool:
+    return _wanted and not torch.compiler.is_compiling() and not missing()
+
+
+@functools.cache
+def _has_amx() -> bool:
+    """Whether oneDNN multiplies in tiles, many times as fast as vectors can."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+
+
+def attends(qkv: Tensor, dropout: float) -> bool:
+    """Whether `attend` takes them: (B, S, 3, H, D) in bf16 on a CPU."""
+    if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or dropout:
+        return False
+    return qkv.numel() > 0 and qkv.shape[4] <= WIDEST_HEAD and _usable()
+
+
+def attend(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_mask: Tensor | None = None,
+    causal: bool = False,
+    prefix: int = 0,
+) -> Tensor:
+    """Self-attention (B, S, H, D) of a projection (B, S, 3, H, D), bf16.
+
+    :param cos, sin: (S, D/2) or (B, S, D/2) float32, by which queries and keys are turned.
+    :param key_mask: (B, S) bool, true where a key may be seen.
+    :param causal: no later step is seen, but for the first ``prefix``, which all see.
+    """
+    return _Attend.apply(qkv.contiguous(), cos, sin, key_mask, causal, prefix)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, cos, sin, key_mask, causal, prefix):
+        B, S, _, H, D = qkv.shape
+        y, total = qkv.new_empty(B, S, H, D), qkv.new_empty(B, H, S, dtype=torch.float32)
+        cos, sin = cos.float().contiguous(), sin.float().contiguous()
+        mask = None if key_mask is None else key_mask.contiguous()
+        ctx.save_for_backward(qkv, cos, sin, mask, y, total)
+        ctx.order = causal, prefix
+        _call(ctx.order, qkv, cos, sin, mask, y, total)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_y):
+        qkv, *others = ctx.saved_tensors  # once: checkpointing gives them out once
+        grad = torch.empty_like(qkv)
+        _call(ctx.order, qkv, *others, grad_y.to(qkv.dtype).contiguous(), grad)
+        return grad, None, None, None, None, None
+
+
+def _call(order, qkv, cos, sin, mask, y, total, grad_y=None, grad=None) -> None:
+    B, S, _, H, D = qkv.shape
+    strides = qkv.stride()[:2]
+    call = _Attention(B, H, D, S, S, *_parts(qkv), *strides, *strides)
+    call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
+    call.angles_item = S * (D // 2) if cos.ndim == 3 else 0
+    call.mask = None if mask is None else mask.data_ptr()
+    call.causal, call.prefix = order
+    call.y, call.total = y.data_ptr(), total.data_ptr()
+    if grad is not None:
+        call.grad_y = grad_y.data_ptr()
+        call.grad_q, call.grad_k, call.grad_v = _parts(grad)
+    call.threads = torch.get_num_threads()
+    _library().attention(ctypes.addressof(call))
+
+
+def _parts(qkv: Tensor) -> list[int]:
+    """Where queries, keys and values begin."""
+    step = qkv.stride(2) * qkv.element_size()
+    return [qkv.data_ptr() + i * step for i in range(3)]
+
+
+# ---------------------------------------------------------------------------------------- products
+
+
+def project(linear: nn.Module, x: Tensor) -> Tensor:
+    """``linear(x)``; under autocast to bf16 by the kernels, where they suit it."""
+    plain = type(linear) is nn.Linear and linear.bias is None
+    # hooks are for those who look what a layer makes
+    if not plain or linear._forward_hooks or linear._forward_pre_hooks:
+        return linear(x)
+    return _Project.apply(x, linear.weight) if _multiplies(x, linear.weight) else linear(x)
+
+
+def _multiplies(x: Tensor, weight: Tensor) -> bool:
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    if not torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.get_autocast_dtype("cpu") != torch.bfloat16 or _has_amx():
+        return False
+    # no shards of several processes
+    whole = type(weight) is nn.Parameter and weight.dtype == torch.float32
+    if not whole or weight.shape[0] % 16 or weight.shape[1] % 32 or not weight.is_contiguous():
+        return False
+    return x.numel() > 0 and x.dtype in (torch.bfloat16, torch.float32) and _usable()
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        rows = x.bfloat16().contiguous()
+        outputs, inputs = weight.shape
+        y = rows.new_empty(*x.shape[:-1], outputs)
+        call = _Linear(rows.numel() // inputs, inputs, outputs, rows.data_ptr(), weight.data_ptr())
+        call.y, call.threads = y.data_ptr(), torch.get_num_threads()
+        _library().linear(ctypes.addressof(call))
+        ctx.save_for_backward(rows, weight)
+        ctx.wide = x.dtype == torch.float32
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_y):
+        x, weight = ctx.saved_tensors
+        outputs, inputs = weight.shape
+        grad_y = grad_y.to(x.dtype).contiguous()
+        call = _Linear(x.numel() // inputs, inputs, outputs, x.data_ptr(), weight.data_ptr())
+        call.grad_y, call.threads = grad_y.data_ptr(), torch.get_num_threads()
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.empty_like(x, dtype=torch.float32 if ctx.wide else None)
+            call.grad_x, call.grad_x_wide = grad_x.data_ptr(), ctx.wide
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.empty_like(weight)
+            pairs = (call.rows + 1) // 2
+            scratch = torch.empty(-(-outputs // TALL) * TALL * pairs, dtype=torch.int32)
+            call.grad_weight, call.scratch = grad_weight.data_ptr(), scratch.data_ptr()
+        _library().linear(ctypes.addressof(call))
+        return grad_x, grad_weight
+
+
+# -------------------------------------------------------------------------------------------- GELU
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Exact GELU; of bf16 on a CPU by the kernel."""
+    suited = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() > 0
+    return _Gelu.apply(x) if suited and _usable() else F.gelu(x)
+
+
+class _Gelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        x = x.contiguous()
+        y = torch.empty_like(x)
+        ctx.save_for_backward(x)
+        _library().gelu(x.numel(), x.data_ptr(), None, y.data_ptr(), torch.get_num_threads())
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_y):
+        (x,) = ctx.saved_tensors
+        grad_y, grad = grad_y.to(x.dtype).contiguous(), torch.empty_like(x)
+        of = x.data_ptr(), grad_y.data_ptr(), grad.data_ptr()
+        _library().gelu(x.numel(), *of, torch.get_num_threads())
+        return grad

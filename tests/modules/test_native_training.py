@@ -1,0 +1,238 @@
+"""Kernels of training: values and gradients against plain sums in float64; where they are used, and
+what is said where they cannot be."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rvqlm.batch import Batch
+from rvqlm.codec_info import CodecInfo
+from rvqlm.errors import UserError
+from rvqlm.models.factory import build_model
+from rvqlm.modules import native_training
+from rvqlm.modules.attention import RotaryTable, rotate
+from rvqlm.modules.native_training import attend, gelu, project
+
+CPU = torch.device("cpu")
+native = pytest.mark.skipif(bool(native_training.missing()), reason=native_training.missing())
+INFO = CodecInfo("toy", "0" * 16, 16000, 320, 4, 40)
+
+
+def plainly(qkv, cos, sin, key_mask, causal, prefix):
+    """`attend` in the type of ``qkv``, all scores at once."""
+    q, k, v = qkv.unbind(2)
+    q, k = (rotate(x, cos.to(x), sin.to(x)).transpose(1, 2) for x in (q, k))
+    S = q.shape[2]
+    seen = torch.ones(S, S, dtype=torch.bool)
+    if causal:
+        seen = seen.tril() | (torch.arange(S) < prefix)
+    if key_mask is not None:
+        seen = seen & key_mask[:, None, None, :]
+    scores = (q @ k.mT * q.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
+
+
+def distance(found, wanted) -> float:
+    return ((found.double() - wanted).norm() / wanted.norm()).item()
+
+
+def attention_case(B, S, H, D, masked=False, fractions=False):
+    torch.manual_seed(0)
+    qkv = torch.randn(B, S, 3, H, D).bfloat16()
+    table = RotaryTable(D, 10000.0)
+    cos, sin = table(0, S, CPU)
+    if fractions:  # places of their own for each item
+        cos, sin = table.at(torch.rand(B, S) * S)
+    mask = None
+    if masked:
+        mask = torch.arange(S) < torch.tensor([S, *[S // 2 + 1] * (B - 1)])[:, None]
+        mask[-1, 1] = False  # a hole
+    return qkv, cos, sin, mask
+
+
+@native
+@pytest.mark.parametrize("causal,prefix", [(True, 0), (True, 9), (True, 70), (False, 0)])
+@pytest.mark.parametrize(
+    "shape", [(2, 150, 3, 64), (3, 33, 2, 32), (1, 130, 2, 10), (2, 5, 1, 2), (2, 71, 1, 144)]
+)
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention(shape, causal, prefix, masked):
+    qkv, cos, sin, mask = attention_case(*shape, masked, fractions=prefix == 9)
+    prefix = min(prefix, shape[1])
+    grad = torch.randn(shape).bfloat16()
+    qkv.requires_grad_()
+    made = attend(qkv, cos, sin, mask, causal, prefix)
+    exact = qkv.detach().double().requires_grad_()
+    wanted = plainly(exact, cos, sin, mask, causal, prefix)
+    assert made.dtype == torch.bfloat16 and distance(made, wanted) < 0.006
+    (found,) = torch.autograd.grad(made, qkv, grad)
+    (expected,) = torch.autograd.grad(wanted, exact, grad.double())
+    for part in range(3):
+        if expected[:, :, part].norm() > 1e-9:  # of a single key queries have no gradient
+            assert distance(found[:, :, part], expected[:, :, part]) < 0.01
+
+
+@native
+def test_attention_is_the_same_on_any_number_of_threads_and_in_any_batch():
+    qkv, cos, sin, mask = attention_case(3, 100, 2, 48, masked=True)
+    mask[:, 90:] = False
+    grad, found, before = torch.randn(3, 100, 2, 48).bfloat16(), [], torch.get_num_threads()
+    qkv.requires_grad_()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            made = attend(qkv, cos, sin, mask, True)
+            found.append((made, *torch.autograd.grad(made, qkv, grad)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
+    alone = attend(qkv[2:], cos, sin, mask[2:], True)
+    assert torch.equal(alone, found[0][0][2:])
+    # keys that none may see are as good as none
+    shorter = attend(qkv[:, :90], cos[:90], sin[:90], mask[:, :90], True)
+    assert torch.equal(shorter, found[0][0][:, :90])
+
+
+@native
+def test_what_is_no_number_is_seen():
+    qkv, cos, sin, _ = attention_case(2, 70, 2, 16)
+    qkv[0, 66, 0, 1, 3] = torch.nan  # a query
+    made = attend(qkv, cos, sin, None, True)
+    assert made.isnan().any(-1).nonzero().tolist() == [[0, 66, 1]]
+    with torch.no_grad():
+        qkv[1, 0, 2] = torch.inf  # the first values, which all steps take
+    assert not attend(qkv, cos, sin, None, True)[1].isfinite().any()
+
+
+@native
+@pytest.mark.parametrize("rows,inputs,outputs", [(37, 64, 48), (1, 32, 16), (250, 96, 208)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_products(rows, inputs, outputs, dtype, monkeypatch):
+    monkeypatch.setattr(native_training, "_has_amx", lambda: False)
+    torch.manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=False)
+    x = torch.randn(1, rows, inputs).to(dtype).requires_grad_()
+    grad, before, found = torch.randn(1, rows, outputs).bfloat16(), torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            with torch.autocast("cpu", torch.bfloat16):
+                made = project(linear, x)
+            assert "_Project" in type(made.grad_fn).__name__
+            found.append((made, *torch.autograd.grad(made, (x, linear.weight), grad)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *found))
+    made, grad_x, grad_weight = found[0]
+    assert made.dtype == torch.bfloat16 and grad_x.dtype == dtype
+    assert grad_weight.dtype == torch.float32
+    rounded, weight = x.detach().bfloat16().double(), linear.weight.detach().bfloat16().double()
+    flat, grad = rounded[0], grad[0].double()
+    assert distance(made[0], flat @ weight.T) < 0.003  # all else is the rounding of the result
+    assert distance(grad_x[0], grad @ weight) < (1e-6 if dtype == torch.float32 else 0.003)
+    assert distance(grad_weight, grad.T @ flat) < 1e-6
+
+
+@native
+def test_gelu():
+    x = torch.cat([torch.linspace(-20, 20, 1001), torch.tensor([0.0, 1e-30, torch.nan])]).bfloat16()
+    exact, x = x.double().requires_grad_(), x.requires_grad_()
+    for function in (gelu, F.gelu):
+        made, wanted = function(x), F.gelu(exact)
+        assert ("_Gelu" in type(made.grad_fn).__name__) == (function is gelu)
+        found = made, *torch.autograd.grad(made.sum(), x)
+        expected = wanted, *torch.autograd.grad(wanted.sum(), exact)
+        for value, other in zip(found, expected):
+            torch.testing.assert_close(value.double(), other, rtol=2**-8, atol=2e-6, equal_nan=True)
+
+
+@native
+def test_what_does_not_suit_the_kernels_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr(native_training, "_has_amx", lambda: False)
+    x = torch.randn(2, 3, 32)
+
+    def function(linear) -> str:
+        return type(project(linear, x).grad_fn).__name__
+
+    suited = nn.Linear(32, 16, bias=False)
+    assert "Project" not in function(suited)  # float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "Project" in function(suited)
+        assert "Project" not in function(nn.Linear(32, 16))
+        assert "Project" not in function(nn.Linear(32, 17, bias=False))
+        with native_training.without():
+            assert "Project" not in function(suited)
+        monkeypatch.setattr(native_training, "_has_amx", lambda: True)
+        assert "Project" not in function(suited)
+        monkeypatch.setattr(native_training, "_has_amx", lambda: False)
+        calls = []
+        suited.register_forward_hook(lambda *_: calls.append(1))
+        project(suited, x)
+        assert calls
+    qkv, *_ = attention_case(1, 4, 2, 16)
+    assert native_training.attends(qkv, 0.0)
+    assert not native_training.attends(qkv, 0.1)
+    assert not native_training.attends(qkv.float(), 0.0)
+
+
+@native
+@pytest.mark.parametrize(
+    "name,flags",
+    [
+        ("codec-lm", {}),
+        ("codec-lm", {"norm_first": False, "activation": "swiglu", "norm": "rmsnorm"}),
+        ("codec-lm", {"activation_checkpointing": True}),
+        ("masked", {}),
+        ("valle", {}),
+    ],
+)
+def test_models_learn_the_same(name, flags):
+    """As far from float32 as torch's kernels are."""
+    shape = {"decoder_dim": 64, "nhead": 2, "num_decoder_layers": 2}
+    torch.manual_seed(0)
+    model = build_model(name, {**shape, **flags}, INFO, {})
+    for p in model.parameters():  # branches begin at zero
+        nn.init.normal_(p, std=0.1) if p.ndim > 1 else None
+    batch = Batch.from_codes([torch.randint(40, (n, 4)) for n in (50, 31)])
+
+    def gradients(dtype=torch.bfloat16):
+        torch.manual_seed(0)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = model(batch).loss
+        loss.backward()
+        return loss.detach(), torch.cat(
+            [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        )
+
+    exact, found = gradients(torch.float32), gradients()
+    with native_training.without():
+        wanted = gradients()
+    assert F.cosine_similarity(found[1], exact[1], 0) > 0.995
+    for value, other in zip(found, wanted):
+        torch.testing.assert_close(value, other, rtol=0.05, atol=0.05 * float(exact[1].abs().max()))
+    assert not torch.equal(found[1], wanted[1])  # they were used
+
+
+def test_choice(monkeypatch):
+    choose = native_training.choose
+    with native_training.without():  # what was chosen before comes back
+        assert choose("torch", CPU, torch.bfloat16) == "" and not native_training._usable()
+        assert choose("auto", CPU, torch.float32) == ""
+        for device, dtype in ((CPU, torch.float32), (torch.device("cuda"), torch.bfloat16)):
+            with pytest.raises(UserError, match="--kernels native: they compute in bf16 on a CPU"):
+                choose("native", device, dtype)
+        monkeypatch.setattr(native_training, "_library", lambda: "there is no C++ compiler")
+        assert choose("auto", CPU, torch.bfloat16).endswith("slower: there is no C++ compiler")
+        assert not native_training._usable()
+        with pytest.raises(UserError, match=r"no C.. compiler; use --kernels torch"):
+            choose("native", CPU, torch.bfloat16)
+
+
+def test_without_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    found = native_training._library.__wrapped__()
+    assert found == "there is no C++ compiler (g++, or what CXX names)"
