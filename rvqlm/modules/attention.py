@@ -9,9 +9,14 @@ Shapes: B items, S steps, H heads of D = d / H.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from rvqlm.modules.documents import Documents
 
 CPU_BLOCK = 256
 """Queries per call of causal attention with a mask on a CPU."""
@@ -312,6 +317,7 @@ class Attention(nn.Module):
         prefix: int = 0,
         cache: KVCache | None = None,
         causal: bool | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """:param causal: other than the module is made for."""
         B, S, d = x.shape
@@ -321,7 +327,10 @@ class Attention(nn.Module):
             k, v = cache.update(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
         causal = self.causal if causal is None else causal
-        y = attend(q, k, v, key_mask, causal, prefix, dropout)
+        if documents is not None:
+            y = documents.attend(q, k, v, causal, dropout)
+        else:
+            y = attend(q, k, v, key_mask, causal, prefix, dropout)
         return self.out(y.transpose(1, 2).reshape(B, S, d))
 
 

@@ -109,6 +109,14 @@ class Setup:
         seed_everything(config.seed)
         infos = self.conditions.infos if self.conditions else {}
         self.model = build_model(config.model_name, config.model, self.info, infos).to(device)
+        if config.data.packing:
+            why = self.model.why_not_packed()
+            if not why and config.compile:
+                why = "rows of several cuts are not for --compile"
+            if not why and config.data.max_duration == "auto":
+                why = "give the seconds of all rows as --max-duration, not auto"
+            if why:
+                raise UserError(f"--packing {config.data.packing}: {why}")
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.memory_line = ""
 

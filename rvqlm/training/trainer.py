@@ -179,7 +179,7 @@ class Trainer:
                 batches.append(batch)
                 used_up = bool(epochs) and self.epochs >= epochs
                 last = used_up or len(batches) == self.config.optim.accum
-                frames, cells = batch.num_frames, batch.codes.shape[0] * batch.codes.shape[1]
+                frames, cells = batch.num_frames, batch.cells
                 batch = batch.to(self.device)
             self._beat("forward and backward")
             with self.world.no_sync(self.module, skip=not last):
