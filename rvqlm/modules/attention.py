@@ -9,14 +9,9 @@ Shapes: B items, S steps, H heads of D = d / H.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from rvqlm.modules.documents import Documents
 
 CPU_BLOCK = 256
 """Queries per call of causal attention with a mask on a CPU."""
@@ -317,9 +312,11 @@ class Attention(nn.Module):
         prefix: int = 0,
         cache: KVCache | None = None,
         causal: bool | None = None,
-        documents: Documents | None = None,
+        documents=None,
     ) -> Tensor:
-        """:param causal: other than the module is made for."""
+        """:param causal: other than the module is made for.
+        :param documents: `rvqlm.modules.documents.Documents` of rows of several sequences.
+        """
         B, S, d = x.shape
         qkv = self.qkv(x).view(B, S, 3, self.num_heads, d // self.num_heads)
         q, k, v = (t.transpose(1, 2) for t in rotated(qkv, cos, sin))  # (B, H, S, D)
