@@ -100,6 +100,19 @@ class Batch:
     """(B,) int64 leading frames that are given and not scored; None: 0 for all, or for the model
     to choose where it trains on a split of its own."""
 
+    rows: Tensor | None = None
+    """(B, 2) int64, on the host wherever the rest is: where several items stand in one row of what
+    a model computes, the row of each and its frames (`rvqlm.modules.documents`). None: padded."""
+    row_frames: int = 0
+    """Frames that fill such a row."""
+
+    @property
+    def cells(self) -> int:
+        """Frames with padding, of the rows where items stand in rows."""
+        if self.rows is None:
+            return self.codes.shape[0] * self.codes.shape[1]
+        return len(self.rows[:, 0].unique()) * self.row_frames
+
     @property
     def num_frames(self) -> int:
         """Real (unpadded) frames."""
@@ -113,6 +126,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         moved = {k: _moved(v, device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        moved["rows"] = self.rows
         moved["conditions"] = {k: p.to(device) for k, p in self.conditions.items()}
         return replace(self, **moved)
 

@@ -24,6 +24,7 @@ from typing import Literal
 
 from rvqlm.cli import command_line, counted, parse, run_main
 from rvqlm.codecs.registry import load_codec_like
+from rvqlm.cores import FasterThreads
 from rvqlm.errors import UserError
 from rvqlm.exchange.wav import growing_wav
 from rvqlm.files import write_json
@@ -201,6 +202,9 @@ class _Maker:
     def __init__(self, args: GenerateArgs, command: str, bar):
         self.bar = bar
         self.model, _, state, self.device = args.model.load(args.exp_dir)
+        self.update = bar.update
+        if args.model.num_threads == "auto" and self.device.type == "cpu":
+            self.update = FasterThreads().watching(bar.update)
         dtype = pick_precision(args.precision, self.device)
         kernels = pick_kernels(args.kernels, self.device)
         self.model = with_weights_in(self.model, dtype, args.weights == "int8", kernels)
@@ -273,7 +277,7 @@ class _Maker:
             )
 
     def _written(self, request: SampleRequest, asked: dict) -> Iterator[tuple[str, dict]]:
-        for sample in generate(self.model, self.codec, request, self.about, self.bar.update):
+        for sample in generate(self.model, self.codec, request, self.about, self.update):
             if sample.name in asked:
                 sample.about["asked"] = asked[sample.name]
             sample.write(self.folder)
@@ -299,7 +303,7 @@ class _Maker:
             return growing_wav(path, *sound, most, partial=out.keep_partial)
 
         slots = out.batch_size if out.to_files else 1
-        how = self.model, self.codec, request, self.about, open_sink, slots, self.bar.update
+        how = self.model, self.codec, request, self.about, open_sink, slots, self.update
         for name, row in generate_streamed(*how):
             if name in asked:
                 row["asked"] = asked[name]

@@ -93,7 +93,7 @@ def train(read: Callable, command: str) -> int:
     from rvqlm.training.run import Setup, lock_folder
 
     config = read()
-    if config.num_threads:
+    if config.num_threads not in ("auto", 0):
         torch.set_num_threads(config.num_threads)
     device = runtime.pick_device(config.device)
     dtype = runtime.pick_precision(config.precision, device)

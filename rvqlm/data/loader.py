@@ -29,7 +29,7 @@ from rvqlm.batch import PAD, Batch
 from rvqlm.data.channel import Channel
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
-from rvqlm.data.plan import EpochPlan, PlanConfig, check_epochs, plan_epoch
+from rvqlm.data.plan import EpochPlan, PlanConfig, check_epochs, plan_epoch, rows_of
 from rvqlm.errors import UserError
 
 MOST_NAMED = 20
@@ -232,7 +232,7 @@ class TokenLoader:
         for kind, padded in found.conditions.items():
             last = torch.tensor(self.conditions.infos[kind].sizes, dtype=padded.values.dtype) - 1
             torch.minimum(padded.values, last, out=padded.values)
-        return found
+        return found if found.rows is None else _like_rows(found)
 
     def shapes(self) -> set[tuple[int, int]]:
         """(B, T) of the batches of this epoch, on all ranks."""
@@ -318,7 +318,7 @@ def read_batch(
     items = plan.batch(rank, step)
     rows, starts, lengths = items
     multiple = plan.length_multiple
-    longest = -(-int(lengths[0]) // multiple) * multiple
+    longest = -(-int(lengths.max()) // multiple) * multiple
     dtype = torch.int32 if dataset.dtype.name in ("uint16", "uint32") else torch.int16
     shape = (len(rows), longest, dataset.info.num_codebooks)
     codes = torch.empty(shape, dtype=dtype, pin_memory=pin)
@@ -340,6 +340,9 @@ def read_batch(
         begins=torch.from_numpy(starts == 0),
         conditions=conditions.read(items, epoch, pin) if conditions else {},
     )
+    if plan.packing:
+        rows = torch.from_numpy(rows_of(lengths, plan.packing))
+        batch.rows, batch.row_frames = torch.stack([rows, batch.lengths], 1), plan.packing
     for kind, padded in batch.conditions.items():
         sizes = torch.tensor(conditions.infos[kind].sizes, dtype=padded.values.dtype)
         good &= (padded.values < sizes).flatten(1).all(1).numpy()
@@ -355,6 +358,16 @@ def _some(batch: Batch, kept: Tensor) -> Batch:
     fields = {k: v[kept] for k, v in vars(batch).items() if isinstance(v, Tensor)}
     conditions = {k: p.map(lambda t: t[kept]) for k, p in batch.conditions.items()}
     return replace(batch, **fields, conditions=conditions)
+
+
+def _like_rows(batch: Batch) -> Batch:
+    """A padded batch of an item a row, as long as the rows: it takes as much memory."""
+    number, frames = batch.cells // batch.row_frames, batch.row_frames
+    codes = batch.codes[batch.codes[..., 0] != PAD]
+    codes = codes[torch.arange(number * frames) % len(codes)].unflatten(0, (number, frames))
+    fields = {k: v[:number] for k, v in vars(batch).items() if isinstance(v, Tensor)}
+    fields |= {"codes": codes, "lengths": torch.full((number,), frames), "rows": None}
+    return replace(batch, **fields, row_frames=0)
 
 
 class _Damaged:

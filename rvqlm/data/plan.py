@@ -14,6 +14,7 @@ of a second.
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -62,9 +63,12 @@ class EpochPlan:
         count: np.ndarray,
         world_size: int,
         length_multiple: int,
+        packing: int = 0,
     ):
         self.items, self.first, self.count = items, first, count
         self.world_size, self.length_multiple = world_size, length_multiple
+        self.packing = packing
+        """Frames of a row that holds several items; 0: each has its own."""
 
     @property
     def num_steps(self) -> int:
@@ -81,6 +85,13 @@ class EpochPlan:
 
     def shapes(self) -> tuple[np.ndarray, np.ndarray]:
         """(M,) items and (M,) padded frames T of every batch, in the order of steps."""
+        if self.packing:
+            ends = self.first + self.count
+            rows = [
+                int(rows_of(self.items.lengths[a:b], self.packing)[-1]) + 1
+                for a, b in zip(self.first.tolist(), ends.tolist())
+            ]
+            return np.array(rows, np.int64), np.full(len(rows), self.packing, np.int64)
         longest = self.items.lengths[self.first]  # items of a batch are sorted, longest first
         return self.count, _round_up(longest, self.length_multiple)
 
@@ -102,7 +113,7 @@ class EpochPlan:
         done = step * self.world_size
         first, count, items = self.first[done:], self.count[done:], self.items
         items, first, count = _split(items, first, count, -len(first) % world_size)
-        return EpochPlan(items, first, count, world_size, self.length_multiple)
+        return EpochPlan(items, first, count, world_size, self.length_multiple, self.packing)
 
 
 def plan_epoch(
@@ -139,7 +150,8 @@ def plan_epoch(
     if shuffle:
         generator(seed, epoch, _ITEMS).shuffle(order)
         windows = max(1, round(len(order) / config.shuffle_window))
-    first, count = _slice(order, items.lengths, cost, limit, config, windows)
+    pack = _pack if config.packing else _slice
+    first, count = pack(order, items.lengths, cost, limit, config, windows)
     for column in items:  # one at a time: this is where memory peaks
         if column.strides != (0,):  # the zeros of whole cuts
             column[:] = column[order]
@@ -150,10 +162,13 @@ def plan_epoch(
     longest = items.lengths[first].astype(np.int64)
     grid = cost(longest) * count
     deal = np.lexsort((-longest, -(grid * 8 // limit)))
+    if config.packing:  # rows are all alike
+        deal = np.arange(len(first))
     if shuffle:
         steps = deal.reshape(-1, world_size)
         deal = steps[generator(seed, epoch, _STEPS).permutation(len(steps))].reshape(-1)
-    return EpochPlan(items, first[deal], count[deal], world_size, config.length_multiple)
+    shape = config.length_multiple, config.packing
+    return EpochPlan(items, first[deal], count[deal], world_size, *shape)
 
 
 def check_epochs(
@@ -216,10 +231,21 @@ def _check_longest(
     part = config.window_frames or config.crop_frames or max(tops)
     long = min(part, max(tops))
     cost, limit = _cost(config, frame_rate)
-    if cost(long) <= limit:
+    if config.packing > limit:
+        raise UserError(
+            f"--packing {config.packing}: a row is more than --max-duration "
+            f"{config.max_duration:g} ({limit} frames)"
+        )
+    if cost(long) <= limit and (not config.packing or long <= config.packing):
         return
     rows = chosen[np.argmax(tops)].rows
     row = int(rows[np.argmax(frames[rows] >= long)])
+    if config.packing:
+        raise UserError(
+            f"cut {describe(row)} has {long} frames, more than a row of --packing "
+            f"{config.packing}: raise it, or give --window-frames, --crop-frames or "
+            "--filter-max-duration"
+        )
     dearer = " with padding and --quadratic-frames" if config.quadratic_frames else ""
     raise UserError(
         f"cut {describe(row)} has {long} frames ({float(long / frame_rate):.2f} s), "
@@ -254,6 +280,50 @@ def _slice(order, lengths, cost, limit: int, config: PlanConfig, windows: int):
             at += following[at]
     positions = np.array(first, np.uint32)
     return positions, np.diff(positions, append=np.uint32(len(order))).astype(np.uint32)
+
+
+def _pack(order, lengths, cost, limit: int, config: PlanConfig, windows: int):
+    """As `_slice`, of rows that are filled: items, longest first, each go to the fullest row that
+    has room. Rows are told apart again by `rows_of`, which opens another where an item does not
+    fit: so a row stands before those that were opened later."""
+    first, size, each = [], config.packing, limit // config.packing
+    bounds = [len(order) * w // windows for w in range(windows + 1)]
+    for begin, end in pairwise(bounds):
+        window = order[begin:end]
+        window[:] = window[np.argsort(-lengths[window].astype(np.int64), kind="stable")]
+        rows: list[list[int]] = []
+        room: list[tuple[int, int]] = []  # of each row what is left, and its number; sorted
+        for place, length in enumerate(lengths[window].tolist()):
+            at = bisect_left(room, (length, -1))
+            if at == len(room):
+                rows.append([place])
+                left, number = size - length, len(rows) - 1
+            else:
+                left, number = room.pop(at)
+                rows[number].append(place)
+                left -= length
+            if left:
+                insort(room, (left, number))
+        window[:] = window[[place for row in rows for place in row]]
+        starts = np.cumsum([begin, *(len(row) for row in rows)])[:-1]
+        first += starts[::each].tolist()
+    positions = np.array(first, np.uint32)
+    return positions, np.diff(positions, append=np.uint32(len(order))).astype(np.uint32)
+
+
+def rows_of(lengths: np.ndarray, size: int) -> np.ndarray:
+    """(n,) row of each item of a batch, where rows of `size` frames are filled one by one.
+
+    >>> rows_of(np.array([5, 3, 6, 2, 2]), 8).tolist()
+    [0, 0, 1, 1, 2]
+    """
+    rows, row, used = [], 0, 0
+    for length in lengths.tolist():
+        if used + length > size:
+            row, used = row + 1, 0
+        rows.append(row)
+        used += length
+    return np.array(rows, np.int64)
 
 
 def _split(items: Items, first: np.ndarray, count: np.ndarray, more: int):

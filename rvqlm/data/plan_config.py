@@ -63,6 +63,9 @@ class PlanConfig:
     quadratic_frames: int = 0
     """Count T + T^2/q frames for an item of T frames, with q this number, where attention makes
     long items dearer; 0: count T."""
+    packing: int = 0
+    """Compute rows of so many frames, each filled with several cuts that do not see each other,
+    instead of a row for each cut and its padding; --max-duration is that of all rows. 0: padded."""
     length_multiple: int = 1
     """Pad every batch to a multiple of so many frames, for compiled models that like few shapes."""
     window_schedule: tuple[str, ...] = ()
@@ -87,6 +90,7 @@ class PlanConfig:
         names = (
             *("max_cuts", "filter_min_duration", "filter_max_duration", "window_frames"),
             *("hop_frames", "crop_frames", "quadratic_frames", "epoch_hours"),
+            "packing",
         )
         for name in names:
             if not 0 <= getattr(self, name) < float("inf"):
@@ -109,6 +113,11 @@ class PlanConfig:
             problems.append("--crop-frames and --window-frames exclude each other")
         if self.shuffle_window < 1:
             problems.append(f"--shuffle-window {self.shuffle_window} is not positive")
+        if self.packing and (self.quadratic_frames or self.length_multiple > 1 or self.max_cuts):
+            problems.append(
+                "--packing fills rows of one length: --quadratic-frames, --length-multiple and "
+                "--max-cuts mean nothing with it"
+            )
         if self.length_multiple < 1:
             problems.append(f"--length-multiple {self.length_multiple} is not positive")
         if problems:
@@ -188,6 +197,7 @@ class PlanConfig:
             crop_frames=0,
             filter_max_duration=longest,
             epoch_hours=0.0,
+            packing=0,
             **{of: () for _, of, _ in _SCHEDULES},
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from msgspec import Meta
@@ -24,8 +24,9 @@ class ModelArgs:
     """Averaged weights, where the training kept them."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    num_threads: Annotated[int, Meta(ge=0)] = 0
-    """CPU threads; 0: torch's choice."""
+    num_threads: Annotated[int, Meta(ge=0)] | Literal["auto"] = "auto"
+    """CPU threads; 0: torch's choice. auto: torch's choice; of rvqlm generate 1 or those, whichever
+    is faster just now, as 1 is on cores that others use."""
 
     def load(self, exp_dir: str) -> tuple[TokenModel, Path, dict, torch.device]:
         """Open a checkpoint of an experiment, a checkpoint file, or an exported model.
@@ -34,7 +35,7 @@ class ModelArgs:
             the checkpoint, and the device.
         :raises UserError: no such checkpoint, no such device.
         """
-        if self.num_threads:
+        if self.num_threads not in ("auto", 0):
             torch.set_num_threads(self.num_threads)
         device = use_device(self.device)
         path = find_checkpoint(exp_dir, self.checkpoint)

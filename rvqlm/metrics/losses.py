@@ -132,7 +132,7 @@ def evaluate_batches(
     model.eval()
     try:
         for batch in batches:
-            cells = batch.codes.shape[0] * batch.codes.shape[1]
+            cells = batch.cells
             frames = batch.num_frames
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 out = model(batch.to(device))

@@ -44,6 +44,8 @@ class _Record(TypedDict, total=False):
     time_forward: Number
     time_backward: Number
     time_step: Number
+    threads: Count
+    other_cores: Extent
 
 
 class Record(_Record):

@@ -17,6 +17,7 @@ from rvqlm.generation.decode import Autoregressive
 from rvqlm.generation.request import Generation, Request, make_request
 from rvqlm.generation.sampling import SamplingConfig, SpeechConfig, uniforms
 from rvqlm.modules.conditioning import ConditionedTransformer
+from rvqlm.modules.documents import Documents
 from rvqlm.modules.durations import DurationHead, durations_of, times_of
 from rvqlm.modules.fused_loss import HeadLoss
 
@@ -76,6 +77,8 @@ class TokenModel(nn.Module):
     """
 
     name: ClassVar[str]
+    packs: ClassVar[bool] = False
+    """Whether it computes rows of several sequences (`Batch.rows`)."""
     generates: bool = True
     """Whether it predicts codes at all."""
     exact_likelihood: bool = False
@@ -99,6 +102,27 @@ class TokenModel(nn.Module):
         self.config, self.info = config, info
         self.conditions = {kind: conditions[kind] for kind in config.conditions}
         self.duration_head: DurationHead | None = None
+
+    def why_not_packed(self) -> str:
+        """Why it takes no batch of several items in a row; empty where it does."""
+        if not self.packs:
+            return f"{self.name} has no rows of several cuts"
+        if self.conditions:
+            return f"rows of several cuts have no --conditions ({', '.join(self.conditions)})"
+        return ""
+
+    def documents(self, batch: Batch, per_frame: int, more: int, size: int) -> Documents | None:
+        """Where the items of a batch stand in its rows; None where each has one of its own.
+
+        :param per_frame, more: steps of an item of T frames: per_frame * T + more.
+        :param size: steps of the padded batch.
+        """
+        if batch.rows is None:
+            return None
+        if why := self.why_not_packed():
+            raise UserError(f"--packing: {why}")
+        steps = batch.rows * torch.tensor([1, per_frame]) + torch.tensor([0, more])
+        return Documents(steps, size, batch.codes.device)
 
     @property
     def ordered_levels(self) -> int:

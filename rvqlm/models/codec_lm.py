@@ -32,6 +32,7 @@ from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import GridConfig
 from rvqlm.modules.conditioning import Context, DecoderState
 from rvqlm.modules.depth import DepthHeads
+from rvqlm.modules.documents import Documents
 from rvqlm.modules.ends import EndHead
 from rvqlm.modules.heads import Heads, MLPHeads
 from rvqlm.patterns import PATTERNS, ParallelPattern, make_pattern
@@ -122,6 +123,7 @@ class CodecLM(TokenModel):
     """
 
     name = "codec-lm"
+    packs = True
 
     def __init__(self, config: CodecLMConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
@@ -136,14 +138,25 @@ class CodecLM(TokenModel):
         self.learn_durations(self.network)
         self.exact_likelihood = self.pattern.exact or self.heads.exact_frame
 
-    def hidden(self, inputs: Tensor, lengths: Tensor, context: Context | None = None) -> Tensor:
+    def hidden(
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        context: Context | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """:param inputs: (B, S, K) ids; column s is the grid at step s - 1.
         :param lengths: (B,) frames, where the pattern wants to know them.
         :return: (B, S, d); column s predicts the grid at step s.
         """
         steps = torch.arange(inputs.shape[1], device=inputs.device)
         positions = self.pattern.positions(steps, lengths)
-        return self.network(self.embedding(inputs), context, positions=positions)
+        inputs = self.embedding(inputs)
+        return self.network(inputs, context, positions=positions, documents=documents)
+
+    def _documents(self, batch: Batch, steps: int) -> Documents | None:
+        one, two = (self.pattern.grid_steps(n, self.end_head is not None) for n in (1, 2))
+        return self.documents(batch, two - one, 2 * one - two, steps)
 
     def shift(self, grid: Tensor) -> Tensor:
         """(B, S, K) grid -> inputs: one step later, the first all special."""
@@ -169,15 +182,15 @@ class CodecLM(TokenModel):
             cells = self.pattern.cells(torch.arange(steps, device=real.device), batch.lengths)
             scored = real & (cells >= batch.prompt_lengths[:, None, None])
         context = self.encode_conditions(batch.conditions, B)
-        inputs = self.shift(grid)
+        inputs, documents = self.shift(grid), self._documents(batch, steps)
         if self.training and self.config.scheduled_sampling:
             with torch.no_grad():
-                predictions = self.hidden(inputs, batch.lengths, context)
+                predictions = self.hidden(inputs, batch.lengths, context, documents)
             inputs = self._mix_in_predictions(predictions, grid, real)
         if self.training and self.config.code_dropout:
             hide = torch.rand(inputs.shape, device=inputs.device) < self.config.code_dropout
             inputs = inputs.masked_fill(hide, self.special)
-        hidden = self.hidden(inputs, batch.lengths, context)  # (B, S, d)
+        hidden = self.hidden(inputs, batch.lengths, context, documents)  # (B, S, d)
         targets = grid.masked_fill(~real, 0)
         flat = hidden.flatten(0, 1), targets.flatten(0, 1), scored.flatten(0, 1)
         if self.pattern.one_code_a_step:  # no K-fold classifiers

@@ -49,6 +49,7 @@ from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.both_ways import FrameByFrame
 from rvqlm.models.network import GridConfig
 from rvqlm.modules.conditioning import Context
+from rvqlm.modules.documents import Documents
 from rvqlm.modules.ends import LengthHead
 from rvqlm.modules.fused_loss import HeadLoss
 from rvqlm.modules.masking import MASKINGS, Mask, draw_mask
@@ -154,6 +155,7 @@ class Masked(TokenModel):
     """
 
     name = "masked"
+    packs = True
     in_order = False
 
     def __init__(self, config: MaskedConfig, info: CodecInfo, conditions: Infos | None = None):
@@ -185,13 +187,15 @@ class Masked(TokenModel):
         frames: Tensor,
         context: Context | None,
         positions: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """:param codes: (B, T, K), `special` where hidden and past the items' ``frames`` (B,).
         :param positions: (B, T) places of the frames on the time axis; 0, 1, 2, ... by default.
         :return: (B, T, d)
         """
         valid = mask_of(frames, codes.shape[1])
-        return self.network(self.embedding(codes), context, valid, positions=positions)
+        codes = self.embedding(codes)
+        return self.network(codes, context, valid, positions=positions, documents=documents)
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
         """(n, d) -> (n, V) of one level."""
@@ -233,11 +237,17 @@ class Masked(TokenModel):
         self.add_duration_loss(out, self.network, batch)
         return out
 
+    def why_not_packed(self) -> str:
+        if self.ar is not None:
+            return "the second loss of --ar-share has no rows of several cuts"
+        return super().why_not_packed()
+
     def _masked_hidden(self, batch: Batch, mask: Mask, context: Context | None) -> Tensor:
         """Hidden states (B, T, d) of a batch with cells hidden."""
         unseen = mask.hidden | (batch.codes < 0)
         codes = batch.codes.long().masked_fill(unseen, self.special)
-        return self.hidden(codes, batch.lengths, context)
+        documents = self.documents(batch, 1, 0, codes.shape[1])
+        return self.hidden(codes, batch.lengths, context, documents=documents)
 
     def _score(self, batch, mask: Mask, weights: Tensor, context, *how) -> HeadLoss:
         """Of the predicted cells, with weights (B, T, K) or all alike."""

@@ -117,6 +117,7 @@ class Valle(TokenModel):
     """
 
     name = "valle"
+    packs = True
 
     def __init__(self, config: ValleConfig, info: CodecInfo, conditions: Infos | None = None):
         super().__init__(config, info, conditions)
@@ -198,7 +199,9 @@ class Valle(TokenModel):
                 nats[rows, level] = found.cells.view(B, -1).sum(1).to(nats)
 
         if self.stage != 2 or not self.training:
-            coarse, ends = self.ar.loss(batch, weights[:1], label_smoothing)
+            more = self.ar.shift + (self.ar.end_head is not None)
+            documents = self.documents(batch, 1, more, batch.codes.shape[1] + more)
+            coarse, ends = self.ar.loss(batch, weights[:1], label_smoothing, documents)
             count[:, 0] = batch.scored().sum(1)
             add(coarse, 0, level=0)
             loss, normalizer = loss + coarse.loss, normalizer + count[:, 0].sum() * weights[0]
@@ -207,9 +210,10 @@ class Valle(TokenModel):
         if self.stage != 1:
             known = self._known(batch, random=self.training and own_split)
             context = self.nar.encode_conditions(batch.conditions, batch.lengths)
+            documents = self.documents(batch, 1, 0, batch.codes.shape[1])
             for level in self._levels(len(known), device):
                 fine, frames = self.nar.loss(
-                    batch, known, level, context, weights[1:], label_smoothing
+                    batch, known, level, context, weights[1:], label_smoothing, documents
                 )
                 count[rows, level] = frames.float()
                 add(fine, 1, level)

@@ -18,6 +18,7 @@ from rvqlm.condition_info import Infos
 from rvqlm.generation.request import Request
 from rvqlm.generation.sampling import SamplingConfig, guide, sample
 from rvqlm.modules.conditioning import Context, DecoderState
+from rvqlm.modules.documents import Documents
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.ends import EndHead
 from rvqlm.modules.fused_loss import HeadLoss
@@ -102,7 +103,11 @@ class CoarseModel(nn.Module):
         return ids.masked_fill((step == boundary)[..., None], self.special + 1)
 
     def loss(
-        self, batch: Batch, level_weights: Tensor, label_smoothing: float
+        self,
+        batch: Batch,
+        level_weights: Tensor,
+        label_smoothing: float,
+        documents: Documents | None = None,
     ) -> tuple[HeadLoss, tuple[Tensor, Tensor] | None]:
         """Sums over the scored frames of level 0; nats of the ends and number of decisions.
 
@@ -114,7 +119,7 @@ class CoarseModel(nn.Module):
         ids = self.columns(batch.codes, batch.lengths, batch.prompt_lengths)
         if self.end_head is None:
             ids = ids[:, :-1]  # from the last column nothing but the end is predicted
-        hidden = self.network(self.inputs(ids), context)
+        hidden = self.network(self.inputs(ids), context, documents=documents)
         scored = batch.scored()
         loss = self.heads.loss(
             hidden[:, self.shift : self.shift + T].flatten(0, 1),
@@ -213,7 +218,13 @@ class FineModel(nn.Module):
         return self.network.encode_conditions(conditions, len(lengths), frames=lengths, drop=drop)
 
     def hidden(
-        self, codes: Tensor, lengths: Tensor, known: Tensor, level: Tensor, context: Context | None
+        self,
+        codes: Tensor,
+        lengths: Tensor,
+        known: Tensor,
+        level: Tensor,
+        context: Context | None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """(B, T, d), from which level (B,), 1 ... K - 1, of the item is predicted.
 
@@ -224,7 +235,8 @@ class FineModel(nn.Module):
         levels = torch.arange(self.num_codebooks, device=codes.device)
         visible = known[..., None] | (levels < level[:, None, None])  # (B, T, K)
         ids = hide(codes, visible & valid[..., None], self.special)
-        return self.network(self.inputs(ids), context, valid=valid, condition=self.level(level - 1))
+        inputs, level = self.inputs(ids), self.level(level - 1)
+        return self.network(inputs, context, valid, condition=level, documents=documents)
 
     def loss(
         self,
@@ -234,6 +246,7 @@ class FineModel(nn.Module):
         context: Context | None,
         level_weights: Tensor,
         label_smoothing: float,
+        documents: Documents | None = None,
     ) -> tuple[HeadLoss, Tensor]:
         """Sums over the frames that are neither known nor padding, each item on its ``level``
         (B,), and how many these are, per item (B,).
@@ -241,7 +254,7 @@ class FineModel(nn.Module):
         :param level_weights: (K - 1,); the sums are of levels 1 ... K - 1 likewise.
         """
         B, T, _ = batch.codes.shape
-        hidden = self.hidden(batch.codes, batch.lengths, known, level, context)
+        hidden = self.hidden(batch.codes, batch.lengths, known, level, context, documents)
         scored = ~known & mask_of(batch.lengths, T)
         targets = batch.codes.long().gather(2, level[:, None, None].expand(B, T, 1)).squeeze(2)
         loss = self.heads.loss_of_level(

@@ -315,19 +315,25 @@ class Attention(nn.Module):
         prefix: int = 0,
         cache: KVCache | None = None,
         causal: bool | None = None,
+        documents=None,
     ) -> Tensor:
-        """:param causal: other than the module is made for."""
+        """:param causal: other than the module is made for.
+        :param documents: `rvqlm.modules.documents.Documents` of rows of several sequences.
+        """
         B, S, d = x.shape
         qkv = project(self.qkv, x).view(B, S, 3, self.num_heads, d // self.num_heads)
         dropout = self.dropout if self.training else 0.0
         causal = self.causal if causal is None else causal
-        if cache is None and native_training.attends(qkv, dropout):
+        if cache is None and documents is None and native_training.attends(qkv, dropout):
             y = native_training.attend(qkv, cos, sin, key_mask, causal, prefix)
             return project(self.out, y.view(B, S, d))
         q, k, v = (t.transpose(1, 2) for t in rotated(qkv, cos, sin))  # (B, H, S, D)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-        y = attend(q, k, v, key_mask, causal, prefix, dropout)
+        if documents is not None:
+            y = documents.attend(q, k, v, causal, dropout)
+        else:
+            y = attend(q, k, v, key_mask, causal, prefix, dropout)
         return project(self.out, y.transpose(1, 2).reshape(B, S, d))
 
 

@@ -30,6 +30,7 @@ from rvqlm.batch import Padded
 from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo, Infos, room_of
 from rvqlm.errors import UserError
 from rvqlm.modules.attention import KVCache
+from rvqlm.modules.documents import Documents
 from rvqlm.modules.embeddings import FieldEmbedding
 from rvqlm.modules.stepping import Stepper
 from rvqlm.modules.transformer import Transformer, TransformerConfig
@@ -359,15 +360,25 @@ class ConditionedTransformer(nn.Module):
         condition: Tensor | None = None,
         positions: Tensor | None = None,
         causal: bool | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d).
 
+        :param documents: computes the sequences in rows of several; without conditions.
         :param positions: (B, S) places on the time axis, 0, 1, 2, ... by default.
         :param causal: whether steps see no later ones, where not as the config says.
         :param valid: (B, S) bool, steps that may be seen; needed where attention is not causal
             and items are padded.
         :param condition: (B, d) for adaptive norms.
         """
+        if documents is not None:
+            if positions is None:
+                positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+            y = self.transformer(
+                documents.pack(x), positions=documents.pack(positions), condition=condition,
+                causal=causal, documents=documents,
+            )  # fmt: skip
+            return documents.unpack(y)
         given = self._given(context, *x.shape[:2], valid)
         return self.step(x, given, positions, condition, causal)
 

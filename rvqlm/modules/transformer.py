@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rvqlm.modules.attention import Attention, CrossAttention, KVCache, RotaryTable
+from rvqlm.modules.documents import Documents
 from rvqlm.modules.native import WIDEST_HEAD, NativeLinear
 from rvqlm.modules.native_training import gelu, project
 
@@ -79,12 +80,16 @@ class Norm(nn.Module):
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x (B, S, d), condition (B, d)."""
+    def forward(
+        self, x: Tensor, condition: Tensor | None = None, documents: Documents | None = None
+    ) -> Tensor:
+        """x (B, S, d), condition (B, d), of each sequence."""
         x = self.norm(x)
         if self.modulation is None:
             return x
-        scale, shift = self.modulation(condition)[:, None].chunk(2, dim=-1)
+        of_items = self.modulation(condition)
+        of_steps = of_items[:, None] if documents is None else of_items[documents.item]
+        scale, shift = of_steps.chunk(2, dim=-1)
         return x * (1 + scale) + shift
 
 
@@ -135,6 +140,8 @@ class BlockInputs:
     """None: as the blocks are made."""
     condition: Tensor | None = None
     """(B, d) for adaptive norms."""
+    documents: Documents | None = None
+    """Where several sequences stand in one row."""
     memory: tuple[Tensor, Tensor] | None = None
     """The block's keys and values of the memory."""
     memory_mask: Tensor | None = None
@@ -167,15 +174,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, a: BlockInputs, cache: KVCache | None = None) -> Tensor:
         def branch(x, norm, function):
-            y = function(norm(x, a.condition) if self.norm_first else x)
+            y = function(norm(x, a.condition, a.documents) if self.norm_first else x)
             x = x + (self.dropout(y) if self.training else y)
-            return x if self.norm_first else norm(x, a.condition)
+            return x if self.norm_first else norm(x, a.condition, a.documents)
 
         def convolution(y):
             return self.convolution(y, a.key_mask)
 
         def attention(y):
-            return self.attention(y, a.cos, a.sin, a.key_mask, a.prefix, cache, a.causal)
+            seen = a.key_mask, a.prefix, cache, a.causal, a.documents
+            return self.attention(y, a.cos, a.sin, *seen)
 
         def cross(y):
             return self.cross(y, a.cos, a.sin, a.memory, a.memory_mask)
@@ -242,6 +250,7 @@ class Transformer(nn.Module):
         memory_mask: Tensor | None = None,
         cache: KVCache | None = None,
         causal: bool | None = None,
+        documents: Documents | None = None,
     ) -> Tensor:
         """(B, S, d) -> (B, S, d).
 
@@ -252,12 +261,14 @@ class Transformer(nn.Module):
         :param memory: what `read` gave, with its mask (B, M).
         :param cache: when given, ``x`` continues the steps it holds.
         :param causal: whether steps see no later ones, where not as the transformer is made.
+        :param documents: of rows of several sequences, with ``positions``; neither memory nor
+            cache nor mask then.
         """
         if positions is not None:
             cos, sin = self.rotary.at(positions)
         else:
             cos, sin = self.rotary(cache.position if cache is not None else 0, x.shape[1], x.device)
-        given = BlockInputs(cos, sin, key_mask, prefix, causal, condition)
+        given = BlockInputs(cos, sin, key_mask, prefix, causal, condition, documents)
         given.memory_mask = memory_mask
         recompute = self.config.activation_checkpointing and self.training and cache is None
         for i, block in enumerate(self.layers):
@@ -269,7 +280,7 @@ class Transformer(nn.Module):
                 x = block(x, given, cache)
         if cache is not None:
             cache.advance(x.shape[1])
-        return x if self.norm is None else self.norm(x, condition)
+        return x if self.norm is None else self.norm(x, condition, documents)
 
     @property
     def native(self) -> torch.dtype | None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
-from rvqlm.cli import flatten
+from rvqlm.cli import counted, flatten
+from rvqlm.cores import SHARED
 from rvqlm.errors import UserError
 from rvqlm.files import parse_yaml, read_text
 from rvqlm.metrics.log import by_kind, read_log, read_run
@@ -86,6 +87,22 @@ class Training:
         last = self.train[-1] if self.train else {}
         frames, seconds = last.get("total_frames"), last.get("elapsed")
         return frames / seconds if frames and seconds else None
+
+    @property
+    def shared(self) -> str:
+        """When others used a good part of the cores, in words; empty where they did not, or where
+        the log does not know."""
+        cores = (self.about.get("machine") or {}).get("cores") or 1
+        known = [r for r in self.train if r.get("other_cores") is not None]
+        found = [r for r in known if r["other_cores"] >= SHARED * cores]
+        if not found:
+            return ""
+        used = statistics.fmean(r["other_cores"] for r in found)
+        return (
+            f"shared in {len(found)} of {counted(len(known), 'line')} of the log (steps "
+            f"{found[0]['step']:,} to {found[-1]['step']:,}): others used {used:.1f} of "
+            f"{counted(cores, 'core')}"
+        )
 
     def flags(self) -> dict:
         """The flags of config.yaml, by kebab-case name.

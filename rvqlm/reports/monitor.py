@@ -18,7 +18,7 @@ from rvqlm.errors import UserError
 from rvqlm.files import atomic_write, read_json
 from rvqlm.metrics.schemas import Rank
 from rvqlm.reports.expected import RECIPES, Expected, differences, find_expected, identity, stands
-from rvqlm.reports.experiment import Training, stage_folders
+from rvqlm.reports.experiment import Training, median_speed, stage_folders
 from rvqlm.reports.formatting import percent, shown
 from rvqlm.training.schedule import Budget
 
@@ -177,6 +177,9 @@ def describe(w: Watched, width: int = 100, expected: Expected | None = None) -> 
         f"  speed    {shown(train.get('frames_per_second'), '{:,.0f}')} frames/s, MFU "
         f"{shown(train.get('mfu'), percent)}, padding {shown(train.get('padding'), percent)}, "
         f"memory {shown(train.get('memory_mb'), '{:,.0f}')} MB",
+        f"  in all   {shown(w.training.throughput, '{:,.0f}')} frames/s, pauses included; median "
+        f"of the lines {shown(median_speed(w.training.train), '{:,.0f}')}",
+        *([f"  machine  {shared}"] if (shared := w.training.shared) else []),
         f"  time     {', '.join(f'{k} {percent(v)}' for k, v in parts.items())}",
     ]
     if sample := w.last.get("sample"):
@@ -217,6 +220,8 @@ ROWS: dict[str, Callable[[Watched], str]] = {
     "gradient": _last("train", "grad_norm", "{:.3g}"),
     "skipped": lambda w: str(sum(w.skipped.values())),
     "frames/s": _last("train", "frames_per_second", "{:,.0f}"),
+    "in all": lambda w: shown(w.training.throughput, "{:,.0f}"),
+    "median": lambda w: shown(median_speed(w.training.train), "{:,.0f}"),
     "MFU": _last("train", "mfu", percent),
 }
 

@@ -210,6 +210,7 @@ def headline(
         "step": last.get("step"),
         "speed": speed,
         "median_speed": median_speed(run.train),
+        "shared": run.shared,
         "realtime": speed / float(info.frame_rate) if speed else None,
         "padding": mean(r.get("padding") for r in run.train),
         "memory_mb": last.get("memory_mb"),

@@ -22,6 +22,7 @@ from rvqlm.audio.reader import BadAudio
 from rvqlm.audio.source import Item
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.chunking import Encoded, encode_many, encode_stream
+from rvqlm.cores import FasterThreads
 from rvqlm.errors import UserError
 from rvqlm.tokenizing.reading import Piece
 
@@ -60,10 +61,18 @@ class Encoder:
         codec: on the device to work on.
         chunk_seconds: see `rvqlm.codecs.chunking.encode_stream`.
         batch_size: items that are encoded together.
+        threads: is told what the codec takes.
     """
 
-    def __init__(self, codec: Codec, chunk_seconds: float, batch_size: int = 1):
+    def __init__(
+        self,
+        codec: Codec,
+        chunk_seconds: float,
+        batch_size: int = 1,
+        threads: FasterThreads | None = None,
+    ):
         self.codec, self.chunk_seconds, self.batch_size = codec, chunk_seconds, batch_size
+        self.threads = threads
         # int64 would be four times what is stored
         self._narrow = torch.int16 if codec.info.codebook_size <= 32767 else torch.int64
 
@@ -109,10 +118,12 @@ class Encoder:
     def _encode_on_the_way(self, done: Done, piece: Piece, blocks: Iterator[Tensor]) -> None:
         began, waited = time.perf_counter(), piece.waited
         with self._enough_memory(done.item):
-            parts = [
-                part._replace(codes=part.codes.to(self._narrow))
-                for part in encode_stream(self.codec, blocks, self.chunk_seconds)
-            ]
+            parts, last = [], began - waited
+            for part in encode_stream(self.codec, blocks, self.chunk_seconds):
+                parts.append(part._replace(codes=part.codes.to(self._narrow)))
+                now = time.perf_counter() - piece.waited
+                self._took(now - last, len(part.codes))
+                last = now
         done.encode_seconds = time.perf_counter() - began - (piece.waited - waited)
         done.stream = piece.stream
         done.seconds = piece.stream.num_samples / self.codec.info.sampling_rate
@@ -124,9 +135,14 @@ class Encoder:
         with self._enough_memory(waiting[0][0].item, seconds):
             made = encode_many(self.codec, [audio for _, audio in waiting], self.chunk_seconds)
         spent = time.perf_counter() - began
+        self._took(spent, sum(len(encoded.codes) for encoded in made))
         for (done, _), encoded in zip(waiting, made):
             done.encode_seconds = spent * done.seconds / seconds
             self._keep(done, [encoded])
+
+    def _took(self, seconds: float, frames: int) -> None:
+        if self.threads is not None and frames:
+            self.threads.took(seconds, frames)
 
     def _keep(self, done: Done, parts: list[Encoded]) -> None:
         done.codes = torch.cat([part.codes for part in parts]).numpy()

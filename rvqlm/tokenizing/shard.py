@@ -23,6 +23,7 @@ from rvqlm.audio.prepare import AudioConfig
 from rvqlm.audio.source import Source
 from rvqlm.codec_info import CodecInfo
 from rvqlm.codecs.base import Codec
+from rvqlm.cores import FasterThreads
 from rvqlm.data.store import Key, RvqMmapWriter, code_dtype, token_cut
 from rvqlm.errors import UserError
 from rvqlm.files import fits, sha256_of, write_json
@@ -178,10 +179,17 @@ class ShardJob:
     speeds: bool = False
     """whether reports tell the speed of every item"""
 
-    def encode(self, shard: int, codec: Codec, report: Callable[[int, Progress], None]) -> None:
+    def encode(
+        self,
+        shard: int,
+        codec: Codec,
+        report: Callable[[int, Progress], None],
+        threads: FasterThreads | None = None,
+    ) -> None:
         """Encode the items of a shard that are not done yet and mark it done.
 
         report: called with the shard and the running totals of this call after every item.
+        threads: chooses their number as the encoding goes on.
 
         Raises `UserError` for a full disk and for audio too long for the memory; items that are
         merely bad are skipped and logged with the reason.
@@ -194,7 +202,7 @@ class ShardJob:
             with ShardLog(self.out_dir, shard) as log:
                 progress.resumed = log.items
                 with RvqMmapWriter(path, "a", dtype, valid_bytes=log.codes_end) as writer:
-                    for done in self._encoded(codec, first, last, log):
+                    for done in self._encoded(codec, first, last, log, threads):
                         log.append(_line(done, writer, info, dtype))
                         progress.add(done)
                         progress.wall_seconds = time.perf_counter() - began
@@ -212,7 +220,9 @@ class ShardJob:
         except OSError as e:
             raise disk_error(e, path) from None
 
-    def _encoded(self, codec: Codec, first: int, last: int, log: ShardLog) -> Iterator[Done]:
+    def _encoded(
+        self, codec: Codec, first: int, last: int, log: ShardLog, threads: FasterThreads | None
+    ) -> Iterator[Done]:
         """The items of [first, last) after those in the log, with their codes.
 
         A group of items that are encoded together is made again from its beginning, if only some
@@ -222,7 +232,7 @@ class ShardJob:
         known = log.items - begin
         if first + begin == last:
             return
-        encoder = Encoder(codec, self.chunk_seconds, self.batch_size)
+        encoder = Encoder(codec, self.chunk_seconds, self.batch_size, threads)
         items = self.source.items(first + begin, last)
         blocks = max(QUEUED_BLOCKS, 4 * self.batch_size)
         began = time.perf_counter()

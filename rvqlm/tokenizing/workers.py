@@ -21,6 +21,7 @@ import torch
 
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.registry import load_codec
+from rvqlm.cores import FasterThreads
 from rvqlm.errors import UserError
 from rvqlm.runtime import use_device
 from rvqlm.tokenizing.shard import Progress, ShardJob
@@ -39,14 +40,17 @@ def run_shards(
 ) -> None:
     """Encode `shards` in up to `jobs` processes; in this one if one is enough.
 
+    One process finds out as it goes on whether one thread or all are faster (`FasterThreads`).
+
     `codec` is what the processes inherit where they are forked; where they have to be spawned
     (CUDA, macOS) they make their own with ``load_codec(*load)``. Raises the `UserError` of a worker
     as it is.
     """
     jobs = min(jobs, len(shards))
     if jobs <= 1:
+        threads = FasterThreads() if codec.device.type == "cpu" else None
         for shard in shards:
-            job.encode(shard, codec, report)
+            job.encode(shard, codec, report, threads)
         return
     fork = sys.platform == "linux" and codec.device.type == "cpu"
     context = multiprocessing.get_context("fork" if fork else "spawn")

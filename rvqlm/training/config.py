@@ -325,8 +325,10 @@ class TrainerConfig:
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: ddp keeps all weights on each rank; fsdp shards weights, gradients and
     moments over them, for models that don't fit otherwise."""
-    num_threads: int = 0
-    """CPU threads; 0: torch's choice."""
+    num_threads: int | Literal["auto"] = "auto"
+    """CPU threads; 0: torch's choice. auto: 1 or torch's choice, whichever is faster, as 1 is on
+    cores that others use. Given --max-minutes alone, that is measured again and again; else once,
+    before the first step, and kept with the run, since it may change the last bits of sums."""
     quiet: bool = False
     """Print nothing but problems: steps that were not taken, rollbacks, an interruption."""
     dry_run: bool = False
@@ -371,7 +373,9 @@ def check(config: TrainerConfig) -> None:
         or "text" in getattr(getattr(config, "model", None), "conditions", ()),
         f"--text-times {config.text_times} means nothing without --conditions text",
     )
-    found.at_least(0, "num_quantizers", "num_epochs", "max_steps", "max_minutes", "num_threads")
+    found.at_least(0, "num_quantizers", "num_epochs", "max_steps", "max_minutes")
+    if config.num_threads != "auto":
+        found.at_least(0, "num_threads")
     found.need(
         bool(config.num_epochs or config.max_steps or config.max_minutes),
         "no budget: give --num-epochs, --max-steps or --max-minutes",

@@ -22,7 +22,7 @@ from rvqlm.files import write_text
 
 TIMINGS = (
     *("elapsed", "seconds", "frames_per_second", "memory_mb", "mfu"),
-    *("time_data", "time_forward", "time_backward", "time_step"),
+    *("time_data", "time_forward", "time_backward", "time_step", "threads", "other_cores"),
 )
 """Entries of a log line that differ between two runs of the same command."""
 _RETRY_SECONDS = 60.0

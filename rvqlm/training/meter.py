@@ -228,25 +228,32 @@ def training_flops(model, batch: Batch, dtype: torch.dtype = torch.float32) -> i
     random level where training scores one, and what is frozen or not used not at all. What
     activation checkpointing computes again is left out. Leaves no gradients, and the random numbers
     as they were."""
-    device = batch.codes.device
     configs = [m.config for m in model.modules() if isinstance(m, Transformer)]
     again = [c for c in configs if c.activation_checkpointing]
-    training = model.training
-    model.train()
     for config in again:
         config.activation_checkpointing = False
     try:
-        rng = torch.random.fork_rng([device] if device.type == "cuda" else [])
-        with rng, native_training.without(), Flops() as counter:
+        with native_training.without(), Flops() as counter:
+            rehearse(model, batch, dtype)
+    finally:
+        for config in again:
+            config.activation_checkpointing = True
+    return counter.total
+
+
+def rehearse(model, batch: Batch, dtype: torch.dtype = torch.float32) -> None:
+    """Forward and backward pass of a micro-batch as training makes them. Leaves no gradients, and
+    the random numbers as they were."""
+    device, training = batch.codes.device, model.training
+    model.train()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = model(batch).loss
             loss.backward()
     finally:
         model.train(training)
         model.zero_grad()
-        for config in again:
-            config.activation_checkpointing = True
-    return counter.total
 
 
 def _sheet_flops(name: str) -> float | None:

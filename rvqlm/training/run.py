@@ -25,6 +25,7 @@ from rvqlm.checkpoints.init_from import init_from
 from rvqlm.checkpoints.loading import find_checkpoint
 from rvqlm.cli import counted, flatten, span
 from rvqlm.condition_info import ConditionInfo
+from rvqlm.cores import FasterThreads, fastest
 from rvqlm.data.conditions import open_conditions, text_times_paths
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
@@ -53,7 +54,7 @@ from rvqlm.training.memory import (
     optimizer_bytes,
     prescan,
 )
-from rvqlm.training.meter import Speed, peak_flops, training_flops
+from rvqlm.training.meter import Speed, peak_flops, rehearse, training_flops
 from rvqlm.training.trainer import Trainer
 
 FLOPS_OF_ITEMS = 8
@@ -108,6 +109,14 @@ class Setup:
         seed_everything(config.seed)
         infos = self.conditions.infos if self.conditions else {}
         self.model = build_model(config.model_name, config.model, self.info, infos).to(device)
+        if config.data.packing:
+            why = self.model.why_not_packed()
+            if not why and config.compile:
+                why = "rows of several cuts are not for --compile"
+            if not why and config.data.max_duration == "auto":
+                why = "give the seconds of all rows as --max-duration, not auto"
+            if why:
+                raise UserError(f"--packing {config.data.packing}: {why}")
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.memory_line = ""
 
@@ -123,6 +132,8 @@ class Setup:
             self._begin()
         if config.data.max_duration == "auto":
             self.config = config = self._with_max_duration()
+        if config.num_threads == "auto" and not config.dry_run:
+            self.config = config = self._with_threads()
         trainer = self.trainer = self._make_trainer()
         if config.dry_run:
             for line in describe_plan(trainer):
@@ -250,6 +261,31 @@ class Setup:
         data = dataclasses.replace(config.data, max_duration=chosen)
         return dataclasses.replace(config, data=data)
 
+    def _with_threads(self):
+        """The config with the number that --num-threads auto stands for: that of the run which is
+        resumed, else the faster one. Given minutes alone it is left to `FasterThreads`; so it is
+        with several ranks, which wait for each other, and on a GPU to torch."""
+        config, number = self.config, "auto"
+        if self.device.type != "cpu" or self.world.size > 1 or self._by_the_clock:
+            return config
+        if self.state_path is not None:
+            state = load_checkpoint(self.state_path, mapped=True, gather=False)
+            number = state["config"].get("num-threads", "auto")
+        if number == "auto":
+            batch = next(
+                self._loader(self.train_data, self.conditions, config.data).epoch_batches()
+            )
+            items = items_of(batch, torch.arange(min(FLOPS_OF_ITEMS, len(batch.lengths))))
+            number = fastest(lambda: rehearse(self.model, items, self.dtype))
+            self.say(f"--num-threads auto: {number}, of {torch.get_num_threads()}")
+        torch.set_num_threads(number or torch.get_num_threads())
+        return dataclasses.replace(config, num_threads=number)
+
+    @property
+    def _by_the_clock(self) -> bool:
+        """Whether minutes alone are the budget, so that no two runs are the same."""
+        return not (self.config.max_steps or self.config.num_epochs)
+
     def _memory(self) -> Memory:
         sharing = 1 if self.device.type == "cuda" else self.world.local_size
         states = optimizer_bytes(self.model, self.config.optim)
@@ -277,9 +313,10 @@ class Setup:
 
             self.compiled_shapes = compile_model(self.model, self.loader.shapes(), self.say)
         make_samples = partial(self.make_samples, self) if config.log.samples else None
+        again = config.num_threads == "auto" and device.type == "cpu" and world.size == 1
         return Trainer(
             self.model, self.loader, valid, config, self.info, device, self.dtype, world,
-            make_samples=make_samples, speed=speed,
+            make_samples=make_samples, speed=speed, threads=FasterThreads() if again else None,
         )  # fmt: skip
 
     def _speed(self) -> Speed:

@@ -28,6 +28,7 @@ from rvqlm.checkpoints.file import FORMAT, require_same_run
 from rvqlm.checkpoints.sharded import load_sharded, save_sharded
 from rvqlm.cli import flatten
 from rvqlm.codec_info import CodecInfo
+from rvqlm.cores import FasterThreads, OtherCores
 from rvqlm.metrics.losses import Totals, evaluate_batches
 from rvqlm.models.factory import model_identity
 from rvqlm.runtime import step_seed
@@ -58,6 +59,7 @@ class Trainer:
     make_samples: called with the `MetricsLog`; returns what has ``write(model, step, epoch, beat)``
         to make samples, where ``beat`` is to be called now and then. None: no samples.
     speed: what the model's figures are compared with, for MFU.
+    threads: chooses their number as steps go by; None: it stays.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Trainer:
         world: World | None = None,
         make_samples: Callable | None = None,
         speed: Speed | None = None,
+        threads: FasterThreads | None = None,
     ):
         self.model, self.train, self.valid = model, train, valid
         self.config, self.info = config, info
@@ -79,6 +82,8 @@ class Trainer:
         self.world = world or World()
         self.exp_dir = Path(config.exp_dir)
         self.make_samples, self.speed = make_samples, speed or Speed()
+        self.threads = threads
+        self.others = OtherCores()
         self.module = self.world.wrap(model)
         """What is called in training: the model, or what `World` put around it."""
         o = config.optim
@@ -135,7 +140,10 @@ class Trainer:
                 self.interval.add(outcome)
                 if outcome.verdict not in ("good", "overflow"):  # the loss scale finds its place
                     self._after_skip(outcome)
-                self.interval.seconds += time.monotonic() - began
+                seconds = time.monotonic() - began
+                self.interval.seconds += seconds
+                if self.threads is not None:
+                    self.threads.took(seconds, outcome.totals.cells)
                 self._beat("agreeing")
                 self.elapsed, stop = self.world.agree(
                     time.monotonic() - start, float(self.stop.number or 0)
@@ -171,7 +179,7 @@ class Trainer:
                 batches.append(batch)
                 used_up = bool(epochs) and self.epochs >= epochs
                 last = used_up or len(batches) == self.config.optim.accum
-                frames, cells = batch.num_frames, batch.codes.shape[0] * batch.codes.shape[1]
+                frames, cells = batch.num_frames, batch.cells
                 batch = batch.to(self.device)
             self._beat("forward and backward")
             with self.world.no_sync(self.module, skip=not last):
@@ -292,6 +300,7 @@ class Trainer:
             "mfu": self.speed.mfu(meter.totals.cells / seconds, self.world.size),
             "elapsed": self.elapsed,
             "memory_mb": memory_mb(self.device),
+            **self._cores(),
             **{f"time_{part}": spent / seconds for part, spent in self.watch.take().items()},
         }
         self.log.write("train", self.step, self.train.epoch, values)
@@ -299,6 +308,14 @@ class Trainer:
         self.bar.update(self.progress, self.step, values["loss"], self.lr, speed)
         self.epoch_meter.merge(meter)
         self.interval = Meter(self.info.num_codebooks, self.device)
+
+    def _cores(self) -> dict:
+        """Entries of a log line: threads now, and cores that other processes used meanwhile."""
+        if self.device.type != "cpu" or self.world.size > 1:  # other ranks are no strangers
+            return {}
+        others = self.others.take()
+        known = {} if others is None else {"other_cores": others}
+        return {"threads": torch.get_num_threads(), **known}
 
     def _log_epoch(self, epoch: int) -> None:
         """Line of an epoch, up to the step that ended it."""

@@ -56,6 +56,22 @@ def test_a_running_training(tmp_path, capfd):
     assert "█" in out and "▁" in out
 
 
+def test_all_frames_over_all_time_and_a_machine_that_was_shared(tmp_path, capfd):
+    lines = [train(s, 4.0, total_frames=100 * s, other_cores=0.1) for s in (10, 20, 30)]
+    exp = write_experiment(tmp_path / "x", lines)
+    assert monitor.main([str(exp)]) == 0
+    out = capfd.readouterr().out
+    assert "100 frames/s, pauses included; median of the lines 1,000" in out
+    assert "shared" not in out
+    lines[1]["other_cores"], lines[2]["other_cores"] = 1.5, 0.5
+    write_experiment(exp, lines)
+    about = json.loads((exp / "run.json").read_text())
+    (exp / "run.json").write_text(json.dumps(about | {"machine": {"cores": 2}}))
+    assert monitor.main([str(exp)]) == 0
+    out = capfd.readouterr().out
+    assert "shared in 2 of 3 lines of the log (steps 20 to 30): others used 1.0 of 2 cores" in out
+
+
 @pytest.mark.parametrize(
     ("ended", "age", "state"),
     [

@@ -70,6 +70,7 @@ TRAINER = {
     "crop-frames": ("", "--crop-frames 10"),
     "shuffle-window": ("", "--shuffle-window 3"),
     "quadratic-frames": ("", "--quadratic-frames 70"),
+    "packing": ("", "--packing 70"),
     "length-multiple": ("", "--length-multiple 16"),
     "window-schedule": ("", "--window-schedule 0:10 1:20"),
     "crop-schedule": ("", "--crop-schedule 0:10 1:20"),

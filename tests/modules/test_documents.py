@@ -1,0 +1,109 @@
+"""Several sequences in a row: the losses and gradients of a padded batch, and no look across."""
+
+import pytest
+import torch
+
+from rvqlm.batch import Batch
+from rvqlm.codec_info import CodecInfo
+from rvqlm.condition_info import ConditionInfo
+from rvqlm.errors import UserError
+from rvqlm.models.factory import build_model, model_entry
+from rvqlm.modules.documents import Documents
+
+INFO = CodecInfo("demo", "", 16000, 320, num_codebooks=3, codebook_size=12)
+LENGTHS = [7, 2, 5, 1, 9, 3]
+ROWS = [0, 0, 0, 1, 1, 1]
+CASES = [
+    *(("codec-lm", {"pattern": p}) for p in ("delay", "parallel", "flatten", "coarse_first")),
+    *(("codec-lm", {"pattern": "parallel", "model_end": False}), ("codec-lm", {"code_dropout": 0})),
+    ("codec-lm", {"pattern": "parallel", "head": "depth", "depth_dim": 16}),
+    *(("masked", {}), ("masked", {"masking": "coarse_first"})),
+    *(("valle", {}), ("valle", {"prepend_bos": True, "model_end": False})),
+]
+
+
+def make(name: str, flags: dict):
+    torch.manual_seed(0)
+    config = model_entry(name)[0](decoder_dim=16, nhead=2, num_decoder_layers=2, **flags)
+    model = build_model(name, config, INFO, {})
+    with torch.no_grad():
+        for p in model.parameters():
+            p += 0.2 * torch.randn_like(p)
+    return model.train()
+
+
+def batches() -> tuple[Batch, Batch]:
+    torch.manual_seed(1)
+    padded = Batch.from_codes([torch.randint(12, (n, 3)) for n in LENGTHS])
+    rows = torch.tensor([ROWS, LENGTHS]).T
+    return padded, Batch(**vars(padded) | {"rows": rows, "row_frames": 14})
+
+
+def step(model, batch):
+    torch.manual_seed(2)
+    model.zero_grad()
+    out = model(batch)
+    out.loss.backward()
+    return out, [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+@pytest.mark.parametrize(("name", "flags"), CASES)
+def test_losses_and_gradients_are_those_of_a_padded_batch(name, flags):
+    model = make(name, flags)
+    (padded, of_padded), (packed, of_packed) = (step(model, batch) for batch in batches())
+    torch.testing.assert_close(packed.loss, padded.loss, rtol=1e-5, atol=0)
+    assert packed.sums.keys() == padded.sums.keys()
+    for metric, pair in padded.sums.items():
+        for mine, theirs in zip(packed.sums[metric], pair):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    for mine, theirs in zip(of_packed, of_padded):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
+def test_no_sequence_sees_another(causal, masked, monkeypatch):
+    docs = Documents(torch.tensor([ROWS, LENGTHS]).T, size=9)
+    monkeypatch.setattr(docs, "sizes", docs.sizes)
+    q, k, v = torch.randn(3, 2, 2, 14, 4, dtype=torch.float64).requires_grad_().unbind(0)
+    q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
+    if masked:  # what a GPU computes
+        seen = docs._seen(causal)
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+    else:
+        y = docs.attend(q, k, v, causal, 0.0)
+    for row, column in ((0, 8), (1, 0), (1, 5)):
+        grads = torch.autograd.grad(y[row, :, column].sum(), (k, v), retain_graph=True)
+        same = docs.number == docs.number[row, column]
+        same[1 - row] = False
+        if causal:
+            same[row, column + 1 :] = False
+        for grad in grads:
+            assert not grad.transpose(1, 2)[~same].any()
+        assert (grads[1].transpose(1, 2)[same] != 0).all()
+
+
+def test_both_ways_of_attention_agree():
+    docs = Documents(torch.tensor([[0, 4], [1, 2], [1, 1]]), size=4)
+    q, k, v = torch.randn(3, 2, 2, 4, 4, dtype=torch.float64)
+    for causal in (True, False):
+        docs = Documents(torch.tensor([[0, 4], [1, 2], [1, 1]]), size=4)
+        seen = docs._seen(causal)
+        other = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        torch.testing.assert_close(docs.attend(q, k, v, causal, 0.0), other)
+
+
+def test_what_cannot_be_packed_is_refused():
+    text = {"text": ConditionInfo("text", (5,), rate=2.0)}
+    shape = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1}
+    for name, flags, infos, why in (
+        ("codec-lm", {"conditions": ("text",)}, text, "--conditions"),
+        ("recognizer", {"conditions": ("text",)}, text, "recognizer"),
+        ("masked", {"ar_share": 0.5}, {}, "--ar-share"),
+    ):
+        model = build_model(name, model_entry(name)[0](**shape, **flags), INFO, infos)
+        assert why in model.why_not_packed()
+    with pytest.raises(UserError, match="--packing"):
+        model(batches()[1])
