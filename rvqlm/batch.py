@@ -22,9 +22,36 @@ def mask_of(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
-    # nothing waits on the way to a GPU; on the way back what is read too early would be wrong
-    return tensor.to(device, non_blocking=torch.device(device).type != "cpu")
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """The same on a device. Nothing waits on the way to a GPU, since the copy is made of pinned
+    memory; on the way back what is read too early would be wrong."""
+    kind = torch.device(device).type
+    if kind == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=kind != "cpu")
+
+
+class Constant:
+    """Numbers that every batch takes part in: copied to a device once."""
+
+    def __init__(self, values: Tensor):
+        self._copies = {values.device: values}
+
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self._copies:
+            (first, *_) = self._copies.values()
+            with torch.inference_mode(False):  # else of no use to a later training step
+                self._copies[device] = to_device(first, device)
+        return self._copies[device]
+
+
+class Most(NamedTuple):
+    """What is known of a loss before a device has worked out which cells are scored."""
+
+    rows: int
+    """At most so many rows have a scored cell."""
+    cells: int
+    """At most so many cells of a level are scored."""
 
 
 class Padded(NamedTuple):
@@ -69,7 +96,7 @@ class Padded(NamedTuple):
         return self.map(lambda t: t.repeat(times, *(1,) * (t.ndim - 1)))
 
     def to(self, device: torch.device | str) -> Padded:
-        return self.map(lambda t: _moved(t, device))
+        return self.map(lambda t: to_device(t, device))
 
 
 @dataclass
@@ -105,6 +132,11 @@ class Batch:
     a model computes, the row of each and its frames (`rvqlm.modules.documents`). None: padded."""
     row_frames: int = 0
     """Frames that fill such a row."""
+    host: Batch | None = field(default=None, repr=False, compare=False)
+    """The same on the host, of a batch that was moved to a device, which would have to be waited
+    for to tell a number."""
+    frames: int | None = None
+    """`num_frames`, where it was counted before the batch was moved."""
 
     @property
     def cells(self) -> int:
@@ -116,7 +148,24 @@ class Batch:
     @property
     def num_frames(self) -> int:
         """Real (unpadded) frames."""
-        return int(self.lengths.sum())
+        return int(self.lengths.sum()) if self.frames is None else self.frames
+
+    @property
+    def here(self) -> Batch:
+        """The batch on the host, where there is one."""
+        return self if self.host is None else self.host
+
+    @property
+    def padded(self) -> bool:
+        """Whether items are shorter than others; true where a device would have to be asked."""
+        B, T = self.codes.shape[:2]
+        if self.frames is None and self.lengths.device.type != "cpu":
+            return True
+        return self.num_frames < B * T
+
+    def most(self) -> Most | None:
+        """Of a loss with a row a frame, where the host knows."""
+        return None if self.frames is None else Most(self.frames, self.frames)
 
     def scored(self) -> Tensor:
         """(B, T) bool: frames that are neither padding nor prompt."""
@@ -124,11 +173,20 @@ class Batch:
         real = mask_of(self.lengths, T)
         return real if self.prompt_lengths is None else real & ~mask_of(self.prompt_lengths, T)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with each tensor changed."""
+        changed = {k: change(v) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        conditions = {k: p.map(change) for k, p in self.conditions.items()}
+        return replace(self, **changed, conditions=conditions)
+
     def to(self, device: torch.device | str) -> Batch:
-        moved = {k: _moved(v, device) for k, v in vars(self).items() if isinstance(v, Tensor)}
-        moved["rows"] = self.rows
-        moved["conditions"] = {k: p.to(device) for k, p in self.conditions.items()}
-        return replace(self, **moved)
+        moved = self.map(lambda t: to_device(t, device))
+        moved.rows = self.rows
+        if torch.device(device).type == "cpu":
+            return replace(moved, host=None, frames=None)
+        if self.lengths.device.type == "cpu":
+            moved.host, moved.frames = self, self.num_frames
+        return moved
 
     def item(self, number: int) -> Batch:
         """One item as a batch of its own, without the others' padding."""
@@ -141,7 +199,7 @@ class Batch:
             values, lengths, times = (None if t is None else t[part] for t in padded)
             times = None if times is None else times[:, :longest]
             given[kind] = Padded(values[:, :longest], lengths, times)
-        return replace(self, **own, conditions=given)
+        return replace(self, **own, conditions=given, host=None, frames=None)
 
     @classmethod
     def from_codes(

@@ -85,6 +85,12 @@ class Pattern(ABC):
         last = _numbers(1) + num_frames - 1
         return int(self.steps(last, last + 1).max()) + 1
 
+    def steps_at_most(self, num_frames: int, num_items: int) -> int:
+        """Steps that so many sequences of so many frames together take at most: no step count grows
+        faster with frames than from one frame to two."""
+        each = self.num_steps(2) - self.num_steps(1)
+        return each * num_frames + (self.num_steps(1) - each) * num_items
+
     def frames_after(self, num_steps: int) -> int:
         """Frames that are complete after so many steps, where that does not depend on the length of
         the sequence: the most that `num_steps` says take no more."""

@@ -281,12 +281,11 @@ class ConditionSet:
         text = self._readers.get("text")
         return text.aligned.column.mark() if text is not None and text.aligned else ""
 
-    def read(self, items: Items, epoch: int = 0, pin: bool = False) -> dict[str, Padded]:
+    def read(self, items: Items, epoch: int = 0) -> dict[str, Padded]:
         """The conditions of the items of a batch, by kind: (B, S, F) int32, `PAD` past lengths, and
         where a text lies, if it is to be told.
 
         :param epoch: prompts are others in every epoch.
-        :param pin: page-locked tensors.
         """
         items = Items(*(np.asarray(column).astype(np.int64) for column in items))
         padded = {}
@@ -295,8 +294,7 @@ class ConditionSet:
             places = self._times(kind, items)
             if places is not None:
                 places = [None if t is None else torch.from_numpy(t).float() for t in places]
-            made = Padded.of(steps, self.infos[kind].num_fields, places)
-            padded[kind] = made.map(torch.Tensor.pin_memory) if pin else made
+            padded[kind] = Padded.of(steps, self.infos[kind].num_fields, places)
         return padded
 
     def _times(self, kind: str, items: Items) -> list[np.ndarray | None] | None:

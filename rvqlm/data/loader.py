@@ -338,7 +338,7 @@ def read_batch(
         epoch=epoch,
         step=step if number is None else number,
         begins=torch.from_numpy(starts == 0),
-        conditions=conditions.read(items, epoch, pin) if conditions else {},
+        conditions=conditions.read(items, epoch) if conditions else {},
     )
     if plan.packing:
         rows = torch.from_numpy(rows_of(lengths, plan.packing))
@@ -346,18 +346,12 @@ def read_batch(
     for kind, padded in batch.conditions.items():
         sizes = torch.tensor(conditions.infos[kind].sizes, dtype=padded.values.dtype)
         good &= (padded.values < sizes).flatten(1).all(1).numpy()
-    if damaged is None or good.all():
-        return batch
-    for row in rows[~good].tolist():
-        damaged(row)
-    return _some(batch, torch.from_numpy(good))
-
-
-def _some(batch: Batch, kept: Tensor) -> Batch:
-    """Those items of a batch for which `kept` (B,) is true."""
-    fields = {k: v[kept] for k, v in vars(batch).items() if isinstance(v, Tensor)}
-    conditions = {k: p.map(lambda t: t[kept]) for k, p in batch.conditions.items()}
-    return replace(batch, **fields, conditions=conditions)
+    if damaged is not None and not good.all():
+        for row in rows[~good].tolist():
+            damaged(row)
+        kept = torch.from_numpy(good)
+        batch = batch.map(lambda t: t[kept])
+    return batch.map(lambda t: t.pin_memory()) if pin else batch
 
 
 def _like_rows(batch: Batch) -> Batch:

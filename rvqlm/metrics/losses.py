@@ -42,9 +42,13 @@ class Totals:
 
     def add(self, out, frames: int, cells: int) -> None:
         """Add the sums of an `LMOutput` over `frames` real of `cells` frames."""
+        self.add_sums(out.sums, frames, cells)
+
+    def add_sums(self, sums: dict[str, tuple[Tensor, Tensor]], frames: int = 0, cells: int = 0):
+        """Add sums and counts by name, as an `LMOutput` has them."""
         like = self.sums["nats"]
-        sums = {name: torch.stack(pair).detach().to(like) for name, pair in out.sums.items()}
-        self._add(sums, frames, cells)
+        added = {name: torch.stack(pair).detach().to(like) for name, pair in sums.items()}
+        self._add(added, frames, cells)
 
     def merge(self, other: Totals) -> None:
         self._add(other.sums, other.frames, other.cells)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -41,6 +41,8 @@ class LMOutput:
     items: tuple[Tensor, Tensor] | None = None
     """Nats and count (B, K) of each item, which add up to those in `sums`; without gradients
     only."""
+    later: Callable[[], dict[str, tuple[Tensor, Tensor]]] | None = None
+    """More of `sums`, to be asked for once the device was waited for."""
 
     @classmethod
     def of_levels(

@@ -57,7 +57,8 @@ class FrameByFrame(nn.Module):
         hidden = self.hidden(codes, context)
         scored = batch.scored()[..., None].expand_as(codes)
         rows = (hidden[:, :T], codes.masked_fill(~scored, 0), scored)
-        loss = heads.loss(*(x.flatten(0, 1) for x in rows), level_weights, label_smoothing)
+        how = level_weights, label_smoothing, batch.most()
+        loss = heads.loss(*(x.flatten(0, 1) for x in rows), *how)
         out = LMOutput.of_levels(loss, scored.sum(1).float(), level_weights)
         steps = torch.arange(T + 1, device=hidden.device)[None]
         nats, decisions = self.end_head.loss(hidden, steps, batch)

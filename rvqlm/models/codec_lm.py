@@ -193,6 +193,7 @@ class CodecLM(TokenModel):
         hidden = self.hidden(inputs, batch.lengths, context, documents)  # (B, S, d)
         targets = grid.masked_fill(~real, 0)
         flat = hidden.flatten(0, 1), targets.flatten(0, 1), scored.flatten(0, 1)
+        most = batch.most()
         if self.pattern.one_code_a_step:  # no K-fold classifiers
             used = T * K
             flat = (
@@ -200,7 +201,9 @@ class CodecLM(TokenModel):
                 self._diagonal(targets[:, :used]).reshape(B * T, K),
                 self._diagonal(scored[:, :used]).reshape(B * T, K),
             )
-        loss = self.heads.loss(*flat, level_weights, label_smoothing)
+        elif most is not None:  # a level more than another may be scored at a step
+            most = most._replace(rows=self.pattern.steps_at_most(most.rows, B))
+        loss = self.heads.loss(*flat, level_weights, label_smoothing, most)
         out = LMOutput.of_levels(loss, scored.sum(1).float(), level_weights)
         if self.end_head is not None:
             # the decision before frame t stands where level 0 of frame t would

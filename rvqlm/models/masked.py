@@ -35,7 +35,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rvqlm.batch import Batch, Padded, mask_of
+from rvqlm.batch import Batch, Constant, Padded, mask_of, to_device
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
@@ -52,6 +52,7 @@ from rvqlm.modules.conditioning import Context
 from rvqlm.modules.documents import Documents
 from rvqlm.modules.ends import LengthHead
 from rvqlm.modules.fused_loss import HeadLoss
+from rvqlm.modules.heads import LinearHeads
 from rvqlm.modules.masking import MASKINGS, Mask, draw_mask
 
 UNPROMPTED = 0.3
@@ -163,6 +164,9 @@ class Masked(TokenModel):
         c = config
         self.masking, self.frame_rate = c.masking, float(info.frame_rate)
         self.level_trainings = c.level_trainings()
+        until = c.level_weights(info.num_codebooks).cumsum(0)
+        self._below = Constant((until / until[-1])[:-1].double())
+        """(K - 1,) chance that the level that is scored is one of the first."""
         self.network = c.build(self.conditions, causal=False)
         self.embedding = c.make_embedding(info)
         self.heads = c.make_heads(info)
@@ -253,11 +257,20 @@ class Masked(TokenModel):
         """Of the predicted cells, with weights (B, T, K) or all alike."""
         hidden = self._masked_hidden(batch, mask, context)
         targets = batch.codes.long().masked_fill(~mask.predicted, 0)
-        return self.heads.loss(*(x.flatten(0, 1) for x in (hidden, targets, weights)), *how)
+        rows = (x.flatten(0, 1) for x in (hidden, targets, weights))
+        return self.heads.loss(*rows, *how, batch.most())
 
     def _hidden_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
         mask = self.training_mask(batch)
-        loss = self._score(batch, mask, mask.predicted, context, level_weights, smoothing)
+        if mask.level is not None and isinstance(self.heads, LinearHeads):
+            hidden = self._masked_hidden(batch, mask, context)
+            at = mask.level[:, None, None].expand(*hidden.shape[:2], 1)
+            targets, scored = (x.gather(2, at)[..., 0] for x in (batch.codes, mask.predicted))
+            targets = targets.long().masked_fill(~scored, 0)
+            how = level_weights, smoothing
+            loss = self.heads.loss_of_level(hidden, mask.level, targets, scored, *how)
+        else:
+            loss = self._score(batch, mask, mask.predicted, context, level_weights, smoothing)
         return LMOutput.of_levels(loss, mask.predicted.sum(1).float(), level_weights)
 
     def _all_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
@@ -288,12 +301,13 @@ class Masked(TokenModel):
             share = 1 - share
         else:  # a little less, lest 0.8 * 15 be rounded up to 13
             share = torch.full_like(share, c.mask_ratio - 1e-6)
-        weights = c.level_weights(K).to(device)
-        level = torch.multinomial(weights, B, replacement=True)
+        # as torch.multinomial draws, which asks the device whether these are probabilities
+        drawn = torch.rand(B, dtype=torch.float64, device=device)
+        level = (drawn[:, None] > self._below.on(device)).sum(1)
         mask = draw_mask(c.masking, free, share, torch.rand(B, T, K, device=device), level)
         if value_at(self.level_trainings, self.epoch) == "random":
             one = torch.arange(K, device=device) == level[:, None, None]
-            mask = mask._replace(predicted=mask.predicted & one)
+            mask = mask._replace(predicted=mask.predicted & one, level=level)
         return mask
 
     def _without_ends(self, batch: Batch) -> Tensor:
@@ -310,7 +324,7 @@ class Masked(TokenModel):
         """The same for an item in any batch: how much is hidden goes evenly over 1 ... N from item
         to item and from draw to draw; which units, by a generator of each item's own."""
         T, K = batch.codes.shape[1:]
-        index, device = batch.index.cpu(), batch.codes.device
+        index, device = batch.here.index.cpu(), batch.codes.device
         at = (index.double() * GOLDEN + draw / self.config.eval_draws) % 1
         level = torch.zeros_like(index)
         if self.masking == "coarse_first":  # its order: level by level
@@ -318,9 +332,9 @@ class Masked(TokenModel):
             level = at.long()
             at = at - level
         draws = generators(draw, index.tolist())
-        keys = torch.stack([torch.rand(T, K, generator=g) for g in draws]).to(device)
-        share = (1 - at).float().to(device)
-        return draw_mask(self.masking, batch.scored(), share, keys, level.to(device))
+        keys = torch.stack([torch.rand(T, K, generator=g) for g in draws])
+        share, keys, level = (to_device(x, device) for x in ((1 - at).float(), keys, level))
+        return draw_mask(self.masking, batch.scored(), share, keys, level)
 
     # --------------------------------------------------------------------------------- generation
 

@@ -22,14 +22,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from rvqlm.batch import Batch, mask_of
+from rvqlm.batch import Batch, mask_of, to_device
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
@@ -106,6 +106,17 @@ class RecognizerConfig(NetworkConfig):
         return found
 
 
+class _Facts(NamedTuple):
+    symbols: Tensor
+    """(B, S)"""
+    decisions: Tensor
+    """(B,)"""
+    scored: Tensor
+    """(B,) bool"""
+    counts: Tensor
+    """(B,) symbols to score."""
+
+
 class Recognizer(TokenModel):
     """CTC recogniser over codec tokens.
 
@@ -163,7 +174,7 @@ class Recognizer(TokenModel):
         seen[:, 0] = True  # attention has to see something, even of an item without frames
         logits = self.head(self.transformer(x, key_mask=seen))
         logits = logits.unflatten(2, (self.decisions, self.num_symbols)).flatten(1, 2)
-        return logits.float().log_softmax(-1), steps * self.decisions
+        return logits.float().log_softmax(-1), self._decisions(lengths)
 
     def _augment(self, grid: Tensor, lengths: Tensor) -> Tensor:
         """Hide spans of frames, and fine levels of some items."""
@@ -192,36 +203,61 @@ class Recognizer(TokenModel):
         text = batch.conditions.get("text")
         if text is None:
             raise UserError("a recogniser learns from text; the batch has none")
-        log_probs, decisions = self.log_probs(batch.codes, batch.lengths)
+        log_probs, _ = self.log_probs(batch.codes, batch.lengths)
         S, symbols = text.values.shape[1], text.values[:, :, 0].long()
         real = mask_of(text.lengths, S)
-        # two equal symbols need a blank between them
-        doubles = (symbols[:, 1:] == symbols[:, :-1]) & real[:, 1:]
-        fits = text.lengths + doubles.sum(1) <= decisions
-        scored = fits & (text.lengths > 0)
+        here = self._facts(batch.here)
+        scored, counts = (to_device(x, symbols.device) for x in (here.scored, here.counts))
         likely, until = log_probs, self.config.alignment_prior
         if self.training and self.progress < until:
             far = self._far_off(batch.lengths, symbols, real, log_probs.shape[1])
             likely = log_probs - (1 - self.progress / until) * far
-        # an item that is not scored takes part as an empty one: its loss is finite, its weight 0
-        counts = text.lengths * scored
         targets = symbols.masked_fill(~real, BLANK)
-        nats = F.ctc_loss(
-            likely.transpose(0, 1), targets, decisions, counts, blank=BLANK, reduction="none"
-        )
+        lengths = here.decisions.tolist(), here.counts.tolist()
+        nats = F.ctc_loss(likely.transpose(0, 1), targets, *lengths, BLANK, reduction="none")
         loss, count = (nats * scored).sum(), counts.sum().float()
-        transcripts = greedy(log_probs.detach(), decisions)
-        references = [row[:n] for row, n in zip(symbols.tolist(), counts.tolist())]
-        errors = torch.from_numpy(edit_distances(references, transcripts)).to(counts) * scored
-        left = (counts - errors).clamp(min=0).sum().float()
-        K, level = self.info.num_codebooks, lambda value: F.pad(value.detach()[None], (0, K - 1))
+        ids = log_probs.detach().argmax(-1)  # (B, decisions)
+        K, device = self.info.num_codebooks, count.device
+        if waits := device.type == "cpu" or not self.training:
+            ids = ids.cpu()
+        else:  # it arrives while the step goes on
+            ids = ids.to("cpu", non_blocking=True)
+
+        def level(value: Tensor) -> Tensor:
+            return F.pad(value.detach()[None], (0, K - 1))
+
+        def recognised() -> dict[str, tuple[Tensor, Tensor]]:
+            references = [row[:n] for row, n in zip(here.symbols.tolist(), here.counts.tolist())]
+            found = edit_distances(references, collapsed(ids, here.decisions))
+            errors = torch.from_numpy(found) * here.scored
+            left = (here.counts - errors).clamp(min=0)
+            left, wrong = (to_device(x.sum().float(), device) for x in (left, errors))
+            return {"accuracy": (level(left), level(count)), "error_rate": (wrong, count)}
+
+        left_out = (~scored).sum().float()
         sums = {
             "nats": (level(loss), level(count)),
-            "accuracy": (level(left), level(count)),
-            "error_rate": (errors.sum().float(), count),
-            "left_out": ((~scored).sum().float(), torch.full_like(count, len(scored))),
+            "left_out": (left_out, torch.full_like(count, len(scored))),
         }
-        return LMOutput(loss, count, sums)
+        if waits:
+            return LMOutput(loss, count, sums | recognised())
+        return LMOutput(loss, count, sums, later=recognised)
+
+    def _facts(self, batch: Batch) -> _Facts:
+        """What the host knows of a batch without the model."""
+        text = batch.conditions["text"].to("cpu")
+        symbols, S = text.values[:, :, 0].long(), text.values.shape[1]
+        # two equal symbols need a blank between them
+        doubles = (symbols[:, 1:] == symbols[:, :-1]) & mask_of(text.lengths, S)[:, 1:]
+        decisions = self._decisions(batch.lengths.cpu())
+        scored = (text.lengths + doubles.sum(1) <= decisions) & (text.lengths > 0)
+        # an item that is not scored takes part as an empty one: its loss is finite, its weight 0
+        return _Facts(symbols, decisions, scored, text.lengths * scored)
+
+    def _decisions(self, lengths: Tensor) -> Tensor:
+        """(B,) of items of so many frames."""
+        joined = self.config.frames_per_step
+        return (lengths + joined - 1) // joined * self.decisions
 
     def _far_off(self, lengths: Tensor, symbols: Tensor, real: Tensor, decisions: int) -> Tensor:
         """(B, decisions, symbols of the table) how unlikely it is by time alone that a decision is
@@ -254,10 +290,10 @@ class Recognizer(TokenModel):
         training = self.training
         self.eval()
         try:
-            found = self.log_probs(codes.to(device), lengths.to(device))
+            found, decisions = self.log_probs(codes.to(device), lengths.to(device))
             if bigram is None:
-                return greedy(*found)
-            return bigram.transcribe(*(value.cpu().numpy() for value in found))
+                return greedy(found, decisions)
+            return bigram.transcribe(*(value.cpu().numpy() for value in (found, decisions)))
         finally:
             self.train(training)
 
@@ -270,9 +306,13 @@ class Recognizer(TokenModel):
 
 def greedy(log_probs: Tensor, decisions: Tensor) -> list[list[int]]:
     """Transcripts of (B, S, symbols) log p, of which the first ``decisions`` (B,) count."""
-    ids = log_probs.argmax(-1)  # (B, S)
+    return collapsed(log_probs.argmax(-1).cpu(), decisions.cpu())
+
+
+def collapsed(ids: Tensor, decisions: Tensor) -> list[list[int]]:
+    """Transcripts of decisions (B, S), on the host, of which the first (B,) count: repetitions and
+    blanks left out."""
     new = torch.ones_like(ids, dtype=torch.bool)
     new[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    real = mask_of(decisions, ids.shape[1])
-    kept = new & real & (ids != BLANK)
-    return [row[k].tolist() for row, k in zip(ids.cpu(), kept.cpu())]
+    kept = new & mask_of(decisions, ids.shape[1]) & (ids != BLANK)
+    return [row[k].tolist() for row, k in zip(ids, kept)]

@@ -127,6 +127,7 @@ class CoarseModel(nn.Module):
             scored.flatten()[:, None],
             level_weights,
             label_smoothing,
+            batch.most(),
         )
         if self.end_head is None:
             return loss, None
@@ -258,10 +259,10 @@ class FineModel(nn.Module):
         scored = ~known & mask_of(batch.lengths, T)
         targets = batch.codes.long().gather(2, level[:, None, None].expand(B, T, 1)).squeeze(2)
         loss = self.heads.loss_of_level(
-            hidden.flatten(0, 1),
-            (level - 1)[:, None].expand(B, T).flatten(),
-            targets.masked_fill(~scored, 0).flatten(),
-            scored.flatten(),
+            hidden,
+            level - 1,
+            targets.masked_fill(~scored, 0),
+            scored,
             level_weights,
             label_smoothing,
         )

@@ -9,6 +9,10 @@ arXiv:2410.10989), for K heads at once. Only scored cells cost anything: rows wi
 dropped, and where few cells of the others count (random level training, coarse-first patterns)
 each level works on its own rows.
 
+Which cells are scored only the device knows, and it would have to be waited for to tell. A CPU is
+asked. On a GPU as many rows are worked on as can be scored at most, chosen there: `Most` says how
+many, where the caller knows.
+
 A head with layers of its own before the classifiers (its ``trunk``) is treated the same way:
 forward, loss and backward of a chunk of rows, then the next, so that K activations a frame never
 live at once either.
@@ -22,6 +26,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from rvqlm.batch import Most
 
 BLOCK_ELEMENTS = 1 << 22
 """Logits held at once on a CPU: 16 MiB in float32, about the last-level cache of one die."""
@@ -49,6 +55,9 @@ CELL_METRICS = ("nats", "accuracy")
 GAPS = tuple(f"gap_{n}" for n in range(10))
 """Within `calibration` also these: of the codes whose likeliest value has a probability in the n-th
 tenth, that probability less whether it was the right one."""
+
+GPU_ITEM_ELEMENTS = 1 << 26
+"""Weights of classifiers held at once where each item has one: 128 MiB in bf16."""
 
 _wanted = CELL_METRICS
 
@@ -108,7 +117,12 @@ class Scorer:
             self.cells = torch.zeros(targets.shape, dtype=self.sum_dtype, device=targets.device)
 
     def add(
-        self, hidden: Tensor, targets: Tensor, valid: Tensor, at: Tensor | None = None
+        self,
+        hidden: Tensor,
+        targets: Tensor,
+        valid: Tensor,
+        at: Tensor | None = None,
+        most: Most | None = None,
     ) -> Tensor | None:
         """Score rows.
 
@@ -121,16 +135,26 @@ class Scorer:
         if at is None:
             at = torch.arange(len(hidden), device=hidden.device)
         hidden = hidden.detach().to(self.dtype)
-        some = valid.any(1)
-        kept, cells = torch.stack([some.sum(), valid.count_nonzero()]).tolist()
-        if cells < DENSE * kept * valid.shape[1]:
-            level, rows = valid.T.nonzero(as_tuple=True)
-            counts, weights = valid.count_nonzero(0).tolist(), valid[rows, level]
+        some, (N, K) = valid.any(1), valid.shape
+        asked = hidden.device.type == "cpu"
+        if asked:
+            kept, cells = torch.stack([some.sum(), valid.count_nonzero()]).tolist()
+        else:
+            most = Most(N, N) if most is None else Most(min(most.rows, N), min(most.cells, N))
+            kept, cells = most.rows, K * most.cells
+        if cells < DENSE * kept * K:
+            if asked:
+                level, rows = valid.T.nonzero(as_tuple=True)
+                counts = valid.count_nonzero(0).tolist()
+            else:
+                rows, counts = _first(valid.T, most.cells).flatten(), [most.cells] * K
+                level = torch.arange(K, device=rows.device)[:, None].expand(K, most.cells).flatten()
+            weights = None if asked and valid.dtype == torch.bool else valid[rows, level]
             places = at[rows], level
             return self.add_by_level(hidden, targets[rows, level], rows, counts, weights, places)
-        if kept == len(hidden):
+        if kept == N:
             return self._add_dense(hidden, targets, valid, at)
-        rows = some.nonzero().squeeze(1)
+        rows = some.nonzero().squeeze(1) if asked else _first(some, kept)
         grad = self._add_dense(hidden[rows], targets[rows], valid[rows], at[rows])
         return torch.zeros_like(hidden).index_copy_(0, rows, grad) if self.with_grad else None
 
@@ -140,7 +164,7 @@ class Scorer:
         targets: Tensor,
         rows: Tensor,
         counts: Sequence[int],
-        weights: Tensor,
+        weights: Tensor | None,
         places: tuple[Tensor, ...],
     ) -> Tensor | None:
         """Score single cells, level after level.
@@ -149,7 +173,7 @@ class Scorer:
         :param targets: (M,) int64 of the cells, in the order of their levels.
         :param rows: (M,) row of each cell; a level has no row twice.
         :param counts: K numbers of cells.
-        :param weights: (M,) of the cells; bool: all count alike.
+        :param weights: (M,) of the cells; None: all count alike.
         :param places: indices (M,) of each in `cells`.
         """
         hidden = hidden.detach().to(self.dtype)
@@ -166,7 +190,7 @@ class Scorer:
                 at = (rows[part],) if shared_state else (rows[part], level)
                 h = hidden[at]  # (n, d)
                 logits = (h @ weight.T).to(self.sum_dtype)
-                use = None if weights.dtype == torch.bool else weights[part]
+                use = None if weights is None else weights[part]
                 nats = self._score(logits, targets[part], use, level=level)
                 self._keep(nats, *(place[part] for place in places))
                 if self.with_grad:
@@ -177,6 +201,34 @@ class Scorer:
                     else:
                         grad[at] = g @ weight
                 start = part.stop
+        return grad
+
+    def add_items(
+        self, hidden: Tensor, targets: Tensor, level: Tensor, valid: Tensor
+    ) -> Tensor | None:
+        """Score items of which each has one level, with its classifier.
+
+        :param hidden: (B, T, d); targets and ``valid`` (B, T), level (B,).
+        """
+        B, T, d = hidden.shape
+        V, hidden = self.weight.shape[1], hidden.detach().to(self.dtype)
+        grad = torch.empty_like(hidden) if self.with_grad else None
+        for items in torch.arange(B).split(max(1, GPU_ITEM_ELEMENTS // (V * d))):
+            items = slice(int(items[0]), int(items[-1]) + 1)
+            of_items, weight = level[items], self.weight[level[items]]  # (b, V, d)
+            total = torch.zeros_like(weight, dtype=self.sum_dtype) if self.with_grad else None
+            block = max(1, self.block_elements // (len(of_items) * V))
+            for start in range(0, T, block):
+                part = items, slice(start, start + block)
+                logits = torch.bmm(hidden[part], weight.mT).to(self.sum_dtype)
+                nats = self._score(logits, targets[part], valid[part], rows=1, level=of_items)
+                self._keep(nats, *part)
+                if self.with_grad:
+                    g = logits.to(self.dtype)
+                    grad[part] = torch.bmm(g, weight)
+                    _add_product(total, g.mT, hidden[part])
+            if self.with_grad:
+                self.grad_weight.index_add_(0, of_items, total)
         return grad
 
     def _add_dense(self, hidden, targets, valid, at) -> Tensor | None:
@@ -226,9 +278,12 @@ class Scorer:
         if self.cells is not None:
             self.cells[place] = nats
 
-    def _score(self, logits, targets, use, rows: int = 0, level: int | None = None) -> Tensor:
+    def _score(
+        self, logits, targets, use, rows: int = 0, level: int | Tensor | None = None
+    ) -> Tensor:
         """Add up loss and `CELL_METRICS` of a block; its logits (n, K, V), (K, n, V) with ``rows``
-        1, or (n, V) of one ``level``, become the gradient of the loss, in place.
+        1, or (n, V) of one ``level``, or (b, n, V) of levels (b,), become the gradient of the loss,
+        in place.
 
         :param use: bool or weights of the cells; None: all.
         :return: weighted nats of the cells, in the shape of ``targets``.
@@ -259,7 +314,10 @@ class Scorer:
             use = use.to(logits.dtype)
             cells, factors = {name: v * use for name, v in cells.items()}, factors * use
         for name, values in cells.items():
-            self.sums[name][levels].add_(values.sum(rows))
+            if isinstance(level, Tensor):
+                self.sums[name].index_add_(0, level, values.sum(rows))
+            else:
+                self.sums[name][levels].add_(values.sum(rows))
         self.loss += (nll * factors).sum()
         if self.with_grad:
             # d nll / d logits = softmax - (1 - smoothing) onehot - smoothing / V
@@ -275,6 +333,11 @@ class Scorer:
         gradients by ``inputs``."""
         loss, *sums = _GradientsInForward.apply(self, compute, *inputs)
         return HeadLoss(loss, dict(zip(self.sums, sums)), self.cells)
+
+
+def _first(marked: Tensor, count: int) -> Tensor:
+    """(..., count) places along the last dimension, those that are marked first, in order."""
+    return (marked == 0).byte().argsort(stable=True, dim=-1)[..., :count]
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
@@ -316,13 +379,14 @@ def fused_loss(
     valid: Tensor,
     level_weights: Tensor | None = None,
     smoothing: float = 0.0,
+    most: Most | None = None,
 ) -> HeadLoss:
     """Loss of classifiers (K or 1, V, d) on hidden states (N, d) or (N, K, d)."""
     scorer = Scorer(hidden, weight, level_weights, targets.shape[1], smoothing)
     scorer.keep_cells(targets)
 
     def compute():
-        return scorer.add(hidden, targets.long(), valid), scorer.grad_weight
+        return scorer.add(hidden, targets.long(), valid, most=most), scorer.grad_weight
 
     return scorer.loss_of(compute, hidden, weight)
 
@@ -336,17 +400,22 @@ def fused_loss_of_level(
     level_weights: Tensor | None = None,
     smoothing: float = 0.0,
 ) -> HeadLoss:
-    """The same where each row of hidden states (N, d) has one level and one target: (N,) each."""
+    """The same where each item of hidden states (B, T, d) has one level (B,) and one target a row:
+    (B, T), like ``valid``."""
     scorer = Scorer(hidden, weight, level_weights, len(weight), smoothing)
     scorer.keep_cells(targets)
 
     def compute():
-        rows = valid.nonzero().squeeze(1)
-        rows = rows[level[rows].argsort(stable=True)]
-        counts = level[rows].long().bincount(minlength=len(weight)).tolist()
-        of_rows = targets[rows].long(), rows, counts, valid[rows], (rows,)
-        grad = scorer.add_by_level(hidden, *of_rows)
-        return grad, scorer.grad_weight
+        if hidden.device.type != "cpu":
+            return scorer.add_items(hidden, targets.long(), level, valid), scorer.grad_weight
+        item, row = valid.nonzero(as_tuple=True)
+        order = level[item].argsort(stable=True)
+        item, row = item[order], row[order]
+        counts = level[item].bincount(minlength=len(weight)).tolist()
+        weights = None if valid.dtype == torch.bool else valid[item, row]
+        of_rows = item * targets.shape[1] + row, counts, weights, (item, row)
+        grad = scorer.add_by_level(hidden.flatten(0, 1), targets[item, row].long(), *of_rows)
+        return None if grad is None else grad.view(hidden.shape), scorer.grad_weight
 
     return scorer.loss_of(compute, hidden, weight)
 
@@ -360,6 +429,7 @@ def fused_trunk_loss(
     valid: Tensor,
     level_weights: Tensor | None = None,
     smoothing: float = 0.0,
+    most: Most | None = None,
 ) -> HeadLoss:
     """Loss of classifiers on the states that ``trunk(hidden, targets) -> (n, K, w)`` makes of rows.
 
@@ -374,7 +444,11 @@ def fused_trunk_loss(
     parameters = [p for p in parameters if p.requires_grad]
 
     def compute():
-        rows = valid.any(1).nonzero().squeeze(1)
+        some = valid.any(1)
+        if device_type == "cpu":
+            rows = some.nonzero().squeeze(1)
+        else:
+            rows = _first(some, len(some) if most is None else most.rows)
         states_at_once = CHUNK_STATES if device_type == "cpu" else GPU_CHUNK_STATES
         grad_hidden = torch.zeros_like(hidden) if scorer.with_grad else None
         grads = [torch.zeros_like(p) for p in parameters] if scorer.with_grad else []

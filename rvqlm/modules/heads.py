@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rvqlm.batch import Most
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.fused_loss import HeadLoss, fused_loss, fused_loss_of_level, fused_trunk_loss
 
@@ -46,6 +47,7 @@ class Heads(nn.Module):
         valid: Tensor,
         level_weights: Tensor | None = None,
         label_smoothing: float = 0.0,
+        most: Most | None = None,
     ) -> HeadLoss:
         """Sums of -log p over the valid targets.
 
@@ -55,6 +57,7 @@ class Heads(nn.Module):
         :param valid: (N, K) bool, or weights of the targets in all sums, 0 where not valid.
         :param level_weights: (K,) factors of the loss, 1 by default.
         :param label_smoothing: share of the target spread evenly over the V codes.
+        :param most: how many are valid at most; it saves work on a GPU.
         """
         raise NotImplementedError
 
@@ -121,14 +124,17 @@ class LinearHeads(Heads):
     def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
         return F.linear(hidden, self.classifiers[level])
 
-    def loss(self, hidden, targets, valid, level_weights=None, label_smoothing=0.0) -> HeadLoss:
-        return fused_loss(hidden, self.classifiers, targets, valid, level_weights, label_smoothing)
+    def loss(
+        self, hidden, targets, valid, level_weights=None, label_smoothing=0.0, most=None
+    ) -> HeadLoss:
+        how = level_weights, label_smoothing, most
+        return fused_loss(hidden, self.classifiers, targets, valid, *how)
 
     def loss_of_level(
         self, hidden, level, targets, valid, level_weights=None, label_smoothing=0.0
     ) -> HeadLoss:
-        """`loss` where every row (N, d) has one target, of its own level: integers (N,) each, and
-        valid (N,); the sums are of all levels."""
+        """`loss` of hidden (B, T, d) where each item has one level (B,), and one target a row:
+        targets and valid (B, T); the sums are of all levels."""
         return fused_loss_of_level(
             hidden, self.classifiers, level, targets, valid, level_weights, label_smoothing
         )
@@ -178,9 +184,11 @@ class TrunkHeads(Heads):
             logits = of_levels(self.weight, states)
         return logits.unflatten(0, leading)
 
-    def loss(self, hidden, targets, valid, level_weights=None, label_smoothing=0.0) -> HeadLoss:
+    def loss(
+        self, hidden, targets, valid, level_weights=None, label_smoothing=0.0, most=None
+    ) -> HeadLoss:
         trunk = [p for p in self.parameters() if p is not self.weight]
-        how = level_weights, label_smoothing
+        how = level_weights, label_smoothing, most
         return fused_trunk_loss(self.states, trunk, hidden, self.weight, targets, valid, *how)
 
 

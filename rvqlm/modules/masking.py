@@ -26,6 +26,8 @@ class Mask(NamedTuple):
     """(B, T, K) bool: cells without their code in the input."""
     predicted: Tensor
     """(B, T, K) bool: those of them that are scored."""
+    level: Tensor | None = None
+    """(B,) their level, where an item's are all of one."""
 
 
 def lowest(keys: Tensor, allowed: Tensor, number: Tensor) -> Tensor:
@@ -63,6 +65,6 @@ def draw_mask(masking: str, free: Tensor, share: Tensor, keys: Tensor, level: Te
     if masking == "frame":
         hidden = frames.expand(B, T, K)
         return Mask(hidden, hidden)
-    levels, level = torch.arange(K, device=keys.device), level[:, None, None]
-    predicted = frames & (levels == level)
-    return Mask(predicted | cells & (levels > level), predicted)
+    levels, one = torch.arange(K, device=keys.device), level[:, None, None]
+    predicted = frames & (levels == one)
+    return Mask(predicted | cells & (levels > one), predicted, level)

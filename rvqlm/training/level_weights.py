@@ -12,6 +12,7 @@ from math import inf
 import torch
 from torch import Tensor
 
+from rvqlm.batch import to_device
 from rvqlm.errors import UserError
 from rvqlm.flags import Problems, flag, parse_schedule, value_at
 
@@ -172,7 +173,7 @@ class LevelWeights:
             likely = weights.clamp(min=1e-12)
             drawn = torch.multinomial(likely, number)
             weights = torch.zeros_like(weights).index_fill(0, drawn, 1.0)
-        return weights.float().to(device, non_blocking=True)
+        return to_device(weights.float(), device)
 
     def observe(self, nats: list[float], counts: list[float]) -> None:
         """Take in a step: summed nats and counts of each level, over all ranks."""

@@ -169,6 +169,7 @@ class Trainer:
         # loss and tokens of the step: float64, where counts above 2^24 and sums of ranks are exact
         minimised = torch.zeros(2, dtype=totals.sums["nats"].dtype, device=self.device)
         batches: list[Batch] = []
+        later: list[Callable] = []
         self._ended, last, epochs = None, False, self.config.num_epochs
         while not last:
             self._beat("data")
@@ -189,9 +190,11 @@ class Trainer:
                     self.scale.apply(out.loss).backward()
             minimised += torch.stack([out.loss.detach(), out.normalizer.detach()]).to(minimised)
             totals.add(out, frames, cells)
+            if out.later is not None:
+                later.append(out.later)
         self._beat("optimizer step")
         with self.watch("step"):
-            return self._update(minimised, totals, batches)
+            return self._update(minimised, totals, batches, later)
 
     def _forward(self, batch: Batch):
         mixed = self.dtype != torch.float32
@@ -203,20 +206,25 @@ class Trainer:
             )
 
     @torch.no_grad()
-    def _update(self, minimised: Tensor, totals: Totals, batches: list[Batch]) -> Outcome:
+    def _update(
+        self, minimised: Tensor, totals: Totals, batches: list[Batch], later: list[Callable]
+    ) -> Outcome:
         """Judge the summed gradients; scale, clip, step and average if they are good.
 
         The verdict comes from sums over all ranks, so all of them decide alike, and reaches Python
-        in one transfer. A GPU is waited for here and, several times a micro-batch, where the loss
-        asks which cells there are (``tools/bench/gpu.py --only waits`` counts and places them).
+        in one transfer: the only point of a step where a GPU is waited for
+        (``tools/bench/gpu.py --only waits``).
 
         :param minimised: (2,) loss and tokens of this rank.
+        :param later: sums that are known then (`LMOutput.later`).
         """
         K, clip = self.info.num_codebooks, self.config.optim.clip_grad_norm
         sums = self.world.all_reduce(torch.cat([minimised, *totals.sums["nats"]]))
         grads = [p.grad for p in self.optimizers.params if p.grad is not None]
         norm = self.world.grad_norm(grads)
         loss, tokens, *levels, norm = torch.cat([sums, norm.to(sums).view(1)]).tolist()
+        for known in later:
+            totals.add_sums(known())
         tokens = max(tokens, 1.0)  # a step may score nothing: no text, a level that was not drawn
         # ranks left their mean of sums over tokens; what is wanted is the mean over tokens
         factor = self.world.size / (tokens * self.scale.value)

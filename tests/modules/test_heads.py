@@ -156,12 +156,13 @@ def test_targets_may_have_weights(small_blocks, name, mask):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_one_level_a_row(small_blocks, smoothing):
-    heads = make("linear")
-    hidden = torch.randn(N, D).double().requires_grad_()
-    level = torch.randint(K, (N,))
-    level[level == 1] = 2  # a level may be absent
-    targets, valid = torch.randint(V, (N,)), torch.rand(N) > 0.3
+def test_one_level_an_item(small_blocks, smoothing):
+    heads, shape = make("linear"), (7, 5)
+    states = torch.randn(*shape, D).double().requires_grad_()
+    of_item = torch.randint(K, shape[:1])
+    of_item[of_item == 1] = 2  # a level may be absent
+    hidden, level = states.flatten(0, 1), of_item.repeat_interleave(shape[1])
+    targets, valid = torch.randint(V, (35,)), torch.rand(35) > 0.3
     weights = torch.tensor([1.0, 0.5, 2.0])
     logits = torch.stack([heads.weight[k] @ h for h, k in zip(hidden, level)])
     flat = logits[valid], targets[valid]
@@ -171,13 +172,12 @@ def test_one_level_a_row(small_blocks, smoothing):
     want_nats = torch.stack([nats[level[valid] == k].sum() for k in range(K)])
     hits = (flat[0].argmax(-1) == flat[1]).double()
     want_hits = torch.stack([hits[level[valid] == k].sum() for k in range(K)])
-    got = heads.loss_of_level(
-        hidden, level, targets.masked_fill(~valid, -1), valid, weights, smoothing
-    )
+    given = (x.view(shape) for x in (targets.masked_fill(~valid, -1), valid))
+    got = heads.loss_of_level(states, of_item, *given, weights, smoothing)
     torch.testing.assert_close(got.loss, want)
     torch.testing.assert_close(got.sums["nats"], want_nats)
     assert torch.equal(got.sums["accuracy"], want_hits)
-    inputs = [hidden, heads.weight]
+    inputs = [states, heads.weight]
     for g, w in zip(torch.autograd.grad(got.loss, inputs), torch.autograd.grad(want, inputs)):
         torch.testing.assert_close(g, w)
 

@@ -8,7 +8,7 @@ Programs take their GPU branches with real numbers, on any build of torch. As on
 - a CPU tensor, a CPU generator, or a tensor of another GPU beside one of `Simulated` raises;
 - autocast is torch's own for CUDA; random numbers come from a stream of the GPU's;
 - the host is waited for where CUDA would: ``torch.cuda.set_sync_debug_mode("warn")`` warns of it;
-- what is copied to the host without waiting is not there yet: it reads as zeros;
+- what is copied to the host without waiting reads as zeros until the host has waited;
 - memory is counted and runs out.
 
 Not seen: kernels that lack a type, rounding (TF32, order of sums), which attention kernel is
@@ -35,7 +35,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 COPIES = ("_to_copy", "copy_", "_foreach_copy_")
 WAITS = {
     "_local_scalar_dense": 1, "nonzero": 1, "masked_select": 1, "equal": 1, "_unique2": 1,
-    "bincount": 2, "_ctc_loss": 2, "repeat_interleave": 1,
+    "bincount": 2, "_ctc_loss": 2, "_ctc_loss_backward": 2, "repeat_interleave": 1,
 }  # fmt: skip
 """Operations whose CUDA kernels wait, and how often."""
 AUTOCAST = {
@@ -117,6 +117,8 @@ class Gpu:
         self.memory, self.limit, self.allocated, self.peak = memory, memory, 0, 0
         self.blocks: weakref.WeakValueDictionary[int, Block] = weakref.WeakValueDictionary()
         self.current, self.debug, self.meta = 0, 0, False
+        self.underway: list[tuple[Tensor, Tensor]] = []
+        """Copies to the host that nobody has waited for, and what they will hold."""
         self.random = torch.Generator().manual_seed(1).get_state()
 
     def block_of(self, held: Tensor) -> Block:
@@ -128,6 +130,11 @@ class Gpu:
 
     def wait(self, times: int = 1) -> None:
         """As torch warns where ``set_sync_debug_mode`` asks for it: at the program's line."""
+        if times:
+            with torch._C._DisableTorchDispatch():
+                for to, value in self.underway:
+                    to.copy_(value)
+            self.underway.clear()
         for _ in range(times if self.debug else 0):
             frame = sys._getframe(1)
             while frame.f_back and ("/torch/" in frame.f_code.co_filename or _mine(frame)):
@@ -162,7 +169,8 @@ class Gpu:
             except NotImplementedError:  # kernels that only GPUs have
                 out = torch._decomp.decomposition_table[func](*plain, **options)
             if asked is not None and not there and kwargs.get("non_blocking"):
-                out = torch.zeros_like(out)  # not there yet
+                self.underway.append((torch.zeros_like(out), out.clone()))
+                out = self.underway[-1][0]
         if (asked is not None and not there) or not isinstance(out, (Tensor, tuple, list)):
             return out.clone() if isinstance(out, Tensor) and name != "_to_copy" else out
         written = {}
@@ -205,6 +213,8 @@ class Gpu:
     def note(self, name, args, kwargs, ours, there) -> None:
         """Waits of an operation."""
         self.wait(WAITS.get(name, 0))
+        if name == "multinomial" and (args[1] == 1 or not any(args[2:3])):
+            self.wait(2)  # whether these are probabilities
         if name in ("_to_copy", "copy_"):
             source = args[name == "copy_"]
             to_gpu = there if kwargs.get("device") is not None else True
@@ -336,6 +346,8 @@ class _Functions(TorchFunctionMode):
             made = args[0] if isinstance(args[0], Simulated) else func(*args, **kwargs)
             return made if device is None else made.to(device, kwargs.get("dtype"))
         first = args[0] if args else None
+        if func in (torch.Tensor.pin_memory, torch.Tensor.is_pinned):  # would ask a driver
+            return func is torch.Tensor.is_pinned or first
         named = [
             x for x in (*args[1:2], kwargs.get("device")) if isinstance(x, (str, torch.device))
         ]
