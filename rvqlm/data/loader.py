@@ -18,12 +18,11 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rvqlm.batch import PAD, Batch
 from rvqlm.data.channel import Channel

@@ -192,12 +192,14 @@ class Masked(TokenModel):
         context: Context | None,
         positions: Tensor | None = None,
         documents: Documents | None = None,
+        padded: bool = True,
     ) -> Tensor:
         """:param codes: (B, T, K), `special` where hidden and past the items' ``frames`` (B,).
+        :param padded: whether these are not all T: attention then needs a mask.
         :param positions: (B, T) places of the frames on the time axis; 0, 1, 2, ... by default.
         :return: (B, T, d)
         """
-        valid = mask_of(frames, codes.shape[1])
+        valid = mask_of(frames, codes.shape[1]) if padded else None
         codes = self.embedding(codes)
         return self.network(codes, context, valid, positions=positions, documents=documents)
 
@@ -250,8 +252,8 @@ class Masked(TokenModel):
         """Hidden states (B, T, d) of a batch with cells hidden."""
         unseen = mask.hidden | (batch.codes < 0)
         codes = batch.codes.long().masked_fill(unseen, self.special)
-        documents = self.documents(batch, 1, 0, codes.shape[1])
-        return self.hidden(codes, batch.lengths, context, documents=documents)
+        how = {"documents": self.documents(batch, 1, 0, codes.shape[1]), "padded": batch.padded}
+        return self.hidden(codes, batch.lengths, context, **how)
 
     def _score(self, batch, mask: Mask, weights: Tensor, context, *how) -> HeadLoss:
         """Of the predicted cells, with weights (B, T, K) or all alike."""

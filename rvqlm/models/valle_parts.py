@@ -226,18 +226,21 @@ class FineModel(nn.Module):
         level: Tensor,
         context: Context | None,
         documents: Documents | None = None,
+        padded: bool = True,
     ) -> Tensor:
         """(B, T, d), from which level (B,), 1 ... K - 1, of the item is predicted.
 
         :param codes: (B, T, K); any values where they are hidden.
         :param known: (B, T) bool.
+        :param padded: whether an item is shorter than T: attention then needs a mask.
         """
         valid = mask_of(lengths, codes.shape[1])
         levels = torch.arange(self.num_codebooks, device=codes.device)
         visible = known[..., None] | (levels < level[:, None, None])  # (B, T, K)
         ids = hide(codes, visible & valid[..., None], self.special)
         inputs, level = self.inputs(ids), self.level(level - 1)
-        return self.network(inputs, context, valid, condition=level, documents=documents)
+        seen = valid if padded else None
+        return self.network(inputs, context, seen, condition=level, documents=documents)
 
     def loss(
         self,
@@ -255,7 +258,8 @@ class FineModel(nn.Module):
         :param level_weights: (K - 1,); the sums are of levels 1 ... K - 1 likewise.
         """
         B, T, _ = batch.codes.shape
-        hidden = self.hidden(batch.codes, batch.lengths, known, level, context, documents)
+        given = batch.codes, batch.lengths, known, level, context, documents
+        hidden = self.hidden(*given, padded=batch.padded)
         scored = ~known & mask_of(batch.lengths, T)
         targets = batch.codes.long().gather(2, level[:, None, None].expand(B, T, 1)).squeeze(2)
         loss = self.heads.loss_of_level(

@@ -200,7 +200,7 @@ class Conditioner(nn.Module):
             lead, width = _laid_out(info, durations, values[..., 0], mask, frames)
             at = lead + width.cumsum(1) - width / 2
             if info.aligned:
-                edges = at[..., None] + width[..., None] * width.new_tensor([-0.5, 0.5])
+                edges = torch.stack([at - width / 2, at + width / 2], -1)
                 if times is not None:
                     edges = torch.where(times.isnan(), edges, times)
                 at = edges.mean(-1)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rvqlm.batch import to_device
 from rvqlm.modules.attention import attend
 
 
@@ -50,13 +51,13 @@ class Documents:
                 at += steps
             if at < width:
                 self.sizes.append(width - at)
-        self.real = (item >= 0).to(device)
+        self.real = to_device(item >= 0, device)
         """(R, W) bool"""
-        self.item = item.clamp(min=0).to(device)
+        self.item = to_device(item.clamp(min=0), device)
         """(R, W) which sequence; 0 where there is none."""
-        self.number = item.to(device)
-        self._from = (item.clamp(min=0) * size + place).to(device)  # (R, W) in B * S
-        self._back = back.to(device)  # (B, S) in R * W
+        self.number = to_device(item, device)
+        self._from = to_device(item.clamp(min=0) * size + place, device)  # (R, W) in B * S
+        self._back = to_device(back, device)  # (B, S) in R * W
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, S, ...) -> (R, W, ...); 0 where there is no step."""
