@@ -18,11 +18,12 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rvqlm.batch import PAD, Batch
 from rvqlm.data.channel import Channel
@@ -340,8 +341,8 @@ def read_batch(
         conditions=conditions.read(items, epoch) if conditions else {},
     )
     if plan.packing:
-        rows = torch.from_numpy(rows_of(lengths, plan.packing))
-        batch.rows, batch.row_frames = torch.stack([rows, batch.lengths], 1), plan.packing
+        places = torch.from_numpy(rows_of(lengths, plan.packing))
+        batch.rows, batch.row_frames = torch.stack([places, batch.lengths], 1), plan.packing
     for kind, padded in batch.conditions.items():
         sizes = torch.tensor(conditions.infos[kind].sizes, dtype=padded.values.dtype)
         good &= (padded.values < sizes).flatten(1).all(1).numpy()
