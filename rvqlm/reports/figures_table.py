@@ -108,6 +108,9 @@ def figures_table(rows: list[Row], split: str) -> list[Line]:
     )
     for kind in KINDS:
         _add_kind(add, kind)
+    if not all(row.family == "recognizer" for row in rows):
+        add("release checks", "What a model must not do before it is given to others.", _checks)
+        add("best settings", "Of generation, compared on the same recordings.", _settings)
     for name in dict.fromkeys(name for row in rows for name in row.judged.figures):
         figures = [row.judged.figures.get(name) for row in rows]
         known = next(f for f in figures if f)
@@ -116,9 +119,6 @@ def figures_table(rows: list[Row], split: str) -> list[Line]:
             for row, f in zip(rows, figures)
         ]
         lines.append(Line(name, known.tip, cells, _references(known)))
-    if not all(row.family == "recognizer" for row in rows):
-        add("release checks", "What a model must not do before it is given to others.", _checks)
-        add("best settings", "Of generation, compared on the same recordings.", _settings)
     return lines
 
 

@@ -192,17 +192,18 @@ class Grid:
         found = row.get(judge)
         if found is None:
             return "–", ""
-        within = found["interval"] or ()
-        return self._written(found["value"], judge), " to ".join(
-            self._written(value, judge) for value in within
-        )
+        return self._written(found["value"], judge), self._ends(found["interval"], judge)
 
     def behind(self, row: dict) -> str:
         """How far from the best setting, as an interval."""
-        ends = row["behind_the_best"] or ()
-        return " to ".join(
-            ("+" if end > 0 else "") + self._written(end, self.judge) for end in ends
-        )
+        return self._ends(row["behind_the_best"], self.judge, "+")
+
+    def _ends(self, ends: list[float] | bool | None, judge: str, sign: str = "") -> str:
+        """:param sign: before what is above 0."""
+        if not ends:
+            return ""
+        low, high = ((sign if end > 0 else "") + self._written(end, judge) for end in ends)
+        return f"{low.removesuffix(' %')} to {high}"
 
     def _written(self, value: float, judge: str) -> str:
         return f"{100 * value:.1f} %" if judge in ("errors", "repetition") else number(value)

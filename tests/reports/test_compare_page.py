@@ -94,7 +94,7 @@ def test_figures_have_intervals_and_what_is_missing_its_command(two):
     assert cells["without word boundaries"][0] == ("12.5 %", "10.0 to 15.0 %")
     assert cells["nearest to its own text"][0] == ("1 of 2", "")
     assert cells["throughput"][0][0] == f"{3900 / 180:.1f} frames/s"  # all frames, all seconds
-    assert cells["dnsmos.overall"][0] == ("2.51", "2.4 to 2.6")
+    assert cells["dnsmos.overall"][0] == ("2.51", "2.40 to 2.60")
     assert lines["dnsmos.overall"].references == "recordings through the codec 2.95"
     commands = {name: line.cells[1].command for name, line in lines.items()}
     name = quote(str(two[1]))  # to be pasted into a shell
@@ -176,7 +176,7 @@ def test_findings_side_by_side(two, tmp_path):
         "shared with training": ("12.6 frames", "recordings 12.6, shuffled 12.6"),
         "release checks": ("2 of 3 checks failed, 1 not run", "no stutter, silence"),
         "best settings": (
-            "best.pt (step 490), temperature 0.5: symbols wrong 3.1 % (2.0 % to 4.2 %)",
+            "best.pt (step 490), temperature 0.5: symbols wrong 3.1 % (2.0 to 4.2 %)",
             "not certain",
         ),
     }.items():
