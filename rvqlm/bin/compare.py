@@ -113,7 +113,8 @@ def _write_page(args: Args, argv: Sequence[str] | None) -> int:
     rows = compare(args.exp_dirs, args.split, evaluated=False)
     aligned = Aligned.read(rows, args.manifest_dir, args.split)
     aligned.listen(args.num_prompts, args.max_seconds, args.download)
-    content = compare_page(aligned, args.split, args.title, command_line("compare", argv))
+    made_by, folder = command_line("compare", argv), args.page.parent
+    content = compare_page(aligned, args.split, args.title, made_by, folder)
     write_text(args.page, render_template("compare.html", **content))
     for remark in content["remarks"]:
         print(f"missing: {remark}")

@@ -26,7 +26,7 @@ def _run(argv: Sequence[str] | None) -> int:
     args.check()
     content = collect(args, command_line("report", argv))
     page = render_template("report.html", **content)
-    out = (args.out or args.exp_dir / "report.html").resolve()
+    out = args.path
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     for line in summary(content):

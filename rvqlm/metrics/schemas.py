@@ -5,7 +5,7 @@ Numbers that a model computed may be infinite, NaN or, in the log, null.
 
 from __future__ import annotations
 
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from msgspec import Meta
 
@@ -15,6 +15,7 @@ from rvqlm.files import Count, Finite
 Number = float | None
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Extent = Annotated[float, Meta(ge=0, le=1e12)]
+Interval = Annotated[list[Finite], Meta(min_length=2, max_length=2)]
 
 
 class _Record(TypedDict, total=False):
@@ -101,10 +102,66 @@ class Rank(TypedDict):
 
 class _Uncertainty(TypedDict, total=False):
     plus_minus: Number
+    nats_intervals: list[list[Number] | None]
+
+
+class _Gain(TypedDict):
+    bits_per_second: Finite
+    interval: Interval
+
+
+class _Agreement(TypedDict):
+    frames: list[Count]
+    teacher_forced: list[list[Number]] | None
+    free_running: list[list[Number]]
+
+
+class _Divergence(TypedDict):
+    median_frames: Extent
+    median_seconds: Extent
+    never: Count
+
+
+class _Likelihood(TypedDict):
+    own: list[Number]
+    real: list[Number]
+    difference: list[Number]
+    interval: list[list[Number]] | None
+
+
+class _Codes(TypedDict):
+    coverage: list[Finite]
+    entropy: list[Finite]
+    kl: list[Finite]
+
+
+class _Shared(TypedDict):
+    longest: Count
+    mean: Extent
+    of: str
+    shared_with: str | None
+
+
+class _FreeRunning(TypedDict):
+    recordings: Count
+    prompt_seconds: Extent
+    frames: Count
+    settings: dict[str, Any]
+    agreement: _Agreement
+    first_divergence: _Divergence
+    likelihood: _Likelihood
+    codes: dict[Literal["samples", "recordings"], _Codes]
+    shared_runs: dict[str, dict[str, _Shared]]
 
 
 class _Evaluation(TypedDict, total=False):
     uncertainty: _Uncertainty | None
+    gain: _Gain | None
+    previous_frame_nats: list[Finite] | None
+    previous_frame_bits_per_second: Finite | None
+    calibration_error: list[Number]
+    overconfidence: list[Number]
+    free_running: _FreeRunning
     eval_draws: Count | None
     without: list[str]
     weights: str

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,8 +105,8 @@ def held_out_clips(recording: HeldOut, sampling_rate: int) -> list[Clip]:
     return list(clips.values())
 
 
-def sample_clip(wav: Path, about: dict) -> Clip:
-    """Clip of a sample.
+def sample_clip(wav: Path, about: dict, max_seconds: float = math.inf) -> Clip:
+    """Clip of a sample, or of its beginning.
 
     :raises UserError: audio that cannot be read.
     """
@@ -115,9 +116,11 @@ def sample_clip(wav: Path, about: dict) -> Clip:
         audio, rate = soundfile.read(wav, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as e:
         raise UserError(f"{wav}: {e}; delete it and generate again") from None
+    whole, audio = len(audio) / rate, audio[: int(min(len(audio), max_seconds * rate))]
+    cut = f" (the first {max_seconds:g} of {whole:.0f} s)" if whole > max_seconds else ""
     return Clip(
         kind=about["kind"],
-        title=wav.stem,
+        title=wav.stem + cut,
         audio=audio.T,
         sampling_rate=rate,
         prompt_seconds=float(about.get("prompt_seconds") or 0),

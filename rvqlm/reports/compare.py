@@ -20,11 +20,18 @@ from rvqlm.errors import UserError
 from rvqlm.files import read_json
 from rvqlm.inference.files import read_samples, text_of
 from rvqlm.metrics.schemas import Evaluation
-from rvqlm.reports.experiment import Training, default_flags, median_speed, stage_folders
+from rvqlm.reports.evaluation import conditions_of, outdated
+from rvqlm.reports.experiment import (
+    Commands,
+    Training,
+    default_flags,
+    median_speed,
+    stage_folders,
+)
 from rvqlm.reports.formatting import mean, number
 from rvqlm.reports.judged import Judged
 from rvqlm.reports.recognition import Recognition, of_samples
-from rvqlm.reports.records import conditions_of, outdated
+from rvqlm.reports.release import Checks, Grid
 
 IDENTITY = ("pattern", "masking")
 """Options that say what a family is: shown at their defaults too where not all rows have them."""
@@ -87,6 +94,8 @@ class Row:
     """Error rate of its samples."""
     judged: Judged = field(default_factory=Judged)
     """Figures of its samples by judges from outside."""
+    checks: Checks | None = None
+    grid: Grid | None = None
     codec: dict | None = None
     data: str | None = None
     machine: str | None = None
@@ -94,6 +103,9 @@ class Row:
     commands: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     """What is missing or to be known, a line each."""
+
+    def run_again(self, split: str = "test") -> Commands:
+        return Commands(self.exp_dir, self.flags.get("manifest-dir", "TOKENS"), split)
 
     def remark(self, text: str, where: Path | str = "") -> None:
         self.remarks.append(f"{where or self.exp_dir}: {text}")
@@ -124,6 +136,8 @@ def read_row(exp_dir: str | Path, split: str) -> Row:
     places = [exp, *reversed(stages)]
     _add_evaluation(row, places, split)
     _add_samples(row, places)
+    row.checks, row.grid = Checks.read(places), Grid.read(places)
+    row.commands += [c for tried in (row.checks, row.grid) if tried and (c := tried.command)]
     if not (row.flags or row.commands or row.steps or row.evaluation or row.samples):
         raise UserError(f"{exp} holds no training; train first: rvqlm trainer --exp-dir {exp}")
     return row
@@ -179,11 +193,8 @@ def _add_log(row: Row, trainings: list[Training]) -> None:
 def _add_evaluation(row: Row, places: list[Path], split: str) -> None:
     path = next((p for place in places if (p := place / f"eval_{split}.json").exists()), None)
     if path is None:
-        tokens = row.flags.get("manifest-dir", "TOKENS")
-        row.remark(
-            f"no eval_{split}.json (bits per second, nats); run: rvqlm evaluate --exp-dir "
-            f"{row.exp_dir} --manifest-dir {tokens} --split {split}"
-        )
+        command = row.run_again(split).evaluate()
+        row.remark(f"no eval_{split}.json (bits per second, nats); run: {command}")
         return
     found = read_json(path, "run rvqlm evaluate again", type=Evaluation)
     row.evaluation = {"split": split, "prompt_fraction": 0.0} | found
@@ -199,10 +210,8 @@ def _add_evaluation(row: Row, places: list[Path], split: str) -> None:
 def _add_samples(row: Row, places: list[Path]) -> None:
     found = next((s for p in places if (s := read_samples(p / "samples"))), [])
     if not found:
-        row.remark(
-            "no samples (speed, silence, repetition); run: rvqlm generate --exp-dir "
-            f"{row.exp_dir} --batch-size 1"
-        )
+        command = row.run_again().generate("--batch-size", "1")
+        row.remark(f"no samples (speed, silence, repetition); run: {command}")
         return
     row.recognition = next((r for p in places if (r := of_samples(p))), None)
     row.judged = Judged.read(places)
@@ -220,10 +229,8 @@ def _add_samples(row: Row, places: list[Path]) -> None:
     row.codec = row.codec or current[0][1].get("codec")
     spoken = next((w for w, a in current if text_of(a)), None)
     if spoken and row.recognition is None:
-        row.remark(
-            "no errors of the samples; run: rvqlm recognize --recognizer RECOGNIZER --samples "
-            f"{spoken.parent}"
-        )
+        command = row.run_again().recognize(spoken.parent)
+        row.remark(f"no errors of the samples; run: {command}")
     for kind in dict.fromkeys(a["kind"] for _, a in current):
         row.samples[kind] = _summarize([(w, a) for w, a in current if a["kind"] == kind])
         if row.samples[kind].passes_per_second is None:

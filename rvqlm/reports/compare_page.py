@@ -3,23 +3,34 @@ prompt."""
 
 from __future__ import annotations
 
+from pathlib import Path, PurePath
 from string import ascii_uppercase
 
+from rvqlm.cli import command_line
 from rvqlm.errors import UserError
 from rvqlm.reports.aligned import Aligned, Prompt
 from rvqlm.reports.clips import Clip
 from rvqlm.reports.compare import evaluated_on
 from rvqlm.reports.compare_table import KINDS
+from rvqlm.reports.evaluation import given_words
 from rvqlm.reports.figures_table import figures_table
 from rvqlm.reports.formatting import mean
-from rvqlm.reports.records import given_words
+from rvqlm.reports.listening_results import linked, tests_in
+from rvqlm.reports.listening_test import RECORDINGS
 from rvqlm.version import __version__
 
 
-def compare_page(aligned: Aligned, split: str, title: str = "", command: str | None = None) -> dict:
+def compare_page(
+    aligned: Aligned,
+    split: str,
+    title: str = "",
+    command: str | None = None,
+    folder: Path = Path(),
+) -> dict:
     """What the template ``compare.html`` draws.
 
     :param aligned: after `Aligned.listen`.
+    :param folder: where the page goes; listening tests of these experiments are looked for there.
     :param command: command line of the page itself.
     :raises UserError: more experiments than there are letters.
     """
@@ -35,6 +46,11 @@ def compare_page(aligned: Aligned, split: str, title: str = "", command: str | N
     remarks = [*aligned.remarks, *(remark for row in rows for remark in row.remarks)]
     if aligned.split is None:
         remarks.insert(0, "No recordings beside the samples; --manifest-dir TOKENS adds them.")
+    exp_dirs = [row.exp_dir for row in rows]
+    known = {*(Path(exp_dir).resolve().name for exp_dir in exp_dirs), *RECORDINGS.values()}
+    tests = tests_in([*map(Path, exp_dirs), folder])
+    tests = [test for test in tests if {PurePath(s).name for s in test.systems} <= known]
+    make = ["make", "--exp-dirs", *exp_dirs, "--out", str(folder / "listening.html")]
     given = {given_words(row.given) for row in rows if row.given is not None}
     return {
         "title": title or f"{len(rows)} experiments side by side",
@@ -45,6 +61,8 @@ def compare_page(aligned: Aligned, split: str, title: str = "", command: str | N
         "figures": figures_table(rows, split),
         "evaluated_on": evaluated_on(evaluations[0]) if evaluations else None,
         "given_differently": len(given) > 1,
+        "tests": linked(tests, folder),
+        "make_test": command_line("listen", make),
         "prompts": prompts,
         "remarks": remarks,
         "machines": sorted({row.machine for row in rows if row.machine}),

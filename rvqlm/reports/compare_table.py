@@ -20,9 +20,9 @@ from rvqlm.reports.compare import (
     evaluated_on,
     grouped,
 )
+from rvqlm.reports.evaluation import given_words
 from rvqlm.reports.formatting import mean, number, percent, render_template, shown
 from rvqlm.reports.recognition import Recognition
-from rvqlm.reports.records import given_words
 
 KINDS = {
     "continuation": "continuations of held-out recordings",

@@ -1,4 +1,5 @@
-"""What the commands left in an experiment directory."""
+"""What the commands left in an experiment directory and of its data, and the command lines that
+make what is not there."""
 
 from __future__ import annotations
 
@@ -7,13 +8,14 @@ import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypedDict
 
-from rvqlm.cli import counted, flatten
+from rvqlm.cli import command_line, counted, flatten
 from rvqlm.cores import SHARED
 from rvqlm.errors import UserError
-from rvqlm.files import parse_yaml, read_text
+from rvqlm.files import parse_yaml, read_jsonl, read_text
 from rvqlm.metrics.log import by_kind, read_log, read_run
 from rvqlm.metrics.schemas import Extent
 from rvqlm.models.factory import model_entry
@@ -21,8 +23,8 @@ from rvqlm.training.config import flags_class
 
 REMEDY = "run the command that writes it again"
 """Where a JSON file of an experiment is damaged."""
-
-
+SHOWN = 3
+"""Examples of what was left out of the data."""
 _STAGE = re.compile(r"([0-9]{1,6})\t([0-9]{1,12}(?:\.[0-9]*)?)\t(.*)", re.ASCII)
 
 _Named = TypedDict("_Named", {"model-name": str})
@@ -119,6 +121,62 @@ def median_speed(records: Iterable[dict]) -> float | None:
     return statistics.median_high(known) if (known := [*filter(math.isfinite, speeds)]) else None
 
 
+@dataclass
+class Commands:
+    """Command lines of an experiment, to be pasted into a shell."""
+
+    exp_dir: Path | str
+    tokens: Path | str = "TOKENS"
+    split: str = "test"
+
+    def _line(self, name: str, *argv: object) -> str:
+        return command_line(name, [*map(str, argv)])
+
+    @property
+    def _data(self) -> tuple:
+        return "--manifest-dir", self.tokens, "--split", self.split
+
+    def evaluate(self, *more: str) -> str:
+        return self._line("evaluate", "--exp-dir", self.exp_dir, *self._data, *more)
+
+    def run_freely(self, prompt_fraction: float = 0.0) -> str:
+        """:param prompt_fraction: of the evaluation that is there, which is written anew."""
+        given = ("--prompt-fraction", f"{prompt_fraction:g}") if prompt_fraction else ()
+        return self.evaluate("--free-running", "16", *given)
+
+    def generate(self, *more: str) -> str:
+        return self._line("generate", "--exp-dir", self.exp_dir, *more)
+
+    def recognize(self, samples: Path) -> str:
+        return self._line("recognize", "--recognizer", "RECOGNIZER", "--samples", samples)
+
+    def recognize_recordings(self) -> str:
+        """Of an experiment that is a recogniser."""
+        return self._line("recognize", "--recognizer", self.exp_dir, *self._data)
+
+    def judge(self) -> str:
+        data = "--references", self.tokens, "--split", self.split
+        return self._line("judge", "--samples", self.exp_dir, *data)
+
+    def check(self, recognizer: Path | str | None) -> str:
+        """:param recognizer: of what is said; None: the model says nothing."""
+        heard = ("--recognizer", recognizer) if recognizer else ()
+        return self._line("check", self.exp_dir, *self._data, *heard)
+
+    def grid(self, recognizer: Path | str | None) -> str:
+        heard = ("--recognizer", recognizer) if recognizer else ()
+        return self._line(
+            "grid", "--exp-dir", self.exp_dir, "--manifest-dir", self.tokens, *heard,
+            "--temperature", "0.6", "0.8", "1",
+        )  # fmt: skip
+
+    def listen(self) -> str:
+        out = Path(self.exp_dir) / "listening.html"
+        return self._line(
+            "listen", "make", "--exp-dirs", self.exp_dir, *self._data, "--recordings", "--out", out
+        )
+
+
 def default_flags(family: str) -> dict:
     """All flags of a family as they are when none is given."""
     return flatten(flags_class(model_entry(family)[0])(exp_dir="", manifest_dir=""))
@@ -147,3 +205,56 @@ def read_stages(path: Path) -> list[tuple[str, float]]:
         stage = int(found[1])
         longest[stage] = max(longest.get(stage, (-1.0, "")), (float(found[2]), found[3]))
     return [(title, seconds) for _, (seconds, title) in sorted(longest.items())]
+
+
+# ------------------------------------------------------------------------- left out of the data
+
+
+@dataclass
+class LeftOut:
+    """A list of items that a command skipped, or kept with a warning."""
+
+    path: Path
+    number: int
+    examples: list[str]
+    """The first ones with their reasons."""
+
+    @property
+    def skipped(self) -> bool:
+        return self.path.stem.endswith("skipped")
+
+    def words(self) -> str:
+        what = "left out" if self.skipped else "kept with a warning"
+        more = "; ..." if self.number > len(self.examples) else ""
+        return (
+            f"{counted(self.number, 'item')} {what} ({self.path}): "
+            + "; ".join(self.examples)
+            + more
+        )
+
+
+def left_out(manifest_dir: Path, sidecar: dict) -> list[LeftOut]:
+    """The lists of skipped and of doubtful items beside the tokens and beside the manifest that
+    they were made from, where rvqlm audio writes them; lists of nothing are left out.
+
+    :param sidecar: tokens.json.
+    """
+    source = (sidecar.get("input") or {}).get("path")
+    folders = [manifest_dir] + ([Path(source).parent] if source else [])
+    found, seen = [], set()
+    for folder in folders:
+        if not folder.is_dir() or (place := folder.resolve()) in seen:
+            continue
+        seen.add(place)
+        for ending in ("skipped", "warned"):
+            for path in sorted(folder.glob(f"*{ending}.jsonl")):
+                entries = read_jsonl(path, str(path), REMEDY)
+                examples = [_reason(entry) for entry in islice(entries, SHOWN)]
+                if examples:
+                    found.append(LeftOut(path, len(examples) + sum(1 for _ in entries), examples))
+    return found
+
+
+def _reason(entry: dict) -> str:
+    name = entry.get("path") or entry.get("id") or "?"
+    return f"{name}: {entry.get('reason') or entry.get('warning') or 'no reason given'}"

@@ -12,8 +12,10 @@ from pathlib import Path
 
 from rvqlm.reports.compare import Row
 from rvqlm.reports.compare_table import KINDS, model_words, nats_words, uncertainty
-from rvqlm.reports.formatting import number, percent
+from rvqlm.reports.evaluation import code_divergence
+from rvqlm.reports.formatting import mean, number, percent, signed
 from rvqlm.reports.judged import VIEWS, Figure
+from rvqlm.reports.recognition import recognizer_for
 
 
 @dataclass
@@ -82,6 +84,7 @@ def figures_table(rows: list[Row], split: str) -> list[Line]:
         "Mean nats of a code, level by level.",
         lambda r: Cell(nats_words(r.evaluation["nats"]) if r.evaluation else "–"),
     )
+    _add_references(add, split)
     add(
         "symbols wrong",
         "What a recogniser gets wrong of the samples that were given a text; 95 % interval over "
@@ -105,6 +108,9 @@ def figures_table(rows: list[Row], split: str) -> list[Line]:
     )
     for kind in KINDS:
         _add_kind(add, kind)
+    if not all(row.family == "recognizer" for row in rows):
+        add("release checks", "What a model must not do before it is given to others.", _checks)
+        add("best settings", "Of generation, compared on the same recordings.", _settings)
     for name in dict.fromkeys(name for row in rows for name in row.judged.figures):
         figures = [row.judged.figures.get(name) for row in rows]
         known = next(f for f in figures if f)
@@ -114,6 +120,101 @@ def figures_table(rows: list[Row], split: str) -> list[Line]:
         ]
         lines.append(Line(name, known.tip, cells, _references(known)))
     return lines
+
+
+def _add_references(add: Callable, split: str) -> None:
+    """What an evaluation says beside its bits: what they are worth without a model, how sure the
+    model is, and how it fares by itself."""
+
+    def of(show: Callable[[dict], Cell | None], key: str) -> Callable[[Row], Cell]:
+        def cell(row: Row) -> Cell:
+            evaluation = row.evaluation or {}
+            if key in evaluation:
+                return (evaluation[key] and show(evaluation[key])) or Cell("–")
+            return Cell("–", command=_evaluate(row, split, key))
+
+        return cell
+
+    def calibration(by_level: list[float | None]) -> Cell | None:
+        error = mean(by_level)
+        return None if error is None else Cell(f"{100 * error:.1f} %")
+
+    def level_0(found: dict) -> Cell:
+        apart, within = found["likelihood"]["difference"][0], found["likelihood"]["interval"]
+        ends = within[0] if within and apart is not None else ()
+        return Cell(signed(apart), " to ".join(map(signed, ends)))
+
+    def codes(found: dict) -> Cell:
+        own, recorded = code_divergence(found)
+        return Cell(f"{own:.2f}", f"recordings {recorded:.2f}")
+
+    def shared(found: dict) -> Cell | None:
+        runs = found["shared_runs"].get("level_0") or {}
+        if "samples" not in runs:
+            return None
+        beside = (f"{kind} {run['mean']:.1f}" for kind, run in runs.items() if kind != "samples")
+        return Cell(f"{runs['samples']['mean']:.1f} frames", ", ".join(beside))
+
+    add(
+        "saved of the previous frame",
+        "Bits per second fewer than for who knows which codes follow each other in training.",
+        of(lambda gain: Cell(number(gain["bits_per_second"]), _ends(gain["interval"])), "gain"),
+    )
+    add(
+        "calibration error",
+        "Mean over levels of the expected calibration error: how far the probability of the "
+        "likeliest code is from how often it is right.",
+        of(calibration, "calibration_error"),
+    )
+    add(
+        "parts from the recording",
+        "A greedy continuation, of level 0: half of them within so long.",
+        of(
+            lambda free: Cell(
+                f"{free['first_divergence']['median_seconds']:.2f} s",
+                f"{free['first_divergence']['never']} of {free['recordings']} never",
+            ),
+            "free_running",
+        ),
+    )
+    add(
+        "own samples, nats",
+        "Of a code of level 0, less those of recordings: far below 0 is in love with what it says, "
+        "far above lost in what it does not know.",
+        of(level_0, "free_running"),
+    )
+    add(
+        "divergence of codes",
+        "KL of the codes that it uses from those of the split, mean over levels; of as many "
+        "recorded codes beside it.",
+        of(codes, "free_running"),
+    )
+    add(
+        "shared with training",
+        "Longest run of level 0 that is in a training recording, mean over continuations.",
+        of(shared, "free_running"),
+    )
+
+
+def _ends(interval: list[float]) -> str:
+    return " to ".join(map(number, interval))
+
+
+def _checks(row: Row) -> Cell:
+    if row.checks is None:
+        return Cell("–", command=row.run_again().check(_recognizer(row)))
+    return Cell(row.checks.words, ", ".join(row.checks.failed))
+
+
+def _settings(row: Row) -> Cell:
+    if row.grid is None:
+        return Cell("–", command=row.run_again().grid(_recognizer(row)))
+    return Cell(row.grid.best, "" if row.grid.certain else "not certain")
+
+
+def _recognizer(row: Row) -> Path | str | None:
+    given = row.given if row.given is not None else row.flags.get("conditions") or []
+    return recognizer_for(Path(row.exp_dir), given)
 
 
 def _add_kind(add: Callable, kind: str) -> None:
@@ -137,8 +238,17 @@ def _add_kind(add: Callable, kind: str) -> None:
 
 def _judge(row: Row) -> str | None:
     """The command for figures of judges, where there is something to judge."""
-    tokens = row.flags.get("manifest-dir", "TOKENS")
-    return f"rvqlm judge --samples {row.exp_dir} --references {tokens}" if row.samples else None
+    return row.run_again().judge() if row.samples else None
+
+
+def _evaluate(row: Row, split: str, key: str = "") -> str | None:
+    """The command for a figure of an evaluation, where the model has it."""
+    run_again = row.run_again(split)
+    if row.family == "recognizer" or (key == "calibration_error" and row.family == "masked"):
+        return None
+    if key == "free_running":
+        return run_again.run_freely((row.evaluation or {}).get("prompt_fraction", 0.0))
+    return run_again.evaluate()
 
 
 def _references(figure: Figure) -> str:
@@ -149,9 +259,7 @@ def _references(figure: Figure) -> str:
 def _bits(row: Row, split: str) -> Cell:
     evaluation = row.evaluation
     if not evaluation or not evaluation.get("bits_per_second"):
-        tokens = row.flags.get("manifest-dir", "TOKENS")
-        command = f"rvqlm evaluate --exp-dir {row.exp_dir} --manifest-dir {tokens} --split {split}"
-        return Cell(command=None if row.family == "recognizer" else command, text="–")
+        return Cell("–", command=_evaluate(row, split))
     within = uncertainty(evaluation)
     return Cell(
         f"{'≤ ' if evaluation['bound'] else ''}{evaluation['bits_per_second']:,.0f}",
@@ -166,4 +274,4 @@ def _whole(row: Row) -> dict | None:
 def _recognize(row: Row) -> str | None:
     """The command for error rates, where there is something that was to be said."""
     spoken = next((Path(s.wavs[0]).parent for s in row.samples.values() if s.texts), None)
-    return spoken and f"rvqlm recognize --recognizer RECOGNIZER --samples {spoken}"
+    return spoken and row.run_again().recognize(spoken)

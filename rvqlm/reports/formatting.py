@@ -26,6 +26,17 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def signed(value: float | None, digits: int = 2) -> str:
+    """With its sign, and no sign of what is nothing.
+
+    >>> signed(0.126), signed(-0.001), signed(-2.5, 1)
+    ('+0.13', '+0.00', '-2.5')
+    """
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{round(value, digits) + 0.0:+.{digits}f}"  # -0.0 + 0.0 is 0.0
+
+
 def percent(share: float) -> str:
     """
     >>> percent(0.254)
@@ -63,5 +74,5 @@ def render_template(file: str, /, **content) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"number": number, "span": span}
+    environment.filters |= {"number": number, "signed": signed, "span": span}
     return environment.get_template(file).render(content)

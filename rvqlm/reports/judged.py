@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NotRequired, TypedDict
 
 from rvqlm.files import Count, Finite, read_json
+from rvqlm.judging.summary import cell
 from rvqlm.reports.experiment import REMEDY
-from rvqlm.reports.formatting import number
 
 VIEWS = {"samples": "samples", "codec": "recordings through the codec", "recordings": "recordings"}
 
@@ -55,16 +55,16 @@ class Figure:
 
     def text(self, view: str) -> str:
         """Mean; a dash where it is not known."""
-        mean = self.means.get(view, {}).get("mean")
-        return "–" if mean is None else self._written(mean)
+        return self._cell(view)[0]
 
     def within(self, view: str) -> str:
         """Its interval; nothing where it is not known."""
-        interval = self.means.get(view, {}).get("interval") or ()
-        return " to ".join(map(self._written, interval))
+        return self._cell(view)[1]
 
-    def _written(self, value: float) -> str:
-        return f"{100 * value:.1f} %" if self.about.get("percent") else number(value)
+    def _cell(self, view: str) -> tuple[str, str]:
+        found = {"mean": None, "interval": None} | self.means.get(view, {})
+        mean, _, within = cell(found, bool(self.about.get("percent"))).partition(" (")
+        return "–" if mean == "-" else mean, within.rstrip(")")
 
 
 @dataclass

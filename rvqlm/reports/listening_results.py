@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, TypedDict
+from urllib.parse import quote
 
 import numpy as np
 from msgspec import Meta
@@ -18,6 +20,7 @@ from rvqlm.metrics.opinions import holm, mean_with_interval, sign_test, signs_of
 from rvqlm.reports.listening_test import Key
 
 REMEDY = "save it again from the page of the test"
+KEY_REMEDY = "make the test again, or find the key that was written with its page"
 GRADES = ("bad", "poor", "fair", "good", "excellent")
 """From 1 to 5, as in ITU-T P.800."""
 SIDES = {"left": 1.0, "same": 0.0, "right": -1.0}
@@ -103,17 +106,62 @@ def read_results(paths: Sequence[Path], key_path: Path | None = None) -> Results
     return Results(key, raters, remarks)
 
 
+@dataclass
+class Test:
+    """A listening test that was made: its page, and what raters said."""
+
+    page: Path
+    key: Key
+    lines: list[str] = field(default_factory=list)
+    """Of `describe`; none without results."""
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def systems(self) -> list[str]:
+        return _systems(self.key)
+
+
+def tests_in(folders: Iterable[Path]) -> list[Test]:
+    """The pages of listening tests with their keys beside them, and results that lie there too.
+
+    :raises UserError: a damaged key.
+    """
+    found = []
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        for path in sorted(folder.glob("*.key.json")):
+            page = path.with_name(path.name.removesuffix(".key.json") + ".html")
+            if not page.exists():
+                continue
+            test = Test(page, read_json(path, KEY_REMEDY, convert=_checked, type=Key))
+            results = sorted(folder.glob(f"listening-{test.key['test'][:8]}-*.json"))
+            try:
+                said = read_results(results, path) if results else None
+            except UserError as e:  # all of them damaged
+                test.remarks.append(str(e))
+            else:
+                test.lines = describe(said) if said else []
+                test.remarks += said.remarks if said else []
+            found.append(test)
+    return found
+
+
+def linked(tests: Iterable[Test], folder: Path) -> list[tuple[str, Test]]:
+    """Each with its address on a page in that folder."""
+    folder = folder.resolve()
+    paths = ((os.path.relpath(test.page.resolve(), folder), test) for test in tests)
+    return [(quote(os.fsencode(Path(path).as_posix())), test) for path, test in paths]
+
+
 def _order(result: Result) -> tuple:
     return len(result["answers"]), result["saved"]
 
 
 def _key_of(results: list[Path], tests: set[str], key_path: Path | None) -> Key:
-    remedy = "make the test again, or find the key that was written with its page"
     if key_path is not None:
-        return read_json(key_path, remedy, convert=_checked, type=Key)
+        return read_json(key_path, KEY_REMEDY, convert=_checked, type=Key)
     for folder in dict.fromkeys(path.resolve().parent for path in results):
         for path in sorted({*folder.glob("*.key.json"), *folder.parent.glob("*.key.json")}):
-            key = read_json(path, remedy, convert=_checked, type=Key)
+            key = read_json(path, KEY_REMEDY, convert=_checked, type=Key)
             if key["test"] in tests:
                 return key
     raise UserError(

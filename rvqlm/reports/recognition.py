@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
@@ -10,6 +11,7 @@ from msgspec import Meta
 
 from rvqlm.errors import UserError
 from rvqlm.files import Count, Finite, Positive, read_json
+from rvqlm.metrics.schemas import Interval
 from rvqlm.reports.experiment import REMEDY
 from rvqlm.reports.speech import Heard
 
@@ -21,9 +23,6 @@ class _Row(TypedDict):
     symbols: Count
     errors: Count
     aligned: NotRequired[Annotated[list[str], Meta(min_length=2, max_length=2)]]
-
-
-Interval = Annotated[list[Finite], Meta(min_length=2, max_length=2)]
 
 
 class _Rate(TypedDict):
@@ -107,6 +106,18 @@ def recognizer_of(exp_dir: Path) -> Path | None:
     # written by a command that may have run elsewhere: recipes keep it in the experiment
     places = (Path(named).parent, exp_dir / Path(named).parent.name)
     return next((place for place in places if place.is_dir()), None)
+
+
+def recognizer_for(exp_dir: Path, given: Iterable[str]) -> Path | str | None:
+    """What commands that listen to a model name: the recogniser of its experiment, a word to be
+    replaced where there is none; None where the model is told nothing to say.
+
+    :param given: its conditions, as `rvqlm.reports.evaluation.conditions_of` has them.
+    """
+    if not any(name.partition(" ")[0] == "text" for name in given):
+        return None
+    own = exp_dir / "recognizer"  # where recipes have it
+    return recognizer_of(exp_dir) or (own if own.is_dir() else "RECOGNIZER")
 
 
 @dataclass

@@ -25,13 +25,28 @@ from rvqlm.inference.held_out import HeldOutSplit
 from rvqlm.metrics.losses import bits_per_second
 from rvqlm.metrics.schemas import Evaluation, Stats
 from rvqlm.reports.clips import RECORDED, Clip
-from rvqlm.reports.experiment import REMEDY, Training, median_speed, read_stages
+from rvqlm.reports.evaluation import (
+    conditions_of,
+    free_running,
+    given_words,
+    level_table,
+    outdated,
+)
+from rvqlm.reports.experiment import (
+    REMEDY,
+    Commands,
+    Training,
+    left_out,
+    median_speed,
+    read_stages,
+)
 from rvqlm.reports.figures import Reference, Series, chart
 from rvqlm.reports.formatting import mean, number, percent
 from rvqlm.reports.judged import Judged
 from rvqlm.reports.listening import Listener
-from rvqlm.reports.recognition import Recognitions
-from rvqlm.reports.records import conditions_of, given_words, left_out, outdated
+from rvqlm.reports.listening_results import linked, tests_in
+from rvqlm.reports.recognition import Recognitions, recognizer_for
+from rvqlm.reports.release import Checks, Grid
 from rvqlm.version import __version__
 
 
@@ -54,6 +69,11 @@ class ReportArgs:
     """Heading of the page; a sentence made from the numbers if not given."""
     download: bool = False
     """Fetch the codec that the tokens name from the hub, where it is not on this machine."""
+
+    @property
+    def path(self) -> Path:
+        """Where the page goes."""
+        return (self.out or self.exp_dir / "report.html").resolve()
 
     def check(self) -> None:
         problems = []
@@ -181,12 +201,14 @@ def headline(
     if of_train is None and not run.scores_hidden_codes:
         of_train = mean(r.get("bits_per_second") for r in last_tenth)
     unigram = evaluation.get("unigram_bits_per_second")
+    of_previous = evaluation.get("previous_frame_bits_per_second")
     speed = run.throughput or median_speed(run.train)
     last = (run.train or run.valid or [{}])[-1]
     frames = last.get("total_frames")
     bars = [
         ("codes stored plainly", "plain", info.bitrate),
         ("unigram: how often each code occurs", "unigram", unigram),
+        ("previous frame: which codes follow each other", "unigram", of_previous),
         ("model, held-out recordings", "valid", bits),
         ("model, training recordings", "train", of_train),
     ]
@@ -199,6 +221,7 @@ def headline(
         "bound": bool(evaluation.get("bound", run.scores_hidden_codes)),
         "given": given,
         "within": (evaluation.get("uncertainty") or {}).get("plus_minus"),
+        "gain": evaluation.get("gain"),
         "bars": [
             {"label": label, "kind": kind, "value": value, "width": 100 * value / info.bitrate}
             for label, kind, value in bars
@@ -218,25 +241,6 @@ def headline(
     }
 
 
-def level_table(evaluation: dict, info: CodecInfo) -> list[dict]:
-    """One row a level of a `rvqlm evaluate` result."""
-    top = math.log(info.codebook_size)
-    columns = (evaluation.get(name, []) for name in ("nats", "unigram_nats", "accuracy"))
-    return [
-        {
-            "level": level,
-            "nats": nats,
-            "unigram": unigram,
-            "saved": 1 - nats / unigram if unigram else 0.0,
-            "accuracy": accuracy,
-            "perplexity": math.exp(min(nats, 700)),
-            "width": 100 * nats / top,
-            "mark": 100 * unigram / top,
-        }
-        for level, (nats, unigram, accuracy) in enumerate(zip(*columns))
-    ]
-
-
 # ---------------------------------------------------------------- the page
 
 
@@ -248,35 +252,28 @@ def missing_commands(
     recognitions: Recognitions,
 ) -> list[str]:
     """What the page lacks, with the commands that make it and that this model can run."""
-    exp, data, split = args.exp_dir, args.manifest_dir, args.split
-    remarks = []
+    split, run_again = args.split, Commands(args.exp_dir, args.manifest_dir, args.split)
     if run.recognizes:
-        if not recognitions.all():
-            remarks.append(
-                f"No error rate of the “{split}” split; run: rvqlm recognize --recognizer {exp} "
-                f"--manifest-dir {data} --split {split}"
-            )
-        return remarks
+        if recognitions.all():
+            return []
+        return [f"No error rate of the “{split}” split; run: {run_again.recognize_recordings()}"]
+    remarks = []
     if evaluation is None:
         remarks.append(
             f"The held-out numbers are validation figures of the training; for the “{split}” split "
-            f"run: rvqlm evaluate --exp-dir {exp} --manifest-dir {data} --split {split}"
+            f"run: {run_again.evaluate()}"
         )
     elif outdated(evaluation, run.family):
         remarks.append(
             "The held-out figures of single levels are those of an earlier version, which depend "
-            f"on how often each was masked; run again: rvqlm evaluate --exp-dir {exp} "
-            f"--manifest-dir {data} --split {split}"
+            f"on how often each was masked; run again: {run_again.evaluate()}"
         )
     if not samples:
-        remarks.append(
-            f"No samples of the model; make some: rvqlm generate --exp-dir {exp} --seconds 8"
-        )
+        some = run_again.generate("--seconds", "8")
+        remarks.append(f"No samples of the model; make some: {some}")
     if any(clip.text for clip in samples) and recognitions.samples is None:
-        remarks.append(
-            "No error rate of what the model says; run: rvqlm recognize --recognizer RECOGNIZER "
-            f"--samples {exp / 'samples'}"
-        )
+        command = run_again.recognize(args.exp_dir / "samples")
+        remarks.append(f"No error rate of what the model says; run: {command}")
     return remarks
 
 
@@ -322,13 +319,20 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
     sampled = [c for kind, of in listening.kinds().items() for c in of if kind not in RECORDED]
     remarks = missing_commands(args, run, evaluation, sampled, recognitions)
     remarks += missing + listening.remarks
-    remarks += [f"Not judged by {name}: {why}" for name, why in judged.not_run.items()]
     flags = run.flags() if run.config else {}
     given = conditions_of(evaluation or {}, flags)
+    checks, grid = Checks.read([exp_dir]), Grid.read([exp_dir])
+    if checks:
+        checks.listen(args.max_seconds)
+        if (step := (evaluation or {}).get("step", checks.step)) != checks.step:
+            remarks.append(f"The checks are of step {checks.step:,}, the evaluation of {step:,}.")
     commands = list(run.about.get("commands", []))  # in the order of the work
     commands += [e.get("command") for e in evaluations.values()]
     commands += listening.commands
     commands += [one.command for one in recognitions.all()] + judged.commands
+    commands += [tried.command for tried in (checks, grid) if tried]
+    run_again = Commands(exp_dir, manifest_dir, split)
+    recognizer = recognizer_for(exp_dir, given)
     machine = run.about.get("machine") or {}
     started = next(iter(run.about.get("started", [])), None)
     unigram = (evaluation or next(iter(evaluations.values()), {})).get("unigram_nats")
@@ -344,6 +348,18 @@ def collect(args: ReportArgs, command: str | None = None) -> dict:
         "recognizes": run.recognizes,
         "recognitions": recognitions.all(),
         "judged": judged,
+        "free": free_running(evaluation or {}, info),
+        "checks": checks,
+        "check_clips": {name: clip.card() for name, clip in checks.clips.items()} if checks else {},
+        "grid": grid,
+        "tests": linked(tests_in([exp_dir]), args.path.parent),
+        "not_run": {
+            "free": run_again.run_freely((evaluation or {}).get("prompt_fraction", 0.0)),
+            "judged": run_again.judge(),
+            "checks": run_again.check(recognizer),
+            "grid": run_again.grid(recognizer),
+            "tests": run_again.listen(),
+        },
         "left_out": left_out(manifest_dir, tokens),
         "remarks": remarks,
         "own": [article.card() for article in listening.own],
@@ -393,6 +409,10 @@ def summary(content: dict) -> list[str]:
         )
     for one in content["recognitions"]:
         lines.append(f"error rate of {one.label}: {one.error_rate:.1%}")
+    if content["checks"]:
+        lines.append(f"release: {content['checks'].words}")
+    if content["grid"]:
+        lines.append(f"best settings: {content['grid'].best}")
     for row in content["clip_table"]:
         shares = [
             f"{name} {percent(row[key])}"

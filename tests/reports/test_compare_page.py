@@ -1,11 +1,13 @@
 """The page of several experiments: what stands beside what, what is said to be missing."""
 
 import json
+from shlex import quote
 
 import numpy as np
 import pytest
 import soundfile
 from experiments import CODEC, add_evaluation, add_sample, add_training, write
+from findings import HEBREW, MARKUP, add_checks, add_grid, add_listening_test, evaluated
 from report_page import INFO, Page, audio_of, change
 
 from rvqlm.bin import compare as command
@@ -14,9 +16,6 @@ from rvqlm.reports.aligned import Aligned, align
 from rvqlm.reports.compare import compare
 from rvqlm.reports.compare_page import compare_page
 from rvqlm.reports.formatting import render_template
-
-MARKUP = "<script>alert(1)</script>"
-HEBREW = "\u202eשלום עולם"  # begins with a mark that turns what follows round
 
 
 def say(exp, name: str, errors: int = 0, **about) -> None:
@@ -95,11 +94,12 @@ def test_figures_have_intervals_and_what_is_missing_its_command(two):
     assert cells["without word boundaries"][0] == ("12.5 %", "10.0 to 15.0 %")
     assert cells["nearest to its own text"][0] == ("1 of 2", "")
     assert cells["throughput"][0][0] == f"{3900 / 180:.1f} frames/s"  # all frames, all seconds
-    assert cells["dnsmos.overall"][0] == ("2.51", "2.4 to 2.6")
+    assert cells["dnsmos.overall"][0] == ("2.51", "2.40 to 2.60")
     assert lines["dnsmos.overall"].references == "recordings through the codec 2.95"
     commands = {name: line.cells[1].command for name, line in lines.items()}
-    assert commands["bits per second"].startswith(f"rvqlm evaluate --exp-dir {two[1]}")
-    assert f"--samples {two[1] / 'samples'}" in commands["symbols wrong"]
+    name = quote(str(two[1]))  # to be pasted into a shell
+    assert commands["bits per second"].startswith(f"rvqlm evaluate --exp-dir {name}")
+    assert f"--samples {quote(str(two[1] / 'samples'))}" in commands["symbols wrong"]
     assert commands["dnsmos.overall"].startswith("rvqlm judge --samples")
     assert "not run" in page.text and commands["bits per second"] in page.text
     assert "not judged by utmos: no weights" in page.text and "rvqlm judge X" in page.text
@@ -154,3 +154,38 @@ def test_the_command(two, tmp_path, capsys):
         assert command.main([*argv, *more]) == 2 and words in capsys.readouterr().err
     assert command.main([*argv[:3], "--num-prompts", "3"]) == 2
     assert "no effect without --page" in capsys.readouterr().err
+
+
+def test_findings_side_by_side(two, tmp_path):
+    add_evaluation(two[0], **evaluated(2))
+    add_checks(two[0])
+    add_grid(two[0])
+    for systems in (("alpha", MARKUP.replace("/", "\u2215")), ("alpha", "another")):
+        add_listening_test(tmp_path, systems)  # the second takes the place of the first
+        content, page = page_of(two, folder=tmp_path)
+        assert len(content["tests"]) == ("another" not in systems)
+    assert page.open == [] and len(page.find("script")) == 1
+    lines = {line.name: line.cells for line in content["figures"]}
+    first = {name: (cells[0].text, cells[0].within) for name, cells in lines.items()}
+    for name, found in {
+        "saved of the previous frame": ("59.5", "51.5 to 67.5"),
+        "calibration error": ("1.2 %", ""),
+        "parts from the recording": ("0.02 s", "2 of 8 never"),
+        "own samples, nats": ("+0.33", "+0.21 to +0.45"),
+        "divergence of codes": ("0.75", "recordings 0.50"),
+        "shared with training": ("12.6 frames", "recordings 12.6, shuffled 12.6"),
+        "release checks": ("2 of 3 checks failed, 1 not run", "no stutter, silence"),
+        "best settings": (
+            "best.pt (step 490), temperature 0.5: symbols wrong 3.1 % (2.0 to 4.2 %)",
+            "not certain",
+        ),
+    }.items():
+        assert first[name] == found, name
+        assert lines[name][1].command.split()[1] in ("evaluate", "check", "grid")
+        assert quote(str(two[1])) in lines[name][1].command
+    assert lines["divergence of codes"][1].command.endswith("--free-running 16")
+    # what a masked model or a single recording cannot have is no figure to be run
+    add_evaluation(two[1], **evaluated(2) | {"gain": None, "calibration_error": [None, None]})
+    lines = {line.name: line.cells[1] for line in page_of(two)[0]["figures"]}
+    for name in ("saved of the previous frame", "calibration error"):
+        assert (lines[name].text, lines[name].command) == ("–", None)

@@ -52,6 +52,15 @@ for (const clip of document.querySelectorAll(".clip")) {
   });
 }
 
+// From the table of checks to a sample: it is shown, and heard.
+for (const link of document.querySelectorAll("a[href^='#check-']")) {
+  link.addEventListener("click", () => {
+    const card = document.getElementById(link.hash.slice(1));
+    card.closest("details").open = true;
+    card.querySelector("audio").play();
+  });
+}
+
 // Charts: the values nearest to the pointer.
 for (const chart of document.querySelectorAll(".chart[data-lines]")) {
   const lines = JSON.parse(chart.dataset.lines);
