@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from experiments import CODEC, add_evaluation, add_sample, add_training, write
+from findings import free_running
 
 from rvqlm.errors import UserError
 from rvqlm.reports.compare import compare
@@ -266,11 +267,9 @@ def test_only_the_marked_part_of_a_page_changes():
 
 def test_distances_beside_their_floor_and_a_model_that_listens_to_itself(two, tmp_path):
     assert not {"Fréchet", "kernel", "own - real, nats"} & set(cells(render(compare(two)))[0])
-    free = {
-        "recordings": 8,
-        "likelihood": {"difference": [0.5, 0.25]},
-        "codes": {"samples": {"kl": [1.0, 2.0]}, "recordings": {"kl": [0.5, 1.0]}},
-    }
+    free = free_running(2)
+    free["likelihood"]["difference"] = [0.5, 0.25]
+    free["codes"]["samples"]["kl"], free["codes"]["recordings"]["kl"] = [1.0, 2.0], [0.5, 1.0]
     add_evaluation(two[0], free_running=free)
     summary = {
         "recordings": {"codec-latents.frechet": {"mean": 5.5, "interval": None}},
