@@ -77,7 +77,8 @@ class Pattern(ABC):
         return self.frame_at(steps[:, :, None], levels, lengths[:, None, None])
 
     def positions(self, steps: Tensor, lengths: Tensor) -> Tensor | None:
-        """(B, S) places of steps on the time axis, where they are not the steps themselves."""
+        """(B, S) places of steps (S,) or (B, S) on the time axis, where they are not the steps
+        themselves."""
         return None
 
     def num_steps(self, num_frames: int) -> int:
@@ -246,8 +247,8 @@ class CoarseFirstPattern(Pattern):
     def positions(self, steps: Tensor, lengths: Tensor) -> Tensor:
         """The second half lies over the first, each frame at its time. Its first step does not,
         since there it is decided that the sequence ends: the place would give it away."""
-        late = steps[None, :] > lengths[:, None]
-        return steps[None, :] - lengths[:, None] * late
+        steps, lengths = steps[None] if steps.ndim == 1 else steps, lengths[:, None]
+        return steps - lengths * (steps > lengths)
 
 
 PATTERNS: dict[str, type[Pattern]] = {

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import guide, row_keys, sample, uniforms_of, without_repetition
-from rvqlm.modules.conditioning import ConditionedTransformer
+from rvqlm.modules.conditioning import ConditionedTransformer, DecoderState
 from rvqlm.patterns import Pattern
 
 BLOCK = 16
@@ -72,9 +72,9 @@ class Cells(NamedTuple):
     """(B,) of the step."""
     place: Tensor
     """(B,) of its column among all of the grid."""
-    recent: Tensor | None
+    recent: Tensor | None = None
     """(B, W) columns in which repetition is looked for, likewise."""
-    level: int | None
+    level: int | None = None
     """The only one that the step draws; None: all."""
 
 
@@ -114,6 +114,7 @@ class Decoding:
         self.offset = torch.full_like(self.keys, offset)
         self.bias = None if r.logit_bias is None else r.logit_bias.expand(B, -1, -1)
         self.lengths = r.limits.clone()
+        self.temperature = self.sampling.temperature_of(0, K, self.device)
         # in front what repetition is looked for in, which is nothing yet
         self.margin = r.sampling.repetition_window * self.pattern.steps_per_frame
         self.grid = self.canvas.new_full((B, self.margin + self.steps, K), model.special)
@@ -177,11 +178,24 @@ class Decoding:
         start = self.grid[:, self.margin : self.margin + count]
         start.copy_(given[:, :count].masked_fill(~known[:, :count], self.model.special))
         inputs = torch.cat([self.column[:, None], start], 1)
-        self.column, self.next = inputs[:, -1], [count] * len(inputs)
+        self.column.copy_(inputs[:, -1])
+        self.next = [count] * len(inputs)
         return inputs
 
     def tables(self, count: int) -> list[Cells]:
         """Of the next steps in turn."""
+        tables, levels = self.table(count), self.levels(count)
+        each = zip(*(x.unbind(1) for x in tables.values()))
+        return [Cells(**dict(zip(tables, x)), level=level) for x, level in zip(each, levels)]
+
+    def levels(self, count: int) -> list[int | None]:
+        """`Cells.level` of the next steps."""
+        if not self.pattern.one_code_a_step:
+            return [None] * count
+        return [s % self.grid.shape[2] for s in range(self.next[0], self.next[0] + count)]
+
+    def table(self, count: int) -> dict[str, Tensor]:
+        """All other fields of `Cells` of the next steps, with an axis for these, (B, n, ...)."""
         B, W, K = self.grid.shape
         window, stride = self.sampling.repetition_window, self.pattern.steps_per_frame
         first = torch.tensor(self.next, device=self.device)
@@ -192,32 +206,29 @@ class Decoding:
         may = (before >= self.least[:, None]) & (before < self.limits[:, None])
         draws = noise[..., K] if self.sampling.temperature else torch.full_like(noise[..., K], 0.5)
         place = steps + torch.arange(self.margin, B * W, W, device=self.device)[:, None]
-        recent = [None] * count
+        found = {
+            **self.laid_out(steps),
+            "noise": noise,
+            "threshold": draws.logit().masked_fill(~may, torch.inf),
+            "before": before,
+            "number": steps,
+            "place": place,
+        }
         if window:
             back = torch.arange(window, 0, -1, device=self.device) * stride
-            recent = (place[..., None] - back).unbind(1)
-        alone, at = self.pattern.one_code_a_step, self.next[0]
-        of_steps = {
-            **{name: part.unbind(1) for name, part in self.laid_out(steps).items()},
-            "noise": noise.unbind(1),
-            "threshold": draws.logit().masked_fill(~may, torch.inf).unbind(1),
-            "before": before.unbind(1),
-            "number": steps.unbind(1),
-            "place": place.unbind(1),
-            "recent": recent,
-            "level": [s % K if alone else None for s in range(at, at + count)],
-        }
-        return [Cells(**dict(zip(of_steps, parts))) for parts in zip(*of_steps.values())]
+            found["recent"] = place[..., None] - back
+        return found
 
     def take(self, hidden: Tensor, end: Tensor | None, cells: Cells) -> None:
         """Draw the next column from what the network says of it; ``hidden`` (B, d) and ``end``
-        (B,), twice as many rows under guidance."""
+        (B,), twice as many rows under guidance. What there is of the sequences changes in place;
+        who asks counts the step, in `next`."""
         columns, K = self.grid.flatten(0, 1), self.grid.shape[2]
         if end is not None:
             end = guide(end, self.sampling.cfg_scale) if self.guided else end.float()
             # the first end counts: later ones are of more frames
             ends = torch.where(end > cells.threshold, cells.before, NOWHERE)
-            self.lengths = torch.minimum(self.lengths, ends)
+            self.lengths.copy_(torch.minimum(self.lengths, ends))
             if self.pattern.by_length:
                 now = self.laid_out(cells.number[:, None])
                 cells = cells._replace(**{name: part[:, 0] for name, part in now.items()})
@@ -233,7 +244,10 @@ class Decoding:
                 logits = guide(logits, self.sampling.cfg_scale)
             if self.bias is not None:
                 logits = logits + self.bias[:, levels]
-            drawn = sample(logits, cells.noise[:, levels], self.sampling, level)
+            temperature = self.temperature
+            if isinstance(temperature, Tensor):
+                temperature = temperature[levels]
+            drawn = sample(logits, cells.noise[:, levels], self.sampling, level, temperature)
             if recent is not None:
                 again = cells.noise[:, K + 1 :][:, levels]
                 drawn = without_repetition(drawn, logits, again, recent[..., levels], self.sampling)
@@ -245,9 +259,8 @@ class Decoding:
 
         codes = self.model.draw(hidden, choose, cells.level)
         codes = torch.where(cells.known, cells.given, codes)
-        self.column = torch.where(inside, codes, self.model.special)
+        self.column.copy_(torch.where(inside, codes, self.model.special))
         columns.index_copy_(0, cells.place, self.column)
-        self.next = [step + 1 for step in self.next]
 
     def codes(self, frames: Tensor) -> Tensor:
         """(B, n, K) of frames (n,) or (B, n), as far as they are made."""
@@ -264,31 +277,80 @@ class Decoding:
         return made
 
 
+class Group:
+    """Sequences that draw in the same way, all at once."""
+
+    def __init__(self, run: Decoding, rows: Tensor | None = None):
+        self.run, self.rows = run, rows
+        """Rows of the cache, under guidance those with conditions first; None: all in order."""
+        self.tables: list[Cells] = []
+
+    def next_cells(self) -> Cells:
+        if not self.tables:
+            self.tables = self.run.tables(BLOCK)[::-1]
+        return self.tables.pop()
+
+    def count(self) -> None:
+        """After each step."""
+        self.run.next = [step + 1 for step in self.run.next]
+
+
+def advance(
+    way: Autoregressive,
+    state: DecoderState,
+    groups: Sequence[Group],
+    cells: Sequence[Cells],
+    owners: Tensor | None,
+    inputs: Tensor | None = None,
+) -> None:
+    """One step: from the last codes, the places and the caches to the next codes. A function of
+    tensors, which change in place: nothing else of it is different from step to step.
+
+    :param cells: of each group.
+    :param owners: (rows,) number of each row's sequence among those of all groups; None: in order.
+    :param inputs: (B, n, K) columns, where those before the last are not in the cache either.
+    """
+    runs, positions = [group.run for group in groups], None
+    if inputs is None:
+        columns = [run.column for run in runs]
+        inputs = (columns[0] if len(columns) == 1 else torch.cat(columns))[:, None]
+    if way.pattern.by_length:  # of one group
+        back = torch.arange(1 - inputs.shape[1], 1, device=inputs.device)
+        positions = way.pattern.positions(cells[0].number[:, None] + back, runs[0].lengths)
+    if owners is not None:
+        inputs = inputs.index_select(0, owners)
+        positions = None if positions is None else positions.index_select(0, owners)
+    hidden, end = way.step(inputs, state, positions)
+    for group, now in zip(groups, cells):
+        mine = [
+            x if x is None or group.rows is None else x.index_select(0, group.rows)
+            for x in (hidden, end)
+        ]
+        group.run.take(*mine, now)
+
+
 def decode(model: Autoregressive, request: Request, offset: int = 0) -> Generation:
     """Fill the cells of the pattern until every sequence has ended; ``offset`` as of `Decoding`."""
     with torch.inference_mode():
         run = Decoding(model, request, offset=offset)
-        _decode(run, model, request)
-    return run.finish()
+        made = _decode(Group(run), model, request)
+    return made.finish()
 
 
-def _decode(run: Decoding, model: Autoregressive, r: Request) -> None:
-    conditions, drop = r.conditions_of_rows()
-    rows = 2 * r.batch_size if r.guided else r.batch_size
-    state = model.begin(conditions, rows, run.steps, drop)
-    inputs, pattern, positions = run.begin(), run.pattern, None
+def _decode(group: Group, model: Autoregressive, r: Request) -> Decoding:
+    run, owners = group.run, None
+    (conditions, drop), times = r.conditions_of_rows(), 2 if r.guided else 1
+    if r.guided:
+        owners = torch.arange(r.batch_size, device=run.device).repeat(2)
+    state = model.begin(conditions, times * r.batch_size, run.steps, drop)
+    inputs = run.begin()
     begin = inputs.shape[1] - 1
-    for first in range(begin, run.steps, BLOCK):
-        tables = run.tables(min(BLOCK, run.steps - first))
-        for s, cells in enumerate(tables, first):
-            if pattern.by_length:
-                steps = torch.arange(s + 1 - inputs.shape[1], s + 1, device=run.device)
-                positions = pattern.positions(steps, run.lengths)
-                positions = positions.repeat(2, 1) if r.guided else positions
-            inputs = inputs.repeat(2, 1, 1) if r.guided else inputs
-            run.take(*model.step(inputs, state, positions), cells)
-            inputs = run.column[:, None]
-            if r.progress is not None:
-                r.progress(s + 1 - begin)
-        if first + len(tables) >= pattern.num_steps(int(run.lengths.max())):
+    for s in range(begin, run.steps):
+        advance(model, state, [group], [group.next_cells()], owners, inputs)
+        group.count()
+        inputs = None
+        if r.progress is not None:
+            r.progress(s + 1 - begin)
+        if not group.tables and s + 1 >= run.pattern.num_steps(int(run.lengths.max())):
             break
+    return run

@@ -197,7 +197,13 @@ def guide(logits: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional - unconditional)
 
 
-def sample(logits: Tensor, uniform: Tensor, config: SamplingConfig, first_level: int = 0) -> Tensor:
+def sample(
+    logits: Tensor,
+    uniform: Tensor,
+    config: SamplingConfig,
+    first_level: int = 0,
+    temperature: float | Tensor | None = None,
+) -> Tensor:
     """Draw codes by inverting the cumulative distribution.
 
     Top-k keeps the k most likely codes; top-p of these the smallest set of most likely ones whose
@@ -206,20 +212,23 @@ def sample(logits: Tensor, uniform: Tensor, config: SamplingConfig, first_level:
 
     :param logits: (..., V), of one level; or (N, k, V) of levels first_level ... in turn.
     :param uniform: (...) in [0, 1); not looked at when the temperature is 0.
+    :param temperature: `SamplingConfig.temperature_of` these levels, where it is at hand.
     :return: (...) int64.
     """
     logits = logits.float()
     if config.greedy:
         return logits.argmax(-1)
-    if logits.device.type == "cpu" and native.loaded():
+    compiling = torch.compiler.is_compiling()
+    if logits.device.type == "cpu" and not compiling and native.loaded():
         return _sample_natively(logits, uniform, config, first_level)
     order, V = None, logits.shape[-1]
     if 0 < config.top_k < V:
         logits, order = logits.topk(config.top_k)
     elif config.top_p < 1:
         logits, order = logits.sort(descending=True)
-    count = logits.shape[1] if logits.ndim == 3 else 1
-    temperature = config.temperature_of(first_level, count, logits.device)
+    if temperature is None:
+        count = logits.shape[1] if logits.ndim == 3 else 1
+        temperature = config.temperature_of(first_level, count, logits.device)
     p = (logits / temperature).softmax(-1)
     if config.top_p < 1:
         p = p.masked_fill(p.cumsum(-1) - p >= config.top_p, 0)  # what all likelier ones hold

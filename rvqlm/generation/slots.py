@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rvqlm.errors import UserError
-from rvqlm.generation.decode import BLOCK, Autoregressive, Cells, Decoding
+from rvqlm.generation.decode import BLOCK, Autoregressive, Decoding, Group, advance
 from rvqlm.generation.request import Generation, Request
 from rvqlm.modules.running import UNIT, Running
 
@@ -55,19 +55,12 @@ class _Sequence:
         """Steps in front of the first."""
 
 
-class _Group:
+class _Group(Group):
     """Sequences that draw in the same way."""
 
     def __init__(self, run: Decoding, sequence: _Sequence):
-        self.run, self.sequences = run, [sequence]
-        self.tables: list[Cells] = []
-        self.rows: Tensor | None = None
-        """Rows of the cache, under guidance those with conditions first; None: all in order."""
-
-    def next_cells(self) -> Cells:
-        if not self.tables:
-            self.tables = self.run.tables(BLOCK)[::-1]
-        return self.tables.pop()
+        super().__init__(run)
+        self.sequences = [sequence]
 
 
 class RunningBatch:
@@ -135,18 +128,12 @@ class RunningBatch:
     # ------------------------------------------------------------------------------ the steps
 
     def _advance(self) -> None:
+        self._state.reserve()
         cells = [group.next_cells() for group in self._groups]
-        columns = [group.run.column for group in self._groups]
-        inputs = columns[0] if len(columns) == 1 else torch.cat(columns)
-        if self._owners is not None:
-            inputs = inputs.index_select(0, self._owners)
-        hidden, end = self.way.step(inputs[:, None], self._state)
-        for group, now in zip(self._groups, cells):
-            mine = [
-                x if x is None or group.rows is None else x.index_select(0, group.rows)
-                for x in (hidden, end)
-            ]
-            group.run.take(*mine, now)
+        advance(self.way, self._state, self._groups, cells, self._owners)
+        self._state.count()
+        for group in self._groups:
+            group.count()
 
     def _completed(self, group: _Group) -> list[Made]:
         run, made, over = group.run, [], []

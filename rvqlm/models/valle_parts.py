@@ -152,8 +152,6 @@ class CoarseDecoder:
         """(B, P + 1 + shift, K) of the prompts."""
         self.known = lengths + 1 + model.shift
         """(B,) columns of an item that its prompt determines."""
-        self.position = 0
-        """Frames in the cache."""
 
     def begin(
         self, conditions: Mapping[str, Padded], batch_size: int, max_steps: int, drop: Tensor | None
@@ -166,23 +164,33 @@ class CoarseDecoder:
     ) -> tuple[Tensor, Tensor | None]:
         """inputs (rows, n, K) frames that follow those in the cache, the first a frame of specials;
         their positions are in order."""
-        hidden = self.model.network.step(self.model.inputs(self._ahead(inputs)), state)[:, -1]
+        hidden = self.fill(inputs, state)[:, -1]
         end_head = self.model.end_head
         return hidden, None if end_head is None else end_head(hidden)
 
-    def _ahead(self, inputs: Tensor) -> Tensor:
+    def fill(self, inputs: Tensor, state: DecoderState, positions: None = None) -> Tensor:
+        """Hidden states of the same steps."""
+        return self.model.network.step(self.model.inputs(self._ahead(inputs, state)), state)
+
+    def _ahead(self, inputs: Tensor, state: DecoderState) -> Tensor:
         """The columns that come next."""
-        shift = self.model.shift
+        shift, (rows, n) = self.model.shift, inputs.shape[:2]
         if not shift:
             return inputs
-        first = self.position + shift if self.position else 0
-        self.position += inputs.shape[1]
-        step = torch.arange(first, self.position + shift, device=inputs.device)
-        columns = self.columns[:, step.clamp(max=self.columns.shape[1] - 1)]
-        known = (step < self.known[:, None])[..., None]  # (B, n, 1)
-        times = len(inputs) // len(columns)  # twice under guidance
+        if state.rows_differ or state.cache.position:
+            first = (state.cache.places - state.lead)[:, None]
+        else:
+            first, n = torch.zeros(rows, 1, dtype=torch.int64, device=inputs.device), n + shift
+        step = first + torch.arange(n, device=inputs.device)  # (rows, n)
+        times = rows // len(self.known)  # twice under guidance
+        index = step.clamp(max=self.columns.shape[1] - 1)[..., None]
+        columns = self.columns.repeat(times, 1, 1)
+        columns = columns.gather(1, index.expand(-1, -1, columns.shape[2]))
+        known = (step < self.known.repeat(times)[:, None])[..., None]
+        if not inputs.shape[1]:  # nothing is drawn yet
+            return columns
         # what is not known is a frame drawn just now, the last one
-        return torch.where(known.repeat(times, 1, 1), columns.repeat(times, 1, 1), inputs[:, -1:])
+        return torch.where(known, columns, inputs[:, -1:])
 
     def draw(
         self, hidden: Tensor, choose: Callable[[int, Tensor], Tensor], level: int | None = None

@@ -181,9 +181,9 @@ class KVCache:
 
     Steps come several at once, `update`, or one at a time, `write`. Where one goes the tensor
     `places` says, and it attends to a window of places, of which a mask hides those not written
-    yet: so the shapes of a step are the same wherever it stands, until the window grows, and
-    nothing waits for a number to come back from a device. The window grows by an eighth at most,
-    so that a step costs in proportion to what it sees.
+    yet: so the shapes of a step are the same wherever it stands, until the window grows
+    (`reserve`), and nothing waits for a number to come back from a device. The window grows by an
+    eighth at most, so that a step costs in proportion to what it sees.
 
     ``position`` is the number of steps held; the transformer advances it once per call, after its
     last layer. Rows may also be filled each on its own, with as many steps as it has (`put`,
@@ -215,6 +215,10 @@ class KVCache:
         self._rows = [self._steps[layer].flatten(0, 1) for layer in range(layers)]
         self._hidden = torch.full((B, room), -torch.inf, device=device, dtype=dtype)
         self._window: list[tuple[Tensor, Tensor]] = []
+        self.shown = self._hidden[:, :0]
+        """(B, W) of the mask: the window."""
+        self.doubling = False
+        """Whether the window doubles when it grows, for steps that are made ready for each."""
         self._allowed = torch.zeros_like(self._hidden)
         if seen is not None:
             self._allowed[:, : seen.shape[1]].masked_fill_(~seen, -torch.inf)
@@ -253,29 +257,48 @@ class KVCache:
         k, v = steps[:, :end].to(keys.dtype).permute(2, 0, 3, 1, 4)
         return k, v
 
-    def open(self) -> Tensor:
-        """Before one step: what it may see, (B, 1, 1, W), to be added to the scores."""
+    def reserve(self) -> None:
+        """Before one step: a window that it lies in."""
         end = self.position + 1
         self._require(end)
-        if not self._window or end > self._window[0][0].shape[2]:
-            unit = max(WINDOW, 1 << max(0, end.bit_length() - 4))
-            width = min(-(-end // unit) * unit, self._steps.shape[2])
+        if not self._window or end > self.shown.shape[1]:
+            if self.doubling:
+                width = max(4 * WINDOW, 1 << (end - 1).bit_length())
+            else:
+                unit = max(WINDOW, 1 << max(0, end.bit_length() - 4))
+                width = -(-end // unit) * unit
+            width = min(width, self._steps.shape[2])
             # (L, 2, B, H, W, D)
             window = self._steps[:, : len(self.places), :width].permute(0, 3, 1, 4, 2, 5)
             self._window = [tuple(layer.unbind(0)) for layer in window.unbind(0)]
-        self._hidden.view(-1).index_fill_(0, self._row, 0.0)
-        return self._hidden[:, None, None, : self._window[0][0].shape[2]]
+            self.shown = self._hidden[:, :width]
+
+    def open(self) -> Tensor:
+        """What a step may see, itself included, (B, 1, 1, W), to be added to the scores."""
+        self.shown.scatter_(1, self.places[:, None], 0.0)
+        return self.shown[:, None, None]
 
     def write(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, 2, H, D) of one step; return the keys and values of the window."""
+        if torch.compiler.is_compiling():  # wants to see that all are of one tensor
+            steps = self._steps[layer]
+            steps.flatten(0, 1).index_copy_(0, self._row, keys_values)
+            B, W = self.shown.shape
+            k, v = steps[:B, :W].permute(2, 0, 3, 1, 4).unbind(0)
+            return k, v
         self._rows[layer].index_copy_(0, self._row, keys_values)
         return self._window[layer]
 
-    def advance(self, steps: int, shown: bool = False) -> None:
-        """All layers have so many steps more; ``shown``: `open` took it out of the mask."""
-        if not shown:
-            new = slice(self.position, self.position + steps)
-            self._hidden[:, new] = self._allowed[:, new]
+    def shift(self) -> None:
+        """All layers have one step more, which `open` took out of the mask; who counts them says
+        so by `position`."""
+        self.places.add_(1)
+        self._row.add_(1)
+
+    def advance(self, steps: int) -> None:
+        """All layers have so many steps more."""
+        new = slice(self.position, self.position + steps)
+        self._hidden[:, new] = self._allowed[:, new]
         self.position += steps
         self.places.add_(steps)
         self._row.add_(steps)

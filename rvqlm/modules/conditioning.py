@@ -421,7 +421,9 @@ class ConditionedTransformer(nn.Module):
         """Continue by the n steps of x (B, n, d); see `forward`. Positions are by default those
         after the steps that the cache holds."""
         B, n, _ = x.shape
-        held = 0 if state.cache is None else state.cache.position
+        held = 0
+        if not state.rows_differ and state.cache is not None:
+            held = state.cache.position
         if (held or state.rows_differ) and n == 1 and condition is None:
             places = state.cache.places - state.lead if positions is None else positions[:, 0]
             if state.added is not None:

@@ -39,6 +39,7 @@ class Running(DecoderState):
         super().__init__(cache=network.transformer.make_cache(rows, lead + steps))
         device = self.cache.places.device
         self.stepper = Stepper(network.transformer, self.cache)
+        self.stepper.counts = False
         self.room, self.rows = rows, 0
         self.steps, self.most_lead = steps, lead
         self._lead = torch.zeros(rows, dtype=torch.int64, device=device)
@@ -73,6 +74,14 @@ class Running(DecoderState):
             for mine, given in zip(self._memory, other.memory):
                 for held_, part in zip(mine, given):
                     held_[row, :, :count] = part[source]
+
+    def reserve(self) -> None:
+        """Before each step."""
+        self.cache.reserve()
+
+    def count(self) -> None:
+        """After each step."""
+        self.cache.position += 1
 
     def use(self, rows: int, longest: int) -> None:
         """Go on with the first rows, of which the longest holds so many steps in the cache."""

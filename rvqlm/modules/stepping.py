@@ -68,6 +68,10 @@ class _Layer:
 class Stepper:
     """Continues what a cache holds of a causal transformer step by step."""
 
+    counts = True
+    """Whether a step counts itself; else who asks for it does, by `KVCache.reserve` before and
+    `KVCache.position` after it, and it is a function of tensors alone."""
+
     def __new__(cls, transformer: Transformer, cache: KVCache):
         if cls is Stepper and transformer.native is not None:
             cls = _NativeStepper
@@ -94,9 +98,12 @@ class Stepper:
             cache by default.
         :param memory: what `Transformer.read` gave, with its mask (B, M).
         """
+        if self.counts:
+            self.cache.reserve()
+            self.cache.position += 1
         places = self.cache.places if places is None else places
         y = self._step(x, places, memory, memory_mask, self.cache.open())
-        self.cache.advance(1, shown=True)
+        self.cache.shift()
         return y
 
     def _step(self, x, places, memory, memory_mask, seen: Tensor) -> Tensor:
