@@ -18,11 +18,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from rvqlm.errors import UserError
-from rvqlm.generation.decode import BLOCK, Autoregressive, Decoding, Group, advance
+from rvqlm.generation import ready
 from rvqlm.generation.request import Generation, Request
+from rvqlm.generation.steps import BLOCK, Autoregressive, Decoding, Group, advance
 from rvqlm.modules.running import UNIT, Running
 
 
@@ -80,6 +80,7 @@ class RunningBatch:
         self._owners: Tensor | None = None
         self._state: Running | None = None
         self._steps = 0  # room of a sequence
+        self._ready: ready.Ready | None = None
 
     @property
     def sequences(self) -> list[_Sequence]:
@@ -128,6 +129,9 @@ class RunningBatch:
     # ------------------------------------------------------------------------------ the steps
 
     def _advance(self) -> None:
+        if self._ready is not None:
+            self._ready.step(self.way, self._groups)
+            return
         self._state.reserve()
         cells = [group.next_cells() for group in self._groups]
         advance(self.way, self._state, self._groups, cells, self._owners)
@@ -202,7 +206,7 @@ class RunningBatch:
         for source, row in enumerate(sequence.rows):
             self._state.put(row, state, source, state.lead + run.next[0])
         for group in self._groups:
-            if group.run.alike(run):
+            if group.run.kind == run.kind:
                 group.run, group.tables = Decoding.joined([group.run, run]), []
                 group.sequences.append(sequence)
                 break
@@ -237,6 +241,9 @@ class RunningBatch:
         """After any change: which rows are whose."""
         if not self._groups:
             self._owners = None
+            if self._ready is not None:  # who comes next may be of another batch
+                ready.give(self.way, ("slots", self.slots), self._ready)
+                self._ready, self._state, self._steps = None, None, 0
             return
         number = {sequence: n for n, sequence in enumerate(self.sequences)}
         owners = [number[sequence] for sequence in self._rows]
@@ -248,23 +255,33 @@ class RunningBatch:
             all_ = rows == list(range(len(self._rows)))
             group.rows = None if all_ else torch.tensor(rows, device=device)
         self._state.use(len(self._rows), max(self._held().values()))
+        if self._ready is not None:
+            self._ready.settle(self.way, self._groups, self._owners)
 
     def _make_room(self, like, steps: int) -> None:
         """For a sequence of so many steps; what there is grows, and never shrinks."""
-        old = self._state
-        if old is not None and steps <= self._steps and like.lead <= old.most_lead:
-            return
-        steps, lead = (-(-n // UNIT) * UNIT for n in (steps, like.lead))
-        if old is not None:
-            steps, lead = max(steps, self._steps), max(lead, old.most_lead)
         rows = self.slots * (2 if like.lead or like.memory is not None else 1)
-        self._state, more = Running(self.way.network, like, rows, steps, lead), steps - self._steps
-        self._steps = steps
+        if self._state is None:
+            self._ready = ready.take(self.way, ("slots", self.slots))
+        old = self._state
+        if self._ready is not None:
+            self._ready.make_room(self.way, like, rows, steps)
+            state, most = self._ready.state, self._ready.steps
+        elif old is not None and steps <= self._steps and like.lead <= old.most_lead:
+            return
+        else:
+            most, lead = (-(-n // UNIT) * UNIT for n in (steps, like.lead))
+            if old is not None:
+                most, lead = max(most, self._steps), max(lead, old.most_lead)
+            state = Running(self.way.network, like, rows, most, lead)
+        if state is old:
+            return
+        self._state, self._steps = state, most
         held = self._held()
         for row, sequence in enumerate(self._rows):
-            self._state.put(row, old, row, held[sequence])
+            state.put(row, old, row, held[sequence])
         for group in self._groups:
-            group.run.grid = pad(group.run.grid, (0, 0, 0, more), value=self.way.special)
+            group.run.widen(most)
             group.tables = []
 
 

@@ -13,9 +13,9 @@ from rvqlm.batch import Batch, Padded
 from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import Infos
 from rvqlm.errors import UserError
-from rvqlm.generation.decode import Autoregressive
 from rvqlm.generation.request import Generation, Request, make_request
 from rvqlm.generation.sampling import SamplingConfig, SpeechConfig, uniforms
+from rvqlm.generation.steps import Autoregressive
 from rvqlm.modules.conditioning import ConditionedTransformer
 from rvqlm.modules.documents import Documents
 from rvqlm.modules.durations import DurationHead, durations_of, times_of

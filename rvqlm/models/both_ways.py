@@ -23,7 +23,7 @@ from rvqlm.patterns import ParallelPattern
 
 
 class FrameByFrame(nn.Module):
-    """The other way, as `rvqlm.generation.decode` wants it; its own are a vector and the end.
+    """The other way, as `rvqlm.generation.steps` wants it; its own are a vector and the end.
 
     :param embedding, network, heads: the model's, which stay its own.
     """

@@ -136,7 +136,7 @@ class CoarseModel(nn.Module):
 
 
 class CoarseDecoder:
-    """`CoarseModel` as `rvqlm.generation.decode` wants it: of each frame it draws level 0 and
+    """`CoarseModel` as `rvqlm.generation.steps` wants it: of each frame it draws level 0 and
     leaves the others special.
 
     The extra step of ``prepend_bos`` stands where each item's prompt ends, so that items with
@@ -144,8 +144,11 @@ class CoarseDecoder:
     column ahead from the beginning instead.
     """
 
+    OF_REQUEST = ("columns", "known")
+    """Tensors that are of the request."""
+
     def __init__(self, model: CoarseModel, request: Request):
-        self.model, self.special = model, model.special
+        self.model, self.special, self.network = model, model.special, model.network
         self.pattern = ParallelPattern(model.num_codebooks)
         lengths = request.prompt_lengths
         self.columns = model.columns(request.prompt_codes, lengths, lengths)

@@ -303,6 +303,10 @@ class KVCache:
         self.places.add_(steps)
         self._row.add_(steps)
 
+    def tensors(self) -> list[Tensor]:
+        """All that a step reads and writes."""
+        return [self._steps, self.shown, self.places, self._row]
+
     @property
     def steps(self) -> Tensor:
         """(layers, B, room, 2, H, D) keys and values of all rows."""

@@ -430,6 +430,8 @@ class ConditionedTransformer(nn.Module):
                 first = torch.arange(B, device=x.device) * (len(state.added) // B)
                 x = x + state.added.index_select(0, first + places)[:, None]
             return state.stepper(x, places, state.memory, state.memory_mask)
+        if not n and not state.lead:
+            return x
         if prefix := state.lead:
             begin = max(0, held - prefix)
             if positions is None:

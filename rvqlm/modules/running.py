@@ -75,6 +75,12 @@ class Running(DecoderState):
                 for held_, part in zip(mine, given):
                     held_[row, :, :count] = part[source]
 
+    def tensors(self) -> list[Tensor]:
+        """All that a step reads and writes."""
+        memory = [part for layer in self.memory or () for part in layer]
+        found = [self._lead, self.added, self.memory_mask, *memory, *self.cache.tensors()]
+        return [x for x in found if x is not None]
+
     def reserve(self) -> None:
         """Before each step."""
         self.cache.reserve()

@@ -202,6 +202,10 @@ class Transformer(nn.Module):
     :raises ValueError: heads that do not divide the width in pairs.
     """
 
+    steps = "eager"
+    """How steps of decoding are made: eager, or made ready once, compile or graph
+    (`rvqlm.generation.ready`)."""
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         if config.dim % (2 * config.num_heads):
