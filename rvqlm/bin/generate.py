@@ -80,8 +80,10 @@ class GenerateArgs:
     """Matrices as --precision says, or in 8 bits with a factor for each output: again half as many
     bytes."""
     kernels: Kernels = "auto"
-    """What multiplies on a CPU: native, compiled once where the CPU has AVX-512 BF16 and there is a
-    C++ compiler, or torch; auto: native where possible."""
+    """How a step is made. On a CPU native, by kernels of our own, where it has AVX-512 BF16 and
+    there is a C++ compiler; on a GPU graph, captured once and repeated; compile, by torch.compile,
+    which takes a minute or more; torch, one operation after the other. auto: native or graph where
+    possible, else torch."""
     model: ModelArgs = field(default_factory=ModelArgs)
     prompts: PromptArgs = field(default_factory=PromptArgs)
     output: FileArgs = field(default_factory=FileArgs)

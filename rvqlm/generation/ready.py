@@ -32,6 +32,8 @@ MOST_GRAPHS = 64
 """Graphs kept of one memory; those not used for longest go."""
 MOST_VERSIONS = 32
 """Versions of the compiled step in a process: of models, ways to draw, one row or several."""
+BACKEND = "inductor"
+"""Of `torch.compile`."""
 LEAST = 256
 """Steps that there is room for at least."""
 Table = dict[str, Tensor]
@@ -229,13 +231,16 @@ def compiled_step(on_gpu: bool) -> Callable:
 
     limit = "recompile_limit" if hasattr(_dynamo.config, "recompile_limit") else "cache_size_limit"
     setattr(_dynamo.config, limit, max(getattr(_dynamo.config, limit), MOST_VERSIONS))
-    compiled = torch.compile(step_of_tables, dynamic=True, fullgraph=True)
+    compiled = torch.compile(step_of_tables, dynamic=True, fullgraph=True, backend=BACKEND)
     counts = _dynamo.utils.counters["stats"]
 
     def step(*args) -> None:
         before, began = counts["unique_graphs"], time.monotonic()
         try:
             compiled(*args)
+        except getattr(_dynamo.exc, "FailOnRecompileLimitHit", ()):
+            say(f"more than {MOST_VERSIONS} versions of a step: others are not compiled")
+            step_of_tables(*args)
         except Exception as e:
             needed = "a C++ compiler (g++)"
             if on_gpu:

@@ -6,7 +6,12 @@ weights: 16 bits each, or 8 with a factor for each output, are read in a half or
 ========== ========================================================================================
 native     CPUs with AVX-512 BF16 and a C++ compiler: kernels of our own (`rvqlm.modules.native`)
 torch      elsewhere: oneDNN's copies in bf16 on a CPU, the plain model on a GPU
+compile    the plain model, a step of which `torch.compile` makes kernels of
+graph      the plain model on a GPU, a step of which is captured once and repeated
 ========== ========================================================================================
+
+The last two are of autoregressive models; what they draw is what single steps draw
+(`rvqlm.generation.ready`).
 """
 
 from __future__ import annotations
@@ -21,10 +26,12 @@ from torch import Tensor, nn
 from rvqlm.errors import UserError
 from rvqlm.modules import native
 from rvqlm.modules.heads import Heads, LinearHeads, TrunkHeads
+from rvqlm.modules.transformer import Transformer
 
 SMALLEST = 1 << 14
 """Weights of a matrix that is worth it."""
-Kernels = Literal["auto", "native", "torch"]
+Kernels = Literal["auto", "native", "torch", "compile", "graph"]
+Picked = Literal["native", "torch", "compile", "graph"]
 Pack = Callable[[Tensor, Tensor | None], nn.Module]
 """``pack(weight (out, in), bias or None)``: the module of their product."""
 
@@ -59,6 +66,23 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Integers -127 ... 127 (out, in) and the factors (out) float32 that make them the weights."""
     scale = weight.detach().float().abs().amax(1).clamp(min=1e-30) / 127
     return (weight.detach().float() / scale[:, None]).round().to(torch.int8), scale
+
+
+class CastLinear(nn.Module):
+    """x W^T (+ bias) in the type of the weights, float32 in and out, by whatever a compiler makes
+    of it.
+
+    :param weight: (out, in).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype):
+        super().__init__()
+        self.weight = weight.detach().to(dtype)
+        self.bias = None if bias is None else bias.detach().to(dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias).float()
 
 
 class Int8Linear(nn.Module):
@@ -111,11 +135,18 @@ class PackedLinearHeads(Heads):
         return self._product(level)(hidden)
 
 
-def pick_kernels(kernels: Kernels, device: torch.device) -> Literal["native", "torch"]:
+def pick_kernels(kernels: Kernels, device: torch.device) -> Picked:
     """What ``auto`` is here.
 
-    :raises UserError: native ones are asked for and cannot be had, and why.
+    :raises UserError: those that are asked for cannot be had, and why. Whether anything compiles
+        the first step says.
     """
+    if kernels == "graph" and device.type != "cuda":
+        raise UserError(f"--kernels graph: graphs are of CUDA, not of {device.type}; use auto")
+    if device.type == "cuda" and kernels == "auto":
+        return "graph"
+    if kernels in ("compile", "graph"):
+        return kernels
     why = native.missing() if device.type == "cpu" else f"they are of CPUs, not of {device.type}"
     if kernels == "native" and why:
         raise UserError(f"--kernels native: {why}; use --kernels torch")
@@ -133,6 +164,8 @@ def _packing(dtype: torch.dtype, kernels: str, device: torch.device) -> Pack | N
     on_cpu = device.type == "cpu" and torch.backends.mkldnn.is_available()
     if dtype == torch.float32 or not on_cpu:
         return None
+    if kernels == "compile":
+        return lambda weight, bias: CastLinear(weight, bias, dtype)
     return lambda weight, bias: PackedLinear(weight, bias, dtype)
 
 
@@ -154,6 +187,9 @@ def with_weights_in(
     """
     device = next(model.parameters()).device
     kernels = pick_kernels(kernels, device)
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.steps = kernels if kernels in ("compile", "graph") else "eager"
     pack = _packing(torch.int8 if int8 else dtype, kernels, device)
     if pack is None:
         return model if device.type == "cpu" else model.to(dtype)

@@ -78,7 +78,9 @@ class Running(DecoderState):
     def tensors(self) -> list[Tensor]:
         """All that a step reads and writes."""
         memory = [part for layer in self.memory or () for part in layer]
-        found = [self._lead, self.added, self.memory_mask, *memory, *self.cache.tensors()]
+        # another one, once a longer sequence asks for it
+        turns = self.stepper.rotary.wide(self.cache.longest, self._lead.device)
+        found = [turns, self._lead, self.added, self.memory_mask, *memory, *self.cache.tensors()]
         return [x for x in found if x is not None]
 
     def reserve(self) -> None:

@@ -40,7 +40,16 @@ SIZES = {"tiny": (64, 2, 2), "small": (256, 6, 4), "30m": (512, 8, 8), "base": (
 PROMPT_SECONDS = 3
 BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "peer": 4, "peer-bf16": 2}
 Side = Literal[
-    "fp32", "bf16", "int8", "fp32-torch", "bf16-torch", "int8-torch", "peer", "peer-bf16"
+    "fp32",
+    "bf16",
+    "int8",
+    "fp32-torch",
+    "bf16-torch",
+    "int8-torch",
+    "fp32-compile",
+    "bf16-compile",
+    "peer",
+    "peer-bf16",
 ]
 
 
@@ -60,8 +69,9 @@ class Args:
     frame_rate: float = 50.0
     """Frames of a second of audio."""
     sides: tuple[Side, ...] = ("fp32", "bf16", "int8", "peer")
-    """Ours with its weights in three types, multiplied by the best kernels here or by torch's; and
-    MusicGen (needs transformers) in float32, or cast to bf16."""
+    """Ours with its weights in three types, multiplied by the best kernels here (on a GPU as a
+    captured graph), by torch's, or by those that torch.compile makes; and MusicGen (needs
+    transformers) in float32, or cast to bf16."""
     threads: tuple[int, ...] = ()
     """Thread counts to try, each; unset: torch's choice."""
     lengths: tuple[float, ...] = ()
@@ -153,7 +163,7 @@ def peer(args: Args, dtype: torch.dtype):
 def bytes_read(args: Args, side: str, batch: int) -> float:
     """By a step, on average: weights, and keys and values in float32."""
     width, layers, _ = SIZES[args.size]
-    size = BYTES[side.removesuffix("-torch")]
+    size = BYTES[side.removesuffix("-torch").removesuffix("-compile")]
     weights = size * (12 * layers * width**2 + args.codebooks * args.codebook_size * width)
     return weights + batch * layers * 2 * width * 4 * args.frames / 2
 
