@@ -1,5 +1,6 @@
 """Steps that are made ready once, compiled or as a graph, are those that are made one by one."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -146,6 +147,8 @@ def test_what_cannot_be_captured_is_said_and_made_step_by_step(monkeypatch, caps
 @pytest.fixture
 def traced(monkeypatch):
     """Traced as for the compiler, whose work takes minutes, and then not compiled."""
+    if not os.environ.get("TEST_COMPILE"):
+        pytest.skip("tracing takes minutes: TEST_COMPILE=1 runs it")
     torch._dynamo.reset()
     monkeypatch.setattr(ready, "BACKEND", "eager")
     ready.compiled_step.cache_clear()
