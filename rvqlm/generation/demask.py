@@ -105,7 +105,9 @@ def demask_chunks(model: FillsIn, request: Request) -> Iterator[Generation]:
     frames = ends
     if r.suffix_codes is not None:
         frames = ends + r.suffix_codes.shape[1]
-    T = int(frames.max())
+    # waited for a device once: what shapes depend on is the host's from here
+    known = torch.stack([r.prompt_lengths, ends, frames]).cpu()
+    T = int(known[2].max())
     codes = r.canvas(T + 1, special)  # and a frame to spare
     if r.suffix_codes is not None:
         places = ends[:, None] + torch.arange(r.suffix_codes.shape[1], device=device)
@@ -120,27 +122,59 @@ def demask_chunks(model: FillsIn, request: Request) -> Iterator[Generation]:
             for seconds in (config.chunk_seconds, config.overlap_seconds)
         )
         size = max(1, size)
-    passes, made = itertools.count(1), r.prompt_lengths  # (B,) frames that are known
+    passes, chunks = itertools.count(1), plan_chunks(*known, size, overlap)
+    bounds = torch.stack([torch.stack(chunk) for chunk in chunks]).to(device, non_blocking=True)
+    for number, (chunk, (made, until, begin, stop)) in enumerate(zip(chunks, bounds)):
+        at = begin[:, None] + torch.arange(int((chunk.stop - chunk.begin).max()), device=device)
+        at = at.masked_fill(at >= stop[:, None], T)  # (B, W)
+        cells = at[..., None].expand(-1, -1, K)
+        window = Window(
+            codes.gather(1, cells),
+            (at >= made[:, None]) & (at < until[:, None]),
+            int((chunk.until - chunk.made).max()),
+            begin,
+            stop - begin,
+            bool(chunk.begin.any()),
+        )
+        codes.scatter_(1, cells, _fill_in(model, window, context, keys, r, passes))
+        if number + 1 < len(chunks):
+            ended = chosen & (until >= ends)
+            yield Generation.trimmed(codes[:, :T], until, r.prompt_lengths, ended)
+    yield Generation.trimmed(codes[:, :T], frames, r.prompt_lengths, chosen)
+
+
+class Chunk(NamedTuple):
+    """(B,) frames of each item, on the host."""
+
+    made: Tensor
+    """The first to fill in, ..."""
+    until: Tensor
+    """... and where that ends."""
+    begin: Tensor
+    """The first that is seen, ..."""
+    stop: Tensor
+    """... and where that ends."""
+
+
+def plan_chunks(
+    prompt_lengths: Tensor, ends: Tensor, frames: Tensor, size: int, overlap: int
+) -> list[Chunk]:
+    """Chunks of so many frames at most, which see so many others, from the prompts to the ends of
+    the gaps (B,).
+
+    >>> plan = plan_chunks(*torch.tensor([[1], [6], [8]]), 4, 2)
+    >>> [[int(x) for x in chunk] for chunk in plan]
+    [[1, 5, 0, 5], [5, 6, 3, 8]]
+    """
+    made, found = prompt_lengths, []
     while bool((made < ends).any()):
         until = torch.minimum(made + size, ends)
         begin = (made - overlap).clamp(min=0)
         # once the gap is closed what follows it is seen, and an item that is done sees a frame
         stop = torch.where(until < ends, until, torch.minimum(frames, ends + overlap))
-        begin = torch.minimum(begin, stop - 1)
-        at = begin[:, None] + torch.arange(int((stop - begin).max()), device=device)  # (B, W)
-        at = at.masked_fill(at >= stop[:, None], T)
-        cells = at[..., None].expand(-1, -1, K)
-        window = Window(
-            codes.gather(1, cells),
-            (at >= made[:, None]) & (at < until[:, None]),
-            begin,
-            stop - begin,
-        )
-        codes.scatter_(1, cells, _fill_in(model, window, context, keys, r, passes))
+        found.append(Chunk(made, until, torch.minimum(begin, stop - 1), stop))
         made = until
-        if bool((made < ends).any()):
-            yield Generation.trimmed(codes[:, :T], made, r.prompt_lengths, chosen & (made >= ends))
-    yield Generation.trimmed(codes[:, :T], frames, r.prompt_lengths, chosen)
+    return found
 
 
 class Window(NamedTuple):
@@ -150,10 +184,14 @@ class Window(NamedTuple):
     """(B, W, K)"""
     gap: Tensor
     """(B, W) bool: frames to fill in."""
+    most: int
+    """Of these in an item."""
     begin: Tensor
     """(B,) first frames."""
     frames: Tensor
     """(B,) how many there are."""
+    late: bool
+    """Whether any begins after the first."""
 
 
 def _fill_in(
@@ -170,15 +208,15 @@ def _fill_in(
     :param passes: numbers of those made, from 1.
     """
     r, config, special = request, request.demask, model.special
-    codes, gap, begin, frames = window
+    codes, gap, most, begin, frames, late = window
     B, W, K = codes.shape
     twice = 2 if r.guided else 1
     frames_of_rows, positions = frames.repeat(twice), None
     at = begin[:, None] + torch.arange(W, device=codes.device)
-    if bool(begin.any()):
+    if late:
         positions = at.repeat(twice, 1)
     # frames of the gap, (B, G); of items with fewer of them some others, which stay as they are
-    open_ = gap.byte().argsort(dim=1, descending=True, stable=True)[:, : int(gap.sum(1).max())]
+    open_ = gap.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
     hidden_cells = gap[..., None].repeat(1, 1, K)
     scores = torch.zeros(B, W, K, device=codes.device)
     for step in plan_passes(model.masking, K, config.steps or 16, config.fine_steps or 1):
