@@ -6,6 +6,9 @@ come and go, and captures a step once for every number of rows and every window 
 doubles, so that there are few). What is known of steps beforehand lies there for `BLOCK` of them,
 and which is next a tensor says.
 
+A graph is believed once it has made a step, another than it was captured from, as single operations
+make it.
+
 `take` lends what an earlier request of a model left behind, its graphs included.
 """
 
@@ -16,6 +19,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import lru_cache
 from weakref import WeakKeyDictionary
 
@@ -68,6 +72,26 @@ def step_of_tables(
     at.add_(1)
 
 
+def _alike(x: Tensor, y: Tensor) -> bool:
+    """Equal, or what differs in the order of sums."""
+    if not x.is_floating_point():
+        return torch.equal(x, y)
+    return torch.allclose(x.float(), y.float(), rtol=0.02, atol=0.02, equal_nan=True)
+
+
+@dataclass
+class Captured:
+    """A graph of a kind of steps."""
+
+    given: list[Tensor]
+    """Whose memory is in use as long as the graph is."""
+    seen: bool = False
+    """Whether there was such a step, which has set up whatever a capture cannot."""
+    graph: torch.cuda.CUDAGraph | None = None
+    holds: bool = False
+    """Whether a step that it repeated was right."""
+
+
 class Ready:
     """Memory that stays, of one running batch at a time, and what was made ready for it."""
 
@@ -77,13 +101,14 @@ class Ready:
         self.steps = 0
         """Room of a sequence in the state."""
         self._kept: dict[Hashable, Tensor] = {}
-        self._graphs: OrderedDict[Hashable, tuple] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._at = torch.zeros(1, dtype=torch.int64, device=device)
         self._left, self._tables, self._levels = 0, [], []
         self._owners: Tensor | None = None
         self._window: Tensor | None = None
         self._key: Hashable = None
         self._given: list[Tensor] = []
+        self._changed: list[Tensor] = []
         self._captures = how == "graph" or self.on_gpu
 
     def make_room(self, way: Autoregressive, like: DecoderState, rows: int, steps: int) -> None:
@@ -139,6 +164,10 @@ class Ready:
         if self._window is not state.cache.shown:
             self._window = state.cache.shown
             self._given = [*self._all_given(way, groups)]
+            self._changed = [
+                self._at,
+                *(getattr(g.run, name) for g in groups for name in g.run.CHANGED),
+            ]
             self._key = tuple((x.data_ptr(), x.shape) for x in self._given)
         levels = self._levels[-self._left]
         args = way, state, groups, self._tables, levels, self._at, self._owners
@@ -167,19 +196,45 @@ class Ready:
         return compiled_step(self.on_gpu) if self.how == "compile" else step_of_tables
 
     def _repeat(self, key: Hashable, args: tuple) -> None:
-        """A step as a graph: of a new kind one is made as it is, the next one captured."""
-        graph, seen = self._graphs.get(key, (None, False))[0], key in self._graphs
-        function = self._function()
-        if graph is None and seen and self._captures:
-            graph = self._captured(lambda: function(*args))
-        if graph is None:
-            function(*args)
+        """A step as a graph. The first of a kind is made as it is; the second too, once it is
+        captured; the third in both ways, and later ones by the graph if those are the same."""
+        made = self._graphs.setdefault(key, Captured(self._given))
+        function, seen = self._function(), made.seen
+        made.seen = True
+        if made.holds and self._captures:
+            made.graph.replay()
+        elif made.graph is not None and self._captures:
+            made.holds = self._captures = self._same(made.graph, lambda: function(*args))
+            if not made.holds:
+                say(
+                    "a step of decoding repeated as a CUDA graph is not the step that was captured:"
+                    " steps are made one by one"
+                )
         else:
-            graph.replay()
-        self._graphs[key] = graph, self._given  # whose memory is in use as long as the graph is
+            if seen and self._captures:
+                made.graph = self._captured(lambda: function(*args))
+            function(*args)
         self._graphs.move_to_end(key)
         while len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
+
+    def _same(self, graph, function: Callable) -> bool:
+        """Make a step by a function and again by its graph; whether codes, places and ends are
+        equal, and keys and values nearly. What is left is what the function made."""
+        cache = self.state.cache
+        changed, row = [*self._changed, *cache.counted()], cache.row()
+        before = [x.clone() for x in changed]
+        function()
+        want = [*(x.clone() for x in changed), cache.at(row)]
+        for x, old in zip(changed, before):
+            x.copy_(old)
+        cache.put_at(row, torch.zeros_like(want[-1]))
+        graph.replay()
+        same = all(map(_alike, want, [*changed, cache.at(row)]))
+        for x, new in zip(changed, want):
+            x.copy_(new)
+        cache.put_at(row, want[-1])
+        return same
 
     def _captured(self, function: Callable):
         began = time.monotonic()
@@ -192,7 +247,7 @@ class Ready:
                 "are made one by one; --kernels torch says nothing of it"
             )
             return None
-        if not any(graph for graph, _ in self._graphs.values()):
+        if not any(made.graph for made in self._graphs.values()):
             seconds, (rows, width) = time.monotonic() - began, self._window.shape
             say(
                 f"a step of decoding captured as a CUDA graph in {seconds:.2f} s ({rows} rows that "
@@ -210,8 +265,10 @@ def say(line: str) -> None:
 def capture(function: Callable):
     """A graph of what a function does, which is not done yet; `replay` does it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
-        function()
+    # a capture that breaks off leaves its stream the current one
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
+            function()
     return graph
 
 

@@ -94,6 +94,8 @@ class Decoding:
     EACH = ("canvas", "prompt_lengths", "limits", "least", "keys", "offset", "bias", "lengths",
             "grid", "likelihood", "column")  # fmt: skip
     """What there is of each sequence, along the first axis."""
+    CHANGED = ("lengths", "grid", "likelihood", "column")
+    """What a step changes of it."""
 
     def __init__(
         self, model: Autoregressive, request: Request, steps: int | None = None, offset: int = 0
@@ -197,7 +199,7 @@ class Decoding:
         """All other fields of `Cells` of the next steps, with an axis for these, (B, n, ...)."""
         B, W, K = self.grid.shape
         window, stride = self.sampling.repetition_window, self.pattern.steps_per_frame
-        first = torch.tensor(self.next, device=self.device)
+        first = torch.tensor(self.next).to(self.device, non_blocking=True)
         steps = first[:, None] + torch.arange(count, device=self.device)  # (B, n)
         width = 2 * K + 1 if window else K + 1
         noise = uniforms_of(self.keys, steps + self.offset[:, None], width)

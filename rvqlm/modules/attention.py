@@ -303,9 +303,24 @@ class KVCache:
         self.places.add_(steps)
         self._row.add_(steps)
 
+    def counted(self) -> list[Tensor]:
+        """What a step changes besides keys and values."""
+        return [self.shown, self.places, self._row]
+
     def tensors(self) -> list[Tensor]:
         """All that a step reads and writes."""
-        return [self._steps, self.shown, self.places, self._row]
+        return [self._steps, *self.counted()]
+
+    def row(self) -> Tensor:
+        """Where keys and values of the next step go, for `at` and `put_at`."""
+        return self._row.clone()
+
+    def at(self, row: Tensor) -> Tensor:
+        """(layers, B, 2, H, D) keys and values of one step."""
+        return self._steps.flatten(1, 2).index_select(1, row)
+
+    def put_at(self, row: Tensor, keys_values: Tensor) -> None:
+        self._steps.flatten(1, 2).index_copy_(1, row, keys_values)
 
     @property
     def steps(self) -> Tensor:

@@ -144,6 +144,34 @@ def test_what_cannot_be_captured_is_said_and_made_step_by_step(monkeypatch, caps
     assert said.count("\n") == 1 and "(operation not permitted): steps are made one by one" in said
 
 
+class Wrong(Tape):
+    """Repeats all but the last operation of a name."""
+
+    left_out = ""
+
+    def replay(self):
+        names = [func._schema.name for func, *_ in self.operations]
+        last = len(names) - 1 - names[::-1].index(f"aten::{self.left_out}")
+        kept, self.operations = (
+            self.operations,
+            self.operations[:last] + self.operations[last + 1 :],
+        )
+        super().replay()
+        self.operations = kept
+
+
+@pytest.mark.parametrize("left_out", ["index_copy_", "add_", "scatter_", "copy_"])
+def test_a_graph_that_is_wrong_is_said_and_not_used(left_out, graphs, monkeypatch, capsys):
+    monkeypatch.setattr(Wrong, "left_out", left_out)
+    monkeypatch.setattr(ready, "capture", Wrong.capture)
+    ready.say.cache_clear()
+    plain, model = shaken("delay"), shaken("delay", "graph")
+    options = {"batch_size": 2, "max_new_frames": 20, "min_new_frames": 20}
+    want, got = (m.generate(**options) for m in (plain, model))
+    assert torch.equal(want.codes, got.codes)
+    assert "is not the step that was captured: steps are made one by one" in capsys.readouterr().err
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """Traced as for the compiler, whose work takes minutes, and then not compiled."""
