@@ -8,7 +8,7 @@ from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
 from rvqlm.inference.model_args import ModelArgs
 from rvqlm.inference.stream import Streamer
-from rvqlm.modules.packed import with_weights_in
+from rvqlm.modules.packed import pick_kernels, with_weights_in
 from rvqlm.runtime import pick_precision
 from rvqlm.serving.config import Limits, Setup
 from rvqlm.serving.metrics import Metrics
@@ -38,7 +38,8 @@ def open_model(
     if not model.generates:
         raise UserError(f"{path}: a {model.name} predicts no codes; it cannot be served")
     dtype = pick_precision(setup.precision, device)
-    model = with_weights_in(model, dtype)
+    kernels = pick_kernels(setup.kernels, device)
+    model = with_weights_in(model, dtype, kernels=kernels)
     codec = load_codec_like(model.info, setup.codec or None, device)
     voices = {}
     if setup.voices:
@@ -50,6 +51,7 @@ def open_model(
         "checkpoint": str(Path(path).name),
         "step": int(state["step"]),
         "precision": str(dtype).removeprefix("torch."),
+        "kernels": kernels,
     }
 
     def make() -> Streamer:
