@@ -1,6 +1,7 @@
 """Steps that are made ready once, compiled or as a graph, are those that are made one by one."""
 
 import os
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -204,6 +205,17 @@ def test_a_compiler_that_fails_is_named_with_what_it_needs(traced, monkeypatch):
     said = "--kernels compile does not work here .*g\\+\\+.*or use another of --kernels"
     with pytest.raises(UserError, match=said):
         shaken("delay", "compile").generate(batch_size=1, max_new_frames=5)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
+def test_one_compiled_step_draws_what_single_steps_draw_at_any_length(capsys):
+    small = {"decoder_dim": 16, "num_decoder_layers": 1, "model_end": False}
+    plain, model = shaken("delay", **small), shaken("delay", "compile", **small)
+    for frames in (12, 30, 7):
+        options = {"batch_size": 1, "max_new_frames": frames, "temperature": 0}
+        want, got = (m.generate(**options).codes for m in (plain, model))
+        assert torch.equal(got, want)
+    assert capsys.readouterr().err.count("compiled a step of decoding in") == 1
 
 
 @pytest.mark.cuda
