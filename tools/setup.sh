@@ -21,7 +21,7 @@ while (($#)); do
   case $1 in
     --dev) wanted[0]=dev ;;
     --extra)
-      [[ ${2:-} =~ ^[a-z]+$ ]] || die "--extra needs the name of an extra of setup.py"
+      [[ ${2:-} =~ ^[a-z0-9]+$ ]] || die "--extra needs the name of an extra of setup.py"
       wanted+=("$2")
       shift
       ;;

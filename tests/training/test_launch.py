@@ -10,7 +10,8 @@ import pytest
 
 LAUNCH = Path(__file__).parents[2] / "tools" / "launch"
 PROGRAMS = {
-    "torchrun": 'echo "$0 $OMP_NUM_THREADS $*"',
+    "torchrun": "",
+    "python": 'echo "$OMP_NUM_THREADS $*"',
     "nvidia-smi": "echo GPU 0; echo GPU 1; echo GPU 2",
     # a cluster of one machine with two GPUs
     "sbatch": """
@@ -77,7 +78,7 @@ def test_node(shell, monkeypatch):
     assert status == 0
     assert "--nproc-per-node 3 --max-restarts 2 --no-python rvqlm trainer --exp-dir a b" in out
     threads = str(max(1, len(os.sched_getaffinity(0)) // 3))
-    assert f"torchrun {threads} --standalone" in out
+    assert f"{threads} {LAUNCH}/ranks.py --standalone" in out
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     status, out, _ = finished(shell("node.sh", "--dry-run", "--", "--exp-dir", "a b"))
     assert status == 0 and "--nproc-per-node 2" in out and out.endswith("--exp-dir a\\ b\n")

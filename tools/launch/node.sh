@@ -1,11 +1,20 @@
 #!/usr/bin/env bash
-# Train on all GPUs of one machine: a process each, by torchrun. Arguments after -- are those of
+# Train on all GPUs of a machine: a process each, by torchrun. Arguments after -- are those of
 # `rvqlm trainer`:
 #
 #   tools/launch/node.sh -- --exp-dir exp/big --manifest-dir data/tokens --parallel fsdp
 #
-# Ctrl-C and SIGTERM end the running step, save and stop; the same command resumes.
+# Ctrl-C and SIGTERM end the running step, save and stop; the same command resumes. The exit status is
+# that of the rank that ended first: 143 after SIGTERM, 130 after Ctrl-C, 75 after a hang, 2 after a
+# mistake in the flags.
 #
+# On several machines, the same on each but for --node-rank:
+#
+#   tools/launch/node.sh --nodes 2 --node-rank 0 --master host0:29400 -- --exp-dir ...
+#
+#   --nodes N       how many machines (default 1)
+#   --node-rank R   which of them this is, from 0
+#   --master H:P    where machine 0 waits for the others
 #   --processes N   how many; all GPUs by default. Without GPUs it has to be given.
 #   --restarts N    start again from latest.pt so many times when a process fails (default 0)
 #   --grace S       seconds that saving may take after a signal, before the processes are killed
@@ -26,14 +35,20 @@ number() { # number OPTION VALUE LEAST: a mistake here would surface much later
   fi
 }
 
-processes='' restarts=0 grace=600 dry_run=false
+processes='' restarts=0 grace=600 nodes=1 node_rank='' master='' dry_run=false
 while (($#)); do
   case $1 in
-    --processes | --restarts | --grace)
+    --processes | --restarts | --grace | --nodes | --node-rank)
       least=0
-      [[ $1 == --processes ]] && least=1
+      [[ $1 == --processes || $1 == --nodes ]] && least=1
       number "$1" "${2:-}" "$least"
-      printf -v "${1#--}" %s "$2"
+      name=${1#--}
+      printf -v "${name//-/_}" %s "$2"
+      shift 2
+      ;;
+    --master)
+      [[ ${2:-} =~ ^[^:]+:[0-9]+$ ]] || fail "--master '${2:-}': HOST:PORT"
+      master=$2
       shift 2
       ;;
     --dry-run) dry_run=true && shift ;;
@@ -43,6 +58,14 @@ while (($#)); do
   esac
 done
 (($#)) || fail "no flags for rvqlm trainer after --"
+meeting=(--standalone)
+if ((nodes > 1)); then
+  [[ -n $master ]] || fail "--nodes $nodes needs --master HOST:PORT"
+  [[ -n $node_rank ]] && ((node_rank < nodes)) \
+    || fail "--node-rank '$node_rank': one of 0 to $((nodes - 1))"
+  meeting=(--nnodes "$nodes" --node-rank "$node_rank" --master-addr "${master%:*}")
+  meeting+=(--master-port "${master##*:}")
+fi
 
 if [[ -z $processes ]]; then
   if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
@@ -58,7 +81,8 @@ command -v rvqlm > /dev/null || fail "rvqlm is not on the PATH; run tools/setup.
 
 # threads of the processes together: no more than the machine has
 : "${OMP_NUM_THREADS:=$(($(nproc) / processes > 1 ? $(nproc) / processes : 1))}"
-command=(torchrun --standalone --nproc-per-node "$processes" --max-restarts "$restarts")
+ranks=$(dirname "${BASH_SOURCE[0]}")/ranks.py
+command=(python "$ranks" "${meeting[@]}" --nproc-per-node "$processes" --max-restarts "$restarts")
 if [[ $(torchrun --help) == *--shutdown-timeout* ]]; then
   command+=(--shutdown-timeout "$grace")
 fi
