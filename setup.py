@@ -32,10 +32,13 @@ extras = {
     # none is needed to load published weights, native files included
     "dac": ["descript-audio-codec"],
     "encodec": ["encodec"],
+    # tools/launch: types of the APIs, which the launchers compare with
+    "kubernetes": ["kubeflow-trainer-api>=2.3"],
+    "vertex": ["google-cloud-aiplatform"],
     # NVIDIA's FSQ codecs exist in this package only
     "nemo": ["nemo_toolkit[tts]"],
 }
-used_by_tests = ("metrics", "judges", "mini", "text", "ffmpeg", "serve")
+used_by_tests = ("metrics", "judges", "mini", "text", "ffmpeg", "serve", "kubernetes", "vertex")
 extras["dev"] = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 extras["dev"] += ["h5py", "librosa", "mido"]  # references to compare with
 extras["dev"] += ["openai"]  # a client of rvqlm serve

@@ -18,6 +18,7 @@ PROGRAMS = {
 while [[ $1 == --* ]]; do echo "$1" >> sbatch.txt; shift; done
 export SLURM_JOB_ID=40001 SLURM_JOB_NODELIST=n1 SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2
 export SLURM_CPUS_PER_TASK=3
+grep -q -e --array sbatch.txt && export SLURM_ARRAY_JOB_ID=40001 SLURM_ARRAY_TASK_ID=2
 cp "$1" spooled.sh; shift  # as Slurm does: the file runs from elsewhere
 exec bash ./spooled.sh "$@"
 """,
@@ -38,6 +39,7 @@ kill -TERM $(< tasks.txt)
     "rvqlm": """
 trap 'kill %1; exit 143' TERM
 sleep 60 &
+: "${RANK:=$SLURM_PROCID}"
 echo "$RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $OMP_NUM_THREADS" \
   "$MASTER_ADDR $MASTER_PORT $*" > "task-$RANK.tmp"
 mv "task-$RANK.tmp" "task-$RANK.txt"
@@ -132,3 +134,33 @@ def test_slurm_goes_back_into_the_queue(shell, number):
         assert Path("scontrol.txt").read_text() == "requeue 40001\n"
     else:
         assert not Path("scontrol.txt").exists()
+
+
+def test_slurm_array(shell):
+    """A part goes back by its own number: that of one of the jobs is the whole array's."""
+    job = shell("slurm.sh", "--parts", "3", "--gpus", "0", "--", "--input", "a b")
+    while not all(Path(f"task-{n}.txt").exists() for n in range(2)):
+        assert job.poll() is None
+        time.sleep(0.02)
+    assert {"--array=0-2%50", "--ntasks-per-node=1"} < set(Path("sbatch.txt").read_text().split())
+    assert Path("task-0.txt").read_text().endswith(" tokenize --input a b --part auto/3\n")
+    job.send_signal(signal.SIGUSR1)
+    assert finished(job)[0] == 143
+    assert Path("scancel.txt").read_text() == "--signal=TERM 40001_2\n"
+    assert Path("scontrol.txt").read_text() == "requeue 40001_2\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("node.sh", "--processes 1 --nodes 2 --node-rank 0", "needs --master"),
+        ("node.sh", "--processes 1 --nodes 2 --node-rank 2 --master a:1", "one of 0 to 1"),
+        ("node.sh", "--nodes 2 --master a", "--master 'a': HOST:PORT"),
+        ("slurm.sh", "--gpus 0", "at least 1, without --parts"),
+        ("slurm.sh", "--parts 2 --nodes 2", "tokenized on one machine"),
+        ("slurm.sh", "--parts 0", "--parts '0'"),
+    ],
+)
+def test_mistakes_of_many_machines(shell, script, arguments, words):
+    status, _, err = finished(shell(script, *arguments.split(), "--", "-x"))
+    assert status == 2 and words in err and len(err.splitlines()) == 1

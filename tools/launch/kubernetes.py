@@ -25,11 +25,21 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import yaml
 from launching import (
-    MISTAKE, NODE_SH, Parser, checked, common_options, image_type, name_type, number, pair,
-    quantity_type, run, split,
-)  # fmt: skip
+    MISTAKE,
+    NODE_SH,
+    Parser,
+    as_yaml,
+    checked,
+    common_options,
+    image_type,
+    name_type,
+    number,
+    pair,
+    quantity_type,
+    run,
+    split,
+)
 
 from rvqlm.errors import UserError
 
@@ -47,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         documents = [tokenization(options, checked("tokenize", flags))]
     for document in documents:
         check(document)
-    text = yaml.safe_dump_all(documents, sort_keys=False, width=100)
+    text = as_yaml(documents)
     if options.dry_run:
         print(text, end="")
         return 0
@@ -107,9 +117,7 @@ def training(options, flags: list[str]) -> list[dict]:
     job = {
         "backoffLimit": 0,
         "podFailurePolicy": {
-            "rules": [
-                {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [MISTAKE]}}
-            ]
+            "rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [MISTAKE]}}]
         },
         "template": _pods(options, "node"),
     }

@@ -1,8 +1,8 @@
 """What the launchers written in Python share: their options, what they check, what they print.
 
-The flags after ``--`` are those of ``rvqlm train`` or ``rvqlm tokenize``. They are read here, before
-anything is submitted, with the code that will read them there: a mistake costs a second instead of
-the time in a queue.
+The flags after ``--`` are those of ``rvqlm train`` or ``rvqlm tokenize``. They are read here, with
+the code that will read them there, before anything is submitted: a mistake costs a second instead
+of the time in a queue.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import yaml
+
 try:
     from rvqlm.errors import UserError
 except ModuleNotFoundError:
-    print(f"{sys.argv[0]}: error: rvqlm is not installed: tools/setup.sh, then activate .venv", file=sys.stderr)
+    print(
+        f"{sys.argv[0]}: error: rvqlm is not installed: tools/setup.sh, then activate .venv",
+        file=sys.stderr,
+    )
     sys.exit(2)
 
 AGAIN = (75, 130, 143)
@@ -175,6 +180,22 @@ def need_remote(flags: Sequence[str], name: str, why: str) -> None:
     value = value_of(flags, name)
     if value is None or not REMOTE.fullmatch(value):
         raise UserError(f"--{name} {value or ''}: {why}; give s3://BUCKET/PATH or gs://BUCKET/PATH")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lines of a script as lines."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
+
+
+def as_yaml(documents: Sequence[dict]) -> str:
+    return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100)
 
 
 def in_shell(words: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ Needs the command sky (pip install skypilot, an environment of its own is best),
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -24,10 +25,19 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from launching import (
-    AGAIN, Parser, checked, common_options, in_shell, matching, need_remote, number, re, run, split,
-)  # fmt: skip
+    AGAIN,
+    Parser,
+    as_yaml,
+    checked,
+    common_options,
+    in_shell,
+    matching,
+    need_remote,
+    number,
+    run,
+    split,
+)
 
 from rvqlm.errors import UserError
 
@@ -41,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(own)
     flags = checked(options.what, flags)
     need_remote(flags, "exp-dir" if options.what == "train" else "out-dir", WHY)
-    text = yaml.safe_dump(task(options, flags), sort_keys=False, width=100)
+    text = as_yaml([task(options, flags)])
     if options.dry_run:
         print(text, end="")
         return 0
@@ -61,6 +71,7 @@ def _parser() -> Parser:
     )
     part = matching(re.compile(r"[0-9]+/[1-9][0-9]*"), "I/N, such as 17/1000")
     infra = matching(re.compile(r"[a-z0-9]+(/[\w\-*]+){0,2}"), "CLOUD/REGION/ZONE, such as aws")
+    extra = matching(re.compile(r"[a-z0-9]+(,[a-z0-9]+)*"), "names with commas between")
     for what in ("train", "tokenize"):
         sub = both.add_parser(what, doc=f"Options for {what}; flags of rvqlm {what} come after --.")
         common_options(sub)
@@ -74,8 +85,7 @@ def _parser() -> Parser:
         add("--on-demand", action="store_true", help="no spot machines")
         add("--disk-size", type=number(50), default=256, help="GB of each (%(default)s)")
         add("--restarts", type=number(0), default=3, help="after other failures (%(default)s)")
-        add("--extra", default="text,s3,gcs", help="extras of setup.py to install (%(default)s)",
-            type=matching(re.compile(r"[a-z0-9]+(,[a-z0-9]+)*"), "names with commas between"))  # fmt: skip
+        add("--extra", type=extra, default="text,s3,gcs", help="of setup.py (%(default)s)")
     return parser
 
 

@@ -19,15 +19,25 @@ unless with --dry-run, for which the job is built from the service's own types, 
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from launching import (
-    NODE_SH, REMOTE, Parser, checked, common_options, image_type, matching, number, run, split,
+    NODE_SH,
+    REMOTE,
+    Parser,
+    checked,
+    common_options,
+    image_type,
+    matching,
+    number,
+    run,
+    split,
     value_of,
-)  # fmt: skip
+)
 
 from rvqlm.errors import UserError
 
@@ -44,7 +54,10 @@ def main(argv: Sequence[str]) -> int:
     parent = f"projects/{options.project}/locations/{options.region}"
     request = types.CreateCustomJobRequest(parent=parent, custom_job=job)
     if options.dry_run:
-        print(types.CreateCustomJobRequest.to_json(request, including_default_value_fields=False))
+        found = types.CreateCustomJobRequest.to_dict(
+            request, use_integers_for_enums=False, including_default_value_fields=False
+        )
+        print(json.dumps(found, indent=2))
         return 0
     from google.api_core.client_options import ClientOptions
     from google.api_core.exceptions import GoogleAPICallError
