@@ -30,7 +30,8 @@ VERTEX = (
 DRY_RUNS = {
     "kubernetes_train.yaml": KUBE.format("train")
     + " --nodes 2 --gpus 4 --claim data --secret bucket --select spot=true --tolerate spot"
-    f" --service-account trainer --env NCCL_DEBUG=WARN -- {TRAIN} --parallel fsdp",
+    f" --service-account trainer --env NCCL_DEBUG=WARN --config flags.yaml"
+    f" -- {TRAIN} --parallel fsdp",
     "kubernetes_tokenize.yaml": KUBE.format("tokenize") + f" --parts 1000 --gpus 1 -- {TOKENIZE}",
     "skypilot_train.yaml": f"skypilot.py train --accelerators H100:8 --nodes 2 -- {TRAIN}",
     "skypilot_tokenize.yaml": "skypilot.py tokenize --accelerators L4:1 --infra gcp --part 17/1000"
@@ -145,7 +146,7 @@ def test_the_api_has_no_such_field(launcher, monkeypatch):
     sys.modules.pop("kubernetes")
 
 
-@pytest.mark.parametrize("end", ["exit 2", "kill -KILL $$", "sleep 60 & echo ready; wait"])
+@pytest.mark.parametrize("end", ["exit 2", "kill -KILL $BASHPID", "sleep 60 & echo ready; wait"])
 def test_the_status_of_ranks(end):
     """That of the rank that failed first, or of the signal that came; not torchrun's 1."""
     script = f"[[ $RANK == 1 ]] && exec sleep 60; trap 'kill %1; exit 143' TERM; {end}"

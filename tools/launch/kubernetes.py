@@ -24,21 +24,25 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from launching import (
     MISTAKE,
     NODE_SH,
     Parser,
     as_yaml,
+    carrying,
     checked,
     common_options,
     image_type,
+    literal,
     name_type,
     number,
     pair,
     quantity_type,
     run,
     split,
+    with_config,
 )
 
 from rvqlm.errors import UserError
@@ -52,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     own, flags = split(argv)
     options = _parser().parse_args(own)
     if options.what == "train":
-        documents = training(options, checked("train", flags))
+        documents = training(options, with_config(flags, options.config))
     else:
         documents = [tokenization(options, checked("tokenize", flags))]
     for document in documents:
@@ -76,6 +80,7 @@ def _parser() -> Parser:
         add("--image", type=image_type, required=True, help="of the Dockerfile, with its tag")
         if what == "train":
             add("--nodes", type=number(1), default=1, help="pods (%(default)s)")
+            add("--config", type=Path, help="local YAML file of flags, which travels with the job")
         else:
             add("--parts", type=number(1), required=True, help="of the input: indexes of the Job")
             add("--parallel", type=number(1), default=50, help="pods at a time (%(default)s)")
@@ -108,18 +113,19 @@ def training(options, flags: list[str]) -> list[dict]:
     if options.nodes > 1:  # variables that Trainer gives the container
         words += ["--nodes", str(options.nodes), "--node-rank", "$(PET_NODE_RANK)"]
         words += ["--master", "$(PET_MASTER_ADDR):$(PET_MASTER_PORT)"]
-    words += ["--", *_literal(flags)]
+    words += ["--", *map(literal, flags)]
+    words, carried = carrying(words, options.config)
     if len(words) > LIMIT_OF_ARGS:
         raise UserError(
-            f"{len(words)} arguments, and a TrainJob takes {LIMIT_OF_ARGS}: put flags into a file "
-            "of the image or of --claim, and give --config"
+            f"{len(words)} arguments, and a TrainJob takes {LIMIT_OF_ARGS}: put flags into a file, "
+            "and give it by --config before --"
         )
     job = {
         "backoffLimit": 0,
         "podFailurePolicy": {
             "rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [MISTAKE]}}]
         },
-        "template": _pods(options, "node"),
+        "template": _pods(options, "node", carried),
     }
     label = {"labels": {f"{TRAINER}/trainjob-ancestor-step": "trainer"}}
     mistakes = {"name": "mistakes", "action": "FailJobSet"}
@@ -158,9 +164,15 @@ def training(options, flags: list[str]) -> list[dict]:
 
 def tokenization(options, flags: list[str]) -> dict:
     """An indexed Job, a part for each index."""
-    pods = _pods(options, "tokenize")
+    pods = _pods(options, "tokenize", {})
     container = pods["spec"]["containers"][0]
-    container["args"] = ["rvqlm", "tokenize", *_literal(flags), "--part", f"auto/{options.parts}"]
+    container["args"] = [
+        "rvqlm",
+        "tokenize",
+        *map(literal, flags),
+        "--part",
+        f"auto/{options.parts}",
+    ]
     rules = [
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailIndex", "onExitCodes": {"operator": "In", "values": [MISTAKE]}},
@@ -191,7 +203,7 @@ def _resources(options) -> dict:
     return {"requests": amounts.copy(), "limits": amounts.copy()}
 
 
-def _pods(options, container_name: str) -> dict:
+def _pods(options, container_name: str, carried: dict[str, str]) -> dict:
     """The template of pods, its container without arguments: the image's entry point stays, lest
     rvqlm be process 1, to which signals are not delivered."""
     container = {
@@ -207,8 +219,8 @@ def _pods(options, container_name: str) -> dict:
         claim = {"claimName": options.claim}
         volumes.append({"name": "data", "persistentVolumeClaim": claim})
     container["volumeMounts"] = mounts
-    if options.env:
-        container["env"] = [{"name": key, "value": value} for key, value in options.env]
+    if env := {key: literal(value) for key, value in options.env} | carried:
+        container["env"] = [{"name": key, "value": value} for key, value in env.items()]
     if options.secret:
         container["envFrom"] = [{"secretRef": {"name": options.secret}}]
     spec = {
@@ -224,11 +236,6 @@ def _pods(options, container_name: str) -> dict:
     if options.tolerate:
         spec["tolerations"] = [{"key": key, "operator": "Exists"} for key in options.tolerate]
     return {"spec": spec}
-
-
-def _literal(words: list[str]) -> list[str]:
-    """Words that Kubernetes leaves as they are: $(NAME) would be replaced."""
-    return [word.replace("$(", "$$(") for word in words]
 
 
 def check(document: dict) -> None:

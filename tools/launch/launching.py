@@ -175,6 +175,35 @@ def _read(command: str, flags: list[str]) -> None:
         parse(TokenizeConfig, "rvqlm tokenize", "", flags)
 
 
+def with_config(flags: Sequence[str], config: Path | None) -> list[str]:
+    """The flags of a training, checked together with those of a local file, which is none of them.
+
+    :raises UserError: --config among the flags: there is no such file where the job runs.
+    """
+    if value_of(flags, "config") is not None:
+        raise UserError("--config comes before --, for the file travels with the job")
+    if config is None:
+        return checked("train", flags)
+    return checked("train", ["--config", str(config), *flags])[2:]
+
+
+def carrying(command: Sequence[str], config: Path | None) -> tuple[list[str], dict[str, str]]:
+    """A command that ends with flags, and variables of its environment, by which the job has the
+    file `config` too."""
+    variables = {}
+    command = list(command)
+    if config:
+        variables["RVQLM_CONFIG"] = literal(config.read_text(encoding="utf-8"))
+        script = 'printf %s "$RVQLM_CONFIG" > /tmp/config.yaml; exec "$@" --config /tmp/config.yaml'
+        command = ["bash", "-c", script, "rvqlm", *command]
+    return command, variables
+
+
+def literal(word: str) -> str:
+    """As Kubernetes and Vertex AI have to be told it, which replace $(NAME)."""
+    return word.replace("$(", "$$(")
+
+
 def need_remote(flags: Sequence[str], name: str, why: str) -> None:
     """``--name`` has to be in a bucket."""
     value = value_of(flags, name)

@@ -29,14 +29,16 @@ from launching import (
     NODE_SH,
     REMOTE,
     Parser,
-    checked,
+    carrying,
     common_options,
     image_type,
+    literal,
     matching,
     number,
     run,
     split,
     value_of,
+    with_config,
 )
 
 from rvqlm.errors import UserError
@@ -111,8 +113,6 @@ def _service():
 
 def _flags(options, flags: list[str]) -> list[str]:
     """The flags of the training, checked; without --config, which is given elsewhere."""
-    if value_of(flags, "config") is not None:
-        raise UserError("--config comes before --, for the file travels with the job")
     if value_of(flags, "exp-dir") is None:
         flags = [*flags, "--exp-dir", f"gs://{options.bucket}/{options.name}"]
     elif not REMOTE.fullmatch(value_of(flags, "exp-dir") or ""):
@@ -120,10 +120,7 @@ def _flags(options, flags: list[str]) -> list[str]:
             f"--exp-dir {value_of(flags, 'exp-dir')}: the disk goes with the machine; give "
             "gs://BUCKET/PATH, or nothing"
         )
-    if options.config is None:
-        return checked("train", flags)
-    found = checked("train", ["--config", str(options.config), *flags])
-    return found[2:]
+    return with_config(flags, options.config)
 
 
 def custom_job(types, options, flags: list[str]):
@@ -138,15 +135,10 @@ def custom_job(types, options, flags: list[str]):
     elif options.accelerator_count:
         raise UserError("--accelerator-count means nothing without --accelerator-type")
     command = [NODE_SH, "--processes", str(max(1, count)), "--grace", "60", "--", *flags]
-    env = dict(options.env)
-    if options.config:
-        env["RVQLM_CONFIG"] = options.config.read_text(encoding="utf-8")
-        script = 'printf %s "$RVQLM_CONFIG" > /tmp/config.yaml; exec "$@" --config /tmp/config.yaml'
-        command = ["bash", "-c", script, "rvqlm", *command]
+    command, carried = carrying(map(literal, command), options.config)
+    env = {key: literal(value) for key, value in options.env} | carried
     if sum(map(len, [*command, *env.values()])) > LIMIT:
         raise UserError(f"--config and flags are more than {LIMIT:,} characters")
-    # the service replaces $(NAME), as Kubernetes does
-    command = [word.replace("$(", "$$(") for word in command]
     machine = types.MachineSpec(machine_type=options.machine_type)
     if count:
         machine.accelerator_type = kinds[options.accelerator_type]
@@ -154,7 +146,7 @@ def custom_job(types, options, flags: list[str]):
     container = types.ContainerSpec(
         image_uri=options.image,
         args=command,
-        env=[{"name": k, "value": v.replace("$(", "$$(")} for k, v in env.items()],
+        env=[{"name": key, "value": value} for key, value in env.items()],
     )
     pool = types.WorkerPoolSpec(
         machine_spec=machine,
