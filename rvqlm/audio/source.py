@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 from lhotse import Recording
@@ -72,6 +72,17 @@ class Listing:
         edges = [0, *np.searchsorted(total, targets, side="right").tolist(), len(self)]
         return [(a, max(a, b)) for a, b in pairwise(edges)]
 
+    def part(self, first: int, last: int) -> Listing:
+        """Items [first, last) alone; its digest is that of the whole with the range behind it."""
+        costs = self.costs[first:last]
+        hours = None if self.hours is None else float(costs.sum()) / 3600
+        return Listing(costs, part_digest(self.digest, first, last), hours)
+
+
+def part_digest(digest: str, first: int, last: int) -> str:
+    """What items [first, last) of a listing are known by."""
+    return f"{digest}[{first}:{last}]"
+
 
 class Source(ABC):
     """An input, named by `path` as the user gave it."""
@@ -89,3 +100,21 @@ class Source(ABC):
     @abstractmethod
     def items(self, first: int, last: int) -> Iterator[Item]:
         """Items [first, last) in the order of the listing."""
+
+
+class SourcePart(Source):
+    """Items [first, last) of a source that has been scanned."""
+
+    def __init__(self, source: Source, listing: Listing, first: int, last: int):
+        self.path = source.path
+        self._source, self._listing = source, listing.part(first, last)
+        self._first, self._last = first, last
+
+    def ids(self) -> Iterator[str]:
+        return islice(self._source.ids(), self._first, self._last)
+
+    def scan(self) -> Listing:
+        return self._listing
+
+    def items(self, first: int, last: int) -> Iterator[Item]:
+        return self._source.items(self._first + first, self._first + last)

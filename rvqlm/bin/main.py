@@ -17,6 +17,7 @@ COMMANDS = {  # in the order of the workflow
     "codecs": "the codecs there are: shapes, rates, licences, where their weights come from",
     "audio": "manifests of audio: make them, normalise loudness, find activity, augment",
     "tokenize": "audio -> codes: run a codec over a folder of audio or a lhotse manifest",
+    "combine": "what many jobs have tokenized, each a part of it, as one token directory",
     "split": "divide the cuts into train, valid and test, disjoint by speaker or recording",
     "index": "build the memory-mapped index of each split that training reads",
     "text": "texts of the cuts as symbols beside their codes: characters, phonemes, pieces",

@@ -25,6 +25,11 @@ class InputConfig:
     allowed; a file that is there more than once counts once."""
     out_dir: str
     """Token directory to make. The same command continues one that was interrupted."""
+    part: str | None = None
+    """Do one part of the input, in a folder of its own within --out-dir: 17/1000 is one of 0/1000
+    ... 999/1000, cut so that each has about as much audio. auto/1000: the number that Slurm
+    (SLURM_ARRAY_TASK_ID) or Kubernetes (JOB_COMPLETION_INDEX) gave this task of an array. When all
+    are done, rvqlm combine makes them one."""
 
 
 @dataclass

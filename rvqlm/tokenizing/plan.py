@@ -14,7 +14,7 @@ from rvqlm.audio.source import Listing
 from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.files import read_json, write_json
-from rvqlm.tokenizing.schemas import Plan
+from rvqlm.tokenizing.schemas import PartOf, Plan
 from rvqlm.tokenizing.shard import disk_error
 
 ITEMS_PER_SHARD = 20_000
@@ -34,6 +34,8 @@ class Identity:
     audio: dict
     """what was done to the audio: `AudioConfig.to_dict`"""
     compute_dtype: str
+    part: PartOf | None = None
+    """where it is one of several"""
 
     def recorded(self) -> dict:
         """What plan and sidecar remember, beside the codec."""
@@ -41,6 +43,7 @@ class Identity:
             "input": {"path": self.path, "items": self.items, "digest": self.digest},
             "audio": self.audio,
             "compute_dtype": self.compute_dtype,
+            **({"part": self.part} if self.part else {}),
         }
 
     def require_same(self, record: dict, out: Path) -> None:
@@ -94,7 +97,8 @@ def make_folders(out: Path) -> None:
 def make_plan(out: Path, identity: Identity, listing: Listing, workers: int) -> list:
     """Divide the items into shards of equal cost and write that down."""
     shards = workers * max(1, -(-len(listing) // (workers * ITEMS_PER_SHARD)))
-    ranges = [r for r in listing.split(min(shards, len(listing))) if r[1] > r[0]]
+    shards = min(shards, len(listing))
+    ranges = [r for r in listing.split(shards) if r[1] > r[0]] if shards else []
     plan = {"codec": identity.codec.to_dict(), **identity.recorded(), "ranges": ranges}
     try:
         write_json(plan_path(out), plan, indent=None)

@@ -74,7 +74,7 @@ class ProgressLine:
 
     def _draw(self) -> None:
         self._drawn = time.monotonic()
-        if not self._shown:
+        if not self._shown or not self._ranges:
             return
         new = old = items = skipped = 0.0
         for shard, p in self._latest.items():
@@ -154,12 +154,17 @@ def print_summary(
         for text in per_file_lines(Path(out_dir), info, line.speeds):
             print(text)
     seconds = summary.hours * 3600
+    stored = ""
+    if summary.num_cuts:  # a part may have none
+        stored = (
+            f"; {size(summary.token_bytes)}, "
+            f"{summary.token_bytes * 8 / 1000 / seconds:.2f} kbps as stored, "
+            f"{summary.pcm_bytes / summary.token_bytes:.1f} times less than "
+            f"{size(summary.pcm_bytes)} of 16-bit PCM"
+        )
     print(
         f"{out_dir}: {counted(summary.num_cuts, 'cut')}, {summary.hours:.2f} h, "
-        f"{summary.num_frames} frames of {info.num_codebooks} codes; {size(summary.token_bytes)}, "
-        f"{summary.token_bytes * 8 / 1000 / seconds:.2f} kbps as stored, "
-        f"{summary.pcm_bytes / summary.token_bytes:.1f} times less than {size(summary.pcm_bytes)} "
-        "of 16-bit PCM"
+        f"{summary.num_frames} frames of {info.num_codebooks} codes{stored}"
     )
     if line.seconds:
         print(

@@ -1,10 +1,12 @@
-"""Schemas of what an unfinished token directory has in ``parts``."""
+"""Schemas of what an unfinished token directory has in ``parts``, and of one that is made in
+parts."""
 
 from __future__ import annotations
 
 from typing import TypedDict
 
 from rvqlm.codec_info import CodecInfo
+from rvqlm.data.schemas import Sidecar
 from rvqlm.files import Count, Digest, Finite, Positive
 
 
@@ -19,6 +21,38 @@ class Plan(_Settings):
 
     codec: CodecInfo
     ranges: list[tuple[Count, Count]]
+
+
+class PartOf(TypedDict):
+    """Of a part's ``tokens.json``: which items [first, last) it is of."""
+
+    number: Count
+    of: Positive
+    first: Count
+    last: Count
+
+
+class _Input(TypedDict):
+    path: str
+    items: Count
+    digest: str
+
+
+class PartSidecar(Sidecar):
+    """``tokens.json`` of a part."""
+
+    part: PartOf
+
+
+class Parts(TypedDict):
+    """``parts.json``: what all parts of a token directory have in common."""
+
+    codec: CodecInfo
+    input: _Input
+    audio: dict
+    compute_dtype: str
+    of: Positive
+    command: str
 
 
 class DoneShard(TypedDict):
@@ -38,7 +72,7 @@ class _Custom(TypedDict):
     num_samples: Count
 
 
-class _TokenCut(TypedDict):
+class TokenCut(TypedDict):
     id: str
     features: _Features
     custom: _Custom
@@ -64,6 +98,6 @@ class LogLine(TypedDict, total=False):
     """A line of ``parts/shard-N.jsonl``: an item that was skipped, or its two cuts."""
 
     skip: Skip
-    cut: _TokenCut
+    cut: TokenCut
     audio: _AudioCut
     group: tuple[Count, Positive] | None

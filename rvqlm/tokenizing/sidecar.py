@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.store import code_dtype
@@ -57,6 +58,80 @@ class Summary:
         )
 
 
+class Manifests:
+    """The manifests of a token directory while they are written, and what has come into them."""
+
+    def __init__(self, skips: BinaryIO, warnings: BinaryIO, cuts: BinaryIO, audio: BinaryIO):
+        self._skips, self._warnings, self._cuts, self._audio = skips, warnings, cuts, audio
+        self.cuts = self.frames = self.samples = self.pcm = self.skipped = self.warned = 0
+        self.first: dict | None = None
+        self.first_warned: dict | None = None
+
+    def add(self, cut: dict, audio: bytes, pcm: int) -> None:
+        """A cut of tokens, the line of its audio, and the bytes of that in 16 bits."""
+        self._cuts.write(json_line(cut))
+        self._audio.write(audio)
+        self.cuts += 1
+        self.frames += cut["features"]["num_frames"]
+        self.samples += cut["custom"]["num_samples"]
+        self.pcm += pcm
+
+    def skip(self, item: dict) -> None:
+        self._skips.write(json_line(item))
+        self.skipped, self.first = self.skipped + 1, self.first or item
+
+    def warn(self, item: dict) -> None:
+        self._warnings.write(json_line(item))
+        self.warned, self.first_warned = self.warned + 1, self.first_warned or item
+
+
+@contextlib.contextmanager
+def writing_manifests(out: Path, empty: bool = False) -> Iterator[Manifests]:
+    """The manifests of a folder, each whole or not at all; those of cuts only if there are any, or
+    if it may be `empty`."""
+    with (
+        atomic_open(out / "skipped.jsonl") as skips,
+        atomic_open(out / "warned.jsonl") as warnings,
+        contextlib.suppress(_NothingUsable),
+        atomic_open(out / "cuts.jsonl.gz", level=4) as token_cuts,
+        atomic_open(out / "audio_cuts.jsonl.gz", level=4) as audio_cuts,
+    ):
+        yield (made := Manifests(skips, warnings, token_cuts, audio_cuts))
+        if not made.cuts and not empty:  # the list of what was skipped stays
+            raise _NothingUsable
+    if not made.warned:  # few directories need that list
+        (out / "warned.jsonl").unlink(missing_ok=True)
+
+
+def nothing_usable(out: Path, made: Manifests) -> UserError:
+    return UserError(
+        f"{out}: not one of {made.skipped} items could be tokenized; the first, "
+        f"{made.first['path']}: {made.first['reason']} (all of them in {out / 'skipped.jsonl'})"
+    )
+
+
+def write_sidecar(
+    out: Path, made: Manifests, shards: list[dict], info: CodecInfo, identity: dict
+) -> Summary:
+    """Write ``tokens.json``, last of all."""
+    sidecar = {
+        "codec": info.to_dict(),
+        "dtype": code_dtype(info.codebook_size),
+        "num_cuts": made.cuts,
+        "num_frames": made.frames,
+        "hours": made.samples / info.sampling_rate / 3600,
+        "shards": shards,
+        "audio_manifest": "audio_cuts.jsonl.gz",
+        "skipped": made.skipped,
+        "warned": made.warned,
+        "pcm_bytes": made.pcm,
+        **identity,
+        "rvqlm_version": __version__,
+    }
+    write_json(out / "tokens.json", sidecar, indent=2, checksum=True)
+    return Summary.of(sidecar, made.first, made.first_warned)
+
+
 def finish(
     out_dir: str, num_shards: int, info: CodecInfo, identity: dict[str, dict | str]
 ) -> Summary:
@@ -68,68 +143,32 @@ def finish(
         info: the codec.
         identity: what the sidecar remembers of the input and of what was done to it.
 
-    Raises `UserError`, leaving no sidecar, if not one item could be used or the disk is full.
+    Raises `UserError`, leaving no sidecar, if the disk is full or not one item could be used (but
+    of a part: its files may all be bad without the other parts being so).
     """
-    out = Path(out_dir)
-    frames = samples = cuts = skipped = warned = pcm = 0
-    first = first_warned = None
+    out, part = Path(out_dir), "part" in identity
     try:
-        with (
-            atomic_open(out / "skipped.jsonl") as skips,
-            atomic_open(out / "warned.jsonl") as warnings,
-            contextlib.suppress(_NothingUsable),
-            atomic_open(out / "cuts.jsonl.gz", level=4) as token_cuts,
-            atomic_open(out / "audio_cuts.jsonl.gz", level=4) as audio_cuts,
-        ):
+        with writing_manifests(out, empty=part) as made:
             for line in _logged(out_dir, num_shards):
                 if "skip" in line:
-                    skips.write(json_line(line["skip"]))
-                    skipped, first = skipped + 1, first or line["skip"]
+                    made.skip(line["skip"])
                     continue
                 if (said := line.get("warn")) is not None:
-                    warnings.write(json_line(said))
-                    warned, first_warned = warned + 1, first_warned or said
-                cut = line["cut"]
-                token_cuts.write(json_line(cut))
-                audio_cuts.write(json_line(line["audio"]))
-                cuts += 1
-                frames += cut["features"]["num_frames"]
-                samples += cut["custom"]["num_samples"]
-                pcm += pcm_bytes(line["audio"])
-            if not cuts:  # the list of what was skipped stays
-                raise _NothingUsable
-        if not warned:  # few directories need that list
-            (out / "warned.jsonl").unlink(missing_ok=True)
-        if not cuts:
+                    made.warn(said)
+                made.add(line["cut"], json_line(line["audio"]), pcm_bytes(line["audio"]))
+        if not made.cuts and not part:
             clean_up(out_dir, num_shards)
-            raise UserError(
-                f"{out_dir}: not one of {skipped} items could be tokenized; the first, "
-                f"{first['path']}: {first['reason']} (all of them in {out / 'skipped.jsonl'})"
-            )
+            raise nothing_usable(out, made)
         shards = []
         for shard in range(num_shards):
             done = read_json(done_path(out, shard), _AGAIN.format(out), type=DoneShard)
             name = shard_path("", shard).as_posix()
             shards.append({"path": name, "bytes": done["bytes"], "sha256": done["sha256"]})
-        sidecar = {
-            "codec": info.to_dict(),
-            "dtype": code_dtype(info.codebook_size),
-            "num_cuts": cuts,
-            "num_frames": frames,
-            "hours": samples / info.sampling_rate / 3600,
-            "shards": shards,
-            "audio_manifest": "audio_cuts.jsonl.gz",
-            "skipped": skipped,
-            "warned": warned,
-            "pcm_bytes": pcm,
-            **identity,
-            "rvqlm_version": __version__,
-        }
-        write_json(out / "tokens.json", sidecar, indent=2, checksum=True)
+        summary = write_sidecar(out, made, shards, info, identity)
     except OSError as e:
         raise disk_error(e, out) from None
     remove_parts(out_dir)
-    return Summary.of(sidecar, first, first_warned)
+    return summary
 
 
 def pcm_bytes(audio_cut: dict) -> int:

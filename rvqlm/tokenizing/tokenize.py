@@ -21,6 +21,7 @@ from rvqlm.errors import UserError
 from rvqlm.locks import locked
 from rvqlm.runtime import use_device
 from rvqlm.tokenizing.config import TokenizeConfig
+from rvqlm.tokenizing.parts import Part, join_parts, require_no_parts
 from rvqlm.tokenizing.plan import Identity, make_folders, make_plan, plan_path, read_plan
 from rvqlm.tokenizing.ranks import Ranks
 from rvqlm.tokenizing.reporting import (
@@ -41,18 +42,19 @@ def tokenize(config: TokenizeConfig) -> Summary | None:
     finished until then is kept and continued by the next call.
     """
     ranks, out = Ranks.from_environment(), Path(config.input.out_dir)
+    part = Part.parse(config.input.part) if config.input.part else None
     if out.exists() and not out.is_dir():
         raise UserError(f"--out-dir {out}: a file of that name exists; choose a folder")
     with contextlib.ExitStack() as stack:
         if ranks.rank == 0 and not config.work.dry_run:
-            stack.enter_context(locked(out, "rvqlm tokenize", make=True))
-        return _tokenize(config, ranks)
+            folder = part.folder(out) if part else out
+            stack.enter_context(locked(folder, "rvqlm tokenize", make=True))
+        return _tokenize(config, ranks, part)
 
 
-def _tokenize(config: TokenizeConfig, ranks: Ranks) -> Summary | None:
+def _tokenize(config: TokenizeConfig, ranks: Ranks, part: Part | None) -> Summary | None:
     """The work of a rank in a folder that nobody else writes in."""
-    out_dir = config.input.out_dir
-    out = Path(out_dir)
+    out = Path(config.input.out_dir)
     source = open_source(config.input.input)
     device = use_device(ranks.device(config.codec.device))
     load = (config.codec.codec, str(device), config.codec.num_codebooks, config.codec.dtype)
@@ -60,8 +62,18 @@ def _tokenize(config: TokenizeConfig, ranks: Ranks) -> Summary | None:
     listing = source.scan()
     listed = source.path, len(listing), listing.digest
     identity = Identity(codec.info, *listed, config.audio.to_dict(), config.codec.dtype)
-    if _finished(out):
-        return _already_done(config, identity, ranks)
+    if _finished(out):  # a part, too, where all of them were combined
+        return _already_done(out, config, identity, ranks)
+    if part is None:
+        require_no_parts(out)
+    else:
+        if ranks.rank == 0 and not config.work.dry_run:
+            join_parts(out, part, identity, config)
+        source, listing, identity = part.of_input(source, listing, identity)
+        out = part.folder(out)
+        if _finished(out):
+            return _already_done(out, config, identity, ranks)
+    out_dir = str(out)
     plan = read_plan(out, identity)
     settings = config.work.for_codec(codec, ranks.world_size)
     if config.work.dry_run:
@@ -71,11 +83,13 @@ def _tokenize(config: TokenizeConfig, ranks: Ranks) -> Summary | None:
     with contextlib.ExitStack() as stack:
         if ranks.world_size == 1:
             make_folders(out)
-            plan = plan or make_plan(out, identity, listing, jobs)
-        else:
-            plan = _agree(out, identity, listing, ranks, jobs, stack)
             if plan is None:
-                return _already_done(config, identity, ranks)
+                plan = make_plan(out, identity, listing, part.shards if part else jobs)
+        else:
+            workers = part.shards if part else jobs * ranks.world_size
+            plan = _agree(out, identity, listing, ranks, workers, stack)
+            if plan is None:
+                return _already_done(out, config, identity, ranks)
 
         def unfinished() -> set[int]:
             return {s for s in range(len(plan)) if not done_path(out, s).exists()}
@@ -108,7 +122,7 @@ def _agree(
     identity: Identity,
     listing: Listing,
     ranks: Ranks,
-    jobs: int,
+    workers: int,
     stack: contextlib.ExitStack,
 ) -> list | None:
     """The plan that all ranks work by: an earlier run's, or one that rank 0 makes.
@@ -129,17 +143,19 @@ def _agree(
         return plan
     make_folders(out)
     stack.enter_context(ranks.sign_in(parts))
-    return read_plan(out, identity) or make_plan(out, identity, listing, jobs * ranks.world_size)
+    plan = read_plan(out, identity)
+    return make_plan(out, identity, listing, workers) if plan is None else plan
 
 
-def _already_done(config: TokenizeConfig, identity: Identity, ranks: Ranks) -> Summary | None:
+def _already_done(
+    out: Path, config: TokenizeConfig, identity: Identity, ranks: Ranks
+) -> Summary | None:
     """Check that the finished directory is what this command would make."""
-    out_dir = config.input.out_dir
-    sidecar = read_sidecar(out_dir)
-    identity.require_same(sidecar, Path(out_dir))
+    sidecar = read_sidecar(out)
+    identity.require_same(sidecar, out)
     if ranks.rank > 0:
         return None
     if not config.work.dry_run:
-        remove_parts(out_dir)  # a kill between the sidecar and this leaves them behind
-    print(f"{out_dir}: complete, {counted(sidecar['num_cuts'], 'cut')}; nothing to do")
+        remove_parts(out)  # a kill between the sidecar and this leaves them behind
+    print(f"{out}: complete, {counted(sidecar['num_cuts'], 'cut')}; nothing to do")
     return Summary.of(sidecar)
