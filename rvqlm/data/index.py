@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import os
+import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,8 @@ _NEEDED = (
     *("frame_shift", "sampling_rate", "start"),
 )
 _BLOCK = 65536  # cuts whose lengths and places go into the fingerprint together
+_IN_MEMORY = 1 << 24  # bytes of a column while it is made
+_HASHES = 1 << 23  # of ids, that are compared with each other at a time
 
 
 def manifest_path(manifest_dir: str | os.PathLike, split: str) -> Path:
@@ -165,7 +169,7 @@ def locate(cut: dict, info: CodecInfo, where: str = "manifest") -> tuple[str, Ke
 def build_index(manifest_dir: str | os.PathLike, split: str) -> Path:
     """Write ``index_SPLIT.bin`` for ``cuts_SPLIT.jsonl.gz``; returns its path.
 
-    Takes 20 bytes of memory a cut.
+    Memory does not grow with the number of cuts.
     Raises `UserError` for a missing or damaged manifest, for cuts of another codec or off the
     token clock or outside their shard, for two of one id, and for a split of an older
     ``cuts.jsonl.gz``.
@@ -177,20 +181,44 @@ def build_index(manifest_dir: str | os.PathLike, split: str) -> Path:
     return index_path(directory, split)
 
 
-def index_of(directory: Path, split: str) -> tuple[dict, list[bytes]]:
+class _Column:
+    """Numbers that are kept on the disk once they are many."""
+
+    def __init__(self, directory: Path, typecode: str, dtype: str):
+        place = directory if os.access(directory, os.W_OK) else None
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=place)  # noqa: SIM115
+        self.block, self.dtype = array(typecode), dtype
+
+    def flush(self) -> bytes:
+        """Put the numbers since the last time away; returns them."""
+        data = np.array(self.block, self.dtype).tobytes()
+        self._file.write(data)
+        self.block = array(self.block.typecode)
+        return data
+
+    def blocks(self) -> Iterator[bytes]:
+        """All that was put away."""
+        self._file.seek(0)
+        while data := self._file.read(8 * _BLOCK):
+            yield data
+
+
+def index_of(directory: Path, split: str) -> tuple[dict, Iterator[bytes]]:
     """Header and columns of an index, from the manifest; raises `UserError` like `build_index`."""
     manifest, sidecar = manifest_path(directory, split), read_sidecar(directory)
     info = CodecInfo.from_dict(sidecar["codec"])
     digest = hashlib.sha256(json.dumps(info.to_dict(), sort_keys=True).encode())
     shards: dict[str, int] = {}  # file name -> number
     ends_at: dict[int, int] = {}  # bytes each shard must have
-    frames, places, names = array("I"), array("Q"), array("Q")
+    frames, places = _Column(directory, "I", "<u4"), _Column(directory, "Q", "<u8")
+    names = _Column(directory, "Q", "<u8")
     count = total = 0
     dtype = None
 
-    def fingerprint_from(first: int) -> None:
-        digest.update(np.array(frames[first:], "<u4").tobytes())
-        digest.update(np.array(places[first:], "<u8").tobytes())
+    def flush() -> None:
+        digest.update(frames.flush())
+        digest.update(places.flush())
+        names.flush()
 
     for cut in bar(read_manifest(manifest), split):
         path, key, ends = locate(cut, info, str(manifest))
@@ -201,17 +229,17 @@ def index_of(directory: Path, split: str) -> tuple[dict, list[bytes]]:
         ends_at[shard] = max(ends_at.get(shard, 0), key.end)
         if key.frames >= 1 << 32 or key.offset >> OFFSET_BITS or shard >> SHARD_BITS:
             raise UserError(f"{manifest}: cut {cut['id']!r} is too large for the index")
-        frames.append(key.frames)
-        places.append(bool(ends) * ENDS | shard << OFFSET_BITS | key.offset)
-        names.append(hash64(cut["id"]))
+        frames.block.append(key.frames)
+        places.block.append(bool(ends) * ENDS | shard << OFFSET_BITS | key.offset)
+        names.block.append(hash64(cut["id"]))
         digest.update(name_bytes(cut["id"]) + b"\n")
         count, total = count + 1, total + key.frames
         if count % _BLOCK == 0:
-            fingerprint_from(count - _BLOCK)
-    fingerprint_from(count - count % _BLOCK)
+            flush()
+    flush()
     if count == 0:
         raise UserError(f"{manifest} has no cuts; tokenize some audio, or change the split")
-    _require_apart(manifest, np.array(names))
+    _require_apart(manifest, names, count)
     listed = [{"path": f"codes/{Path(p).name}", "bytes": ends_at[n]} for p, n in shards.items()]
     if len({s["path"] for s in listed}) != len(listed):
         raise UserError(f"{manifest}: two shards of one name in different folders: {[*shards]}")
@@ -230,13 +258,20 @@ def index_of(directory: Path, split: str) -> tuple[dict, list[bytes]]:
         "fingerprint": digest.hexdigest()[:16],
     }
     aligned = bytes(-4 * count % 8)
-    return header, [np.array(frames, "<u4").tobytes(), aligned, np.array(places, "<u8").tobytes()]
+    return header, itertools.chain(frames.blocks(), [aligned], places.blocks())
 
 
-def _require_apart(manifest: Path, names: np.ndarray) -> None:
-    """Raise `UserError` where two cuts have one id, given the hashes of all."""
-    values, times = np.unique(names, return_counts=True)
-    twice, seen = set(values[times > 1].tolist()), set()
+def _require_apart(manifest: Path, names: _Column, count: int) -> None:
+    """Raise `UserError` where two cuts have one id, given the hashes of all; those that end
+    alike at a time, so that they fit into memory."""
+    passes = 1 << max(0, (count // _HASHES).bit_length())
+    twice, seen = set(), set()
+    for turn in range(passes):
+        some = [np.frombuffer(data, "<u8") for data in names.blocks()]
+        if passes > 1:
+            some = [data[data & np.uint64(passes - 1) == turn] for data in some]
+        values, times = np.unique(np.concatenate(some), return_counts=True)
+        twice |= set(values[times > 1].tolist())
     for cut in read_manifest(manifest) if twice else ():
         if hash64(cut["id"]) in twice:
             if cut["id"] in seen:
@@ -418,9 +453,14 @@ class TokenDataset:
         """(n,) bool: the cut ends where its recording does."""
         return self._places[rows] >= ENDS
 
-    def holds(self, columns: list[bytes]) -> bool:
+    def holds(self, columns: Iterable[bytes]) -> bool:
         """Whether the columns of the index are these (`index_of`)."""
-        return np.array_equal(self._columns, np.frombuffer(b"".join(columns), np.uint8))
+        at = 0
+        for block in columns:
+            if self._columns[at : at + len(block)].tobytes() != block:
+                return False
+            at += len(block)
+        return at == len(self._columns)
 
     def extents(self) -> tuple[np.ndarray, np.ndarray]:
         """(N,) uint64 twice: where each cut begins and ends over the bytes of all shards. Windows

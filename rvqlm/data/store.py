@@ -24,9 +24,11 @@ import hashlib
 import mmap
 import os
 import re
+import weakref
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 import numpy as np
 from lhotse import Features, MonoCut, SupervisionSegment
@@ -45,6 +47,8 @@ from rvqlm.locks import SETTLE_SECONDS, try_lock
 STORAGE_TYPE = "rvq_mmap"
 MAPPED_BYTES = 1 << 23
 """Of a longer array only what is looked at is read."""
+MOST_OPEN = 256
+"""Files: many systems allow a process 1,024."""
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("uint8", "int16", "uint16", "uint32")}
 
 _KEY = re.compile(r"([0-9]{1,18}),([0-9]{1,18}),([0-9]{1,9}),(\w+)", re.ASCII)
@@ -224,8 +228,11 @@ class Shard:
 
     Arrays are read, not mapped into memory: with a map of a file that somebody shortens, or of a
     disk that fails, the process would end without a word. Very long ones are mapped all the same,
-    for commands that pass them on piece by piece.
+    for commands that pass them on piece by piece. Of all shards of a process, of which there may
+    be thousands, `MOST_OPEN` are open at a time.
     """
+
+    _open: ClassVar[deque[weakref.ref[Shard]]] = deque()
 
     def __init__(self, path: str | os.PathLike):
         self.path = str(path)
@@ -246,8 +253,23 @@ class Shard:
         stamp = (stat.st_ino, stat.st_size)
         if stamp == self._stamp:
             return
-        self._file = open(self.path, "rb", buffering=0)  # noqa: SIM115, lives as long as we do
-        self._size, self._stamp = stat.st_size, stamp
+        self._size, self._stamp, self._file = stat.st_size, stamp, None
+        self._opened()
+
+    def _opened(self) -> BinaryIO:
+        """The file, which stays open while it is held, whatever other threads open."""
+        if (file := self._file) is not None:
+            return file
+        file = open(self.path, "rb", buffering=0)  # noqa: SIM115
+        stat = os.fstat(file.fileno())
+        if (stat.st_ino, stat.st_size) != self._stamp:
+            raise UserError(f"token shard {self.path} has changed since it was opened; start again")
+        self._file = file
+        Shard._open.append(weakref.ref(self))
+        while len(Shard._open) > MOST_OPEN:
+            if (oldest := Shard._open.popleft()()) is not None:
+                oldest._file = None
+        return file
 
     def __len__(self) -> int:
         """Size in bytes."""
@@ -258,8 +280,9 @@ class Shard:
         size = frames * codebooks * dtype.itemsize
         if offset + size > self._size:
             raise truncated_shard(self.path, self._size, offset + size)
-        file, found = self._file, b""
+        found = b""
         try:
+            file = self._opened()
             if size > MAPPED_BYTES:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 return np.frombuffer(mapped, dtype, size // dtype.itemsize, offset).reshape(

@@ -15,6 +15,7 @@ from lhotse import CutSet
 from token_fixtures import INFO, drop_checksums, make_tokens
 
 from rvqlm.codec_info import CodecInfo
+from rvqlm.data import index
 from rvqlm.data.index import TokenDataset, build_index, index_path, manifest_path
 from rvqlm.data.store import RvqMmapWriter, frames_to_seconds, token_cut
 from rvqlm.errors import UserError
@@ -131,6 +132,26 @@ def test_building_takes_little_memory(tmp_path):
         tracemalloc.stop()
         assert len(TokenDataset.open(tmp_path, "train")) == count
     assert peaks[1] < peaks[0] + 7800 * 40  # the columns with a copy to write; a cut has 1 kB
+
+
+def test_columns_that_do_not_fit_into_memory(tmp_path, monkeypatch):
+    """An index made of many blocks, on the disk, has the columns of one made at once."""
+    make_tokens(tmp_path, [1 + n % 7 for n in range(50)])
+    whole = index.index_of(tmp_path, "train")
+    monkeypatch.setattr(index, "_IN_MEMORY", 100)
+    monkeypatch.setattr(index, "_HASHES", 8)
+    header, columns = index.index_of(tmp_path, "train")
+    assert b"".join(columns) == b"".join(whole[1]) and header == whole[0]
+    ds = TokenDataset.open(tmp_path, "train")
+    assert ds.holds(index.index_of(tmp_path, "train")[1])
+    assert not ds.holds([b"".join(whole[1])[:-1]])
+    cuts = read(tmp_path)
+    for n in (1, 30, 49):
+        twice = [c | {"id": "cut-0000"} if i == n else c for i, c in enumerate(cuts)]
+        rewrite(tmp_path, twice)
+        with pytest.raises(UserError, match="two cuts have the id 'cut-0000'"):
+            build_index(tmp_path, "train")
+    assert not [path for path in tmp_path.iterdir() if "tmp" in path.name]
 
 
 def test_full_disk_leaves_the_old_index(tmp_path, monkeypatch):

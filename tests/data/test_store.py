@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -281,3 +282,25 @@ def test_copy_feats_goes_through_the_writer(tmp_path):
         copied = cut.features.copy_feats(other)
     assert copied.storage_path.endswith("b.rvq")
     np.testing.assert_array_equal(copied.load(), cut.load_features())
+
+
+def test_more_shards_than_files_that_may_be_open(tmp_path, monkeypatch):
+    """Read by several threads at once, each shard gives its own arrays, and files are closed."""
+    monkeypatch.setattr(store, "MOST_OPEN", 3)
+    for n in range(12):
+        with RvqMmapWriter(tmp_path / f"{n}.rvq") as writer:
+            writer.write("a", np.full((5, 2), n, np.int16))
+    before = len(os.listdir("/proc/self/fd"))
+    shards = [store.Shard(tmp_path / f"{n}.rvq") for n in range(12)]
+
+    def read(turn: int) -> bool:
+        n = turn * 7 % 12
+        return bool((shards[n].view(0, 5, 2, np.dtype("<i2")) == n).all())
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(600)))
+    assert len(os.listdir("/proc/self/fd")) <= before + 4
+    closed = next(n for n in range(12) if shards[n]._file is None)
+    os.replace(tmp_path / f"{(closed + 1) % 12}.rvq", tmp_path / f"{closed}.rvq")
+    with pytest.raises(UserError, match=rf"{closed}\.rvq has changed since it was opened"):
+        shards[closed].view(0, 5, 2, np.dtype("<i2"))
