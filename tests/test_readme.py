@@ -260,6 +260,12 @@ def test_what_is_not_run_is_accepted(command, monkeypatch):
         assert words[1:2] == ["--logdir"]
     elif words[0] == "tools/test.sh":
         assert os.access(ROOT / words[0], os.X_OK)  # its arguments are pytest's
+    elif words[0] == "sbatch":  # what each job of the array runs
+        last = re.fullmatch(r"--array=0-(\d+)(%\d+)?", words[1])[1]
+        wrapped = shlex.split(words[words.index("--wrap") + 1])
+        assert wrapped[0] == "rvqlm" and wrapped[-2:] == ["--part", f"auto/{int(last) + 1}"]
+        with pytest.raises(Read):
+            read_only(wrapped[1:], monkeypatch)
     elif words[0].startswith("./egs/"):
         accept_stages(words, monkeypatch)
     elif words[0].endswith(".sh") or words[0] == "python":

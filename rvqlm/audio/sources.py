@@ -7,7 +7,8 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -74,11 +75,10 @@ class ManifestSource(Source):
             yield str(fields["id"])
 
     def scan(self) -> Listing:
-        digest, costs, seen, first_reason = hashlib.sha256(), [], set(), ""
+        digest, costs, hashes, first_reason = hashlib.sha256(), array("d"), array("q"), ""
         for fields, line in self._entries():
-            if (id := str(fields["id"])) in seen:
-                raise UserError(f"--input {self.path}: two items have the id {id!r}")
-            seen.add(id)
+            id = str(fields["id"])
+            hashes.append(hash(id))
             digest.update(line)
             costs.append(cost_of(fields))
             if first_reason is not None:
@@ -94,6 +94,8 @@ class ManifestSource(Source):
                 f"--input {self.path}: none of its entries ({len(costs)}) can be read as audio; "
                 f"the first, {first_reason}"
             )
+        for id, _ in _repeated(hashes, lambda: zip(self.ids(), itertools.repeat(self.path))):
+            raise UserError(f"--input {self.path}: two items have the id {id!r}")
         return Listing(np.array(costs) + 1e-3, digest.hexdigest()[:16], sum(costs) / 3600)
 
     def items(self, first: int, last: int) -> Iterator[Item]:
@@ -122,6 +124,20 @@ def _documents(path: str) -> list:
         raise UserError(f"{what}: {e}") from None
 
 
+def _repeated(
+    hashes: array[int], ids: Callable[[], Iterable[tuple[str, str]]]
+) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Ids that come again, with the sources of both, given the hashes of all: a set of millions of
+    ids would take ten times the memory."""
+    values, times = np.unique(np.frombuffer(hashes, np.int64), return_counts=True)
+    twice, seen = set(values[times > 1].tolist()), {}
+    for id, path in ids() if twice else ():
+        if hash(id) in twice:
+            if id in seen:
+                yield id, (seen[id], path)
+            seen[id] = path
+
+
 class JoinedSource(Source):
     """Several sources, one after another."""
 
@@ -131,21 +147,21 @@ class JoinedSource(Source):
         self._sizes: list[int] | None = None
 
     def ids(self) -> Iterator[str]:
-        for source in self.sources:
-            yield from source.ids()
+        return (id for id, _ in self._ids())
+
+    def _ids(self) -> Iterator[tuple[str, str]]:
+        """With the source that each is of."""
+        return ((id, source.path) for source in self.sources for id in source.ids())
 
     def scan(self) -> Listing:
         listings = [s.scan() for s in self.sources]
         self._sizes = [len(listing) for listing in listings]
-        seen: dict[str, str] = {}
-        for source in self.sources:
-            for id in source.ids():
-                if id in seen:
-                    raise UserError(
-                        f"--input {source.path}: the id {id!r} is in {seen[id]} too; tokenize the "
-                        "two into different folders"
-                    )
-                seen[id] = source.path
+        hashes = array("q", (hash(id) for id, _ in self._ids()))
+        for id, (first, second) in _repeated(hashes, self._ids):
+            raise UserError(
+                f"--input {second}: the id {id!r} is in {first} too; tokenize the two into "
+                "different folders"
+            )
         hours = [listing.hours for listing in listings]
         return Listing(
             np.concatenate([listing.costs for listing in listings]),

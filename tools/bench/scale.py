@@ -29,11 +29,14 @@ from typing import Literal
 import numpy as np
 
 from rvqlm.audio.source import part_digest
+from rvqlm.audio.sources import open_source
 from rvqlm.cli import parse, run_main
 from rvqlm.codec_info import CodecInfo
-from rvqlm.data.index import TokenDataset, build_index
+from rvqlm.data.index import MAGIC, TokenDataset, build_index, index_path
 from rvqlm.data.loader import TokenLoader, plan_of
+from rvqlm.data.mapped import map_columns, write_columns
 from rvqlm.data.plan_config import PlanConfig
+from rvqlm.data.schemas import IndexHeader
 from rvqlm.data.splits import SplitConfig, split_manifest
 from rvqlm.data.store import token_cut
 from rvqlm.files import json_line, write_json
@@ -42,7 +45,19 @@ from rvqlm.tokenizing.parts import Part, parts_path
 
 INFO = CodecInfo("dac", "f" * 16, 44100, 512, 9, 1024)
 STRIDE = 2 * INFO.num_codebooks
-STAGES = ("make", "combine", "split", "index", "open", "plan", "batch", "resume", "loader")
+STAGES = (
+    "make",
+    "combine",
+    "list",
+    "split",
+    "index",
+    "tile",
+    "open",
+    "plan",
+    "batch",
+    "resume",
+    "loader",
+)
 
 
 @dataclass
@@ -57,6 +72,9 @@ class Args:
     """Parts that are combined, of eight shards each."""
     stages: list[Literal[STAGES]] = field(default_factory=lambda: list(STAGES))
     """Which, in this order; each needs those before it."""
+    tile: int = 1
+    """Repeat the rows of the index so often (stage tile): so many more cuts for later stages,
+    without the hour that making their manifest takes."""
     batches: int = 500
     """That the loader reads."""
     keep: bool = False
@@ -150,12 +168,30 @@ def bench_combine(args: Args) -> str:
     return f"{made.num_cuts:,} cuts, {made.hours:,.0f} h; {size(args.folder / 'cuts.jsonl.gz')}"
 
 
+def bench_list(args: Args) -> str:
+    """What each job of an array does before it begins."""
+    listing = open_source(str(args.folder / "audio_cuts.jsonl.gz")).scan()
+    return f"{len(listing.split(args.parts)):,} parts"
+
+
 def bench_split(args: Args) -> str:
     return f"by {split_manifest(SplitConfig(args.folder, valid=0.001, test=0.001)).by}"
 
 
 def bench_index(args: Args) -> str:
     return size(build_index(args.folder, "train"))
+
+
+def bench_tile(args: Args) -> str:
+    path = index_path(args.folder, "train")
+    header, columns = map_columns(path, MAGIC, IndexHeader)
+    count = header["num_cuts"]
+    frames, places = columns[: 4 * count].tobytes(), columns[-8 * count :].tobytes()
+    totals = {k: header[k] * args.tile for k in ("num_cuts", "num_frames", "hours")}
+    header = {k: v for k, v in header.items() if k not in ("checksum", "columns")} | totals
+    aligned = bytes(-4 * count * args.tile % 8)
+    write_columns(path, MAGIC, header, [frames * args.tile, aligned, places * args.tile])
+    return f"{totals['num_cuts']:,} cuts; {size(path)}"
 
 
 def opened(args: Args) -> TokenDataset:
