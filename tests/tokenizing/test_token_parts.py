@@ -97,6 +97,31 @@ def test_a_part_has_the_same_bytes_wherever_and_however_it_is_made(corpus, tmp_p
     assert contents(Part(1, 3).folder(other)) == expected
 
 
+def test_ranks_share_a_part(corpus, tmp_path):
+    out, other = tmp_path / "out", tmp_path / "other"
+    make_part(corpus, other, "1/2")
+    together = config(corpus, out)
+    together.input.part = "1/2"
+    ranks = [in_a_process(together, RANK=str(r), WORLD_SIZE="2", LOCAL_RANK=str(r)) for r in (1, 0)]
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    assert contents(Part(1, 2).folder(out)) == contents(Part(1, 2).folder(other))
+
+
+def test_all_jobs_of_an_array_at_once(corpus, tmp_path):
+    """None of them is first, and all write down what they have in common."""
+    out = tmp_path / "out"
+    jobs = [config(corpus, out) for _ in range(6)]
+    for number, job in enumerate(jobs):
+        job.input.part = f"{number}/6"
+    processes = [in_a_process(job) for job in jobs]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    assert combine(out).num_cuts == 24
+
+
 def test_combining_can_be_stopped_and_done_again(corpus, tmp_path, monkeypatch):
     out, other = tmp_path / "out", tmp_path / "other"
     make_parts(corpus, out, 3)
