@@ -12,7 +12,9 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import yaml
 from condition_fixtures import make_steps
 from experiments import CODEC, add_evaluation, add_sample, add_training
@@ -47,6 +49,7 @@ EXP = ["monitor exp", "compare --exp-dirs exp other", "doctor exp", "info exp"]
 SHAR = "export --manifest-dir tokens --format shar --out-dir out"
 REPORT = "report --exp-dir exp --manifest-dir tokens --out page.html"
 PAGE = "compare --exp-dirs exp other --page side.html"
+PARTS = ["parts.json", *(f"part-00001-of-00002/{n}" for n in ("tokens.json", "cuts.jsonl.gz"))]
 LISTEN = "listen listening/result.json"
 FILES = {
     "tokens/tokens.json": TOKENS,
@@ -59,6 +62,7 @@ FILES = {
     "tokens/text.json": [VALIDATE],
     "tokens/source.json": [VALIDATE],
     "tokens/stats.json": [REPORT],
+    **{f"many/{name}": ["combine --out-dir many"] for name in PARTS},
     "npy/manifest.jsonl": ["import --input npy --out-dir out", "info npy"],
     "npy/codec.json": ["import --input npy --out-dir out", "info npy"],
     "exp/run.json": [*EXP, REPORT],
@@ -105,6 +109,11 @@ def whole(tmp_path_factory) -> Path:
             main(["export", "--manifest-dir", "tokens", "--format", "npy", "--out-dir", "npy"]) == 0
         )
         assert main(VALIDATE.split()) == 0
+        for name in "ab":
+            soundfile.write(f"{name}.wav", np.linspace(-0.5, 0.5, 800), 16000)
+        for part in (0, 1):
+            words = f"tokenize --input a.wav b.wav --out-dir many --jobs 1 --part {part}/2"
+            assert main(words.split()) == 0
     for name in ("exp", "other"):
         add_training(folder / name)
         save_model(make("delay-custom"), folder / name / "latest.pt")

@@ -138,7 +138,7 @@ def _merged(out: Path, record: Parts, sidecars: list[dict], checksums: bool) -> 
             paths = {}
             for entry in sidecar["shards"]:
                 source, target = folder / entry["path"], shard_path(out, len(shards))
-                check_shard(source, entry["bytes"], entry["sha256"] if checksums else None)
+                check_shard(source, entry["bytes"], entry.get("sha256") if checksums else None)
                 atomic_write(target, partial(link_or_copy, source))
                 paths[source.name] = str(target)
                 shards.append(entry | {"path": shard_path("", len(shards)).as_posix()})
@@ -163,14 +163,14 @@ def _append(
             raise UserError(f"{folder}: cut {cut['id']!r} lies in no shard of its; {remedy}")
         features["storage_path"] = paths[name]
         made.add(cut, audio, 0)
-    made.pcm += sidecar["pcm_bytes"]
+    made.pcm += sidecar.get("pcm_bytes", 0)
     for name, add in (("skipped", made.skip), ("warned", made.warn)):
         path = folder / f"{name}.jsonl"
-        if sidecar[name]:
+        if sidecar.get(name):
             for item in read_jsonl(path, str(path), remedy, Skip):
                 add(item)
     found = made.cuts - before[0], made.skipped - before[1], made.warned - before[2]
-    said = sidecar["num_cuts"], sidecar["skipped"], sidecar["warned"]
+    said = sidecar["num_cuts"], sidecar["skipped"], sidecar.get("warned", 0)
     if found != said:
         what = ("cuts", "skipped", "warned")
         differing = [f"{f} {w} where {s} belong" for f, s, w in zip(found, said, what) if f != s]

@@ -24,10 +24,7 @@ from rvqlm.files import read_json, write_json
 from rvqlm.locks import locked
 from rvqlm.tokenizing.config import TokenizeConfig
 from rvqlm.tokenizing.plan import Identity, plan_path
-from rvqlm.tokenizing.schemas import Parts
-
-MOST_PARTS = 8192
-"""An index knows 32,768 shards, and files should not be tiny."""
+from rvqlm.tokenizing.schemas import MOST_PARTS, Parts
 
 _FOLDER = re.compile(r"part-([0-9]{5})-of-([0-9]{5})")
 _TASKS = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")

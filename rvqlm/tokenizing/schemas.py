@@ -3,7 +3,9 @@ parts."""
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Annotated, TypedDict
+
+from msgspec import Meta
 
 from rvqlm.codec_info import CodecInfo
 from rvqlm.data.schemas import Sidecar
@@ -23,11 +25,16 @@ class Plan(_Settings):
     ranges: list[tuple[Count, Count]]
 
 
+MOST_PARTS = 8192
+"""An index knows 32,768 shards, and files should not be tiny."""
+_Parts = Annotated[int, Meta(ge=1, le=MOST_PARTS)]
+
+
 class PartOf(TypedDict):
     """Of a part's ``tokens.json``: which items [first, last) it is of."""
 
     number: Count
-    of: Positive
+    of: _Parts
     first: Count
     last: Count
 
@@ -51,7 +58,7 @@ class Parts(TypedDict):
     input: _Input
     audio: dict
     compute_dtype: str
-    of: Positive
+    of: _Parts
     command: str
 
 
@@ -65,6 +72,7 @@ class DoneShard(TypedDict):
 
 class _Features(TypedDict):
     num_frames: Positive
+    storage_path: str
     storage_key: str
 
 
