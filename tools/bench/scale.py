@@ -284,7 +284,9 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         for stage in args.stages:
             environment = os.environ | {"RVQLM_BENCH_STAGE": stage}
-            subprocess.run([sys.executable, __file__, *words], env=environment, check=True)
+            done = subprocess.run([sys.executable, __file__, *words], env=environment)
+            if done.returncode:  # it has said why
+                return done.returncode
     finally:
         if not args.keep:
             shutil.rmtree(args.folder, ignore_errors=True)
