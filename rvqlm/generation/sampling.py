@@ -219,7 +219,7 @@ def sample(
     if config.greedy:
         return logits.argmax(-1)
     compiling = torch.compiler.is_compiling()
-    if logits.device.type == "cpu" and not compiling and native.loaded():
+    if logits.device.type == "cpu" and not compiling and native.usable():
         return _sample_natively(logits, uniform, config, first_level)
     order, V = None, logits.shape[-1]
     if 0 < config.top_k < V:

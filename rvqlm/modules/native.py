@@ -140,9 +140,10 @@ def missing() -> str:
     return found if isinstance(found, str) else ""
 
 
-def loaded() -> bool:
-    """Whether they are in use in this process."""
-    return bool(_library.cache_info().currsize) and not missing()
+def usable() -> bool:
+    """Whether there are such kernels here, loaded now if they were not: what is drawn must not
+    depend on what this process did before."""
+    return not missing()
 
 
 def sample(

@@ -57,8 +57,8 @@ def test_everything_is_there(finished):
         assert 1500 < evaluation["bits_per_second"] < 4100
         assert len(evaluation["nats"]) == 8 and evaluation["conditions"] == given
     kinds = []
-    for path in (folder / "exp" / "samples").glob("*-*.json"):
-        about = json.loads(path.read_text())
+    for path in (folder / "exp" / "samples").glob("*-*.wav"):
+        about = json.loads(path.with_suffix(".json").read_text())
         assert about["seconds"] > 0.5
         kinds.append(about["kind"])
         if about["conditions"].get("text") == "Nine yellow boats.":

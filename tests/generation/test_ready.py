@@ -45,7 +45,7 @@ def graphs(monkeypatch):
         return found[-1]
 
     monkeypatch.setattr(ready, "capture", capture)
-    monkeypatch.setattr(native, "loaded", lambda: False)  # what it draws is on no tape
+    monkeypatch.setattr(native, "usable", lambda: False)  # what it draws is on no tape
     return found
 
 

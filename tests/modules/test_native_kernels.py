@@ -176,10 +176,10 @@ def test_draws_are_those_of_the_plain_sums(config, codes, monkeypatch):
     logits[3, :, 5:] = -torch.inf
     uniform = torch.rand(40, 4)
     uniform[0], uniform[1] = 0, 1 - 2**-24
-    monkeypatch.setattr(native, "loaded", lambda: True)
+    monkeypatch.setattr(native, "usable", lambda: True)
     made = sample(logits, uniform, config, 1)
     one = sample(logits[:, 0], uniform[:, 0], config, 1)
-    monkeypatch.setattr(native, "loaded", lambda: False)
+    monkeypatch.setattr(native, "usable", lambda: False)
     plain = sample(logits, uniform, config, 1)
     assert torch.equal(one, made[:, 0])
     assert (made[3] < 5).all()
