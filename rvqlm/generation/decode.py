@@ -41,10 +41,14 @@ class _Batch:
 
     def _one_by_one(self) -> Generation:
         run, group = self.run, Group(self.run)
-        inputs = run.begin()
+        inputs, whole = run.begin(), run.whole_step(self.state)
         begin = inputs.shape[1] - 1
         for s in range(begin, run.steps):
-            advance(self.model, self.state, [group], [group.next_cells()], self.owners, inputs)
+            cells = group.next_cells()
+            if whole is None or s == begin:
+                advance(self.model, self.state, [group], [cells], self.owners, inputs)
+            else:
+                run.take_whole(whole, cells)
             group.count()
             inputs = None
             if self._over(run, s, begin):

@@ -102,9 +102,14 @@ class SamplingConfig:
 
     def temperature_of(self, first: int, count: int, device: torch.device) -> float | Tensor:
         """Of levels first ... first + count - 1: one for all, or (count, 1)."""
-        if not self.level_temperatures:
-            return self.temperature
-        return _temperatures(self.level_temperatures, first, count, device)
+        return (
+            self.temperatures(first, count, device) if self.level_temperatures else self.temperature
+        )
+
+    def temperatures(self, first: int, count: int, device: torch.device) -> Tensor:
+        """(count, 1) of the same levels, above 0."""
+        given = self.level_temperatures or (self.temperature,)
+        return _temperatures(given, first, count, device)
 
 
 @dataclass
@@ -242,8 +247,7 @@ def sample(
 
 def _sample_natively(logits, uniform, config: SamplingConfig, first_level: int) -> Tensor:
     levels = logits.shape[1] if logits.ndim == 3 else 1
-    given = config.level_temperatures or (config.temperature,)
-    temperatures = _temperatures(given, first_level, levels, logits.device)
+    temperatures = config.temperatures(first_level, levels, logits.device)
     rows = logits.reshape(-1, levels, logits.shape[-1])
     filters = config.top_k, config.top_p, config.min_p
     drawn = native.sample(rows, uniform.reshape(-1, levels), temperatures, *filters)

@@ -7,12 +7,15 @@ function of seed, row and step, and attention sees a row's own steps.
 
 A sequence longer than a context goes on in windows: when one is full its last codes are the prompt
 of the next, whose positions begin from 0 (Copet et al., 2023, arXiv:2306.05284), so that a frame
-costs the same however long it runs. Conditions that belong to times cannot be carried on, but for a
-source, which lies frame by frame; that of a speaker is given again.
+costs the same however long it runs. The next window is a sequence of its own that follows this one:
+as one more row of each step it is given the codes of its prompt as they are made, so that none are
+read in again and nothing waits when it takes over. Conditions that belong to times cannot be
+carried on, but for a source, which lies frame by frame; that of a speaker is given again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +27,7 @@ from rvqlm.generation import ready
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.steps import BLOCK, Autoregressive, Decoding, Group, advance
 from rvqlm.modules.running import UNIT, Running
+from rvqlm.modules.whole_step import WholeStep
 
 
 @dataclass
@@ -53,6 +57,16 @@ class _Sequence:
         """Of the cache: with conditions, and under guidance without."""
         self.lead = 0
         """Steps in front of the first."""
+        self.next: _Sequence | None = None
+        """The next window, which follows this one."""
+        self.follows = False
+
+    @property
+    def reach(self) -> int | None:
+        """Frames after which the next window begins, if one does."""
+        r = self.request
+        more = r.context_frames is not None and int(r.limits) - self.base > r.context_frames
+        return r.context_frames - r.overlap_frames if more else None
 
 
 class _Group(Group):
@@ -79,7 +93,10 @@ class RunningBatch:
         self._rows: list[_Sequence] = []
         self._owners: Tensor | None = None
         self._state: Running | None = None
+        self._whole: WholeStep | None = None
         self._steps = 0  # room of a sequence
+        self._windows = False  # whether sequences have next ones
+        self._due = 0  # steps until something happens to one
         self._ready: ready.Ready | None = None
 
     @property
@@ -89,7 +106,7 @@ class RunningBatch:
     @property
     def free(self) -> int:
         """Requests that can join."""
-        return self.slots - len(self.sequences)
+        return self.slots - sum(not s.follows for s in self.sequences)
 
     def join(self, request: Request) -> int:
         """Read a request (B = 1) in; returns its slot."""
@@ -105,25 +122,33 @@ class RunningBatch:
 
     def step(self) -> list[Made]:
         """`frames` steps of all; what each has completed. Those that ended have left."""
-        if not self._groups:
-            return []
-        with torch.inference_mode():
-            for _ in range(self.frames * self.pattern.steps_per_frame):
-                self._advance()
         made = []
-        for group in list(self._groups):
-            made += self._completed(group)
-        return made
+        for _ in range(self.frames * self.pattern.steps_per_frame):
+            if not self._groups:
+                break
+            with torch.inference_mode():
+                self._advance()
+            self._due -= 1
+            if self._due <= 0:
+                made += self._all_completed()
+                with torch.inference_mode():
+                    self._begin_next()
+        return made + self._all_completed()
+
+    def _all_completed(self) -> list[Made]:
+        return [made for group in list(self._groups) for made in self._completed(group)]
 
     def remove(self, slot: int) -> None:
         """Give a sequence up; its slot is free at once."""
         for group in self._groups:
-            for sequence in group.sequences:
-                if sequence.slot == slot:
-                    with torch.inference_mode():
-                        self._leave(group, sequence)
-                        self._arrange()
-                    return
+            mine = [sequence for sequence in group.sequences if sequence.slot == slot]
+            for sequence in mine:
+                with torch.inference_mode():
+                    self._leave(group, sequence)
+            if mine:
+                with torch.inference_mode():
+                    self._arrange()
+                return
         raise ValueError(f"nothing runs in slot {slot}")
 
     # ------------------------------------------------------------------------------ the steps
@@ -134,7 +159,10 @@ class RunningBatch:
             return
         self._state.reserve()
         cells = [group.next_cells() for group in self._groups]
-        advance(self.way, self._state, self._groups, cells, self._owners)
+        if self._whole is not None:
+            self._groups[0].run.take_whole(self._whole, cells[0])
+        else:
+            advance(self.way, self._state, self._groups, cells, self._owners)
         self._state.count()
         for group in self._groups:
             group.count()
@@ -146,11 +174,14 @@ class RunningBatch:
         for sequence, step, length in zip(group.sequences, run.next, lengths):
             context = sequence.request.context_frames or length
             complete = (step - self._first) // self.pattern.steps_per_frame + 1
-            until.append(max(sequence.given, min(complete, length, context)))
+            complete = 0 if sequence.follows else min(complete, length, context)
+            until.append(max(sequence.given, complete))
         given = torch.tensor([s.given for s in group.sequences], device=run.device)
         count = max(n - s.given for s, n in zip(group.sequences, until))
         codes = run.codes(given[:, None] + torch.arange(count, device=run.device))
         for row, (sequence, n, length) in enumerate(zip(group.sequences, until, lengths)):
+            if sequence.follows:
+                continue
             r, new = sequence.request, codes[row, : n - sequence.given]
             sequence.given, ended = n, None
             if n >= length:
@@ -162,14 +193,49 @@ class RunningBatch:
                 made.append(Made(sequence.slot, new, ended, text and text.times))
         with torch.inference_mode():
             for sequence, ended in over:
-                row = group.sequences.index(sequence)
+                row, following = group.sequences.index(sequence), sequence.next
                 self._leave(group, sequence)
-                if not ended:
+                if ended and following is not None:
+                    self._leave(group, following)
+                elif following is not None:
+                    following.follows = False
+                elif not ended:
                     self._go_on(sequence, run, row)
                 run = group.run
             if over:
                 self._arrange()
         return made
+
+    def _changes(self) -> Iterator[tuple[int, _Sequence, Decoding, int]]:
+        """What happens to windows, in so many steps: another one begins to follow, or takes over;
+        with the row of which run."""
+        unit = self.pattern.steps_per_frame
+        for group in self._groups:
+            for row, (s, step) in enumerate(zip(group.sequences, group.run.next)):
+                if s.reach is None or s.follows:
+                    continue
+                r, begins = s.request, s.reach * unit - step
+                late = begins < -r.overlap_frames * unit
+                if s.next is not None or late or self._ready is not None:
+                    yield self._first + (r.context_frames - 1) * unit - step, s, group.run, row
+                else:
+                    yield begins, s, group.run, row
+
+    def _begin_next(self) -> None:
+        """Windows for which it is time; they are given what is known of their prompts."""
+        for due, sequence, run, row in list(self._changes()):
+            if due > 0 or sequence.next is not None or self._ready is not None:
+                continue
+            known = run.margin + run.next[row]
+            columns = run.grid[row : row + 1, known + due : known]
+            following = sequence.next = _Sequence(sequence.slot, sequence.request)
+            following.base, following.follows = sequence.base + sequence.reach, True
+            overlap = sequence.request.overlap_frames
+            self._enter(following, run.canvas.new_zeros(1, overlap, columns.shape[2]), columns)
+        self._look_ahead()
+
+    def _look_ahead(self) -> None:
+        self._due = min((due for due, *_ in self._changes()), default=1 << 62)
 
     # ------------------------------------------------------------------- who is where
 
@@ -181,8 +247,11 @@ class RunningBatch:
         sequence.base += r.context_frames - r.overlap_frames
         self._enter(sequence, prompt)
 
-    def _enter(self, sequence: _Sequence, prompt: Tensor) -> None:
-        """Read the prompt (1, P, K) of a window in, and join the others."""
+    def _enter(self, sequence: _Sequence, prompt: Tensor, columns: Tensor | None = None) -> None:
+        """Read the prompt (1, P, K) of a window in, and join the others.
+
+        :param columns: (1, n, K) as far as the prompt of one that follows another is known.
+        """
         r, base, P = sequence.request, sequence.base, prompt.shape[1]
         limit = int(r.limits) - base
         if r.context_frames is not None:
@@ -193,11 +262,11 @@ class RunningBatch:
         conditions, drop = window.conditions_of_rows()
         times = 2 if window.guided else 1
         most = self.pattern.num_steps(window.max_frames)
-        state = self.way.begin(conditions, times, most, drop)
         slack = self.frames * self.pattern.steps_per_frame
-        self._make_room(state, most + slack)
+        state = self.way.begin(conditions, times, most + slack, drop)
+        self._make_room(state, most + slack, r.context_frames is not None)
         run = Decoding(self.way, window, self._steps, base * self.pattern.steps_per_frame)
-        before = run.begin()[:, :-1]
+        before = (run.begin() if columns is None else run.follow(columns))[:, :-1]
         if before.shape[1] or state.lead:
             self.way.fill(before.repeat(times, 1, 1), state)
         sequence.given, sequence.lead = P, state.lead
@@ -254,12 +323,23 @@ class RunningBatch:
             rows = [row for rows in zip(*(s.rows for s in group.sequences)) for row in rows]
             all_ = rows == list(range(len(self._rows)))
             group.rows = None if all_ else torch.tensor(rows, device=device)
+            leaders = {s.next: n for n, s in enumerate(group.sequences) if s.next is not None}
+            group.run.follows = None
+            if leaders:
+                follows = [leaders.get(s, n) for n, s in enumerate(group.sequences)]
+                group.run.follows = torch.tensor(follows, device=device)
         self._state.use(len(self._rows), max(self._held().values()))
+        self._look_ahead()
         if self._ready is not None:
-            self._ready.settle(self.way, self._groups, self._owners)
+            return self._ready.settle(self.way, self._groups, self._owners)
+        # of one group, with rows in its order
+        self._whole, only = None, self._groups[0]
+        if len(self._groups) == 1 and only.rows is None and (plain or only.run.guided):
+            self._whole = only.run.whole_step(self._state)
 
-    def _make_room(self, like, steps: int) -> None:
-        """For a sequence of so many steps; what there is grows, and never shrinks."""
+    def _make_room(self, like, steps: int, windows: bool) -> None:
+        """For a sequence of so many steps, and for next ones that follow; what there is grows, and
+        never shrinks."""
         rows = self.slots * (2 if like.lead or like.memory is not None else 1)
         if self._state is None:
             self._ready = ready.take(self.way, ("slots", self.slots))
@@ -267,9 +347,16 @@ class RunningBatch:
         if self._ready is not None:
             self._ready.make_room(self.way, like, rows, steps)
             state, most = self._ready.state, self._ready.steps
-        elif old is not None and steps <= self._steps and like.lead <= old.most_lead:
+        elif (
+            old is not None
+            and steps <= self._steps
+            and like.lead <= old.most_lead
+            and windows <= self._windows
+        ):
             return
         else:
+            self._windows = windows or self._windows
+            rows *= 1 + self._windows
             most, lead = (-(-n // UNIT) * UNIT for n in (steps, like.lead))
             if old is not None:
                 most, lead = max(most, self._steps), max(lead, old.most_lead)

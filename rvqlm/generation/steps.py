@@ -20,6 +20,7 @@ from torch import Tensor
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.sampling import guide, row_keys, sample, uniforms_of, without_repetition
 from rvqlm.modules.conditioning import ConditionedTransformer, DecoderState
+from rvqlm.modules.whole_step import WholeStep
 from rvqlm.patterns import Pattern
 
 BLOCK = 16
@@ -121,6 +122,9 @@ class Decoding:
         """Sum of log p of the codes drawn, and their number."""
         self.column = self.canvas.new_full((B, K), model.special)
         """The last of the grid that is known."""
+        self.follows: Tensor | None = None
+        """(B,) the sequence, itself or another, that gives what is known of a column while it is
+        made."""
 
     # ------------------------------------------------------------- sequences that come and go
 
@@ -169,6 +173,11 @@ class Decoding:
             "frames": frames.masked_fill(frames < 0, NOWHERE),
         }
 
+    def follow(self, columns: Tensor) -> Tensor:
+        """`begin` with the first columns (B, n, K) of a prompt of which no more is known yet."""
+        frames = self.laid_out(torch.arange(columns.shape[1], device=self.device))["frames"]
+        return self._laid_down(columns.masked_fill(frames == NOWHERE, self.model.special))
+
     def begin(self) -> Tensor:
         """Lay the steps down that all prompts fill; inputs (B, n, K) up to the first that is drawn,
         which is step n - 1."""
@@ -176,9 +185,12 @@ class Decoding:
         known, given, frames = self.laid_out(torch.arange(steps, device=self.device)).values()
         complete = (known | (frames == NOWHERE)).all(2).all(0)  # (S,)
         count = int(complete.int().cumprod(0).sum())
-        start = self.grid[:, self.margin : self.margin + count]
-        start.copy_(given[:, :count].masked_fill(~known[:, :count], self.model.special))
-        inputs = torch.cat([self.column[:, None], start], 1)
+        return self._laid_down(given[:, :count].masked_fill(~known[:, :count], self.model.special))
+
+    def _laid_down(self, columns: Tensor) -> Tensor:
+        count = columns.shape[1]
+        self.grid[:, self.margin : self.margin + count] = columns
+        inputs = torch.cat([self.column[:, None], columns], 1)
         self.column.copy_(inputs[:, -1])
         self.next = [count] * len(inputs)
         return inputs
@@ -260,8 +272,29 @@ class Decoding:
 
         codes = self.model.draw(hidden, choose, cells.level)
         codes = torch.where(cells.known, cells.given, codes)
-        self.column.copy_(torch.where(inside, codes, self.model.special))
+        column = torch.where(inside, codes, self.model.special)
+        if self.follows is not None:
+            others = column.index_select(0, self.follows)
+            column = torch.where(cells.known & inside, others, column)
+        self.column.copy_(column)
         columns.index_copy_(0, cells.place, self.column)
+
+    def whole_step(self, state: DecoderState) -> WholeStep | None:
+        """The network and `take` as one call, for `take_whole`; None where this model, or what is
+        asked of it, or the machine has none."""
+        make, s = getattr(self.model, "whole_step", None), self.sampling
+        plain = self.bias is None and not s.repetition_window and s.best_of == 1
+        plain = plain and not (self.pattern.by_length or self.pattern.one_code_a_step)
+        return make(state) if make is not None and plain else None
+
+    def take_whole(self, step: WholeStep, cells: Cells) -> None:
+        """`take` with what comes before it, where the cache holds all but the last column."""
+        s, temperatures = self.sampling, None
+        if not s.greedy:
+            temperatures = s.temperatures(0, self.grid.shape[2], self.device)
+        filters, guidance = (s.top_k, s.top_p, s.min_p), s.cfg_scale if self.guided else None
+        changed = self.column, self.lengths, self.grid
+        step(*changed, cells, temperatures, filters, guidance, self.follows)
 
     def codes(self, frames: Tensor) -> Tensor:
         """(B, n, K) of frames (n,) or (B, n), as far as they are made."""

@@ -35,6 +35,7 @@ from rvqlm.modules.depth import DepthHeads
 from rvqlm.modules.documents import Documents
 from rvqlm.modules.ends import EndHead
 from rvqlm.modules.heads import Heads, MLPHeads
+from rvqlm.modules.whole_step import WholeStep
 from rvqlm.patterns import PATTERNS, ParallelPattern, make_pattern
 
 PatternName = Literal[tuple(PATTERNS)]
@@ -268,6 +269,9 @@ class CodecLM(TokenModel):
             return self.heads.draw(hidden, choose)
         code = choose(level, self.heads.logits_of_level(hidden, level)[:, None])  # (B, 1)
         return code.expand(-1, self.info.num_codebooks)
+
+    def whole_step(self, state: DecoderState) -> WholeStep | None:
+        return WholeStep.of(self.embedding, self.heads, self.end_head, state)
 
     def _generate(self, request: Request) -> Generation:
         if request.context_frames is not None:

@@ -288,6 +288,8 @@ class DecoderState:
     memory_mask: Tensor | None = None
     stepper: Stepper | None = None
     """Of the cache."""
+    whole: object | None = None
+    """Of the cache too: `rvqlm.modules.whole_step`."""
     added: Tensor | None = None
     """(B * S, d) what is spread over each step, where steps come one at a time."""
 

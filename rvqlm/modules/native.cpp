@@ -19,6 +19,7 @@
 
 enum Kind : int32_t { NORM, PRODUCT, SWIGLU, ATTENTION };
 enum Type : int32_t { FLOAT32, BFLOAT16, INT8 };
+constexpr int64_t AHEAD = 1 << 13;  // bytes of a matrix that are asked for before it is its turn
 enum Activation : int32_t { NONE, GELU, RELU, RELU2 };
 
 struct Operation {  // `_Operation` of native.py
@@ -77,6 +78,7 @@ static inline float gelu(float x) {  // erf of Abramowitz and Stegun, 7.1.26: wi
 struct Float32 {
   using Sum = __m512;
   static constexpr int64_t inputs = 1, bytes = 256, chunk = INT64_MAX;
+  static constexpr int tile = 6;  // rows at a time: what there are registers for
   static Sum zero() { return _mm512_setzero_ps(); }
   static __m512i load(const uint8_t *w, int j) { return _mm512_load_si512(w + 64 * j); }
   static Sum add(Sum s, __m512i w, int32_t x) {
@@ -109,6 +111,7 @@ struct BFloat16 : Float32 {
 struct Int8 {
   using Sum = __m512i;
   static constexpr int64_t inputs = 2, bytes = 128, chunk = 256;
+  static constexpr int tile = 4;
   static Sum zero() { return _mm512_setzero_si512(); }
   static __m512i load(const uint8_t *w, int j) {
     return _mm512_cvtepi8_epi16(_mm256_load_si256((const __m256i *)(w + 32 * j)));
@@ -181,7 +184,7 @@ static void finish(const Operation &o, const float *sum, float scale, int64_t fi
 
 template <class T>
 static void product(const Operation &o, const Call &c, int thread) {
-  constexpr int TILE = 4;
+  constexpr int TILE = T::tile;
   const int64_t units = (o.in + T::inputs - 1) / T::inputs, stride = (units + 15) / 16 * 16;
   int32_t *x = (int32_t *)(c.scratch + thread * c.room);
   float *scales = (float *)(x + c.rows * stride), sums[64 * TILE];
@@ -198,6 +201,10 @@ static void product(const Operation &o, const Call &c, int thread) {
       if (rows == 2) block<T, 2>(w, of, units, stride, sums);
       if (rows == 3) block<T, 3>(w, of, units, stride, sums);
       if (rows == 4) block<T, 4>(w, of, units, stride, sums);
+      if constexpr (TILE > 4) {
+        if (rows == 5) block<T, 5>(w, of, units, stride, sums);
+        if (rows == 6) block<T, 6>(w, of, units, stride, sums);
+      }
       const int64_t first = 64 * b, n = std::min<int64_t>(64, o.out - first);
       for (int64_t r = 0; r < rows; r++)
         finish(o, sums + 64 * r, scales[m + r], first, n, o.y + (m + r) * o.out + first);
@@ -241,12 +248,6 @@ static void turn(const float *x, const float *table, int64_t width, float factor
   }
 }
 
-// Keys and values in float32 or bf16.
-static __m512 wide(__mmask16 inside, const float *x) { return _mm512_maskz_loadu_ps(inside, x); }
-static __m512 wide(__mmask16 inside, const uint16_t *x) {
-  const __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(inside, x));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
-}
 static void store(float *to, const float *x, int64_t n) { std::memcpy(to, x, 4 * n); }
 static void store(uint16_t *to, const float *x, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
@@ -256,69 +257,159 @@ static void store(uint16_t *to, const float *x, int64_t n) {
   }
 }
 
-// Some heads of one row, C vectors of 16 wide. Keys and values are walked through once, as they lie
-// in memory, some steps of all heads at a time; sums so far are of exp(score - most so far) (Milakov
-// & Gimelshein, 2018, arXiv:1805.02867).
-constexpr int64_t STEPS = 8;
+// Keys and values of a type, a vector at a time: `parts` vectors of float32 are needed to weigh one.
+template <class E>
+struct Held;
 
-// Ask for what comes next: the steps of a page are too few for the CPU to see the pattern.
-template <int C, class E>
-static void ahead(const E *at) {
-  for (size_t i = 0; i < C * 16 * sizeof(E); i += 64)
-    _mm_prefetch((const char *)at + i, _MM_HINT_T0);
+template <>
+struct Held<float> {
+  static constexpr int width = 16, parts = 1;
+  using Query = __m512;
+  using Mask = __mmask16;
+  static Query query(const float *x) { return _mm512_loadu_ps(x); }
+  static __m512 dot(__m512 s, Query q, Mask inside, const float *key) {
+    return _mm512_fmadd_ps(q, _mm512_maskz_loadu_ps(inside, key), s);
+  }
+  static void weigh(__m512 p, Mask inside, const float *value, __m512 *y) {
+    *y = _mm512_fmadd_ps(p, _mm512_maskz_loadu_ps(inside, value), *y);
+  }
+  static void in_order(__m512 *) {}
+};
+
+template <>
+struct Held<uint16_t> {
+  static constexpr int width = 32, parts = 2;
+  struct Query {  // two bf16 for each number hold 16 of its bits
+    __m512bh high, low;
+  };
+  using Mask = __mmask32;
+  static __m512 wide(__m256bh x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)x), 16));
+  }
+  static Query query(const float *x) {
+    const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+    const __m256bh high_a = _mm512_cvtneps_pbh(a), high_b = _mm512_cvtneps_pbh(b);
+    const __m512 low_a = _mm512_sub_ps(a, wide(high_a)), low_b = _mm512_sub_ps(b, wide(high_b));
+    return {_mm512_cvtne2ps_pbh(b, a), _mm512_cvtne2ps_pbh(low_b, low_a)};
+  }
+  static __m512 dot(__m512 s, const Query &q, Mask inside, const uint16_t *key) {
+    const __m512bh k = (__m512bh)_mm512_maskz_loadu_epi16(inside, key);
+    return _mm512_dpbf16_ps(_mm512_dpbf16_ps(s, k, q.low), k, q.high);
+  }
+  static void weigh(__m512 p, Mask inside, const uint16_t *value, __m512 *y) {  // even, then odd
+    const __m512i v = _mm512_maskz_loadu_epi16(inside, value);
+    y[0] = _mm512_fmadd_ps(p, _mm512_castsi512_ps(_mm512_slli_epi32(v, 16)), y[0]);
+    const __m512i odd = _mm512_and_si512(v, _mm512_set1_epi32(0xffff0000));
+    y[1] = _mm512_fmadd_ps(p, _mm512_castsi512_ps(odd), y[1]);
+  }
+  static void in_order(__m512 *y) {
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    const __m512 even = y[0], odd = y[1];
+    y[0] = _mm512_permutex2var_ps(even, low, odd), y[1] = _mm512_permutex2var_ps(even, high, odd);
+  }
+};
+
+constexpr int STEPS = 16;  // of attention at a time
+
+// The sums of 16 vectors, each halved with another four times.
+static __m512 sums_of(const __m512 *x) {
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; i++)
+    a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[i], x[i + 8], 0x44),
+                         _mm512_shuffle_f32x4(x[i], x[i + 8], 0xee));
+  for (int i = 0; i < 4; i++)
+    b[i] = _mm512_add_ps(_mm512_shuffle_f32x4(a[i], a[i + 4], 0x88),
+                         _mm512_shuffle_f32x4(a[i], a[i + 4], 0xdd));
+  for (int i = 0; i < 2; i++)
+    c[i] = _mm512_add_ps(_mm512_unpacklo_ps(b[i], b[i + 2]), _mm512_unpackhi_ps(b[i], b[i + 2]));
+  const __m512d low = _mm512_castps_pd(c[0]), high = _mm512_castps_pd(c[1]);
+  const __m512 sums = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)),
+                                    _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+  return _mm512_permutexvar_ps(
+      _mm512_set_epi32(15, 13, 14, 12, 7, 5, 6, 4, 11, 9, 10, 8, 3, 1, 2, 0), sums);
 }
 
+// Some heads of one row, C vectors wide. Keys and values are walked through once, as they lie in
+// memory, some steps of all heads at a time; sums so far are of exp(score - most so far) (Milakov &
+// Gimelshein, 2018, arXiv:1805.02867).
 template <int C, class E>
 static void attend(const Operation &o, const float *query, const E *keys, const E *values,
-                   const float *mask, int64_t steps, int64_t heads, float *most, float *y) {
-  const __mmask16 last = o.width % 16 ? (1 << o.width % 16) - 1 : 0xffff;
-  auto inside = [last](int i) { return i < C - 1 ? __mmask16(0xffff) : last; };
-  float *total = most + heads, *scores = total + heads;
+                   const float *mask, int64_t steps, int64_t heads, float *scratch, float *y) {
+  using H = Held<E>;
+  constexpr int padded = C * H::width, parts = C * H::parts;
+  const int64_t rest = o.width - (C - 1) * H::width;
+  const typename H::Mask last = rest == H::width ? -1 : (typename H::Mask(1) << rest) - 1;
+  auto inside = [last](int i) { return i < C - 1 ? typename H::Mask(-1) : last; };
+  float *most = scratch, *total = most + heads, *sums = total + heads;
   std::fill(most, total, -3e38f);
-  std::memset(total, 0, 4 * heads);
-  std::memset(y, 0, 4 * heads * o.width);
+  std::memset(total, 0, 4 * heads * (1 + padded));
   for (int64_t first = 0; first < steps; first += STEPS) {
-    const int64_t count = std::min(STEPS, steps - first);
-    const E *k = keys + first * o.of_step, *v = values + first * o.of_step;
-    for (int64_t n = 0; n < count; n++)
-      for (int64_t h = 0; h < heads; h++) {
-        const E *at = k + n * o.of_step + h * o.of_head;
-        ahead<C>(at + STEPS * o.of_step);
-        __m512 s = _mm512_setzero_ps();
-        for (int i = 0; i < C; i++)
-          s = _mm512_fmadd_ps(wide(inside(i), query + h * o.width + 16 * i),
-                              wide(inside(i), at + 16 * i), s);
-        const bool hidden = mask && mask[first + n] < 0;
-        scores[h * STEPS + n] = hidden ? -3e38f : _mm512_reduce_add_ps(s);
-      }
+    const int count = std::min<int64_t>(STEPS, steps - first);
+    const __mmask16 there = (1 << count) - 1;
+    __mmask16 hidden = ~there;
+    if (mask) {
+      const __m512 m = _mm512_maskz_loadu_ps(there, mask + first);
+      hidden |= _mm512_mask_cmp_ps_mask(there, m, _mm512_setzero_ps(), _CMP_LT_OQ);
+    }
     for (int64_t h = 0; h < heads; h++) {
-      float highest = most[h], sum = 0, *of = scores + h * STEPS, *to = y + h * o.width;
-      for (int64_t n = 0; n < count; n++) highest = std::max(highest, of[n]);
-#pragma omp simd reduction(+ : sum)
-      for (int64_t n = 0; n < count; n++) sum += of[n] = exp_(of[n] - highest);
-      const float before = exp_(most[h] - highest);
-      total[h] = total[h] * before + sum, most[h] = highest;
-      __m512 y_[C];
-      for (int i = 0; i < C; i++)
-        y_[i] = _mm512_mul_ps(_mm512_set1_ps(before), wide(inside(i), to + 16 * i));
-      for (int64_t n = 0; n < count; n++) {
-        const E *at = v + n * o.of_step + h * o.of_head;
-        ahead<C>(at + STEPS * o.of_step);
-        const __m512 p = _mm512_set1_ps(of[n]);
-        for (int i = 0; i < C; i++) y_[i] = _mm512_fmadd_ps(p, wide(inside(i), at + 16 * i), y_[i]);
+      const E *k = keys + first * o.of_step + h * o.of_head;
+      const E *v = values + first * o.of_step + h * o.of_head;
+      // ask for what comes next: the steps of a page are too few for the CPU to see the pattern
+      for (int64_t n = STEPS; n < 2 * STEPS && first + n < steps; n++)
+        for (int64_t i = 0; i < o.width; i += 64 / sizeof(E)) {
+          _mm_prefetch((const char *)(k + n * o.of_step + i), _MM_HINT_T1);
+          _mm_prefetch((const char *)(v + n * o.of_step + i), _MM_HINT_T1);
+        }
+      __m512 each[STEPS];
+      for (auto &s : each) s = _mm512_setzero_ps();
+      for (int i = 0; i < C; i++) {
+        const auto q = H::query(query + h * padded + i * H::width);
+        for (int n = 0; n < STEPS; n++)
+          each[n] = H::dot(each[n], q, inside(i),
+                           k + std::min(n, count - 1) * o.of_step + i * H::width);
       }
-      for (int i = 0; i < C; i++) _mm512_mask_storeu_ps(to + 16 * i, inside(i), y_[i]);
+      const __m512 scores = _mm512_mask_mov_ps(sums_of(each), hidden, _mm512_set1_ps(-3e38f));
+      const float highest = std::max(most[h], _mm512_reduce_max_ps(scores));
+      float weights[STEPS];
+      _mm512_storeu_ps(weights, scores);
+#pragma omp simd
+      for (int n = 0; n < STEPS; n++) weights[n] = exp_(weights[n] - highest);
+      const __m512 all = _mm512_maskz_loadu_ps(there, weights);
+      const float before = exp_(most[h] - highest);
+      total[h] = total[h] * before + _mm512_reduce_add_ps(all), most[h] = highest;
+      __m512 sum[parts];
+      float *at = sums + h * padded;
+      for (int i = 0; i < parts; i++)
+        sum[i] = _mm512_mul_ps(_mm512_set1_ps(before), _mm512_loadu_ps(at + 16 * i));
+      for (int n = 0; n < count; n++)
+        for (int i = 0; i < C; i++)
+          H::weigh(_mm512_set1_ps(weights[n]), inside(i), v + n * o.of_step + i * H::width,
+                   sum + i * H::parts);
+      for (int i = 0; i < parts; i++) _mm512_storeu_ps(at + 16 * i, sum[i]);
     }
   }
-  for (int64_t h = 0; h < heads; h++)
-    for (int64_t i = 0; i < o.width; i++) y[h * o.width + i] /= total[h];
+  for (int64_t h = 0; h < heads; h++) {
+    const __m512 factor = _mm512_set1_ps(1 / total[h]);
+    __m512 sum[parts];
+    for (int i = 0; i < parts; i++)
+      sum[i] = _mm512_mul_ps(factor, _mm512_loadu_ps(sums + h * padded + 16 * i));
+    for (int i = 0; i < C; i++) H::in_order(sum + i * H::parts);
+    for (int64_t i = 0; 16 * i < o.width; i++) {
+      const int64_t left = o.width - 16 * i;
+      const __mmask16 some = left < 16 ? (1 << left) - 1 : 0xffff;
+      _mm512_mask_storeu_ps(y + h * o.width + 16 * i, some, sum[i]);
+    }
+  }
 }
 
 template <class E>
 static void attention(const Operation &o, const Call &c, int thread) {
+  constexpr int64_t W = Held<E>::width;
   const int64_t D = o.width, all = o.heads * D, pairs = c.rows * o.heads;
-  const int64_t end = pairs * (thread + 1) / c.threads;
-  float *query = c.scratch + thread * c.room, *of_heads = query + all, turned[128];
+  const int64_t padded = (D + W - 1) / W * W, end = pairs * (thread + 1) / c.threads;
+  float *query = c.scratch + thread * c.room, *of_heads = query + o.heads * padded, turned[128];
+  std::memset(query, 0, 4 * o.heads * padded);
   for (int64_t p = pairs * thread / c.threads; p < end;) {
     const int64_t b = p / o.heads, h = p % o.heads, heads = std::min(o.heads - h, end - p);
     const float *x = o.x + b * o.in + h * D;
@@ -327,7 +418,7 @@ static void attention(const Operation &o, const Call &c, int thread) {
     E *values = (E *)o.values + b * o.of_row + h * o.of_head;
     const int64_t at = o.writes ? c.rows_at[b] - b * o.steps : o.steps - 1;
     for (int64_t i = 0; i < heads; i++) {
-      turn(x + i * D, table, D, 1 / std::sqrt(float(D)), query + i * D);
+      turn(x + i * D, table, D, 1 / std::sqrt(float(D)), query + i * padded);
       if (!o.writes) continue;
       turn(x + all + i * D, table, D, 1, turned);
       store(keys + at * o.of_step + i * o.of_head, turned, D);
@@ -336,8 +427,11 @@ static void attention(const Operation &o, const Call &c, int thread) {
     const float *mask = o.mask ? o.mask + b * o.steps : nullptr;
     float *y = o.y + b * all + h * D;
 #define WIDE(C) \
-  if ((D + 15) / 16 == C) attend<C, E>(o, query, keys, values, mask, at + 1, heads, of_heads, y);
-    WIDE(1) WIDE(2) WIDE(3) WIDE(4) WIDE(5) WIDE(6) WIDE(7) WIDE(8)
+  if (padded / W == C) attend<C, E>(o, query, keys, values, mask, at + 1, heads, of_heads, y);
+    WIDE(1) WIDE(2) WIDE(3) WIDE(4)
+    if constexpr (W == 16) {
+      WIDE(5) WIDE(6) WIDE(7) WIDE(8)
+    }
 #undef WIDE
     p += heads;
   }
@@ -358,12 +452,13 @@ static void operate(const Operation &o, const Call &c, int thread) {
 
 struct Draw {  // `_Draw` of native.py
   int64_t rows, levels, codes;  // of logits (rows, levels, codes)
-  const float *logits, *temperatures;  // (levels)
-  const float *uniform;                // (rows, levels)
-  int64_t *drawn;                      // (rows, levels)
-  uint64_t *scratch;                   // (codes)
-  float *weights;                      // (codes + 16)
-  int64_t top_k;                       // 0: all
+  float *logits;
+  const float *temperatures;  // (levels); null: the likeliest
+  const float *uniform;       // (rows, levels), rows at a distance of `of_uniform`
+  int64_t of_uniform;
+  int64_t *drawn;        // (rows, levels)
+  uint64_t *scratch;     // (threads, 2 * codes + 8): what is kept, and weights
+  int64_t top_k;         // 0: all
   float top_p, min_p;
 };
 
@@ -397,9 +492,11 @@ static float threshold(float most, More more) {
 
 // What `sample` of rvqlm/generation/sampling.py draws: the likeliest codes in their order, or all
 // as they are numbered, and the first at which the sum of their weights is above a share of it.
-static int64_t draw(const Draw &d, const float *logits, float temperature, float uniform) {
+static int64_t draw(const Draw &d, const float *logits, float temperature, float uniform,
+                    int thread) {
   const int64_t V = d.codes;
-  float most = -INFINITY, *w = d.weights;
+  uint64_t *candidates = d.scratch + thread * (2 * V + 8);
+  float most = -INFINITY, *w = (float *)(candidates + V);
 #pragma omp simd reduction(max : most)
   for (int64_t i = 0; i < V; i++) most = std::max(most, logits[i]);
   const bool some = d.top_k > 0 && d.top_k < V, sorted = some || d.top_p < 1;
@@ -435,13 +532,13 @@ static int64_t draw(const Draw &d, const float *logits, float temperature, float
       uint32_t found = _mm512_mask_cmp_ps_mask(inside, values, _mm512_set1_ps(least), _CMP_GE_OQ);
       for (; found; found &= found - 1) {
         const uint64_t i = first + __builtin_ctz(found);
-        d.scratch[kept++] = uint64_t(~ordered(logits[i])) << 32 | i;
+        candidates[kept++] = uint64_t(~ordered(logits[i])) << 32 | i;
       }
     }
-    std::sort(d.scratch, d.scratch + kept);
+    std::sort(candidates, candidates + kept);
     if (!kept) return 0;  // nothing but NaN
     if (some) kept = std::min(kept, d.top_k);
-    for (int64_t i = 0; i < kept; i++) w[i] = logits[uint32_t(d.scratch[i])];
+    for (int64_t i = 0; i < kept; i++) w[i] = logits[uint32_t(candidates[i])];
   } else {
     std::memcpy(w, logits, 4 * V);
   }
@@ -479,24 +576,161 @@ static int64_t draw(const Draw &d, const float *logits, float temperature, float
     if ((so_far += w[n]) > point) break;
   }
   if (n == kept) n = last;
-  return sorted ? int64_t(uint32_t(d.scratch[n])) : n;
+  return sorted ? int64_t(uint32_t(candidates[n])) : n;
 }
 
-extern "C" void sample(const Draw *call) {
-  const Draw &d = *call;
-  for (int64_t i = 0; i < d.rows * d.levels; i++)
-    d.drawn[i] = draw(d, d.logits + i * d.codes, d.temperatures[i % d.levels], d.uniform[i]);
+// All codes of this thread.
+static void draws(const Draw &d, int threads, int thread) {
+  const int64_t all = d.rows * d.levels;
+  for (int64_t i = all * thread / threads; i < all * (thread + 1) / threads; i++) {
+    const float *logits = d.logits + i * d.codes;
+    const int64_t row = i / d.levels, level = i % d.levels;
+    if (d.temperatures)
+      d.drawn[i] = draw(d, logits, d.temperatures[level], d.uniform[row * d.of_uniform + level],
+                        thread);
+    else
+      d.drawn[i] = std::max_element(logits, logits + d.codes) - logits;
+  }
+}
+
+extern "C" void sample(const Draw *call) { draws(*call, 1, 0); }
+
+// --------------------------------------------------------------------------------- from code to code
+
+struct Frame {  // `_Frame` of native.py: what a step reads and leaves of its sequences
+  int64_t sequences, levels, width, special;
+  int64_t *column;         // (sequences, levels) codes: of the step before, then of this
+  const float *tables;     // (ids of all levels, width)
+  const int64_t *offsets;  // (levels) where those of a level begin
+  float *x;                // (rows, width), what the operations begin with
+  const float *added;      // (rows, steps, width) or null
+  int64_t added_steps;
+  float *mask;                // (rows, steps of the cache)
+  int64_t *rows_at, *held;    // (rows) as of `Call`, and steps held; moved on by one
+  const int64_t *lead;        // (rows) steps in front of the first
+  int64_t *places;            // (rows) room for those of `Call`
+  const float *end;           // (rows) logits of an end, or null
+  float guidance;             // where rows are twice the sequences
+  int64_t *lengths;           // (sequences)
+  int64_t *grid;              // (columns, levels)
+  const int64_t *follows;     // (sequences) whose codes are a sequence's prompt; or null
+  // the step's own, of rvqlm/generation/decode.py, and distances from sequence to sequence
+  const uint8_t *known;
+  const int64_t *given, *frames;
+  const float *threshold;
+  const int64_t *before, *place;
+  int64_t of_known, of_given, of_frames, of_threshold, of_before, of_place;
+};
+
+static void enter(const Frame &f, const Call &c, int thread) {
+  for (int64_t m = thread; m < c.rows; m += c.threads) {
+    const int64_t *codes = f.column + m % f.sequences * f.levels;
+    float *x = f.x + m * f.width;
+    std::memset(x, 0, 4 * f.width);
+    for (int64_t k = 0; k < f.levels; k++) {
+      const float *of = f.tables + (f.offsets[k] + codes[k]) * f.width;
+      for (int64_t i = 0; i < f.width; i++) x[i] += of[i];
+    }
+    f.places[m] = f.held[m] - f.lead[m];
+    if (f.added) {
+      const float *more = f.added + (m * f.added_steps + f.places[m]) * f.width;
+      for (int64_t i = 0; i < f.width; i++) x[i] += more[i];
+    }
+    f.mask[f.rows_at[m]] = 0;
+  }
+}
+
+// With and without a condition: u + guidance * (c - u), where the former lie.
+static void guide(const Frame &f, const Draw &d, int threads, int thread) {
+  const int64_t all = d.rows * d.levels;
+  for (int64_t i = all * thread / threads; i < all * (thread + 1) / threads; i++) {
+    float *with = d.logits + i * d.codes;
+    const float *without = with + all * d.codes;
+    for (int64_t v = 0; v < d.codes; v++)
+      with[v] = without[v] + f.guidance * (with[v] - without[v]);
+  }
+}
+
+static void leave(const Frame &f, const Call &c, const Draw &d) {
+  for (int64_t b = 0; b < f.sequences; b++) {
+    if (f.end) {
+      float end = f.end[b];
+      if (c.rows > f.sequences) {
+        const float without = f.end[b + f.sequences];
+        end = without + f.guidance * (end - without);
+      }
+      if (end > f.threshold[b * f.of_threshold])
+        f.lengths[b] = std::min(f.lengths[b], f.before[b * f.of_before]);
+    }
+    int64_t *to = f.grid + f.place[b * f.of_place] * f.levels, *column = f.column + b * f.levels;
+    for (int64_t k = 0; k < f.levels; k++) {
+      const bool known = f.known[b * f.of_known + k];
+      const int64_t code = known ? f.given[b * f.of_given + k] : d.drawn[b * f.levels + k];
+      const bool inside = f.frames[b * f.of_frames + k] < f.lengths[b];
+      to[k] = column[k] = inside ? code : f.special;
+    }
+  }
+  for (int64_t b = 0; f.follows && b < f.sequences; b++)
+    for (int64_t k = 0; k < f.levels; k++) {
+      const bool inside = f.frames[b * f.of_frames + k] < f.lengths[b];
+      if (!f.known[b * f.of_known + k] || !inside) continue;
+      const int64_t code = f.column[f.follows[b] * f.levels + k];
+      f.grid[f.place[b * f.of_place] * f.levels + k] = f.column[b * f.levels + k] = code;
+    }
+  for (int64_t m = 0; m < c.rows; m++) f.rows_at[m]++, f.held[m]++;
+}
+
+// --------------------------------------------------------------------------------------- the calls
+
+// While something small is done the memory need not wait: the beginning of the next matrix.
+static void ahead_of(const Operation *o, const Operation *end, const Call &c, int thread) {
+  if (o->kind == PRODUCT) return;
+  while (o < end && o->kind != PRODUCT) o++;
+  if (o == end) return;
+  const int64_t bytes[] = {Float32::bytes, BFloat16::bytes, Int8::bytes};
+  const int64_t units = o->type == FLOAT32 ? o->in : (o->in + 1) / 2, blocks = (o->out + 63) / 64;
+  const char *w = (const char *)o->weight + blocks * thread / c.threads * units * bytes[o->type];
+  const int64_t size = std::min<int64_t>(AHEAD, units * bytes[o->type]);
+  for (int64_t i = 0; i < size; i += 64) _mm_prefetch(w + i, _MM_HINT_T1);
+}
+
+static void all(const Operation *o, int64_t count, const Call &c, int thread) {
+  for (int64_t i = 0; i < count; i++) {
+    ahead_of(o + i, o + count, c, thread);
+    operate(o[i], c, thread);
+    if (c.threads > 1) {
+#pragma omp barrier
+    }
+  }
 }
 
 extern "C" void run(const Operation *operations, int64_t count, const Call *call) {
   const Call &c = *call;
-  if (c.threads == 1) {
-    for (int64_t i = 0; i < count; i++) operate(operations[i], c, 0);
-    return;
-  }
+  if (c.threads == 1) return all(operations, count, c, 0);
 #pragma omp parallel num_threads(c.threads)
-  for (int64_t i = 0; i < count; i++) {
-    operate(operations[i], c, omp_get_thread_num());
+  all(operations, count, c, omp_get_thread_num());
+}
+
+static void whole(const Operation *operations, int64_t count, const Call &c, const Frame &f,
+                  const Draw &d, int thread) {
+  auto wait = [&] {
+    if (c.threads > 1) {
 #pragma omp barrier
-  }
+    }
+  };
+  enter(f, c, thread);
+  wait();
+  all(operations, count, c, thread);
+  if (c.rows > f.sequences) guide(f, d, c.threads, thread);
+  draws(d, c.threads, thread);
+  wait();
+  if (thread == 0) leave(f, c, d);
+}
+
+extern "C" void frame(const Operation *operations, int64_t count, const Call *call,
+                      const Frame *frame, const Draw *draw) {
+  const Call &c = *call;
+  if (c.threads == 1) return whole(operations, count, c, *frame, *draw, 0);
+#pragma omp parallel num_threads(c.threads)
+  whole(operations, count, c, *frame, *draw, omp_get_thread_num());
 }

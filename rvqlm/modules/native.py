@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,12 +28,15 @@ from torch import Tensor, nn
 from rvqlm.errors import UserError
 
 SOURCE = Path(__file__).with_name("native.cpp")
-FLAGS = "-O3 -march=native -mprefer-vector-width=512 -fno-math-errno -fno-trapping-math -std=c++17"
+FLAGS = (
+    "-O3 -march=native -mprefer-vector-width=512 -fno-math-errno -fno-trapping-math "
+    "-ffp-contract=off -std=c++17"
+)
 BLOCK = 64
 """Outputs that lie together."""
 WIDEST_HEAD = 128
-STEPS = 8
-"""Steps that attention takes at a time."""
+WIDEST_VECTOR = 32
+"""Numbers of keys that attention takes at a time."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 ACTIVATIONS = {"none": 0, "gelu": 1, "relu": 2, "relu2": 3}
 NORM, PRODUCT, SWIGLU, ATTENTION = range(4)
@@ -65,9 +69,23 @@ class _Draw(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_int64) for name in ("rows", "levels", "codes")],
         *[(name, ctypes.c_void_p) for name in ("logits", "temperatures", "uniform")],
-        *[(name, ctypes.c_void_p) for name in ("drawn", "scratch", "weights")],
+        ("of_uniform", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("drawn", "scratch")],
         ("top_k", ctypes.c_int64),
         *[(name, ctypes.c_float) for name in ("top_p", "min_p")],
+    ]
+
+
+class _Frame(ctypes.Structure):
+    OF_STEP = ("known", "given", "frames", "threshold", "before", "place")
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("sequences", "levels", "width", "special")],
+        *[(name, ctypes.c_void_p) for name in ("column", "tables", "offsets", "x", "added")],
+        ("added_steps", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("mask", "rows_at", "held", "lead", "places", "end")],
+        ("guidance", ctypes.c_float),
+        *[(name, ctypes.c_void_p) for name in ("lengths", "grid", "follows", *OF_STEP)],
+        *[("of_" + name, ctypes.c_int64) for name in OF_STEP],
     ]
 
 
@@ -122,7 +140,8 @@ def _build() -> ctypes.CDLL:
     library = compiled(SOURCE, "decoding")
     library.run.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     library.sample.argtypes = [ctypes.c_void_p]
-    library.run.restype = library.sample.restype = None
+    library.frame.argtypes = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 3]
+    library.run.restype = library.sample.restype = library.frame.restype = None
     return library
 
 
@@ -156,9 +175,8 @@ def sample(
     logits, uniform = logits.float().contiguous(), uniform.float().contiguous()
     (N, k, V), drawn = logits.shape, logits.new_empty(logits.shape[:2], dtype=torch.int64)
     scratch = torch.empty(2 * V + 8, dtype=torch.int64)
-    first, middle = scratch.data_ptr(), scratch[V:].data_ptr()
-    given = logits.data_ptr(), temperatures.data_ptr(), uniform.data_ptr()
-    call = _Draw(N, k, V, *given, drawn.data_ptr(), first, middle, top_k, top_p, min_p)
+    given = logits.data_ptr(), temperatures.data_ptr(), uniform.data_ptr(), k
+    call = _Draw(N, k, V, *given, drawn.data_ptr(), scratch.data_ptr(), top_k, top_p, min_p)
     _library().sample(ctypes.addressof(call))
     return drawn
 
@@ -217,6 +235,13 @@ class NativeLinear(nn.Module):
         self.packed = _weights.copy(blocks)
         self.scale = None if scale is None else scale.detach().float().contiguous()
         self.bias = None if bias is None else bias.detach().float().contiguous()
+
+    @classmethod
+    def of(cls, linear: nn.Module) -> NativeLinear:
+        """The same, in float32 where it is not packed, being too small to be worth it."""
+        if isinstance(linear, cls):
+            return linear
+        return cls(linear.weight.float(), linear.bias)
 
     def with_bias(self, bias: Tensor) -> NativeLinear:
         """The same weights with another bias."""
@@ -317,13 +342,26 @@ class Program:
         operation.keys, operation.values = keys.data_ptr(), values.data_ptr()
         operation.mask, operation.rotary = _at(mask), _at(rotary)
         operation.writes = writes
-        self._most = max(self._most, y.shape[1] + heads * (STEPS + 2) + 16)
+        padded = -(-keys.shape[3] // WIDEST_VECTOR) * WIDEST_VECTOR
+        self._most = max(self._most, heads * 2 * (padded + 1) + 16)
         self._append(operation, x, y, keys, values, mask, rotary)
+
+    def then(self, more: Callable[[Program], None]) -> Program:
+        """A program that does the same and what ``more`` appends."""
+        other = copy.copy(self)
+        other._made, other._kept = list(self._made), list(self._kept)
+        other._call, other._operations = _Call(), None
+        more(other)
+        return other
 
     def run(self, rows: int, rows_at: Tensor | None = None, places: Tensor | None = None) -> None:
         """:param rows_at: (rows) int64: row * steps + the step that is written.
         :param places: (rows) int64: in the rotary table.
         """
+        _library().run(*self._called(rows, rows_at, places))
+
+    def _called(self, rows: int, rows_at: Tensor | None, places: Tensor | None) -> tuple:
+        """What the library is given, for the present number of threads."""
         call, threads = self._call, torch.get_num_threads()
         if self._operations is None or call.threads != threads:
             self._operations = (_Operation * len(self._made))(*self._made)
@@ -331,4 +369,4 @@ class Program:
             self._scratch = torch.empty(threads * call.room)
             call.scratch, call.threads = self._scratch.data_ptr(), threads
         call.rows, call.rows_at, call.places = rows, _at(rows_at), _at(places)
-        _library().run(ctypes.addressof(self._operations), len(self._made), ctypes.addressof(call))
+        return ctypes.addressof(self._operations), len(self._made), ctypes.addressof(call)

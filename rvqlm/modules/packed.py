@@ -122,17 +122,17 @@ class PackedLinearHeads(Heads):
         self.pack = pack
         self._products: dict[int | None, nn.Module] = {}  # None: of all levels
 
-    def _product(self, level: int | None) -> nn.Module:
+    def product(self, level: int | None) -> nn.Module:
         if level not in self._products:
             weight = self.weight.flatten(0, 1) if level is None else self.weight[level]
             self._products[level] = self.pack(weight, None)
         return self._products[level]
 
     def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        return self._product(None)(hidden).unflatten(-1, self.weight.shape[:2])
+        return self.product(None)(hidden).unflatten(-1, self.weight.shape[:2])
 
     def logits_of_level(self, hidden: Tensor, level: int) -> Tensor:
-        return self._product(level)(hidden)
+        return self.product(level)(hidden)
 
 
 def pick_kernels(kernels: Kernels, device: torch.device) -> Picked:

@@ -74,7 +74,7 @@ class Stepper:
 
     def __new__(cls, transformer: Transformer, cache: KVCache):
         if cls is Stepper and transformer.native is not None:
-            cls = _NativeStepper
+            cls = NativeStepper
         return super().__new__(cls)
 
     def __init__(self, transformer: Transformer, cache: KVCache):
@@ -141,7 +141,7 @@ class Stepper:
         return self.norm(x)
 
 
-class _NativeStepper(Stepper):
+class NativeStepper(Stepper):
     """The same as one call."""
 
     def __init__(self, transformer: Transformer, cache: KVCache):
@@ -150,15 +150,19 @@ class _NativeStepper(Stepper):
         self._program: Program | None = None
 
     def _step(self, x, places, memory, memory_mask, seen: Tensor) -> Tensor:
-        B, first = len(x), None if memory is None else memory[0][0]
+        B, program = len(x), self.program(memory, memory_mask)
+        self.input[:B] = x[:, 0]
+        program.run(B, self.cache.rows_at, places.contiguous())
+        return self.output[:B, None].clone()
+
+    def program(self, memory: Memory | None, memory_mask: Tensor | None) -> Program:
+        """From `input` to `output`, (rows, d) each; a new one where the memory is another."""
         # what the operations point to
-        made_for = self.cache.steps, first, memory_mask
+        made_for = self.cache.steps, None if memory is None else memory[0][0], memory_mask
         if self._program is None or any(a is not b for a, b in zip(made_for, self._made_for)):
             self._made_for = made_for
             self._program = self._make(memory, memory_mask)
-        self._input[:B] = x[:, 0]
-        self._program.run(B, self.cache.rows_at, places.contiguous())
-        return self._output[:B, None].clone()
+        return self._program
 
     def _make(self, memory: Memory | None, memory_mask: Tensor | None) -> Program:
         """The operations of all layers; x is the stream, y what a branch makes of it."""
@@ -181,8 +185,7 @@ class _NativeStepper(Stepper):
             program.norm(gain, eps, centred, at[x], at[y])
 
         def product(linear: nn.Module, x: str, y: str, bias=None, **then) -> None:
-            if not isinstance(linear, NativeLinear):  # too small to be worth another type
-                linear = NativeLinear(linear.weight.float(), linear.bias)
+            linear = NativeLinear.of(linear)
             if bias is not None:
                 linear = linear.with_bias(bias)
             program.product(linear, at[x], at[y], **then)
@@ -222,5 +225,5 @@ class _NativeStepper(Stepper):
                     norm(before, "x", "x")
         if t.norm is not None:
             norm(t.norm, "x", "y")
-        self._input, self._output = at["x"], at["y" if t.norm is not None else "x"]
+        self.input, self.output = at["x"], at["y" if t.norm is not None else "x"]
         return program

@@ -12,6 +12,7 @@ from rvqlm.errors import UserError
 from rvqlm.generation.request import Request, make_request
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 from rvqlm.generation.slots import Engine
+from rvqlm.generation.steps import Decoding
 from rvqlm.models.codec_lm import CodecLM, CodecLMConfig
 from rvqlm.models.masked import Masked, MaskedConfig
 from rvqlm.modules import native
@@ -291,3 +292,34 @@ def test_a_source_lies_in_every_window_where_it_belongs():
     other[30:] = (other[30:] + 1) % V
     changed = model.generate(conditions={"source": Padded.of([other], K)}, **order).codes[0]
     assert torch.equal(made[:26], changed[:26]) and not torch.equal(made[26:], changed[26:])
+
+
+@pytest.mark.parametrize("pattern", ["delay", "parallel"])
+@pytest.mark.parametrize("options", [{}, {"sampling": SamplingConfig(cfg_scale=2.0)}])
+def test_a_step_as_one_call_draws_what_its_parts_draw(monkeypatch, pattern, options):
+    """Windows that follow one another included."""
+    model, calls = packed(lm(("prompt",), pattern=pattern)), []
+    voice = {"prompt": Padded.of([torch.randint(V, (4, K))], K)}
+    order = {
+        "batch_size": 1,
+        "max_new_frames": 60,
+        "min_new_frames": 50,
+        "conditions": voice,
+        "seed": 5,
+        **options,
+    }
+    take = Decoding.take_whole
+
+    def counting(self, *given):
+        calls.append(self.follows)
+        take(self, *given)
+
+    for windows in ({}, {"context_frames": 16, "overlap_frames": 5}):
+        with monkeypatch.context() as patch:
+            patch.setattr(Decoding, "take_whole", counting)
+            whole = model.generate(**order, **windows)
+        with monkeypatch.context() as patch:
+            patch.setattr(CodecLM, "whole_step", lambda self, state: None)
+            parts = model.generate(**order, **windows)
+        assert torch.equal(whole.codes, parts.codes) and whole.stop == parts.stop
+        assert calls and (options or not windows or any(f is not None for f in calls))

@@ -133,7 +133,7 @@ def test_steps_are_those_of_the_modules(model, threads):
     finally:
         torch.set_num_threads(before)
     kinds = [type(state.stepper).__name__ for state in states]
-    assert kinds == ["Stepper", "_NativeStepper"]
+    assert kinds == ["Stepper", "NativeStepper"]
 
 
 @pytest.mark.parametrize("lengths", [(5, 3, 9), (1, 1, 1)])

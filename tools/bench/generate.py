@@ -13,7 +13,8 @@ each.
 ========== ========================================================================================
 GB/s, MBU  weights that an undisturbed step reads, in the type it reads them in, and keys and
            values, over its time; and over what the same threads read of a large array in the same
-           run (models that the caches hold are above it)
+           run, before and after it (models that the caches hold are above it); the median is of
+           all steps
 real time  frames/s of one sequence over those of the audio
 first      from the call to the first whole frame after a prompt of 3 s, the codec aside
 memory     that building the model and the first run took
@@ -161,11 +162,12 @@ def peer(args: Args, dtype: torch.dtype):
 
 
 def bytes_read(args: Args, side: str, batch: int) -> float:
-    """By a step, on average: weights, and keys and values in float32."""
+    """By a step, on average: weights, and keys and values in 16 bits, or float32 as weights are."""
     width, layers, _ = SIZES[args.size]
     size = BYTES[side.removesuffix("-torch").removesuffix("-compile")]
     weights = size * (12 * layers * width**2 + args.codebooks * args.codebook_size * width)
-    return weights + batch * layers * 2 * width * 4 * args.frames / 2
+    held = 2 if side in ("bf16", "int8", "peer-bf16") else 4
+    return weights + batch * layers * 2 * width * held * args.frames / 2
 
 
 def bandwidth(clock: Callable) -> float:
@@ -207,8 +209,10 @@ def compare(args: Args, sides: dict, clock: Callable, memory: dict) -> list[dict
                 times = [clock()]
                 run(batch, args.frames, lambda *_, times=times: times.append(clock()))
                 seconds[side] += [b - a for a, b in itertools.pairwise(times)]
+        peak = max(peak, bandwidth(clock))
         each = {side: sum(s) / len(s) for side, s in seconds.items()}
         best = {side: sorted(s)[len(s) // 10] for side, s in seconds.items()}
+        median = {side: sorted(s)[len(s) // 2] for side, s in seconds.items()}
         for side in sides:
             used = bytes_read(args, side, batch) / best[side]
             row = {
@@ -220,6 +224,7 @@ def compare(args: Args, sides: dict, clock: Callable, memory: dict) -> list[dict
                 "real_time": 1 / each[side] / args.frame_rate,
                 "gigabytes_per_second": used / 1e9,
                 "mbu": used / peak,
+                "mbu_median": bytes_read(args, side, batch) / median[side] / peak,
                 "first_frame_ms": first.get(side),
                 "memory_mb": memory[side],
             }
@@ -236,6 +241,7 @@ def line(row: dict) -> str:
     said = f"batch {row['batch']:3}  {row['side']:10}{row['frames_per_second']:7,.0f} frames/s"
     said += f"{row['undisturbed']:8,.0f} undisturbed{row['real_time']:7.1f} x real time"
     said += f"{row['gigabytes_per_second']:6.1f} GB/s{row['mbu']:6.0%} MBU"
+    said += f" (median {row['mbu_median']:.0%})"
     said += f"{first} ms first{row['memory_mb']:6,.0f} MB"
     if "times_peer" in row:
         said += f"{row['times_peer']:7.2f} {row['times_peer_undisturbed']:.2f} x peer"
