@@ -279,7 +279,7 @@ def test_distances_beside_their_floor_and_a_model_that_listens_to_itself(two, tm
     write(two[0] / "samples/judged_all.json", {"summary": summary})
     text = render(compare(two))
     delay, masked = cells(text)
-    assert delay["Fréchet"] == "1.45 (-0.61 to 3.5)" and masked["Fréchet"] == "-"
+    assert delay["Fréchet"] == "1.45 (-0.61 to 3.50)" and masked["Fréchet"] == "-"
     assert "kernel" not in delay
     assert delay["own - real, nats"] == "+0.38" and delay["KL (recordings)"] == "1.50 (0.75)"
     assert "through the codec 0.42 (0.39 to 0.46) (delay); - (masked), of halves" in text
