@@ -282,5 +282,5 @@ def test_distances_beside_their_floor_and_a_model_that_listens_to_itself(two, tm
     assert delay["Fréchet"] == "1.45 (-0.61 to 3.50)" and masked["Fréchet"] == "-"
     assert "kernel" not in delay
     assert delay["own - real, nats"] == "+0.38" and delay["KL (recordings)"] == "1.50 (0.75)"
-    assert "through the codec 0.42 (0.39 to 0.46) (delay); - (masked), of halves" in text
+    assert "through the codec 0.420 (0.390 to 0.460) (delay); - (masked), of halves" in text
     assert "`kernel` of the recordings" not in text and "(`--free-running 8`)" in text
