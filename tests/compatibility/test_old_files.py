@@ -88,7 +88,8 @@ def test_a_sharded_training_continues_in_one_process():
     assert after["step"] == 7 and after["config"].keys() >= before["config"].keys()
     assert after["model_config"].items() >= before["model_config"].items()
     before |= {name: after[name] for name in ("config", "model_config")}  # there may be new flags
-    assert flat(after).keys() == flat(before).keys()
+    newer = {"/loader/plan/packing"}  # what the plan had not then
+    assert flat(after).keys() - newer == flat(before).keys()
     moments = [k for k in flat(before["optimizer"]) if "exp_avg" in k]
     assert moments and not any(flat(before["optimizer"])[k].isnan().any() for k in moments)
 
