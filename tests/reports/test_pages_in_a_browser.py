@@ -8,6 +8,8 @@ import pytest
 import soundfile
 from browser import PROGRAM, Browser
 from experiments import add_sample, add_training, write
+from findings import HEBREW, MARKUP, add_checks, add_grid, add_listening_test, evaluated
+from report_page import build_report, change
 
 from rvqlm.bin import compare as compare_command
 from rvqlm.bin import listen as listen_command
@@ -85,4 +87,26 @@ def test_a_listening_test_to_its_end(browser, tmp_path, capsys):
         assert browser.run(shown) == wanted
     browser.run(f"filters.find.value = 'TEXT 1'; {change}")
     assert browser.run(shown) == "cut1" and browser.run("filters.innerText").endswith("1 of 3")
+    assert browser.errors == [] and browser.requests == []
+
+
+def test_the_page_of_an_experiment(browser, exp, tokens, toy_codec):
+    """What was found, names of any script and all: on a phone and on a screen; the samples of
+    checks are heard from their table."""
+    change(exp / "eval_test.json", **evaluated(3))
+    add_checks(exp)
+    add_grid(exp)
+    add_listening_test(exp, (HEBREW, MARKUP), answers=1)
+    page = exp / "report.html"
+    page.write_text(build_report(exp, tokens, max_seconds=3))
+    for width in (390, 1280):
+        browser.open(page, width)
+        assert browser.run("document.documentElement.scrollWidth") <= width
+    shown = "document.querySelector('#check-0').checkVisibility()"
+    assert not browser.run(shown)
+    browser.run("document.querySelector('[href=\"#check-0\"]').click()")
+    assert browser.run(shown)
+    browser.wait("document.querySelector('#check-0 audio').currentTime > 0")
+    link = browser.run("[...document.querySelectorAll('#test a')].map(a => a.href)")
+    assert link == [(exp / f"a test {HEBREW}.html").as_uri()]
     assert browser.errors == [] and browser.requests == []
