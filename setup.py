@@ -56,7 +56,7 @@ setup(
     packages=find_packages(include=["rvqlm", "rvqlm.*"]),
     package_data={
         "rvqlm.codecs": ["assets/*"],
-        "rvqlm.modules": ["native.cpp"],
+        "rvqlm.modules": ["native.cpp", "native_training.cpp"],
         "rvqlm.reports": ["templates/*"],
         "rvqlm.serving": ["assets/*"],
     },
