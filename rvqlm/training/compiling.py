@@ -22,7 +22,7 @@ from torch.fx.experimental import _config
 from rvqlm.batch import Batch
 from rvqlm.errors import UserError, reason_of
 from rvqlm.modules.depth import DepthBlock
-from rvqlm.modules.transformer import Block
+from rvqlm.modules.transformer import Block, BlockInputs
 from rvqlm.training.memory import items_of
 
 REGIONS = (Block, DepthBlock)
@@ -84,10 +84,21 @@ def _in_training(plain: Callable, compiled: Callable) -> Callable:
         # the last argument of all regions is a cache, which changes its length at every step
         if not (self.training and torch.is_grad_enabled()):
             return plain(self, x, *others)
+        if others and isinstance(others[0], BlockInputs):
+            others = (_masked(self, x, others[0]), *others[1:])
         # a view would have its base looked at too, and be one more version
         return compiled(self, x.clone() if x._is_view() else x, *others)
 
     return forward
+
+
+def _masked(block: Block, x: Tensor, given: BlockInputs) -> BlockInputs:
+    """With a mask of what is padded where no causal order is, also of batches that have nothing
+    padded: they would be one more version."""
+    causal = block.attention.causal if given.causal is None else given.causal
+    if causal or given.key_mask is not None or given.documents is not None:
+        return given
+    return replace(given, key_mask=x.new_ones(x.shape[:2], dtype=torch.bool))
 
 
 def _try_compiler(device: torch.device) -> None:
