@@ -35,12 +35,17 @@ extras = {
     # tools/launch: types of the APIs, which the launchers compare with
     "kubernetes": ["kubeflow-trainer-api>=2.3"],
     "vertex": ["google-cloud-aiplatform"],
+    # paths in object stores: s3://, gs:// (docs/remote.md)
+    "s3": ["s3fs"],
+    "gcs": ["gcsfs"],
     # NVIDIA's FSQ codecs exist in this package only
     "nemo": ["nemo_toolkit[tts]"],
 }
 used_by_tests = ("metrics", "judges", "mini", "text", "ffmpeg", "serve", "kubernetes", "vertex")
+used_by_tests += ("s3", "gcs")
 extras["dev"] = ["pytest", "pytest-xdist", "ruff", "setuptools>=70.1"]
 extras["dev"] += ["h5py", "librosa", "mido"]  # references to compare with
+extras["dev"] += ["moto[server]", "gcp-storage-emulator"]  # object stores on this machine
 extras["dev"] += ["openai"]  # a client of rvqlm serve
 extras["dev"] += ["demucs>=4.1", "yt-dlp"]  # of jazz, what its tests use
 extras["dev"] += [requirement for name in used_by_tests for requirement in extras[name]]
@@ -71,6 +76,7 @@ setup(
         "urllib3",  # lhotse imports it without declaring it
         "safetensors",
         "huggingface_hub",
+        "fsspec",
         "transformers>=5.20",  # Mimi: 5.21
         "tyro>=1.0",
         "docstring-parser",

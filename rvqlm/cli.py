@@ -26,6 +26,7 @@ from msgspec import Meta
 
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import fits, read_yaml
+from rvqlm.remote.session import finish, localize, named
 
 T = TypeVar("T")
 
@@ -65,7 +66,8 @@ def class_flags(cls: type) -> tuple[dict[str, Any], dict[str, str]]:
 def flatten(config: Any) -> dict[str, Any]:
     """Resolved flags of an instance as ``{kebab-name: plain value}``, groups flattened.
 
-    Values are what YAML and a weights-only checkpoint can hold: tuples become lists, paths strings.
+    Values are what YAML and a weights-only checkpoint can hold: tuples become lists, paths strings,
+    and what stands here for a URL is the URL again.
     """
     out: dict[str, Any] = {}
     for field in dataclasses.fields(config):
@@ -80,7 +82,7 @@ def flatten(config: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+    return named(str(value)) if isinstance(value, (str, Path)) else value
 
 
 def _tokens(value: Any, hint: Any) -> list[str]:
@@ -131,7 +133,7 @@ def _type_name(hint: Any) -> str:
 
 def _read_yaml(path: str | Path) -> dict:
     """The keys and values of a ``--config`` file; `UserError` where there are none to read."""
-    values = read_yaml(path, f"--config {path}")
+    values = read_yaml(localize(path), f"--config {path}")
     if not isinstance(values, dict | None):
         raise UserError(f"--config {path}: expected lines of the form `flag: value`")
     return values or {}
@@ -225,6 +227,8 @@ def parse(
     beneath: values by kebab-case name for flags that are given neither on the command line nor in
         the ``--config`` file; names that are no flags are left out.
 
+    Flags that name a place in a bucket have the path of its copy (`rvqlm.remote.session.localize`).
+
     Raises `UserError` for a bad ``--config`` file and for numbers that are `out_of_range`;
     SystemExit (0 after ``--help``, 2 for bad flags, after a message on stderr).
     """
@@ -255,7 +259,9 @@ def parse(
     )  # fmt: skip
     if problems := out_of_range(parsed):
         raise UserError("; ".join(problems))
-    return cls(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.init})
+    return localize(
+        cls(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(cls) if f.init})
+    )
 
 
 _LARGEST = 1e9  # of anything that a flag counts in floats: seconds, decibels, rates
@@ -425,9 +431,11 @@ def run_main(
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return fn(argv) or 0
+        status = fn(argv) or 0
+        finish()
+        return status
     except UserError as e:
-        message = str(e)
+        message = named(str(e))
     except KeyboardInterrupt:
         message = None
     except BrokenPipeError:  # `rvqlm ... | head`

@@ -17,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -43,6 +43,10 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 
 _open_locks: set[int] = set()
+
+elsewhere: list[Callable[[Path, str, float, str], contextlib.AbstractContextManager[bool]]] = []
+"""Locks to hold as well, given folder, command, wait and hint as `locked` is: those of the buckets
+that folders are copies of. Each yields whether what is in the folder has changed."""
 
 
 class _Busy(Exception):
@@ -90,11 +94,11 @@ def locked(
             passed = time.monotonic() - began
             # it is about to write who it is; or it was killed, and a child that it had just forked
             # is about to let go
-            unsettled = not busy.owner or _gone(busy.owner)
+            unsettled = not busy.owner or gone(busy.owner)
             if unsettled and passed < SETTLE_SECONDS:
                 time.sleep(0.02)
                 continue
-            who = f"{folder}: {_described(busy.owner)} is writing there"
+            who = f"{folder}: {described(busy.owner)} is writing there"
             if passed >= wait:
                 raise UserError(f"{who}; wait for it or stop it{hint}") from None
             if not waited:
@@ -105,8 +109,10 @@ def locked(
         yield waited
         return
     try:
-        with _held(path, lock):
+        with _held(path, lock), contextlib.ExitStack() as stack:
             remove_torn(path.parent, full.name if beside else None)
+            for other in elsewhere:
+                waited |= stack.enter_context(other(full, command, wait, hint))
             yield waited
     finally:
         for parent in made:  # if nothing came of it
@@ -168,8 +174,8 @@ def _try(file: int, path: Path, folder: Path, command: str) -> bool:
     if owner:
         if not _dead(owner, path, folder, real):
             raise _Busy(owner)
-        print(f"{folder}: {_described(owner)} was killed; its lock is taken over", file=sys.stderr)
-    record = {"command": command, "since": datetime.now().isoformat(" ", "seconds"), **_identity()}
+        print(f"{folder}: {described(owner)} was killed; its lock is taken over", file=sys.stderr)
+    record = {"command": command, "since": datetime.now().isoformat(" ", "seconds"), **identity()}
     try:
         os.pwrite(file, json.dumps(record).ljust(_RECORD_BYTES - 1).encode() + b"\n", 0)
     except OSError as e:  # the disk is full
@@ -222,7 +228,7 @@ os.register_at_fork(after_in_child=_forget)
 # ----------------------------------------------------------------------------- who holds it
 
 
-def _identity() -> dict:
+def identity() -> dict:
     """This process, among all those of all machines that may look at the folder."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "pid": pid, "started": _started(pid), **_machine()}
@@ -254,7 +260,7 @@ def _started(pid: int) -> str | None:
         return ""
 
 
-def _gone(owner: dict) -> bool:
+def gone(owner: dict) -> bool:
     """Whether the process that a lock file names is one that we would see here, and don't."""
     here = _machine()
     seen = owner["boot"] == here["boot"] and owner["space"] == here["space"]
@@ -268,8 +274,8 @@ def _dead(owner: dict, path: Path, folder: Path, real: bool | None) -> bool:
     """
     here = _machine()
     if owner["boot"] == here["boot"] and (real or owner["space"] == here["space"]):
-        return bool(real) or _gone(owner)
-    print(f"{folder}: seeing whether {_described(owner)} still lives", file=sys.stderr, flush=True)
+        return bool(real) or gone(owner)
+    print(f"{folder}: seeing whether {described(owner)} still lives", file=sys.stderr, flush=True)
     touched, began = _touched(path), time.monotonic()
     while time.monotonic() - began < SILENT_SECONDS:
         time.sleep(min(0.5, SILENT_SECONDS / 10))
@@ -296,9 +302,13 @@ def _is(file: int, path: Path) -> bool:
 
 
 def _read(file: int) -> dict:
-    """What a lock file tells of its holder; {} if nothing that is known here."""
+    return known_owner(os.pread(file, _RECORD_BYTES, 0))
+
+
+def known_owner(record: bytes) -> dict:
+    """What a lock tells of its holder; {} if nothing that is known here."""
     try:
-        owner = json.loads(os.pread(file, _RECORD_BYTES, 0))
+        owner = json.loads(record)
         words = ("command", "since", "host", "started", "boot", "space")
         known = isinstance(owner["pid"], int) and all(isinstance(owner[k], str) for k in words)
         return owner if known else {}
@@ -317,7 +327,7 @@ def _read_path(path: Path) -> dict:
         os.close(file)
 
 
-def _described(owner: dict) -> str:
+def described(owner: dict) -> str:
     if not owner:
         return "another command"
     return "{command} (host {host}, process {pid}, since {since})".format(**owner)

@@ -173,7 +173,7 @@ def leave(folder, **fields):
     (folder / NAME).write_text(json.dumps(RECORD | fields).ljust(512))
 
 
-RECORD = {"command": "rvqlm train", "since": "2026-01-01 00:00:00", **locks._identity()}
+RECORD = {"command": "rvqlm train", "since": "2026-01-01 00:00:00", **locks.identity()}
 
 
 def test_of_this_machine_only_processes_that_run_hold_it(tmp_path, flock):

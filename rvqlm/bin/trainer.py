@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from rvqlm.cli import command_line, parse, peek, run_main
+from rvqlm.remote.session import localize
 from rvqlm.runtime import tune_malloc
 
 
@@ -62,7 +63,7 @@ def flags_of_the_run(argv: Sequence[str] | None) -> dict:
     from rvqlm.checkpoints.file import load_checkpoint
     from rvqlm.training.config import OF_A_START
 
-    exp_dir, resume = peek(argv, "exp-dir", ""), peek(argv, "resume", "auto")
+    exp_dir, resume = (localize(peek(argv, *f)) for f in (("exp-dir", ""), ("resume", "auto")))
     if not exp_dir or resume == "no":
         return {}
     stage = peek(argv, "train-stage", "0")

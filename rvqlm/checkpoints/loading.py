@@ -13,6 +13,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo, Infos
 from rvqlm.errors import UserError
 from rvqlm.models.factory import build_model
+from rvqlm.remote.session import localize
 from rvqlm.runtime import shapes_only
 
 _SMALL = 1 << 20  # numbers that need no weights to account for them
@@ -130,7 +131,8 @@ def last_stage(exp_dir: Path) -> Path:
 
 
 def locate(path: str | Path) -> Path:
-    """`path`, or the local copy of the repository of the Hugging Face hub that it names."""
+    """`path`, or the local copy of the bucket or Hugging Face repository that it names."""
+    path = localize(path)
     name = str(path)
     if Path(path).exists():
         return Path(path)

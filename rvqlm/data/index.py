@@ -40,6 +40,7 @@ from rvqlm.data.store import (
 )
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import read_json, read_jsonl, read_lines, sha256_of
+from rvqlm.remote.session import fetch, localize
 
 MAGIC = b"RVQIDX01"
 OFFSET_BITS, SHARD_BITS = 48, 15
@@ -373,6 +374,7 @@ class TokenDataset:
         self._columns = columns
         self.frames = columns[: 4 * count].view("<u4")
         self._places = columns[-8 * count :].view("<u8")
+        fetch([directory / entry["path"] for entry in header["shards"]])
         self._shards = [_open_shard(directory, entry) for entry in header["shards"]]
 
     @classmethod
@@ -384,7 +386,8 @@ class TokenDataset:
         Raises `UserError` when it is missing, damaged, older than its manifest, of another codec
         than the directory's, or when a shard is missing or too short.
         """
-        directory, path = Path(manifest_dir), index_path(manifest_dir, split)
+        directory = Path(localize(str(manifest_dir)))
+        path = index_path(directory, split)
         again = f"run rvqlm index --manifest-dir {directory}"
         try:
             header, columns = map_columns(path, MAGIC, IndexHeader)

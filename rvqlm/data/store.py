@@ -43,6 +43,7 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import sha256_of
 from rvqlm.locks import SETTLE_SECONDS, try_lock
+from rvqlm.remote.session import fetch, localize, named
 
 STORAGE_TYPE = "rvq_mmap"
 MAPPED_BYTES = 1 << 23
@@ -167,7 +168,7 @@ class RvqMmapWriter(FeaturesWriter):
 
     @property
     def storage_path(self) -> str:
-        return str(self.path)
+        return named(str(self.path))
 
     @property
     def num_bytes(self) -> int:
@@ -243,6 +244,7 @@ class Shard:
 
     def refresh(self) -> None:
         """Look at the file again; raises `UserError` when it is missing."""
+        fetch([self.path])
         try:
             stat = os.stat(self.path)
         except FileNotFoundError:
@@ -308,7 +310,7 @@ class RvqMmapReader(FeaturesReader):
     name = STORAGE_TYPE
 
     def __init__(self, storage_path: str | os.PathLike):
-        path = str(storage_path)
+        path = localize(str(storage_path))
         shard = _SHARDS.get(path)
         if shard is None:
             shard = _SHARDS[path] = Shard(path)

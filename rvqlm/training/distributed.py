@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from rvqlm.dtensors import local
 from rvqlm.errors import UserError
 from rvqlm.modules.transformer import Block
+from rvqlm.remote.session import share
 
 T = TypeVar("T")
 
@@ -116,6 +118,12 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self.control)
+
+    def share(self, path: Path) -> None:
+        """Of an experiment in a bucket, let ranks on other machines have what the main rank has.
+        All ranks call it."""
+        first, several = self.local_rank == 0, self.size > self.local_size
+        share(path, self.main, first, several, self.together)
 
     # ------------------------------------------------------------------------------ the model
 

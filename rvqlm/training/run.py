@@ -34,6 +34,7 @@ from rvqlm.files import write_json, write_text
 from rvqlm.locks import locked
 from rvqlm.models.factory import build_model, model_entry
 from rvqlm.modules.embeddings import SumEmbedding
+from rvqlm.remote.session import named
 from rvqlm.runtime import describe_machine, seed_everything
 from rvqlm.training.announce import (
     batches_words,
@@ -390,8 +391,8 @@ class Setup:
     def _record(self) -> dict:
         machine = describe_machine()
         data = {
-            "manifest_dir": str(Path(self.config.manifest_dir).resolve()),
-            "mix_dirs": [str(Path(p).resolve()) for p in self.config.mix_dirs],
+            "manifest_dir": named(str(Path(self.config.manifest_dir).resolve())),
+            "mix_dirs": [named(str(Path(p).resolve())) for p in self.config.mix_dirs],
             "codec": self.info.to_dict(),
             "batches_per_epoch": self.loader.epoch_steps,  # of this one; others differ by a few
             **{
@@ -430,7 +431,9 @@ def lock_folder(config: TrainerConfig, world: World, stack: contextlib.ExitStack
         lock = locked(stage_dir(config), "rvqlm train", wait, make=True, hint=hint)
         return stack.enter_context(lock) if world.main else False
 
-    return bool(world.agree(world.together(lock))[0])
+    waited = bool(world.agree(world.together(lock))[0])
+    world.share(stage_dir(config))
+    return waited
 
 
 def best_of_previous(exp_dir: Path, stage: int) -> Path:

@@ -277,6 +277,7 @@ class Trainer:
 
         :raises UserError: no checkpoint, or rolled back often enough.
         """
+        self.world.share(self.exp_dir)
         path = self.guard.rollback_target(self.exp_dir, self.step, why)
         state = load_sharded(path, self.state_dict(), self.world)
         self._load_weights(state)
