@@ -1,0 +1,218 @@
+"""One writer of an experiment in a bucket, on all machines; trainings that move between them."""
+
+import contextlib
+import gzip
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from buckets import ENVIRONMENT, as_another_machine
+from forked import fork, same_experiment, wait
+from test_mirror import upload
+from token_fixtures import make_tokens
+
+from rvqlm.bin import trainer
+from rvqlm.checkpoints.file import load_checkpoint
+from rvqlm.data.index import build_index
+from rvqlm.errors import UserError
+from rvqlm.locks import identity, locked
+from rvqlm.remote import bucket as bucket_module
+from rvqlm.remote.bucket import Bucket
+from rvqlm.remote.mirror import LOCK
+from rvqlm.remote.session import localize
+
+FLAGS = [
+    *("--decoder-dim", "16", "--nhead", "2", "--num-decoder-layers", "1", "--seed", "3"),
+    *("--max-duration", "3", "--num-threads", "1", "--max-steps", "30", "--precision", "fp32"),
+    *("--save-every-steps", "3", "--valid-every-steps", "8", "--log-every-steps", "2"),
+    *("--archive-every-steps", "6", "--archive-best", "--keep-archived", "2", "--no-mfu"),
+    *("--valid-max-batches", "2"),
+]
+
+
+@pytest.fixture
+def url(faults, tmp_path):
+    make_tokens(tmp_path / "made", [20 + n % 30 for n in range(30)])
+    lines = gzip.decompress((tmp_path / "made" / "cuts_train.jsonl.gz").read_bytes())
+    few = gzip.compress(b"".join(lines.splitlines(keepends=True)[:5]))
+    (tmp_path / "made" / "cuts_valid.jsonl.gz").write_bytes(few)
+    build_index(tmp_path / "made", "valid")
+    upload(f"{faults.url}/tokens", tmp_path / "made")
+    return faults.url
+
+
+def command(url: str, exp_dir: str) -> list[str]:
+    return ["--manifest-dir", f"{url}/tokens", "--exp-dir", exp_dir, *FLAGS]
+
+
+def objects(url: str) -> dict[str, bytes]:
+    bucket = Bucket(url)
+    return {name: bucket.read(name) for name in bucket.list()}
+
+
+def test_a_training_moves_to_another_machine(url, tmp_path, monkeypatch):
+    """Equal, to the bit, to one on a disk that was never interrupted."""
+    assert trainer.main(command(url, str(tmp_path / "alone"))) == 0
+    as_another_machine(monkeypatch, tmp_path / "machine-1")
+    pid = fork(lambda: trainer.main(command(url, f"{url}/exp")))
+    while Bucket(f"{url}/exp").entry("latest.pt") is None:
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGTERM)
+    assert wait(pid) in (143, 0)
+    assert Bucket(f"{url}/exp").entry(LOCK) is None
+    as_another_machine(monkeypatch, tmp_path / "machine-2")
+    assert trainer.main(command(url, f"{url}/exp")) == 0
+    as_another_machine(monkeypatch, tmp_path / "machine-3")
+    found = Path(localize(f"{url}/exp"))
+    same_experiment(found, tmp_path / "alone")
+    steps = [sorted(int(p.name.split("-")[1]) for p in (e / "archive").glob("step-*.pt"))
+             for e in (found, tmp_path / "alone")]  # fmt: skip
+    assert steps[0] == steps[1] and len(steps[0]) == 2
+
+
+def test_what_is_recorded_names_the_bucket_and_no_secret(url, capfd):
+    assert trainer.main(command(url, f"{url}/exp")) == 0
+    found = objects(f"{url}/exp")
+    config = yaml.safe_load(found["config.yaml"])
+    assert (config["exp-dir"], config["manifest-dir"]) == (f"{url}/exp", f"{url}/tokens")
+    assert json.loads(found["run.json"])["data"]["manifest_dir"] == f"{url}/tokens"
+    path = Path(localize(f"{url}/exp"), "latest.pt")
+    assert load_checkpoint(path)["config"]["manifest-dir"] == f"{url}/tokens"
+    said = "".join(capfd.readouterr()).encode()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert not [n for n, data in found.items() if ENVIRONMENT[name].encode() in data]
+        assert ENVIRONMENT[name].encode() not in said
+
+
+def test_a_store_that_is_away_at_the_end(url, faults, capfd, tmp_path, monkeypatch):
+    """One line and a status that says so; what was trained is here, and is brought there by the
+    next start on this machine."""
+    monkeypatch.setattr(bucket_module, "TRIES", 2)
+    faults.wanted = lambda method, path: "503" if "latest.pt" in path and method == "PUT" else None
+    assert trainer.main(command(url, f"{url}/exp")) == 2
+    line = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "not all has reached the bucket" in line and "again on this machine" in line
+    faults.wanted = lambda method, path: None
+    assert "latest.pt" not in objects(f"{url}/exp") and LOCK not in objects(f"{url}/exp")
+    as_another_machine(monkeypatch, tmp_path / "cache")
+    assert trainer.main(command(url, f"{url}/exp")) == 0  # it is finished already
+    assert "latest.pt" in objects(f"{url}/exp")
+
+
+# ------------------------------------------------------------------------------------ the lock
+
+
+def foreign(beat: float = 0.0) -> bytes:
+    other = {"host": "elsewhere", "boot": "another", "space": "another"}
+    record = {"command": "rvqlm train", "since": "2026-01-01 00:00:00", **identity(), **other}
+    return json.dumps({**record, "id": "theirs", "beat": beat}).encode()
+
+
+@contextlib.contextmanager
+def beating(url: str):
+    over = threading.Event()
+
+    def beat():
+        number = 0
+        while not over.wait(0.05):
+            Bucket(url).write(LOCK, foreign(number := number + 1))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_another_machine_that_lives_is_named(url, tmp_path):
+    folder = Path(localize(f"{url}/exp"))
+    Bucket(f"{url}/exp").write(LOCK, foreign())
+    with beating(f"{url}/exp"), pytest.raises(UserError) as raised:
+        with locked(folder, "rvqlm train", make=True, hint=", or give --lock-minutes to wait"):
+            raise AssertionError
+    assert f"{url}/exp: rvqlm train (host elsewhere, process" in str(raised.value)
+    assert "--lock-minutes" in str(raised.value)
+    assert json.loads(Bucket(f"{url}/exp").read(LOCK))["id"] == "theirs"
+
+
+def test_another_machine_that_is_silent_is_followed(url):
+    Bucket(f"{url}/exp").write(LOCK, foreign())
+    with locked(localize(f"{url}/exp"), "rvqlm train", make=True):
+        assert json.loads(Bucket(f"{url}/exp").read(LOCK))["id"] != "theirs"
+    assert Bucket(f"{url}/exp").entry(LOCK) is None
+
+
+def test_of_many_that_begin_at_once_one_holds_it(url):
+    inside, refused = [], []
+    start, done = threading.Barrier(4), threading.Event()
+
+    def begin(number: int) -> None:
+        bucket = Bucket(f"{url}/exp")
+        start.wait()
+        if bucket.write(LOCK, b"%d" % number, once=True):
+            inside.append(number)
+        else:
+            refused.append(number)
+
+    threads = [threading.Thread(target=begin, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    assert len(inside) == 1 and len(refused) == 3
+
+
+@pytest.mark.parametrize("fault", ["lost", "503"])
+def test_a_lock_whose_answer_is_lost_is_ours(url, faults, fault):
+    folder = localize(f"{url}/exp")
+    faults.first(1, fault, "PUT", LOCK)
+    with locked(folder, "rvqlm train", make=True):
+        assert Bucket(f"{url}/exp").entry(LOCK) is not None
+
+
+def test_who_was_followed_stops_and_writes_nothing_more(url):
+    folder, signals = Path(localize(f"{url}/exp")), []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
+    with pytest.raises(UserError, match="another has taken the lock over"):
+        with locked(folder, "rvqlm train", make=True):
+            while not signals:
+                Bucket(f"{url}/exp").write(LOCK, foreign())
+                time.sleep(0.02)
+            (folder / "latest.pt").write_bytes(b"mine")
+    signal.signal(signal.SIGTERM, before)
+    assert signals == [signal.SIGTERM]
+    assert objects(f"{url}/exp") == {LOCK: foreign()}
+
+
+def test_a_checkpoint_has_its_name_after_all_that_it_names(url, faults):
+    folder = Path(localize(f"{url}/exp"))
+    with locked(folder, "rvqlm train", make=True):
+        (folder / "latest-00000004.dcp").mkdir()
+        for name in ("latest.pt", "best.pt", "latest-00000004.dcp/__0_0", "metrics.jsonl"):
+            (folder / name).write_bytes(name.encode())
+    puts = [path.partition("/exp/")[2] for method, path in faults.requests if method == "PUT"]
+    puts = [path.partition("?")[0] for path in puts if path and LOCK not in path]
+    assert puts[-2:] == ["best.pt", "latest.pt"] and len(puts) >= 4
+
+
+def test_what_was_deleted_goes_there_too_but_not_what_a_cache_lost(url, tmp_path, monkeypatch):
+    folder = Path(localize(f"{url}/exp"))
+    with locked(folder, "rvqlm train", make=True):
+        (folder / "a").write_text("a")
+        (folder / "b").write_text("b")
+    with locked(folder, "rvqlm train"):
+        (folder / "a").unlink()
+    assert objects(f"{url}/exp") == {"b": b"b"}
+    (folder / "b").unlink()  # by whatever tidies disks
+    as_another_machine(monkeypatch, tmp_path / "cache")
+    with locked(localize(f"{url}/exp"), "rvqlm train"):
+        pass
+    assert objects(f"{url}/exp") == {"b": b"b"}
