@@ -27,7 +27,8 @@ from rvqlm.remote.mirror import LOCK, Mirror, busy
 BEAT_SECONDS = 10.0
 SILENT_SECONDS = 90.0
 SETTLE_SECONDS = 2.0
-"""After a lock was taken over: by then another that did so in the same moment has."""
+"""After a lock was made: by then another has that did so in the same moment, where the store has no
+conditional put, or after the lock of one that was killed. The last one holds it."""
 LOOK_SECONDS = 2.0
 """How often a training's folder is looked at for new checkpoints."""
 LOG_SECONDS = 30.0
@@ -66,7 +67,7 @@ def held(mirror: Mirror, folder: Path, command: str, wait: float, hint: str) -> 
                 try:
                     lock.push()
                 except UserError as e:  # the first error is what ends the command
-                    print(f"rvqlm: {e}", file=sys.stderr, flush=True)
+                    _say(f"rvqlm: {e}")
                 raise
             _end(over, threads)
             lock.push()
@@ -90,10 +91,14 @@ def _send(lock: _Lock, over: threading.Event) -> None:
             try:
                 lock.push()
             except UserError as e:
-                print(f"rvqlm: {e}", file=sys.stderr, flush=True)
+                _say(f"rvqlm: {e}")
             except OSError as e:  # the disk of the cache
-                print(f"rvqlm: {lock.mirror.url}: {e}", file=sys.stderr, flush=True)
+                _say(f"rvqlm: {lock.mirror.url}: {e}")
             sent = time.monotonic()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class _Lock:
@@ -110,39 +115,34 @@ class _Lock:
 
     def take(self, wait: float, hint: str) -> None:
         began, waited = time.monotonic(), False
-        while not self.bucket.write(self.name, self._bytes(), once=True):
+        while True:
             data = self.bucket.read(self.name)
-            if data is None:
+            who = described(known_owner(data or b""))
+            if data is not None and self._lives(data, who):
+                passed, busy = time.monotonic() - began, f"{self.where}: {who} is writing there"
+                if passed >= wait:
+                    raise UserError(f"{busy}; wait for it or stop it{hint}")
+                if not waited:
+                    _say(f"{busy}; waiting up to {wait / 60:g} minutes")
+                waited = True
+                time.sleep(min(1.0, wait - passed))
                 continue
-            who = described(owner := known_owner(data))
-            if gone(owner) if owner else False:
-                alive = False
-            else:
-                alive = self._lives(data, who)
-            if not alive:
-                if self.bucket.read(self.name) == data:
-                    print(f"{self.where}: {who} was killed; its lock is taken over",
-                          file=sys.stderr, flush=True)  # fmt: skip
-                    self.bucket.remove(self.name)
-                    if self.bucket.write(self.name, self._bytes(), once=True):
-                        time.sleep(SETTLE_SECONDS)
-                        if self._is_ours():
-                            return
-                continue
-            passed = time.monotonic() - began
-            if passed >= wait:
-                raise UserError(
-                    f"{self.where}: {who} is writing there; wait for it or stop it{hint}"
-                )
-            if not waited:
-                print(f"{self.where}: {who} is writing there; waiting up to {wait / 60:g} minutes",
-                      file=sys.stderr, flush=True)  # fmt: skip
-            waited = True
-            time.sleep(min(1.0, wait - passed))
+            if data is not None:
+                if self.bucket.read(self.name) != data:
+                    continue
+                _say(f"{self.where}: {who} was killed; its lock is taken over")
+                self.bucket.remove(self.name)
+            if self.bucket.write(self.name, self._bytes(), once=True):
+                time.sleep(SETTLE_SECONDS)
+                if self._is_ours():
+                    return
 
     def _lives(self, data: bytes, who: str) -> bool:
-        """Whether the object changes within `SILENT_SECONDS`; clocks of machines differ."""
-        print(f"{self.where}: seeing whether {who} still lives", file=sys.stderr, flush=True)
+        """Whether who wrote the lock is there: looked up, on this machine; on another the object
+        changes within `SILENT_SECONDS`, whatever the clocks say."""
+        if (owner := known_owner(data)) and gone(owner):
+            return False
+        _say(f"{self.where}: seeing whether {who} still lives")
         began = time.monotonic()
         while time.monotonic() - began < SILENT_SECONDS:
             time.sleep(min(1.0, SILENT_SECONDS / 10))
@@ -165,12 +165,11 @@ class _Lock:
                     return
                 self.bucket.write(self.name, self._bytes())
             except UserError as e:
-                print(f"rvqlm: {e}", file=sys.stderr, flush=True)
+                _say(f"rvqlm: {e}")
 
     def _lose(self) -> None:
         self.lost = True
-        print(f"rvqlm: {self.where}: another has taken the lock over; ending", file=sys.stderr,
-              flush=True)  # fmt: skip
+        _say(f"rvqlm: {self.where}: another has taken the lock over; ending")
         os.kill(os.getpid(), signal.SIGTERM)
 
     def push(self) -> None:

@@ -22,13 +22,14 @@ from rvqlm.data.index import build_index
 from rvqlm.errors import UserError
 from rvqlm.locks import identity, locked
 from rvqlm.remote import bucket as bucket_module
+from rvqlm.remote import hold
 from rvqlm.remote.bucket import Bucket
-from rvqlm.remote.mirror import LOCK
+from rvqlm.remote.mirror import LOCK, Mirror
 from rvqlm.remote.session import localize
 
 FLAGS = [
     *("--decoder-dim", "16", "--nhead", "2", "--num-decoder-layers", "1", "--seed", "3"),
-    *("--max-duration", "3", "--num-threads", "1", "--max-steps", "30", "--precision", "fp32"),
+    *("--max-duration", "3", "--num-threads", "1", "--max-steps", "60", "--precision", "fp32"),
     *("--save-every-steps", "3", "--valid-every-steps", "8", "--log-every-steps", "2"),
     *("--archive-every-steps", "6", "--archive-best", "--keep-archived", "2", "--no-mfu"),
     *("--valid-max-batches", "2"),
@@ -55,17 +56,21 @@ def objects(url: str) -> dict[str, bytes]:
     return {name: bucket.read(name) for name in bucket.list()}
 
 
-def test_a_training_moves_to_another_machine(url, tmp_path, monkeypatch):
+def test_a_training_moves_between_machines(url, tmp_path, monkeypatch):
     """Equal, to the bit, to one on a disk that was never interrupted."""
     assert trainer.main(command(url, str(tmp_path / "alone"))) == 0
-    as_another_machine(monkeypatch, tmp_path / "machine-1")
-    pid = fork(lambda: trainer.main(command(url, f"{url}/exp")))
-    while Bucket(f"{url}/exp").entry("latest.pt") is None:
-        time.sleep(0.02)
-    os.kill(pid, signal.SIGTERM)
-    assert wait(pid) in (143, 0)
+    before, statuses = None, []
+    for machine in ("machine-1", "machine-2"):
+        as_another_machine(monkeypatch, tmp_path / machine)
+        pid = fork(lambda: trainer.main(command(url, f"{url}/exp")))
+        while Bucket(f"{url}/exp").entry("latest.pt") == before:
+            time.sleep(0.02)
+        os.kill(pid, signal.SIGTERM)
+        statuses.append(wait(pid))
+        before = Bucket(f"{url}/exp").entry("latest.pt")
+    assert statuses[0] == 143 and statuses[1] in (143, 0)
     assert Bucket(f"{url}/exp").entry(LOCK) is None
-    as_another_machine(monkeypatch, tmp_path / "machine-2")
+    as_another_machine(monkeypatch, tmp_path / "machine-1")
     assert trainer.main(command(url, f"{url}/exp")) == 0
     as_another_machine(monkeypatch, tmp_path / "machine-3")
     found = Path(localize(f"{url}/exp"))
@@ -149,25 +154,42 @@ def test_another_machine_that_is_silent_is_followed(url):
     assert Bucket(f"{url}/exp").entry(LOCK) is None
 
 
-def test_of_many_that_begin_at_once_one_holds_it(url):
-    inside, refused = [], []
-    start, done = threading.Barrier(4), threading.Event()
+@pytest.mark.parametrize("conditional", [True, False])
+def test_of_many_that_begin_at_once_one_holds_it(url, conditional, monkeypatch):
+    """With the store's conditional put, and in a store that has none."""
+    if not conditional:
+        write = Bucket.write
+        monkeypatch.setattr(
+            Bucket, "write", lambda self, name, data, once=False: write(self, name, data)
+        )
+        monkeypatch.setattr(hold, "SETTLE_SECONDS", 0.5)
+    mirror = Mirror(f"{url}/exp")
+    start, inside, refused = threading.Barrier(4), [], []
 
-    def begin(number: int) -> None:
-        bucket = Bucket(f"{url}/exp")
+    def begin() -> None:
+        lock = hold._Lock(mirror, LOCK, "rvqlm train")
         start.wait()
-        if bucket.write(LOCK, b"%d" % number, once=True):
-            inside.append(number)
-        else:
-            refused.append(number)
+        try:
+            lock.take(0, "")
+            inside.append(lock)
+        except UserError as e:
+            refused.append(str(e))
 
-    threads = [threading.Thread(target=begin, args=(n,)) for n in range(4)]
+    threads = [threading.Thread(target=begin) for _ in range(4)]
     for thread in threads:
         thread.start()
+    while not inside:
+        time.sleep(0.02)
+    over = threading.Event()
+    beat = threading.Thread(target=inside[0].beat, args=(over,))
+    beat.start()
     for thread in threads:
         thread.join()
-    done.set()
+    over.set()
+    beat.join()
+    mirror.close()
     assert len(inside) == 1 and len(refused) == 3
+    assert all("is writing there" in line for line in refused)
 
 
 @pytest.mark.parametrize("fault", ["lost", "503"])
