@@ -5,12 +5,11 @@ from buckets import ENVIRONMENT, Faults, as_another_machine, new_bucket, s3_serv
 
 from rvqlm.remote import bucket, hold
 
-pytest.importorskip("s3fs")
-pytest.importorskip("moto")
-
 
 @pytest.fixture(scope="session")
 def proxy():
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
     with s3_server() as endpoint:
         found = Faults(endpoint)
         yield found

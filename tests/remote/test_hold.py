@@ -22,7 +22,7 @@ from rvqlm.data.index import build_index
 from rvqlm.errors import UserError
 from rvqlm.locks import identity, locked
 from rvqlm.remote import bucket as bucket_module
-from rvqlm.remote import hold
+from rvqlm.remote import hold, session
 from rvqlm.remote.bucket import Bucket
 from rvqlm.remote.mirror import LOCK, Mirror
 from rvqlm.remote.session import localize
@@ -238,3 +238,25 @@ def test_what_was_deleted_goes_there_too_but_not_what_a_cache_lost(url, tmp_path
     with locked(localize(f"{url}/exp"), "rvqlm train"):
         pass
     assert objects(f"{url}/exp") == {"b": b"b"}
+
+
+def test_ranks_of_other_machines_are_given_what_the_main_rank_has(url, tmp_path, monkeypatch):
+    def together(work):
+        work()
+
+    as_another_machine(monkeypatch, tmp_path / "machine-2")
+    other = session._mirror(f"{url}/exp")
+    session._mirrors.clear()  # it stays as it was
+    as_another_machine(monkeypatch, tmp_path / "machine-1")
+    folder = Path(localize(f"{url}/exp"))
+    folder.mkdir()
+    (folder / "latest.pt").write_bytes(b"weights")
+    session.share(folder / "stage1", True, True, False, together)  # of one machine: nothing to do
+    assert Bucket(f"{url}/exp").list() == {}
+    session.share(folder / "stage1", True, True, True, together)
+    monkeypatch.setitem(session._mirrors, f"{url}/exp", other)
+    assert not (other.path / "latest.pt").exists()
+    session.share(other.path / "stage1", False, False, True, together)  # its first rank does it
+    assert not (other.path / "latest.pt").exists()
+    session.share(other.path / "stage1", False, True, True, together)
+    assert (other.path / "latest.pt").read_bytes() == b"weights"
