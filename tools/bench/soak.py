@@ -46,7 +46,7 @@ from rvqlm.training.distributed import World
 from rvqlm.training.run import Setup
 
 GRACE_SECONDS = 30.0
-CLOSE = 2e-5
+CLOSE = 2e-6
 """Weights may differ by so much: ranks add gradients in another order than micro-batches."""
 FLAGS = [
     *("--decoder-dim", "32", "--nhead", "2", "--num-decoder-layers", "2", "--num-threads", "1"),
