@@ -81,6 +81,11 @@ def fetch(paths: Iterable[str | os.PathLike]) -> None:
             mirror.fetch(within)
 
 
+def is_copy(path: str | Path) -> bool:
+    """Whether a path is within the copy of a bucket."""
+    return any(Path(path).is_relative_to(mirror.path) for mirror in _mirrors.values())
+
+
 def share(path: Path, main: bool, first: bool, several: bool, together: Callable) -> None:
     """Let the ranks of other machines have the files that the main rank has. All ranks call it.
 

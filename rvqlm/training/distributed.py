@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from rvqlm.dtensors import local
 from rvqlm.errors import UserError
 from rvqlm.modules.transformer import Block
-from rvqlm.remote.session import share
+from rvqlm.remote.session import is_copy, named, share
 
 T = TypeVar("T")
 
@@ -121,8 +121,16 @@ class World:
 
     def share(self, path: Path) -> None:
         """Of an experiment in a bucket, let ranks on other machines have what the main rank has.
-        All ranks call it."""
+        All ranks call it.
+
+        :raises UserError: under fsdp, whose shards each machine would have a part of.
+        """
         first, several = self.local_rank == 0, self.size > self.local_size
+        if several and self.parallel == "fsdp" and is_copy(path):
+            raise UserError(
+                f"{named(str(path))}: --parallel fsdp on several machines needs an --exp-dir on a "
+                "file system that they share; give one, or --parallel ddp"
+            )
         share(path, self.main, first, several, self.together)
 
     # ------------------------------------------------------------------------------ the model

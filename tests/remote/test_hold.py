@@ -26,6 +26,7 @@ from rvqlm.remote import hold, session
 from rvqlm.remote.bucket import Bucket
 from rvqlm.remote.mirror import LOCK, Mirror
 from rvqlm.remote.session import localize
+from rvqlm.training.distributed import World
 
 FLAGS = [
     *("--decoder-dim", "16", "--nhead", "2", "--num-decoder-layers", "1", "--seed", "3"),
@@ -260,3 +261,13 @@ def test_ranks_of_other_machines_are_given_what_the_main_rank_has(url, tmp_path,
     assert not (other.path / "latest.pt").exists()
     session.share(other.path / "stage1", False, True, True, together)
     assert (other.path / "latest.pt").read_bytes() == b"weights"
+
+
+def test_shards_of_several_machines_have_no_place_in_a_bucket(url, tmp_path):
+    world = World.__new__(World)
+    world.rank, world.local_rank, world.size, world.local_size = 0, 0, 4, 2
+    world.parallel = "fsdp"
+    folder = Path(localize(f"{url}/exp"))
+    with pytest.raises(UserError, match=f"^{url}/exp: --parallel fsdp on several machines"):
+        world.share(folder)
+    world.share(tmp_path)  # of their own file system they may

@@ -31,7 +31,7 @@ DRY_RUNS = {
     "kubernetes_train.yaml": KUBE.format("train")
     + " --nodes 2 --gpus 4 --claim data --secret bucket --select spot=true --tolerate spot"
     f" --service-account trainer --env NCCL_DEBUG=WARN --config flags.yaml"
-    f" -- {TRAIN} --parallel fsdp",
+    f" -- {TRAIN} --parallel ddp",
     "kubernetes_tokenize.yaml": KUBE.format("tokenize") + f" --parts 1000 --gpus 1 -- {TOKENIZE}",
     "skypilot_train.yaml": f"skypilot.py train --accelerators H100:8 --nodes 2 -- {TRAIN}",
     "skypilot_tokenize.yaml": "skypilot.py tokenize --accelerators L4:1 --infra gcp --part 17/1000"

@@ -2,7 +2,7 @@
 """Train or tokenize on a Kubernetes cluster.
 
     python tools/launch/kubernetes.py train --image registry/rvqlm:1-cuda --nodes 2 --gpus 8 -- \\
-      --exp-dir s3://bucket/exp/big --manifest-dir s3://bucket/tokens --parallel fsdp
+      --exp-dir s3://bucket/exp/big --manifest-dir s3://bucket/tokens
     python tools/launch/kubernetes.py tokenize --image registry/rvqlm:1-cpu --parts 1000 -- \\
       --input s3://bucket/audio --out-dir s3://bucket/tokens
 

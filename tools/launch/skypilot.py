@@ -2,7 +2,7 @@
 """Train or tokenize on spot machines of whichever cloud has them, through SkyPilot.
 
     python tools/launch/skypilot.py train --accelerators H100:8 --nodes 2 -- \\
-      --exp-dir s3://bucket/exp/big --manifest-dir s3://bucket/tokens --parallel fsdp
+      --exp-dir s3://bucket/exp/big --manifest-dir s3://bucket/tokens
     python tools/launch/skypilot.py tokenize --accelerators L4:1 --part 17/1000 -- \\
       --input s3://bucket/audio --out-dir s3://bucket/tokens --device cuda
 
