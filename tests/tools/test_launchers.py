@@ -149,14 +149,16 @@ def test_the_api_has_no_such_field(launcher, monkeypatch):
 @pytest.mark.parametrize("end", ["exit 2", "kill -KILL $BASHPID", "sleep 60 & echo ready; wait"])
 def test_the_status_of_ranks(end):
     """That of the rank that failed first, or of the signal that came; not torchrun's 1."""
-    script = f"[[ $RANK == 1 ]] && exec sleep 60; trap 'kill %1; exit 143' TERM; {end}"
+    other = "[[ $RANK == 1 ]] && { echo ready; exec sleep 60; }"
+    script = f"{other}; trap 'kill $!; exit 143' TERM; {end}"
     ranks = [LAUNCH / "ranks.py", "--standalone", "--nproc-per-node", "2", "--no-python"]
     process = subprocess.Popen(
         [sys.executable, *ranks, "bash", "-c", script],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     if "wait" in end:
-        assert process.stdout.readline() == "ready\n"
+        for _ in range(2):  # both: torchrun forgets those that it is about to start
+            assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert process.returncode == {"e": 2, "k": 137, "s": 143}[end[0]], err
