@@ -27,6 +27,21 @@ _before: dict[str, dict[str, os.stat_result]] = {}
 """By URL, changes that an earlier command left in the cache."""
 
 
+_unreached = False
+
+
+@contextlib.contextmanager
+def unreached() -> Iterator[None]:
+    """In the block URLs are looked at and stay as they are, and no store is asked for anything: of
+    who reads the flags of a command that another machine will run."""
+    global _unreached
+    before, _unreached = _unreached, True
+    try:
+        yield
+    finally:
+        _unreached = before
+
+
 def localize(value: T) -> T:
     """A value of a flag with the path of its copy on this machine for every URL in it; the copy is
     brought up to date at the first call. Dataclasses, lists and tuples are looked into.
@@ -49,7 +64,10 @@ def localize(value: T) -> T:
         return value
     if (path := of_file(value)) is not None:
         return path
-    return str(_mirror(checked(value)).path) if is_remote(value) else value
+    if not is_remote(value):
+        return value
+    url = checked(value)
+    return value if _unreached else str(_mirror(url).path)
 
 
 def _mirror(url: str) -> Mirror:

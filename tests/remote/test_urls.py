@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rvqlm.errors import UserError
+from rvqlm.remote import session
 from rvqlm.remote.session import localize
 from rvqlm.remote.urls import checked, masked
 
@@ -57,3 +58,13 @@ def test_files_are_used_in_place_wherever_a_flag_names_them():
         "/data/a",
     )
     assert localize(flags) is flags
+
+
+def test_flags_of_another_machine_ask_no_store(monkeypatch):
+    monkeypatch.setattr(session, "Mirror", None)  # nothing is made of one
+    with session.unreached():
+        assert session.localize(["s3://bucket/tokens", "data"]) == ["s3://bucket/tokens", "data"]
+        with pytest.raises(UserError, match="credentials"):
+            session.localize("s3://key:secret@bucket/tokens")
+    with pytest.raises(TypeError):
+        session.localize("s3://bucket/tokens")

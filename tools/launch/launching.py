@@ -163,16 +163,19 @@ def _in_one_line(said: str) -> str:
 
 
 def _read(command: str, flags: list[str]) -> None:
-    if command == "train":
-        from rvqlm.bin.trainer import read_flags
-        from rvqlm.training.config import check
+    from rvqlm.remote.session import unreached
 
-        check(read_flags(flags))
-    else:
-        from rvqlm.cli import parse
-        from rvqlm.tokenizing.config import TokenizeConfig
+    with unreached():  # buckets are for the job to ask
+        if command == "train":
+            from rvqlm.bin.trainer import read_flags
+            from rvqlm.training.config import check
 
-        parse(TokenizeConfig, "rvqlm tokenize", "", flags)
+            check(read_flags(flags))
+        else:
+            from rvqlm.cli import parse
+            from rvqlm.tokenizing.config import TokenizeConfig
+
+            parse(TokenizeConfig, "rvqlm tokenize", "", flags)
 
 
 def with_config(flags: Sequence[str], config: Path | None) -> list[str]:
