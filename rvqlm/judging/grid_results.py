@@ -162,6 +162,10 @@ def compare(results: Results, dataset: TokenDataset, judge: str) -> dict:
         for name, (columns, mean) in _figures(row, codes, others, info).items():
             value = float(mean(*(c.sum(0)[None] for c in columns))[0])
             scatter = bootstrapped(mean, *columns) if len(columns[0]) > 1 else None
+            if name == "kl" and scatter is not None:
+                # drawn twice, a recording brings no new codes: each draw is farther from the split
+                # than the samples are, so that only the scatter of the draws counts
+                scatter += value - scatter.mean()
             figures[name] = {"value": value, "interval": scatter is not None and interval(scatter)}
             if name == judge:
                 drawn.append(scatter)

@@ -175,6 +175,18 @@ def test_whether_the_best_is_better_is_said_pair_by_pair(place, tmp_path, second
         assert (low, high) == pytest.approx((0.1, 0.1))
 
 
+def test_a_divergence_lies_in_its_interval(place, tmp_path):
+    """Of the recordings themselves it is 0, and more of every draw that lacks some of them."""
+    dataset = TokenDataset.open(place / "tokens", "test")
+    results = Results(tmp_path, {"seed": 0}, False)
+    codes = [dataset.view(n) for n in range(len(dataset))]
+    results.add({"checkpoint": "best.pt", "step": 1}, row_of([1] * len(codes)), codes)
+    figure = compare(results, dataset, "kl")["settings"][0]["kl"]
+    assert figure["value"] == pytest.approx(0, abs=1e-9)
+    low, high = figure["interval"]
+    assert low < figure["value"] < high
+
+
 def test_what_is_refused(place, tmp_path, capsys):
     for flags, said in (
         (("--judge", "errors"), "--judge errors needs --recognizer"),

@@ -76,7 +76,7 @@ def test_a_full_disk_costs_a_line_and_later_lines_are_whole(tmp_path, capfd, mon
     monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
     path = tmp_path / "metrics.jsonl"
     path.symlink_to("/dev/full")
-    log.board.close()  # its thread may still write, and would begin its file anew in the next folder
+    log.board.close()  # its thread would begin its file anew in the next
     (tmp_path / "tensorboard").rename(tmp_path / "elsewhere")
     (tmp_path / "tensorboard").write_text("in the way")
     for step in range(1, 50):
