@@ -11,6 +11,7 @@ import functools
 import glob
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from rvqlm.audio.read import AUDIO_SUFFIXES
 from rvqlm.audio.reader import printable
 from rvqlm.audio.source import MANIFEST_SUFFIXES, Item, Listing, Source
 from rvqlm.errors import UserError
+from rvqlm.remote.session import fetch, named, sizes
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
 
@@ -41,8 +43,11 @@ class FileSource(Source):
     def __init__(self, paths: list[str]):
         self.path = " ".join(paths)
         found, roots = [], []
+        self._sizes: dict[str, int] = {}
+        """of files that may lie in a bucket only"""
         for path in paths:
             files, root = _files_of(path)
+            self._sizes |= sizes(path)
             found += files
             roots.append(root)
         self.files = _each_once(found)
@@ -57,12 +62,14 @@ class FileSource(Source):
         costs = np.zeros(len(self.files))
         for i, (id, file) in enumerate(zip(self._ids, self.files)):
             try:  # a file that goes away is skipped when its turn comes
-                size = os.stat(file).st_size
+                size = self._sizes[file] if file in self._sizes else os.stat(file).st_size
             except OSError:
                 size = 0
             suffix = os.path.splitext(file)[1].lower()
             costs[i] = size / _BYTES_PER_SECOND.get(suffix, _LOSSY_BYTES_PER_SECOND)
-            digest.update(f"{id}\n{file}\n{size}\n".encode(errors="surrogateescape"))
+            # the name in the bucket: machines may have their copies in different places
+            text = f"{id}\n{named(file)}\n{size}\n"
+            digest.update(text.encode(errors="surrogateescape"))
         # an empty file costs a little too
         return Listing(costs + 1e-3, digest.hexdigest()[:16], None)
 
@@ -74,6 +81,10 @@ class FileSource(Source):
             elif os.path.isdir(file):
                 unusable = "a folder that cannot be listed"
             yield Item(id, file, unusable)
+
+    def fetch(self, first: int, last: int) -> None:
+        if self._sizes:
+            fetch(self.files[first:last])
 
 
 def _is_text(name: str) -> bool:
@@ -98,6 +109,11 @@ def _ids(names: list[str]) -> list[str]:
 
 def _files_of(path: str) -> tuple[list[str], str]:
     """Files that one ``--input`` means, sorted, and the folder that ids begin below."""
+    names = {file: os.path.relpath(file, path) for file in sizes(path) if _is_audio(file)}
+    if path in names:
+        return [path], os.path.dirname(path)
+    if names:  # of a bucket, whether they have been fetched or not; nothing hidden
+        return sorted(f for f, n in names.items() if not re.search(r"(^|/)\.", n)), path
     if os.path.isdir(path):
         files = [f for f in _below(path) if _is_audio(f) or os.path.isdir(f)]
         if not any(map(_is_audio, files)):

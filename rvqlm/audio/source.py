@@ -101,6 +101,9 @@ class Source(ABC):
     def items(self, first: int, last: int) -> Iterator[Item]:
         """Items [first, last) in the order of the listing."""
 
+    def fetch(self, first: int, last: int) -> None:  # noqa: B027
+        """Have the files of items [first, last) on this machine, where a bucket has them."""
+
 
 class SourcePart(Source):
     """Items [first, last) of a source that has been scanned."""
@@ -118,3 +121,6 @@ class SourcePart(Source):
 
     def items(self, first: int, last: int) -> Iterator[Item]:
         return self._source.items(self._first + first, self._first + last)
+
+    def fetch(self, first: int, last: int) -> None:
+        self._source.fetch(self._first + first, self._first + last)

@@ -170,11 +170,20 @@ class JoinedSource(Source):
         )
 
     def items(self, first: int, last: int) -> Iterator[Item]:
+        for source, low, high in self._ranges(first, last):
+            yield from source.items(low, high)
+
+    def fetch(self, first: int, last: int) -> None:
+        for source, low, high in self._ranges(first, last):
+            source.fetch(low, high)
+
+    def _ranges(self, first: int, last: int) -> Iterator[tuple[Source, int, int]]:
+        """What items [first, last) are of each source."""
         if self._sizes is None:
             self.scan()
         begin = 0
         for source, size in zip(self.sources, self._sizes):
             low, high = max(first - begin, 0), min(last - begin, size)
             if low < high:
-                yield from source.items(low, high)
+                yield source, low, high
             begin += size

@@ -3,8 +3,8 @@
 Every command works in such copies, and below this room all paths are local. The folder of a URL in
 the cache holds the files and a record of them, ``state.json``: the version that each has in the
 bucket. It brings what has changed there (`Mirror.pull`), fetches token shards when they are opened
-(`Mirror.fetch`), and takes there what has changed here (`Mirror.push`). All processes of a machine
-share it, with locks of the system:
+and the audio of an input when its turn comes (`Mirror.fetch`), and takes there what has changed
+here (`Mirror.push`). All processes of a machine share it, with locks of the system:
 
 ``sync.lock``   exclusive: files and record are being brought together
 ``use.lock``    shared: a process works with the files, they are not evicted
@@ -73,10 +73,11 @@ class Mirror:
     Attributes
     ----------
     path: what stands for the URL: a folder, or a file.
+    late: suffixes of files that are left in the bucket until they are fetched, as shards are.
     """
 
-    def __init__(self, url: str):
-        self.url, self.bucket = url, Bucket(url)
+    def __init__(self, url: str, late: tuple[str, ...] = ()):
+        self.url, self.bucket, self.late = url, Bucket(url), late
         name = _name_of(url)
         tag = hashlib.sha256(url.encode()).hexdigest()[:12]
         self.home = cache_root() / f"{url.partition(':')[0]}-{name}-{tag}"
@@ -99,7 +100,8 @@ class Mirror:
     # ------------------------------------------------------------------------------- bring here
 
     def pull(self) -> bool:
-        """Bring what has changed in the bucket, all but token shards; whether anything has.
+        """Bring what has changed in the bucket, all but token shards and what is `late`; whether
+        anything has.
 
         What was changed here and never reached the bucket stays, to be continued, unless something
         has changed there too: that is then what holds.
@@ -114,7 +116,7 @@ class Mirror:
             changed = before != {name: (e.size, e.version) for name, e in there.items()}
             if changed:
                 self._discard(there)
-            wanted = {n: e for n, e in there.items() if not _is_shard(n) and not self._has(n, e)}
+            wanted = {n: e for n, e in there.items() if not self._waits(n) and not self._has(n, e)}
             self._known = {
                 name: Known(e.size, e.version, self._mtime(name) if self._has(name, e) else None)
                 for name, e in there.items()
@@ -122,13 +124,22 @@ class Mirror:
             self._get({n: e for n, e in wanted.items() if not self.file(n).exists()})
             return changed
 
+    def _waits(self, name: str) -> bool:
+        """Whether an object is fetched when it is needed only."""
+        return _is_shard(name) or self.file(name).name.lower().endswith(self.late)
+
+    def sizes(self) -> dict[Path, int]:
+        """Bytes of what the bucket has, by the path here, fetched or not."""
+        return {self.file(name): known.size for name, known in _read_state(self.home).items()}
+
     def fetch(self, paths: list[Path]) -> None:
         """Have these files here, which lie in the bucket and are brought when they are needed:
-        token shards, compared with the checksums of ``tokens.json``."""
+        audio, and token shards, compared with the checksums of ``tokens.json``."""
         if all(path.exists() for path in paths):
             return
         with self._synced():
             names = [path.relative_to(self.path).as_posix() for path in paths]
+            names = ["" if name == "." else name for name in names]  # an object, no folder
             absent = {n: self._known[n] for n in names if n in self._known}
             absent = {n: Entry(k.size, k.version) for n, k in absent.items() if self._absent(n)}
             self._get(absent, self._sums(absent))
@@ -146,8 +157,9 @@ class Mirror:
 
         def get(item: tuple[str, Entry]) -> None:
             name, entry = item
-            entry = self.bucket.get(name, entry, self.file(name), (sums or {}).get(name, ""))
-            self._note(name, entry)
+            with contextlib.suppress(FileNotFoundError):  # deleted there since: who opens it says
+                entry = self.bucket.get(name, entry, self.file(name), (sums or {}).get(name, ""))
+                self._note(name, entry)
 
         with ThreadPoolExecutor(min(FETCHES, len(wanted))) as pool:
             for _ in pool.map(get, wanted.items()):

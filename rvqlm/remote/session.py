@@ -42,24 +42,31 @@ def unreached() -> Iterator[None]:
         _unreached = before
 
 
-def localize(value: T) -> T:
+LATE = "late"
+"""In the metadata of a dataclass's field: suffixes of files that `fetch` is to bring when they are
+needed, and `localize` only lists."""
+
+
+def localize(value: T, late: tuple[str, ...] = ()) -> T:
     """A value of a flag with the path of its copy on this machine for every URL in it; the copy is
     brought up to date at the first call. Dataclasses, lists and tuples are looked into.
 
+    :param late: suffixes, in small letters, of files that are not brought before `fetch`.
     :raises UserError: the URL carries credentials, or the store does not answer.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
-        local = {name: localize(v) for name, v in found.items()}
+        lates = {f.name: f.metadata.get(LATE, late) for f in dataclasses.fields(value)}
+        local = {name: localize(v, lates[name]) for name, v in found.items()}
         changed = {name: v for name, v in local.items() if v is not found[name]}
         return dataclasses.replace(value, **changed) if changed else value
     if isinstance(value, (list, tuple)):
-        local = [localize(v) for v in value]
+        local = [localize(v, late) for v in value]
         return type(value)(local) if any(a is not b for a, b in zip(local, value)) else value
     if isinstance(value, Path):  # has lost a slash
         text = re.sub(rf"^({'|'.join(SCHEMES)}):/(?=[^/])", r"\1://", str(value))
         text = re.sub(r"^file:/(?=[^/])", "file:///", text)
-        return value if (local := localize(text)) == str(value) else Path(local)
+        return value if (local := localize(text, late)) == str(value) else Path(local)
     if not isinstance(value, str):
         return value
     if (path := of_file(value)) is not None:
@@ -67,12 +74,15 @@ def localize(value: T) -> T:
     if not is_remote(value):
         return value
     url = checked(value)
-    return value if _unreached else str(_mirror(url).path)
+    return value if _unreached else str(_mirror(url, late).path)
 
 
-def _mirror(url: str) -> Mirror:
+def _mirror(url: str, late: tuple[str, ...]) -> Mirror:
+    if url in _mirrors and _mirrors[url].late and not late:  # now all of it is wanted
+        _mirrors[url].late = ()
+        _mirrors[url].pull()
     if url not in _mirrors:
-        mirror = Mirror(url)
+        mirror = Mirror(url, late)
         try:
             mirror.pull()
         except BaseException:
@@ -92,11 +102,21 @@ def named(text: str) -> str:
 
 
 def fetch(paths: Iterable[str | os.PathLike]) -> None:
-    """Have files here that may lie in a bucket only: token shards."""
+    """Have files here that may lie in a bucket only: token shards, and what was `LATE`."""
     for mirror in _mirrors.values():
         within = [Path(p) for p in paths if Path(p).is_relative_to(mirror.path)]
         if within:
             mirror.fetch(within)
+
+
+def sizes(path: str | os.PathLike) -> dict[str, int]:
+    """Bytes of the file, or of the files below the folder, that `path` is, by their paths here,
+    whether they have been fetched or not; nothing for what is no copy of a bucket."""
+    path = Path(path)
+    for mirror in _mirrors.values():
+        if path.is_relative_to(mirror.path):
+            return {str(p): n for p, n in mirror.sizes().items() if p.is_relative_to(path)}
+    return {}
 
 
 def is_copy(path: str | Path) -> bool:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from rvqlm.audio.prepare import AudioConfig
+from rvqlm.audio.read import AUDIO_SUFFIXES
 from rvqlm.errors import UserError
+from rvqlm.remote.session import LATE
 from rvqlm.runtime import num_cores
 
 if TYPE_CHECKING:
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 class InputConfig:
     """What to tokenize, and where to."""
 
-    input: Annotated[str | tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
+    input: Annotated[str | tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")] = field(
+        metadata={LATE: AUDIO_SUFFIXES}
+    )
     """A folder of audio (searched at any depth), a quoted glob such as "data/**/*.mp3", one audio
     file, a text file with a path a line, or a lhotse manifest of recordings or cuts. Several are
     allowed; a file that is there more than once counts once."""

@@ -99,6 +99,8 @@ def _tokenize(config: TokenizeConfig, ranks: Ranks, part: Part | None) -> Summar
             importlib.import_module("pyloudnorm")  # a second, once instead of in every process
         per_file = wants_per_file(config.work.per_file, len(listing))
         ranges = [tuple(r) for r in plan]
+        for shard in pending:
+            source.fetch(*ranges[shard])
         job = ShardJob(source, ranges, out_dir, config.audio, chunk_seconds, batch_size, per_file)
         with ProgressLine(listing.costs, plan, shown=ranks.rank == 0) as line:
             for shard in set(range(len(plan))) - unfinished():
