@@ -26,7 +26,7 @@ from msgspec import Meta
 
 from rvqlm.errors import UserError, reason_of
 from rvqlm.files import fits, read_yaml
-from rvqlm.remote.session import finish, localize, named
+from rvqlm.remote.session import finish, localize, named, naming_urls
 
 T = TypeVar("T")
 
@@ -424,15 +424,16 @@ def run_main(
     `UserError`, full or forbidden disks, a lack of memory and `_OWN_ERRORS` become one line
     ``rvqlm NAME: error: ...`` on stderr and status 2, Ctrl-C 130; anything else is a bug and keeps
     its traceback. NAME is the file that `fn` is defined in unless given. What a terminal cannot
-    show is printed escaped.
+    show is printed escaped, and a copy of what lies in a bucket goes by its URL.
     """
     name = name or Path(fn.__code__.co_filename).stem
     for stream in (sys.stdout, sys.stderr):  # names of files that the terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = fn(argv) or 0
-        finish()
+        with naming_urls():
+            status = fn(argv) or 0
+            finish()
         return status
     except UserError as e:
         message = named(str(e))

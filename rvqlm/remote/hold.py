@@ -181,7 +181,7 @@ class _Lock:
             self.mirror.push(deletes=True)
         except UserError as e:
             raise UserError(
-                f"{self.where}: not all has reached the bucket ({e}); it is in {self.mirror.path}: "
+                f"{self.where}: not all has reached the bucket ({e}); it is in {self.mirror.home}: "
                 "run the same command again on this machine"
             ) from None
 

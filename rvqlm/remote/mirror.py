@@ -208,7 +208,7 @@ class Mirror:
             if not changed and not gone:
                 return 0
             if self.bucket.read_only:
-                print(f"{self.url} is only read; what was written is in {self.path}",
+                print(f"{self.url} is only read; what was written is in {self.home}",
                       file=sys.stderr)  # fmt: skip
                 return 0
             with self._snapshot(changed) as staged:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -77,7 +78,7 @@ def localize(value: T, late: tuple[str, ...] = ()) -> T:
     return value if _unreached else str(_mirror(url, late).path)
 
 
-def _mirror(url: str, late: tuple[str, ...]) -> Mirror:
+def _mirror(url: str, late: tuple[str, ...] = ()) -> Mirror:
     if url in _mirrors and _mirrors[url].late and not late:  # now all of it is wanted
         _mirrors[url].late = ()
         _mirrors[url].pull()
@@ -107,6 +108,29 @@ def fetch(paths: Iterable[str | os.PathLike]) -> None:
         within = [Path(p) for p in paths if Path(p).is_relative_to(mirror.path)]
         if within:
             mirror.fetch(within)
+
+
+class _Named:
+    """A stream whose texts have the URLs for the paths of their copies."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(named(text))
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def naming_urls() -> Iterator[None]:
+    """In the block what is printed has the URLs that were given, not where their copies are."""
+    with (
+        contextlib.redirect_stdout(_Named(sys.stdout)),
+        contextlib.redirect_stderr(_Named(sys.stderr)),
+    ):
+        yield
 
 
 def sizes(path: str | os.PathLike) -> dict[str, int]:

@@ -20,6 +20,7 @@ from rvqlm.data.index import SHARD_BITS, manifest_lines, read_manifest, read_sid
 from rvqlm.data.store import check_shard
 from rvqlm.errors import UserError
 from rvqlm.files import atomic_write, link_or_copy, read_json, read_jsonl, remove
+from rvqlm.remote.session import named
 from rvqlm.tokenizing.parts import Part, numbers, part_folders, parts_path, read_parts
 from rvqlm.tokenizing.plan import Identity
 from rvqlm.tokenizing.schemas import Parts, PartSidecar, Skip, TokenCut
@@ -140,7 +141,7 @@ def _merged(out: Path, record: Parts, sidecars: list[dict], checksums: bool) -> 
                 source, target = folder / entry["path"], shard_path(out, len(shards))
                 check_shard(source, entry["bytes"], entry.get("sha256") if checksums else None)
                 atomic_write(target, partial(link_or_copy, source))
-                paths[source.name] = str(target)
+                paths[source.name] = named(str(target))
                 shards.append(entry | {"path": shard_path("", len(shards)).as_posix()})
             remedy = f"remove {folder} and run {_again(record, number)}"
             _append(made, folder, sidecar, paths, remedy)

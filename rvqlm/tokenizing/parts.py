@@ -22,6 +22,7 @@ from rvqlm.cli import kebab
 from rvqlm.errors import UserError
 from rvqlm.files import read_json, write_json
 from rvqlm.locks import locked
+from rvqlm.remote.session import named
 from rvqlm.tokenizing.config import TokenizeConfig
 from rvqlm.tokenizing.plan import Identity, plan_path
 from rvqlm.tokenizing.schemas import MOST_PARTS, Parts
@@ -147,7 +148,7 @@ def command_of(config: TokenizeConfig) -> str:
                 continue
             values = value if isinstance(value, tuple) else () if value is True else (value,)
             words += [f"--{kebab(field.name)}", *map(str, values)]
-    return shlex.join(words)
+    return named(shlex.join(words))
 
 
 def numbers(of: Iterable[int]) -> str:

@@ -19,6 +19,7 @@ from rvqlm.codecs.registry import load_codec
 from rvqlm.data.index import read_sidecar
 from rvqlm.errors import UserError
 from rvqlm.locks import locked
+from rvqlm.remote.session import named
 from rvqlm.runtime import use_device
 from rvqlm.tokenizing.config import TokenizeConfig
 from rvqlm.tokenizing.parts import Part, join_parts, require_no_parts
@@ -60,7 +61,7 @@ def _tokenize(config: TokenizeConfig, ranks: Ranks, part: Part | None) -> Summar
     load = (config.codec.codec, str(device), config.codec.num_codebooks, config.codec.dtype)
     codec = load_codec(*load)
     listing = source.scan()
-    listed = source.path, len(listing), listing.digest
+    listed = named(source.path), len(listing), listing.digest
     identity = Identity(codec.info, *listed, config.audio.to_dict(), config.codec.dtype)
     if _finished(out):  # a part, too, where all of them were combined
         return _already_done(out, config, identity, ranks)

@@ -1,5 +1,6 @@
 """`rvqlm tokenize` of audio in a bucket: a part fetches its own files, on whatever machine."""
 
+import gzip
 import re
 from pathlib import Path
 
@@ -9,11 +10,11 @@ from test_mirror import upload
 from tokenize_fixtures import Peaks, config, make_audio
 
 from rvqlm.audio.sources import open_source
+from rvqlm.bin.main import main
 from rvqlm.errors import UserError
 from rvqlm.remote.bucket import Bucket
 from rvqlm.remote.session import finish, localize
 from rvqlm.tokenizing import tokenize, workers
-from rvqlm.tokenizing.combine import combine
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def make(url: str, out: str, part: str | None = None, **flags) -> None:
     finish()
 
 
-def test_a_part_fetches_its_files_only(audio, faults, tmp_path, monkeypatch):
+def test_a_part_fetches_its_files_only(audio, faults, tmp_path, monkeypatch, capsys):
     out, by_part = f"{faults.url}/tokens", []
     for number in range(3):
         as_another_machine(monkeypatch, tmp_path / f"machine-{number}")
@@ -59,9 +60,16 @@ def test_a_part_fetches_its_files_only(audio, faults, tmp_path, monkeypatch):
     assert not fetched(faults)
     whole = tmp_path / "whole"
     make(tmp_path / "audio", whole)
+    capsys.readouterr()
+    assert main(["combine", "--out-dir", out]) == 0
+    told = capsys.readouterr().out
+    assert f"{out}: 24 cuts" in told and f"--manifest-dir {out}" in told
     folder = Path(localize(out))
-    combine(folder)
     assert ids(folder) == ids(whole)
+    # nothing of what all machines read names the cache of one
+    cuts = gzip.decompress((folder / "cuts.jsonl.gz").read_bytes()).decode()
+    assert f"{out}/codes/shard-" in cuts
+    assert str(tmp_path) not in cuts + (folder / "tokens.json").read_text()
 
 
 def ids(folder: Path) -> list[str]:
