@@ -51,6 +51,10 @@ def test_what_is_here_is_not_fetched_again(faults, tokens, monkeypatch, tmp_path
     assert {method for method, path in faults.requests if "list-type" not in path} <= {"HEAD"}
 
 
+both_stores = pytest.mark.parametrize("store", ["s3", "gs"])
+
+
+@both_stores
 @pytest.mark.parametrize("fault", ["503", "late", "cut", "short", "gone"])
 def test_a_store_that_fails_for_a_while(faults, tokens, fault, capsys):
     faults.first(3, fault, "GET", "shard-00001.rvq")
@@ -60,6 +64,7 @@ def test_a_store_that_fails_for_a_while(faults, tokens, fault, capsys):
     assert (f"try 2 of {TRIES}" in told) == (fault != "late")
 
 
+@both_stores
 @pytest.mark.parametrize("fault", ["503", "cut", "gone"])
 def test_a_store_that_fails_for_good_costs_one_line_and_leaves_nothing(faults, tokens, fault):
     faults.first(999, fault, "GET", "shard-00001.rvq")
@@ -170,11 +175,13 @@ def test_a_single_object(faults, tmp_path):
     assert Path(localize(f"{faults.url}/a/cuts.jsonl.gz")).read_bytes() == b"lines"
 
 
+@both_stores
 @pytest.mark.parametrize("fault", ["503", "lost", "gone"])
 def test_uploads_are_whole_or_not_there(faults, fault, tmp_path):
     folder = Path(localize(f"{faults.url}/exp"))
     folder.mkdir()
     (folder / "metrics.jsonl").write_text("line\n" * 1000)
-    faults.first(2, fault, "PUT", "metrics.jsonl")
+    faults.first(2, fault, *faults.upload)
     finish()
+    assert not faults.wanted(*faults.upload)  # both have failed
     assert Bucket(f"{faults.url}/exp").read("metrics.jsonl") == b"line\n" * 1000
