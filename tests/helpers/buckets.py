@@ -18,6 +18,19 @@ ENVIRONMENT = {
 
 
 @contextlib.contextmanager
+def another_endpoint():
+    """Clients that are made in the block, or after it, ask the endpoint that is set then: fsspec
+    keeps those that it has made."""
+    from s3fs import S3FileSystem
+
+    S3FileSystem.clear_instance_cache()
+    try:
+        yield
+    finally:
+        S3FileSystem.clear_instance_cache()
+
+
+@contextlib.contextmanager
 def s3_server():
     """Its URL."""
     from moto.server import ThreadedMotoServer

@@ -3,25 +3,34 @@
 
     python tools/bench/scale.py --folder /tmp/scale                      # a million cuts
     python tools/bench/scale.py --folder /tmp/scale --cuts 10000000
+    python tools/bench/scale.py --folder /tmp/scale --cuts 20000 --parts 8 --bucket
 
 Made up are the cuts, of 2 to 18 s of DAC's 9 levels, in 1,000 parts as `rvqlm tokenize --part`
 leaves them, and their shards, which are holes: 15 GB a million cuts that take no space on the disk.
 So reading costs what it costs from the page cache, and nothing tells of a disk. All else is what
 the commands do. Each stage is a process of its own; its peak of memory includes Python and torch
 ("imports").
+
+With --bucket the tokens, in full, also go to a bucket of moto's S3 server on loopback, and the
+loader reads them through a cache that is empty (cold) and one that has them (warm), beside what a
+trainer on one thread consumes of the same.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
+import json
 import os
 import resource
 import shutil
+import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -39,7 +48,9 @@ from rvqlm.data.plan_config import PlanConfig
 from rvqlm.data.schemas import IndexHeader
 from rvqlm.data.splits import SplitConfig, split_manifest
 from rvqlm.data.store import token_cut
-from rvqlm.files import json_line, write_json
+from rvqlm.errors import UserError
+from rvqlm.files import json_line, sha256_of, write_json
+from rvqlm.remote.bucket import Bucket
 from rvqlm.tokenizing.combine import combine
 from rvqlm.tokenizing.parts import Part, parts_path
 
@@ -58,6 +69,13 @@ STAGES = (
     "resume",
     "loader",
 )
+BUCKET_STAGES = ("upload", "cold", "warm", "trainer")
+URL = "s3://scale/tokens"
+TRAINER = [
+    *("--decoder-dim", "256", "--nhead", "4", "--num-decoder-layers", "6", "--num-threads", "1"),
+    *("--max-duration", "40", "--no-mfu", "--log-every-steps", "1", "--save-every-steps", "0"),
+    *("--valid-max-batches", "1", "--quiet"),
+]
 
 
 @dataclass
@@ -70,8 +88,12 @@ class Args:
     """How many."""
     parts: int = 1000
     """Parts that are combined, of eight shards each."""
-    stages: list[Literal[STAGES]] = field(default_factory=lambda: list(STAGES))
+    stages: list[Literal[STAGES + BUCKET_STAGES]] = field(default_factory=lambda: list(STAGES))
     """Which, in this order; each needs those before it."""
+    bucket: bool = False
+    """Add the stages of a bucket, which needs the disk for three copies of the codes."""
+    steps: int = 12
+    """Of the trainer."""
     tile: int = 1
     """Repeat the rows of the index so often (stage tile): so many more cuts for later stages,
     without the hour that making their manifest takes."""
@@ -210,8 +232,8 @@ def bench_plan(args: Args) -> str:
     return f"{took:.2f} s for the plan itself: {plan.num_steps:,} steps of 8 ranks"
 
 
-def loader_of(args: Args) -> TokenLoader:
-    return TokenLoader(opened(args), PlanConfig(), seed=0, rank=3, world_size=8)
+def loader_of(args: Args, dataset: TokenDataset | None = None) -> TokenLoader:
+    return TokenLoader(dataset or opened(args), PlanConfig(), seed=0, rank=3, world_size=8)
 
 
 def bench_batch(args: Args) -> str:
@@ -236,7 +258,10 @@ def bench_resume(args: Args) -> str:
 
 def bench_loader(args: Args) -> str:
     """The speed of one rank's thread, and what it reads."""
-    loader = loader_of(args)
+    return read_batches(args, loader_of(args))
+
+
+def read_batches(args: Args, loader: TokenLoader) -> str:
     next(loader)
     before, began, frames, grid = _read_bytes(), time.perf_counter(), 0, 0
     for _ in range(args.batches):
@@ -245,6 +270,7 @@ def bench_loader(args: Args) -> str:
     took, read = time.perf_counter() - began, _read_bytes() - before
     loader.close()
     return (
+        f"{frames / took / 1e6:,.1f} M frames/s, "
         f"{frames * INFO.num_codebooks / took / 1e6:,.0f} M tokens/s, "
         f"{frames / float(INFO.frame_rate) / took:,.0f} s of audio a second; "
         f"{read / args.batches / 1e3:,.0f} kB read a batch, {read / (frames * STRIDE):.3f} times "
@@ -256,6 +282,87 @@ def _read_bytes() -> int:
     """What this process has read so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
+
+
+def bench_upload(args: Args) -> str:
+    """All of the tokens, with checksums in place of those that `make` made up."""
+    sidecar = json.loads((args.folder / "tokens.json").read_text())
+    del sidecar["checksum"]
+    for entry in sidecar["shards"]:
+        entry["sha256"] = sha256_of(args.folder / entry["path"])
+    write_json(args.folder / "tokens.json", sidecar, checksum=True)
+    bench_split(args)
+    for split in ("train", "valid"):
+        build_index(args.folder, split)
+    bucket = Bucket(URL)
+    bucket.fs.mkdir(URL.rpartition("/")[0])
+    inputs = ("tokens.json", "splits.json", "cuts_*", "index_*", "codes/*.rvq")
+    paths = [path for name in inputs for path in args.folder.glob(name)]
+    for path in paths:
+        bucket.put(path, path.relative_to(args.folder).as_posix())
+    return f"{len(paths)} objects, {sum(p.stat().st_size for p in paths) / 1e6:,.0f} MB"
+
+
+def bench_cold(args: Args) -> str:
+    """What `bench_warm` finds in the cache is fetched first."""
+    shutil.rmtree(args.folder / "cache", ignore_errors=True)
+    return bench_warm(args)
+
+
+def bench_warm(args: Args) -> str:
+    began = time.perf_counter()
+    dataset = TokenDataset.open(URL, "train")
+    took = time.perf_counter() - began
+    frames, size = dataset.header["num_frames"], dataset.header["num_frames"] * STRIDE
+    return (
+        f"here after {took:.2f} s, {frames / took:,.0f} frames/s, {size / took / 1e6:,.0f} MB/s; "
+        + read_batches(args, loader_of(args, dataset))
+    )
+
+
+def bench_trainer(args: Args) -> str:
+    """`rvqlm train` of a small model from the bucket, on one thread."""
+    import torch
+
+    from rvqlm.bin.trainer import read_flags
+    from rvqlm.training.distributed import World
+    from rvqlm.training.run import Setup
+
+    folder = args.folder / "exp"
+    where = ["--manifest-dir", URL, "--exp-dir", str(folder), "--max-steps", str(args.steps)]
+    device = torch.device("cpu")
+    config = read_flags([*TRAINER, *where])
+    Setup(config, device, torch.float32, World(device), None, None).run("scale")
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    speeds = [row["frames_per_second"] for row in rows if row["kind"] == "train"]
+    return f"{statistics.median(speeds[1:]):,.0f} frames/s, the median of {len(speeds) - 1} steps"
+
+
+@contextlib.contextmanager
+def bucket_server(args: Args) -> Iterator[None]:
+    """moto's S3 server, in a process of its own, and the environment that finds it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.environ |= {
+        **{"AWS_ACCESS_KEY_ID": "scale", "AWS_SECRET_ACCESS_KEY": "scale"},
+        **{"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"},
+        **{"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"},
+        **{"RVQLM_CACHE": str(args.folder / "cache")},
+    }
+    try:
+        for _ in range(300):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            if server.poll() is not None:
+                raise UserError("moto's server did not start; pip install 'moto[server]'")
+            time.sleep(0.1)
+        yield
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def run_stage(stage: str, args: Args) -> None:
@@ -281,12 +388,16 @@ def _run(argv: Sequence[str] | None) -> int:
         run_stage(name, args)
         return 0
     words = list(sys.argv[1:] if argv is None else argv)
+    stages = [*args.stages, *(BUCKET_STAGES if args.bucket else ())]
     try:
-        for stage in args.stages:
-            environment = os.environ | {"RVQLM_BENCH_STAGE": stage}
-            done = subprocess.run([sys.executable, __file__, *words], env=environment)
-            if done.returncode:  # it has said why
-                return done.returncode
+        with contextlib.ExitStack() as stack:
+            if set(stages) & set(BUCKET_STAGES):
+                stack.enter_context(bucket_server(args))
+            for stage in stages:
+                environment = os.environ | {"RVQLM_BENCH_STAGE": stage}
+                done = subprocess.run([sys.executable, __file__, *words], env=environment)
+                if done.returncode:  # it has said why
+                    return done.returncode
     finally:
         if not args.keep:
             shutil.rmtree(args.folder, ignore_errors=True)
