@@ -32,10 +32,11 @@ SHAPES = {
     "one step": (1, 300, {"causal": True, "key_mask": True}),
     "another sequence": (300, 70, {"key_mask": True}),
     "1,100 steps": (1100, 1100, {"causal": True}),
+    "levels of a frame": (9, 9, {"causal": True}),
 }
 """Queries, keys, and what `rvqlm.modules.attention.attend` is told; a key mask hides the last keys
 of an item."""
-PLAIN = ("causal", "all", "1,100 steps")
+PLAIN = ("causal", "all", "1,100 steps", "levels of a frame")
 MUST = {"math": tuple(SHAPES), "efficient": tuple(SHAPES), "flash": PLAIN}
 """Shapes that a kernel must have: the memory-efficient one takes masks, flash none. (cuDNN's is not
 in every build, and flash is of 16 bits on cards of compute capability 8.0 or newer.)"""
@@ -69,8 +70,6 @@ def answer(given: list[Tensor], gradient: Tensor, options: dict, device, dtype) 
 
 def backend(where: Where, name: str, shape: str, dtype: torch.dtype) -> str:
     """Output and gradients by one kernel, beside those of plain products in float64."""
-    if where.simulated:
-        raise NotRun("a simulated GPU has one kernel")
     given, gradient, options = operands(shape)
     with sdpa_kernel(SDPBackend.MATH):
         want = answer(given, gradient, options, torch.device("cpu"), torch.float64)

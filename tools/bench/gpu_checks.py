@@ -24,12 +24,14 @@ from torch import Tensor
 from train_step_cases import Loader
 
 from rvqlm.batch import Batch
+from rvqlm.dtensors import local
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 from rvqlm.models.factory import build_model
 from rvqlm.modules.attention import RotaryTable
 from rvqlm.modules.heads import Heads
 from rvqlm.runtime import set_tf32
 from rvqlm.training.config import GuardConfig, LogConfig, OptimConfig, SaveConfig, TrainerConfig
+from rvqlm.training.distributed import World
 from rvqlm.training.memory import Memory, batch_maker, largest_max_duration, optimizer_bytes
 from rvqlm.training.trainer import Trainer
 
@@ -260,7 +262,7 @@ def generation(where: Where) -> Iterator[tuple[str, Check]]:
 
 def trainer(
     folder: Path, case: str, device: torch.device, optimizer="adamw", steps=6, dtype=torch.float32,
-    **changes,
+    world: World | None = None, **changes,
 ) -> Trainer:  # fmt: skip
     model = EXTRA[case]().train() if case in EXTRA else make(case, **DRY | changes)
     model = model.to(device)
@@ -275,7 +277,8 @@ def trainer(
         log=LogConfig(log_every_steps=1),
         save=SaveConfig(save_every_minutes=0),
     )
-    return Trainer(model, Loader(random_batch(model, LENGTHS)), None, flags, INFO, device, dtype)
+    loader = Loader(random_batch(model, LENGTHS))
+    return Trainer(model, loader, None, flags, INFO, device, dtype, world)
 
 
 def losses(folder: Path) -> list[float]:
@@ -284,7 +287,9 @@ def losses(folder: Path) -> list[float]:
 
 
 def weights(trained: Trainer) -> Tensor:
-    return torch.cat([p.detach().cpu().double().flatten() for p in trained.model.parameters()])
+    return torch.cat(
+        [local(p.detach()).cpu().double().flatten() for p in trained.model.parameters()]
+    )
 
 
 def train(where: Where, case: str, optimizer: str) -> str:

@@ -1,4 +1,4 @@
-"""Checks of `gpu.py`: codecs both ways, and samples that a training makes of them."""
+"""Checks of `gpu.py`: codecs both ways, samples that a training makes of them, a second GPU."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from gpu_checks import SMALL, Check, Where, apart, check, shaken
+from gpu_checks import DRAWS, SMALL, Check, Where, apart, check, generate, shaken, train
 from torch import Tensor
 
 from rvqlm.codecs.chunking import decode_long, encode_whole
 from rvqlm.codecs.registry import load_codec
 from rvqlm.models.factory import build_model
-from rvqlm.runtime import set_tf32
+from rvqlm.runtime import set_tf32, use_device
 
 
 def signal(seconds: float, rate: int, channels: int = 1) -> Tensor:
@@ -61,6 +61,8 @@ def codec(where: Where) -> Iterator[tuple[str, Check]]:
     for name in ("dac", "encodec", "mimi"):
         yield f"{name}, random weights", partial(codes_and_audio, where, partial(tiny, name), 0.5)
     yield "samples by a codec on the CPU", partial(samples, where)
+    if torch.cuda.device_count() > 1:
+        yield "all on the second GPU", partial(second, where)
 
 
 def samples(where: Where) -> str:
@@ -78,3 +80,15 @@ def samples(where: Where) -> str:
     )
     check(apart(got.audio, want.audio), 1e-6, "audio")
     return f"{got.audio.shape[1]} samples"
+
+
+def second(where: Where) -> str:
+    """A training, a generation and a codec on a GPU that is not the first."""
+    there = Where(use_device("cuda:1"), where.folder / "second", where.simulated)
+    try:
+        said = train(there, "delay", "adamw")
+        generate(there, "delay-prompt", DRAWS["guided"])
+        codes_and_audio(there, partial(load_codec, "spectral"), 1.0)
+    finally:
+        use_device(where.device)
+    return said
