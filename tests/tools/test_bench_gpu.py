@@ -4,7 +4,7 @@ import json
 from functools import partial
 
 import gpu
-import gpu_attention_checks as attention
+import gpu_attention_checks as kernels
 import gpu_checks as checks
 import gpu_codec_checks as codecs
 import gpu_run_checks as runs
@@ -141,21 +141,21 @@ def here(tmp_path):
 
 
 def test_kernels_of_attention(tmp_path):
-    assert attention.backend(here(tmp_path), "flash", "causal after a prefix", torch.bfloat16)
+    assert kernels.backend(here(tmp_path), "flash", "causal after a prefix", torch.bfloat16)
     with pytest.raises(checks.NotRun, match="no such kernel"):
-        attention.backend(here(tmp_path), "efficient", "all", torch.float32)
+        kernels.backend(here(tmp_path), "efficient", "all", torch.float32)
 
 
 def test_a_kernel_that_forgets_the_mask(tmp_path, monkeypatch):
-    real = attention.attend
+    real = kernels.attend
 
     def forgetful(*given, **options):
         exact = given[0].dtype == torch.float64
         return real(*given, **(options if exact else options | {"key_mask": None}))
 
-    monkeypatch.setattr(attention, "attend", forgetful)
+    monkeypatch.setattr(kernels, "attend", forgetful)
     with pytest.raises(checks.Wrong, match="output"):
-        attention.backend(here(tmp_path), "math", "padded", torch.float32)
+        kernels.backend(here(tmp_path), "math", "padded", torch.float32)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -166,7 +166,7 @@ def test_a_group_of_one(tmp_path, parallel):
 def test_ranks_that_scale_wrongly(tmp_path, monkeypatch):
     norm = runs.Alone.grad_norm
     monkeypatch.setattr(runs.Alone, "grad_norm", lambda self, grads: 2 * norm(self, grads))
-    with pytest.raises(checks.Wrong, match="weights"):
+    with pytest.raises(checks.Wrong, match="losses"):
         runs.alone(here(tmp_path), "delay", "ddp")
 
 

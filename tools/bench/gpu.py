@@ -16,9 +16,9 @@ of sums, float32, TF32 and bf16 to the digits they have. Codes drawn in float64 
 
 ``--simulate`` makes `simulated_cuda`'s GPUs. What runs through there has all of its tensors where
 it should and takes the GPU's branches, and its ``waits`` are counted. It says nothing of kernels,
-rounding, TF32, memory beyond what tensors take, speed. Kernels of attention, ranks and ``--compile``
-are not simulated: these parts then run on the CPU, with its kernels, gloo, and what dynamo finds
-run as it is.
+rounding, TF32, memory beyond what tensors take, speed. The parts ``attention``, ``ranks`` and
+``compile`` cannot be simulated and run on the CPU instead: with its kernels, over gloo, and what
+dynamo finds run as it is.
 """
 
 from __future__ import annotations

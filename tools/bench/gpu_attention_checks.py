@@ -77,11 +77,9 @@ def backend(where: Where, name: str, shape: str, dtype: torch.dtype) -> str:
         with sdpa_kernel(BACKENDS[name]):
             got = answer(given, gradient, options, where.device, dtype)
     except RuntimeError as e:
-        old = where.device.type == "cuda" and torch.cuda.get_device_capability(where.device) < (
-            8,
-            0,
-        )
-        must = shape in MUST.get(name, ()) and not (name == "flash" and old)
+        must = where.device.type == "cuda" and shape in MUST.get(name, ())
+        if must and name == "flash":
+            must = torch.cuda.get_device_capability(where.device) >= (8, 0)
         if must or not re.search("No (available kernel|viable backend)", str(e)):
             raise
         raise NotRun("torch has no such kernel for it here") from None

@@ -343,6 +343,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx, grad):
         with ctx.gpu.one_launch("attention_backward"):
             found = torch.autograd.grad(ctx.made, ctx.given, grad)
+        del ctx.made, ctx.given  # a kernel keeps no products
         return None, None, *found
 
 
