@@ -26,7 +26,9 @@ def attend_levels(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """
     Q, L = q.shape[2], k.shape[2]
     if q.device.type != "cpu" or q.dtype == torch.float32 or Q == 1:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=Q > 1)
+        # asked, not handed over: of a compiled Q it is a symbol, on which --compile broke off
+        causal = True if Q > 1 else False  # noqa: SIM210
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     n, H, _, D = q.shape
     later = torch.full((Q, L), -torch.inf, dtype=q.dtype).triu(1 + L - Q)
     q, k, v = (t.reshape(n * H, t.shape[2], D) for t in (q, k, v))

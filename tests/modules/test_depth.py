@@ -139,3 +139,13 @@ def test_needs_the_codes_and_one_state(heads):
     valid = torch.ones(2, K, dtype=torch.bool)
     with pytest.raises(ValueError, match="one hidden state"):
         heads.loss(torch.randn(2, K, D).double(), torch.zeros(2, K, dtype=torch.long), valid)
+
+
+def test_attention_compiles_for_any_number_of_levels():
+    def attend(q):
+        return attend_levels(q, q, q)
+
+    compiled = torch.compile(attend, backend="eager", dynamic=True, fullgraph=True)
+    for levels in (3, 5):
+        q = torch.randn(4, 2, levels, 8)
+        torch.testing.assert_close(compiled(q), attend(q))

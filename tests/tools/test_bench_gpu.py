@@ -4,7 +4,10 @@ import json
 from functools import partial
 
 import gpu
+import gpu_attention_checks as kernels
 import gpu_checks as checks
+import gpu_codec_checks as codecs
+import gpu_run_checks as runs
 import pytest
 import torch
 from simulated_cuda import simulated_cuda
@@ -31,7 +34,7 @@ def _as_before():
     torch.backends.cudnn.allow_tf32 = True
 
 
-spectral = partial(checks.codes_and_audio, load=partial(load_codec, "spectral"), seconds=0.5)
+spectral = partial(codecs.codes_and_audio, load=partial(load_codec, "spectral"), seconds=0.5)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +48,9 @@ spectral = partial(checks.codes_and_audio, load=partial(load_codec, "spectral"),
         checks.positions,
         partial(checks.generate, case="delay-prompt", sampling=checks.DRAWS["guided"]),
         partial(checks.infill, case="masked"),
-        partial(checks.resume, first="gpu", then="cpu"),
+        partial(checks.resume, optimizer="adamw", first="gpu", then="cpu"),
         checks.skip,
-        checks.waits_of_training,
+        partial(checks.waits_of_training, case="delay"),
     ],
 )
 def test_checks_pass(where, check):
@@ -98,31 +101,91 @@ def test_copies_to_the_host_that_are_read_too_early(where, monkeypatch):
 def test_delays_that_are_copied_every_time(where, monkeypatch):
     monkeypatch.setattr(DelayPattern, "_delays", lambda self, level: level.new_tensor(self.delays))
     with pytest.raises(checks.Wrong, match="at most 0"):
-        checks.waits_of_training(where)
+        checks.waits_of_training(where, "delay")
 
 
 def test_moments_that_are_lost(where, monkeypatch):
     monkeypatch.setattr(checks.Trainer, "_load_weights", lambda self, state: None)
     with pytest.raises(checks.Wrong, match="weights"):
-        checks.resume(where, "gpu", "gpu")
+        checks.resume(where, "adamw")
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
+    def nothing():
+        raise checks.NotRun("no such card")
+
     def part(where):
         yield "good", lambda: "0.1"
         yield "wrong", partial(checks.check, 1.0, 0.1, "loss")
         yield "broken", lambda: torch.ones(2).to(where.device) + torch.ones(2)
+        yield "none", nothing
 
-    monkeypatch.setattr(gpu, "PARTS", {"codec": part})
+    monkeypatch.setattr(gpu, "PARTS", {"codec": gpu.Part(part, 1.0)})
     record = tmp_path / "gpu.json"
     assert gpu.main(["--simulate", "--json", str(record)]) == 1
     found = json.loads(record.read_text())["checks"]
-    assert [c["verdict"] for c in found] == ["ok", "FAILED", "FAILED"]
+    assert [c["verdict"] for c in found] == ["ok", "FAILED", "FAILED", "not run"]
+    assert found[3]["said"] == "no such card"
     assert found[1]["said"] == "loss: 1.0e+00 away, at most 1e-01 allowed"
     assert found[2]["said"].startswith("RuntimeError at")
     assert "two devices" in found[2]["said"]
-    assert "1 ok, 2 FAILED" in capsys.readouterr().out
+    assert "1 ok, 2 FAILED, 1 not run" in capsys.readouterr().out
     assert gpu.main(["--simulate", "--seconds", "0", "--json", str(record)]) == 0
     assert {c["verdict"] for c in json.loads(record.read_text())["checks"]} == {"not run"}
     assert gpu.main(["--simulate", "--only", "nothing"]) == 2
     assert "choose of codec" in capsys.readouterr().err
+
+
+def here(tmp_path):
+    return checks.Where(torch.device("cpu"), tmp_path, simulated=True)
+
+
+def test_kernels_of_attention(tmp_path):
+    assert kernels.backend(here(tmp_path), "flash", "causal after a prefix", torch.bfloat16)
+    with pytest.raises(checks.NotRun, match="no such kernel"):
+        kernels.backend(here(tmp_path), "efficient", "all", torch.float32)
+
+
+def test_a_kernel_that_forgets_the_mask(tmp_path, monkeypatch):
+    real = kernels.attend
+
+    def forgetful(*given, **options):
+        exact = given[0].dtype == torch.float64
+        return real(*given, **(options if exact else options | {"key_mask": None}))
+
+    monkeypatch.setattr(kernels, "attend", forgetful)
+    with pytest.raises(checks.Wrong, match="output"):
+        kernels.backend(here(tmp_path), "math", "padded", torch.float32)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_group_of_one(tmp_path, parallel):
+    assert runs.alone(here(tmp_path), "masked", parallel)
+
+
+def test_ranks_that_scale_wrongly(tmp_path, monkeypatch):
+    norm = runs.Alone.grad_norm
+    monkeypatch.setattr(runs.Alone, "grad_norm", lambda self, grads: 2 * norm(self, grads))
+    with pytest.raises(checks.Wrong, match="losses"):
+        runs.alone(here(tmp_path), "delay", "ddp")
+
+
+def test_compiled_blocks(tmp_path):
+    assert "no graph breaks" in runs.compiled(here(tmp_path), "depth", torch.float32)
+
+
+def test_a_version_for_every_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "SHAPES", {(3, 9)})
+    with pytest.raises(checks.Wrong, match="versions of the blocks were made, and 2 more"):
+        runs.compiled(here(tmp_path), "delay", torch.float32)
+
+
+def test_launches_are_operations_that_compute():
+    with simulated_cuda() as simulated:
+        q = torch.randn(2, 2, 5, 8).cuda().requires_grad_()
+        simulated.launches.clear()
+        out = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+        out.transpose(1, 2).flatten(2)[:, 1:].contiguous()
+        assert dict(simulated.launches) == {"attention": 1, "clone": 2}
+        out.backward(torch.ones_like(out))
+        assert simulated.launches["attention_backward"] == 1

@@ -9,7 +9,8 @@ Programs take their GPU branches with real numbers, on any build of torch. As on
 - autocast is torch's own for CUDA; random numbers come from a stream of the GPU's;
 - the host is waited for where CUDA would: ``torch.cuda.set_sync_debug_mode("warn")`` warns of it;
 - what is copied to the host without waiting reads as zeros until the host has waited;
-- memory is counted and runs out.
+- memory is counted and runs out; so are launches, `Gpu.launches`: operations of aten that compute
+  or copy, each taken for one kernel, though a few are several (sorts, fused optimizers).
 
 Not seen: kernels that lack a type, rounding (TF32, order of sums), which attention kernel is
 chosen, races, streams, graphs, compiled code, other threads and processes. Views have no storage
@@ -21,6 +22,7 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from types import SimpleNamespace
@@ -38,6 +40,11 @@ WAITS = {
     "bincount": 2, "_ctc_loss": 2, "_ctc_loss_backward": 2, "repeat_interleave": 1,
 }  # fmt: skip
 """Operations whose CUDA kernels wait, and how often."""
+NO_KERNEL = {
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"),
+    *("_local_scalar_dense", "_fused_sdp_choice", "_unsafe_view", "set_"),
+}
+"""Operations that launch nothing, beside views."""
 AUTOCAST = {
     *("linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm", "einsum"),
     *("conv1d", "conv2d", "conv_transpose1d", "layer_norm", "rms_norm", "softmax", "log_softmax"),
@@ -119,6 +126,9 @@ class Gpu:
         self.current, self.debug, self.meta = 0, 0, False
         self.underway: list[tuple[Tensor, Tensor]] = []
         """Copies to the host that nobody has waited for, and what they will hold."""
+        self.launches: Counter[str] = Counter()
+        """Operations so far that are kernels or copies, by name."""
+        self.counting = True
         self.random = torch.Generator().manual_seed(1).get_state()
 
     def block_of(self, held: Tensor) -> Block:
@@ -159,6 +169,8 @@ class Gpu:
         name = func._schema.name.removeprefix("aten::")
         self.check(name, args, given, ours, number)
         self.note(name, args, kwargs, ours, there)
+        if self.counting and name not in NO_KERNEL and not _is_view(func):
+            self.launches[name] += 1
         plain, options = tree_map(lambda t: getattr(t, "held", t), (args, dict(kwargs)))
         options |= {} if asked is None else {"device": torch.device("cpu")}
         if options.get("pin_memory"):
@@ -230,6 +242,13 @@ class Gpu:
                     i.dtype == torch.bool or not isinstance(i, Simulated)
                 ):
                     self.wait()
+
+    @contextmanager
+    def one_launch(self, name: str) -> Iterator[None]:
+        """What is done inside is a single kernel on a GPU."""
+        self.launches[name] += 1
+        with patch.object(self, "counting", False):
+            yield
 
     @contextmanager
     def drawing(self, func, given) -> Iterator[None]:
@@ -309,6 +328,25 @@ class _Event(SimpleNamespace):
         )
 
 
+class _Attention(torch.autograd.Function):
+    """Attention, which here is made of several operations, as a kernel forward and one back."""
+
+    @staticmethod
+    def forward(ctx, gpu: Gpu, attend, *qkv):
+        ctx.gpu = gpu
+        ctx.given = [t.detach().requires_grad_(t.requires_grad) for t in qkv]
+        with gpu.one_launch("attention"), torch.set_grad_enabled(any(ctx.needs_input_grad)):
+            ctx.made = attend(*ctx.given)
+        return ctx.made.detach()
+
+    @staticmethod
+    def backward(ctx, grad):
+        with ctx.gpu.one_launch("attention_backward"):
+            found = torch.autograd.grad(ctx.made, ctx.given, grad)
+        del ctx.made, ctx.given  # a kernel keeps no products
+        return None, None, *found
+
+
 class _Kernels(TorchDispatchMode):
     def __init__(self, gpu: Gpu):
         super().__init__()
@@ -361,12 +399,13 @@ class _Functions(TorchFunctionMode):
             options = {"dtype": first.dtype, "device": first.device} | kwargs
             with self:
                 return torch.tensor(*args[1:], **options)
-        if not torch.is_autocast_enabled("cuda"):
-            return func(*args, **kwargs)
-        if name == "scaled_dot_product_attention":
+        mixed = torch.is_autocast_enabled("cuda")
+        if name == "scaled_dot_product_attention" and isinstance(first, Simulated):
             low = torch.get_autocast_dtype("cuda")
-            cast = [t.to(low) if t.dtype != torch.float64 else t for t in args[:3]]
-            return func(*cast, *args[3:], **kwargs)
+            cast = [t.to(low) if mixed and t.dtype != torch.float64 else t for t in args[:3]]
+            return _Attention.apply(self.gpu, lambda *qkv: func(*qkv, *args[3:], **kwargs), *cast)
+        if not mixed:
+            return func(*args, **kwargs)
         ours = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Simulated)]
         if name not in AUTOCAST or not ours:
             return func(*args, **kwargs)
@@ -378,6 +417,12 @@ class _Functions(TorchFunctionMode):
                     t.node = torch.autograd.graph.get_gradient_edge(t).node
                 stack.enter_context(patch.object(t, "shown", True))
             return func(*args, **kwargs)
+
+
+def _is_view(func) -> bool:
+    """Whether it returns what it was given, seen otherwise."""
+    aliases = [r.alias_info for r in func._schema.returns]
+    return bool(aliases) and all(a is not None and not a.is_write for a in aliases)
 
 
 def _mine(frame) -> bool:
