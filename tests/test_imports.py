@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "rvqlm"
 FLOORS = (  # from the ground; a file or folder imports from those before it only
     *("version", "errors", "files", "locks", "remote", "hub", "codec_info", "patterns"),
-    *("runtime", "cores", "condition_info", "cli", "flags", "batch", "dtensors"),
+    *("runtime", "slurm", "cores", "condition_info", "cli", "flags", "batch", "dtensors"),
     *("containers", "audio", "codecs", "metrics", "modules", "data", "frontends"),
     *("tokenizing", "exchange", "generation", "models", "checkpoints", "training", "inference"),
     *("judging", "serving", "inspection", "doctor", "reports", "bin"),

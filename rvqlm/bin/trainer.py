@@ -4,8 +4,8 @@
     rvqlm train --exp-dir exp/small --manifest-dir data/tokens --max-minutes 7
 
 Run again with the same flags it continues where it stopped, or says that it is done. Under
-torchrun every process is a rank. After Ctrl-C (exit status 130) or SIGTERM (143) the run has been
-saved and continues likewise.
+torchrun and srun every process is a rank. After Ctrl-C (exit status 130) or SIGTERM (143) the run
+has been saved and continues likewise.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def train(read: Callable, command: str) -> int:
     from rvqlm import runtime
     from rvqlm.errors import UserError
     from rvqlm.modules import native_training
+    from rvqlm.slurm import join_step
     from rvqlm.training.distributed import World
     from rvqlm.training.run import Setup, lock_folder
 
@@ -102,6 +103,8 @@ def train(read: Callable, command: str) -> int:
         runtime.set_tf32(config.tf32)
     elif not config.tf32:
         raise UserError(f"--no-tf32 means nothing on {device.type}: only NVIDIA GPUs have TF32")
+    if (ranks := join_step()) and not config.quiet:
+        print(ranks, file=sys.stderr, flush=True)
     said = native_training.choose(config.kernels, device, dtype)
     world = World(device, config.parallel)
     if said and world.main and not config.quiet:
@@ -109,10 +112,10 @@ def train(read: Callable, command: str) -> int:
     if world.size == 1 and config.parallel == "fsdp":
         raise UserError(
             "--parallel fsdp shards over several processes and there is one: start with "
-            "torchrun --nproc-per-node N, or give --parallel ddp"
+            "torchrun --nproc-per-node N or srun --ntasks-per-node N, or give --parallel ddp"
         )
-    if device.type == "cuda" and world.size > 1:
-        device = torch.device("cuda", world.local_rank)
+    if world.gpu is not None:
+        device = torch.device("cuda", world.gpu)
     runtime.use_device(device)
     try:
         with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Ranks: one process without torchrun, several with it, behind the same few calls.
+"""Ranks: one process alone, several of torchrun or srun, behind the same few calls.
 
 With ``ddp`` every rank has the whole model, and gradients are averaged. With ``fsdp`` parameters,
 gradients, moments and averages lie in shards over the ranks (FSDP2: Zhao et al., 2023,
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -21,9 +22,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rvqlm.dtensors import local
-from rvqlm.errors import UserError
+from rvqlm.errors import UserError, reason_of
 from rvqlm.modules.transformer import Block
 from rvqlm.remote.session import is_copy, named, share
+from rvqlm.slurm import started_by_srun
+
+MEETING = timedelta(minutes=10)
+"""How long ranks that are there wait for those that are not."""
 
 T = TypeVar("T")
 
@@ -31,12 +36,12 @@ T = TypeVar("T")
 class World:
     """This process among those of a run.
 
-    Started by torchrun it joins the group (nccl on GPUs, gloo on CPUs). Small control messages
-    always go over gloo, so that they never wait for a GPU.
+    Started by torchrun, or by srun (`rvqlm.slurm.join_step`), it joins the group (nccl on GPUs,
+    gloo on CPUs). Small control messages always go over gloo, so that they never wait for a GPU.
 
     :param device: what the training runs on.
     :param parallel: ``ddp`` or ``fsdp``.
-    :raises UserError: more processes than GPUs on this machine.
+    :raises UserError: more processes than GPUs on this machine, ranks that don't come.
     """
 
     def __init__(self, device: torch.device | None = None, parallel: str = "ddp"):
@@ -47,26 +52,60 @@ class World:
         self.local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         self.control: dist.ProcessGroup | None = None
         """Group of all ranks over gloo; None: this process alone."""
+        self.gpu: int | None = None
+        """Number of this rank's GPU among those that this process sees; None: on CPUs, or alone."""
         self._own = False
         if self.size > 1:
             timeout = timedelta(hours=1)  # what the main rank does alone (samples) has to fit in
             if not dist.is_initialized():
                 cuda = device is not None and device.type == "cuda"
-                if cuda:
-                    self._take_gpu()
-                dist.init_process_group("nccl" if cuda else "gloo", timeout=timeout)
+                self._join("nccl" if cuda else "gloo", timeout)
                 self._own = True
             self.control = dist.new_group(backend="gloo", timeout=timeout)
 
-    def _take_gpu(self) -> None:
-        """Before nccl looks for one, or all ranks of a machine would meet on the first."""
-        count = torch.cuda.device_count()
-        if self.local_rank >= count:
+    def _join(self, backend: str, timeout: timedelta) -> None:
+        try:
+            store = next(dist.rendezvous("env://", timeout=MEETING))[0]
+        except dist.DistError as e:
+            place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
             raise UserError(
-                f"torchrun started {self.local_size} processes on a machine with {count} GPUs: "
-                f"give --nproc-per-node {count}"
+                f"rank {self.rank} of {self.size} did not meet all others at {place} within "
+                f"{MEETING} ({reason_of(e)}); WORLD_SIZE=1 before a command makes it one process"
+            ) from None
+        store.set_timeout(timeout)
+        if backend == "nccl":
+            self.gpu = self._pick_gpu(store)
+            torch.cuda.set_device(self.gpu)
+        dist.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.size, timeout=timeout,
+            device_id=None if self.gpu is None else torch.device("cuda", self.gpu),
+        )  # fmt: skip
+
+    def _pick_gpu(self, store: dist.Store) -> int:
+        """Each rank of a machine its own, or all would meet on the first. Tasks of srun may be
+        shown one GPU each, which all of them call 0.
+
+        :param store: by which they tell each other which one that is.
+        """
+        count, here, srun = torch.cuda.device_count(), self.local_size, started_by_srun()
+        if srun and count == 1 < here:
+            key = f"gpu/{platform.node()}"
+            store.set(f"{key}/{self.local_rank}", str(torch.cuda.get_device_properties(0).uuid))
+            if len({store.get(f"{key}/{rank}") for rank in range(here)}) < here:
+                raise UserError(
+                    f"srun started {here} tasks on {platform.node()} that share a GPU: give "
+                    f"--gpus-per-node {here}, or fewer --ntasks-per-node"
+                )
+            return 0
+        if self.local_rank >= count:
+            started, flag = (
+                ("srun", "--ntasks-per-node") if srun else ("torchrun", "--nproc-per-node")
             )
-        torch.cuda.set_device(self.local_rank)
+            raise UserError(
+                f"{started} started {here} processes on a machine with {count} GPUs: "
+                f"give {flag} {count}"
+            )
+        return self.local_rank
 
     @property
     def main(self) -> bool:
@@ -116,8 +155,7 @@ class World:
         return result
 
     def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier(group=self.control)
+        self.agree(0.0)  # torch's own would ask the GPU that the ranks are bound to
 
     def share(self, path: Path) -> None:
         """Of an experiment in a bucket, let ranks on other machines have what the main rank has.

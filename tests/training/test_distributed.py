@@ -1,16 +1,22 @@
 """Two and three ranks against one process with the same batches: losses, gradients, weights,
 averages, generation."""
 
+import os
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from ranks import CLIP, CLOSE, MODELS, Run, batch_of, flat, same, start
 from toy import ToyModel, toy_flags
 
 from rvqlm.dtensors import is_sharded
 from rvqlm.errors import UserError
+from rvqlm.slurm import join_step
+from rvqlm.training import distributed
 from rvqlm.training.distributed import World
 from rvqlm.training.run import lock_folder
 
@@ -143,9 +149,81 @@ def test_three_ranks(tmp_path):
     start(3, tmp_path, [equals_one_process])
 
 
+def task_of_slurm(rank: int) -> None:
+    os.environ |= {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+    join_step()
+    world = World()
+    assert (world.rank, world.size, world.local_rank, world.local_size) == (rank, 2, rank, 2)
+    one, many = Run(MODELS["toy"](), range(2), 2), Run(MODELS["toy"](), [rank], 2, world)
+    same(torch.tensor(many.train(1)), torch.tensor(one.train(1)), **CLOSE)
+    world.close()
+    os._exit(0)  # as the helper does
+
+
+@pytest.fixture
+def step(monkeypatch):
+    """Variables of two tasks on this machine, but for which of them it is."""
+    values = {"JOB_ID": os.getpid(), "STEP_ID": 0, "NODEID": 0, "STEP_NUM_TASKS": 2}
+    for name, value in (values | {"STEP_NODELIST": "localhost"}).items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")  # to be taken away again, whoever sets it
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("MASTER_PORT", "")
+    monkeypatch.delenv("MASTER_PORT")
+    monkeypatch.setattr(os, "isatty", lambda number: False)
+
+
+def test_tasks_of_slurm_train(step):
+    import torch._dynamo  # noqa: F401 - optimizers do, which takes seconds: once, here
+
+    mp.start_processes(task_of_slurm, nprocs=2, start_method="fork")
+
+
+def test_a_task_that_does_not_come(step, monkeypatch):
+    monkeypatch.setattr(distributed, "MEETING", timedelta(seconds=0.1))
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    join_step()
+    with pytest.raises(
+        UserError, match=r"rank 0 of 2 did not meet all others at localhost:\d+ within"
+    ):
+        World()
+
+
+def test_tasks_that_see_one_gpu(step, monkeypatch):
+    """Each its own, or all the same one."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    store, cards = dist.HashStore(), ["GPU-a", "GPU-b", "GPU-a"]
+
+    class Task(World):
+        def __init__(self, rank: int, size: int):
+            self.local_rank, self.local_size = rank, size
+
+    def number(rank: int, size: int) -> int:
+        card = type("Card", (), {"uuid": cards[rank]})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: card)
+        return Task(rank, size)._pick_gpu(store)
+
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    host = distributed.platform.node()
+    for rank, card in enumerate(cards):
+        store.set(f"gpu/{host}/{rank}", card)
+    assert number(1, 2) == 0
+    with pytest.raises(
+        UserError, match=r"srun started 3 tasks on .* share a GPU.*--gpus-per-node 3"
+    ):
+        number(2, 3)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"srun started 3 .* with 2 GPUs: give --ntasks-per-node 2"):
+        number(2, 3)
+
+
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in (("WORLD_SIZE", 4), ("LOCAL_WORLD_SIZE", 4), ("RANK", 3), ("LOCAL_RANK", 3)):
         monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(dist, "rendezvous", lambda *a, **k: iter([(dist.HashStore(), 3, 4)]))
     with pytest.raises(UserError, match=r"4 processes on a machine with 2 GPUs.*node 2"):
         World(torch.device("cuda"))

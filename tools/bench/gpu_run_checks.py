@@ -52,8 +52,10 @@ class Alone(World):
 
     def __init__(self, device: torch.device, parallel: str):
         super().__init__(device, parallel)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        backend, own = ("nccl", device) if device.type == "cuda" else ("gloo", None)
+        dist.init_process_group(
+            backend, store=dist.HashStore(), rank=0, world_size=1, device_id=own
+        )
         self.control = dist.new_group(backend="gloo")
         self._own, self.size = True, Several(1)
 

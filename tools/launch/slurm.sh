@@ -39,20 +39,14 @@ fail() {
   exit 2
 }
 
-# What every task runs: the variables that torchrun would set, from Slurm's. No torchrun, which
+# What every task runs. `rvqlm trainer` takes its rank from Slurm's variables. No torchrun, which
 # would kill the processes half a minute after a signal, in the middle of saving.
 # shellcheck disable=SC2016  # expanded by the task
-task='export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS
-export LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
+task='export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 exec rvqlm trainer "$@"'
-# shellcheck disable=SC2016
-part='export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
-exec rvqlm tokenize "$@"'
+part=${task/trainer/tokenize}
 
 run_job() {
-  MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # jobs may share a machine
-  export MASTER_ADDR MASTER_PORT
   # the number of one job of an array is that of the whole array
   job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
   job=${job:-$SLURM_JOB_ID}
@@ -141,7 +135,7 @@ if $dry_run; then
     printf '\n\n# each of %s jobs:\n' "$parts"
     task=$part
   else
-    printf '\n\n# each of %s tasks, MASTER_ADDR and MASTER_PORT being set:\n' $((nodes * gpus))
+    printf '\n\n# each of %s tasks:\n' $((nodes * gpus))
   fi
   printf '%s\n' "${task/\"\$@\"/$(printf '%q ' "${arguments[@]}")}"
   exit 0
