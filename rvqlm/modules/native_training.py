@@ -113,7 +113,8 @@ def without() -> Iterator[None]:
         _wanted = before
 
 
-def _usable() -> bool:
+def usable() -> bool:
+    """Whether these are wanted and can be had; they take weights in float32."""
     return _wanted and not torch.compiler.is_compiling() and not missing()
 
 
@@ -127,7 +128,7 @@ def attends(qkv: Tensor, dropout: float) -> bool:
     """Whether `attend` takes them: (B, S, 3, H, D) in bf16 on a CPU."""
     if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or dropout:
         return False
-    return qkv.numel() > 0 and qkv.shape[4] <= WIDEST_HEAD and _usable()
+    return qkv.numel() > 0 and qkv.shape[4] <= WIDEST_HEAD and usable()
 
 
 def attend(
@@ -213,7 +214,7 @@ def _multiplies(x: Tensor, weight: Tensor) -> bool:
     whole = type(weight) is nn.Parameter and weight.dtype == torch.float32
     if not whole or weight.shape[0] % 16 or weight.shape[1] % 32 or not weight.is_contiguous():
         return False
-    return x.numel() > 0 and x.dtype in (torch.bfloat16, torch.float32) and _usable()
+    return x.numel() > 0 and x.dtype in (torch.bfloat16, torch.float32) and usable()
 
 
 class _Project(torch.autograd.Function):
@@ -256,7 +257,7 @@ class _Project(torch.autograd.Function):
 def gelu(x: Tensor) -> Tensor:
     """Exact GELU; of bf16 on a CPU by the kernel."""
     suited = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() > 0
-    return _Gelu.apply(x) if suited and _usable() else F.gelu(x)
+    return _Gelu.apply(x) if suited and usable() else F.gelu(x)
 
 
 class _Gelu(torch.autograd.Function):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rvqlm.dtensors import local
 from rvqlm.errors import UserError, reason_of
+from rvqlm.modules import native_training
 from rvqlm.modules.transformer import Block
 from rvqlm.remote.session import is_copy, named, share
 from rvqlm.slurm import started_by_srun
@@ -173,26 +174,30 @@ class World:
 
     # ------------------------------------------------------------------------------ the model
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The module to call, whose backward leaves the mean over ranks as gradient; its first
         weights are those of rank 0 on all.
 
         With ``fsdp`` it is the model itself, whose parameters are other tensors then: optimizer and
         average are made after this. Parameters of ``model`` are on this rank's device.
+
+        :param dtype: of autocast. In bf16 what blocks multiply with travels in bf16 to where it is
+            put together, as autocast would make it; shards, sums of gradients and norms stay in
+            float32.
         """
         if self.size == 1:
             return model
         if self.parallel == "fsdp":
-            self._shard(model)
+            self._shard(model, dtype)
             return model
         ddp = nn.parallel.DistributedDataParallel
         known = inspect.signature(ddp).parameters  # the option has a new name since torch 2.13
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         return ddp(model, gradient_as_bucket_view=True, **{buffers: False})
 
-    def _shard(self, model: nn.Module) -> None:
+    def _shard(self, model: nn.Module, dtype: torch.dtype) -> None:
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import FSDPModule, fully_shard
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         if not hasattr(FSDPModule, "reset_iter_state"):
             raise UserError(
@@ -203,14 +208,25 @@ class World:
             dist.broadcast(tensor.detach(), 0)
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (self.size,))
-        for block in [m for m in model.modules() if isinstance(m, Block)]:
+        mixed = dtype == torch.bfloat16 and not (device.type == "cpu" and native_training.usable())
+        policy = MixedPrecisionPolicy()
+        if mixed:  # inputs stay: angles of positions are float32, and autocast sees to the rest
+            policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+        blocks = [m for m in model.modules() if isinstance(m, Block)]
+        of_blocks = {p for block in blocks for p in block.parameters()}
+        # what is in no block stays together from forward to backward: heads and tables are used
+        # outside of any forward but the model's own. So do the gains of norms where the rest of
+        # their block travels in bf16: they stay in float32, and a group has one dtype. It is made
+        # first, or would find them taken
+        gains = _gains(blocks) if mixed else set()
+        fully_shard(model, mesh=mesh, ignored_params=of_blocks - gains)
+        gains = _gains(blocks) if mixed else set()  # others now: shards
+        for block in blocks:
             if block.cross is not None:  # used before the block is: the memory is read first
-                fully_shard(block.cross.key_value, mesh=mesh)
-            fully_shard(block, mesh=mesh)
+                fully_shard(block.cross.key_value, mesh=mesh, mp_policy=policy)
+            fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=gains)
             block.register_forward_hook(_forget_casts)
-        # all else stays together from forward to backward: heads and tables are used outside of
-        # any forward but the model's own
-        fully_shard(model, mesh=mesh)
+        model._mixed = mixed
         model._keep_whole = False
         model.register_forward_hook(_reshard_without_grad)
 
@@ -241,12 +257,20 @@ class World:
         from torch.distributed.fsdp import FSDPModule
 
         parts = [m for m in model.modules() if isinstance(m, FSDPModule)]
+        # generation is not under autocast
+        full = [
+            (module, name, p.full_tensor())
+            for block in model.modules() if model._mixed and isinstance(block, Block)
+            for module in block.modules() for name, p in module._parameters.items() if p is not None
+        ]  # fmt: skip
         # or the first use of a block would declare it a root of its own
         model._get_fsdp_state()._lazy_init()
         for part in parts:
             if part is not model:
                 part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
+        for module, name, tensor in full:  # until the parts are sharded again
+            module._parameters[name] = nn.Parameter(tensor)
         model._keep_whole = True
         try:
             yield model
@@ -267,6 +291,12 @@ class World:
         if self._own and dist.is_initialized():
             self.control = None
             dist.destroy_process_group()
+
+
+def _gains(blocks: list[Block]) -> set[nn.Parameter]:
+    """Of the norms of blocks."""
+    modules = (m for block in blocks for m in block.modules())
+    return {m.weight for m in modules if isinstance(m, (nn.LayerNorm, nn.RMSNorm))}
 
 
 def _forget_casts(block: nn.Module, args, output) -> None:

@@ -84,7 +84,7 @@ class Trainer:
         self.make_samples, self.speed = make_samples, speed or Speed()
         self.threads = threads
         self.others = OtherCores()
-        self.module = self.world.wrap(model)
+        self.module = self.world.wrap(model, self.dtype)
         """What is called in training: the model, or what `World` put around it."""
         o = config.optim
         self.optimizers = build_optimizer(model, o)

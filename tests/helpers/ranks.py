@@ -60,7 +60,8 @@ class Run:
     def __init__(self, model, ranks, size, world=None, optimizer="adamw", mixed=False):
         self.mixed = mixed
         self.model, self.ranks, self.size, self.world = model, ranks, size, world
-        self.module = world.wrap(model) if world else model
+        dtype = torch.bfloat16 if mixed else torch.float32
+        self.module = world.wrap(model, dtype) if world else model
         # eps: gradients that are zero but for rounding must not decide
         config = OptimConfig(optimizer=optimizer, base_lr=0.01, eps=1e-4)
         self.optimizers = build_optimizer(model, config)
@@ -103,9 +104,9 @@ class Run:
         self.step += 1
         return [float(sums[0] / sums[1]), norm, self.held_out()]
 
-    def forward(self, batch):
+    def forward(self, batch, module=None):
         with torch.autocast("cpu", torch.bfloat16, enabled=self.mixed):
-            return self.module(batch)
+            return (module or self.module)(batch)
 
     def held_out(self) -> float:
         """Of the averaged weights, over batches of all ranks."""
@@ -113,7 +114,7 @@ class Run:
         sums = torch.zeros(2)
         with self.ema.swapped(), torch.no_grad():
             for rank in self.ranks:
-                out = self.model(batch_of(self.model, rank, 99, 0))
+                out = self.forward(batch_of(self.model, rank, 99, 0), self.model)
                 sums += torch.stack([out.nats.sum(), out.count.sum()])
         if self.world is not None:
             self.world.all_reduce(sums)

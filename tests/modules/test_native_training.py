@@ -218,14 +218,14 @@ def test_models_learn_the_same(name, flags):
 def test_choice(monkeypatch):
     choose = native_training.choose
     with native_training.without():  # what was chosen before comes back
-        assert choose("torch", CPU, torch.bfloat16) == "" and not native_training._usable()
+        assert choose("torch", CPU, torch.bfloat16) == "" and not native_training.usable()
         assert choose("auto", CPU, torch.float32) == ""
         for device, dtype in ((CPU, torch.float32), (torch.device("cuda"), torch.bfloat16)):
             with pytest.raises(UserError, match="--kernels native: they compute in bf16 on a CPU"):
                 choose("native", device, dtype)
         monkeypatch.setattr(native_training, "_library", lambda: "there is no C++ compiler")
         assert choose("auto", CPU, torch.bfloat16).endswith("slower: there is no C++ compiler")
-        assert not native_training._usable()
+        assert not native_training.usable()
         with pytest.raises(UserError, match=r"no C.. compiler; use --kernels torch"):
             choose("native", CPU, torch.bfloat16)
 

@@ -2,9 +2,11 @@
 averages, generation."""
 
 import os
+from collections import Counter
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from toy import ToyModel, toy_flags
 
 from rvqlm.dtensors import is_sharded
 from rvqlm.errors import UserError
+from rvqlm.modules import native_training
 from rvqlm.slurm import join_step
 from rvqlm.training import distributed
 from rvqlm.training.distributed import World
@@ -54,6 +57,35 @@ def equals_one_process_in_bf16(rank: int, size: int, folder: Path) -> None:
             note = f"{name} {parallel}"
             same(torch.tensor(many.train(1)), torch.tensor(expected), note, rtol=1e-3, atol=0)
             everything_moved(many.model, MODELS[name](), note)
+
+
+def blocks_travel_in_bf16(rank: int, size: int, folder: Path) -> None:
+    """Half the bytes; else all is as where autocast makes bf16 of what comes, bit for bit."""
+    gather, sent = dist.all_gather_single, Counter()
+
+    def counting(output_tensor, *arguments, **named):
+        sent[output_tensor.dtype] += output_tensor.nbytes
+        return gather(output_tensor, *arguments, **named)
+
+    def train(travels: bool) -> tuple:
+        run = Run(MODELS[name](), [rank], size, World(parallel="fsdp"), mixed=travels)
+        run.mixed = True
+        sent.clear()
+        losses, bytes_sent = run.train(1), dict(sent)
+        state = flat(run.model.state_dict())
+        with run.world.whole(run.model) as model:
+            same(dict(model.named_parameters()), {k: state[f"/{k}"] for k in names})
+            if run.world.main:
+                model.generate(max_new_frames=2, seed=1, batch_size=1)
+        return bytes_sent, losses + run.train(1), run.state()
+
+    name = "codec-lm"
+    names = [k for k, _ in MODELS[name]().named_parameters()]
+    with native_training.without(), patch.object(dist, "all_gather_single", counting):
+        (before, *there), (now, *here) = train(False), train(True)
+    same(here, there)
+    of_blocks = before[torch.float32] - now[torch.float32]  # and gains, more than once
+    assert 2 <= of_blocks / now[torch.bfloat16] < 2.1
 
 
 def first_weights_are_those_of_rank_0(rank: int, size: int, folder: Path) -> None:
@@ -136,6 +168,7 @@ def test_two_ranks(tmp_path):
     checks = [
         equals_one_process,
         equals_one_process_in_bf16,
+        blocks_travel_in_bf16,
         first_weights_are_those_of_rank_0,
         one_rank_generates,
         skipped_gradients_stay_here,
