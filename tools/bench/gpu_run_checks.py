@@ -29,6 +29,7 @@ from gpu_checks import (
 from torch._dynamo.utils import counters
 from torch.distributed.fsdp import FSDPModule
 
+from rvqlm.modules import native_training
 from rvqlm.training.compiling import compile_model, warm_up
 from rvqlm.training.distributed import World
 
@@ -60,17 +61,18 @@ class Alone(World):
         self._own, self.size = True, Several(1)
 
 
-def alone(where: Where, case: str, parallel: str) -> str:
+@native_training.without()  # which gather in float32 on a CPU
+def alone(where: Where, case: str, parallel: str, dtype: torch.dtype) -> str:
     """Six steps in two micro-batches each, of a group of one and of no group."""
     if parallel == "fsdp" and not hasattr(FSDPModule, "reset_iter_state"):
         raise NotRun(f"fsdp needs torch 2.13, this is {torch.__version__}")
-    folder = where.folder / f"{case}-{parallel}"
-    plain = trainer(folder / "plain", case, where.device)
+    folder = where.folder / f"{case}-{parallel}-{dtype}"
+    plain = trainer(folder / "plain", case, where.device, dtype=dtype)
     plain.fit()
     want, after = losses(folder / "plain"), weights(plain)
     world = Alone(where.device, parallel)
     try:
-        trained = trainer(folder / "ranks", case, where.device, world=world)
+        trained = trainer(folder / "ranks", case, where.device, dtype=dtype, world=world)
         if parallel == "ddp" and trained.module is trained.model:
             raise Wrong("nothing was put around the model")
         if parallel == "fsdp" and not isinstance(trained.model, FSDPModule):
@@ -79,15 +81,20 @@ def alone(where: Where, case: str, parallel: str) -> str:
         got, there = losses(folder / "ranks"), weights(trained)
     finally:
         world.close()
-    check(max(abs(a / b - 1) for a, b in zip(got, want)), 1e-4, "losses")
-    check(distance := apart(there, after), 1e-4, "weights")
+    limit = 1e-4 if dtype == torch.float32 else LIMITS["bf16"]
+    check(max(abs(a / b - 1) for a, b in zip(got, want)), limit, "losses")
+    check(distance := apart(there, after), limit, "weights")
     return f"{distance:.0e}"
 
 
 def ranks(where: Where) -> Iterator[tuple[str, Check]]:
+    float32 = torch.float32
     for parallel in ("ddp", "fsdp"):
         for case in ("delay", "text-cross", "masked", "valle"):
-            yield f"{parallel} of one rank, {case}", partial(alone, where, case, parallel)
+            yield f"{parallel} of one rank, {case}", partial(alone, where, case, parallel, float32)
+    for case in ("text-cross", "valle"):
+        bf16 = partial(alone, where, case, "fsdp", torch.bfloat16)
+        yield f"fsdp of one rank in bf16, {case}", bf16
 
 
 # ------------------------------------------------------------------------------------- compile
