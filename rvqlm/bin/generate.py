@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from rvqlm.cli import command_line, counted, parse, run_main
+from rvqlm.cli import command_line, counted, flatten, parse, run_main
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.cores import FasterThreads
 from rvqlm.errors import UserError
@@ -34,14 +34,13 @@ from rvqlm.inference.batch_file import make_table
 from rvqlm.inference.conditions import ConditionArgs, pad, pad_durations
 from rvqlm.inference.files import names_in
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
-from rvqlm.inference.model_args import ModelArgs
+from rvqlm.inference.model_args import DrawingArgs
 from rvqlm.inference.prompts import Prompt, PromptArgs, read_prompts
 from rvqlm.inference.sinks import loudspeaker, pipe
 from rvqlm.inference.speech import RECORDED
 from rvqlm.inference.stream import generate_streamed
 from rvqlm.locks import locked
-from rvqlm.modules.packed import Kernels, pick_kernels, with_weights_in
-from rvqlm.runtime import pick_precision, tune_malloc
+from rvqlm.runtime import tune_malloc
 
 
 @dataclass
@@ -73,18 +72,7 @@ class GenerateArgs:
     codec: str = ""
     """Codec for prompts and for the audio, by name or directory; empty: the one named in the
     checkpoint. Must be the same codec, wherever it lies."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of the weights: half as many bytes to read in every step; auto: bf16 where the hardware
-    has it."""
-    weights: Literal["float", "int8"] = "float"
-    """Matrices as --precision says, or in 8 bits with a factor for each output: again half as many
-    bytes."""
-    kernels: Kernels = "auto"
-    """How a step is made. On a CPU native, by kernels of our own, where it has AVX-512 BF16 and
-    there is a C++ compiler; on a GPU graph, captured once and repeated; compile, by torch.compile,
-    which takes a minute or more; torch, one operation after the other. auto: native or graph where
-    possible, else torch."""
-    model: ModelArgs = field(default_factory=ModelArgs)
+    model: DrawingArgs = field(default_factory=DrawingArgs)
     prompts: PromptArgs = field(default_factory=PromptArgs)
     output: FileArgs = field(default_factory=FileArgs)
     conditions: ConditionArgs = field(default_factory=ConditionArgs)
@@ -189,13 +177,16 @@ def requests(argv: Sequence[str]) -> list[GenerateArgs]:
     ]
     for args in found:
         check_table(args) if args.prompts.prompts else check(args)
-        for name in ("exp_dir", "codec", "precision", "weights", "kernels", "model"):
-            if getattr(args, name) != getattr(found[0], name):
-                flag = "flags of the model" if name == "model" else f"--{name.replace('_', '-')}"
-                raise UserError(f"{flag}: one for all requests; give it before {EACH}")
-        if args.output.out_dir != found[0].output.out_dir:
-            raise UserError(f"--out-dir: one for all requests; give it before {EACH}")
+        for name, value in _of_all(args).items():
+            if value != _of_all(found[0])[name]:
+                raise UserError(f"--{name}: one for all requests; give it before {EACH}")
     return found
+
+
+def _of_all(args: GenerateArgs) -> dict:
+    """The flags that requests share, by name."""
+    own = {"exp-dir": args.exp_dir, "codec": args.codec, "out-dir": args.output.out_dir}
+    return own | flatten(args.model)
 
 
 class _Maker:
@@ -203,13 +194,10 @@ class _Maker:
 
     def __init__(self, args: GenerateArgs, command: str, bar):
         self.bar = bar
-        self.model, _, state, self.device = args.model.load(args.exp_dir)
+        self.model, _, state, self.device, how = args.model.load_to_draw(args.exp_dir)
         self.update = bar.update
         if args.model.num_threads == "auto" and self.device.type == "cpu":
             self.update = FasterThreads().watching(bar.update)
-        dtype = pick_precision(args.precision, self.device)
-        kernels = pick_kernels(args.kernels, self.device)
-        self.model = with_weights_in(self.model, dtype, args.weights == "int8", kernels)
         self.codec = load_codec_like(self.model.info, args.codec or None, self.device)
         exp = Path(args.exp_dir)
         self.folder = Path(args.output.out_dir or (exp if exp.is_dir() else exp.parent) / "samples")
@@ -217,9 +205,7 @@ class _Maker:
             "model": self.model.name,
             "checkpoint": args.model.checkpoint if exp.is_dir() else str(exp),
             "step": int(state["step"]),
-            "precision": str(dtype).removeprefix("torch."),
-            "weights": args.weights,
-            "kernels": kernels,
+            **how,
             "command": command,
         }
         self.made: set[str] = set()

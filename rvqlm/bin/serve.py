@@ -17,7 +17,7 @@ from pathlib import Path
 from rvqlm.cli import counted, parse, run_main
 from rvqlm.errors import UserError
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
-from rvqlm.inference.model_args import ModelArgs
+from rvqlm.inference.model_args import DrawingArgs
 from rvqlm.runtime import tune_malloc
 from rvqlm.serving.config import Door, Limits, Setup
 
@@ -31,7 +31,7 @@ class ServeArgs:
     setup: Setup = field(default_factory=Setup)
     door: Door = field(default_factory=Door)
     limits: Limits = field(default_factory=Limits)
-    model: ModelArgs = field(default_factory=ModelArgs)
+    model: DrawingArgs = field(default_factory=DrawingArgs)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     demask: DemaskConfig = field(default_factory=DemaskConfig)
     speech: SpeechConfig = field(default_factory=SpeechConfig)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ipaddress
 import os
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated
 
 from msgspec import Meta
 
 from rvqlm.flags import Problems
-from rvqlm.modules.packed import Kernels
 
 TOKEN = "RVQLM_TOKEN"
 """Environment variable for what --token says; a command line can be read by other users."""
@@ -30,11 +29,6 @@ class Setup:
     """How much of each voice the model is given."""
     language: str = ""
     """Of texts whose request names none; empty: the one of most texts in training."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Type of the weights; auto: bf16 where the hardware has it."""
-    kernels: Kernels = "auto"
-    """How a step is made, as of `rvqlm generate`: auto is native or graph where possible, else
-    torch."""
     context_seconds: float = 0.0
     """Window in which a long sequence goes on; 0: none, a model sees all that was before."""
 

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
-from rvqlm.inference.model_args import ModelArgs
+from rvqlm.inference.model_args import DrawingArgs
 from rvqlm.inference.stream import Streamer
-from rvqlm.modules.packed import pick_kernels, with_weights_in
-from rvqlm.runtime import pick_precision
 from rvqlm.serving.config import Limits, Setup
 from rvqlm.serving.metrics import Metrics
 from rvqlm.serving.served import Served
@@ -24,7 +22,7 @@ def open_model(
     name: str,
     exp_dir: str,
     setup: Setup,
-    model_args: ModelArgs,
+    model_args: DrawingArgs,
     limits: Limits,
     metrics: Metrics,
     **draws,
@@ -34,12 +32,9 @@ def open_model(
     :param draws: `sampling`, `demask` and `pace` of `Served`.
     :raises UserError: no such model, codec or folder of voices.
     """
-    model, path, state, device = model_args.load(exp_dir)
+    model, path, state, device, how = model_args.load_to_draw(exp_dir)
     if not model.generates:
         raise UserError(f"{path}: a {model.name} predicts no codes; it cannot be served")
-    dtype = pick_precision(setup.precision, device)
-    kernels = pick_kernels(setup.kernels, device)
-    model = with_weights_in(model, dtype, kernels=kernels)
     codec = load_codec_like(model.info, setup.codec or None, device)
     voices = {}
     if setup.voices:
@@ -50,8 +45,7 @@ def open_model(
         "family": model.name,
         "checkpoint": str(Path(path).name),
         "step": int(state["step"]),
-        "precision": str(dtype).removeprefix("torch."),
-        "kernels": kernels,
+        **how,
     }
 
     def make() -> Streamer:
@@ -63,4 +57,5 @@ def open_model(
     worker = Worker(name, make, model.info.sampling_rate, limits, metrics)
     worker.start()
     own = {"model": name}
-    return Served(name, model, codec, worker, limits, own, voices, language=setup.language, **draws)
+    draws |= {"language": setup.language, "how": how}
+    return Served(name, model, codec, worker, limits, own, voices, **draws)

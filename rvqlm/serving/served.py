@@ -46,6 +46,8 @@ class Served:
     pace: SpeechConfig = field(default_factory=SpeechConfig)
     language: str = ""
     """Of texts whose request names none."""
+    how: dict[str, str] = field(default_factory=dict)
+    """Its precision, weights and kernels."""
     created: int = field(default_factory=lambda: int(time.time()))
 
     def card(self) -> dict:
@@ -58,6 +60,7 @@ class Served:
             "owned_by": "rvqlm",
             "rvqlm": {
                 "family": self.model.name,
+                **self.how,
                 "speaks": self.speaks,
                 "has_speed": self.model.duration_head is not None,
                 "conditions": sorted(self.model.conditions),

@@ -1,5 +1,6 @@
 """`rvqlm serve` as a user starts and stops it: one process, one line, one mistake."""
 
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 
+import numpy as np
 import pytest
 import soundfile
 import tiny_codecs
@@ -28,7 +30,9 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     shape = {"decoder_dim": 16, "nhead": 2, "num_decoder_layers": 1, "conditions": ("text",)}
     info = load_codec("spectral", num_codebooks=2).info
-    save_model(CodecLM(CodecLMConfig(**shape), info, {"text": TEXT}), folder / "exp/mine/best.pt")
+    model = CodecLM(CodecLMConfig(**shape), info, {"text": TEXT})
+    torch.nn.init.normal_(model.heads.classifiers)  # in 8 bits they draw other codes
+    save_model(model, folder / "exp/mine/best.pt")
     (folder / "voices").mkdir()
     soundfile.write(folder / "voices/ann.wav", tiny_codecs.noise(16000).numpy(), 16000)
     (folder / "voices/ann.txt").write_text("Abba cab.")
@@ -43,10 +47,25 @@ def get(url: str, **asked) -> bytes:
         return answer.read()
 
 
-def test_from_start_to_stop(folder):
-    """Its address is printed, a voice speaks, SIGTERM in the middle of a stream says what it
-    cuts."""
+INT8 = "--precision", "fp32", "--weights", "int8", "--kernels", "torch"
+
+
+def generated(folder, text: str, *flags: str) -> np.ndarray:
+    """What rvqlm generate makes, 16 bits."""
+    words = ["--exp-dir", "exp/mine", "--text", text, "--seconds", "2", "--seed", "1", *flags]
+    words += ["--out-dir", "made", "--overwrite"]
+    assert rvqlm.bin.main.main(["generate", *words]) == 0
+    (path,) = folder.glob("made/*.wav")
+    audio = soundfile.read(path, dtype="int16")[0].astype(int)
+    path.unlink()
+    return audio
+
+
+def test_from_start_to_stop(folder, monkeypatch):
+    """Its address is printed, a voice speaks as rvqlm generate of the same flags has it, SIGTERM in
+    the middle of a stream says what it cuts."""
     words = ["--exp-dir", "exp/mine", "--voices", "voices", "--port", "0", "--grace", "0.2"]
+    words += INT8
     process = subprocess.Popen(
         [sys.executable, "-m", "rvqlm.bin.main", "serve", *words, "--slots", "2"],
         cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "RVQLM_TOKEN": "s3cret"},
@@ -66,6 +85,17 @@ def test_from_start_to_stop(folder):
     assert default[:4] == b"RIFF" and default != ann == get(
         url + "v1/audio/speech", **asked, voice="ann"
     )
+    monkeypatch.chdir(folder)
+    prompted = generated(folder, "Abba cab. Abba.", "--prompt", "voices/ann.wav", *INT8)[16000:]
+    alone = generated(folder, "Abba.", *INT8)
+    as_floats = generated(folder, "Abba.", *INT8, "--weights", "float")
+    for made, wanted in [(default, alone), (ann, prompted)]:
+        audio = soundfile.read(io.BytesIO(made), dtype="int16")[0].astype(int)
+        assert len(audio) == 4800 and np.abs(audio - wanted[:4800]).max() <= 1  # rounded
+    assert np.abs(alone[:4800] - as_floats[:4800]).max() > 1
+    (card,) = json.loads(get(url + "v1/models"))["data"]
+    how = {name: card["rvqlm"][name] for name in ("precision", "weights", "kernels")}
+    assert how == {"precision": "float32", "weights": "int8", "kernels": "torch"}
     with socket.create_connection(("127.0.0.1", port)) as client:
         body = json.dumps({"input": "abba " * 400, "response_format": "pcm"}).encode()
         client.sendall(
