@@ -145,6 +145,8 @@ class Segments:
         scales: (n,) of the first; the last of them, or `default_scale`, holds on.
     """
 
+    STATE = ("held", "adder")
+
     def __init__(self, codec: EncodecSegmentCodec, count: int, scales: Tensor | None):
         self.codec, self.count, self.scales = codec, count, scales
         self.held: Tensor | None = None

@@ -165,6 +165,8 @@ class _Start:
     magnitudes, spectra (real, imaginary), and what the iteration before rebuilt, which is
     nothing."""
 
+    STATE = ("state",)
+
     def __init__(self, hop: int):
         self.hop, self.state = hop, None
 

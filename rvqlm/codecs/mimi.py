@@ -98,6 +98,8 @@ class MimiCodec(TransformersCodec):
 class Attention:
     """A stage that is a causal transformer with a sliding window: carries keys and values."""
 
+    STATE = ("cache",)
+
     def __init__(self, transformer: nn.Module):
         self.transformer, self.cache = transformer, None
 

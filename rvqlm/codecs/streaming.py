@@ -10,10 +10,12 @@ recording are the ends of a window, so that the network pads there as it always 
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +27,8 @@ are being made, and heard meanwhile."""
 
 Stage = Callable[[Tensor | None, bool], Tensor | None]
 """``stage(x, last)``: the next piece (1, C, n), or None, and whether it is the last one; returns
-what can be said by now as (1, C', m), or None."""
+what can be said by now as (1, C', m), or None. One that carries something else than numbers from
+piece to piece names the attributes in `STATE`."""
 
 
 class Encoded(NamedTuple):
@@ -57,6 +60,8 @@ class Windows:
         reflects: whether the network pads by reflection, or in a way that is not known; not so
             where it pads with zeros, or with the first unit. Asked for with `LIVE` only.
     """
+
+    STATE = ("held",)
 
     def __init__(
         self,
@@ -137,6 +142,8 @@ class Pointwise:
 class Recurrent:
     """A stage that is an LSTM with a residual connection around it (SEANet's): carries (h, c)."""
 
+    STATE = ("state",)
+
     def __init__(self, lstm: nn.LSTM):
         self.lstm, self.state = lstm, None
 
@@ -185,12 +192,44 @@ class Decoder:
         audio = _pushed(self.codec, x, last, self.stages)
         return None if audio is None else audio[0].float().cpu()
 
+    def copied(self) -> tuple[Decoder, int]:
+        """Another that goes on from here, and the bytes that it holds."""
+        stages, size = [], 0
+        for stage in map(copy.copy, self.stages):
+            for name in getattr(stage, "STATE", ()):
+                state, more = _copied(getattr(stage, name))
+                setattr(stage, name, state)
+                size += more
+            stages.append(stage)
+        return Decoder(self.codec, *stages), size
+
     def needs(self, samples: int) -> int:
         """Frames of codes without which the first `samples` cannot be said."""
         count = samples
         for stage in reversed(self.stages):
             count = stage.needs(count) if hasattr(stage, "needs") else count
         return count
+
+
+def _copied(state) -> tuple[Any, int]:
+    """A state of tensors, in whatever holds them, and its bytes; of what is a part of a larger
+    tensor no more than that."""
+    if isinstance(state, Tensor):
+        return (part := state.clone(memory_format=torch.contiguous_format)), part.nbytes
+    if isinstance(state, np.ndarray):
+        return state.copy(), state.nbytes
+    if isinstance(state, (list, tuple)):
+        parts, sizes = zip(*map(_copied, state)) if state else ((), ())
+        return type(state)(parts), sum(sizes)
+    if not hasattr(state, "__dict__"):
+        return state, 0
+    one, size = copy.copy(state), 0
+    for name, part in vars(state).items():
+        if isinstance(part, (Tensor, list, tuple)):
+            part, more = _copied(part)
+            setattr(one, name, part)
+            size += more
+    return one, size
 
 
 def _through(codec, pieces: Iterable[Tensor], stages: tuple[Stage, ...]) -> Iterator[Tensor]:

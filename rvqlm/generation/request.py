@@ -103,6 +103,9 @@ class Request:
     """Longest sequence that a model which writes from left to right is shown: a longer one goes on
     in windows, `overlap_frames` of the last one being the prompt of the next. None: all of it."""
     overlap_frames: int = 0
+    shared: bool = False
+    """Whether others begin with the same prompt, so that what is computed of it alone is worth
+    keeping (`rvqlm.generation.kept`)."""
 
     @property
     def batch_size(self) -> int:

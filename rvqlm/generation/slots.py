@@ -24,8 +24,10 @@ from torch import Tensor
 
 from rvqlm.errors import UserError
 from rvqlm.generation import ready
+from rvqlm.generation.kept import Kept
 from rvqlm.generation.request import Generation, Request
 from rvqlm.generation.steps import BLOCK, Autoregressive, Decoding, Group, advance
+from rvqlm.modules.conditioning import DecoderState
 from rvqlm.modules.running import UNIT, Running
 from rvqlm.modules.whole_step import WholeStep
 
@@ -83,10 +85,11 @@ class RunningBatch:
     :param way: the model; its pattern must not depend on the lengths.
     :param slots: most sequences at a time; under guidance each has two rows.
     :param frames: made in a `step`: more are waited for less often.
+    :param kept: for keys and values of prompts that are shared.
     """
 
-    def __init__(self, way: Autoregressive, slots: int, frames: int = 1):
-        self.way, self.slots, self.frames = way, slots, frames
+    def __init__(self, way: Autoregressive, slots: int, frames: int = 1, kept: Kept | None = None):
+        self.way, self.slots, self.frames, self.kept = way, slots, frames, kept
         self.pattern = way.pattern
         self._first = self.pattern.num_steps(1)
         self._groups: list[_Group] = []
@@ -117,7 +120,7 @@ class RunningBatch:
         if context is not None and context <= P:
             sequence.base = P - request.overlap_frames
         with torch.inference_mode():
-            self._enter(sequence, request.prompt_codes[:, sequence.base : P])
+            self._enter(sequence, request.prompt_codes[:, sequence.base : P], kept=self.kept)
         return slot
 
     def step(self) -> list[Made]:
@@ -247,10 +250,17 @@ class RunningBatch:
         sequence.base += r.context_frames - r.overlap_frames
         self._enter(sequence, prompt)
 
-    def _enter(self, sequence: _Sequence, prompt: Tensor, columns: Tensor | None = None) -> None:
+    def _enter(
+        self,
+        sequence: _Sequence,
+        prompt: Tensor,
+        columns: Tensor | None = None,
+        kept: Kept | None = None,
+    ) -> None:
         """Read the prompt (1, P, K) of a window in, and join the others.
 
         :param columns: (1, n, K) as far as the prompt of one that follows another is known.
+        :param kept: for what is read in, if it is shared.
         """
         r, base, P = sequence.request, sequence.base, prompt.shape[1]
         limit = int(r.limits) - base
@@ -268,7 +278,9 @@ class RunningBatch:
         run = Decoding(self.way, window, self._steps, base * self.pattern.steps_per_frame)
         before = (run.begin() if columns is None else run.follow(columns))[:, :-1]
         if before.shape[1] or state.lead:
-            self.way.fill(before.repeat(times, 1, 1), state)
+            # conditions stand in front of the prompt, or every step of it attends to them
+            alone = r.shared and not window.conditions
+            self._read_in(before.repeat(times, 1, 1), state, kept if alone else None)
         sequence.given, sequence.lead = P, state.lead
         sequence.rows = list(range(len(self._rows), len(self._rows) + times))
         self._rows += [sequence] * times
@@ -282,6 +294,22 @@ class RunningBatch:
         else:
             self._groups.append(_Group(run, sequence))
         self._arrange()
+
+    def _read_in(self, columns: Tensor, state: DecoderState, kept: Kept | None) -> None:
+        """Columns (B, n, K) into the cache of a state; or the cache that has them, where it was
+        kept."""
+        if kept is None:
+            self.way.fill(columns, state)
+            return
+        key = columns.cpu().numpy().tobytes()
+        if (cache := kept.find("model", key)) is None:
+            self.way.fill(columns, state)
+            held = state.lead + columns.shape[1]
+            cache = self.way.network.transformer.make_cache(len(columns), held)
+            for row in range(len(columns)):
+                cache.put(row, state.cache, row, held)
+            kept.put("model", key, cache, cache.steps.nbytes)
+        state.cache = cache
 
     def _leave(self, group: _Group, sequence: _Sequence) -> None:
         for row in sorted(sequence.rows, reverse=True):
@@ -380,6 +408,7 @@ class Engine(RunningBatch):
     :param context_frames: window of a sequence; None: as long as it is.
     :param overlap_frames: codes of a window that the next is given, half of it by default.
     :param frames: made in a `step`.
+    :param kept: keeps keys and values of prompts that are shared (`Request.shared`).
     :raises UserError: a model that makes whole sequences only.
     """
 
@@ -391,13 +420,14 @@ class Engine(RunningBatch):
         context_frames: int | None = None,
         overlap_frames: int | None = None,
         frames: int = 1,
+        kept: Kept | None = None,
     ):
         if model.way is None:
             raise UserError(
                 f"{model.name} as this one was trained makes whole sequences: none can join a "
                 "running batch"
             )
-        super().__init__(model.way, slots, frames)
+        super().__init__(model.way, slots, frames, kept)
         self.model, self.max_frames = model.eval(), max_frames
         self.context_frames, self.overlap_frames = context_frames, overlap_frames
 

@@ -125,6 +125,9 @@ class Prompt:
     """Path of the file behind it, where it is another."""
     numbered: bool = False
     """Whether the name always gets a number: that of a text or other condition, or none at all."""
+    shared: bool = False
+    """Whether other samples begin with the same codes, so that what is computed of these alone is
+    worth keeping."""
     number: int | None = None
     """Of the sample in the random stream; None: its place among those of a call."""
 

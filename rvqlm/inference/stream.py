@@ -20,6 +20,7 @@ from torch import Tensor
 from rvqlm.codecs.base import Codec
 from rvqlm.codecs.streaming import WHOLE
 from rvqlm.errors import UserError
+from rvqlm.generation.kept import Kept
 from rvqlm.generation.request import Request, make_request
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig, SpeechConfig
 from rvqlm.generation.slots import Engine, Made
@@ -73,6 +74,7 @@ class Streamer:
     :param first_seconds: what the first piece has at least, where a single frame would be over
         before the codec has the next.
     :param about: entries for the description of each sample: which model it is.
+    :param kept: of prompts that are shared (`Prompt.shared`), what model and codec made of them.
     """
 
     def __init__(
@@ -87,7 +89,9 @@ class Streamer:
         piece_seconds: float = PIECE_SECONDS,
         first_seconds: float = 0.0,
         about: dict | None = None,
+        kept: Kept | None = None,
     ):
+        self.kept = kept
         self.model, self.codec, self.slots = model, codec, slots
         self.about, rate = about or {}, float(model.info.frame_rate)
         given = context_seconds, overlap_seconds, max_seconds, piece_seconds, first_seconds
@@ -96,7 +100,7 @@ class Streamer:
         self.first = codec.look_ahead[0] + first if first > 1 and codec.look_ahead else 1
         """new codes of a sample before any are decoded"""
         self.most = most
-        self._engine = Engine(model, slots) if model.way else None
+        self._engine = Engine(model, slots, kept=kept) if model.way else None
         self._samples: dict[int, _Sample] = {}
         self._running: dict[int, _Sample] = {}  # by slot of the engine
         self._whole: deque[tuple[_Sample, Iterator[Made]]] = deque()
@@ -260,13 +264,29 @@ class _Sample:
             reach = codec.decode_context_frames
             skipped = 0 if reach is None else max(0, given - reach)
         self.waiting = [prompt.codes[skipped:]] if given else []  # codes that were not decoded
+        decoded = 0
+        if given and prompt.shared and streamer.kept is not None and not with_prompt:
+            decoded = self._begin_with(self.waiting.pop(), prompt.scales, streamer.kept)
         self.heard, self.hop = 0, info.hop  # samples of new audio, and those of a frame
         # samples that are still those of the prompt, and whether they are to be heard
-        self.lead, self.with_prompt = info.num_samples(given - skipped), with_prompt
+        self.lead = info.num_samples(given - skipped) - decoded
+        self.with_prompt = with_prompt
         # and those to come that the model makes
         self.new = WHOLE
         if prompt.after is not None:
             self.new = info.num_samples(given + prompt.gap) - info.num_samples(given)
+
+    def _begin_with(self, codes: Tensor, scales: Tensor | None, kept: Kept) -> int:
+        """Let the decoder begin with the codes of a prompt, or as one did before; how much audio it
+        then has given."""
+        key = b"".join(x.numpy().tobytes() for x in (codes, scales) if x is not None)
+        if (found := kept.find("codec", key)) is None:
+            audio = self.decoder(codes)
+            decoder, size = self.decoder.copied()
+            found = decoder, 0 if audio is None else audio.shape[1]
+            kept.put("codec", key, found, size)
+        self.decoder, _ = found[0].copied()
+        return found[1]
 
     def reach(self) -> int:
         """Frames of the longest sequence that it takes, about."""
@@ -287,6 +307,7 @@ class _Sample:
         made = make_request(self.model.info, device, **asked_for)
         if behind is not None:
             made.suffix_codes = behind[None].to(device).long()
+        made.shared = prompt.shared
         self.number, self.codes = number, [prompt.codes]
         # what follows the text is cut where another piece does
         self.room = WHOLE

@@ -27,6 +27,9 @@ class Setup:
     """Folder of recordings, each a voice of its name, with what is said in NAME.txt beside it."""
     voice_seconds: float = 3.0
     """How much of each voice the model is given."""
+    voice_cache_mb: float = 256.0
+    """Memory, of each model, for what model and codec made of a voice, which later requests with it
+    begin from; the voices asked for longest ago go first. 0: none."""
     language: str = ""
     """Of texts whose request names none; empty: the one of most texts in training."""
     context_seconds: float = 0.0
@@ -35,7 +38,7 @@ class Setup:
     def problems(self) -> list[str]:
         found = Problems(self)
         found.above(0, "voice_seconds")
-        found.at_least(0, "context_seconds")
+        found.at_least(0, "context_seconds", "voice_cache_mb")
         return found
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rvqlm.codecs.registry import load_codec_like
 from rvqlm.errors import UserError
+from rvqlm.generation.kept import Kept
 from rvqlm.inference.model_args import DrawingArgs
 from rvqlm.inference.stream import Streamer
 from rvqlm.serving.config import Limits, Setup
@@ -48,14 +49,31 @@ def open_model(
         **how,
     }
 
+    kept = _cache(name, setup.voice_cache_mb, metrics) if setup.voice_cache_mb else None
+
     def make() -> Streamer:
-        context = setup.context_seconds or None
-        return Streamer(
-            model, codec, limits.slots, context, first_seconds=FIRST_SECONDS, about=about
-        )
+        if kept is not None:  # after a failure nothing of before is trusted
+            kept.clear()
+        options = {"first_seconds": FIRST_SECONDS, "about": about, "kept": kept}
+        return Streamer(model, codec, limits.slots, setup.context_seconds or None, **options)
 
     worker = Worker(name, make, model.info.sampling_rate, limits, metrics)
     worker.start()
     own = {"model": name}
-    draws |= {"language": setup.language, "how": how}
+    draws |= {"voice_seconds": setup.voice_seconds, "language": setup.language, "how": how}
     return Served(name, model, codec, worker, limits, own, voices, **draws)
+
+
+def _cache(model: str, megabytes: float, metrics: Metrics) -> Kept:
+    """For what was made of voices, with its counts."""
+    hits, misses = "rvqlm_voice_cache_hits_total", "rvqlm_voice_cache_misses_total"
+    metrics.counter(hits, "voices of which part `model` or `codec` was kept")
+    metrics.counter(misses, "voices of which it had to be computed")
+
+    def count(part: str, hit: bool) -> None:
+        metrics.add(hits if hit else misses, model=model, part=part)
+
+    kept = Kept(int(megabytes * 1e6), count)
+    about = "memory of what was kept of voices"
+    metrics.gauge("rvqlm_voice_cache_bytes", about, lambda: kept.size, model=model)
+    return kept

@@ -23,7 +23,7 @@ from rvqlm.serving.config import Limits
 from rvqlm.serving.errors import ApiError
 from rvqlm.serving.orders import Piece
 from rvqlm.serving.schemas import Common, Continuation, Speech, Start
-from rvqlm.serving.voices import DEFAULT, Voice
+from rvqlm.serving.voices import DEFAULT, Voice, current
 from rvqlm.serving.worker import Worker
 
 _OVERRIDES = ("temperature", "top_k", "top_p", "min_p", "cfg_scale")
@@ -41,6 +41,8 @@ class Served:
     about: dict
     """What the description of every result begins with: checkpoint, step, precision."""
     voices: dict[str, Voice] = field(default_factory=dict)
+    voice_seconds: float = 3.0
+    """How much of a voice is used."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     demask: DemaskConfig = field(default_factory=DemaskConfig)
     pace: SpeechConfig = field(default_factory=SpeechConfig)
@@ -130,7 +132,7 @@ class Served:
         :param row: its number in the random stream.
         :raises UserError: nothing in it that could be said.
         """
-        prompt = self._prompt(text, asked.language or self.language, self.voice(asked.voice_name))
+        prompt = self._prompt(text, asked.language or self.language, self._read(asked.voice_name))
         speech = replace(self.pace, speed=self.pace.speed * asked.speed)
         in_order = self.model.way is not None
         seconds = self.limits.piece_seconds or (10.0 if in_order else 5.0)
@@ -141,7 +143,7 @@ class Served:
 
         :param audio: (C, S) float32 at the codec's rate.
         """
-        rate, voice = self.model.info.frame_rate, self.voice(asked.voice_name)
+        rate, voice = self.model.info.frame_rate, self._read(asked.voice_name)
         frames = max(1, round(asked.prompt_seconds * float(rate)))
         text = " ".join(filter(None, (asked.prompt_text.strip(), asked.input.strip())))
         if text and not self.speaks:
@@ -152,10 +154,18 @@ class Served:
             codes, scales = self.encode(audio[:, -most:])
             prompt = Prompt(codes, "continuation", "upload", scales, given)
         elif voice is not None:
-            prompt = Prompt(voice.codes[:frames], "continuation", voice.name, voice.scales, given)
+            codes = voice.codes[:frames]
+            how = {"scales": voice.scales, "given": given, "shared": True}
+            prompt = Prompt(codes, "continuation", voice.name, **how)
         else:
             prompt = Prompt(self._no_codes(), "unprompted", given=given)
         return self._piece(prompt, asked, self.seconds(asked), seed, 0, text, self.pace)
+
+    def _read(self, name: str) -> Voice | None:
+        """`voice` as its files are now."""
+        if (voice := self.voice(name)) is not None:
+            voice = self.voices[name] = current(voice, self.codec, self.voice_seconds)
+        return voice
 
     def encode(self, audio: np.ndarray) -> tuple[Tensor, Tensor | None]:
         codes, scales = encode_whole(self.codec, torch.from_numpy(np.ascontiguousarray(audio)))
@@ -198,7 +208,8 @@ class Served:
                 f"{voice.name}.txt beside the recording"
             )
         given = self._given(f"{voice.text} {text}", language)
-        return Prompt(voice.codes, "speech", voice.name, voice.scales, given)
+        how = {"scales": voice.scales, "given": given, "shared": True}
+        return Prompt(voice.codes, "speech", voice.name, **how)
 
 
 def new_seed() -> int:

@@ -42,7 +42,8 @@ def folder(tmp_path_factory):
 
 def get(url: str, **asked) -> bytes:
     body = json.dumps(asked).encode() if asked else None
-    request = urllib.request.Request(url, body, {"Authorization": "Bearer s3cret"})
+    headers = {"Authorization": "Bearer s3cret", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, body, headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         return answer.read()
 
@@ -59,6 +60,15 @@ def generated(folder, text: str, *flags: str) -> np.ndarray:
     audio = soundfile.read(path, dtype="int16")[0].astype(int)
     path.unlink()
     return audio
+
+
+def looked_up(url: str) -> dict[str, tuple[int, int]]:
+    """Of each part how often it was kept of a voice, and how often it was not."""
+    text, found = get(url + "metrics").decode(), []
+    for what in ("hits", "misses"):
+        line = rf'^rvqlm_voice_cache_{what}_total{{model="mine",part="(\w+)"}} (\d+)$'
+        found.append({part: int(n) for part, n in re.findall(line, text, re.M)})
+    return {part: tuple(each.get(part, 0) for each in found) for part in {**found[0], **found[1]}}
 
 
 def test_from_start_to_stop(folder, monkeypatch):
@@ -85,6 +95,11 @@ def test_from_start_to_stop(folder, monkeypatch):
     assert default[:4] == b"RIFF" and default != ann == get(
         url + "v1/audio/speech", **asked, voice="ann"
     )
+    on = {**asked, "voice": "ann", "input": ""}
+    first, again = (get(url + "v1/audio/continuation", **on) for _ in range(2))
+    assert first == again != ann
+    # behind a text the model has to read the voice anew, and the codec has not
+    assert looked_up(url) == {"codec": (3, 1), "model": (1, 1)}
     monkeypatch.chdir(folder)
     prompted = generated(folder, "Abba cab. Abba.", "--prompt", "voices/ann.wav", *INT8)[16000:]
     alone = generated(folder, "Abba.", *INT8)
@@ -96,6 +111,9 @@ def test_from_start_to_stop(folder, monkeypatch):
     (card,) = json.loads(get(url + "v1/models"))["data"]
     how = {name: card["rvqlm"][name] for name in ("precision", "weights", "kernels")}
     assert how == {"precision": "float32", "weights": "int8", "kernels": "torch"}
+    soundfile.write("voices/ann.wav", tiny_codecs.noise(16000, seed=2).numpy(), 16000)
+    assert first != get(url + "v1/audio/continuation", **on)
+    assert looked_up(url) == {"codec": (3, 2), "model": (1, 2)}
     with socket.create_connection(("127.0.0.1", port)) as client:
         body = json.dumps({"input": "abba " * 400, "response_format": "pcm"}).encode()
         client.sendall(

@@ -49,3 +49,25 @@ def test_pieces_give_the_audio_of_the_whole_as_soon_as_they_can(codec, piece):
 
 def test_nothing_gives_nothing(codec):
     assert codec.piecewise()(None, last=True) is None
+
+
+def test_copies_go_on_from_the_same_codes(codec):
+    """In turns, each with codes of its own, and each as if there were no other."""
+    frames = 30 if codec.info.segment is None else 230
+    shape = 4, frames, codec.info.num_codebooks
+    begin, *ends = torch.randint(codec.info.codebook_size, shape)
+
+    def begun():
+        decoder = codec.piecewise()
+        decoder(begin)
+        return decoder
+
+    first = begun()
+    kept, size = first.copied()
+    assert 0 < size < 4e6
+    copies, alone = [first, *(kept.copied()[0] for _ in ends[1:])], [begun() for _ in ends]
+    for part, last in [(slice(9), False), (slice(9, None), True)]:
+        for one, other, end in zip(copies, alone, ends):
+            got, wanted = one(end[part], last), other(end[part], last)
+            assert (got is None) == (wanted is None)
+            assert got is None or torch.equal(got, wanted)

@@ -13,6 +13,7 @@ from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.frontends.symbols import SymbolTable
 from rvqlm.frontends.text import TextFrontEnd, TextSettings
+from rvqlm.generation.kept import Kept
 from rvqlm.generation.sampling import DemaskConfig, SamplingConfig
 from rvqlm.inference.conditions import ConditionArgs
 from rvqlm.inference.generate import OutputArgs, SampleRequest, generate
@@ -121,6 +122,27 @@ def test_what_is_heard_is_what_is_written(
     adds = [{"prompt": p, "row": row, **how} for row, p in enumerate(given)]
     for sample, found, prompt in zip(wanted, heard_of(streamer, adds), given):
         check_the_same(codec, sample, found, prompt, with_prompt)
+
+
+@pytest.mark.parametrize("family,kinds", [("codec-lm", {"model", "codec"}), ("valle", {"codec"})])
+def test_what_was_made_of_a_shared_prompt_is_kept(codec, family, kinds):
+    """And what comes of it is that of `generate`, and the same as the first time, bit for bit."""
+    model, found = toy(codec, family), []
+    given = [replace(prompt, shared=True) for prompt in prompts(codec)]
+    output = OutputArgs(seconds=seconds(codec, 20), min_seconds=seconds(codec, 5), seed=3)
+    kept = Kept(1 << 24, lambda kind, hit: found.append((kind, hit)))
+    streamer = Streamer(model, codec, 2, piece_seconds=seconds(codec, 4), kept=kept)
+    adds = [{"prompt": p, "row": row, "output": output} for row, p in enumerate(given)]
+    first, again = heard_of(streamer, adds), heard_of(streamer, adds[::-1])[::-1]
+    wanted = generate(model, codec, SampleRequest(given, output), {})
+    for sample, one, other, prompt in zip(wanted, first, again, given):
+        check_the_same(codec, sample, one, prompt)
+        assert torch.equal(torch.cat(one["audio"], 1), torch.cat(other["audio"], 1))
+    assert {kind for kind, _ in found} == kinds
+    for kind in kinds:
+        asked = [hit for k, hit in found if k == kind]
+        assert asked[: len(asked) // 2] == [False] * (len(asked) // 2)
+        assert asked[len(asked) // 2 :] == [True] * (len(asked) // 2)
 
 
 @pytest.mark.parametrize("pattern,late", [("delay", 2), ("parallel", 0), ("flatten", 0)])

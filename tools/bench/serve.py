@@ -49,6 +49,9 @@ class Args:
     requests: int = 3
     """Of each client."""
     model: str = ""
+    voice: str = "default"
+    continue_seconds: float = 0.0
+    """Instead of texts: go on from the voice for so long; of models without text."""
     token: str = ""
     head: float = 0.25
     """Seconds that the second listener waits with the first sample."""
@@ -87,10 +90,12 @@ async def speak(args: Args, text: str, seed: int) -> Result:
 async def _speak(args: Args, text: str, seed: int, result: Result) -> None:
     """Over a connection of its own: what a client's library does beside is not measured."""
     url = urlsplit(args.url)
-    asked = {"model": args.model, "input": text, "seed": seed, "response_format": "wav"}
+    asked = {"model": args.model, "seed": seed, "response_format": "wav", "voice": args.voice}
+    path = "continuation" if args.continue_seconds else "speech"
+    asked |= {"seconds": args.continue_seconds} if args.continue_seconds else {"input": text}
     body = json.dumps({**asked, "stream": True}).encode()
     head = [
-        "POST /v1/audio/speech HTTP/1.1", f"Host: {url.netloc}", "Connection: close",
+        f"POST /v1/audio/{path} HTTP/1.1", f"Host: {url.netloc}", "Connection: close",
         "Content-Type: application/json", f"Content-Length: {len(body)}",
     ]  # fmt: skip
     if args.token:
