@@ -71,7 +71,7 @@ def looked_up(url: str) -> dict[str, tuple[int, int]]:
     return {part: tuple(each.get(part, 0) for each in found) for part in {**found[0], **found[1]}}
 
 
-def test_from_start_to_stop(folder, monkeypatch):
+def test_from_start_to_stop(folder, monkeypatch, request):
     """Its address is printed, a voice speaks as rvqlm generate of the same flags has it, SIGTERM in
     the middle of a stream says what it cuts."""
     words = ["--exp-dir", "exp/mine", "--voices", "voices", "--port", "0", "--grace", "0.2"]
@@ -80,6 +80,7 @@ def test_from_start_to_stop(folder, monkeypatch):
         [sys.executable, "-m", "rvqlm.bin.main", "serve", *words, "--slots", "2"],
         cwd=folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "RVQLM_TOKEN": "s3cret"},
     )  # fmt: skip
+    request.addfinalizer(process.kill)
     said = []
     for line in process.stderr:
         said.append(line)
