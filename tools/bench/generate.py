@@ -1,4 +1,5 @@
-"""Decoding side by side with transformers' MusicGen decoder in a plain cached loop.
+"""Decoding side by side with transformers' MusicGen decoder, in a plain cached loop and by its own
+generate().
 
     OMP_NUM_THREADS=1 python tools/bench/generate.py --size small --batches 1 8
     python tools/bench/generate.py --size small --sides bf16 --batches --lengths 1 10 60 300
@@ -39,7 +40,7 @@ from rvqlm.cli import command_line, parse, run_main
 SIZES = {"tiny": (64, 2, 2), "small": (256, 6, 4), "30m": (512, 8, 8), "base": (768, 16, 12)}
 """Width, layers, heads."""
 PROMPT_SECONDS = 3
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "peer": 4, "peer-bf16": 2}
+BYTES = {"fp32": 4, "bf16": 2, "int8": 1, "peer": 4, "peer-bf16": 2, "peer-generate": 4}
 Side = Literal[
     "fp32",
     "bf16",
@@ -51,6 +52,7 @@ Side = Literal[
     "bf16-compile",
     "peer",
     "peer-bf16",
+    "peer-generate",
 ]
 
 
@@ -69,10 +71,11 @@ class Args:
     top_k: int = 50
     frame_rate: float = 50.0
     """Frames of a second of audio."""
-    sides: tuple[Side, ...] = ("fp32", "bf16", "int8", "peer")
+    sides: tuple[Side, ...] = ("fp32", "bf16", "int8", "peer", "peer-generate")
     """Ours with its weights in three types, multiplied by the best kernels here (on a GPU as a
     captured graph), by torch's, or by those that torch.compile makes; and MusicGen (needs
-    transformers) in float32, or cast to bf16."""
+    transformers) in float32, or cast to bf16, in a plain loop, or by its own generate() in
+    float32."""
     threads: tuple[int, ...] = ()
     """Thread counts to try, each; unset: torch's choice."""
     lengths: tuple[float, ...] = ()
@@ -124,7 +127,7 @@ def ours(args: Args, side: str):
     return run
 
 
-def peer(args: Args, dtype: torch.dtype):
+def peer(args: Args, side: str):
     from transformers import MusicgenForCausalLM
     from transformers.models.musicgen.configuration_musicgen import MusicgenDecoderConfig
 
@@ -142,7 +145,10 @@ def peer(args: Args, dtype: torch.dtype):
         pad_token_id=V,
         bos_token_id=V,
     )
+    dtype = torch.bfloat16 if side == "peer-bf16" else torch.float32
     model = MusicgenForCausalLM(config).eval().to(dtype)
+    if side == "peer-generate":
+        return by_generate(args, model)
 
     @torch.inference_mode()
     def run(batch: int, frames: int, after_step: Callable) -> None:
@@ -157,6 +163,34 @@ def peer(args: Args, dtype: torch.dtype):
             real = (s >= level) & (s < level + frames)
             ids = torch.where(real[:, None], drawn, V)
             after_step()
+
+    return run
+
+
+def by_generate(args: Args, model):
+    """The same by what the model itself has for it: as many steps, without guidance."""
+
+    class Counter:
+        """Is shown the ids that there are before the first step, and those of each."""
+
+        def __init__(self, after_step: Callable):
+            self.after_step, self.steps = after_step, -1
+
+        def put(self, ids) -> None:
+            self.steps += 1
+            if self.steps:
+                self.after_step()
+
+        def end(self) -> None: ...
+
+    K, V = args.codebooks, args.codebook_size
+    how = {"do_sample": True, "top_k": args.top_k, "num_beams": 1, "num_return_sequences": 1}
+    how["decoder_start_token_id"] = V
+
+    def run(batch: int, frames: int, after_step: Callable) -> None:
+        counter, start = Counter(after_step), torch.full((batch * K, 1), V)
+        made = model.generate(start, max_length=frames + K, streamer=counter, **how)
+        assert made.shape == (batch, K, frames) and counter.steps == frames + K - 1
 
     return run
 
@@ -238,7 +272,7 @@ def compare(args: Args, sides: dict, clock: Callable, memory: dict) -> list[dict
 
 def line(row: dict) -> str:
     first = "      -" if row["first_frame_ms"] is None else f"{row['first_frame_ms']:7.1f}"
-    said = f"batch {row['batch']:3}  {row['side']:10}{row['frames_per_second']:7,.0f} frames/s"
+    said = f"batch {row['batch']:3}  {row['side']:13}{row['frames_per_second']:7,.0f} frames/s"
     said += f"{row['undisturbed']:8,.0f} undisturbed{row['real_time']:7.1f} x real time"
     said += f"{row['gigabytes_per_second']:6.1f} GB/s{row['mbu']:6.0%} MBU"
     said += f" (median {row['mbu_median']:.0%})"
@@ -287,7 +321,7 @@ def _run(argv: Sequence[str] | None) -> int:
     for side in args.sides:
         before = resident()
         if side.startswith("peer"):
-            sides[side] = peer(args, torch.bfloat16 if side == "peer-bf16" else torch.float32)
+            sides[side] = peer(args, side)
         else:
             sides[side] = ours(args, side)
         sides[side](1, args.frames, lambda *_: None)
