@@ -10,7 +10,7 @@ from families import PAIRWISE, make, random_batch
 from tape import Tape
 
 from rvqlm.errors import UserError
-from rvqlm.generation import ready
+from rvqlm.generation import ready, steps
 from rvqlm.generation.request import make_request
 from rvqlm.generation.sampling import SamplingConfig
 from rvqlm.generation.slots import Engine
@@ -208,13 +208,30 @@ def test_a_compiler_that_fails_is_named_with_what_it_needs(traced, monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler here")
-def test_one_compiled_step_draws_what_single_steps_draw_at_any_length(capsys):
+def test_one_compiled_step_draws_what_single_steps_draw_at_any_length(capsys, monkeypatch):
+    """And from the same logits, but for the order of sums."""
     small = {"decoder_dim": 16, "num_decoder_layers": 1, "model_end": False}
     plain, model = shaken("delay", **small), shaken("delay", "compile", **small)
+    info, sample = plain.info, steps.sample
+    now = torch.zeros(1, info.num_codebooks, info.codebook_size)  # logits of a step
+
+    def seen(logits, *how):
+        now.copy_(logits)
+        return sample(logits, *how)
+
+    monkeypatch.setattr(steps, "sample", seen)
     for frames in (12, 30, 7):
-        options = {"batch_size": 1, "max_new_frames": frames, "temperature": 0}
-        want, got = (m.generate(**options).codes for m in (plain, model))
+        made = []
+        for m in (plain, model):
+            logits = []
+            options = {"batch_size": 1, "max_new_frames": frames, "seed": frames}
+            options["progress"] = lambda _, found=logits: found.append(now.clone())
+            made.append((m.generate(**options).codes, torch.cat(logits)))
+        (want, wanted), (got, given) = made
         assert torch.equal(got, want)
+        assert len(wanted) == frames + info.num_codebooks - 1
+        assert (wanted.diff(dim=0).abs().amax((1, 2)) > 0.01).all()  # each has its own
+        torch.testing.assert_close(given, wanted, atol=1e-4, rtol=1e-4)
     assert capsys.readouterr().err.count("compiled a step of decoding in") == 1
 
 
