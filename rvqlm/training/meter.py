@@ -34,16 +34,31 @@ PEAKS = {
     "H100 NVL": 835, "H800": 989, "H20": 148, "A100": 312, "A800": 312, "A40": 150, "A30": 165,
     "A10": 125, "A10G": 70, "L40S": 362, "L40": 181, "L4": 121, "V100": 125, "T4": 65,
     "RTX PRO 6000": 504, "RTX 6000 Ada": 364, "RTX 5000 Ada": 261, "RTX 4000 Ada": 107,
-    "RTX A6000": 155, "RTX A5000": 111, "RTX A4000": 77,
+    "RTX A6000": 155, "RTX A5000": 111, "RTX A4000": 77, "RTX A2000": 32,
     "RTX 5090": 210, "RTX 5080": 113, "RTX 5070 Ti": 88, "RTX 5070": 62, "RTX 5060 Ti": 47,
     "RTX 5060": 38, "RTX 4090": 165, "RTX 4080 SUPER": 104, "RTX 4080": 97,
     "RTX 4070 Ti SUPER": 88, "RTX 4070 Ti": 80, "RTX 4070 SUPER": 71, "RTX 4070": 58,
     "RTX 4060 Ti": 44, "RTX 4060": 30, "RTX 3090 Ti": 80, "RTX 3090": 71, "RTX 3080 Ti": 68,
-    "RTX 3080": 60, "RTX 3070 Ti": 43, "RTX 3070": 41, "RTX 3060 Ti": 32, "RTX 3060": 25,
+    "RTX 3080": 60, "RTX 3080 12GB": 61, "RTX 3070 Ti": 43, "RTX 3070": 41, "RTX 3060 Ti": 32, "RTX 3060": 25,
+}
+BANDWIDTHS = {
+    "H200": 4800, "H100 80GB HBM3": 3350, "H100 NVL": 3900, "H100 PCIe": 2000,
+    "A100 SXM4 80GB": 2039, "A100 80GB PCIe": 1935, "A100 SXM4 40GB": 1555, "A100 PCIE 40GB": 1555,
+    "A40": 696, "A30": 933, "A10": 600, "A10G": 600, "L40S": 864, "L40": 864, "L4": 300,
+    "V100": 900, "T4": 320, "RTX 6000 Ada": 960, "RTX 5000 Ada": 576, "RTX 4000 Ada": 360,
+    "RTX A6000": 768, "RTX A5000": 768, "RTX A4000": 448, "RTX A2000": 288,
+    "RTX 5090": 1792, "RTX 5080": 960, "RTX 5070 Ti": 896, "RTX 5070": 672, "RTX 5060 Ti": 448,
+    "RTX 5060": 448, "RTX 4090": 1008, "RTX 4080 SUPER": 736, "RTX 4080": 717,
+    "RTX 4070 Ti SUPER": 672, "RTX 4070 Ti": 504, "RTX 4070 SUPER": 504, "RTX 4070": 504,
+    "RTX 4060 Ti": 288, "RTX 4060": 272, "RTX 3090 Ti": 1008, "RTX 3090": 936, "RTX 3080 Ti": 912,
+    "RTX 3080 12GB": 912, "RTX 3080 10GB": 760, "RTX 3070 Ti": 608, "RTX 3070": 448,
+    "RTX 3060 12GB": 360,
 }
 # fmt: on
-"""Dense TFLOP/s with 16-bit inputs, summed in float32, by words of the GPU's name; from NVIDIA's
-data sheets, at the boost clock. Those of laptops are other chips and not among them."""
+"""Dense TFLOP/s with 16-bit inputs, summed in float32, and GB/s of the memory, by words of the
+GPU's name and its size; from NVIDIA's data sheets and its comparison of GeForce cards, at the boost
+clock. Those of laptops are other chips and not among them, nor are cards whose name and size leave
+the memory open (RTX 3060 Ti, H20, GH200, B200); the RTX 4070 is that with GDDR6X."""
 _FIGURES = ("grad_norm", "steps", "skipped", "rollbacks", "seconds")
 """What a checkpoint has of a `Meter` beside its token sums."""
 
@@ -256,11 +271,19 @@ def rehearse(model, batch: Batch, dtype: torch.dtype = torch.float32) -> None:
         model.zero_grad()
 
 
-def _sheet_flops(name: str) -> float | None:
-    """Of `PEAKS`, by the longest of its entries that are words of a GPU's name."""
-    words = f" {name.replace('-', ' ')} "
-    found = max((k for k in PEAKS if f" {k} " in words), key=len, default=None)
-    return None if found is None or "Laptop" in name else PEAKS[found] * 1e12
+def _of_sheet(table: dict[str, float], device: torch.device) -> float | None:
+    """By the longest of its entries that are words of a GPU's name and size."""
+    size = round(torch.cuda.mem_get_info(device)[1] / 2**30)
+    words = f" {torch.cuda.get_device_name(device)} {size}GB ".replace("-", " ")
+    found = max((k for k in table if f" {k} " in words), key=len, default=None)
+    part = " Laptop " in words or " MIG " in words
+    return None if found is None or part else table[found]
+
+
+def peak_bandwidth(device: torch.device) -> float | None:
+    """Bytes per second of a GPU's memory, from the table; None where it is not in it."""
+    found = _of_sheet(BANDWIDTHS, device)
+    return None if found is None else found * 1e9
 
 
 @cache
@@ -268,8 +291,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Operations per second of large matrix products: from the table for a GPU that is in it, with
     16-bit inputs; measured in a moment on a CPU; None where neither is known."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return _sheet_flops(name) if dtype in (torch.bfloat16, torch.float16) else None
+        if dtype not in (torch.bfloat16, torch.float16):
+            return None
+        found = _of_sheet(PEAKS, device)
+        return None if found is None else found * 1e12
     if device.type != "cpu":
         return None
     n, best = 1024, float("inf")

@@ -10,7 +10,7 @@ from rvqlm.models.codec_lm import CodecLMConfig
 from rvqlm.models.factory import build_model
 from rvqlm.modules.transformer import Transformer
 from rvqlm.training import meter
-from rvqlm.training.meter import Speed, Stopwatch, peak_flops, training_flops
+from rvqlm.training.meter import Speed, Stopwatch, peak_bandwidth, peak_flops, training_flops
 
 
 def test_seconds_by_part(monkeypatch):
@@ -159,30 +159,40 @@ def test_operations_of_a_recogniser_and_of_half_precision():
 
 
 @pytest.mark.parametrize(
-    "name, peak",
+    "name, gib, peak, bandwidth",
     [
-        ("NVIDIA H100 80GB HBM3", 989e12),
-        ("NVIDIA H100 PCIe", 756e12),
-        ("NVIDIA A100-SXM4-80GB", 312e12),
-        ("NVIDIA A10G", 70e12),
-        ("NVIDIA L4", 121e12),
-        ("NVIDIA L40", 181e12),
-        ("NVIDIA L40S", 362e12),
-        ("NVIDIA B200", 2250e12),
-        ("NVIDIA RTX A6000", 155e12),
-        ("NVIDIA RTX 6000 Ada Generation", 364e12),
-        ("NVIDIA GeForce RTX 3060", 25e12),
-        ("NVIDIA GeForce RTX 4070 Ti SUPER", 88e12),
-        ("Tesla V100-SXM2-32GB", 125e12),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA GeForce GTX 1080 Ti", None),
+        ("NVIDIA H100 80GB HBM3", 79.1, 989e12, 3350e9),
+        ("NVIDIA H100 PCIe", 79.2, 756e12, 2000e9),
+        ("NVIDIA H200", 139.8, 989e12, 4800e9),
+        ("NVIDIA A100-SXM4-80GB", 79.2, 312e12, 2039e9),
+        ("NVIDIA A100-SXM4-40GB", 39.4, 312e12, 1555e9),
+        ("NVIDIA A100 80GB PCIe", 79.2, 312e12, 1935e9),
+        ("NVIDIA A10G", 22.1, 70e12, 600e9),
+        ("NVIDIA L4", 22.0, 121e12, 300e9),
+        ("NVIDIA L40", 44.4, 181e12, 864e9),
+        ("NVIDIA L40S", 44.4, 362e12, 864e9),
+        ("NVIDIA B200", 178.4, 2250e12, None),
+        ("NVIDIA RTX A6000", 47.4, 155e12, 768e9),
+        ("NVIDIA RTX A2000 12GB", 11.7, 32e12, 288e9),
+        ("NVIDIA RTX 6000 Ada Generation", 47.5, 364e12, 960e9),
+        ("NVIDIA GeForce RTX 3060", 11.8, 25e12, 360e9),
+        ("NVIDIA GeForce RTX 3060", 7.8, 25e12, None),  # another memory, 8 GB
+        ("NVIDIA GeForce RTX 3080", 9.8, 60e12, 760e9),
+        ("NVIDIA GeForce RTX 3080", 11.8, 61e12, 912e9),
+        ("NVIDIA GeForce RTX 4070 Ti SUPER", 15.7, 88e12, 672e9),
+        ("Tesla V100-SXM2-32GB", 31.7, 125e12, 900e9),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7, None, None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", 9.8, None, None),
+        ("NVIDIA GeForce GTX 1080 Ti", 10.9, None, None),
     ],
 )
-def test_peaks_of_gpus_go_by_whole_words_of_their_names(monkeypatch, name, peak):
+def test_figures_of_gpus_go_by_whole_words_of_their_names(monkeypatch, name, gib, peak, bandwidth):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, round(gib * 2**30)))
     peak_flops.cache_clear()
     cuda = torch.device("cuda")
     assert peak_flops(cuda, torch.bfloat16) == peak and peak_flops(cuda, torch.float32) is None
+    assert peak_bandwidth(cuda) == bandwidth
     peak_flops.cache_clear()
 
 

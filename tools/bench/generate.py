@@ -199,9 +199,14 @@ def bytes_read(args: Args, side: str, batch: int) -> float:
     """By a step, on average: weights, and keys and values in 16 bits, or float32 as weights are."""
     width, layers, _ = SIZES[args.size]
     size = BYTES[side.removesuffix("-torch").removesuffix("-compile")]
-    weights = size * (12 * layers * width**2 + args.codebooks * args.codebook_size * width)
+    weights = 12 * layers * width**2 + args.codebooks * args.codebook_size * width
     held = 2 if side in ("bf16", "int8", "peer-bf16") else 4
-    return weights + batch * layers * 2 * width * held * args.frames / 2
+    return bytes_of(weights, size, batch * layers * 2 * width * args.frames / 2, held)
+
+
+def bytes_of(weights: float, size: int, keys: float, held: int) -> float:
+    """Of weights that are read, each in so many, and of numbers in keys and values likewise."""
+    return size * weights + held * keys
 
 
 def bandwidth(clock: Callable) -> float:
@@ -216,15 +221,21 @@ def bandwidth(clock: Callable) -> float:
     return best
 
 
-def first_frame(args: Args, run: Callable, clock: Callable) -> float:
-    """Milliseconds; the best of three."""
+def first_frame(
+    args, run: Callable, clock: Callable, batch: int = 1, frames: int = 1, times: int = 3
+) -> float:
+    """Milliseconds; the best of some times.
+
+    :param args: its ``frame_rate``, ``codebooks`` and ``codebook_size`` are of the prompt.
+    :param frames: that are made before the first of them is whole.
+    """
     count = round(PROMPT_SECONDS * args.frame_rate)
-    prompt = torch.randint(args.codebook_size, (1, count, args.codebooks))
+    prompt = torch.randint(args.codebook_size, (batch, count, args.codebooks))
     found = []
-    for _ in range(3):
-        times = [clock()]
-        run(1, 1, lambda *_, times=times: times.append(clock()), prompt_codes=prompt)
-        found.append(times[args.codebooks] - times[0])
+    for _ in range(times):
+        steps = [clock()]
+        run(batch, frames, lambda *_, steps=steps: steps.append(clock()), prompt_codes=prompt)
+        found.append(steps[-1] - steps[0])
     return 1e3 * min(found)
 
 

@@ -50,7 +50,8 @@ class Args:
     """small: d256 x 6, 8 x 400 frames; base: d768 x 16, 2 x 512; large: d1024 x 24, 2 x 512. On a
     GPU 64, 24 and 16 items."""
     families: tuple[str, ...] = ()
-    """Of delay, parallel, flatten, coarse_first, depth, valle, masked, recognizer; default: all."""
+    """Of delay, delay_text, parallel, flatten, coarse_first, depth, valle, masked, recognizer;
+    default: all."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precisions: tuple[Literal["fp32", "bf16", "fp16"], ...] = ()

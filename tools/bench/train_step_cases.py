@@ -13,6 +13,7 @@ from rvqlm.models.factory import build_model
 
 FAMILIES = {
     "delay": ("codec-lm", {}),
+    "delay_text": ("codec-lm", {"conditions": ("text",), "fusion": "cross"}),
     "parallel": ("codec-lm", {"pattern": "parallel"}),
     "flatten": ("codec-lm", {"pattern": "flatten"}),
     "coarse_first": ("codec-lm", {"pattern": "coarse_first"}),
@@ -58,7 +59,7 @@ def random_codes(args, size: dict) -> torch.Tensor:
 
 def make_batch(args, size: dict, family: str) -> Batch:
     codes, given = random_codes(args, size), {}
-    if family == "recognizer":
+    if "text" in FAMILIES[family][1].get("conditions", ()):
         symbols = round(size["frames"] / FRAMES_PER_SYMBOL)
         shape = (size["batch"], symbols, 1)
         given["text"] = list(torch.randint(1, SYMBOLS, shape))
@@ -67,7 +68,7 @@ def make_batch(args, size: dict, family: str) -> Batch:
     return batch
 
 
-def make_model(args, size: dict, family: str) -> torch.nn.Module:
+def make_model(args, size: dict, family: str, **more) -> torch.nn.Module:
     info = CodecInfo("bench", "", 44100, 512, args.codebooks, args.codebook_size)
     name, changes = FAMILIES[family]
     torch.manual_seed(0)
@@ -78,7 +79,7 @@ def make_model(args, size: dict, family: str) -> torch.nn.Module:
         "activation_checkpointing": args.checkpointing,
     }
     text = ConditionInfo("text", (SYMBOLS,), rate=FRAMES_PER_SYMBOL)
-    return build_model(name, {**shape, **changes}, info, {"text": text})
+    return build_model(name, {**shape, **changes, **more}, info, {"text": text})
 
 
 def peak(device, dtype) -> float:
