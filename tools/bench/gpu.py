@@ -5,6 +5,9 @@ generation, each kernel of attention, the codecs, optimizers, ranks, ``--compile
     python tools/bench/gpu.py --only codec waits     # some parts
     python tools/bench/gpu.py --simulate             # without a GPU, see below
 
+Then how fast it is: tables of training and generation, in Markdown at the end. ``--only train-speed
+generation-speed`` gives them all of the time.
+
 Each check prints a line when it is done, and the file of ``--json`` is written anew after each, so
 that nothing is lost when the machine is. Parts come in the order of their worth. Each has a share
 of ``--seconds``, and what those before it left; what that leaves no time for is "not run". Exit
@@ -18,7 +21,7 @@ of sums, float32, TF32 and bf16 to the digits they have. Codes drawn in float64 
 it should and takes the GPU's branches, and its ``waits`` are counted. It says nothing of kernels,
 rounding, TF32, memory beyond what tensors take, speed. The parts ``attention``, ``ranks`` and
 ``compile`` cannot be simulated and run on the CPU instead: with its kernels, over gloo, and what
-dynamo finds run as it is.
+dynamo finds run as it is. Of the tables launches and waits remain.
 """
 
 from __future__ import annotations
@@ -40,7 +43,12 @@ import torch
 from gpu_attention_checks import attention
 from gpu_checks import Check, NotRun, Where, Wrong, equality, generation, memory, training, waits
 from gpu_codec_checks import codec
+from gpu_generation_speed import TABLE as GENERATION
+from gpu_generation_speed import generation_speed
 from gpu_run_checks import compiling, ranks
+from gpu_speed import tables
+from gpu_train_speed import TABLE as TRAINING
+from gpu_train_speed import train_speed
 
 from rvqlm.cli import parse, run_main
 from rvqlm.errors import UserError
@@ -50,7 +58,7 @@ from rvqlm.runtime import describe_machine, set_tf32, use_device
 class Part(NamedTuple):
     checks: Callable[[Where], Iterable[tuple[str, Check]]]
     share: float
-    """Of the time."""
+    """Of the time, beside those of the others."""
     simulated: bool = True
     """Otherwise it runs on the CPU where a GPU is simulated."""
 
@@ -65,14 +73,17 @@ PARTS = {
     "memory": Part(memory, 0.03),
     "waits": Part(waits, 0.05),
     "compile": Part(compiling, 0.14, simulated=False),
+    "train-speed": Part(train_speed, 0.3, simulated=False),  # each row says where it is
+    "generation-speed": Part(generation_speed, 0.22, simulated=False),
 }
+TABLES = {"train-speed": TRAINING, "generation-speed": GENERATION}
 
 
 @dataclass
 class Args:
     only: tuple[str, ...] = ()
-    """Parts: codec, equality, attention, generation, training, ranks, memory, waits, compile;
-    default: all."""
+    """Parts: codec, equality, attention, generation, training, ranks, memory, waits, compile,
+    train-speed, generation-speed; default: all."""
     seconds: float = 480.0
     """No check begins later."""
     device: str = "cuda:0"
@@ -83,8 +94,8 @@ class Args:
     """Simulate a GPU on the CPU."""
 
 
-def outcome(work: Check) -> tuple[str, str]:
-    """The verdict on a check and what it said."""
+def outcome(work: Check) -> tuple[str, object]:
+    """The verdict on a check and what it said, figures of a row where it has them."""
     set_tf32(False)
     try:
         with redirect_stderr(io.StringIO()):  # lines of the trainer
@@ -120,15 +131,17 @@ def run(args: Args, where: Where, record: dict) -> int:
                     verdict, said = outcome(work)
                 failed += verdict == "FAILED"
                 seconds = time.monotonic() - start
-                print(f"{verdict:8}{part:11}{name:42}{seconds:6.1f} s  {said}", flush=True)
+                print(f"{verdict:8}{part:17}{name:42}{seconds:6.1f} s  {said}", flush=True)
                 record["checks"].append(
                     {"part": part, "name": name, "device": str(here.device), "verdict": verdict,
-                     "said": said, "seconds": seconds}
+                     "said": str(said), "seconds": seconds,
+                     "figures": said if isinstance(said, dict) else None}
                 )  # fmt: skip
                 if args.json:
                     Path(args.json).write_text(json.dumps(record, indent=1))
     counts = Counter(c["verdict"] for c in record["checks"])
     print(", ".join(f"{n} {v}" for v, n in counts.items()), f"in {time.monotonic() - began:.0f} s")
+    print(tables(TABLES, record))
     return failed
 
 

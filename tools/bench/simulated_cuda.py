@@ -374,7 +374,7 @@ class _Functions(TorchFunctionMode):
         return torch.device("cuda", self.gpu.current) if cuda else x
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.device:
+        if func is torch.device or isinstance(func, torch._ops.OpOverload):  # of another mode
             return func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         args, kwargs = tuple(map(self.numbered, args)), dict(kwargs or {})
