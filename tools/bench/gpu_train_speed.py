@@ -28,6 +28,7 @@ from gpu_speed import (
     swept,
     within_memory,
 )
+from torch import nn
 from train_step_cases import Loader, make_batch, make_model
 
 from rvqlm.errors import UserError
@@ -92,18 +93,23 @@ class Subject:
         return make_batch(self.size, asdict(self.size) | {"batch": items}, self.family)
 
     @cached_property
-    def trainer(self) -> Trainer:
+    def model(self) -> nn.Module:
         swept()
-        device, size = self.at.device, self.size
-        if self.compiled and self.at.quick and self.family != FAMILIES[0]:
-            raise NotRun("not simulated")  # which takes its time
-        if device.type == "cuda" and not has_fast_bf16(device):
+        if self.at.device.type == "cuda" and not has_fast_bf16(self.at.device):
             raise NotRun("this card has no bf16")
-        model = make_model(size, asdict(size), self.family, dropout=0.1).to(device).train()
-        one = training_flops(model, self.batch(1).to(device), torch.bfloat16)
-        self.speed = Speed(one / size.frames, flops(self.at))
+        model = make_model(self.size, asdict(self.size), self.family, dropout=0.1)
+        return model.to(self.at.device).train()
+
+    @cached_property
+    def speed(self) -> Speed:
+        one = self.batch(1).to(self.at.device)
+        counted = training_flops(self.model, one, torch.bfloat16)
+        return Speed(counted / self.size.frames, flops(self.at))
+
+    @cached_property
+    def trainer(self) -> Trainer:
         if self.compiled:
-            self._compile(model)
+            self._compile()
         flags = TrainerConfig(
             str(self.where.folder / f"{self.family}-{self.compiled}"),
             "",
@@ -114,19 +120,23 @@ class Subject:
             log=LogConfig(),
             save=SaveConfig(save_every_minutes=0),
         )
+        model, device = self.model, self.at.device
         return Trainer(model, None, None, flags, model.info, device, torch.bfloat16)
 
-    def _compile(self, model) -> None:
+    def _compile(self) -> None:
+        if self.at.quick and self.family != FAMILIES[0]:
+            raise NotRun("not simulated")  # which takes its time
+        _ = self.speed  # counted before
         torch._dynamo.reset()
         size, backend = self.size, "inductor" if self.at.device.type == "cuda" else "eager"
         # as if there were more lengths: code for any of them
         shapes = {(size.batch, size.frames - n) for n in range(8)}
         try:
-            to_try = compile_model(model, shapes, lambda line: None, backend)
+            to_try = compile_model(self.model, shapes, lambda line: None, backend)
         except UserError as e:
             raise NotRun(str(e)) from None
         like = self.batch(size.batch)
-        self.seconds = warm_up(model, to_try, like, torch.bfloat16, lambda line: None)
+        self.seconds = warm_up(self.model, to_try, like, torch.bfloat16, lambda line: None)
 
     def step(self) -> None:
         outcome = self.trainer.train_step()
@@ -158,7 +168,8 @@ class Subject:
         for layers in (1, 2):
             toy = Subject(self.where, self.at, self.family, False)
             toy.size = replace(TOY, layers=layers)
-            toy.measure(TOY.batch, 1)  # what is made once
+            toy.trainer.train = Loader(toy.batch(TOY.batch))
+            toy.step()  # what is made once
             for accum in (1, 2):
                 toy.trainer.config.optim.accum = accum
                 found[layers, accum], waits = counted(self.at, toy.step)
