@@ -141,7 +141,8 @@ def run(args: Args, where: Where, record: dict) -> int:
                     Path(args.json).write_text(json.dumps(record, indent=1))
     counts = Counter(c["verdict"] for c in record["checks"])
     print(", ".join(f"{n} {v}" for v, n in counts.items()), f"in {time.monotonic() - began:.0f} s")
-    print(tables(TABLES, record))
+    if said := tables(TABLES, record):
+        print(said)
     return failed
 
 

@@ -116,6 +116,8 @@ class TooLarge(NotRun):
 
 def within_memory(work: Callable):
     """What `work` returns, or `TooLarge`."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     try:
         return work()
     except torch.OutOfMemoryError as e:
