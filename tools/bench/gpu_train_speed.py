@@ -86,6 +86,8 @@ class Subject:
     def __init__(self, where: Where, at: Place, family: str, compiled: bool):
         self.where, self.at, self.family, self.compiled = where, at, family, compiled
         self.size = TOY if at.quick else Size()
+        self.items = self.size.batch
+        """Of the batch that blocks are first compiled with."""
         self.seconds: float | None = None
         """Of compiling."""
 
@@ -128,14 +130,14 @@ class Subject:
             raise NotRun("not simulated")  # which takes its time
         _ = self.speed  # counted before
         torch._dynamo.reset()
-        size, backend = self.size, "inductor" if self.at.device.type == "cuda" else "eager"
+        backend = "inductor" if self.at.device.type == "cuda" else "eager"
         # as if there were more lengths: code for any of them
-        shapes = {(size.batch, size.frames - n) for n in range(8)}
+        shapes = {(self.items, self.size.frames - n) for n in range(8)}
         try:
             to_try = compile_model(self.model, shapes, lambda line: None, backend)
         except UserError as e:
             raise NotRun(str(e)) from None
-        like = self.batch(size.batch)
+        like = self.batch(self.items)
         self.seconds = warm_up(self.model, to_try, like, torch.bfloat16, lambda line: None)
 
     def step(self) -> None:
@@ -147,6 +149,7 @@ class Subject:
     def measure(self, items: int, accum: int, seconds: float = 2.0) -> dict:
         """Figures of steps of so many micro-batches."""
         set_tf32(True)  # as the trainer, whose default it is
+        self.items = items
         self.trainer.train = Loader(self.batch(items))
         self.trainer.config.optim.accum = accum
         if self.at.device.type == "cuda":
@@ -186,7 +189,7 @@ class Subject:
     def row(self, figures: dict, accum: int = 1) -> Row:
         launches, waits = self.counts(accum)
         figures |= {"launches": launches, "waits": waits}
-        if self.seconds is not None:
+        if self.seconds is not None and not self.at.quick:
             figures["compiled in s"] = self.seconds
         return TABLE.row(self.at, figures)
 
