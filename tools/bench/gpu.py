@@ -73,8 +73,8 @@ PARTS = {
     "memory": Part(memory, 0.03),
     "waits": Part(waits, 0.05),
     "compile": Part(compiling, 0.14, simulated=False),
-    "train-speed": Part(train_speed, 0.3, simulated=False),  # each row says where it is
-    "generation-speed": Part(generation_speed, 0.22, simulated=False),
+    "train-speed": Part(train_speed, 0.17, simulated=False),  # each row says where it is
+    "generation-speed": Part(generation_speed, 0.13, simulated=False),
 }
 TABLES = {"train-speed": TRAINING, "generation-speed": GENERATION}
 
