@@ -26,7 +26,6 @@ LONG = (
     "test_readme.py",
     "egs/test_mini_run.py",
     "tokenizing/test_tokenize_resume.py",
-    "egs/test_mini_tts.py",
     "egs/test_custom_tts.py",
     "egs/test_custom_run.py",
     "egs/test_libritts.py",

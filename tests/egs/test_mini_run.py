@@ -1,4 +1,4 @@
-"""egs/mini/run.sh from speech synthesis to the report, on nine minutes of speech."""
+"""Scripts of egs/mini from speech synthesis to the report, on nine minutes of speech."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def run(*args: str, cwd: Path, script: str = "run.sh") -> str:
 
 # folders as a person would give them: relative to where they are
 QUICK = ("--quick", "--hours", "0.15", "--voices", "m1-us f4-us", "--voice", "f4-us",
-         "--say", "Nine yellow boats.", "--train-minutes", "0.1", "--listen-minutes", "0.1",
+         "--say", "Nine yellow boats.", "--train-minutes", "0.05", "--listen-minutes", "0.05",
          "--sentences", "2", "--judge", "1", "--data-dir", "data", "--exp-dir", "exp")  # fmt: skip
 
 
@@ -169,3 +169,25 @@ def test_quick_recipe_learns_as_much_as_ever(all_voices):
     lines = [json.loads(line) for line in (folder / "floor/metrics.jsonl").read_text().splitlines()]
     valid = [line for line in lines if line["kind"] == "valid"][-1]
     assert valid["loss"] == pytest.approx(QUICK_LOSS, rel=0.02)
+
+
+def test_text_to_speech_and_back(finished):
+    """tts.sh, to the recogniser's verdict."""
+    folder, _ = finished
+    words = "--quick --train-minutes 0.05 --listen-minutes 0.05 --sentences 2 --judge 0"
+    args = f"{words} --data-dir data --exp-dir tts --stage 2".split()
+    output = run(*args, cwd=folder, script="tts.sh")
+    exp = folder / "tts"
+    verdict = json.loads((exp / "samples/recognition.json").read_text())
+    samples = sorted(p.stem for p in (exp / "samples").glob("*.wav"))
+    assert len(samples) == 3  # two sentences of the test split, one of our own
+    assert sorted(Path(row["name"]).stem for row in verdict["rows"]) == samples
+    own = json.loads((exp / "samples/conditioned-00.json").read_text())
+    assert own["conditions"]["text"].startswith("The old captain")
+    assert own["kind"] == "conditioned" and own["passes"] > 1
+    assert "error rate" in output
+    assert not (exp / "check").exists() and "Judge" not in output
+    page = (exp / "report.html").read_text(encoding="utf-8")
+    assert "The old captain" in page
+    again = run(*args, "--stop-stage", "4", cwd=folder, script="tts.sh")
+    assert again.count("training is finished") == 2
