@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import pi
 from typing import Literal
 
@@ -48,8 +49,7 @@ from rvqlm.generation.slots import decode_in_windows
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.both_ways import FrameByFrame
 from rvqlm.models.network import GridConfig
-from rvqlm.modules.conditioning import Context
-from rvqlm.modules.documents import Documents
+from rvqlm.modules.conditioning import Context, Steps
 from rvqlm.modules.ends import LengthHead
 from rvqlm.modules.fused_loss import HeadLoss
 from rvqlm.modules.heads import LinearHeads
@@ -191,17 +191,13 @@ class Masked(TokenModel):
         frames: Tensor,
         context: Context | None,
         positions: Tensor | None = None,
-        documents: Documents | None = None,
-        padded: bool = True,
     ) -> Tensor:
         """:param codes: (B, T, K), `special` where hidden and past the items' ``frames`` (B,).
-        :param padded: whether these are not all T: attention then needs a mask.
         :param positions: (B, T) places of the frames on the time axis; 0, 1, 2, ... by default.
         :return: (B, T, d)
         """
-        valid = mask_of(frames, codes.shape[1]) if padded else None
-        codes = self.embedding(codes)
-        return self.network(codes, context, valid, positions=positions, documents=documents)
+        valid = mask_of(frames, codes.shape[1])
+        return self.network(self.embedding(codes), context, valid, positions=positions)
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
         """(n, d) -> (n, V) of one level."""
@@ -223,20 +219,31 @@ class Masked(TokenModel):
 
         Items of a batch without ``prompt_lengths`` know random frames at their ends in training.
         """
-        context = self.encode_conditions(batch.conditions, batch.lengths)
-        score = self._hidden_codes if self.training else self._all_codes
-        out = score(batch, context, label_smoothing, level_weights)
-        if self.ar is not None:
-            share, ar = self.config.ar_share, self.ar.loss(batch, label_smoothing, level_weights)
+        # random numbers are drawn in this order: conditions to drop, the mask, conditions to drop
+        B, network = len(batch.lengths), self.network
+        contexts = [network.embed_conditions(batch.conditions, B, frames=batch.lengths)]
+        if self.training:
+            masks, score = [self.training_mask(batch)], self._hidden_codes
+        else:
+            draws = range(self.config.eval_draws)
+            masks, score = [self.held_out_mask(batch, draw) for draw in draws], self._all_codes
+        ar = None if self.ar is None else self.ar.loss(batch, label_smoothing, level_weights)
+        if self.length_head is not None:
+            contexts.append(network.embed_conditions(batch.conditions, B))
+        context, *alone = network.encode(*contexts)
+        first, length = self._first_pass(batch, masks[0], context, *alone)
+        others = (self._masked_hidden(batch, mask, context) for mask in masks[1:])
+        out = score(batch, masks, chain([first], others), label_smoothing, level_weights)
+        if ar is not None:
+            share = self.config.ar_share
             out.loss = (1 - share) * out.loss + share * ar.loss
             out.normalizer = (1 - share) * out.normalizer + share * ar.normalizer
             out.sums["ar_nats"] = (ar.nats.sum(), ar.count.sum())
             out.sums["end_nats"] = ar.sums["end_nats"]
-        if self.length_head is not None:
+        if length is not None:
             # of a part of a recording the conditions do not tell the length
             whole = batch.ends if batch.begins is None else batch.ends & batch.begins
-            centre, scale = self.length(batch.conditions, len(batch.lengths))
-            nats = self.length_head.nats(centre, scale, batch.lengths)
+            nats = self.length_head.nats(*length, batch.lengths)
             nats = (nats * whole).sum()
             out.loss = out.loss + nats
             out.sums["length_nats"] = (nats.detach(), whole.sum().float())
@@ -250,40 +257,52 @@ class Masked(TokenModel):
 
     def _masked_hidden(self, batch: Batch, mask: Mask, context: Context | None) -> Tensor:
         """Hidden states (B, T, d) of a batch with cells hidden."""
+        return self.network(**self._masked_steps(batch, mask, context)._asdict())
+
+    def _masked_steps(self, batch: Batch, mask: Mask, context: Context | None) -> Steps:
         unseen = mask.hidden | (batch.codes < 0)
         codes = batch.codes.long().masked_fill(unseen, self.special)
-        how = {"documents": self.documents(batch, 1, 0, codes.shape[1]), "padded": batch.padded}
-        return self.hidden(codes, batch.lengths, context, **how)
+        valid = mask_of(batch.lengths, codes.shape[1]) if batch.padded else None
+        documents = self.documents(batch, 1, 0, codes.shape[1])
+        return Steps(self.embedding(codes), context, valid, documents)
 
-    def _score(self, batch, mask: Mask, weights: Tensor, context, *how) -> HeadLoss:
+    def _first_pass(
+        self, batch: Batch, mask: Mask, context: Context | None, alone: Context | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """`_masked_hidden` and, of the conditions ``alone``, `length`, in one pass."""
+        if self.length_head is None:
+            return self._masked_hidden(batch, mask, context), None
+        step, base = self.length_head.begin(alone, len(batch.lengths))
+        steps = self._masked_steps(batch, mask, context)
+        hidden, last = self.network.together(steps, Steps(step, alone))
+        return hidden, self.length_head(last[:, 0], base)
+
+    def _score(self, batch, mask: Mask, hidden: Tensor, weights: Tensor, *how) -> HeadLoss:
         """Of the predicted cells, with weights (B, T, K) or all alike."""
-        hidden = self._masked_hidden(batch, mask, context)
         targets = batch.codes.long().masked_fill(~mask.predicted, 0)
         rows = (x.flatten(0, 1) for x in (hidden, targets, weights))
         return self.heads.loss(*rows, *how, batch.most())
 
-    def _hidden_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
-        mask = self.training_mask(batch)
+    def _hidden_codes(self, batch, masks, states, smoothing, level_weights) -> LMOutput:
+        (mask,), (hidden,) = masks, states
         if mask.level is not None and isinstance(self.heads, LinearHeads):
-            hidden = self._masked_hidden(batch, mask, context)
             at = mask.level[:, None, None].expand(*hidden.shape[:2], 1)
             targets, scored = (x.gather(2, at)[..., 0] for x in (batch.codes, mask.predicted))
             targets = targets.long().masked_fill(~scored, 0)
             how = level_weights, smoothing
             loss = self.heads.loss_of_level(hidden, mask.level, targets, scored, *how)
         else:
-            loss = self._score(batch, mask, mask.predicted, context, level_weights, smoothing)
+            loss = self._score(batch, mask, hidden, mask.predicted, level_weights, smoothing)
         return LMOutput.of_levels(loss, mask.predicted.sum(1).float(), level_weights)
 
-    def _all_codes(self, batch, context, smoothing, level_weights) -> LMOutput:
-        K, draws = self.info.num_codebooks, range(self.config.eval_draws)
-        parts, count = [], 0
-        for mask in (self.held_out_mask(batch, draw) for draw in draws):
+    def _all_codes(self, batch, masks, states, smoothing, level_weights) -> LMOutput:
+        K, parts, count = self.info.num_codebooks, [], 0
+        for mask, hidden in zip(masks, states):
             # each hidden cell stands for so many of all that the item has
-            share = K * batch.scored().sum(1) / mask.predicted.sum((1, 2)).clamp(min=1) / len(draws)
+            share = K * batch.scored().sum(1) / mask.predicted.sum((1, 2)).clamp(min=1) / len(masks)
             weights = mask.predicted * share[:, None, None]
             count = count + weights.sum(1)
-            parts.append(self._score(batch, mask, weights, context, level_weights, smoothing))
+            parts.append(self._score(batch, mask, hidden, weights, level_weights, smoothing))
         sums = {name: sum(part.sums[name] for part in parts) for name in parts[0].sums}
         cells = None if parts[0].cells is None else sum(part.cells for part in parts)
         loss = HeadLoss(sum(part.loss for part in parts), sums, cells)

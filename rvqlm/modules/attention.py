@@ -9,6 +9,10 @@ Shapes: B items, S steps, H heads of D = d / H.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,9 +22,15 @@ from rvqlm.modules.native_training import project
 
 CPU_BLOCK = 256
 """Queries per call of causal attention with a mask on a CPU."""
+MASKS_IN_BLOCKS = ("cpu",)
+"""Devices where each layer makes masks by itself, of blocks of queries. On others, where each
+operation is a launch, all layers share one (`bias_of`)."""
 SHARPNESS = 32.0
 """Score of a step at the very time that a head of cross-attention looks at, to begin with; that of
 others falls off like the mean over frequencies of the cosine of their distance."""
+HIDDEN = -65504.0
+"""Added to the scores of what may not be seen: what torch gives to cuDNN, which -inf was a trouble
+to, and float16 has."""
 WINDOW = 64
 """Unit of the number of places that a step attends to."""
 
@@ -134,17 +144,25 @@ def attend(
     causal: bool = False,
     prefix: int = 0,
     dropout: float = 0.0,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """SDPA of queries (B, H, S, D) over keys and values (B, H, S', D).
 
     :param key_mask: (B, S') bool, true where a key may be seen; every query must see one.
     :param causal: queries are the last S of the S' steps and see no later one, but for the first
         ``prefix`` steps, which all see.
+    :param bias: what `bias_of` made of these, for all layers alike.
 
     The kernel for CPUs skips the unseen half of plain causal attention, but given a mask computes
     all of it. Blocks of queries that are shown only the keys up to their end skip it there too.
     """
     S, keys = q.shape[2], k.shape[2]
+    if bias is None:
+        bias = bias_of(q.device, q.dtype, S, keys, key_mask, causal, prefix)
+    if bias is not None:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias.to(q.dtype), dropout_p=dropout
+        )
     causal = causal and S > 1
     offset = keys - S
     shown = None if key_mask is None else key_mask[:, None, None, :]  # (B, 1, 1, S')
@@ -153,7 +171,7 @@ def attend(
     if shown is None and prefix == 0 and offset == 0:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     # a compiled loop would be compiled anew for every length
-    blocks = q.device.type == "cpu" and not torch.compiler.is_compiling() and S >= 2 * CPU_BLOCK
+    blocks = not torch.compiler.is_compiling() and S >= 2 * CPU_BLOCK
     if not blocks:
         return _attend_rows(q, k, v, shown, offset, prefix, dropout)
     parts = []
@@ -168,12 +186,131 @@ def attend(
 
 def _attend_rows(q, k, v, shown, first: int, prefix: int, dropout: float) -> Tensor:
     """Causal attention of queries that are steps ``first``, ``first`` + 1, ..."""
-    column = torch.arange(k.shape[2], device=q.device)
-    row = torch.arange(first, first + q.shape[2], device=q.device)[:, None]
-    seen = (column <= row) | (column < prefix)
-    if shown is not None:
-        seen = seen & shown
+    seen = _seen(q.device, q.shape[2], k.shape[2], shown, first, prefix)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
+
+
+def _seen(device, queries: int, keys: int, shown: Tensor | None, first: int, prefix: int) -> Tensor:
+    """(S, S') bool, or (B, 1, S, S') with keys that are ``shown`` (B, 1, 1, S')."""
+    column = torch.arange(keys, device=device)
+    row = torch.arange(first, first + queries, device=device)[:, None]
+    seen = (column <= row) | (column < prefix)
+    return seen if shown is None else seen & shown
+
+
+def masks_in_blocks(device: torch.device) -> bool:
+    """Whether `attend` makes its masks by itself."""
+    return device.type in MASKS_IN_BLOCKS
+
+
+def bias_of(
+    device: torch.device,
+    dtype: torch.dtype,
+    queries: int,
+    keys: int,
+    key_mask: Tensor | None,
+    causal: bool = False,
+    prefix: int = 0,
+) -> Tensor | None:
+    """What is added to the scores of all layers to hide what may not be seen, (B or 1, 1, S or 1,
+    S'), see `attend`. None where kernels need none, and where `masks_in_blocks`."""
+    if masks_in_blocks(device):
+        return None
+    seen = None if key_mask is None else key_mask[:, None, None, :]
+    if causal and queries > 1:
+        if seen is None and prefix == 0 and keys == queries:
+            return None
+        seen = _seen(device, queries, keys, seen, keys - queries, prefix)
+    return None if seen is None else as_bias(seen, dtype)
+
+
+def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where ``seen`` (..., S, S') is true, and elsewhere so low that nothing is left. Of booleans
+    torch's kernels for GPUs would make this anew in every layer, and once more where rows do not
+    begin at multiples of 16."""
+    shape = (1,) * (4 - seen.ndim) + seen.shape
+    width = -(-shape[3] // 16) * 16
+    strides = (shape[1] * shape[2] * width, shape[2] * width, width, 1)
+    # no part of a wider tensor, which compiled code would look at too
+    bias = torch.empty_strided(shape, strides, dtype=dtype, device=seen.device)
+    return bias.fill_(HIDDEN).masked_fill_(seen, 0.0)
+
+
+def type_of_products(x: Tensor) -> torch.dtype:
+    """Of queries that are made of x, which autocast may make of 16 bits."""
+    mixed = torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(x.device.type) if mixed else x.dtype
+
+
+@dataclass
+class BlockInputs:
+    """What a block is given beside the stream (B, S, d): the same for all layers but for the
+    memory. Or, `joined`, what each of several batches is given, whose steps stand one batch behind
+    the other in a single row."""
+
+    shape: tuple[int, int]
+    """B and S; of joined ones 1 and the steps of all, N."""
+    cos: Tensor
+    sin: Tensor
+    """(S, D/2), or (B, S, D/2)."""
+    causal: bool = True
+    prefix: int = 0
+    """First steps that are no part of the causal order: all see them."""
+    key_mask: Tensor | None = None
+    """(B, S') bool: steps, cached ones included, that may be seen."""
+    bias: Tensor | None = None
+    """`bias_of` these three, or of the documents."""
+    condition: Tensor | None = None
+    """(B, d) for adaptive norms."""
+    documents: Any = None
+    """`rvqlm.modules.documents.Documents`, where several sequences stand in one row."""
+    memory: Any = None
+    """Keys and values (B, H, M, D) of a memory; before `at`, of all layers."""
+    memory_mask: Tensor | None = None
+    """(B, M) bool."""
+    memory_bias: Tensor | None = None
+    """`bias_of` the latter."""
+    parts: Sequence[BlockInputs] = ()
+    """What the batches are given that are joined."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[BlockInputs]) -> BlockInputs:
+        turns = [
+            [t.expand(*p.shape, -1).flatten(0, 1)[None] for t in (p.cos, p.sin)] for p in parts
+        ]
+        cos, sin = (torch.cat(of_parts, 1) for of_parts in zip(*turns))
+        return cls((1, cos.shape[1]), cos, sin, parts=parts)
+
+    def at(self, layer: int) -> BlockInputs:
+        """Those of one layer."""
+        if self.parts:
+            return replace(self, parts=[part.at(layer) for part in self.parts])
+        return self if self.memory is None else replace(self, memory=self.memory[layer])
+
+    def each(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
+        """``function(inputs, *rows)`` of tensors (B, S, ...). Of joined batches: of each with its
+        own steps of the rows (1, N, ...), and what it returns in a row again."""
+        if not self.parts:
+            return function(self, *rows)
+        of_parts = zip(*(row.squeeze(0).split([B * S for B, S in self.shapes]) for row in rows))
+        made = [
+            function(part, *(x.unflatten(0, part.shape) for x in own))
+            for part, own in zip(self.parts, of_parts)
+        ]
+        return torch.cat([y.flatten(0, 1) for y in made])[None]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        return [part.shape for part in self.parts]
+
+    @property
+    def natively(self) -> native_training.Part:
+        seen = self.key_mask, self.causal, self.prefix
+        return native_training.Part(self.shape, self.cos, self.sin, *seen)
+
+    @property
+    def packed(self) -> bool:
+        return self.documents is not None or any(part.packed for part in self.parts)
 
 
 class KVCache:
@@ -341,42 +478,34 @@ class KVCache:
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection for queries, keys and values."""
 
-    def __init__(self, dim: int, num_heads: int, causal: bool, dropout: float, layer: int):
+    def __init__(self, dim: int, num_heads: int, dropout: float, layer: int):
         super().__init__()
-        self.num_heads, self.causal, self.layer = num_heads, causal, layer
+        self.num_heads, self.layer = num_heads, layer
         self.dropout = dropout
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        key_mask: Tensor | None = None,
-        prefix: int = 0,
-        cache: KVCache | None = None,
-        causal: bool | None = None,
-        documents=None,
-    ) -> Tensor:
-        """:param causal: other than the module is made for.
-        :param documents: `rvqlm.modules.documents.Documents` of rows of several sequences.
-        """
+    def forward(self, x: Tensor, a: BlockInputs, cache: KVCache | None = None) -> Tensor:
         B, S, d = x.shape
         qkv = project(self.qkv, x).view(B, S, 3, self.num_heads, d // self.num_heads)
         dropout = self.dropout if self.training else 0.0
-        causal = self.causal if causal is None else causal
-        if cache is None and documents is None and native_training.attends(qkv, dropout):
-            y = native_training.attend(qkv, cos, sin, key_mask, causal, prefix)
+        if cache is None and not a.packed and native_training.attends(qkv, dropout):
+            y = native_training.attend_each(qkv, [part.natively for part in a.parts or [a]])
             return project(self.out, y.view(B, S, d))
-        q, k, v = (t.transpose(1, 2) for t in rotated(qkv, cos, sin))  # (B, H, S, D)
+        q, k, v = rotated(qkv, a.cos, a.sin)  # (B, S, H, D)
         if cache is not None:
-            k, v = cache.update(self.layer, k, v)
-        if documents is not None:
-            y = documents.attend(q, k, v, causal, dropout)
-        else:
-            y = attend(q, k, v, key_mask, causal, prefix, dropout)
-        return project(self.out, y.transpose(1, 2).reshape(B, S, d))
+            k, v = cache.update(self.layer, k.transpose(1, 2), v.transpose(1, 2))
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+
+        def attended(a: BlockInputs, *qkv: Tensor) -> Tensor:
+            q, k, v = (t.transpose(1, 2) for t in qkv)  # (B, H, S, D)
+            if a.documents is not None and a.bias is None:
+                y = a.documents.attend(q, k, v, a.causal, dropout)
+            else:
+                y = attend(q, k, v, a.key_mask, a.causal, a.prefix, dropout, a.bias)
+            return y.transpose(1, 2)
+
+        return project(self.out, a.each(attended, q, k, v).reshape(B, S, d))
 
 
 class CrossAttention(nn.Module):
@@ -421,19 +550,16 @@ class CrossAttention(nn.Module):
             k = k + self.mark.to(k.dtype)
         return rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
 
-    def forward(
-        self,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        keys_values: tuple[Tensor, Tensor],
-        key_mask: Tensor | None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, a: BlockInputs) -> Tensor:
         B, S, d = x.shape
         q = self.query(x)
         if self.place is not None:
             q = q + self.place.to(q.dtype)
-        q = rotate(q.view(B, S, self.num_heads, -1), cos, sin).transpose(1, 2)
+        q = rotate(q.view(B, S, self.num_heads, -1), a.cos, a.sin)
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, *keys_values, key_mask, dropout=dropout)
-        return self.out(y.transpose(1, 2).reshape(B, S, d))
+
+        def attended(a: BlockInputs, q: Tensor) -> Tensor:
+            seen = {"key_mask": a.memory_mask, "bias": a.memory_bias}
+            return attend(q.transpose(1, 2), *a.memory, **seen, dropout=dropout).transpose(1, 2)
+
+        return self.out(a.each(attended, q).reshape(B, S, d))

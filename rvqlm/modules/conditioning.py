@@ -299,6 +299,24 @@ class DecoderState:
         return 0 if self.prefix is None else self.prefix.x.shape[1]
 
 
+class Steps(NamedTuple):
+    """What `ConditionedTransformer.forward` is given."""
+
+    x: Tensor
+    context: Context | None = None
+    valid: Tensor | None = None
+    documents: Documents | None = None
+
+
+def _packed(
+    x: Tensor, documents: Documents, positions: Tensor | None = None
+) -> tuple[Tensor, dict]:
+    """Rows of the steps x (B, S, d), and what the transformer is given beside them."""
+    if positions is None:
+        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+    return documents.pack(x), {"positions": documents.pack(positions), "documents": documents}
+
+
 class ConditionedTransformer(nn.Module):
     """A transformer over steps with conditions as a prefix or by cross-attention.
 
@@ -342,17 +360,28 @@ class ConditionedTransformer(nn.Module):
     ) -> Context | None:
         """Conditions embedded (and encoded); ``how`` as for `Conditioner`. None for a model
         without conditions, which refuses to be given any."""
+        return self.encode(self.embed_conditions(conditions, batch_size, **how))[0]
+
+    def embed_conditions(
+        self, conditions: Mapping[str, Padded], batch_size: int, **how
+    ) -> Context | None:
+        """The first half of `encode_conditions`."""
         if self.conditioner is None:
             if conditions:
                 raise UserError(
                     f"the model was trained without conditions; {', '.join(conditions)} given"
                 )
             return None
-        context = self.conditioner(conditions, batch_size, **how)
+        return self.conditioner(conditions, batch_size, **how)
+
+    def encode(self, *contexts: Context | None) -> Sequence[Context | None]:
+        """The second half, of several of equally many steps in one pass."""
         if self.encoder is None:
-            return context
-        x = self.encoder(context.x, positions=context.positions, key_mask=context.mask)
-        return context._replace(x=x)
+            return contexts
+        x, mask, positions = (torch.cat(t) for t in zip(*(c[:3] for c in contexts)))
+        x = self.encoder(x, positions=positions, key_mask=mask)
+        parts = x.split([len(c.x) for c in contexts])
+        return [context._replace(x=part) for context, part in zip(contexts, parts)]
 
     def forward(
         self,
@@ -374,15 +403,38 @@ class ConditionedTransformer(nn.Module):
         :param condition: (B, d) for adaptive norms.
         """
         if documents is not None:
-            if positions is None:
-                positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-            y = self.transformer(
-                documents.pack(x), positions=documents.pack(positions), condition=condition,
-                causal=causal, documents=documents,
-            )  # fmt: skip
-            return documents.unpack(y)
+            row, given = _packed(x, documents, positions)
+            return documents.unpack(
+                self.transformer(row, condition=condition, causal=causal, **given)
+            )
         given = self._given(context, *x.shape[:2], valid)
         return self.step(x, given, positions, condition, causal)
+
+    def together(self, *batches: Steps) -> list[Tensor]:
+        """`forward` of each of several batches, in one pass (`Transformer.together`). Memories have
+        equally many steps."""
+        memories = [None] * len(batches)
+        if self.cross:
+            memories = self._read([b.context for b in batches])
+        placed = []
+        for (x, context, valid, documents), memory in zip(batches, memories):
+            if documents is not None:
+                placed.append(_packed(x, documents))
+            else:
+                state = self._given(context, *x.shape[:2], valid, memory)
+                placed.append(self._placed(x, state))
+        made = self.transformer.together(*zip(*placed))
+        return [
+            y[:, y.shape[1] - b.x.shape[1] :] if b.documents is None else b.documents.unpack(y)
+            for b, y in zip(batches, made)
+        ]
+
+    def _read(self, contexts: Sequence[Context]) -> list[list[tuple[Tensor, Tensor]]]:
+        """What `Transformer.read` gives of each."""
+        x, _, positions = (torch.cat(t) for t in zip(*(c[:3] for c in contexts)))
+        sizes = [len(c.x) for c in contexts]
+        layers = [[t.split(sizes) for t in kv] for kv in self.transformer.read(x, positions)]
+        return [[(k[i], v[i]) for k, v in layers] for i in range(len(contexts))]
 
     def start(self, context: Context | None, batch_size: int, max_steps: int) -> DecoderState:
         """State before the first step of at most ``max_steps``."""
@@ -401,12 +453,18 @@ class ConditionedTransformer(nn.Module):
         return sum(project(prefix.spread(k, positions)) for k, project in self.spread.items())
 
     def _given(
-        self, context: Context | None, batch_size: int, steps: int, valid: Tensor | None = None
+        self,
+        context: Context | None,
+        batch_size: int,
+        steps: int,
+        valid: Tensor | None = None,
+        memory: list | None = None,
     ) -> DecoderState:
         if context is None:
             return DecoderState(key_mask=valid)
         if self.cross:
-            memory = self.transformer.read(context.x, context.positions)
+            if memory is None:
+                memory = self.transformer.read(context.x, context.positions)
             return DecoderState(key_mask=valid, memory=memory, memory_mask=context.mask)
         if valid is None:
             valid = context.mask.new_ones(batch_size, steps)
@@ -434,7 +492,18 @@ class ConditionedTransformer(nn.Module):
             return state.stepper(x, places, state.memory, state.memory_mask)
         if not n and not state.lead:
             return x
-        if prefix := state.lead:
+        x, given = self._placed(x, state, positions)
+        y = self.transformer(x, cache=state.cache, condition=condition, causal=causal, **given)
+        return y[:, y.shape[1] - n :]
+
+    def _placed(
+        self, x: Tensor, state: DecoderState, positions: Tensor | None = None
+    ) -> tuple[Tensor, dict]:
+        """Steps x (B, n, d) with what is spread over them and stands before, and what the
+        transformer is given beside them."""
+        (B, n, _), prefix = x.shape, state.lead
+        held = 0 if state.cache is None else state.cache.position
+        if prefix:
             begin = max(0, held - prefix)
             if positions is None:
                 positions = torch.arange(begin, begin + n, device=x.device).expand(B, n)
@@ -445,15 +514,5 @@ class ConditionedTransformer(nn.Module):
                 x = torch.cat([state.prefix.x.to(x.dtype), x], 1)
                 positions = torch.cat([state.prefix.positions, positions], 1)
         seen = None if state.key_mask is None else state.key_mask[:, : held + x.shape[1]]
-        y = self.transformer(
-            x,
-            positions=positions,
-            key_mask=seen,
-            prefix=prefix,
-            condition=condition,
-            memory=state.memory,
-            memory_mask=state.memory_mask,
-            cache=state.cache,
-            causal=causal,
-        )
-        return y[:, y.shape[1] - n :]
+        given = {"positions": positions, "key_mask": seen, "prefix": prefix}
+        return x, given | {"memory": state.memory, "memory_mask": state.memory_mask}

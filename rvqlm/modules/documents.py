@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections import defaultdict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rvqlm.batch import to_device
-from rvqlm.modules.attention import attend
+from rvqlm.modules.attention import as_bias, attend, masks_in_blocks
 
 
 class Documents:
@@ -72,12 +71,9 @@ class Documents:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, causal: bool, dropout: float) -> Tensor:
         """SDPA of (R, H, W, D) in which no sequence sees another; `causal` ones nothing later.
 
-        On a CPU one call each, which computes nothing that is not seen.
+        One call each, which computes nothing that is not seen. A GPU, where each is a launch, has
+        `bias` instead.
         """
-        if q.device.type != "cpu":
-            return F.scaled_dot_product_attention(
-                q, k, v, attn_mask=self._seen(causal), dropout_p=dropout
-            )
         R, H, W, D = q.shape
         parts = [t.transpose(1, 2).reshape(R * W, H, D).split(self.sizes) for t in (q, k, v)]
         made = [
@@ -86,10 +82,10 @@ class Documents:
         ]
         return torch.cat(made, 2).view(H, R, W, D).transpose(0, 1)
 
-    def _seen(self, causal: bool) -> Tensor:
-        """(R, 1, W, W) bool; steps that are none see each other, since each must see one."""
-        if not hasattr(self, "_mask"):
-            self._mask = (self.number[:, :, None] == self.number[:, None, :])[:, None]
-            if causal:
-                self._mask = self._mask.tril()
-        return self._mask
+    def bias(self, causal: bool, dtype: torch.dtype) -> Tensor | None:
+        """(R, 1, W, W), see `rvqlm.modules.attention.bias_of`; steps that are none see each other,
+        since each must see one."""
+        if masks_in_blocks(self.number.device):
+            return None
+        seen = (self.number[:, :, None] == self.number[:, None, :])[:, None]
+        return as_bias(seen.tril() if causal else seen, dtype)

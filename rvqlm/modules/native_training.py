@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -145,38 +146,70 @@ def attend(
     :param key_mask: (B, S) bool, true where a key may be seen.
     :param causal: no later step is seen, but for the first ``prefix``, which all see.
     """
-    return _Attend.apply(qkv.contiguous(), cos, sin, key_mask, causal, prefix)
+    return attend_each(qkv, [Part(qkv.shape[:2], cos, sin, key_mask, causal, prefix)])
+
+
+class Part(NamedTuple):
+    """One of several batches in a row, and what `attend` is told of it."""
+
+    shape: tuple[int, int]
+    """B and S."""
+    cos: Tensor
+    sin: Tensor
+    key_mask: Tensor | None
+    causal: bool
+    prefix: int
+
+
+def attend_each(qkv: Tensor, parts: Sequence[Part]) -> Tensor:
+    """`attend` of batches (B, S, 3, H, D) that stand one behind the other in a row (1, N, 3, H, D);
+    or of one as it is."""
+    return _Attend.apply(qkv.contiguous(), parts)
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, cos, sin, key_mask, causal, prefix):
-        B, S, _, H, D = qkv.shape
-        y, total = qkv.new_empty(B, S, H, D), qkv.new_empty(B, H, S, dtype=torch.float32)
-        cos, sin = cos.float().contiguous(), sin.float().contiguous()
-        mask = None if key_mask is None else key_mask.contiguous()
-        ctx.save_for_backward(qkv, cos, sin, mask, y, total)
-        ctx.order = causal, prefix
-        _call(ctx.order, qkv, cos, sin, mask, y, total)
+    def forward(ctx, qkv, parts):
+        H, D = qkv.shape[3:]
+        y, others = qkv.new_empty(*qkv.shape[:2], H, D), []
+        for own, own_y, part in zip(_split(qkv, parts), _split(y, parts), parts):
+            B, S = part.shape
+            cos, sin = part.cos.float().contiguous(), part.sin.float().contiguous()
+            mask = None if part.key_mask is None else part.key_mask.contiguous()
+            total = qkv.new_empty(B, H, S, dtype=torch.float32)
+            others += [cos, sin, mask, total]
+            _call(part, own, cos, sin, mask, own_y, total)
+        ctx.parts = parts
+        ctx.save_for_backward(qkv, y, *others)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_y):
-        qkv, *others = ctx.saved_tensors  # once: checkpointing gives them out once
+        qkv, y, *others = ctx.saved_tensors  # once: checkpointing gives them out once
         grad = torch.empty_like(qkv)
-        _call(ctx.order, qkv, *others, grad_y.to(qkv.dtype).contiguous(), grad)
-        return grad, None, None, None, None, None
+        rows = qkv, y, grad_y.to(qkv.dtype).contiguous(), grad
+        split = zip(*(_split(row, ctx.parts) for row in rows))
+        for i, (part, (own, own_y, own_grad_y, own_grad)) in enumerate(zip(ctx.parts, split)):
+            cos, sin, mask, total = others[4 * i : 4 * i + 4]
+            _call(part, own, cos, sin, mask, own_y, total, own_grad_y, own_grad)
+        return grad, None
 
 
-def _call(order, qkv, cos, sin, mask, y, total, grad_y=None, grad=None) -> None:
+def _split(row: Tensor, parts: Sequence[Part]) -> list[Tensor]:
+    """(B, S, ...) of each part of a contiguous row."""
+    steps = row.flatten(0, 1).split([B * S for B, S in (part.shape for part in parts)])
+    return [own.unflatten(0, part.shape) for own, part in zip(steps, parts)]
+
+
+def _call(part: Part, qkv, cos, sin, mask, y, total, grad_y=None, grad=None) -> None:
     B, S, _, H, D = qkv.shape
     strides = qkv.stride()[:2]
     call = _Attention(B, H, D, S, S, *_parts(qkv), *strides, *strides)
     call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
     call.angles_item = S * (D // 2) if cos.ndim == 3 else 0
     call.mask = None if mask is None else mask.data_ptr()
-    call.causal, call.prefix = order
+    call.causal, call.prefix = part.causal, part.prefix
     call.y, call.total = y.data_ptr(), total.data_ptr()
     if grad is not None:
         call.grad_y = grad_y.data_ptr()

@@ -11,7 +11,8 @@ Shapes: B items, S steps, d model width, H heads of D = d / H, M steps of a memo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,7 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rvqlm.modules.attention import Attention, CrossAttention, KVCache, RotaryTable
+from rvqlm.modules.attention import (
+    Attention,
+    BlockInputs,
+    CrossAttention,
+    KVCache,
+    RotaryTable,
+    bias_of,
+    masks_in_blocks,
+    type_of_products,
+)
 from rvqlm.modules.documents import Documents
 from rvqlm.modules.native import WIDEST_HEAD, NativeLinear
 from rvqlm.modules.native_training import gelu, project
@@ -80,15 +90,14 @@ class Norm(nn.Module):
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
 
-    def forward(
-        self, x: Tensor, condition: Tensor | None = None, documents: Documents | None = None
-    ) -> Tensor:
-        """x (B, S, d), condition (B, d), of each sequence."""
+    def forward(self, x: Tensor, a: BlockInputs) -> Tensor:
+        """x (B, S, d)"""
         x = self.norm(x)
-        if self.modulation is None:
-            return x
-        of_items = self.modulation(condition)
-        of_steps = of_items[:, None] if documents is None else of_items[documents.item]
+        return x if self.modulation is None else a.each(self._modulated, x)
+
+    def _modulated(self, a: BlockInputs, x: Tensor) -> Tensor:
+        of_items = self.modulation(a.condition)
+        of_steps = of_items[:, None] if a.documents is None else of_items[a.documents.item]
         scale, shift = of_steps.chunk(2, dim=-1)
         return x * (1 + scale) + shift
 
@@ -117,35 +126,16 @@ class Convolution(nn.Module):
         self.norm = nn.LayerNorm(d, bias=False)
         self.down = nn.Linear(d, d, bias=False)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x (B, S, d); mask (B, S): steps beyond are nothing, as they are alone in a batch."""
-        y = F.glu(self.up(x))
-        if mask is not None:
-            y = y * mask[..., None]
-        y = self.depthwise(y.mT).mT
+    def forward(self, x: Tensor, a: BlockInputs) -> Tensor:
+        """x (B, S, d)"""
+        y = a.each(self._convolved, F.glu(self.up(x)))
         return self.down(F.silu(self.norm(y)))
 
-
-@dataclass
-class BlockInputs:
-    """What a block is given beside the stream: the same for all layers but for the memory."""
-
-    cos: Tensor
-    sin: Tensor
-    key_mask: Tensor | None = None
-    """(B, S') bool: steps, cached ones included, that may be seen."""
-    prefix: int = 0
-    """First steps that are no part of the causal order: all see them."""
-    causal: bool | None = None
-    """None: as the blocks are made."""
-    condition: Tensor | None = None
-    """(B, d) for adaptive norms."""
-    documents: Documents | None = None
-    """Where several sequences stand in one row."""
-    memory: tuple[Tensor, Tensor] | None = None
-    """The block's keys and values of the memory."""
-    memory_mask: Tensor | None = None
-    """(B, M) bool."""
+    def _convolved(self, a: BlockInputs, y: Tensor) -> Tensor:
+        """Steps that may not be seen are nothing, as they are alone in a batch."""
+        if a.key_mask is not None:
+            y = y * a.key_mask[..., None]
+        return self.depthwise(y.mT).mT
 
 
 class Block(nn.Module):
@@ -160,7 +150,7 @@ class Block(nn.Module):
         self.convolution_norm = Norm(c) if c.convolution else None
         self.convolution = Convolution(c) if c.convolution else None
         self.attention_norm = Norm(c)
-        self.attention = Attention(c.dim, c.num_heads, c.causal, c.dropout, layer)
+        self.attention = Attention(c.dim, c.num_heads, c.dropout, layer)
         self.cross_norm = Norm(c) if c.cross else None
         self.cross = None
         if c.cross:
@@ -173,26 +163,16 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(c.dropout)
 
     def forward(self, x: Tensor, a: BlockInputs, cache: KVCache | None = None) -> Tensor:
-        def branch(x, norm, function):
-            y = function(norm(x, a.condition, a.documents) if self.norm_first else x)
+        def branch(x, norm, function, *others):
+            y = function(norm(x, a) if self.norm_first else x, *others)
             x = x + (self.dropout(y) if self.training else y)
-            return x if self.norm_first else norm(x, a.condition, a.documents)
-
-        def convolution(y):
-            return self.convolution(y, a.key_mask)
-
-        def attention(y):
-            seen = a.key_mask, a.prefix, cache, a.causal, a.documents
-            return self.attention(y, a.cos, a.sin, *seen)
-
-        def cross(y):
-            return self.cross(y, a.cos, a.sin, a.memory, a.memory_mask)
+            return x if self.norm_first else norm(x, a)
 
         if self.convolution is not None:
-            x = branch(x, self.convolution_norm, convolution)
-        x = branch(x, self.attention_norm, attention)
+            x = branch(x, self.convolution_norm, self.convolution, a)
+        x = branch(x, self.attention_norm, self.attention, a, cache)
         if self.cross is not None:
-            x = branch(x, self.cross_norm, cross)
+            x = branch(x, self.cross_norm, self.cross, a)
         return branch(x, self.feedforward_norm, self.feedforward)
 
 
@@ -205,6 +185,9 @@ class Transformer(nn.Module):
     steps = "eager"
     """How steps of decoding are made: eager, or made ready once, compile or graph
     (`rvqlm.generation.ready`)."""
+    masks_always = False
+    """Whether training that is not causal has a mask of what is padded where nothing is, too: what
+    is compiled would need one more version for batches without."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -242,9 +225,29 @@ class Transformer(nn.Module):
         cos, sin = self.rotary.at(positions)
         return [block.cross.read(memory, cos, sin) for block in self.layers]
 
-    def forward(
+    def forward(self, x: Tensor, *, cache: KVCache | None = None, **given) -> Tensor:
+        """(B, S, d) -> (B, S, d).
+
+        :param cache: when given, ``x`` continues the steps it holds.
+        :param given: see `inputs`.
+        """
+        x = self._run(x, self.inputs(x, cache, **given), cache)
+        if cache is not None:
+            cache.advance(x.shape[1])
+        return x
+
+    def together(self, xs: Sequence[Tensor], given: Sequence[dict]) -> list[Tensor]:
+        """`forward` of several batches, each with what it is `given`, in one pass: all that is done
+        step by step is done once, of one row."""
+        joined = BlockInputs.joined([self.inputs(x, **how) for x, how in zip(xs, given)])
+        row = torch.cat([x.to(xs[0].dtype).flatten(0, 1)[None] for x in xs], 1)
+        made = self._run(row, joined).squeeze(0).split([B * S for B, S in joined.shapes])
+        return [y.unflatten(0, shape) for y, shape in zip(made, joined.shapes)]
+
+    def inputs(
         self,
         x: Tensor,
+        cache: KVCache | None = None,
         *,
         positions: Tensor | None = None,
         key_mask: Tensor | None = None,
@@ -252,39 +255,50 @@ class Transformer(nn.Module):
         condition: Tensor | None = None,
         memory: list[tuple[Tensor, Tensor]] | None = None,
         memory_mask: Tensor | None = None,
-        cache: KVCache | None = None,
         causal: bool | None = None,
         documents: Documents | None = None,
-    ) -> Tensor:
-        """(B, S, d) -> (B, S, d).
+    ) -> BlockInputs:
+        """What all blocks are given beside the stream (B, S, d).
 
         :param positions: (B, S) places on the time axis, any numbers; 0, 1, 2, ... by default.
         :param key_mask: (B, S') bool over all steps, cached ones included: which may be seen.
         :param prefix: so many first steps are seen by all, whatever their order.
         :param condition: (B, d), for adaptive norms.
         :param memory: what `read` gave, with its mask (B, M).
-        :param cache: when given, ``x`` continues the steps it holds.
         :param causal: whether steps see no later ones, where not as the transformer is made.
         :param documents: of rows of several sequences, with ``positions``; neither memory nor
             cache nor mask then.
         """
+        (B, S), held = x.shape[:2], 0 if cache is None else cache.position
+        causal = self.config.causal if causal is None else causal
         if positions is not None:
             cos, sin = self.rotary.at(positions)
         else:
-            cos, sin = self.rotary(cache.position if cache is not None else 0, x.shape[1], x.device)
-        given = BlockInputs(cos, sin, key_mask, prefix, causal, condition, documents)
-        given.memory_mask = memory_mask
+            cos, sin = self.rotary(held, S, x.device)
+        dtype = type_of_products(x)
+        if not masks_in_blocks(x.device):  # or every layer would
+            cos, sin = cos.to(dtype), sin.to(dtype)
+        if documents is not None:
+            bias = documents.bias(causal, dtype)
+        else:
+            masked = self.masks_always and self.training and torch.is_grad_enabled()
+            if masked and key_mask is None and not causal:
+                key_mask = x.new_ones(B, S, dtype=torch.bool)
+            bias = bias_of(x.device, dtype, S, held + S, key_mask, causal, prefix)
+        memory_bias = None
+        if memory_mask is not None:
+            memory_bias = bias_of(x.device, dtype, S, memory_mask.shape[1], memory_mask)
+        seen = causal, prefix, key_mask, bias, condition, documents
+        return BlockInputs((B, S), cos, sin, *seen, memory, memory_mask, memory_bias)
+
+    def _run(self, x: Tensor, a: BlockInputs, cache: KVCache | None = None) -> Tensor:
         recompute = self.config.activation_checkpointing and self.training and cache is None
         for i, block in enumerate(self.layers):
-            if memory is not None:
-                given = replace(given, memory=memory[i])
             if recompute:
-                x = checkpoint(block, x, given, use_reentrant=False)
+                x = checkpoint(block, x, a.at(i), use_reentrant=False)
             else:
-                x = block(x, given, cache)
-        if cache is not None:
-            cache.advance(x.shape[1])
-        return x if self.norm is None else self.norm(x, condition, documents)
+                x = block(x, a.at(i), cache)
+        return x if self.norm is None else self.norm(x, a)
 
     @property
     def native(self) -> torch.dtype | None:

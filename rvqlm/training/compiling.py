@@ -22,7 +22,7 @@ from torch.fx.experimental import _config
 from rvqlm.batch import Batch
 from rvqlm.errors import UserError, reason_of
 from rvqlm.modules.depth import DepthBlock
-from rvqlm.modules.transformer import Block, BlockInputs
+from rvqlm.modules.transformer import Block, Transformer
 from rvqlm.training.memory import items_of
 
 REGIONS = (Block, DepthBlock)
@@ -65,6 +65,9 @@ def compile_model(
     setattr(_dynamo.config, limit, max(getattr(_dynamo.config, limit), MOST_VERSIONS))
     # sizes that happen to be equal, as of 256 frames and width 256, are not so in other batches
     _config.use_duck_shape = False
+    for module in model.modules():
+        if isinstance(module, Transformer):
+            module.masks_always = True
     for kind in REGIONS:
         # one compiled function for all modules: their weights are its arguments
         compiled = torch.compile(kind.forward, dynamic=dynamic, backend=backend)
@@ -84,21 +87,10 @@ def _in_training(plain: Callable, compiled: Callable) -> Callable:
         # the last argument of all regions is a cache, which changes its length at every step
         if not (self.training and torch.is_grad_enabled()):
             return plain(self, x, *others)
-        if others and isinstance(others[0], BlockInputs):
-            others = (_masked(self, x, others[0]), *others[1:])
         # a view would have its base looked at too, and be one more version
         return compiled(self, x.clone() if x._is_view() else x, *others)
 
     return forward
-
-
-def _masked(block: Block, x: Tensor, given: BlockInputs) -> BlockInputs:
-    """With a mask of what is padded where no causal order is, also of batches that have nothing
-    padded: they would be one more version."""
-    causal = block.attention.causal if given.causal is None else given.causal
-    if causal or given.key_mask is not None or given.documents is not None:
-        return given
-    return replace(given, key_mask=x.new_ones(x.shape[:2], dtype=torch.bool))
 
 
 def _try_compiler(device: torch.device) -> None:

@@ -175,6 +175,50 @@ def test_length_counts_for_whole_items_only():
     assert "length_nats" not in make(predict_length=False)(Batch.from_codes(items)).sums
 
 
+TOGETHER = {
+    "no conditions": {"masking": "frame"},
+    "prefix": {"conditions": ("text",), "condition_dropout": 0.5},
+    "sum": {"conditions": ("text",), "fusion": "spread", "condition_dropout": 0.5},
+    "cross": {
+        "conditions": ("text",), "fusion": "cross", "num_encoder_layers": 1,
+        "condition_dropout": 0.5, "activation_checkpointing": True,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TOGETHER)
+@pytest.mark.parametrize("training", [True, False])
+def test_lengths_cost_no_pass_and_change_nothing(case, training):
+    """Loss, nats and gradients are those of a pass for the codes and one for the lengths."""
+    model = make(**TOGETHER[case]).double().train(training)
+    given = texts_for([6, 3, 8]) if model.conditions else {}
+    batch = Batch.from_codes(random_items([6, 3, 8]), conditions=given)
+    names = [name for name, _ in model.named_parameters()]
+
+    def apart():
+        context = model.encode_conditions(batch.conditions, batch.lengths)
+        masks, score = [model.training_mask(batch)], model._hidden_codes
+        if not training:
+            masks = [model.held_out_mask(batch, draw) for draw in range(model.config.eval_draws)]
+            score = model._all_codes
+        states = [model._masked_hidden(batch, mask, context) for mask in masks]
+        out = score(batch, masks, states, 0.0, None)
+        nats = model.length_head.nats(*model.length(batch.conditions, 3), batch.lengths).sum()
+        return out.loss + nats, out.nats, nats
+
+    found = []
+    for work in (lambda: model(batch), apart):
+        model.zero_grad()
+        torch.manual_seed(4)
+        made = work()
+        if not isinstance(made, tuple):
+            made = made.loss, made.nats, made.sums["length_nats"][0]
+        made[0].backward()
+        found.append([*made, *(p.grad for p in model.parameters())])
+    for name, got, want in zip(("loss", "nats", "length nats", *names), *found):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9, msg=name)
+
+
 @pytest.mark.parametrize("fusion", ["prefix", "cross"])
 def test_length_sees_the_conditions_and_nothing_else(fusion):
     model = make(conditions=("text",), fusion=fusion).eval()

@@ -138,7 +138,7 @@ def test_without_context_the_bound_is_the_cross_entropy(masking, monkeypatch):
     p = torch.rand(K, V, generator=torch.Generator().manual_seed(1)).softmax(-1)
     model = make(masking=masking, predict_length=False).eval()
     ones = torch.ones(400, 5, model.config.decoder_dim)
-    monkeypatch.setattr(model, "hidden", lambda *_, **__: ones)
+    monkeypatch.setattr(model, "_masked_hidden", lambda *_: ones)
     torch.nn.init.zeros_(model.heads.weight)[..., 0] = p.log()
     codes = torch.multinomial(p, 400 * 5, replacement=True).T.reshape(400, 5, K)
     batch = Batch(

@@ -8,6 +8,8 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.models.factory import build_model, model_entry
+from rvqlm.modules import attention
+from rvqlm.modules.attention import attend
 from rvqlm.modules.documents import Documents
 
 INFO = CodecInfo("demo", "", 16000, 320, num_codebooks=3, codebook_size=12)
@@ -70,8 +72,8 @@ def test_no_sequence_sees_another(causal, masked, monkeypatch):
     q, k, v = torch.randn(3, 2, 2, 14, 4, dtype=torch.float64).requires_grad_().unbind(0)
     q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
     if masked:  # what a GPU computes
-        seen = docs._seen(causal)
-        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        monkeypatch.setattr(attention, "MASKS_IN_BLOCKS", ())
+        y = attend(q, k, v, bias=docs.bias(causal, q.dtype))
     else:
         y = docs.attend(q, k, v, causal, 0.0)
     for row, column in ((0, 8), (1, 0), (1, 5)):
@@ -85,13 +87,12 @@ def test_no_sequence_sees_another(causal, masked, monkeypatch):
         assert (grads[1].transpose(1, 2)[same] != 0).all()
 
 
-def test_both_ways_of_attention_agree():
+def test_both_ways_of_attention_agree(monkeypatch):
+    monkeypatch.setattr(attention, "MASKS_IN_BLOCKS", ())
     docs = Documents(torch.tensor([[0, 4], [1, 2], [1, 1]]), size=4)
     q, k, v = torch.randn(3, 2, 2, 4, 4, dtype=torch.float64)
     for causal in (True, False):
-        docs = Documents(torch.tensor([[0, 4], [1, 2], [1, 1]]), size=4)
-        seen = docs._seen(causal)
-        other = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        other = attend(q, k, v, bias=docs.bias(causal, q.dtype))
         torch.testing.assert_close(docs.attend(q, k, v, causal, 0.0), other)
 
 

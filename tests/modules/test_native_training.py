@@ -12,7 +12,7 @@ from rvqlm.errors import UserError
 from rvqlm.models.factory import build_model
 from rvqlm.modules import native_training
 from rvqlm.modules.attention import RotaryTable, rotate
-from rvqlm.modules.native_training import attend, gelu, project
+from rvqlm.modules.native_training import Part, attend, attend_each, gelu, project
 
 CPU = torch.device("cpu")
 native = pytest.mark.skipif(bool(native_training.missing()), reason=native_training.missing())
@@ -92,6 +92,20 @@ def test_attention_is_the_same_on_any_number_of_threads_and_in_any_batch():
     # keys that none may see are as good as none
     shorter = attend(qkv[:, :90], cos[:90], sin[:90], mask[:, :90], True)
     assert torch.equal(shorter, found[0][0][:, :90])
+
+
+@native
+def test_batches_in_a_row_are_attended_each_alone():
+    cases = [attention_case(2, 40, 2, 16, masked=True), attention_case(3, 1, 2, 16)]
+    found, parts = [], []
+    for (qkv, *given), order in zip(cases, ((True, 7), (False, 0))):
+        y = attend(qkv.requires_grad_(), *given, *order)
+        found.append((y.flatten(0, 1), torch.autograd.grad(y.square().sum(), qkv)[0].flatten(0, 1)))
+        parts.append(Part(qkv.shape[:2], *given, *order))
+    row = torch.cat([qkv.detach().flatten(0, 1) for qkv, *_ in cases])[None].requires_grad_()
+    y = attend_each(row, parts)
+    made = y[0], torch.autograd.grad(y.square().sum(), row)[0][0]
+    assert all(torch.equal(a, torch.cat(b)) for a, b in zip(made, zip(*found)))
 
 
 @native

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rvqlm.modules import attention
-from rvqlm.modules.attention import rotate, rotated
+from rvqlm.modules.attention import BlockInputs, rotate, rotated
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.transformer import Transformer, TransformerConfig
 
@@ -44,7 +44,7 @@ def test_convolution_equals_a_loop_and_padding_is_nothing():
     module = model.layers[0].convolution
     x = torch.randn(3, 7, d)
     mask = torch.arange(7) < torch.tensor(lengths)[:, None]
-    out = module(x, mask)
+    out = module(x, BlockInputs((3, 7), *model.rotary(0, 7, x.device), key_mask=mask))
     weight, bias = module.depthwise.weight[:, 0], module.depthwise.bias
     for b, length in enumerate(lengths):
         up = torch.stack([module.up.weight @ x[b, s] for s in range(length)])
@@ -136,7 +136,8 @@ def test_heads_begin_by_looking_back_in_turn(width, monkeypatch):
         for linear in (block.cross.query, block.cross.key_value):
             linear.weight.data *= 0.1  # and little of what it contains
         x, memory = torch.randn(2, 1, 40, 4 * width)
-        block.cross(x, cos, sin, block.cross.read(memory, cos, sin), None)
+        read = block.cross.read(memory, cos, sin)
+        block.cross(x, BlockInputs((1, 40), cos, sin, memory=read))
         for head, weights in enumerate(seen.pop()):
             lag = (4 * layer + head) % 3
             assert weights[lag:].argmax(-1).tolist() == list(range(40 - lag))
@@ -171,6 +172,43 @@ def test_training_continues_after_inference_mode():
     with torch.inference_mode():
         model(torch.ones(1, 4, 32))
     model(torch.ones(1, 4, 32)).sum().backward()
+
+
+@pytest.mark.parametrize("queries,prefix", [(11, 0), (11, 3), (7, 3), (1, 0)])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_mask_for_all_layers_hides_what_each_would(queries, prefix, padded, causal, monkeypatch):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, dtype=torch.float64) for n in (queries, 11, 11))
+    mask = torch.arange(11) < torch.tensor([[11], [5]]) if padded else None
+    want = attention.attend(q, k, v, mask, causal, prefix)
+    monkeypatch.setattr(attention, "MASKS_IN_BLOCKS", ())
+    bias = attention.bias_of(q.device, torch.bfloat16, queries, 11, mask, causal, prefix)
+    needed = padded or (causal and queries > 1 and (prefix or queries < 11))
+    assert (bias is not None) == bool(needed)  # the fastest kernels take none
+    if needed:
+        assert all(stride % 16 == 0 for stride in bias.stride()[:-1])
+    torch.testing.assert_close(attention.attend(q, k, v, mask, causal, prefix, bias=bias), want)
+
+
+@pytest.mark.parametrize("shape", [{"convolution": 3, "causal": False}, {}])
+def test_batches_together_are_as_each_alone(shape):
+    model = make(adaptive=True, cross=True, **shape).double()
+    xs, given = [], []
+    for B, S, M in ((2, 5, 4), (3, 1, 2)):
+        x, memory = (torch.randn(B, n, 32, dtype=torch.float64) for n in (S, M))
+        seen = torch.arange(S) < torch.randint(1, S + 1, (B, 1))
+        how = {"key_mask": seen, "condition": torch.randn(B, 32, dtype=torch.float64)}
+        how |= {"positions": torch.rand(B, S) * 9, "prefix": min(2, S - 1)}
+        how["memory"] = model.read(memory, torch.rand(B, M))
+        xs.append(x.requires_grad_())
+        given.append(how | {"memory_mask": torch.arange(M) < torch.randint(1, M + 1, (B, 1))})
+    for x, how, got in zip(xs, given, model.together(xs, given)):
+        want = model(x, **how)
+        torch.testing.assert_close(got, want)
+        weight = torch.randn_like(want)
+        grads = [torch.autograd.grad((y * weight).sum(), x, retain_graph=True) for y in (got, want)]
+        torch.testing.assert_close(*grads)
 
 
 def test_blocks_of_causal_attention_equal_the_whole(monkeypatch):

@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 from torch.fx.experimental import _config
 
 from rvqlm.errors import UserError
+from rvqlm.modules import attention
 from rvqlm.training.compiling import _try_compiler, compile_model, reshaped, warm_up
 
 SHAPES = {(B, T) for B in (1, 2, 3) for T in range(6, 30)}
@@ -72,13 +73,13 @@ def test_gradients_are_those_of_the_plain_model(case, changes):
     assert counters["stats"]["unique_graphs"] > before
 
 
-# versions needed: of batches of one item and of others; an encoder is a second network, and
-# so is the length of masked models: a sequence of one step
+# versions needed: of batches of one item and of others; an encoder is a second network
 @pytest.mark.parametrize(
-    ("case", "versions"),
-    [("text-spread", 2), ("source-cross", 4), ("masked", 4)],
+    ("case", "versions", "masks_in_blocks"),
+    [("text-spread", 2, ("cpu",)), ("source-cross", 4, ("cpu",)), ("masked", 2, ())],
 )
-def test_no_shape_compiles_after_the_warm_up(case, versions):
+def test_no_shape_compiles_after_the_warm_up(case, versions, masks_in_blocks, monkeypatch):
+    monkeypatch.setattr(attention, "MASKS_IN_BLOCKS", masks_in_blocks)
     changes = {"num_decoder_layers": 4}  # depth costs nothing
     model, backend = make(case, **changes).train(), Counting()
     shapes = compile_model(model, SHAPES, quiet, backend)

@@ -51,6 +51,13 @@ and back), for a frame of generation (after 16 steps it is asked whether all hav
 makes several a frame), for a pass of a masked model; for a step it is one more."""
 
 
+LAUNCHES = {
+    "delay": (271, 61), "text": (342, 61), "text-cross": (534, 126), "masked": (391, 70),
+    "masked-text": (536, 74), "valle": (660, 168), "valle-text": (802, 168),
+}  # fmt: skip
+"""The most kernels and copies of a micro-batch in bf16: with two layers, and for each further."""
+
+
 @dataclass
 class Where:
     """What a check is given."""
@@ -463,9 +470,34 @@ def waits_of_generation(where: Where, case: str, kind: str) -> str:
     return each(run(4), run(0), 4, WAITS[kind][case])
 
 
+def launches_of_training(where: Where, case: str) -> str:
+    if not where.simulated:
+        raise NotRun("counted on a simulated GPU")
+
+    def step(accum: int, layers: int) -> int:
+        shape = {"num_decoder_layers": layers}
+        folder = where.folder / "launches"
+        trained = trainer(folder, case, where.device, dtype=torch.bfloat16, **shape)
+        trained.config.optim.accum = accum
+        trained.train_step()  # what is made once
+        count = torch.empty(0, device=where.device).gpu.launches
+        count.clear()
+        trained.train_step()
+        return count.total()
+
+    two, four = (step(2, layers) - step(1, layers) for layers in (2, 4))
+    found = two, (four - two) / 2
+    said = f"{found[0]} of two layers, {found[1]:g} each further one"
+    if any(n > most for n, most in zip(found, LAUNCHES[case])):
+        raise Wrong(f"{said}; at most {LAUNCHES[case]}")
+    return said
+
+
 def waits(where: Where) -> Iterator[tuple[str, Check]]:
     for case in WAITS["micro-batch"]:
         yield f"a micro-batch of {case}", partial(waits_of_training, where, case)
     for kind in ("frame", "pass"):
         for case in WAITS[kind]:
             yield f"a {kind} of {case}", partial(waits_of_generation, where, case, kind)
+    for case in LAUNCHES:
+        yield f"launches of {case}", partial(launches_of_training, where, case)

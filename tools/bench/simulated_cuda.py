@@ -403,6 +403,9 @@ class _Functions(TorchFunctionMode):
         if name == "scaled_dot_product_attention" and isinstance(first, Simulated):
             low = torch.get_autocast_dtype("cuda")
             cast = [t.to(low) if mixed and t.dtype != torch.float64 else t for t in args[:3]]
+            mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+            if mask is not None:
+                self.gpu.launches["mask"] += _made_ready(mask)
             return _Attention.apply(self.gpu, lambda *qkv: func(*qkv, *args[3:], **kwargs), *cast)
         if not mixed:
             return func(*args, **kwargs)
@@ -417,6 +420,15 @@ class _Functions(TorchFunctionMode):
                     t.node = torch.autograd.graph.get_gradient_edge(t).node
                 stack.enter_context(patch.object(t, "shown", True))
             return func(*args, **kwargs)
+
+
+def _made_ready(mask: Tensor) -> int:
+    """What torch launches before its memory-efficient kernel reads a mask: numbers are made of
+    booleans (a scalar and a choice), rows that do not begin at multiples of 16 are padded (zeros
+    and a copy)."""
+    booleans = mask.dtype == torch.bool
+    places = mask.shape[-1:] if booleans else mask.stride()[:-1]
+    return 2 * booleans + 2 * any(n % 16 for n in places)
 
 
 def _is_view(func) -> bool:
