@@ -160,14 +160,14 @@ def test_a_kernel_that_forgets_the_mask(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_group_of_one(tmp_path, parallel):
-    assert runs.alone(here(tmp_path), "masked", parallel)
+    assert runs.alone(here(tmp_path), "masked", parallel, torch.float32)
 
 
 def test_ranks_that_scale_wrongly(tmp_path, monkeypatch):
     norm = runs.Alone.grad_norm
     monkeypatch.setattr(runs.Alone, "grad_norm", lambda self, grads: 2 * norm(self, grads))
     with pytest.raises(checks.Wrong, match="losses"):
-        runs.alone(here(tmp_path), "delay", "ddp")
+        runs.alone(here(tmp_path), "delay", "ddp", torch.float32)
 
 
 def test_compiled_blocks(tmp_path):
