@@ -35,7 +35,8 @@ TALL = 6
 
 class _Attention(ctypes.Structure):
     _fields_ = [
-        *[(name, ctypes.c_int64) for name in ("items", "heads", "width", "queries", "keys")],
+        *[(name, ctypes.c_int64) for name in ("items", "heads", "kv_heads", "width")],
+        *[(name, ctypes.c_int64) for name in ("queries", "keys")],
         *[(name, ctypes.c_void_p) for name in ("q", "k", "v")],
         *[(name, ctypes.c_int64) for name in ("q_item", "q_step", "k_item", "k_step")],
         *[(name, ctypes.c_void_p) for name in ("cos", "sin")],
@@ -125,38 +126,41 @@ def _has_amx() -> bool:
 
 
 def attends(qkv: Tensor, dropout: float) -> bool:
-    """Whether `attend` takes them: (B, S, 3, H, D) in bf16 on a CPU."""
+    """Whether `attend` takes them: (B, S, H + 2 J, D) in bf16 on a CPU."""
     if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or dropout:
         return False
-    return qkv.numel() > 0 and qkv.shape[4] <= WIDEST_HEAD and usable()
+    return qkv.numel() > 0 and qkv.shape[3] <= WIDEST_HEAD and usable()
 
 
 def attend(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
+    kv_heads: int,
     key_mask: Tensor | None = None,
     causal: bool = False,
     prefix: int = 0,
 ) -> Tensor:
-    """Self-attention (B, S, H, D) of a projection (B, S, 3, H, D), bf16.
+    """Self-attention (B, S, H, D) of a projection (B, S, H + 2 J, D), bf16: H heads of queries, J
+    (``kv_heads``) of keys and of values.
 
     :param cos, sin: (S, D/2) or (B, S, D/2) float32, by which queries and keys are turned.
     :param key_mask: (B, S) bool, true where a key may be seen.
     :param causal: no later step is seen, but for the first ``prefix``, which all see.
     """
-    return _Attend.apply(qkv.contiguous(), cos, sin, key_mask, causal, prefix)
+    return _Attend.apply(qkv.contiguous(), cos, sin, kv_heads, key_mask, causal, prefix)
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, cos, sin, key_mask, causal, prefix):
-        B, S, _, H, D = qkv.shape
+    def forward(ctx, qkv, cos, sin, kv_heads, key_mask, causal, prefix):
+        B, S, heads, D = qkv.shape
+        H = heads - 2 * kv_heads
         y, total = qkv.new_empty(B, S, H, D), qkv.new_empty(B, H, S, dtype=torch.float32)
         cos, sin = cos.float().contiguous(), sin.float().contiguous()
         mask = None if key_mask is None else key_mask.contiguous()
         ctx.save_for_backward(qkv, cos, sin, mask, y, total)
-        ctx.order = causal, prefix
+        ctx.order = kv_heads, causal, prefix
         _call(ctx.order, qkv, cos, sin, mask, y, total)
         return y
 
@@ -166,29 +170,30 @@ class _Attend(torch.autograd.Function):
         qkv, *others = ctx.saved_tensors  # once: checkpointing gives them out once
         grad = torch.empty_like(qkv)
         _call(ctx.order, qkv, *others, grad_y.to(qkv.dtype).contiguous(), grad)
-        return grad, None, None, None, None, None
+        return grad, None, None, None, None, None, None
 
 
 def _call(order, qkv, cos, sin, mask, y, total, grad_y=None, grad=None) -> None:
-    B, S, _, H, D = qkv.shape
+    kv_heads, causal, prefix = order
+    B, S, H, D = y.shape
     strides = qkv.stride()[:2]
-    call = _Attention(B, H, D, S, S, *_parts(qkv), *strides, *strides)
+    call = _Attention(B, H, kv_heads, D, S, S, *_parts(qkv, H, kv_heads), *strides, *strides)
     call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
     call.angles_item = S * (D // 2) if cos.ndim == 3 else 0
     call.mask = None if mask is None else mask.data_ptr()
-    call.causal, call.prefix = order
+    call.causal, call.prefix = causal, prefix
     call.y, call.total = y.data_ptr(), total.data_ptr()
     if grad is not None:
         call.grad_y = grad_y.data_ptr()
-        call.grad_q, call.grad_k, call.grad_v = _parts(grad)
+        call.grad_q, call.grad_k, call.grad_v = _parts(grad, H, kv_heads)
     call.threads = torch.get_num_threads()
     _library().attention(ctypes.addressof(call))
 
 
-def _parts(qkv: Tensor) -> list[int]:
+def _parts(qkv: Tensor, heads: int, kv_heads: int) -> list[int]:
     """Where queries, keys and values begin."""
     step = qkv.stride(2) * qkv.element_size()
-    return [qkv.data_ptr() + i * step for i in range(3)]
+    return [qkv.data_ptr() + i * step for i in (0, heads, heads + kv_heads)]
 
 
 # ---------------------------------------------------------------------------------------- products
