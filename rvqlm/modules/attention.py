@@ -4,8 +4,8 @@ cache of keys and values, allocated once for the longest sequence, with which de
 Rotary embedding: Su et al., 2021 (arXiv:2104.09864). Positions may be fractions, so sequences of
 different rates can lie on one time axis.
 
-Shapes: B items, S steps, H heads of D = d / H; J heads of keys and values, each of which H / J heads
-of queries attend to (grouped-query attention, Ainslie et al., 2023, arXiv:2305.13245).
+Shapes: B items, S steps, H heads of D = d / H; J heads of keys and values, each for H / J heads of
+queries (grouped-query attention, Ainslie et al., 2023, arXiv:2305.13245).
 """
 
 from __future__ import annotations
