@@ -311,10 +311,11 @@ struct Held<uint16_t> {
   }
 };
 
-constexpr int STEPS = 16;  // of attention at a time
+constexpr int STEPS = 16, SPAN = 64;  // of attention at a time: a vector of scores; most of them
+constexpr int64_t NEAR = 49152;  // bytes of keys and values that may be walked through head by head
 
 // The sums of 16 vectors, each halved with another four times.
-static __m512 sums_of(const __m512 *x) {
+static inline __attribute__((always_inline)) __m512 sums_of(const __m512 *x) {
   __m512 a[8], b[4], c[2];
   for (int i = 0; i < 8; i++)
     a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[i], x[i + 8], 0x44),
@@ -331,52 +332,69 @@ static __m512 sums_of(const __m512 *x) {
       _mm512_set_epi32(15, 13, 14, 12, 7, 5, 6, 4, 11, 9, 10, 8, 3, 1, 2, 0), sums);
 }
 
-// G heads of queries, C vectors wide, that attend to some steps of the same keys and values; these
-// are read once for all. Sums so far are of exp(score - most so far) (Milakov & Gimelshein, 2018,
+// G heads of queries, C vectors wide, that attend to some steps of the same keys and values, which
+// are read once for all: first all scores, then what they weigh, so that few sums wait for another.
+// Sums so far are of exp(score - most so far), every STEPS steps (Milakov & Gimelshein, 2018,
 // arXiv:1805.02867).
 template <int C, int G, class E, class Inside>
-static void attend_steps(const float *query, const E *k, const E *v, int64_t of_step, int count,
-                         __mmask16 hidden, Inside inside, float *most, float *total, float *sums) {
+static void attend_steps(const float *query, const E *k, const E *v, const Operation &o, int count,
+                         int64_t span, int64_t left, const __mmask16 *hidden, Inside inside,
+                         float *most, float *total, float *sums) {
   using H = Held<E>;
   constexpr int padded = C * H::width, parts = C * H::parts, N = STEPS / G;
-  float weights[G][STEPS];
-  for (int first = 0; first < STEPS; first += N) {
+  float weights[G][SPAN], before[G][SPAN / STEPS];
+  for (int first = 0; first < count; first += N) {
     __m512 each[STEPS];  // of N steps, query after query
     for (auto &s : each) s = _mm512_setzero_ps();
     for (int i = 0; i < C; i++) {
       typename H::Query q[G];
       for (int g = 0; g < G; g++) q[g] = H::query(query + g * padded + i * H::width);
-      for (int n = 0; n < N; n++)
+      for (int n = 0; n < N; n++) {
+        const E *key = k + std::min(first + n, count - 1) * o.of_step + i * H::width;
         for (int g = 0; g < G; g++)
-          each[g * N + n] = H::dot(each[g * N + n], q[g], inside(i),
-                                   k + std::min(first + n, count - 1) * of_step + i * H::width);
+          each[g * N + n] = H::dot(each[g * N + n], q[g], inside(i), key);
+      }
     }
     float found[STEPS];
     _mm512_storeu_ps(found, sums_of(each));
     for (int g = 0; g < G; g++) std::memcpy(weights[g] + first, found + g * N, 4 * N);
   }
-  __m512 sum[G][parts];
-  for (int g = 0; g < G; g++) {
-    const __m512 scores =
-        _mm512_mask_mov_ps(_mm512_loadu_ps(weights[g]), hidden, _mm512_set1_ps(-3e38f));
-    const float highest = std::max(most[g], _mm512_reduce_max_ps(scores));
-    _mm512_storeu_ps(weights[g], scores);
-#pragma omp simd
-    for (int n = 0; n < STEPS; n++) weights[g][n] = exp_(weights[g][n] - highest);
-    const __m512 all = _mm512_maskz_loadu_ps(__mmask16((1 << count) - 1), weights[g]);
-    const float before = exp_(most[g] - highest);
-    total[g] = total[g] * before + _mm512_reduce_add_ps(all), most[g] = highest;
-    for (int i = 0; i < parts; i++)
-      sum[g][i] =
-          _mm512_mul_ps(_mm512_set1_ps(before), _mm512_loadu_ps(sums + g * padded + 16 * i));
-  }
-  for (int n = 0; n < count; n++)
-    for (int i = 0; i < C; i++)
-      for (int g = 0; g < G; g++)
-        H::weigh(_mm512_set1_ps(weights[g][n]), inside(i), v + n * of_step + i * H::width,
-                 sum[g] + i * H::parts);
   for (int g = 0; g < G; g++)
-    for (int i = 0; i < parts; i++) _mm512_storeu_ps(sums + g * padded + 16 * i, sum[g][i]);
+    for (int first = 0; first < count; first += STEPS) {
+      float *w = weights[g] + first;
+      const __m512 scores = _mm512_mask_mov_ps(_mm512_loadu_ps(w), hidden[first / STEPS],
+                                               _mm512_set1_ps(-3e38f));
+      const float highest = std::max(most[g], _mm512_reduce_max_ps(scores));
+      _mm512_storeu_ps(w, scores);
+#pragma omp simd
+      for (int n = 0; n < STEPS; n++) w[n] = exp_(w[n] - highest);
+      const int here = std::min(STEPS, count - first);
+      const __m512 all = _mm512_maskz_loadu_ps(__mmask16((1 << here) - 1), w);
+      const float by = highest > most[g] ? exp_(most[g] - highest) : 1;
+      total[g] = total[g] * by + _mm512_reduce_add_ps(all);
+      most[g] = highest, before[g][first / STEPS] = by;
+    }
+  for (int first = 0; first < count; first += STEPS) {
+    __m512 sum[G][parts];
+    for (int g = 0; g < G; g++)
+      for (int i = 0; i < parts; i++)
+        sum[g][i] = _mm512_mul_ps(_mm512_set1_ps(before[g][first / STEPS]),
+                                  _mm512_loadu_ps(sums + g * padded + 16 * i));
+    for (int n = first; n < std::min(first + STEPS, count); n++) {
+      // ask for what comes next: the steps of a page are too few for the CPU to see the pattern
+      if (n + span < left)
+        for (int64_t i = 0; i < o.width; i += 64 / sizeof(E)) {
+          _mm_prefetch((const char *)(k + (n + span) * o.of_step + i), _MM_HINT_T1);
+          _mm_prefetch((const char *)(v + (n + span) * o.of_step + i), _MM_HINT_T1);
+        }
+      for (int i = 0; i < C; i++)
+        for (int g = 0; g < G; g++)
+          H::weigh(_mm512_set1_ps(weights[g][n]), inside(i), v + n * o.of_step + i * H::width,
+                   sum[g] + i * H::parts);
+    }
+    for (int g = 0; g < G; g++)
+      for (int i = 0; i < parts; i++) _mm512_storeu_ps(sums + g * padded + 16 * i, sum[g][i]);
+  }
 }
 
 // Some heads of one row, from `first_head` on. Keys and values are walked through once, as they lie
@@ -394,29 +412,28 @@ static void attend(const Operation &o, const float *query, const E *keys, const 
   float *most = scratch, *total = most + heads, *sums = total + heads;
   std::fill(most, total, -3e38f);
   std::memset(total, 0, 4 * heads * (1 + padded));
-  for (int64_t first = 0; first < steps; first += STEPS) {
-    const int count = std::min<int64_t>(STEPS, steps - first);
-    const __mmask16 there = (1 << count) - 1;
-    __mmask16 hidden = ~there;
-    if (mask) {
-      const __m512 m = _mm512_maskz_loadu_ps(there, mask + first);
-      hidden |= _mm512_mask_cmp_ps_mask(there, m, _mm512_setzero_ps(), _CMP_LT_OQ);
+  const int64_t fit = NEAR / (o.of_step * sizeof(E)) / STEPS * STEPS;
+  const int64_t span = std::min<int64_t>(std::max<int64_t>(fit, STEPS), SPAN);
+  for (int64_t first = 0; first < steps; first += span) {
+    const int count = std::min(span, steps - first);
+    __mmask16 hidden[SPAN / STEPS];
+    for (int n = 0; n < count; n += STEPS) {
+      const __mmask16 there = count - n < STEPS ? (1 << (count - n)) - 1 : 0xffff;
+      __mmask16 not_seen = ~there;
+      if (mask) {
+        const __m512 m = _mm512_maskz_loadu_ps(there, mask + first + n);
+        not_seen |= _mm512_mask_cmp_ps_mask(there, m, _mm512_setzero_ps(), _CMP_LT_OQ);
+      }
+      hidden[n / STEPS] = not_seen;
     }
     for (int64_t h = 0; h < heads;) {
-      const int64_t of_head = (first_head + h) / group * o.of_head;
+      const int64_t at = first * o.of_step + (first_head + h) / group * o.of_head;
       const int64_t end = std::min(heads, h + group - (first_head + h) % group);
-      const E *k = keys + first * o.of_step + of_head, *v = values + first * o.of_step + of_head;
-      // ask for what comes next: the steps of a page are too few for the CPU to see the pattern
-      for (int64_t n = STEPS; n < 2 * STEPS && first + n < steps; n++)
-        for (int64_t i = 0; i < o.width; i += 64 / sizeof(E)) {
-          _mm_prefetch((const char *)(k + n * o.of_step + i), _MM_HINT_T1);
-          _mm_prefetch((const char *)(v + n * o.of_step + i), _MM_HINT_T1);
-        }
-#define TOGETHER(G)                                                                               \
-  if constexpr (G <= most_at_once)                                                                \
-    for (; end - h >= G; h += G)                                                                  \
-      attend_steps<C, G>(query + h * padded, k, v, o.of_step, count, hidden, inside, most + h,    \
-                         total + h, sums + h * padded);
+#define TOGETHER(G)                                                                              \
+  if constexpr (G <= most_at_once)                                                               \
+    for (; end - h >= G; h += G)                                                                 \
+      attend_steps<C, G>(query + h * padded, keys + at, values + at, o, count, span,             \
+                         steps - first, hidden, inside, most + h, total + h, sums + h * padded);
       TOGETHER(4) TOGETHER(2) TOGETHER(1)
 #undef TOGETHER
     }
