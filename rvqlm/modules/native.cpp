@@ -312,7 +312,7 @@ struct Held<uint16_t> {
 };
 
 constexpr int STEPS = 16, SPAN = 64;  // of attention at a time: a vector of scores; most of them
-constexpr int64_t NEAR = 49152;  // bytes of keys and values that may be walked through head by head
+constexpr int64_t NEAR = 24576;  // bytes of keys and values that are walked through head by head
 
 // The sums of 16 vectors, each halved with another four times.
 static inline __attribute__((always_inline)) __m512 sums_of(const __m512 *x) {
@@ -330,6 +330,15 @@ static inline __attribute__((always_inline)) __m512 sums_of(const __m512 *x) {
                                     _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
   return _mm512_permutexvar_ps(
       _mm512_set_epi32(15, 13, 14, 12, 7, 5, 6, 4, 11, 9, 10, 8, 3, 1, 2, 0), sums);
+}
+
+// For what comes next: the steps of a page are too few for the CPU to see the pattern.
+template <class E>
+static inline void ask(const E *k, const E *v, int64_t width) {
+  for (int64_t i = 0; i < width; i += 64 / sizeof(E)) {
+    _mm_prefetch((const char *)(k + i), _MM_HINT_T0);
+    _mm_prefetch((const char *)(v + i), _MM_HINT_T0);
+  }
 }
 
 // G heads of queries, C vectors wide, that attend to some steps of the same keys and values, which
@@ -381,12 +390,7 @@ static void attend_steps(const float *query, const E *k, const E *v, const Opera
         sum[g][i] = _mm512_mul_ps(_mm512_set1_ps(before[g][first / STEPS]),
                                   _mm512_loadu_ps(sums + g * padded + 16 * i));
     for (int n = first; n < std::min(first + STEPS, count); n++) {
-      // ask for what comes next: the steps of a page are too few for the CPU to see the pattern
-      if (n + span < left)
-        for (int64_t i = 0; i < o.width; i += 64 / sizeof(E)) {
-          _mm_prefetch((const char *)(k + (n + span) * o.of_step + i), _MM_HINT_T1);
-          _mm_prefetch((const char *)(v + (n + span) * o.of_step + i), _MM_HINT_T1);
-        }
+      if (n + span < left) ask(k + (n + span) * o.of_step, v + (n + span) * o.of_step, o.width);
       for (int i = 0; i < C; i++)
         for (int g = 0; g < G; g++)
           H::weigh(_mm512_set1_ps(weights[g][n]), inside(i), v + n * o.of_step + i * H::width,
@@ -414,6 +418,9 @@ static void attend(const Operation &o, const float *query, const E *keys, const 
   std::memset(total, 0, 4 * heads * (1 + padded));
   const int64_t fit = NEAR / (o.of_step * sizeof(E)) / STEPS * STEPS;
   const int64_t span = std::min<int64_t>(std::max<int64_t>(fit, STEPS), SPAN);
+  for (int64_t h = first_head / group; h <= (first_head + heads - 1) / group; h++)
+    for (int64_t n = 0; n < std::min(span, steps); n++)
+      ask(keys + n * o.of_step + h * o.of_head, values + n * o.of_step + h * o.of_head, o.width);
   for (int64_t first = 0; first < steps; first += span) {
     const int count = std::min(span, steps - first);
     __mmask16 hidden[SPAN / STEPS];
