@@ -19,7 +19,7 @@
 
 enum Kind : int32_t { NORM, PRODUCT, SWIGLU, ATTENTION };
 enum Type : int32_t { FLOAT32, BFLOAT16, INT8 };
-constexpr int64_t AHEAD = 1 << 13;  // bytes of a matrix that are asked for before it is its turn
+constexpr int64_t AHEAD = 1 << 13;  // bytes of matrices that are asked for before it is their turn
 enum Activation : int32_t { NONE, GELU, RELU, RELU2 };
 
 struct Operation {  // `_Operation` of native.py
@@ -146,6 +146,7 @@ static void block(const uint8_t *w, const int32_t *x, int64_t units, int64_t str
       for (auto &s : row) s = T::zero();
     const int64_t end = units - u < T::chunk ? units : u + T::chunk;
     for (; u < end; u++, w += T::bytes) {
+      for (int64_t i = 0; i < T::bytes; i += 64) _mm_prefetch(w + AHEAD + i, _MM_HINT_T0);
       const __m512i weight[4] = {T::load(w, 0), T::load(w, 1), T::load(w, 2), T::load(w, 3)};
       for (int m = 0; m < M; m++)
         for (int j = 0; j < 4; j++) sum[m][j] = T::add(sum[m][j], weight[j], x[m * stride + u]);
