@@ -47,8 +47,10 @@ def hidden(w, c, V, inputs):
 
     def attention(x):
         qkv = F.linear(x, w[layer + "attention.qkv.weight"])
-        q, k, v = qkv.view(-1, 3, c["nhead"], d // c["nhead"]).unbind(1)
+        heads, shared = c["nhead"], c.get("kv_heads") or c["nhead"]
+        q, k, v = qkv.view(len(x), -1, d // heads).split([heads, shared, shared], 1)
         q, k = rotate(q, c["rope_base"]), rotate(k, c["rope_base"])
+        k, v = (t.repeat_interleave(heads // shared, 1) for t in (k, v))
         y = F.scaled_dot_product_attention(*(t.transpose(0, 1) for t in (q, k, v)), is_causal=True)
         return F.linear(y.transpose(0, 1).reshape(-1, d), w[layer + "attention.out.weight"])
 

@@ -33,6 +33,9 @@ class NetworkConfig:
     """Attention heads; must divide the width."""
     num_decoder_layers: Annotated[int, tyro.conf.arg(aliases=["--num-layers"])] = 6
     """Transformer layers."""
+    kv_heads: int = 0
+    """Heads of keys and values, each shared by as many heads of queries (grouped-query attention):
+    fewer make steps late in a sequence cheaper; must divide the heads; 0 means as many."""
     dim_feedforward: int = 0
     """Inner width of the feed-forward layers; 0 means 4 d (8/3 d for swiglu, which has two)."""
     dropout: float = 0.0
@@ -111,8 +114,10 @@ class NetworkConfig:
                 f"--decoder-dim {self.decoder_dim} / --nhead {self.nhead} must be even "
                 "(rotary pairs)"
             )
+        if self.kv_heads > 0 and self.nhead > 0 and self.nhead % self.kv_heads:
+            found.append(f"--kv-heads {self.kv_heads} does not divide --nhead {self.nhead}")
         found += self.outside("[1, inf)", "num_decoder_layers")
-        found += self.outside("[0, inf)", "dim_feedforward", "num_encoder_layers")
+        found += self.outside("[0, inf)", "kv_heads", "dim_feedforward", "num_encoder_layers")
         found += self.outside("[0, 1)", "dropout", "condition_dropout")
         if len(set(self.conditions)) < len(self.conditions):
             found.append(f"--conditions {' '.join(self.conditions)}: one kind twice")

@@ -4,7 +4,8 @@ cache of keys and values, allocated once for the longest sequence, with which de
 Rotary embedding: Su et al., 2021 (arXiv:2104.09864). Positions may be fractions, so sequences of
 different rates can lie on one time axis.
 
-Shapes: B items, S steps, H heads of D = d / H.
+Shapes: B items, S steps, H heads of D = d / H; J heads of keys and values, each for H / J heads of
+queries (grouped-query attention, Ainslie et al., 2023, arXiv:2305.13245).
 """
 
 from __future__ import annotations
@@ -98,12 +99,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def rotated(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys, rotated, and values (B, S, H, D) of their projection (B, S, 3, H, D)."""
+def rotated(qkv: Tensor, cos: Tensor, sin: Tensor, kv_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (B, S, H, D) and keys (B, S, J, D), rotated, and values of their projection
+    (B, S, H + 2 J, D), in this order."""
     if torch.compiler.is_compiling():  # makes kernels of its own
-        q, k, v = qkv.unbind(2)
+        q, k, v = qkv.split([qkv.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
-    return _Rotated.apply(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype))
+    return _Rotated.apply(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype), kv_heads)
 
 
 class _Rotated(torch.autograd.Function):
@@ -111,22 +113,24 @@ class _Rotated(torch.autograd.Function):
     the three parts are written where they belong instead of being padded with zeros and added."""
 
     @staticmethod
-    def forward(ctx, qkv, cos, sin):
+    def forward(ctx, qkv, cos, sin, kv_heads):
         ctx.save_for_backward(cos, sin)
-        qk = torch.empty_like(qkv[:, :, :2])
-        _turn(qkv[:, :, :2], cos[..., None, None, :], sin[..., None, None, :], qk)
-        return qk[:, :, 0], qk[:, :, 1], qkv[:, :, 2].clone()
+        turned, heads = qkv[:, :, :-kv_heads], qkv.shape[2] - 2 * kv_heads
+        qk = torch.empty_like(turned)
+        _turn(turned, cos[..., None, :], sin[..., None, :], qk)
+        return qk[:, :, :heads], qk[:, :, heads:], qkv[:, :, -kv_heads:].clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_q, grad_k, grad_v):
         cos, sin = ctx.saved_tensors
-        B, S, H, D = grad_q.shape
-        grad = grad_q.new_empty(B, S, 3, H, D)
-        for i, g in enumerate((grad_q, grad_k)):
-            _turn(g, cos[..., None, :], -sin[..., None, :], grad[:, :, i])
-        grad[:, :, 2] = grad_v
-        return grad, None, None
+        (B, S, H, D), J = grad_q.shape, grad_k.shape[2]
+        grad = grad_q.new_empty(B, S, H + 2 * J, D)
+        of_q, of_k, of_v = grad.split([H, J, J], 2)
+        for g, to in ((grad_q, of_q), (grad_k, of_k)):
+            _turn(g, cos[..., None, :], -sin[..., None, :], to)
+        of_v.copy_(grad_v)
+        return grad, None, None, None
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
@@ -134,6 +138,18 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
     out_first, out_second = out.chunk(2, dim=-1)
     torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-1)
     torch.mul(second, cos, out=out_second).addcmul_(first, sin)
+
+
+def for_queries(x: Tensor, heads: int) -> Tensor:
+    """Keys or values (B, J, S, D) as (B, heads, S, D): those of each query.
+
+    A copy where there are fewer: asked for it by ``enable_gqa``, torch's memory-efficient kernel,
+    which is for masks and float32 on GPUs, gives way to plain sums that hold all scores, and in
+    older releases that for CPUs does too.
+    """
+    if x.shape[1] == heads:
+        return x
+    return x[:, :, None].expand(-1, -1, heads // x.shape[1], -1, -1).flatten(1, 2)
 
 
 def attend(
@@ -326,7 +342,7 @@ class KVCache:
     last layer. Rows may also be filled each on its own, with as many steps as it has (`put`,
     `use`): ``position`` is then that of the longest.
 
-    :param shape: layers, batch, heads, longest sequence in steps, width of a head.
+    :param shape: layers, batch, heads of keys, longest sequence in steps, width of a head.
     :param like: a tensor on the same device and of the same dtype. On a CPU float32 is held
         instead of 16 bits, of which torch's attention makes five times slower use.
     :param dtype: of keys and values, if another.
@@ -348,7 +364,7 @@ class KVCache:
         # what is hidden must be finite: it is multiplied by zero
         dtype, held = self.dtype, dtype or self.dtype
         self._steps = torch.zeros(layers, B, room, 2, heads, width, device=device, dtype=held)
-        # (B * room, 2, H, D) each
+        # (B * room, 2, J, D) each
         self._rows = [self._steps[layer].flatten(0, 1) for layer in range(layers)]
         self._hidden = torch.full((B, room), -torch.inf, device=device, dtype=dtype)
         self._window: list[tuple[Tensor, Tensor]] = []
@@ -385,7 +401,7 @@ class KVCache:
             raise ValueError(f"KV cache holds {self.longest} steps, {end} asked for")
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, H, n, D) at the current position; return all keys and values so far."""
+        """Store (B, J, n, D) at the current position; return all keys and values so far."""
         end = self.position + keys.shape[2]
         self._require(end)
         steps = self._steps[layer]
@@ -405,7 +421,7 @@ class KVCache:
                 unit = max(WINDOW, 1 << max(0, end.bit_length() - 4))
                 width = -(-end // unit) * unit
             width = min(width, self._steps.shape[2])
-            # (L, 2, B, H, W, D)
+            # (L, 2, B, J, W, D)
             window = self._steps[:, : len(self.places), :width].permute(0, 3, 1, 4, 2, 5)
             self._window = [tuple(layer.unbind(0)) for layer in window.unbind(0)]
             self.shown = self._hidden[:, :width]
@@ -416,7 +432,7 @@ class KVCache:
         return self.shown[:, None, None]
 
     def write(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, 2, H, D) of one step; return the keys and values of the window."""
+        """Store (B, 2, J, D) of one step; return the keys and values of the window."""
         if torch.compiler.is_compiling():  # wants to see that all are of one tensor
             steps = self._steps[layer]
             steps.flatten(0, 1).index_copy_(0, self._row, keys_values)
@@ -453,7 +469,7 @@ class KVCache:
         return self._row.clone()
 
     def at(self, row: Tensor) -> Tensor:
-        """(layers, B, 2, H, D) keys and values of one step."""
+        """(layers, B, 2, J, D) keys and values of one step."""
         return self._steps.flatten(1, 2).index_select(1, row)
 
     def put_at(self, row: Tensor, keys_values: Tensor) -> None:
@@ -461,7 +477,7 @@ class KVCache:
 
     @property
     def steps(self) -> Tensor:
-        """(layers, B, room, 2, H, D) keys and values of all rows."""
+        """(layers, B, room, 2, J, D) keys and values of all rows."""
         return self._steps
 
     @property
@@ -478,27 +494,29 @@ class KVCache:
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection for queries, keys and values."""
 
-    def __init__(self, dim: int, num_heads: int, dropout: float, layer: int):
+    def __init__(self, dim: int, num_heads: int, kv_heads: int, dropout: float, layer: int):
         super().__init__()
-        self.num_heads, self.layer = num_heads, layer
+        self.num_heads, self.kv_heads, self.layer = num_heads, kv_heads, layer
         self.dropout = dropout
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.qkv = nn.Linear(dim, dim + 2 * kv_heads * (dim // num_heads), bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, a: BlockInputs, cache: KVCache | None = None) -> Tensor:
         B, S, d = x.shape
-        qkv = project(self.qkv, x).view(B, S, 3, self.num_heads, d // self.num_heads)
+        H, J = self.num_heads, self.kv_heads
+        qkv = project(self.qkv, x).view(B, S, H + 2 * J, d // H)
         dropout = self.dropout if self.training else 0.0
         if cache is None and not a.packed and native_training.attends(qkv, dropout):
-            y = native_training.attend_each(qkv, [part.natively for part in a.parts or [a]])
+            parts = [part.natively for part in a.parts or [a]]
+            y = native_training.attend_each(qkv, J, parts)
             return project(self.out, y.view(B, S, d))
-        q, k, v = rotated(qkv, a.cos, a.sin)  # (B, S, H, D)
+        q, k, v = rotated(qkv, a.cos, a.sin, J)  # (B, S, H or J, D)
         if cache is not None:
             k, v = cache.update(self.layer, k.transpose(1, 2), v.transpose(1, 2))
             k, v = k.transpose(1, 2), v.transpose(1, 2)
 
         def attended(a: BlockInputs, *qkv: Tensor) -> Tensor:
-            q, k, v = (t.transpose(1, 2) for t in qkv)  # (B, H, S, D)
+            q, k, v = (for_queries(t.transpose(1, 2), H) for t in qkv)  # (B, H, S, D)
             if a.documents is not None and a.bias is None:
                 y = a.documents.attend(q, k, v, a.causal, dropout)
             else:

@@ -19,7 +19,7 @@
 
 enum Kind : int32_t { NORM, PRODUCT, SWIGLU, ATTENTION };
 enum Type : int32_t { FLOAT32, BFLOAT16, INT8 };
-constexpr int64_t AHEAD = 1 << 13;  // bytes of a matrix that are asked for before it is its turn
+constexpr int64_t AHEAD = 1 << 13;  // bytes of matrices that are asked for before it is their turn
 enum Activation : int32_t { NONE, GELU, RELU, RELU2 };
 
 struct Operation {  // `_Operation` of native.py
@@ -33,7 +33,8 @@ struct Operation {  // `_Operation` of native.py
   float eps;              // of a norm
   int32_t centred;        // of a norm: layer norm, else RMS
   // attention; x holds queries, or queries, keys and values where steps are written
-  int64_t heads, width, steps;  // heads, their width, steps of a row that there is room for
+  int64_t heads, kv_heads;      // of queries; of keys and values, each for as many queries
+  int64_t width, steps;         // of a head; steps of a row that there is room for
   int64_t of_row, of_head, of_step;  // strides of keys and values
   void *keys, *values;    // of `type`
   const float *mask;      // (rows, steps) added to scores: 0 or -inf; or null
@@ -145,6 +146,7 @@ static void block(const uint8_t *w, const int32_t *x, int64_t units, int64_t str
       for (auto &s : row) s = T::zero();
     const int64_t end = units - u < T::chunk ? units : u + T::chunk;
     for (; u < end; u++, w += T::bytes) {
+      for (int64_t i = 0; i < T::bytes; i += 64) _mm_prefetch(w + AHEAD + i, _MM_HINT_T0);
       const __m512i weight[4] = {T::load(w, 0), T::load(w, 1), T::load(w, 2), T::load(w, 3)};
       for (int m = 0; m < M; m++)
         for (int j = 0; j < 4; j++) sum[m][j] = T::add(sum[m][j], weight[j], x[m * stride + u]);
@@ -310,10 +312,11 @@ struct Held<uint16_t> {
   }
 };
 
-constexpr int STEPS = 16;  // of attention at a time
+constexpr int STEPS = 16, SPAN = 64;  // of attention at a time: a vector of scores; most of them
+constexpr int64_t NEAR = 24576;  // bytes of keys and values that are walked through head by head
 
 // The sums of 16 vectors, each halved with another four times.
-static __m512 sums_of(const __m512 *x) {
+static inline __attribute__((always_inline)) __m512 sums_of(const __m512 *x) {
   __m512 a[8], b[4], c[2];
   for (int i = 0; i < 8; i++)
     a[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x[i], x[i + 8], 0x44),
@@ -330,63 +333,117 @@ static __m512 sums_of(const __m512 *x) {
       _mm512_set_epi32(15, 13, 14, 12, 7, 5, 6, 4, 11, 9, 10, 8, 3, 1, 2, 0), sums);
 }
 
-// Some heads of one row, C vectors wide. Keys and values are walked through once, as they lie in
-// memory, some steps of all heads at a time; sums so far are of exp(score - most so far) (Milakov &
-// Gimelshein, 2018, arXiv:1805.02867).
+// For what comes next: the steps of a page are too few for the CPU to see the pattern.
+template <class E>
+static inline void ask(const E *k, const E *v, int64_t width) {
+  for (int64_t i = 0; i < width; i += 64 / sizeof(E)) {
+    _mm_prefetch((const char *)(k + i), _MM_HINT_T0);
+    _mm_prefetch((const char *)(v + i), _MM_HINT_T0);
+  }
+}
+
+// G heads of queries, C vectors wide, that attend to some steps of the same keys and values, which
+// are read once for all: first all scores, then what they weigh, so that few sums wait for another.
+// Sums so far are of exp(score - most so far), every STEPS steps (Milakov & Gimelshein, 2018,
+// arXiv:1805.02867).
+template <int C, int G, class E, class Inside>
+static void attend_steps(const float *query, const E *k, const E *v, const Operation &o, int count,
+                         int64_t span, int64_t left, const __mmask16 *hidden, Inside inside,
+                         float *most, float *total, float *sums) {
+  using H = Held<E>;
+  constexpr int padded = C * H::width, parts = C * H::parts, N = STEPS / G;
+  float weights[G][SPAN], before[G][SPAN / STEPS];
+  for (int first = 0; first < count; first += N) {
+    __m512 each[STEPS];  // of N steps, query after query
+    for (auto &s : each) s = _mm512_setzero_ps();
+    for (int i = 0; i < C; i++) {
+      typename H::Query q[G];
+      for (int g = 0; g < G; g++) q[g] = H::query(query + g * padded + i * H::width);
+      for (int n = 0; n < N; n++) {
+        const E *key = k + std::min(first + n, count - 1) * o.of_step + i * H::width;
+        for (int g = 0; g < G; g++)
+          each[g * N + n] = H::dot(each[g * N + n], q[g], inside(i), key);
+      }
+    }
+    float found[STEPS];
+    _mm512_storeu_ps(found, sums_of(each));
+    for (int g = 0; g < G; g++) std::memcpy(weights[g] + first, found + g * N, 4 * N);
+  }
+  for (int g = 0; g < G; g++)
+    for (int first = 0; first < count; first += STEPS) {
+      float *w = weights[g] + first;
+      const __m512 scores = _mm512_mask_mov_ps(_mm512_loadu_ps(w), hidden[first / STEPS],
+                                               _mm512_set1_ps(-3e38f));
+      const float highest = std::max(most[g], _mm512_reduce_max_ps(scores));
+      _mm512_storeu_ps(w, scores);
+#pragma omp simd
+      for (int n = 0; n < STEPS; n++) w[n] = exp_(w[n] - highest);
+      const int here = std::min(STEPS, count - first);
+      const __m512 all = _mm512_maskz_loadu_ps(__mmask16((1 << here) - 1), w);
+      const float by = highest > most[g] ? exp_(most[g] - highest) : 1;
+      total[g] = total[g] * by + _mm512_reduce_add_ps(all);
+      most[g] = highest, before[g][first / STEPS] = by;
+    }
+  for (int first = 0; first < count; first += STEPS) {
+    __m512 sum[G][parts];
+    for (int g = 0; g < G; g++)
+      for (int i = 0; i < parts; i++)
+        sum[g][i] = _mm512_mul_ps(_mm512_set1_ps(before[g][first / STEPS]),
+                                  _mm512_loadu_ps(sums + g * padded + 16 * i));
+    for (int n = first; n < std::min(first + STEPS, count); n++) {
+      if (n + span < left) ask(k + (n + span) * o.of_step, v + (n + span) * o.of_step, o.width);
+      for (int i = 0; i < C; i++)
+        for (int g = 0; g < G; g++)
+          H::weigh(_mm512_set1_ps(weights[g][n]), inside(i), v + n * o.of_step + i * H::width,
+                   sum[g] + i * H::parts);
+    }
+    for (int g = 0; g < G; g++)
+      for (int i = 0; i < parts; i++) _mm512_storeu_ps(sums + g * padded + 16 * i, sum[g][i]);
+  }
+}
+
+// Some heads of one row, from `first_head` on. Keys and values are walked through once, as they lie
+// in memory, some steps of all heads at a time.
 template <int C, class E>
 static void attend(const Operation &o, const float *query, const E *keys, const E *values,
-                   const float *mask, int64_t steps, int64_t heads, float *scratch, float *y) {
+                   const float *mask, int64_t steps, int64_t first_head, int64_t heads,
+                   float *scratch, float *y) {
   using H = Held<E>;
   constexpr int padded = C * H::width, parts = C * H::parts;
-  const int64_t rest = o.width - (C - 1) * H::width;
+  constexpr int most_at_once = 16 / parts;  // what there are registers for
+  const int64_t rest = o.width - (C - 1) * H::width, group = o.heads / o.kv_heads;
   const typename H::Mask last = rest == H::width ? -1 : (typename H::Mask(1) << rest) - 1;
   auto inside = [last](int i) { return i < C - 1 ? typename H::Mask(-1) : last; };
   float *most = scratch, *total = most + heads, *sums = total + heads;
   std::fill(most, total, -3e38f);
   std::memset(total, 0, 4 * heads * (1 + padded));
-  for (int64_t first = 0; first < steps; first += STEPS) {
-    const int count = std::min<int64_t>(STEPS, steps - first);
-    const __mmask16 there = (1 << count) - 1;
-    __mmask16 hidden = ~there;
-    if (mask) {
-      const __m512 m = _mm512_maskz_loadu_ps(there, mask + first);
-      hidden |= _mm512_mask_cmp_ps_mask(there, m, _mm512_setzero_ps(), _CMP_LT_OQ);
-    }
-    for (int64_t h = 0; h < heads; h++) {
-      const E *k = keys + first * o.of_step + h * o.of_head;
-      const E *v = values + first * o.of_step + h * o.of_head;
-      // ask for what comes next: the steps of a page are too few for the CPU to see the pattern
-      for (int64_t n = STEPS; n < 2 * STEPS && first + n < steps; n++)
-        for (int64_t i = 0; i < o.width; i += 64 / sizeof(E)) {
-          _mm_prefetch((const char *)(k + n * o.of_step + i), _MM_HINT_T1);
-          _mm_prefetch((const char *)(v + n * o.of_step + i), _MM_HINT_T1);
-        }
-      __m512 each[STEPS];
-      for (auto &s : each) s = _mm512_setzero_ps();
-      for (int i = 0; i < C; i++) {
-        const auto q = H::query(query + h * padded + i * H::width);
-        for (int n = 0; n < STEPS; n++)
-          each[n] = H::dot(each[n], q, inside(i),
-                           k + std::min(n, count - 1) * o.of_step + i * H::width);
+  const int64_t fit = NEAR / (o.of_step * sizeof(E)) / STEPS * STEPS;
+  const int64_t span = std::min<int64_t>(std::max<int64_t>(fit, STEPS), SPAN);
+  for (int64_t h = first_head / group; h <= (first_head + heads - 1) / group; h++)
+    for (int64_t n = 0; n < std::min(span, steps); n++)
+      ask(keys + n * o.of_step + h * o.of_head, values + n * o.of_step + h * o.of_head, o.width);
+  for (int64_t first = 0; first < steps; first += span) {
+    const int count = std::min(span, steps - first);
+    __mmask16 hidden[SPAN / STEPS];
+    for (int n = 0; n < count; n += STEPS) {
+      const __mmask16 there = count - n < STEPS ? (1 << (count - n)) - 1 : 0xffff;
+      __mmask16 not_seen = ~there;
+      if (mask) {
+        const __m512 m = _mm512_maskz_loadu_ps(there, mask + first + n);
+        not_seen |= _mm512_mask_cmp_ps_mask(there, m, _mm512_setzero_ps(), _CMP_LT_OQ);
       }
-      const __m512 scores = _mm512_mask_mov_ps(sums_of(each), hidden, _mm512_set1_ps(-3e38f));
-      const float highest = std::max(most[h], _mm512_reduce_max_ps(scores));
-      float weights[STEPS];
-      _mm512_storeu_ps(weights, scores);
-#pragma omp simd
-      for (int n = 0; n < STEPS; n++) weights[n] = exp_(weights[n] - highest);
-      const __m512 all = _mm512_maskz_loadu_ps(there, weights);
-      const float before = exp_(most[h] - highest);
-      total[h] = total[h] * before + _mm512_reduce_add_ps(all), most[h] = highest;
-      __m512 sum[parts];
-      float *at = sums + h * padded;
-      for (int i = 0; i < parts; i++)
-        sum[i] = _mm512_mul_ps(_mm512_set1_ps(before), _mm512_loadu_ps(at + 16 * i));
-      for (int n = 0; n < count; n++)
-        for (int i = 0; i < C; i++)
-          H::weigh(_mm512_set1_ps(weights[n]), inside(i), v + n * o.of_step + i * H::width,
-                   sum + i * H::parts);
-      for (int i = 0; i < parts; i++) _mm512_storeu_ps(at + 16 * i, sum[i]);
+      hidden[n / STEPS] = not_seen;
+    }
+    for (int64_t h = 0; h < heads;) {
+      const int64_t at = first * o.of_step + (first_head + h) / group * o.of_head;
+      const int64_t end = std::min(heads, h + group - (first_head + h) % group);
+#define TOGETHER(G)                                                                              \
+  if constexpr (G <= most_at_once)                                                               \
+    for (; end - h >= G; h += G)                                                                 \
+      attend_steps<C, G>(query + h * padded, keys + at, values + at, o, count, span,             \
+                         steps - first, hidden, inside, most + h, total + h, sums + h * padded);
+      TOGETHER(4) TOGETHER(2) TOGETHER(1)
+#undef TOGETHER
     }
   }
   for (int64_t h = 0; h < heads; h++) {
@@ -407,27 +464,29 @@ template <class E>
 static void attention(const Operation &o, const Call &c, int thread) {
   constexpr int64_t W = Held<E>::width;
   const int64_t D = o.width, all = o.heads * D, pairs = c.rows * o.heads;
+  const int64_t group = o.heads / o.kv_heads;
   const int64_t padded = (D + W - 1) / W * W, end = pairs * (thread + 1) / c.threads;
   float *query = c.scratch + thread * c.room, *of_heads = query + o.heads * padded, turned[128];
   std::memset(query, 0, 4 * o.heads * padded);
   for (int64_t p = pairs * thread / c.threads; p < end;) {
     const int64_t b = p / o.heads, h = p % o.heads, heads = std::min(o.heads - h, end - p);
-    const float *x = o.x + b * o.in + h * D;
+    const float *x = o.x + b * o.in;
     const float *table = o.rotary ? o.rotary + c.places[b] * 2 * D : nullptr;
-    E *keys = (E *)o.keys + b * o.of_row + h * o.of_head;
-    E *values = (E *)o.values + b * o.of_row + h * o.of_head;
+    E *keys = (E *)o.keys + b * o.of_row, *values = (E *)o.values + b * o.of_row;
     const int64_t at = o.writes ? c.rows_at[b] - b * o.steps : o.steps - 1;
-    for (int64_t i = 0; i < heads; i++) {
-      turn(x + i * D, table, D, 1 / std::sqrt(float(D)), query + i * padded);
-      if (!o.writes) continue;
+    for (int64_t i = 0; i < heads; i++)
+      turn(x + (h + i) * D, table, D, 1 / std::sqrt(float(D)), query + i * padded);
+    // threads that share a head of keys write the same
+    for (int64_t i = h / group; o.writes && i <= (h + heads - 1) / group; i++) {
       turn(x + all + i * D, table, D, 1, turned);
       store(keys + at * o.of_step + i * o.of_head, turned, D);
-      store(values + at * o.of_step + i * o.of_head, x + 2 * all + i * D, D);
+      store(values + at * o.of_step + i * o.of_head, x + all + (o.kv_heads + i) * D, D);
     }
     const float *mask = o.mask ? o.mask + b * o.steps : nullptr;
     float *y = o.y + b * all + h * D;
-#define WIDE(C) \
-  if (padded / W == C) attend<C, E>(o, query, keys, values, mask, at + 1, heads, of_heads, y);
+#define WIDE(C)          \
+  if (padded / W == C)   \
+    attend<C, E>(o, query, keys, values, mask, at + 1, h, heads, of_heads, y);
     WIDE(1) WIDE(2) WIDE(3) WIDE(4)
     if constexpr (W == 16) {
       WIDE(5) WIDE(6) WIDE(7) WIDE(8)

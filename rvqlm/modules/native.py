@@ -49,7 +49,7 @@ class _Operation(ctypes.Structure):
         *[(name, ctypes.c_void_p) for name in ("x", "y", "weight", "scale", "bias")],
         ("eps", ctypes.c_float),
         ("centred", ctypes.c_int32),
-        *[(name, ctypes.c_int64) for name in ("heads", "width", "steps")],
+        *[(name, ctypes.c_int64) for name in ("heads", "kv_heads", "width", "steps")],
         *[(name, ctypes.c_int64) for name in ("of_row", "of_head", "of_step")],
         *[(name, ctypes.c_void_p) for name in ("keys", "values", "mask", "rotary")],
         ("writes", ctypes.c_int32),
@@ -328,16 +328,16 @@ class Program:
         rotary: Tensor | None,
         writes: bool,
     ) -> None:
-        """:param x: (rows, 3 H D) queries, keys and values of one step, which is written; else
-            (rows, H D) queries.
-        :param keys: (rows, H, steps, D) in any order, float32 or bf16, as values.
+        """:param x: (rows, (H + 2 J) D) queries, keys and values of one step, which is written;
+            else (rows, H D) queries.
+        :param keys: (rows, J, steps, D) in any order, float32 or bf16, as values.
         :param mask: (rows, steps), 0 or -inf.
         :param rotary: (places, 2, D) cosines and signed sines.
         """
         if keys.stride() != values.stride() or keys.stride(3) != 1 or keys.dtype != values.dtype:
             raise ValueError("keys and values must lie in the same way")
         operation = _Operation(ATTENTION, TYPES[keys.dtype], heads=heads, width=keys.shape[3])
-        operation.steps = keys.shape[2]
+        operation.kv_heads, operation.steps = keys.shape[1:3]
         operation.of_row, operation.of_head, operation.of_step, _ = keys.stride()
         operation.keys, operation.values = keys.data_ptr(), values.data_ptr()
         operation.mask, operation.rotary = _at(mask), _at(rotary)

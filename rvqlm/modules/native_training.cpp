@@ -21,7 +21,7 @@ constexpr int64_t BLOCK = 64;  // queries and keys that are worked on together
 constexpr float HIDDEN = -1e30f;
 
 struct Attention {  // `_Attention` of native_training.py
-  int64_t items, heads, width, queries, keys;
+  int64_t items, heads, kv_heads, width, queries, keys;  // kv_heads: each for as many queries
   // (items, steps, heads, width), a head's numbers together: strides of an item and of a step
   const bf16 *q, *k, *v;
   int64_t q_item, q_step, k_item, k_step;  // values lie as keys do
@@ -276,7 +276,7 @@ static void forward(const Attention &a, int64_t item, int64_t head) {
   const float *cos = angles(a, a.cos, item), *sin = angles(a, a.sin, item);
   bf16 *q = room.take<bf16>(Q.size()), *rows = room.take<bf16>(K.size());
   uint32_t *keys = room.take<uint32_t>(K.size() / 2), *values = room.take<uint32_t>(K.size() / 2);
-  const int64_t at = item * a.k_item + head * a.width;
+  const int64_t at = item * a.k_item + head / (a.heads / a.kv_heads) * a.width;
   Q.read(a.q + item * a.q_item + head * a.width, a.q_step, cos, sin, q);
   K.read(a.k + at, a.k_step, cos, sin, rows), K.across(rows, keys);
   K.read(a.v + at, a.k_step, nullptr, nullptr, rows), K.along(rows, values);
@@ -334,9 +334,10 @@ static void forward(const Attention &a, int64_t item, int64_t head) {
   }
 }
 
-// Gradients of keys and values are summed transposed, [W][BLOCK] of every block: so their products
-// take probabilities and scores packed as they come, two queries at a time.
-static void backward(const Attention &a, int64_t item, int64_t head) {
+// Of all heads of queries of a head of keys. Gradients of keys and values are summed transposed,
+// [W][BLOCK] of every block: so their products take probabilities and scores packed as they come,
+// two queries at a time.
+static void backward(const Attention &a, int64_t item, int64_t kv_head) {
   const Steps Q(a.width, a.queries), K(a.width, a.keys);
   const int64_t W = Q.W, D = a.width;
   room.begin(8 * Q.size() + 16 * K.size() + 8 * Q.padded + K.padded +
@@ -350,20 +351,7 @@ static void backward(const Attention &a, int64_t item, int64_t head) {
   uint32_t *values_across = room.take<uint32_t>(K.size() / 2);
   float *grad_k = room.take<float>(K.size()), *grad_v = room.take<float>(K.size());
   float *total = room.take<float>(Q.padded), *delta = room.take<float>(Q.padded);
-  const int64_t of_q = item * a.q_item + head * D, of_k = item * a.k_item + head * D;
-  const int64_t of_y = item * a.queries * a.heads * D + head * D, y_step = a.heads * D;
-  Q.read(a.q + of_q, a.q_step, cos, sin, q), Q.transposed(q, qt);
-  Q.read(a.y + of_y, y_step, nullptr, nullptr, gt);
-  Q.read(a.grad_y + of_y, y_step, nullptr, nullptr, g);
-  for (int64_t s = 0; s < Q.padded; s++) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < W; i += 16)
-      sum = _mm512_fmadd_ps(wide(_mm256_loadu_si256((__m256i *)(g + s * W + i))),
-                            wide(_mm256_loadu_si256((__m256i *)(gt + s * W + i))), sum);
-    delta[s] = _mm512_reduce_add_ps(sum);
-    total[s] = s < a.queries ? a.total[(item * a.heads + head) * a.queries + s] : 1e30f;
-  }
-  Q.transposed(g, gt);
+  const int64_t of_k = item * a.k_item + kv_head * D, y_step = a.heads * D;
   K.read(a.k + of_k, a.k_step, cos, sin, rows);
   K.across(rows, keys_across), K.along(rows, keys_along);
   K.read(a.v + of_k, a.k_step, nullptr, nullptr, rows), K.across(rows, values_across);
@@ -376,47 +364,63 @@ static void backward(const Attention &a, int64_t item, int64_t head) {
   std::memset(grad_k, 0, 4 * K.size()), std::memset(grad_v, 0, 4 * K.size());
   const float factor = 1 / std::sqrt(float(D));
   const __m512 scale = _mm512_set1_ps(factor);
-  for (int64_t start = 0; start < Q.padded; start += BLOCK) {
-    const int64_t count = std::min(BLOCK, a.queries - start), even = (count + 1) / 2 * 2;
-    std::memset(grad_q, 0, 4 * BLOCK * W);
-    const int64_t end = (seen.limit(start + count - 1) + BLOCK - 1) / BLOCK;
-    for (int64_t b = 0; b < end; b++) {
-      if (seen.none(b)) continue;
-      const int64_t at = b * W * BLOCK / 2, columns = K.columns(b);
-      product(even, columns, W / 2, Rows{q + start * W, W}, keys_across + at, BLOCK, score, BLOCK,
-              false);
-      product(even, columns, W / 2, Rows{g + start * W, W}, values_across + at, BLOCK, grad_p,
-              BLOCK, false);
-      for (int64_t m = 0; m < even; m += 2)
-        for (int64_t i = 0; i < columns; i += 16) {
-          __m256i p[2], s[2];
-          for (int n = 0; n < 2; n++) {
-            const int64_t query = start + m + n;
-            const __m512 raw = _mm512_load_ps(score + (m + n) * BLOCK + i);
-            const __mmask16 in = seen.of(seen.limit(query), b * BLOCK + i);
-            const __m512 likely = _mm512_maskz_mov_ps(
-                in, exp_(_mm512_fmsub_ps(raw, scale, _mm512_set1_ps(total[query]))));
-            const __m512 by = _mm512_sub_ps(_mm512_load_ps(grad_p + (m + n) * BLOCK + i),
-                                            _mm512_set1_ps(delta[query]));
-            p[n] = narrow(likely), s[n] = narrow(_mm512_mul_ps(likely, by));
-            _mm256_store_si256((__m256i *)(s_rows + (m + n) * BLOCK + i), s[n]);
-          }
-          auto both = [](const __m256i *x) {
-            return _mm512_or_si512(_mm512_cvtepu16_epi32(x[0]),
-                                   _mm512_slli_epi32(_mm512_cvtepu16_epi32(x[1]), 16));
-          };
-          _mm512_store_si512(p_along + m / 2 * BLOCK + i, both(p));
-          _mm512_store_si512(s_along + m / 2 * BLOCK + i, both(s));
-        }
-      product(even, W, columns / 2, Rows{s_rows, BLOCK}, keys_along + at, W, grad_q, W, true);
-      product(W, columns, even / 2, Rows{gt + start, Q.padded}, p_along, BLOCK, grad_v + 2 * at,
-              BLOCK, true);
-      product(W, columns, even / 2, Rows{qt + start, Q.padded}, s_along, BLOCK, grad_k + 2 * at,
-              BLOCK, true);
+  const int64_t group = a.heads / a.kv_heads;
+  for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+    const int64_t of_q = item * a.q_item + head * D, of_y = item * a.queries * y_step + head * D;
+    Q.read(a.q + of_q, a.q_step, cos, sin, q), Q.transposed(q, qt);
+    Q.read(a.y + of_y, y_step, nullptr, nullptr, gt);
+    Q.read(a.grad_y + of_y, y_step, nullptr, nullptr, g);
+    for (int64_t s = 0; s < Q.padded; s++) {
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t i = 0; i < W; i += 16)
+        sum = _mm512_fmadd_ps(wide(_mm256_loadu_si256((__m256i *)(g + s * W + i))),
+                              wide(_mm256_loadu_si256((__m256i *)(gt + s * W + i))), sum);
+      delta[s] = _mm512_reduce_add_ps(sum);
+      total[s] = s < a.queries ? a.total[(item * a.heads + head) * a.queries + s] : 1e30f;
     }
-    for (int64_t m = 0; m < count; m++)
-      Q.write(grad_q + m * W, start + m, factor, cos, sin,
-              a.grad_q + of_q + (start + m) * a.q_step);
+    Q.transposed(g, gt);
+    for (int64_t start = 0; start < Q.padded; start += BLOCK) {
+      const int64_t count = std::min(BLOCK, a.queries - start), even = (count + 1) / 2 * 2;
+      std::memset(grad_q, 0, 4 * BLOCK * W);
+      const int64_t end = (seen.limit(start + count - 1) + BLOCK - 1) / BLOCK;
+      for (int64_t b = 0; b < end; b++) {
+        if (seen.none(b)) continue;
+        const int64_t at = b * W * BLOCK / 2, columns = K.columns(b);
+        product(even, columns, W / 2, Rows{q + start * W, W}, keys_across + at, BLOCK, score, BLOCK,
+                false);
+        product(even, columns, W / 2, Rows{g + start * W, W}, values_across + at, BLOCK, grad_p,
+                BLOCK, false);
+        for (int64_t m = 0; m < even; m += 2)
+          for (int64_t i = 0; i < columns; i += 16) {
+            __m256i p[2], s[2];
+            for (int n = 0; n < 2; n++) {
+              const int64_t query = start + m + n;
+              const __m512 raw = _mm512_load_ps(score + (m + n) * BLOCK + i);
+              const __mmask16 in = seen.of(seen.limit(query), b * BLOCK + i);
+              const __m512 likely = _mm512_maskz_mov_ps(
+                  in, exp_(_mm512_fmsub_ps(raw, scale, _mm512_set1_ps(total[query]))));
+              const __m512 by = _mm512_sub_ps(_mm512_load_ps(grad_p + (m + n) * BLOCK + i),
+                                              _mm512_set1_ps(delta[query]));
+              p[n] = narrow(likely), s[n] = narrow(_mm512_mul_ps(likely, by));
+              _mm256_store_si256((__m256i *)(s_rows + (m + n) * BLOCK + i), s[n]);
+            }
+            auto both = [](const __m256i *x) {
+              return _mm512_or_si512(_mm512_cvtepu16_epi32(x[0]),
+                                     _mm512_slli_epi32(_mm512_cvtepu16_epi32(x[1]), 16));
+            };
+            _mm512_store_si512(p_along + m / 2 * BLOCK + i, both(p));
+            _mm512_store_si512(s_along + m / 2 * BLOCK + i, both(s));
+          }
+        product(even, W, columns / 2, Rows{s_rows, BLOCK}, keys_along + at, W, grad_q, W, true);
+        product(W, columns, even / 2, Rows{gt + start, Q.padded}, p_along, BLOCK, grad_v + 2 * at,
+                BLOCK, true);
+        product(W, columns, even / 2, Rows{qt + start, Q.padded}, s_along, BLOCK, grad_k + 2 * at,
+                BLOCK, true);
+      }
+      for (int64_t m = 0; m < count; m++)
+        Q.write(grad_q + m * W, start + m, factor, cos, sin,
+                a.grad_q + of_q + (start + m) * a.q_step);
+    }
   }
   float k[512], v[512];
   for (int64_t s = 0; s < a.keys; s++) {
@@ -430,12 +434,13 @@ static void backward(const Attention &a, int64_t item, int64_t head) {
 
 extern "C" void attention(const Attention *call) {
   const Attention &a = *call;
+  const int64_t heads = a.grad_y ? a.kv_heads : a.heads;
 #pragma omp parallel for schedule(dynamic) num_threads(a.threads)
-  for (int64_t i = 0; i < a.items * a.heads; i++) {
+  for (int64_t i = 0; i < a.items * heads; i++) {
     if (a.grad_y)
-      backward(a, i / a.heads, i % a.heads);
+      backward(a, i / heads, i % heads);
     else
-      forward(a, i / a.heads, i % a.heads);
+      forward(a, i / heads, i % heads);
   }
 }
 

@@ -36,7 +36,8 @@ TALL = 6
 
 class _Attention(ctypes.Structure):
     _fields_ = [
-        *[(name, ctypes.c_int64) for name in ("items", "heads", "width", "queries", "keys")],
+        *[(name, ctypes.c_int64) for name in ("items", "heads", "kv_heads", "width")],
+        *[(name, ctypes.c_int64) for name in ("queries", "keys")],
         *[(name, ctypes.c_void_p) for name in ("q", "k", "v")],
         *[(name, ctypes.c_int64) for name in ("q_item", "q_step", "k_item", "k_step")],
         *[(name, ctypes.c_void_p) for name in ("cos", "sin")],
@@ -126,27 +127,29 @@ def _has_amx() -> bool:
 
 
 def attends(qkv: Tensor, dropout: float) -> bool:
-    """Whether `attend` takes them: (B, S, 3, H, D) in bf16 on a CPU."""
+    """Whether `attend` takes them: (B, S, H + 2 J, D) in bf16 on a CPU."""
     if qkv.dtype != torch.bfloat16 or qkv.device.type != "cpu" or dropout:
         return False
-    return qkv.numel() > 0 and qkv.shape[4] <= WIDEST_HEAD and usable()
+    return qkv.numel() > 0 and qkv.shape[3] <= WIDEST_HEAD and usable()
 
 
 def attend(
     qkv: Tensor,
     cos: Tensor,
     sin: Tensor,
+    kv_heads: int,
     key_mask: Tensor | None = None,
     causal: bool = False,
     prefix: int = 0,
 ) -> Tensor:
-    """Self-attention (B, S, H, D) of a projection (B, S, 3, H, D), bf16.
+    """Self-attention (B, S, H, D) of a projection (B, S, H + 2 J, D), bf16: H heads of queries, J
+    (``kv_heads``) of keys and of values.
 
     :param cos, sin: (S, D/2) or (B, S, D/2) float32, by which queries and keys are turned.
     :param key_mask: (B, S) bool, true where a key may be seen.
     :param causal: no later step is seen, but for the first ``prefix``, which all see.
     """
-    return attend_each(qkv, [Part(qkv.shape[:2], cos, sin, key_mask, causal, prefix)])
+    return attend_each(qkv, kv_heads, [Part(qkv.shape[:2], cos, sin, key_mask, causal, prefix)])
 
 
 class Part(NamedTuple):
@@ -161,16 +164,16 @@ class Part(NamedTuple):
     prefix: int
 
 
-def attend_each(qkv: Tensor, parts: Sequence[Part]) -> Tensor:
-    """`attend` of batches (B, S, 3, H, D) that stand one behind the other in a row (1, N, 3, H, D);
-    or of one as it is."""
-    return _Attend.apply(qkv.contiguous(), parts)
+def attend_each(qkv: Tensor, kv_heads: int, parts: Sequence[Part]) -> Tensor:
+    """`attend` of batches (B, S, H + 2 J, D) that stand one behind the other in a row
+    (1, N, H + 2 J, D); or of one as it is."""
+    return _Attend.apply(qkv.contiguous(), kv_heads, parts)
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, parts):
-        H, D = qkv.shape[3:]
+    def forward(ctx, qkv, kv_heads, parts):
+        H, D = qkv.shape[2] - 2 * kv_heads, qkv.shape[3]
         y, others = qkv.new_empty(*qkv.shape[:2], H, D), []
         for own, own_y, part in zip(_split(qkv, parts), _split(y, parts), parts):
             B, S = part.shape
@@ -178,8 +181,8 @@ class _Attend(torch.autograd.Function):
             mask = None if part.key_mask is None else part.key_mask.contiguous()
             total = qkv.new_empty(B, H, S, dtype=torch.float32)
             others += [cos, sin, mask, total]
-            _call(part, own, cos, sin, mask, own_y, total)
-        ctx.parts = parts
+            _call(part, own, kv_heads, cos, sin, mask, own_y, total)
+        ctx.kv_heads, ctx.parts = kv_heads, parts
         ctx.save_for_backward(qkv, y, *others)
         return y
 
@@ -192,8 +195,8 @@ class _Attend(torch.autograd.Function):
         split = zip(*(_split(row, ctx.parts) for row in rows))
         for i, (part, (own, own_y, own_grad_y, own_grad)) in enumerate(zip(ctx.parts, split)):
             cos, sin, mask, total = others[4 * i : 4 * i + 4]
-            _call(part, own, cos, sin, mask, own_y, total, own_grad_y, own_grad)
-        return grad, None
+            _call(part, own, ctx.kv_heads, cos, sin, mask, own_y, total, own_grad_y, own_grad)
+        return grad, None, None
 
 
 def _split(row: Tensor, parts: Sequence[Part]) -> list[Tensor]:
@@ -202,10 +205,10 @@ def _split(row: Tensor, parts: Sequence[Part]) -> list[Tensor]:
     return [own.unflatten(0, part.shape) for own, part in zip(steps, parts)]
 
 
-def _call(part: Part, qkv, cos, sin, mask, y, total, grad_y=None, grad=None) -> None:
-    B, S, _, H, D = qkv.shape
+def _call(part: Part, qkv, kv_heads, cos, sin, mask, y, total, grad_y=None, grad=None) -> None:
+    B, S, H, D = y.shape
     strides = qkv.stride()[:2]
-    call = _Attention(B, H, D, S, S, *_parts(qkv), *strides, *strides)
+    call = _Attention(B, H, kv_heads, D, S, S, *_parts(qkv, H, kv_heads), *strides, *strides)
     call.cos, call.sin = cos.data_ptr(), sin.data_ptr()
     call.angles_item = S * (D // 2) if cos.ndim == 3 else 0
     call.mask = None if mask is None else mask.data_ptr()
@@ -213,15 +216,15 @@ def _call(part: Part, qkv, cos, sin, mask, y, total, grad_y=None, grad=None) -> 
     call.y, call.total = y.data_ptr(), total.data_ptr()
     if grad is not None:
         call.grad_y = grad_y.data_ptr()
-        call.grad_q, call.grad_k, call.grad_v = _parts(grad)
+        call.grad_q, call.grad_k, call.grad_v = _parts(grad, H, kv_heads)
     call.threads = torch.get_num_threads()
     _library().attention(ctypes.addressof(call))
 
 
-def _parts(qkv: Tensor) -> list[int]:
+def _parts(qkv: Tensor, heads: int, kv_heads: int) -> list[int]:
     """Where queries, keys and values begin."""
     step = qkv.stride(2) * qkv.element_size()
-    return [qkv.data_ptr() + i * step for i in range(3)]
+    return [qkv.data_ptr() + i * step for i in (0, heads, heads + kv_heads)]
 
 
 # ---------------------------------------------------------------------------------------- products

@@ -80,7 +80,7 @@ class Stepper:
     def __init__(self, transformer: Transformer, cache: KVCache):
         c = transformer.config
         self.cache, self.rotary, self.norm_first = cache, transformer.rotary, c.norm_first
-        self.heads, self.width = c.num_heads, c.dim // c.num_heads
+        self.heads, self.kv_heads, self.width = c.num_heads, c.key_heads, c.head_dim
         self.layers = [_Layer(block) for block in transformer.layers]
         self.norm = _norm(transformer.norm)
 
@@ -112,14 +112,17 @@ class Stepper:
         cos, sin = self.rotary.rows(places, cache.longest)
         cos, sin = cos.to(cache.dtype), sin.to(cache.dtype)
         shown = None if memory_mask is None else memory_mask[:, None, None]
+        heads, kv_heads = self.heads, self.kv_heads
 
         def attention(y: Tensor) -> Tensor:
-            qkv = layer.qkv(y).view(B, 3, self.heads, self.width).to(cache.dtype)
-            qk = qkv[:, :2]
+            qkv = layer.qkv(y).view(B, 1, heads + 2 * kv_heads, self.width).to(cache.dtype)
+            qk = qkv[:, :, :-kv_heads]
             turned = qk.roll(self.width // 2, -1)
             qk.mul_(cos).addcmul_(turned, sin)
-            k, v = cache.write(number, qkv[:, 1:])
-            y = F.scaled_dot_product_attention(qkv[:, 0, :, None], k, v, attn_mask=seen)
+            k, v = cache.write(number, qkv[:, 0, heads:].unflatten(1, (2, kv_heads)))
+            # queries that share keys are so many steps of one head: all see the same
+            q = qkv[:, 0, :heads].unflatten(1, (kv_heads, -1))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
             return layer.out(y.reshape(one).to(x.dtype))
 
         def cross(y: Tensor) -> Tensor:
@@ -169,7 +172,8 @@ class NativeStepper(Stepper):
         t, cache = self.transformer, self.cache
         c, heads = t.config, t.config.num_heads
         program = Program(cache.steps.shape[1])
-        widths = {"x": c.dim, "y": c.dim, "query": c.dim, "qkv": 3 * c.dim}
+        widths = {"x": c.dim, "y": c.dim, "query": c.dim}
+        widths["qkv"] = c.dim + 2 * c.key_heads * c.head_dim
         widths["inner"] = c.dim_feedforward
         widths["up"] = c.dim_feedforward * (2 if c.activation == "swiglu" else 1)
         at = {name: program.buffer(width) for name, width in widths.items()}

@@ -57,6 +57,8 @@ class TransformerConfig:
     num_heads: int
     num_layers: int
     dim_feedforward: int
+    kv_heads: int = 0
+    """Of keys and values; 0: as many as heads."""
     dropout: float = 0.0
     norm: str = "layernorm"
     norm_first: bool = True
@@ -73,6 +75,15 @@ class TransformerConfig:
     convolution: int = 0
     """Steps that a depthwise convolution in every block sees, odd, where not causal; 0: none."""
     activation_checkpointing: bool = False
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys, and as many of values."""
+        return self.kv_heads or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
 
 
 class Norm(nn.Module):
@@ -150,7 +161,7 @@ class Block(nn.Module):
         self.convolution_norm = Norm(c) if c.convolution else None
         self.convolution = Convolution(c) if c.convolution else None
         self.attention_norm = Norm(c)
-        self.attention = Attention(c.dim, c.num_heads, c.dropout, layer)
+        self.attention = Attention(c.dim, c.num_heads, c.key_heads, c.dropout, layer)
         self.cross_norm = Norm(c) if c.cross else None
         self.cross = None
         if c.cross:
@@ -193,10 +204,12 @@ class Transformer(nn.Module):
         super().__init__()
         if config.dim % (2 * config.num_heads):
             raise ValueError(f"width {config.dim}: no multiple of 2 x {config.num_heads} heads")
+        if config.num_heads % config.key_heads:
+            raise ValueError(f"{config.num_heads} heads: no multiple of {config.kv_heads} of keys")
         if config.convolution and (config.causal or config.convolution % 2 == 0):
             raise ValueError(f"convolution {config.convolution}: odd, and sees both sides")
         self.config = config
-        self.rotary = RotaryTable(config.dim // config.num_heads, config.rope_base)
+        self.rotary = RotaryTable(config.head_dim, config.rope_base)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         # after blocks that end with a norm another would change nothing
         self.norm = Norm(config) if config.norm_first else None
@@ -303,7 +316,7 @@ class Transformer(nn.Module):
     @property
     def native(self) -> torch.dtype | None:
         """How `rvqlm.modules.native` holds keys and values, where weights are packed for it."""
-        if self.config.dim // self.config.num_heads > WIDEST_HEAD or self.config.adaptive:
+        if self.config.head_dim > WIDEST_HEAD or self.config.adaptive:
             return None
         packed = [m for m in self.layers.modules() if isinstance(m, NativeLinear)]
         if not packed:
@@ -314,5 +327,5 @@ class Transformer(nn.Module):
     def make_cache(self, batch_size: int, max_steps: int, seen: Tensor | None = None) -> KVCache:
         """``seen`` (B, M): which of the first steps may be seen."""
         c = self.config
-        shape = (c.num_layers, batch_size, c.num_heads, max_steps, c.dim // c.num_heads)
+        shape = (c.num_layers, batch_size, c.key_heads, max_steps, c.head_dim)
         return KVCache(shape, like=next(self.parameters()), seen=seen, dtype=self.native)

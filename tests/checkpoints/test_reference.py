@@ -16,7 +16,7 @@ from rvqlm.models.factory import build_model
 CASES = {
     "delay": {},
     "delays": {"delays": (0, 2, 2)},
-    "parallel": {"pattern": "parallel", "norm": "rmsnorm", "activation": "swiglu"},
+    "parallel": {"pattern": "parallel", "norm": "rmsnorm", "kv_heads": 1, "activation": "swiglu"},
     "post-norm": {"norm_first": False, "activation": "relu2", "model_end": False},
 }
 

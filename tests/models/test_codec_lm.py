@@ -307,6 +307,8 @@ def test_all_problems_in_one_message():
         ({"decoder_dim": 30, "nhead": 4, "num_decoder_layers": 0},
          "--decoder-dim 30 is not a multiple of --nhead 4; --num-decoder-layers 0: at least 1"),
         ({"decoder_dim": 6, "input_side": "attention"}, "--decoder-dim 6 is not a multiple of 4"),
+        ({"nhead": 4, "kv_heads": 3}, "--kv-heads 3 does not divide --nhead 4"),
+        ({"nhead": 4, "kv_heads": -2}, "--kv-heads -2: at least 0"),
         ({"head": "mlp", "head_expansion": 0.0}, "--head-expansion 0.0 must be positive"),
         ({"head": "conv"}, "--head 'conv': choose one of linear, mlp, residual, depth"),
         ({"pattern": "spiral"}, f"--pattern 'spiral': choose one of {', '.join(PATTERNS)}"),

@@ -24,8 +24,9 @@ TEXT = ConditionInfo("text", (7,), rate=2.0)
 SHAPES = {
     "plain": {},
     "wide heads": {"nhead": 1, "activation": "relu"},
-    "narrow heads": {"nhead": 16, "activation": "swiglu", "norm": "rmsnorm"},
+    "narrow heads": {"nhead": 16, "kv_heads": 1, "activation": "swiglu", "norm": "rmsnorm"},
     "odd heads": {"decoder_dim": 144, "nhead": 4, "norm_first": False, "activation": "relu2"},
+    "shared keys": {"decoder_dim": 168, "nhead": 14, "kv_heads": 2},
     "prefix": {"conditions": ("text",)},
     "cross": {"conditions": ("text",), "fusion": "cross", "num_encoder_layers": 1},
     "by time": {"conditions": ("text",), "fusion": "cross", "cross_by_time": True},

@@ -19,9 +19,11 @@ native = pytest.mark.skipif(bool(native_training.missing()), reason=native_train
 INFO = CodecInfo("toy", "0" * 16, 16000, 320, 4, 40)
 
 
-def plainly(qkv, cos, sin, key_mask, causal, prefix):
-    """`attend` in the type of ``qkv``, all scores at once."""
-    q, k, v = qkv.unbind(2)
+def plainly(qkv, cos, sin, kv_heads, key_mask, causal, prefix):
+    """`attend` in the type of ``qkv``, all scores at once, keys and values once for each query."""
+    heads = qkv.shape[2] - 2 * kv_heads
+    q, k, v = qkv.split([heads, kv_heads, kv_heads], 2)
+    k, v = (x.repeat_interleave(heads // kv_heads, 2) for x in (k, v))
     q, k = (rotate(x, cos.to(x), sin.to(x)).transpose(1, 2) for x in (q, k))
     S = q.shape[2]
     seen = torch.ones(S, S, dtype=torch.bool)
@@ -37,9 +39,9 @@ def distance(found, wanted) -> float:
     return ((found.double() - wanted).norm() / wanted.norm()).item()
 
 
-def attention_case(B, S, H, D, masked=False, fractions=False):
+def attention_case(B, S, H, J, D, masked=False, fractions=False):
     torch.manual_seed(0)
-    qkv = torch.randn(B, S, 3, H, D).bfloat16()
+    qkv = torch.randn(B, S, H + 2 * J, D).bfloat16()
     table = RotaryTable(D, 10000.0)
     cos, sin = table(0, S, CPU)
     if fractions:  # places of their own for each item
@@ -54,69 +56,77 @@ def attention_case(B, S, H, D, masked=False, fractions=False):
 @native
 @pytest.mark.parametrize("causal,prefix", [(True, 0), (True, 9), (True, 70), (False, 0)])
 @pytest.mark.parametrize(
-    "shape", [(2, 150, 3, 64), (3, 33, 2, 32), (1, 130, 2, 10), (2, 5, 1, 2), (2, 71, 1, 144)]
+    "shape",
+    [
+        (2, 150, 3, 3, 64),
+        (3, 33, 4, 2, 32),
+        (1, 130, 3, 1, 10),
+        (2, 5, 1, 1, 2),
+        (2, 71, 1, 1, 144),
+    ],
 )
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention(shape, causal, prefix, masked):
     qkv, cos, sin, mask = attention_case(*shape, masked, fractions=prefix == 9)
-    prefix = min(prefix, shape[1])
-    grad = torch.randn(shape).bfloat16()
+    B, S, H, J, D = shape
+    prefix = min(prefix, S)
+    grad = torch.randn(B, S, H, D).bfloat16()
     qkv.requires_grad_()
-    made = attend(qkv, cos, sin, mask, causal, prefix)
+    made = attend(qkv, cos, sin, J, mask, causal, prefix)
     exact = qkv.detach().double().requires_grad_()
-    wanted = plainly(exact, cos, sin, mask, causal, prefix)
+    wanted = plainly(exact, cos, sin, J, mask, causal, prefix)
     assert made.dtype == torch.bfloat16 and distance(made, wanted) < 0.006
     (found,) = torch.autograd.grad(made, qkv, grad)
     (expected,) = torch.autograd.grad(wanted, exact, grad.double())
-    for part in range(3):
-        if expected[:, :, part].norm() > 1e-9:  # of a single key queries have no gradient
-            assert distance(found[:, :, part], expected[:, :, part]) < 0.01
+    for part, wanted in zip(found.split([H, J, J], 2), expected.split([H, J, J], 2)):
+        if wanted.norm() > 1e-9:  # of a single key queries have no gradient
+            assert distance(part, wanted) < 0.01
 
 
 @native
 def test_attention_is_the_same_on_any_number_of_threads_and_in_any_batch():
-    qkv, cos, sin, mask = attention_case(3, 100, 2, 48, masked=True)
+    qkv, cos, sin, mask = attention_case(3, 100, 2, 1, 48, masked=True)
     mask[:, 90:] = False
     grad, found, before = torch.randn(3, 100, 2, 48).bfloat16(), [], torch.get_num_threads()
     qkv.requires_grad_()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            made = attend(qkv, cos, sin, mask, True)
+            made = attend(qkv, cos, sin, 1, mask, True)
             found.append((made, *torch.autograd.grad(made, qkv, grad)))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other))
-    alone = attend(qkv[2:], cos, sin, mask[2:], True)
+    alone = attend(qkv[2:], cos, sin, 1, mask[2:], True)
     assert torch.equal(alone, found[0][0][2:])
     # keys that none may see are as good as none
-    shorter = attend(qkv[:, :90], cos[:90], sin[:90], mask[:, :90], True)
+    shorter = attend(qkv[:, :90], cos[:90], sin[:90], 1, mask[:, :90], True)
     assert torch.equal(shorter, found[0][0][:, :90])
 
 
 @native
 def test_batches_in_a_row_are_attended_each_alone():
-    cases = [attention_case(2, 40, 2, 16, masked=True), attention_case(3, 1, 2, 16)]
+    cases = [attention_case(2, 40, 2, 1, 16, masked=True), attention_case(3, 1, 2, 1, 16)]
     found, parts = [], []
-    for (qkv, *given), order in zip(cases, ((True, 7), (False, 0))):
-        y = attend(qkv.requires_grad_(), *given, *order)
+    for (qkv, cos, sin, mask), order in zip(cases, ((True, 7), (False, 0))):
+        y = attend(qkv.requires_grad_(), cos, sin, 1, mask, *order)
         found.append((y.flatten(0, 1), torch.autograd.grad(y.square().sum(), qkv)[0].flatten(0, 1)))
-        parts.append(Part(qkv.shape[:2], *given, *order))
+        parts.append(Part(qkv.shape[:2], cos, sin, mask, *order))
     row = torch.cat([qkv.detach().flatten(0, 1) for qkv, *_ in cases])[None].requires_grad_()
-    y = attend_each(row, parts)
+    y = attend_each(row, 1, parts)
     made = y[0], torch.autograd.grad(y.square().sum(), row)[0][0]
     assert all(torch.equal(a, torch.cat(b)) for a, b in zip(made, zip(*found)))
 
 
 @native
 def test_what_is_no_number_is_seen():
-    qkv, cos, sin, _ = attention_case(2, 70, 2, 16)
-    qkv[0, 66, 0, 1, 3] = torch.nan  # a query
-    made = attend(qkv, cos, sin, None, True)
+    qkv, cos, sin, _ = attention_case(2, 70, 2, 2, 16)
+    qkv[0, 66, 1, 3] = torch.nan  # a query
+    made = attend(qkv, cos, sin, 2, None, True)
     assert made.isnan().any(-1).nonzero().tolist() == [[0, 66, 1]]
     with torch.no_grad():
-        qkv[1, 0, 2] = torch.inf  # the first values, which all steps take
-    assert not attend(qkv, cos, sin, None, True)[1].isfinite().any()
+        qkv[1, 0, 4:] = torch.inf  # the first values, which all steps take
+    assert not attend(qkv, cos, sin, 2, None, True)[1].isfinite().any()
 
 
 @native
@@ -184,7 +194,7 @@ def test_what_does_not_suit_the_kernels_is_left_to_torch(monkeypatch):
         suited.register_forward_hook(lambda *_: calls.append(1))
         project(suited, x)
         assert calls
-    qkv, *_ = attention_case(1, 4, 2, 16)
+    qkv, *_ = attention_case(1, 4, 2, 2, 16)
     assert native_training.attends(qkv, 0.0)
     assert not native_training.attends(qkv, 0.1)
     assert not native_training.attends(qkv.float(), 0.0)
@@ -196,7 +206,7 @@ def test_what_does_not_suit_the_kernels_is_left_to_torch(monkeypatch):
     [
         ("codec-lm", {}),
         ("codec-lm", {"norm_first": False, "activation": "swiglu", "norm": "rmsnorm"}),
-        ("codec-lm", {"activation_checkpointing": True}),
+        ("codec-lm", {"activation_checkpointing": True, "kv_heads": 1}),
         ("masked", {}),
         ("valle", {}),
     ],

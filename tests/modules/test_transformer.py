@@ -8,6 +8,7 @@ import torch
 from rvqlm.modules import attention
 from rvqlm.modules.attention import BlockInputs, rotate, rotated
 from rvqlm.modules.embeddings import SumEmbedding
+from rvqlm.modules.stepping import Stepper
 from rvqlm.modules.transformer import Transformer, TransformerConfig
 
 CONFIG = TransformerConfig(dim=32, num_heads=4, num_layers=3, dim_feedforward=48)
@@ -65,9 +66,9 @@ def test_convolution_equals_a_loop_and_padding_is_nothing():
             make(**{"causal": False, "convolution": 5} | changes)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu2", "swiglu"])
-def test_cached_equals_full(activation):
-    model = make(activation=activation).eval()
+@pytest.mark.parametrize("activation,kv_heads", [("gelu", 0), ("relu2", 2), ("swiglu", 1)])
+def test_cached_equals_full(activation, kv_heads):
+    model = make(activation=activation, kv_heads=kv_heads).eval()
     x = torch.randn(2, 12, 32)
     full = model(x)
     for cuts in ([12], [1] * 12, [5, 1, 1, 5], [3, 4, 5]):
@@ -78,6 +79,32 @@ def test_cached_equals_full(activation):
         torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="holds 12"):
         model(x[:, :1], cache=cache)
+
+
+def test_heads_that_share_keys_are_heads_with_the_same_keys():
+    """A model with one head of keys for two of queries, and one that has them twice: values,
+    gradients, steps over a cache, which holds half."""
+    shared, twice = make(kv_heads=2), make()
+    state = shared.state_dict()
+    for name in [n for n in state if n.endswith("qkv.weight")]:
+        q, k, v = state[name].view(-1, 8, 32).split([4, 2, 2])
+        k, v = (x.repeat_interleave(2, 0) for x in (k, v))
+        state[name] = torch.cat([q, k, v]).flatten(0, 1)
+    twice.load_state_dict(state)
+    x = torch.randn(2, 9, 32)
+    mask = torch.arange(9) < torch.tensor([9, 5])[:, None]
+    made = [m(x, key_mask=mask) for m in (shared, twice)]
+    torch.testing.assert_close(*made)
+    for y in made:
+        y.square().sum().backward()
+    a, b = (m.layers[0].attention.qkv.weight.grad.view(-1, 8, 32) for m in (shared, twice))
+    torch.testing.assert_close(a[:4], b[:4])
+    torch.testing.assert_close(a[4:], b[4:].unflatten(0, (4, 2)).sum(1))
+    caches = [m.make_cache(2, 9) for m in (shared, twice)]
+    steppers = [Stepper(m, cache) for m, cache in zip((shared, twice), caches)]
+    for s in range(9):
+        torch.testing.assert_close(*(step(x[:, s : s + 1]) for step in steppers))
+    assert 2 * caches[0].steps.numel() == caches[1].steps.numel()
 
 
 def test_rotary_depends_on_distance_only():
@@ -103,16 +130,17 @@ def test_positions_stay_exact_in_a_model_of_16_bits(dtype):
             assert at.equal(want) and table.equal(want)
 
 
-@pytest.mark.parametrize("batch", [(), (2,)])
-def test_queries_and_keys_are_rotated_and_values_not(batch):
+@pytest.mark.parametrize("batch,kv_heads", [((), 2), ((2,), 1)])
+def test_queries_and_keys_are_rotated_and_values_not(batch, kv_heads):
     """Values and gradients against `rotate`, with positions for all items and for each."""
-    qkv = torch.randn(2, 5, 3, 2, 6, dtype=torch.float64, requires_grad=True)
+    heads = 2, kv_heads, kv_heads
+    qkv = torch.randn(2, 5, sum(heads), 6, dtype=torch.float64, requires_grad=True)
     angles = torch.randn(*batch, 5, 3, dtype=torch.float64)
     around = angles.cos(), angles.sin()
-    q, k, v = qkv.unbind(2)
+    q, k, v = qkv.split(heads, 2)
     want = rotate(q, *around), rotate(k, *around), v
-    got = rotated(qkv, *around)
-    weights = [torch.randn_like(v) for _ in range(3)]
+    got = rotated(qkv, *around, kv_heads)
+    weights = [torch.randn_like(x) for x in want]
     (grad,) = torch.autograd.grad(got, qkv, weights)
     (want_grad,) = torch.autograd.grad(want, qkv, weights)
     torch.testing.assert_close(got, want)
@@ -156,6 +184,8 @@ def test_recomputing_changes_no_gradient():
 def test_heads_divide_the_width_in_pairs(dim):
     with pytest.raises(ValueError, match=f"width {dim}: no multiple of 2 x 4 heads"):
         Transformer(TransformerConfig(dim, 4, 1, 8))
+    with pytest.raises(ValueError, match="4 heads: no multiple of 3 of keys"):
+        make(kv_heads=3)
 
 
 def test_sum_embedding_equals_naive():

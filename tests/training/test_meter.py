@@ -88,6 +88,10 @@ def by_hand(case: str) -> tuple[dict, int]:
     end = D * (T + 1)
     if case == "parallel":  # a step more than frames, whose codes are not scored
         return {"pattern": "parallel"}, transformer(T + 1) + T * K * head + end
+    if case == "shared keys":  # half as many are projected, and all queries attend
+        fewer = L * (T + 1) * D * D
+        changes = {"pattern": "parallel", "kv_heads": 1}
+        return changes, transformer(T + 1) - fewer + T * K * head + end
     if case == "flatten":  # one level a step
         return {"pattern": "flatten"}, transformer(T * K + 1) + T * K * head + end
     if case == "valle":  # one random level, not K - 1
@@ -115,7 +119,15 @@ def by_hand(case: str) -> tuple[dict, int]:
     return changes | {"depth_nhead": 2}, transformer(T + 1) + states + end
 
 
-CASES = ["parallel", "flatten", "depth", "scheduled sampling", "valle", "valle stage 1"]
+CASES = [
+    "parallel",
+    "shared keys",
+    "flatten",
+    "depth",
+    "scheduled sampling",
+    "valle",
+    "valle stage 1",
+]
 CASES += ["masked", "masked, coarse_first"]
 
 

@@ -60,6 +60,8 @@ Side = Literal[
 class Args:
     size: Literal["tiny", "small", "30m", "base"] = "small"
     """d64 x 2, d256 x 6, d512 x 8, d768 x 16."""
+    kv_heads: int = 0
+    """Of ours: heads of keys and values; 0: as many as heads."""
     batches: tuple[int, ...] = (1, 8)
     """Sequences decoded together."""
     frames: int = 100
@@ -103,6 +105,7 @@ def ours(args: Args, side: str):
     width, layers, heads = SIZES[args.size]
     info = CodecInfo("bench", "", 44100, 512, args.codebooks, args.codebook_size)
     shape = {"decoder_dim": width, "nhead": heads, "num_decoder_layers": layers}
+    shape["kv_heads"] = args.kv_heads
     torch.manual_seed(0)
     model = build_model("codec-lm", shape, info, {}).eval()
     with torch.no_grad():
@@ -197,11 +200,13 @@ def by_generate(args: Args, model):
 
 def bytes_read(args: Args, side: str, batch: int) -> float:
     """By a step, on average: weights, and keys and values in 16 bits, or float32 as weights are."""
-    width, layers, _ = SIZES[args.size]
+    width, layers, heads = SIZES[args.size]
     size = BYTES[side.removesuffix("-torch").removesuffix("-compile")]
-    weights = 12 * layers * width**2 + args.codebooks * args.codebook_size * width
+    share = 1 if side.startswith("peer") else (args.kv_heads or heads) / heads
+    of_layer = (10 + 2 * share) * width**2
+    weights = of_layer * layers + args.codebooks * args.codebook_size * width
     held = 2 if side in ("bf16", "int8", "peer-bf16") else 4
-    return bytes_of(weights, size, batch * layers * 2 * width * args.frames / 2, held)
+    return bytes_of(weights, size, batch * layers * 2 * share * width * args.frames / 2, held)
 
 
 def bytes_of(weights: float, size: int, keys: float, held: int) -> float:
@@ -322,10 +327,10 @@ def _run(argv: Sequence[str] | None) -> int:
     from rvqlm.runtime import describe_machine, tune_malloc
 
     tune_malloc()
-    width, layers, _ = SIZES[args.size]
+    width, layers, heads = SIZES[args.size]
     about = (
-        f"d{width} x {layers}, {args.codebooks} levels of {args.codebook_size}, {args.frames} "
-        "frames"
+        f"d{width} x {layers}, {args.kv_heads or heads} of {heads} heads of keys, {args.codebooks} "
+        f"levels of {args.codebook_size}, {args.frames} frames"
     )
     print(about)
     sides, memory = {}, {}
