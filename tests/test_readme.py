@@ -97,6 +97,8 @@ def run_all(found: list[str], small: dict[str, str]) -> None:
         for flag, value in small.items():
             if flag in words:
                 words[words.index(flag) + 1] = value
+        if words[0] == "train" and "--manifest-dir" in words and "--max-duration" not in words:
+            words += ["--max-duration", "10"]
         if "--config" in words and words[0] == "train":  # sizes are in the file
             for flag in ("--decoder-dim", "--num-decoder-layers", "--nhead", "--accum"):
                 words += [flag, small[flag]] if flag in small and flag not in words else []

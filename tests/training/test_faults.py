@@ -252,16 +252,17 @@ from rvqlm.training.distributed import World
 
 class Dying(ToyLoader):
     def __next__(self):
-        if self.rank == 1 and (self.epoch, self.step) == (2, 1) and len(sys.argv) > 3:
+        if self.rank == 1 and (self.epoch, self.step) == (2, 1) and sys.argv[2] == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__next__()
 
 world = World()
-flags = toy_flags(Path(sys.argv[2]), max_steps=14)
-trainer = toy_trainer(flags, Dying(rank=world.rank, world_size=world.size), world)
-if (Path(sys.argv[2]) / "latest.pt").exists():
-    trainer.resume(Path(sys.argv[2]) / "latest.pt")
-trainer.fit()
+for folder in map(Path, sys.argv[3:]):
+    flags = toy_flags(folder, max_steps=14)
+    trainer = toy_trainer(flags, Dying(rank=world.rank, world_size=world.size), world)
+    if (folder / "latest.pt").exists():
+        trainer.resume(folder / "latest.pt")
+    trainer.fit()
 control = {p.name for p in Path("/proc/self/task").iterdir()}
 world.close()
 assert len(control - {p.name for p in Path("/proc/self/task").iterdir()}) >= 2  # its own threads
@@ -274,18 +275,17 @@ def test_one_rank_killed(tmp_path):
     script.write_text(WORKER)
     helpers = str(Path(__file__).parents[1] / "helpers")
 
-    def start(exp_dir, *more):
+    def start(how, *exp_dirs):
         return subprocess.run(
             [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
              "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0",
-             str(script), helpers, str(tmp_path / exp_dir), *more],
+             str(script), helpers, how, *(str(tmp_path / exp_dir) for exp_dir in exp_dirs)],
             capture_output=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
-    assert start("killed", "die").returncode != 0
+    assert start("die", "killed").returncode != 0
     assert load_checkpoint(tmp_path / "killed/latest.pt")["step"] == 8
-    assert start("killed").returncode == 0
-    assert start("whole").returncode == 0
+    assert start("live", "killed", "whole").returncode == 0
     a, b = (load_checkpoint(tmp_path / d / "latest.pt") for d in ("killed", "whole"))
     assert a["step"] == b["step"] == 14
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
