@@ -1,4 +1,5 @@
-"""Tasks of ``srun`` as ranks: what torchrun's variables would say, from what Slurm's say.
+"""Tasks of ``srun`` as ranks of ``rvqlm train`` and ``rvqlm tokenize``: what torchrun's variables
+would say, from what Slurm's say.
 
 srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 --kill-on-bad-exit=1 rvqlm train ...
 """

@@ -22,7 +22,7 @@ def run(argv: Sequence[str] | None) -> int:
 
     description = (
         "Encode audio into tokens. Stopped at any moment and started again, it resumes where it "
-        "was; bad files are skipped and listed. Under torchrun each rank encodes its share."
+        "was; bad files are skipped and listed. Under torchrun or srun each rank encodes its share."
     )
     config = parse(TokenizeConfig, "rvqlm tokenize", description, argv)
     from rvqlm.tokenizing.tokenize import tokenize

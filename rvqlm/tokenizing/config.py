@@ -47,7 +47,7 @@ class CodecConfig:
     """Levels to keep, coarsest first; in a --config file under this name. Default: all of the
     codec; 8 of an EnCodec at 24 kHz or a Mimi."""
     device: str = "cpu"
-    """cpu, cuda, cuda:1 or auto. Under torchrun cuda is each rank's own GPU."""
+    """cpu, cuda, cuda:1 or auto. Under torchrun and srun cuda is each rank's own GPU."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """What the codec computes in. Anything but float32 changes 7 to 20 % of the codes."""
 

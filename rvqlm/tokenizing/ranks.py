@@ -1,4 +1,4 @@
-"""The processes of torchrun, and how they notice that one of them is gone.
+"""The processes of torchrun or srun, and how they notice that one of them is gone.
 
 Ranks share nothing but the output folder. Each holds the lock of a file there for as long as it
 lives: a lock that is free again without the rank's work being done means that it will never be.
@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from rvqlm.errors import UserError
 from rvqlm.locks import try_lock
+from rvqlm.slurm import join_step, started_by_srun
 
 GONE_SECONDS = 10.0
 """How long a lock must have been free: of an earlier run's rank it is free until its own starts."""
@@ -30,7 +31,7 @@ START_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of torchrun; a single one without it."""
+    """This process among those of torchrun or srun; a single one without them."""
 
     rank: int = 0
     world_size: int = 1
@@ -38,6 +39,8 @@ class Ranks:
 
     @classmethod
     def from_environment(cls) -> Ranks:
+        if join_step():
+            print(f"Slurm: {os.environ['WORLD_SIZE']} tasks share the work", file=sys.stderr)
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         return cls(*(int(os.environ.get(n, d)) for n, d in zip(names, (0, 1, 0))))
 
@@ -47,7 +50,14 @@ class Ranks:
             import torch
 
             name = "cuda" if torch.cuda.is_available() else "cpu"
-        return f"cuda:{self.local_rank}" if self.world_size > 1 and name == "cuda" else name
+        if self.world_size == 1 or name != "cuda":
+            return name
+        if started_by_srun():
+            import torch
+
+            if torch.cuda.device_count() == 1:  # tasks may be shown one GPU each
+                return "cuda:0"
+        return f"cuda:{self.local_rank}"
 
     def sign_in(self, folder: Path) -> BinaryIO | None:
         """Lock this rank's file; it stays locked until the returned file is closed or we die.

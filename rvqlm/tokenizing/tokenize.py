@@ -3,7 +3,7 @@
 The input is listed once and cut into contiguous ranges of equal cost, one shard each. Which range
 is whose is decided before anything is encoded and kept in ``parts/plan.json``; the result depends
 on that plan only, not on timing, interruptions or the number of processes of a later run. Under
-torchrun the shards are shared out over the ranks and rank 0 merges.
+torchrun or srun the shards are shared out over the ranks and rank 0 merges.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several ranks of torchrun on one output folder."""
+"""Several ranks of torchrun, or of srun, on one output folder."""
 
 import os
 import signal
@@ -21,8 +21,15 @@ def rank_of(cfg, rank, world_size):
     return in_a_process(cfg, RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
 
 
-def run_ranks(cfg, world_size):
-    ranks = [rank_of(cfg, r, world_size) for r in reversed(range(world_size))]
+def task_of(cfg, rank, world_size):
+    """As Slurm tells a task of its step."""
+    number = {"PROCID": rank, "LOCALID": rank, "NODEID": 0, "JOB_ID": 7, "STEP_ID": 0}
+    given = number | {"STEP_NUM_TASKS": world_size, "STEP_NODELIST": "node1"}
+    return in_a_process(cfg, **{f"SLURM_{name}": str(value) for name, value in given.items()})
+
+
+def run_ranks(cfg, world_size, start=rank_of):
+    ranks = [start(cfg, r, world_size) for r in reversed(range(world_size))]
     for process in ranks:
         process.join(60)
         assert process.exitcode == 0
@@ -33,10 +40,12 @@ def be_rank(monkeypatch, rank, world_size):
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
 
 
-def test_ranks_share_the_shards(corpus, tmp_path):
+@pytest.mark.parametrize("start", [rank_of, task_of])
+def test_ranks_share_the_shards(start, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "isatty", lambda number: False)
     spoil(corpus)
     tokenize.tokenize(config(corpus, tmp_path / "whole", jobs=2))
-    run_ranks(config(corpus, tmp_path / "out", jobs=0), 2)
+    run_ranks(config(corpus, tmp_path / "out", jobs=0), 2, start)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
