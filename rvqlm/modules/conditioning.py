@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from rvqlm.batch import Padded
 from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo, Infos, room_of
 from rvqlm.errors import UserError
-from rvqlm.modules.attention import KVCache
 from rvqlm.modules.documents import Documents
 from rvqlm.modules.embeddings import FieldEmbedding
+from rvqlm.modules.kv_cache import KVCache
 from rvqlm.modules.stepping import Stepper
 from rvqlm.modules.transformer import Transformer, TransformerConfig
 

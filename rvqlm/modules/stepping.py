@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rvqlm.modules.attention import KVCache, rotate
+from rvqlm.modules.attention import rotate
+from rvqlm.modules.kv_cache import KVCache
 from rvqlm.modules.native import NativeLinear, Program
 from rvqlm.modules.packed import PackedLinear
 from rvqlm.modules.transformer import ACTIVATIONS, Block, FeedForward, Norm, Transformer

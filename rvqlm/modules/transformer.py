@@ -24,13 +24,13 @@ from rvqlm.modules.attention import (
     Attention,
     BlockInputs,
     CrossAttention,
-    KVCache,
     RotaryTable,
     bias_of,
     masks_in_blocks,
     type_of_products,
 )
 from rvqlm.modules.documents import Documents
+from rvqlm.modules.kv_cache import KVCache
 from rvqlm.modules.native import WIDEST_HEAD, NativeLinear
 from rvqlm.modules.native_training import gelu, project
 
