@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from rvqlm.batch import Most
+from rvqlm.modules import native_training
 
 BLOCK_ELEMENTS = 1 << 22
 """Logits held at once on a CPU: 16 MiB in float32, about the last-level cache of one die."""
@@ -98,7 +99,9 @@ class Scorer:
         self.dtype = torch.get_autocast_dtype(kind) if self.mixed else hidden.dtype
         self.smoothing, self.with_grad = smoothing, torch.is_grad_enabled()
         self.sum_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
-        self.weight = weight.detach().to(self.dtype).contiguous()
+        self.native = native_training.classifies(self.dtype, weight)
+        kept = weight.dtype if self.native else self.dtype
+        self.weight = weight.detach().to(kept).contiguous()
         self.block_elements = BLOCK_ELEMENTS if device.type == "cpu" else GPU_BLOCK_ELEMENTS
         if level_weights is None:
             level_weights = torch.ones(num_levels, device=device)
@@ -156,7 +159,7 @@ class Scorer:
             return self._add_dense(hidden, targets, valid, at)
         rows = some.nonzero().squeeze(1) if asked else _first(some, kept)
         grad = self._add_dense(hidden[rows], targets[rows], valid[rows], at[rows])
-        return torch.zeros_like(hidden).index_copy_(0, rows, grad) if self.with_grad else None
+        return grad.new_zeros(hidden.shape).index_copy_(0, rows, grad) if self.with_grad else None
 
     def add_by_level(
         self,
@@ -182,6 +185,8 @@ class Scorer:
         if self.with_grad:
             grad = hidden.new_zeros(hidden.shape, dtype=self.sum_dtype if shared_state else None)
         start, block = 0, max(1, self.block_elements // self.weight.shape[1])
+        if self.native:
+            block = max(1, *counts)
         for level, count in enumerate(counts):
             k = level if len(self.weight) > 1 else 0
             weight, end = self.weight[k], start + count  # (V, d)
@@ -189,17 +194,21 @@ class Scorer:
                 part = slice(start, min(start + block, end))
                 at = (rows[part],) if shared_state else (rows[part], level)
                 h = hidden[at]  # (n, d)
-                logits = (h @ weight.T).to(self.sum_dtype)
                 use = None if weights is None else weights[part]
-                nats = self._score(logits, targets[part], use, level=level)
+                if self.native:
+                    nats, new = self._judge(h, targets[part], use, level)
+                else:
+                    logits = (h @ weight.T).to(self.sum_dtype)
+                    nats = self._score(logits, targets[part], use, level=level)
+                    if self.with_grad:
+                        g = logits.to(self.dtype)
+                        _add_product(self.grad_weight[k], g.T, h)
+                        new = g @ weight
                 self._keep(nats, *(place[part] for place in places))
-                if self.with_grad:
-                    g = logits.to(self.dtype)
-                    _add_product(self.grad_weight[k], g.T, h)
-                    if shared_state:
-                        grad.index_add_(0, rows[part], (g @ weight).to(grad.dtype))
-                    else:
-                        grad[at] = g @ weight
+                if self.with_grad and shared_state:
+                    grad.index_add_(0, rows[part], new.to(grad.dtype))
+                elif self.with_grad:
+                    grad[at] = new.to(grad.dtype)
                 start = part.stop
         return grad
 
@@ -233,6 +242,10 @@ class Scorer:
 
     def _add_dense(self, hidden, targets, valid, at) -> Tensor | None:
         """All cells of all rows; hidden (N, d) or (N, K, d)."""
+        if self.native:
+            nats, grad = self._judge(hidden, targets, valid)
+            self._keep(nats, at)
+            return grad
         # one matmul serves all levels unless both states and classifiers differ between them
         if hidden.ndim == 3 and len(self.weight) > 1:
             return self._add_levels(hidden, targets, valid, at)
@@ -274,6 +287,30 @@ class Scorer:
                 _add_product(self.grad_weight, g.mT, h)
         return grad
 
+    def _judge(
+        self, hidden: Tensor, targets: Tensor, use: Tensor | None, level: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Add up a block by the kernels of `rvqlm.modules.native_training`; hidden (N, d) or
+        (N, K, d) of cells (N, K), or (N, d) of the cells (N,) of one ``level``.
+
+        :return: weighted nats of the cells, and the gradient by ``hidden``, float32.
+        """
+        factors = self.level_weights[... if level is None else level].expand(targets.shape)
+        if use is not None:
+            factors, targets = factors * use, targets.masked_fill(use == 0, 0)
+        shared = len(self.weight) == 1
+        k = slice(None) if level is None or shared else slice(level, level + 1)
+        # where the classifiers are shared, cells are rows
+        cells = (-1, 1) if shared or level is not None else targets.shape
+        judged = native_training.classify(
+            hidden.reshape(-1, hidden.shape[-1]) if shared else hidden,
+            self.weight[k], targets.reshape(cells), factors.reshape(cells), self.smoothing,
+            self.grad_weight[k] if self.with_grad else None,
+        )  # fmt: skip
+        found = (values.view(targets.shape) for values in judged[:4])
+        nats = self._add_up(*found, use, 0, level)
+        return nats, judged.grad_hidden.view(hidden.shape) if self.with_grad else None
+
     def _keep(self, nats: Tensor, *place: Tensor) -> None:
         if self.cells is not None:
             self.cells[place] = nats
@@ -288,12 +325,9 @@ class Scorer:
         :param use: bool or weights of the cells; None: all.
         :return: weighted nats of the cells, in the shape of ``targets``.
         """
-        levels = ... if level is None else level
-        factors = self.level_weights[levels].unsqueeze(-1) if rows else self.level_weights[levels]
         t = (targets if use is None else targets.masked_fill(use == 0, 0)).unsqueeze(-1)
-        smoothing, V = self.smoothing, logits.shape[-1]
         at_target = logits.gather(-1, t)
-        mean = logits.mean(-1) if smoothing else None
+        mean = logits.mean(-1) if self.smoothing else None
         # a hit is strictly above all others: ties, frequent in bf16, are none
         others = logits.scatter_(-1, t, -torch.inf).amax(-1, keepdim=True)
         hits = (at_target > others).squeeze(-1).to(logits.dtype)
@@ -302,30 +336,47 @@ class Scorer:
         p = logits.sub_(top).exp_()
         total = p.sum(-1, keepdim=True)
         log_total = total.log() + top
-        nats = nll = (log_total - at_target).squeeze(-1)
+        nats = (log_total - at_target).squeeze(-1)
+        mean = None if mean is None else mean - log_total.squeeze(-1)
+        nats = self._add_up(nats, hits, total.reciprocal().squeeze(-1), mean, use, rows, level)
+        if self.with_grad:
+            # d nll / d logits = softmax - (1 - smoothing) onehot - smoothing / V
+            scale = self._factors(use, rows, level).expand(nats.shape).unsqueeze(-1)
+            p.mul_(scale / total)
+            p.scatter_add_(-1, t, -(1 - self.smoothing) * scale)
+            if self.smoothing:
+                p.sub_(scale * (self.smoothing / logits.shape[-1]))
+        return nats
+
+    def _factors(self, use: Tensor | None, rows: int, level: int | Tensor | None) -> Tensor:
+        """Of cells in the loss; see `_score`."""
+        factors = self.level_weights[... if level is None else level]
+        factors = factors.unsqueeze(-1) if rows else factors
+        return factors if use is None else factors * use.to(factors.dtype)
+
+    def _add_up(
+        self, nats, hits, sure, mean, use, rows: int = 0, level: int | Tensor | None = None
+    ) -> Tensor:
+        """Add cells to the loss and the sums; see `_score`.
+
+        :param sure: highest probability; ``mean``: mean log p of all codes, where smoothed.
+        :return: ``nats``, weighted.
+        """
+        smoothing, nll = self.smoothing, nats
         if smoothing:
-            nll = (1 - smoothing) * nll + smoothing * (log_total.squeeze(-1) - mean)
+            nll = (1 - smoothing) * nll - smoothing * mean
         cells = {"nats": nats, "accuracy": hits}
         if GAPS[0] in self.sums:
-            sure = total.reciprocal().squeeze(-1)  # the likeliest has exp(0) of the total
             tenth = (sure * len(GAPS)).long().clamp(max=len(GAPS) - 1)
             cells |= {name: (sure - hits) * (tenth == n) for n, name in enumerate(GAPS)}
         if use is not None:
-            use = use.to(logits.dtype)
-            cells, factors = {name: v * use for name, v in cells.items()}, factors * use
+            cells = {name: v * use.to(v.dtype) for name, v in cells.items()}
         for name, values in cells.items():
             if isinstance(level, Tensor):
                 self.sums[name].index_add_(0, level, values.sum(rows))
             else:
-                self.sums[name][levels].add_(values.sum(rows))
-        self.loss += (nll * factors).sum()
-        if self.with_grad:
-            # d nll / d logits = softmax - (1 - smoothing) onehot - smoothing / V
-            scale = factors.expand(nll.shape).unsqueeze(-1)
-            p.mul_(scale / total)
-            p.scatter_add_(-1, t, -(1 - smoothing) * scale)
-            if smoothing:
-                p.sub_(scale * (smoothing / V))
+                self.sums[name][... if level is None else level].add_(values.sum(rows))
+        self.loss += (nll * self._factors(use, rows, level)).sum()
         return cells["nats"]
 
     def loss_of(self, compute: Callable[[], Sequence[Tensor]], *inputs: Tensor) -> HeadLoss:

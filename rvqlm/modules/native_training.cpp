@@ -453,10 +453,12 @@ struct Linear {  // `_Linear` of native_training.py
   const bf16 *grad_y;  // (rows, outputs)
   bf16 *y;             // (rows, outputs): x weight^T, or null
   void *grad_x;        // (rows, inputs): grad_y weight, or null
-  int64_t grad_x_wide;  // float32, else bf16
+  int64_t grad_x_wide; // float32, else bf16
   float *grad_weight;  // (outputs, inputs): grad_y^T x, or null
   uint32_t *scratch;   // (outputs in sixes * rows in pairs) for the gradient of the weight
   int64_t threads;
+  int64_t x_step, grad_x_step;     // strides of a row
+  int64_t add_to_x, add_to_weight; // whether gradients, in float32, are added to what is there
 };
 
 static inline __m512i pairs_of(__m256i first_row, __m256i second_row) {
@@ -529,6 +531,25 @@ static void rows_of(const bf16 *x, int64_t width, int64_t rows, int64_t start, i
     }
 }
 
+// The transposed gradient of y in tiles, into the scratch. Some tiles at a time: more would be
+// written to at places that drive each other out of the cache.
+static void tiles_of(const Linear &l, int64_t pairs) {
+  constexpr int64_t SOME = 8, PART = 128, WIDTH = SOME * TALL;
+  const int64_t tiles = (l.outputs + TALL - 1) / TALL, parts = (pairs + PART - 1) / PART;
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < (tiles + SOME - 1) / SOME * parts; i++) {
+    const int64_t start = i / parts * WIDTH, columns = std::min(WIDTH, l.outputs - start);
+    const int64_t first_tile = i / parts * SOME, end = std::min(tiles, first_tile + SOME);
+    alignas(64) uint32_t row[WIDTH] = {};
+    for (int64_t p = i % parts * PART; p < std::min(pairs, (i % parts + 1) * PART); p++) {
+      const int64_t rows = std::min<int64_t>(2, l.rows - 2 * p);
+      rows_of(l.grad_y + 2 * p * l.outputs, l.outputs, rows, start, columns, row, 0);
+      for (int64_t t = first_tile; t < end; t++)
+        std::memcpy(l.scratch + (t * pairs + p) * TALL, row + (t - first_tile) * TALL, 4 * TALL);
+    }
+  }
+}
+
 // Every thread packs the panels that it multiplies with. Where they are fewer than threads, rows of
 // the left factor are shared out as well.
 template <class Pack, class Multiply>
@@ -550,59 +571,166 @@ static void panels(int64_t width, int64_t rows, int64_t pairs, int64_t threads, 
   }
 }
 
+// The others are called by all threads of a parallel region.
+static void multiply(const Linear &l) {
+  panels(
+      l.outputs, l.rows, l.inputs / 2, l.threads,
+      [&](int64_t start, int64_t n, uint32_t *panel) { outputs_of(l, start, n, panel); },
+      [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
+        product(rows, n, l.inputs / 2, Rows{l.x + from * l.x_step, l.x_step}, panel, BLOCK,
+                l.y + from * l.outputs + start, l.outputs, false);
+      });
+}
+
+static void gradient_of_x(const Linear &l) {
+  panels(
+      l.inputs, l.rows, l.outputs / 2, l.threads,
+      [&](int64_t start, int64_t n, uint32_t *panel) { inputs_of(l, start, n, panel); },
+      [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
+        const Rows g{l.grad_y + from * l.outputs, l.outputs};
+        const int64_t at = from * l.grad_x_step + start;
+        if (l.grad_x_wide)
+          product(rows, n, l.outputs / 2, g, panel, BLOCK, (float *)l.grad_x + at, l.grad_x_step,
+                  l.add_to_x);
+        else
+          product(rows, n, l.outputs / 2, g, panel, BLOCK, (bf16 *)l.grad_x + at, l.grad_x_step,
+                  false);
+      });
+}
+
+static void gradient_of_weight(const Linear &l) {
+  const int64_t pairs = (l.rows + 1) / 2;
+  tiles_of(l, pairs);
+  panels(
+      l.inputs, l.outputs, pairs, l.threads,
+      [&](int64_t start, int64_t n, uint32_t *panel) {
+        rows_of(l.x, l.x_step, l.rows, start, n, panel, BLOCK);
+      },
+      [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
+        constexpr int64_t PART = 2048;  // pairs whose panel the second cache holds
+        for (int64_t p = 0; p < pairs; p += PART) {
+          const int64_t some = std::min(PART, pairs - p);
+          product(rows, n, some, Tiles{l.scratch + from * pairs + p * TALL, pairs},
+                  panel + p * BLOCK, BLOCK, l.grad_weight + from * l.inputs + start, l.inputs,
+                  l.add_to_weight || p > 0);
+        }
+      });
+}
+
 extern "C" void linear(const Linear *call) {
-  const Linear &l = *call;
-#pragma omp parallel num_threads(l.threads)
+#pragma omp parallel num_threads(call->threads)
   {
-    if (l.y)
-      panels(
-          l.outputs, l.rows, l.inputs / 2, l.threads,
-          [&](int64_t start, int64_t n, uint32_t *panel) { outputs_of(l, start, n, panel); },
-          [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
-            product(rows, n, l.inputs / 2, Rows{l.x + from * l.inputs, l.inputs}, panel, BLOCK,
-                    l.y + from * l.outputs + start, l.outputs, false);
-          });
-    if (l.grad_x)
-      panels(
-          l.inputs, l.rows, l.outputs / 2, l.threads,
-          [&](int64_t start, int64_t n, uint32_t *panel) { inputs_of(l, start, n, panel); },
-          [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
-            const Rows g{l.grad_y + from * l.outputs, l.outputs};
-            const int64_t at = from * l.inputs + start;
-            if (l.grad_x_wide)
-              product(rows, n, l.outputs / 2, g, panel, BLOCK, (float *)l.grad_x + at, l.inputs,
-                      false);
-            else
-              product(rows, n, l.outputs / 2, g, panel, BLOCK, (bf16 *)l.grad_x + at, l.inputs,
-                      false);
-          });
-    if (l.grad_weight) {
-      const int64_t pairs = (l.rows + 1) / 2, tiles = (l.outputs + TALL - 1) / TALL;
-#pragma omp for schedule(static)
-      for (int64_t p = 0; p < pairs; p++) {  // tiles of the transposed gradient of y
-        room.begin(4 * (l.outputs + 16 + TALL));
-        uint32_t *row = room.take<uint32_t>(l.outputs + 16);
-        const int64_t rows = std::min<int64_t>(2, l.rows - 2 * p);
-        rows_of(l.grad_y + 2 * p * l.outputs, l.outputs, rows, 0, l.outputs, row, 0);
-        for (int64_t t = 0; t < tiles; t++)
-          std::memcpy(l.scratch + (t * pairs + p) * TALL, row + t * TALL, 4 * TALL);
-      }
-      panels(
-          l.inputs, l.outputs, pairs, l.threads,
-          [&](int64_t start, int64_t n, uint32_t *panel) {
-            rows_of(l.x, l.inputs, l.rows, start, n, panel, BLOCK);
-          },
-          [&](int64_t start, int64_t n, const uint32_t *panel, int64_t from, int64_t rows) {
-            constexpr int64_t PART = 2048;  // pairs whose panel the second cache holds
-            for (int64_t p = 0; p < pairs; p += PART) {
-              const int64_t some = std::min(PART, pairs - p);
-              product(rows, n, some, Tiles{l.scratch + from * pairs + p * TALL, pairs},
-                      panel + p * BLOCK, BLOCK, l.grad_weight + from * l.inputs + start, l.inputs,
-                      p > 0);
-            }
-          });
-    }
+    if (call->y) multiply(*call);
+    if (call->grad_x) gradient_of_x(*call);
+    if (call->grad_weight) gradient_of_weight(*call);
   }
+}
+
+// -------------------------------------------------------------------------------------- classifiers
+
+struct Classifiers {  // `_Classifiers` of native_training.py
+  int64_t rows, levels, codes, width;
+  const bf16 *x;           // (rows, width), or (rows, levels, width): strides of a row and a level
+  int64_t x_step, x_level;
+  const float *weight;     // (levels, codes, width)
+  const int64_t *targets;  // (rows, levels)
+  const float *factors;    // (rows, levels) of the cells in the loss; 0: none that counts
+  float smoothing;
+  // (4, rows, levels): -log p of the target; whether it is above all others; the highest
+  // probability; the mean logit less the log of the total
+  float *found;
+  float *grad_x;       // laid out as x, or null: no gradients
+  float *grad_weight;  // as the weight; added to
+  bf16 *grad_y;        // (some rows, codes)
+  uint32_t *scratch;   // (codes in sixes * some rows in pairs), of `Linear`
+  uint32_t *packed;    // (codes in blocks, width / 2, BLOCK)
+  int64_t some_rows;   // that are worked on together
+  int64_t threads;
+};
+
+// Of a row of logits, which become exp(logit - highest).
+static void judge(float *logits, int64_t codes, int64_t target, float *found, int64_t of_found) {
+  const float own = logits[target];
+  logits[target] = -INFINITY;
+  __m512 most = _mm512_set1_ps(-INFINITY), all = _mm512_setzero_ps();
+  for (int64_t i = 0; i < codes; i += 16) {
+    // its order keeps what is no number
+    most = _mm512_max_ps(most, _mm512_loadu_ps(logits + i));
+  }
+  const float others = _mm512_reduce_max_ps(most);
+  logits[target] = own;
+  const float top = own > others ? own : others;
+  const __m512 highest = _mm512_set1_ps(top);
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t i = 0; i < codes; i += 16) {
+    const __m512 less = _mm512_sub_ps(_mm512_loadu_ps(logits + i), highest), e = exp_(less);
+    all = _mm512_add_ps(all, less), sum = _mm512_add_ps(sum, e);
+    _mm512_storeu_ps(logits + i, e);
+  }
+  const float total = _mm512_reduce_add_ps(sum), log_total = std::log(total);
+  found[0] = log_total + top - own;
+  found[of_found] = own > others;
+  found[2 * of_found] = 1 / total;
+  found[3 * of_found] = _mm512_reduce_add_ps(all) / codes - log_total;
+}
+
+// The gradient by a row of logits, of what `judge` left.
+static void gradient_of_logits(const float *shares, int64_t codes, int64_t target, float factor,
+                               float highest, float smoothing, bf16 *to) {
+  const __m512 by = _mm512_set1_ps(factor * highest);
+  const __m512 even = _mm512_set1_ps(factor * smoothing / codes);
+  for (int64_t i = 0; i < codes; i += 16)
+    put(to + i, _mm512_fmsub_ps(by, _mm512_loadu_ps(shares + i), even));
+  const float own = factor * (highest * shares[target] - smoothing / codes - (1 - smoothing));
+  to[target] = (uint16_t)_mm_extract_epi16((__m128i)_mm_cvtneps_pbh(_mm_set_ss(own)), 0);
+}
+
+// Level by level, so that its gradients are still in a cache when the products need them.
+extern "C" void classify(const Classifiers *call) {
+  const Classifiers &c = *call;
+  const int64_t blocks = (c.codes + BLOCK - 1) / BLOCK, of_found = c.rows * c.levels;
+  const int64_t HEIGHT = 8 * TALL;
+#pragma omp parallel num_threads(c.threads)
+  for (int64_t begin = 0; begin < c.rows; begin += c.some_rows)
+    for (int64_t k = 0; k < c.levels; k++) {
+      Linear l{std::min(c.some_rows, c.rows - begin), c.width, c.codes};
+      l.x = c.x + begin * c.x_step + k * c.x_level, l.x_step = c.x_step;
+      l.weight = c.weight + k * c.codes * c.width, l.threads = c.threads;
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < blocks; i++)
+        outputs_of(l, i * BLOCK, std::min(BLOCK, c.codes - i * BLOCK),
+                   c.packed + i * BLOCK * c.width / 2);
+#pragma omp for schedule(dynamic)
+      for (int64_t m = 0; m < l.rows; m += HEIGHT) {
+        const int64_t rows = std::min(HEIGHT, l.rows - m);
+        room.begin(4 * HEIGHT * blocks * BLOCK);
+        float *logits = room.take<float>(HEIGHT * c.codes);
+        for (int64_t i = 0; i < blocks; i++)
+          product(rows, std::min(BLOCK, c.codes - i * BLOCK), c.width / 2,
+                  Rows{l.x + m * l.x_step, l.x_step}, c.packed + i * BLOCK * c.width / 2, BLOCK,
+                  logits + i * BLOCK, c.codes, false);
+        for (int64_t n = 0; n < rows; n++) {
+          const int64_t cell = (begin + m + n) * c.levels + k, target = c.targets[cell];
+          float *row = logits + n * c.codes, *found = c.found + cell;
+          if (c.factors[cell] == 0) {
+            for (int i = 0; i < 4; i++) found[i * of_found] = 0;
+            if (c.grad_x) std::memset(c.grad_y + (m + n) * c.codes, 0, 2 * c.codes);
+            continue;
+          }
+          judge(row, c.codes, target, found, of_found);
+          if (c.grad_x)
+            gradient_of_logits(row, c.codes, target, c.factors[cell], found[2 * of_found],
+                               c.smoothing, c.grad_y + (m + n) * c.codes);
+        }
+      }
+      if (!c.grad_x) continue;
+      l.grad_y = c.grad_y, l.scratch = c.scratch, l.grad_x_wide = true;
+      l.grad_x = c.grad_x + begin * c.x_step + k * c.x_level, l.grad_x_step = c.x_step;
+      l.grad_weight = c.grad_weight + k * c.codes * c.width;
+      l.add_to_x = !c.x_level && k > 0, l.add_to_weight = true;
+      gradient_of_x(l);
+      gradient_of_weight(l);
+    }
 }
 
 // ------------------------------------------------------------------------------------------- GELU

@@ -6,6 +6,7 @@ attention turns queries and keys by their places, reads them where their project
           writes their gradients there: nothing is copied, padded or transposed on the way
 products  of layers without bias read weights in float32, as optimizers keep them, and make
           gradients in float32, so that neither is cast; not where oneDNN has AMX for them
+losses    of classifiers level by level, with gradients, while a level's logits are in a cache
 GELU      the exact one, in one pass each way
 ========= =========================================================================================
 
@@ -31,7 +32,9 @@ from rvqlm.modules import native
 
 SOURCE = Path(__file__).with_name("native_training.cpp")
 WIDEST_HEAD = 512
-TALL = 6
+TALL, BLOCK = 6, 64
+LOGITS = 1 << 22
+"""Of one level, whose gradients in bf16 are held at once: 8 MiB, and as much in another order."""
 
 
 class _Attention(ctypes.Structure):
@@ -56,7 +59,21 @@ class _Linear(ctypes.Structure):
         *[(name, ctypes.c_void_p) for name in ("x", "weight", "grad_y", "y", "grad_x")],
         ("grad_x_wide", ctypes.c_int64),
         *[(name, ctypes.c_void_p) for name in ("grad_weight", "scratch")],
-        ("threads", ctypes.c_int64),
+        *[(name, ctypes.c_int64) for name in ("threads", "x_step", "grad_x_step")],
+        *[(name, ctypes.c_int64) for name in ("add_to_x", "add_to_weight")],
+    ]
+
+
+class _Classifiers(ctypes.Structure):
+    _fields_ = [
+        *[(name, ctypes.c_int64) for name in ("rows", "levels", "codes", "width")],
+        ("x", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("x_step", "x_level")],
+        *[(name, ctypes.c_void_p) for name in ("weight", "targets", "factors")],
+        ("smoothing", ctypes.c_float),
+        *[(name, ctypes.c_void_p) for name in ("found", "grad_x", "grad_weight", "grad_y")],
+        *[(name, ctypes.c_void_p) for name in ("scratch", "packed")],
+        *[(name, ctypes.c_int64) for name in ("some_rows", "threads")],
     ]
 
 
@@ -66,7 +83,7 @@ def _library() -> ctypes.CDLL | str:
         library = native.compiled(SOURCE, "training")
     except (UserError, OSError) as error:
         return str(error)
-    for function in (library.attention, library.linear):
+    for function in (library.attention, library.linear, library.classify):
         function.argtypes, function.restype = [ctypes.c_void_p], None
     pointers = [ctypes.c_void_p] * 3
     library.gelu.argtypes, library.gelu.restype = [ctypes.c_int64, *pointers, ctypes.c_int64], None
@@ -240,17 +257,25 @@ def project(linear: nn.Module, x: Tensor) -> Tensor:
 
 
 def _multiplies(x: Tensor, weight: Tensor) -> bool:
-    if torch.compiler.is_compiling() or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or not torch.is_autocast_enabled("cpu"):
         return False
-    if not torch.is_autocast_enabled("cpu"):
+    if torch.get_autocast_dtype("cpu") != torch.bfloat16:
         return False
-    if torch.get_autocast_dtype("cpu") != torch.bfloat16 or _has_amx():
+    return x.dtype in (torch.bfloat16, torch.float32) and x.numel() > 0 and _suits(weight)
+
+
+def _suits(weight: Tensor) -> bool:
+    """Whether products with weights (..., outputs, inputs) are better made by the kernels."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or _has_amx():
         return False
-    # no shards of several processes
-    whole = type(weight) is nn.Parameter and weight.dtype == torch.float32
-    if not whole or weight.shape[0] % 16 or weight.shape[1] % 32 or not weight.is_contiguous():
-        return False
-    return x.numel() > 0 and x.dtype in (torch.bfloat16, torch.float32) and usable()
+    whole = type(weight) in (nn.Parameter, Tensor)  # no shards of several processes
+    even = weight.shape[-2] % 16 == 0 and weight.shape[-1] % 32 == 0
+    return whole and even and weight.is_contiguous() and usable()
+
+
+def _tiles(outputs: int, rows: int) -> Tensor:
+    """Room for the gradient of y while that of the weight is made."""
+    return torch.empty(-(-outputs // TALL) * TALL * ((rows + 1) // 2), dtype=torch.int32)
 
 
 class _Project(torch.autograd.Function):
@@ -260,7 +285,7 @@ class _Project(torch.autograd.Function):
         outputs, inputs = weight.shape
         y = rows.new_empty(*x.shape[:-1], outputs)
         call = _Linear(rows.numel() // inputs, inputs, outputs, rows.data_ptr(), weight.data_ptr())
-        call.y, call.threads = y.data_ptr(), torch.get_num_threads()
+        call.y, call.threads, call.x_step = y.data_ptr(), torch.get_num_threads(), inputs
         _library().linear(ctypes.addressof(call))
         ctx.save_for_backward(rows, weight)
         ctx.wide = x.dtype == torch.float32
@@ -274,17 +299,79 @@ class _Project(torch.autograd.Function):
         grad_y = grad_y.to(x.dtype).contiguous()
         call = _Linear(x.numel() // inputs, inputs, outputs, x.data_ptr(), weight.data_ptr())
         call.grad_y, call.threads = grad_y.data_ptr(), torch.get_num_threads()
+        call.x_step = call.grad_x_step = inputs
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             grad_x = torch.empty_like(x, dtype=torch.float32 if ctx.wide else None)
             call.grad_x, call.grad_x_wide = grad_x.data_ptr(), ctx.wide
         if ctx.needs_input_grad[1]:
             grad_weight = torch.empty_like(weight)
-            pairs = (call.rows + 1) // 2
-            scratch = torch.empty(-(-outputs // TALL) * TALL * pairs, dtype=torch.int32)
+            scratch = _tiles(outputs, call.rows)
             call.grad_weight, call.scratch = grad_weight.data_ptr(), scratch.data_ptr()
         _library().linear(ctypes.addressof(call))
         return grad_x, grad_weight
+
+
+# ------------------------------------------------------------------------------------- classifiers
+
+
+class Judged(NamedTuple):
+    """What `classify` finds of cells (N, K), float32, 0 where they do not count."""
+
+    nats: Tensor
+    """-log p of the target."""
+    hits: Tensor
+    """Whether the target's logit is above all others."""
+    sure: Tensor
+    """The highest probability."""
+    mean: Tensor
+    """Mean of log p over all codes."""
+    grad_hidden: Tensor | None
+    """Like ``hidden``, float32."""
+
+
+def classifies(dtype: torch.dtype, weight: Tensor) -> bool:
+    """Whether `classify` takes hidden states of that type and these classifiers."""
+    return dtype == torch.bfloat16 and _suits(weight)
+
+
+def classify(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    factors: Tensor,
+    smoothing: float = 0.0,
+    grad_weight: Tensor | None = None,
+) -> Judged:
+    """Judge K classifiers, and make the gradients of their loss: that of cells (N, K) is
+    ``factors * ((1 - smoothing) * nats - smoothing * mean)``.
+
+    :param hidden: (N, d) for all levels or (N, K, d), bf16.
+    :param weight: (K, V, d) float32.
+    :param targets: (N, K) int64, all of them codes.
+    :param factors: (N, K) float32; 0: the cell does not count.
+    :param grad_weight: like ``weight``; its gradient is added to it. None: no gradients.
+    """
+    (N, K), (_, V, d) = targets.shape, weight.shape
+    if N and not 0 <= targets.min() <= targets.max() < V:
+        raise IndexError(f"targets {targets.min()} to {targets.max()} of {V} codes")
+    some = max(1, min(N, LOGITS // V))
+    hidden, targets, factors = hidden.contiguous(), targets.contiguous(), factors.contiguous()
+    found = torch.empty(4, N, K)
+    call = _Classifiers(N, K, V, d, hidden.data_ptr(), hidden.stride(0))
+    call.x_level = 0 if hidden.ndim == 2 else hidden.stride(1)
+    call.weight, call.targets = weight.data_ptr(), targets.data_ptr()
+    call.factors, call.smoothing, call.found = factors.data_ptr(), smoothing, found.data_ptr()
+    packed = torch.empty(-(-V // BLOCK) * BLOCK * d // 2, dtype=torch.int32)
+    call.packed, call.some_rows, call.threads = packed.data_ptr(), some, torch.get_num_threads()
+    grad = None
+    if grad_weight is not None:
+        grad = torch.empty_like(hidden, dtype=torch.float32)
+        grad_y, scratch = hidden.new_empty(some, V), _tiles(V, some)
+        call.grad_x, call.grad_weight = grad.data_ptr(), grad_weight.data_ptr()
+        call.grad_y, call.scratch = grad_y.data_ptr(), scratch.data_ptr()
+    _library().classify(ctypes.addressof(call))
+    return Judged(*found, grad)
 
 
 # -------------------------------------------------------------------------------------------- GELU
