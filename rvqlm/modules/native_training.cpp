@@ -62,6 +62,67 @@ static inline __m512 exp_(__m512 x) {  // within 2 ulp; of what is below -110 th
   return _mm512_scalef_ps(p, n);
 }
 
+// 2^x, for what is rounded to bf16 or added up to be so: within 3e-6 of it.
+static inline __m512 power_of_two(__m512 x) {
+  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 r = _mm512_sub_ps(x, n);
+  __m512 p = _mm512_set1_ps(9.58265747e-3f);  // fitted
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.59057623e-2f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.40240978e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.93124272e-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+constexpr float LOG2E = 1.44269504f;
+
+// Of two rows of a right factor, packed.
+static inline __m512i pairs_of(__m256i first_row, __m256i second_row) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(first_row),
+                         _mm512_slli_epi32(_mm512_cvtepu16_epi32(second_row), 16));
+}
+
+// 16 rows of 16 dwords, turned.
+static inline void turn(__m512i *r) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// Two rows in bf16: one behind the other, and packed.
+static inline __m512i narrow(__m512 first_row, __m512 second_row) {
+  return (__m512i)_mm512_cvtne2ps_pbh(second_row, first_row);
+}
+
+static inline __m512i packed(__m512i rows) {
+  alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,
+                                                 21, 6, 22, 7, 23, 8,  24, 9,  25, 10, 26,
+                                                 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(order), rows);
+}
+
 // ----------------------------------------------------------------------------------------- product
 
 static inline void put(float *to, __m512 x) { _mm512_storeu_ps(to, x); }
@@ -217,49 +278,92 @@ struct Steps {
 
   // Blocks of [W / 2][BLOCK]: the transposed steps, packed.
   void across(const bf16 *rows, uint32_t *to) const {
-    for (int64_t b = 0; b < padded; b += BLOCK, to += W / 2 * BLOCK)
-      for (int64_t s = 0; s < BLOCK; s++) {
-        const uint8_t *row = (const uint8_t *)(rows + (b + s) * W);
-        for (int64_t p = 0; p < W / 2; p++) std::memcpy(to + p * BLOCK + s, row + 4 * p, 4);
-      }
+    for (int64_t s = 0; s < padded; s += 16) {
+      uint32_t *at = to + s / BLOCK * (W / 2 * BLOCK) + s % BLOCK;
+      turned(rows + s * W, [&](int64_t p, __m512i both) {
+        _mm512_storeu_si512(at + p * BLOCK, both);
+      });
+    }
   }
 
   // Blocks of [BLOCK / 2][W]: the steps, packed.
   void along(const bf16 *rows, uint32_t *to) const {
     for (int64_t s = 0; s < padded; s += 2, rows += 2 * W, to += W)
-      for (int64_t i = 0; i < W; i++) to[i] = rows[i] | uint32_t(rows[W + i]) << 16;
+      for (int64_t i = 0; i < W; i += 16)
+        _mm512_storeu_si512(to + i, pairs_of(_mm256_loadu_si256((const __m256i *)(rows + i)),
+                                             _mm256_loadu_si256((const __m256i *)(rows + W + i))));
   }
 
   // [W][padded]
   void transposed(const bf16 *rows, bf16 *to) const {
-    for (int64_t b = 0; b < padded; b += 32)
-      for (int64_t i = 0; i < W; i++)
-        for (int64_t s = b; s < b + 32; s++) to[i * padded + s] = rows[s * W + i];
+    for (int64_t s = 0; s < padded; s += 16)
+      turned(rows + s * W, [&](int64_t p, __m512i both) {
+        bf16 *at = to + 2 * p * padded + s;
+        _mm256_storeu_si256((__m256i *)at, _mm512_cvtepi32_epi16(both));
+        _mm256_storeu_si256((__m256i *)(at + padded),
+                            _mm512_cvtepi32_epi16(_mm512_srli_epi32(both, 16)));
+      });
+  }
+
+  // put(p, pairs of numbers 2 p and 2 p + 1 of 16 steps), for all pairs.
+  template <class Put>
+  void turned(const bf16 *rows, Put put) const {
+    for (int64_t p = 0; p < W / 2; p += 16) {
+      const __mmask16 in = first(W / 2 - p);
+      __m512i r[16];
+      for (int i = 0; i < 16; i++) r[i] = _mm512_maskz_loadu_epi32(in, rows + i * W + 2 * p);
+      turn(r);
+      for (int64_t i = 0; i < 16 && p + i < W / 2; i++) put(p + i, r[i]);
+    }
+  }
+
+  // From [W][BLOCK], transposed: `row(step, numbers)` of each of the first `count` of a block.
+  template <class Row>
+  void each(const float *from, int64_t count, Row row) const {
+    alignas(64) float steps[16][512];
+    for (int64_t s = 0; s < count; s += 16) {
+      for (int64_t i = 0; i < W; i += 16) {
+        __m512i r[16];
+        for (int n = 0; n < 16; n++) r[n] = _mm512_loadu_si512(from + (i + n) * BLOCK + s);
+        turn(r);
+        for (int n = 0; n < 16; n++) _mm512_store_si512(steps[n] + i, r[n]);
+      }
+      for (int64_t n = 0; n < 16 && s + n < count; n++) row(s + n, steps[n]);
+    }
   }
 };
 
-// Which keys may be seen: bits of the padded keys of an item, and how many a query sees at most.
+// Which keys of an item may be seen.
 struct Seen {
   const Attention &a;
-  __mmask16 *bits;
-  int64_t blocks;
-  Seen(const Attention &a, int64_t item, const Steps &keys) : a(a), blocks(keys.padded / BLOCK) {
-    bits = room.take<__mmask16>(keys.padded / 16);
-    for (int64_t i = 0; i < keys.padded; i += 16) {
-      uint32_t found = first(a.keys - i);
-      if (a.mask)
-        for (int64_t n = 0; n < 16 && i + n < a.keys; n++)
-          if (!a.mask[item * a.keys + i + n]) found &= ~(1u << n);
-      bits[i / 16] = found;
+  uint64_t *bits;  // of each block of keys
+  Seen(const Attention &a, int64_t item, const Steps &keys) : a(a) {
+    bits = room.take<uint64_t>(keys.padded / BLOCK);
+    for (int64_t b = 0; b < keys.padded; b += BLOCK) {
+      uint64_t found = 0;
+      for (int64_t n = 0; n < BLOCK && b + n < a.keys; n++)
+        found |= uint64_t(!a.mask || a.mask[item * a.keys + b + n]) << n;
+      bits[b / BLOCK] = found;
     }
   }
-  bool none(int64_t block) const {
-    return !(bits[4 * block] | bits[4 * block + 1] | bits[4 * block + 2] | bits[4 * block + 3]);
-  }
+  bool none(int64_t block) const { return !bits[block]; }
+  // How many of the first a query sees at most.
   int64_t limit(int64_t query) const {
     return a.causal ? std::min(a.keys, std::max(query + 1, a.prefix)) : a.keys;
   }
-  __mmask16 of(int64_t limit, int64_t key) const { return bits[key / 16] & first(limit - key); }
+  // Whether a query and those after it see all keys of a block.
+  bool all(int64_t query, int64_t block) const {
+    return bits[block] == ~uint64_t(0) && limit(query) >= (block + 1) * BLOCK;
+  }
+  // Of 16 keys from one on, those that a query sees.
+  __mmask16 of(int64_t query, int64_t key) const {
+    return bits[key / BLOCK] >> key % BLOCK & first(limit(query) - key);
+  }
+  // Of 16 queries from one on, those that see a key.
+  __mmask16 by(int64_t query, int64_t key) const {
+    if (!(bits[key / BLOCK] >> key % BLOCK & 1)) return 0;
+    return a.causal && key >= a.prefix ? ~first(key - query) : 0xffff;
+  }
 };
 
 // --------------------------------------------------------------------------------------- attention
@@ -268,69 +372,77 @@ static const float *angles(const Attention &a, const float *table, int64_t item)
   return table ? table + item * a.angles_item : nullptr;
 }
 
-// Sums so far are of exp(score - highest so far) (Milakov & Gimelshein, 2018, arXiv:1805.02867).
+// All is transposed, keys by queries: so nothing is added up within a vector. Sums so far are of
+// exp(score - highest so far) (Milakov & Gimelshein, 2018, arXiv:1805.02867).
 static void forward(const Attention &a, int64_t item, int64_t head) {
   const Steps Q(a.width, a.queries), K(a.width, a.keys);
   const int64_t W = Q.W;
   room.begin(2 * Q.size() + 6 * K.size() + K.padded + 8 * BLOCK * (W + BLOCK) + (1 << 14));
   const float *cos = angles(a, a.cos, item), *sin = angles(a, a.sin, item);
-  bf16 *q = room.take<bf16>(Q.size()), *rows = room.take<bf16>(K.size());
-  uint32_t *keys = room.take<uint32_t>(K.size() / 2), *values = room.take<uint32_t>(K.size() / 2);
+  bf16 *keys = room.take<bf16>(K.size()), *rows = room.take<bf16>(std::max(Q.size(), K.size()));
+  bf16 *values = room.take<bf16>(K.size());
+  uint32_t *queries = room.take<uint32_t>(Q.size() / 2);
   const int64_t at = item * a.k_item + head / (a.heads / a.kv_heads) * a.width;
-  Q.read(a.q + item * a.q_item + head * a.width, a.q_step, cos, sin, q);
-  K.read(a.k + at, a.k_step, cos, sin, rows), K.across(rows, keys);
-  K.read(a.v + at, a.k_step, nullptr, nullptr, rows), K.along(rows, values);
+  K.read(a.k + at, a.k_step, cos, sin, keys);
+  K.read(a.v + at, a.k_step, nullptr, nullptr, rows), K.transposed(rows, values);
+  Q.read(a.q + item * a.q_item + head * a.width, a.q_step, cos, sin, rows), Q.across(rows, queries);
   const Seen seen(a, item, K);
   float *score = room.take<float>(BLOCK * BLOCK), *y = room.take<float>(BLOCK * W);
-  bf16 *share = room.take<bf16>(BLOCK * BLOCK);
-  float highest[BLOCK], sums[BLOCK];
-  const __m512 scale = _mm512_set1_ps(1 / std::sqrt(float(a.width)));
+  uint32_t *share = room.take<uint32_t>(BLOCK * BLOCK / 2);
+  alignas(64) float highest[BLOCK], sums[BLOCK];
+  const __m512 scale = _mm512_set1_ps(LOG2E / std::sqrt(float(a.width)));  // powers of two
+  const __m512 hidden = _mm512_set1_ps(HIDDEN), none = _mm512_setzero_ps();
   for (int64_t start = 0; start < a.queries; start += BLOCK) {
-    const int64_t count = std::min(BLOCK, a.queries - start);
+    const int64_t count = std::min(BLOCK, a.queries - start), columns = Q.columns(start / BLOCK);
     std::fill(highest, highest + BLOCK, HIDDEN), std::fill(sums, sums + BLOCK, 0.0f);
     std::memset(y, 0, 4 * BLOCK * W);
     const int64_t end = (seen.limit(start + count - 1) + BLOCK - 1) / BLOCK;
     for (int64_t b = 0; b < end; b++) {
       if (seen.none(b)) continue;
-      const int64_t columns = K.columns(b);
-      product(count, columns, W / 2, Rows{q + start * W, W}, keys + b * W / 2 * BLOCK, BLOCK, score,
-              BLOCK, false);
-      for (int64_t m = 0; m < count; m++) {
-        const int64_t limit = seen.limit(start + m);
-        __m512 s[4], most = _mm512_set1_ps(highest[m]);
-        for (int i = 0; i < 4; i++) {  // beyond the columns nothing is seen
-          s[i] = _mm512_mul_ps(scale, _mm512_load_ps(score + m * BLOCK + 16 * i));
-          s[i] = _mm512_mask_mov_ps(_mm512_set1_ps(HIDDEN), seen.of(limit, b * BLOCK + 16 * i), s[i]);
-          most = _mm512_max_ps(most, s[i]);
+      const bool all = seen.all(start, b);
+      const int64_t even = (std::min(BLOCK, a.keys - b * BLOCK) + 1) / 2 * 2;
+      product(even, columns, W / 2, Rows{keys + b * BLOCK * W, W}, queries + start * W / 2, BLOCK,
+              score, BLOCK, false);
+      for (int64_t i = 0; i < columns; i += 16) {
+        auto raw = [&](int64_t n) { return _mm512_load_ps(score + n * BLOCK + i); };
+        auto in = [&](int64_t n) { return seen.by(start + i, b * BLOCK + n); };
+        __m512 most[2] = {hidden, hidden};
+        for (int64_t n = 0; n < even; n += 2)
+          for (int o = 0; o < 2; o++)
+            most[o] = all ? _mm512_max_ps(most[o], raw(n + o))
+                          : _mm512_mask_max_ps(most[o], in(n + o), most[o], raw(n + o));
+        const __m512 before = _mm512_load_ps(highest + i);
+        const __m512 now =
+            _mm512_max_ps(before, _mm512_mul_ps(scale, _mm512_max_ps(most[0], most[1])));
+        __m512 sum[2] = {none, none};
+        for (int64_t n = 0; n < even; n += 2) {
+          __m512 e[2];
+          for (int o = 0; o < 2; o++) {
+            e[o] = power_of_two(_mm512_fmsub_ps(raw(n + o), scale, now));
+            if (!all) e[o] = _mm512_maskz_mov_ps(in(n + o), e[o]);
+            sum[o] = _mm512_add_ps(sum[o], e[o]);
+          }
+          _mm512_store_si512(share + n / 2 * BLOCK + i, packed(narrow(e[0], e[1])));
         }
-        const float now = _mm512_reduce_max_ps(most);
-        most = _mm512_set1_ps(now);
-        __m512 sum = _mm512_setzero_ps();
-        for (int i = 0; i < 4; i++) {
-          const __mmask16 in = seen.of(limit, b * BLOCK + 16 * i);
-          s[i] = _mm512_maskz_mov_ps(in, exp_(_mm512_sub_ps(s[i], most)));
-          sum = _mm512_add_ps(sum, s[i]);
-          _mm256_store_si256((__m256i *)(share + m * BLOCK + 16 * i), narrow(s[i]));
+        __m512 total = _mm512_load_ps(sums + i);
+        if (_mm512_cmp_ps_mask(now, before, _CMP_NEQ_UQ)) {
+          const __m512 by = power_of_two(_mm512_sub_ps(before, now));
+          total = _mm512_mul_ps(total, by);
+          for (int64_t n = 0; n < W; n++)
+            put(y + n * BLOCK + i, _mm512_mul_ps(by, _mm512_load_ps(y + n * BLOCK + i)));
         }
-        float before = 1;
-        if (now > highest[m]) {
-          before = _mm512_cvtss_f32(exp_(_mm512_set1_ps(highest[m] - now)));
-          const __m512 by = _mm512_set1_ps(before);
-          for (int64_t i = 0; i < W; i += 16)
-            _mm512_store_ps(y + m * W + i, _mm512_mul_ps(by, _mm512_load_ps(y + m * W + i)));
-        }
-        sums[m] = sums[m] * before + _mm512_reduce_add_ps(sum), highest[m] = now;
+        _mm512_store_ps(sums + i, _mm512_add_ps(total, _mm512_add_ps(sum[0], sum[1])));
+        _mm512_store_ps(highest + i, now);
       }
-      product(count, W, columns / 2, Rows{share, BLOCK}, values + b * BLOCK / 2 * W, W, y, W, true);
+      product(W, columns, even / 2, Rows{values + b * BLOCK, K.padded}, share, BLOCK, y, BLOCK, true);
     }
-    for (int64_t m = 0; m < count; m++) {
-      const int64_t step = item * a.queries + start + m;
-      const bool none = sums[m] == 0;  // not so where it is NaN
-      const float factor = none ? 0 : 1 / sums[m];
-      Q.write(y + m * W, 0, factor, nullptr, nullptr, a.y + (step * a.heads + head) * a.width);
-      a.total[(item * a.heads + head) * a.queries + start + m] =
-          none ? 0 : highest[m] + std::log(sums[m]);
-    }
+    float *total = a.total + (item * a.heads + head) * a.queries + start;
+    bf16 *to = a.y + ((item * a.queries + start) * a.heads + head) * a.width;
+    Q.each(y, count, [&](int64_t m, const float *numbers) {
+      const bool nothing = sums[m] == 0;  // not so where it is NaN
+      total[m] = nothing ? 0 : highest[m] / LOG2E + std::log(sums[m]);
+      Q.write(numbers, 0, nothing ? 0 : 1 / sums[m], nullptr, nullptr, to + m * a.heads * a.width);
+    });
   }
 }
 
@@ -363,7 +475,7 @@ static void backward(const Attention &a, int64_t item, int64_t kv_head) {
   float *grad_q = room.take<float>(BLOCK * W);
   std::memset(grad_k, 0, 4 * K.size()), std::memset(grad_v, 0, 4 * K.size());
   const float factor = 1 / std::sqrt(float(D));
-  const __m512 scale = _mm512_set1_ps(factor);
+  const __m512 scale = _mm512_set1_ps(factor * LOG2E);
   const int64_t group = a.heads / a.kv_heads;
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
     const int64_t of_q = item * a.q_item + head * D, of_y = item * a.queries * y_step + head * D;
@@ -376,7 +488,7 @@ static void backward(const Attention &a, int64_t item, int64_t kv_head) {
         sum = _mm512_fmadd_ps(wide(_mm256_loadu_si256((__m256i *)(g + s * W + i))),
                               wide(_mm256_loadu_si256((__m256i *)(gt + s * W + i))), sum);
       delta[s] = _mm512_reduce_add_ps(sum);
-      total[s] = s < a.queries ? a.total[(item * a.heads + head) * a.queries + s] : 1e30f;
+      total[s] = s < a.queries ? LOG2E * a.total[(item * a.heads + head) * a.queries + s] : 1e30f;
     }
     Q.transposed(g, gt);
     for (int64_t start = 0; start < Q.padded; start += BLOCK) {
@@ -390,27 +502,28 @@ static void backward(const Attention &a, int64_t item, int64_t kv_head) {
                 false);
         product(even, columns, W / 2, Rows{g + start * W, W}, values_across + at, BLOCK, grad_p,
                 BLOCK, false);
-        for (int64_t m = 0; m < even; m += 2)
+        const bool all = seen.all(start, b);
+        for (int64_t m = 0; m < even; m += 2) {
+          const int64_t query = start + m;
+          const __m512 totals[2] = {_mm512_set1_ps(total[query]), _mm512_set1_ps(total[query + 1])};
+          const __m512 deltas[2] = {_mm512_set1_ps(delta[query]), _mm512_set1_ps(delta[query + 1])};
           for (int64_t i = 0; i < columns; i += 16) {
-            __m256i p[2], s[2];
+            __m512 p[2], s[2];
             for (int n = 0; n < 2; n++) {
-              const int64_t query = start + m + n;
               const __m512 raw = _mm512_load_ps(score + (m + n) * BLOCK + i);
-              const __mmask16 in = seen.of(seen.limit(query), b * BLOCK + i);
-              const __m512 likely = _mm512_maskz_mov_ps(
-                  in, exp_(_mm512_fmsub_ps(raw, scale, _mm512_set1_ps(total[query]))));
-              const __m512 by = _mm512_sub_ps(_mm512_load_ps(grad_p + (m + n) * BLOCK + i),
-                                              _mm512_set1_ps(delta[query]));
-              p[n] = narrow(likely), s[n] = narrow(_mm512_mul_ps(likely, by));
-              _mm256_store_si256((__m256i *)(s_rows + (m + n) * BLOCK + i), s[n]);
+              p[n] = power_of_two(_mm512_fmsub_ps(raw, scale, totals[n]));
+              if (!all) p[n] = _mm512_maskz_mov_ps(seen.of(query + n, b * BLOCK + i), p[n]);
+              const __m512 grad = _mm512_load_ps(grad_p + (m + n) * BLOCK + i);
+              s[n] = _mm512_mul_ps(p[n], _mm512_sub_ps(grad, deltas[n]));
             }
-            auto both = [](const __m256i *x) {
-              return _mm512_or_si512(_mm512_cvtepu16_epi32(x[0]),
-                                     _mm512_slli_epi32(_mm512_cvtepu16_epi32(x[1]), 16));
-            };
-            _mm512_store_si512(p_along + m / 2 * BLOCK + i, both(p));
-            _mm512_store_si512(s_along + m / 2 * BLOCK + i, both(s));
+            const __m512i both = narrow(s[0], s[1]);
+            bf16 *rows_of_s = s_rows + m * BLOCK + i;
+            _mm256_store_si256((__m256i *)rows_of_s, _mm512_castsi512_si256(both));
+            _mm256_store_si256((__m256i *)(rows_of_s + BLOCK), _mm512_extracti64x4_epi64(both, 1));
+            _mm512_store_si512(p_along + m / 2 * BLOCK + i, packed(narrow(p[0], p[1])));
+            _mm512_store_si512(s_along + m / 2 * BLOCK + i, packed(both));
           }
+        }
         product(even, W, columns / 2, Rows{s_rows, BLOCK}, keys_along + at, W, grad_q, W, true);
         product(W, columns, even / 2, Rows{gt + start, Q.padded}, p_along, BLOCK, grad_v + 2 * at,
                 BLOCK, true);
@@ -422,13 +535,14 @@ static void backward(const Attention &a, int64_t item, int64_t kv_head) {
                 a.grad_q + of_q + (start + m) * a.q_step);
     }
   }
-  float k[512], v[512];
-  for (int64_t s = 0; s < a.keys; s++) {
-    const int64_t from = s / BLOCK * W * BLOCK + s % BLOCK;
-    for (int64_t i = 0; i < D; i++)
-      k[i] = grad_k[from + i * BLOCK], v[i] = grad_v[from + i * BLOCK];
-    K.write(k, s, factor, cos, sin, a.grad_k + of_k + s * a.k_step);
-    K.write(v, s, 1, nullptr, nullptr, a.grad_v + of_k + s * a.k_step);
+  for (int64_t b = 0; b < K.padded; b += BLOCK) {
+    const int64_t count = std::min(BLOCK, a.keys - b), at = of_k + b * a.k_step;
+    K.each(grad_k + b * W, count, [&](int64_t s, const float *numbers) {
+      K.write(numbers, b + s, factor, cos, sin, a.grad_k + at + s * a.k_step);
+    });
+    K.each(grad_v + b * W, count, [&](int64_t s, const float *numbers) {
+      K.write(numbers, b + s, 1, nullptr, nullptr, a.grad_v + at + s * a.k_step);
+    });
   }
 }
 
@@ -460,41 +574,6 @@ struct Linear {  // `_Linear` of native_training.py
   int64_t x_step, grad_x_step;     // strides of a row
   int64_t add_to_x, add_to_weight; // whether gradients, in float32, are added to what is there
 };
-
-static inline __m512i pairs_of(__m256i first_row, __m256i second_row) {
-  return _mm512_or_si512(_mm512_cvtepu16_epi32(first_row),
-                         _mm512_slli_epi32(_mm512_cvtepu16_epi32(second_row), 16));
-}
-
-// 16 rows of 16 dwords, turned.
-static inline void turn(__m512i *r) {
-  __m512i t[16];
-#pragma GCC unroll 8
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 16; i += 4) {
-    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]), r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
 
 // Panels of at most 64 columns of a right factor, in bf16: [pair][column].
 static void outputs_of(const Linear &l, int64_t start, int64_t columns, uint32_t *to) {
@@ -740,7 +819,9 @@ extern "C" void classify(const Classifiers *call) {
 static inline __m512 normal(__m512 x, __m512 *bell) {
   const __m512 one = _mm512_set1_ps(1), z = _mm512_mul_ps(_mm512_abs_ps(x),
                                                          _mm512_set1_ps(0.70710678f));
-  const __m512 t = _mm512_div_ps(one, _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), z, one));
+  const __m512 of = _mm512_fmadd_ps(_mm512_set1_ps(0.3275911f), z, one);
+  __m512 t = _mm512_rcp14_ps(of);  // one step of Newton's: as good as a division, and faster
+  t = _mm512_mul_ps(t, _mm512_fnmadd_ps(of, t, _mm512_set1_ps(2)));
   __m512 p = _mm512_set1_ps(1.061405429f);
   p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(-1.453152027f));
   p = _mm512_fmadd_ps(p, t, _mm512_set1_ps(1.421413741f));
