@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #if !defined(__AVX512BF16__) || !defined(__AVX512BW__) || !defined(__AVX512VL__)
 #error "this CPU has no AVX-512 with BF16"
@@ -850,4 +851,76 @@ extern "C" void gelu(int64_t count, const bf16 *x, const bf16 *grad_y, bf16 *y, 
     }
     _mm256_mask_storeu_epi16(y + i, in, narrow(made));
   }
+}
+
+// ------------------------------------------------------------------------------- step of an optimizer
+
+struct Step {  // `_Step` of native_training.py
+  int64_t tensors;
+  const int64_t *sizes;
+  float **weights, **grads, **means, **squares, **averages;  // averages: or null
+  const float *sizes_of_step, *roots, *kept;  // of each: lr / correction, sqrt(correction), 1 - decay
+  float factor, beta1, beta2, eps, share;     // share: of the new weights in the averages
+  int64_t threads;
+};
+
+// work(number of a part, tensor, start, count) for all parts of all tensors.
+template <class Work>
+static void parts_of(int64_t tensors, const int64_t *sizes, int64_t threads, Work work) {
+  constexpr int64_t PART = 16384;
+  std::vector<int64_t> starts{0};
+  for (int64_t t = 0; t < tensors; t++) starts.push_back(starts[t] + (sizes[t] + PART - 1) / PART);
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (int64_t i = 0; i < starts[tensors]; i++) {
+    const int64_t t = std::upper_bound(starts.begin(), starts.end(), i) - starts.begin() - 1;
+    const int64_t start = (i - starts[t]) * PART;
+    work(i, t, start, std::min(PART, sizes[t] - start));
+  }
+}
+
+// AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101), of gradients times a factor, and a moving
+// average of the weights, in one pass.
+extern "C" void adamw(const Step *call) {
+  const Step &c = *call;
+  const __m512 factor = _mm512_set1_ps(c.factor), eps = _mm512_set1_ps(c.eps);
+  const __m512 new1 = _mm512_set1_ps(1 - c.beta1), old2 = _mm512_set1_ps(c.beta2);
+  const __m512 new2 = _mm512_set1_ps(1 - c.beta2), old = _mm512_set1_ps(1 - c.share);
+  parts_of(c.tensors, c.sizes, c.threads, [&](int64_t, int64_t t, int64_t start, int64_t count) {
+    const __m512 by = _mm512_set1_ps(c.sizes_of_step[t]), kept = _mm512_set1_ps(c.kept[t]);
+    const __m512 root = _mm512_set1_ps(1 / c.roots[t]);
+    for (int64_t i = start; i < start + count; i += 16) {
+      const __mmask16 in = first(start + count - i);
+      auto load = [&](float **x) { return _mm512_maskz_loadu_ps(in, x[t] + i); };
+      auto store = [&](float **x, __m512 y) { _mm512_mask_storeu_ps(x[t] + i, in, y); };
+      const __m512 g = _mm512_mul_ps(factor, load(c.grads));
+      __m512 w = _mm512_mul_ps(kept, load(c.weights)), m = load(c.means), v = load(c.squares);
+      m = _mm512_fmadd_ps(new1, _mm512_sub_ps(g, m), m);
+      v = _mm512_fmadd_ps(old2, v, _mm512_mul_ps(new2, _mm512_mul_ps(g, g)));
+      const __m512 under = _mm512_fmadd_ps(_mm512_sqrt_ps(v), root, eps);
+      w = _mm512_fnmadd_ps(by, _mm512_div_ps(m, under), w);
+      store(c.weights, w), store(c.means, m), store(c.squares, v);
+      if (!c.averages) continue;
+      store(c.averages, _mm512_fnmadd_ps(old, _mm512_sub_ps(w, load(c.averages)), w));
+    }
+  });
+}
+
+// Of all numbers, in float64; the same on any number of threads.
+extern "C" double sum_of_squares(int64_t tensors, const int64_t *sizes, float **x, int64_t threads) {
+  int64_t most = tensors;
+  for (int64_t t = 0; t < tensors; t++) most += sizes[t] / 16384;
+  std::vector<double> sums(most);
+  parts_of(tensors, sizes, threads, [&](int64_t part, int64_t t, int64_t start, int64_t count) {
+    __m512d low = _mm512_setzero_pd(), high = low;
+    for (int64_t i = start; i < start + count; i += 16) {
+      const __m512 v = _mm512_maskz_loadu_ps(first(start + count - i), x[t] + i);
+      const __m512d one = _mm512_cvtps_pd(_mm512_castps512_ps256(v));
+      const __m512d two = _mm512_cvtps_pd(_mm512_extractf32x8_ps(v, 1));
+      low = _mm512_fmadd_pd(one, one, low), high = _mm512_fmadd_pd(two, two, high);
+    }
+    sums[part] = _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  });
+  double sum = 0;
+  for (double of_part : sums) sum += of_part;
+  return sum;
 }

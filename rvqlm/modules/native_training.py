@@ -8,6 +8,7 @@ products  of layers without bias read weights in float32, as optimizers keep the
           gradients in float32, so that neither is cast; not where oneDNN has AMX for them
 losses    of classifiers level by level, with gradients, while a level's logits are in a cache
 GELU      the exact one, in one pass each way
+steps     of AdamW with clipping and the average of the weights, in one pass
 ========= =========================================================================================
 
 No sum depends on the number of threads. Elsewhere, for other types and with dropout of attention,
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -77,15 +78,27 @@ class _Classifiers(ctypes.Structure):
     ]
 
 
+class _Step(ctypes.Structure):
+    _fields_ = [
+        ("tensors", ctypes.c_int64),
+        *[(name, ctypes.c_void_p) for name in ("sizes", "weights", "grads", "means", "squares")],
+        *[(name, ctypes.c_void_p) for name in ("averages", "sizes_of_step", "roots", "kept")],
+        *[(name, ctypes.c_float) for name in ("factor", "beta1", "beta2", "eps", "share")],
+        ("threads", ctypes.c_int64),
+    ]
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | str:
     try:
         library = native.compiled(SOURCE, "training")
     except (UserError, OSError) as error:
         return str(error)
-    for function in (library.attention, library.linear, library.classify):
+    for function in (library.attention, library.linear, library.classify, library.adamw):
         function.argtypes, function.restype = [ctypes.c_void_p], None
     pointers = [ctypes.c_void_p] * 3
+    of_all = [ctypes.c_int64, *[ctypes.c_void_p] * 2, ctypes.c_int64]
+    library.sum_of_squares.argtypes, library.sum_of_squares.restype = of_all, ctypes.c_double
     library.gelu.argtypes, library.gelu.restype = [ctypes.c_int64, *pointers, ctypes.c_int64], None
     return library
 
@@ -97,6 +110,8 @@ def missing() -> str:
 
 
 _wanted = True
+_in_use = False
+"""Whether the training of this process computes with them: then its optimizer does, too."""
 
 
 def choose(kernels: str, device: torch.device, dtype: torch.dtype) -> str:
@@ -106,7 +121,7 @@ def choose(kernels: str, device: torch.device, dtype: torch.dtype) -> str:
     :return: what is to be said, or nothing.
     :raises UserError: native ones are asked for and cannot be had, and why.
     """
-    global _wanted
+    global _wanted, _in_use
     _wanted = kernels != "torch"
     suited = device.type == "cpu" and dtype == torch.bfloat16
     if kernels == "native" and not suited:
@@ -118,6 +133,7 @@ def choose(kernels: str, device: torch.device, dtype: torch.dtype) -> str:
     why = missing() if suited and _wanted else ""
     if kernels == "native" and why:
         raise UserError(f"--kernels native: {why}; use --kernels torch")
+    _in_use = suited and _wanted and not why
     return f"--kernels torch, which is slower: {why}" if why else ""
 
 
@@ -372,6 +388,63 @@ def classify(
         call.grad_y, call.scratch = grad_y.data_ptr(), scratch.data_ptr()
     _library().classify(ctypes.addressof(call))
     return Judged(*found, grad)
+
+
+# ---------------------------------------------------------------------------------- optimizer steps
+
+
+def steps(tensors: Sequence[Tensor]) -> bool:
+    """Whether `adamw` and `sum_of_squares` are in use and take these."""
+    return _in_use and all(
+        t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors
+    )
+
+
+class Moments(NamedTuple):
+    """Tensors of an AdamW step, each list one for each weight."""
+
+    weights: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    means: Sequence[Tensor]
+    squares: Sequence[Tensor]
+    averages: Sequence[Tensor]
+    """Or none."""
+    step: Sequence[int]
+    """The how manieth step of the weight this is, from 1 on."""
+
+
+def adamw(moments: Moments, group: dict, factor: float, share: float) -> None:
+    """A step of AdamW (Loshchilov & Hutter, 2019, arXiv:1711.05101) with gradients times
+    ``factor``, after which averages have that ``share`` of the weights in them.
+
+    :param group: ``lr``, ``betas``, ``eps`` and ``weight_decay``, as in `torch.optim.AdamW`.
+    """
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    call = _Step(len(moments.weights), _numbers(ctypes.c_int64, (p.numel() for p in moments[0])))
+    columns = [_numbers(ctypes.c_void_p, (t.data_ptr() for t in part)) for part in moments[:5]]
+    call.weights, call.grads, call.means, call.squares, call.averages = columns
+    if not moments.averages:
+        call.averages = None
+    call.sizes_of_step = _numbers(ctypes.c_float, (lr / (1 - beta1**n) for n in moments.step))
+    call.roots = _numbers(ctypes.c_float, ((1 - beta2**n) ** 0.5 for n in moments.step))
+    kept = 1 - lr * group["weight_decay"]
+    call.kept = _numbers(ctypes.c_float, [kept] * len(moments.weights))
+    call.factor, call.share, call.threads = factor, share, torch.get_num_threads()
+    call.beta1, call.beta2, call.eps = beta1, beta2, group["eps"]
+    _library().adamw(ctypes.addressof(call))
+
+
+def sum_of_squares(tensors: Sequence[Tensor]) -> float:
+    """Of all numbers, added up in float64."""
+    sizes = _numbers(ctypes.c_int64, (t.numel() for t in tensors))
+    pointers = _numbers(ctypes.c_void_p, (t.data_ptr() for t in tensors))
+    return _library().sum_of_squares(len(tensors), sizes, pointers, torch.get_num_threads())
+
+
+def _numbers(kind, values: Iterable) -> ctypes.c_void_p:
+    """A C array, which lives as long as what is returned."""
+    values = list(values)
+    return ctypes.cast((kind * len(values))(*values), ctypes.c_void_p)
 
 
 # -------------------------------------------------------------------------------------------- GELU

@@ -241,7 +241,11 @@ class World:
 
     def grad_norm(self, grads: list[Tensor]) -> Tensor:
         """2-norm of all gradients together, those on other ranks included."""
-        norm = torch.nn.utils.get_total_norm([local(g) for g in grads])
+        grads = [local(g) for g in grads]
+        if native_training.steps(grads):
+            norm = torch.tensor(native_training.sum_of_squares(grads), dtype=torch.float64).sqrt()
+        else:
+            norm = torch.nn.utils.get_total_norm(grads)
         if self.sharded:  # squared in float64: in float32 they overflow from 2e19 on
             norm = self.all_reduce(norm.double().square()).sqrt()
         return norm

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -27,19 +27,27 @@ class EMA:
         self.updates = 0
         self.names = [name for name, _ in model.named_parameters()]
         self.params = [p for _, p in model.named_parameters()]
-        self.average = [t.clone() for t in self._values()]
+        self.average = [local(p.detach()).clone() for p in self.params]
         """Of each parameter, or of this rank's shard of it."""
 
-    def _values(self) -> list[Tensor]:
-        return [local(p.detach()) for p in self.params]
-
-    @torch.no_grad()
-    def update(self) -> None:
+    def next_share(self) -> float:
+        """Share of the weights in the average after the next update, which this begins."""
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(self.average, self._values(), 1 - decay)
+        return 1 - decay
+
+    @torch.no_grad()
+    def update(self, share: float, but: Collection[int] = ()) -> None:
+        """All averages, ``but`` those of parameters with these ids, towards the weights."""
+        left = [
+            (average, local(p.detach()))
+            for p, average in zip(self.params, self.average)
+            if id(p) not in but
+        ]
+        if left:
+            torch._foreach_lerp_(*map(list, zip(*left)), share)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:

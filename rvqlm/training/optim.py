@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rvqlm.errors import UserError
+from rvqlm.modules import native_training
 from rvqlm.modules.depth import DepthHeads
 from rvqlm.modules.embeddings import SummedTables
+from rvqlm.modules.native_training import Moments
 from rvqlm.training.config import OptimConfig
+from rvqlm.training.ema import EMA
 from rvqlm.training.muon import Muon
 from rvqlm.training.scaled_adam import ScaledAdam
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's fused one; on a CPU in one pass with what is done before and after it."""
+
+    def step_natively(self, factor: float, averages: dict[int, Tensor], share: float) -> None:
+        """`step` with gradients times ``factor`` by `rvqlm.modules.native_training`.
+
+        :param averages: of the weights, by their ids; they get that ``share`` of the new weights.
+        """
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    moments = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[p] |= {"step": torch.zeros(()), **moments}
+                self.state[p]["step"] += 1
+            for kept in (True, False):  # of what is averaged, and the rest
+                some = [p for p in params if (id(p) in averages) == kept]
+                states = [self.state[p] for p in some]
+                moments = Moments(
+                    some, [p.grad for p in some],
+                    [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states],
+                    [averages[id(p)] for p in some] if kept else [],
+                    [int(s["step"]) for s in states],
+                )  # fmt: skip
+                if some:
+                    native_training.adamw(moments, group, factor, share)
 
 
 class Optimizers:
@@ -30,9 +61,23 @@ class Optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
 
-    def step(self) -> None:
+    @torch.no_grad()
+    def step(self, factor: float = 1.0, ema: EMA | None = None) -> None:
+        """A step with all gradients times ``factor``, and one of the average of the weights."""
+        averages = {} if ema is None else dict(zip(map(id, ema.params), ema.average))
+        share, done = 0.0 if ema is None else ema.next_share(), set()
         for optimizer in self.parts:
-            optimizer.step()
+            params = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            if isinstance(optimizer, AdamW) and native_training.steps([*params, *grads]):
+                optimizer.step_natively(factor, averages, share)
+                done |= set(map(id, params))
+            else:
+                if grads:
+                    torch._foreach_mul_(grads, factor)
+                optimizer.step()
+        if ema is not None:
+            ema.update(share, but=done)
 
     def zero_grad(self) -> None:
         # None instead of zeros: the first backward then writes gradients instead of adding to them
@@ -115,7 +160,5 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizers:
             del g["weight_decay"]
         parts.append(ScaledAdam(groups, c.base_lr, tuple(c.betas), c.eps))
     elif groups:
-        parts.append(
-            torch.optim.AdamW(groups, lr=c.base_lr, betas=tuple(c.betas), eps=c.eps, fused=True)
-        )
+        parts.append(AdamW(groups, lr=c.base_lr, betas=tuple(c.betas), eps=c.eps, fused=True))
     return Optimizers(parts)

@@ -234,10 +234,7 @@ class Trainer:
             self.level_weights.observe(levels[:K], levels[K:])
             if clip:
                 factor *= min(1.0, clip / (norm + 1e-6))
-            torch._foreach_mul_(grads, factor)
-            self.optimizers.step()
-            if self.ema is not None:
-                self.ema.update()
+            self.optimizers.step(factor, self.ema)
         return Outcome(verdict, loss, norm, totals, batches)
 
     def _after_step(self, finished: bool, stop: bool) -> None:

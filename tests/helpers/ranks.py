@@ -99,8 +99,7 @@ class Run:
             norm = float(norm * scale)
             torch._foreach_mul_(grads, float(scale) * min(1.0, CLIP / norm))
         self.optimizers.set_factor(1.0)
-        self.optimizers.step()
-        self.ema.update()
+        self.optimizers.step(ema=self.ema)
         self.step += 1
         return [float(sums[0] / sums[1]), norm, self.held_out()]
 

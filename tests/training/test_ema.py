@@ -15,7 +15,7 @@ def test_equals_the_formula(warmup):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn_like(p))
-        ema.update()
+        ema.update(ema.next_share())
         decay = min(0.8, (1 + n) / (10 + n)) if warmup else 0.8
         naive = [decay * a + (1 - decay) * p.detach() for a, p in zip(naive, model.parameters())]
     for a, b in zip(naive, ema.average):
@@ -57,7 +57,7 @@ def test_state_round_trip():
     ema = EMA(model, decay=0.5)
     with torch.no_grad():
         model.weight.add_(1.0)
-    ema.update()
+    ema.update(ema.next_share())
     other = EMA(nn.Linear(2, 3), decay=0.5)
     other.load_state_dict(ema.state_dict(model), ema.updates)
     assert other.updates == 1

@@ -8,11 +8,13 @@ from torch import nn
 from toy import ToyModel
 
 from rvqlm.errors import UserError
+from rvqlm.modules import native_training
 from rvqlm.modules.depth import DepthHeads
 from rvqlm.modules.embeddings import WeightedEmbedding
 from rvqlm.modules.heads import SharedLinearHeads
 from rvqlm.training import muon
 from rvqlm.training.config import OptimConfig
+from rvqlm.training.ema import EMA
 from rvqlm.training.muon import Muon, orthogonalize
 from rvqlm.training.optim import build_optimizer, embedding_tables
 
@@ -216,3 +218,33 @@ def test_another_optimizers_state_is_refused():
     state = build_optimizer(ToyModel(), OptimConfig()).state_dict()
     with pytest.raises(UserError, match="--optimizer"):
         build_optimizer(ToyModel(), OptimConfig(optimizer="muon")).load_state_dict(state)
+
+
+@pytest.mark.skipif(bool(native_training.missing()), reason=native_training.missing())
+def test_native_steps_are_those_of_torch(monkeypatch):
+    """With clipping, averages, groups, and weights that some steps leave out."""
+    sizes = [(40, 33), (5,), (70, 512), (1,)]
+    found = []
+    for native in (False, True):
+        monkeypatch.setattr(native_training, "_in_use", native)
+        torch.manual_seed(0)
+        model = nn.ParameterList(nn.Parameter(torch.randn(size)) for size in sizes)
+        ema = EMA(model, 0.9)
+        optimizers = build_optimizer(model, OptimConfig(base_lr=0.01, weight_decay=0.1))
+        optimizers.set_factor(0.7)
+        grads = torch.Generator().manual_seed(1)
+        for step in range(12):
+            for n, p in enumerate(model):
+                grad = torch.randn(p.shape, generator=grads)
+                p.grad = None if step % 3 == 1 and n == 2 else grad
+            optimizers.step(0.3, ema)
+        state = optimizers.state_dict()[0]["state"]
+        moments = [t for of_weight in state.values() for t in of_weight.values()]
+        found.append([*model, *ema.average, *moments])
+        if native:
+            norm = native_training.sum_of_squares(list(model)) ** 0.5
+            wanted = torch.cat([p.double().flatten() for p in model]).norm()
+            assert norm == pytest.approx(wanted.item(), rel=1e-12)
+    assert len(found[0]) == len(found[1]) == 5 * len(sizes)
+    for plain, fast in zip(*found):
+        torch.testing.assert_close(fast, plain, rtol=3e-6, atol=3e-7)
