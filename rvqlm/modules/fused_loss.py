@@ -297,7 +297,7 @@ class Scorer:
         """
         factors = self.level_weights[... if level is None else level].expand(targets.shape)
         if use is not None:
-            factors, targets = factors * use, targets.masked_fill(use == 0, 0)
+            factors, targets = factors * use, targets.masked_fill(use == 0, -1)
         shared = len(self.weight) == 1
         k = slice(None) if level is None or shared else slice(level, level + 1)
         # where the classifiers are shared, cells are rows

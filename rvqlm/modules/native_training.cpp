@@ -713,8 +713,8 @@ struct Classifiers {  // `_Classifiers` of native_training.py
   const bf16 *x;           // (rows, width), or (rows, levels, width): strides of a row and a level
   int64_t x_step, x_level;
   const float *weight;     // (levels, codes, width)
-  const int64_t *targets;  // (rows, levels)
-  const float *factors;    // (rows, levels) of the cells in the loss; 0: none that counts
+  const int64_t *targets;  // (rows, levels); -1: a cell that does not count
+  const float *factors;    // (rows, levels) of the cells in the loss
   float smoothing;
   // (4, rows, levels): -log p of the target; whether it is above all others; the highest
   // probability; the mean logit less the log of the total
@@ -792,7 +792,7 @@ extern "C" void classify(const Classifiers *call) {
         for (int64_t n = 0; n < rows; n++) {
           const int64_t cell = (begin + m + n) * c.levels + k, target = c.targets[cell];
           float *row = logits + n * c.codes, *found = c.found + cell;
-          if (c.factors[cell] == 0) {
+          if (target < 0) {
             for (int i = 0; i < 4; i++) found[i * of_found] = 0;
             if (c.grad_x) std::memset(c.grad_y + (m + n) * c.codes, 0, 2 * c.codes);
             continue;

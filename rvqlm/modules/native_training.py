@@ -364,12 +364,12 @@ def classify(
 
     :param hidden: (N, d) for all levels or (N, K, d), bf16.
     :param weight: (K, V, d) float32.
-    :param targets: (N, K) int64, all of them codes.
-    :param factors: (N, K) float32; 0: the cell does not count.
+    :param targets: (N, K) int64 codes; -1: the cell does not count.
+    :param factors: (N, K) float32.
     :param grad_weight: like ``weight``; its gradient is added to it. None: no gradients.
     """
     (N, K), (_, V, d) = targets.shape, weight.shape
-    if N and not 0 <= targets.min() <= targets.max() < V:
+    if N and not -1 <= targets.min() <= targets.max() < V:
         raise IndexError(f"targets {targets.min()} to {targets.max()} of {V} codes")
     some = max(1, min(N, LOGITS // V))
     hidden, targets, factors = hidden.contiguous(), targets.contiguous(), factors.contiguous()

@@ -12,6 +12,7 @@ from rvqlm.errors import UserError
 from rvqlm.models.factory import build_model
 from rvqlm.modules import native_training
 from rvqlm.modules.attention import RotaryTable, rotate
+from rvqlm.modules.fused_loss import fused_loss
 from rvqlm.modules.native_training import Part, attend, attend_each, gelu, project
 
 CPU = torch.device("cpu")
@@ -156,6 +157,111 @@ def test_products(rows, inputs, outputs, dtype, monkeypatch):
     assert distance(made[0], flat @ weight.T) < 0.003  # all else is the rounding of the result
     assert distance(grad_x[0], grad @ weight) < (1e-6 if dtype == torch.float32 else 0.003)
     assert distance(grad_weight, grad.T @ flat) < 1e-6
+
+
+def judged_plainly(hidden, weight, targets, factors, smoothing):
+    """nats, highest probability and mean log p of all cells, and gradients, in float64."""
+    hidden = hidden.double().requires_grad_()
+    weight = weight.bfloat16().double().requires_grad_()
+    states = hidden if hidden.ndim == 3 else hidden[:, None]
+    log_p = (states[:, :, None] @ weight.mT).squeeze(2).log_softmax(-1)
+    nats = -log_p.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+    mean = log_p.mean(-1)
+    ((targets >= 0) * factors * ((1 - smoothing) * nats - smoothing * mean)).sum().backward()
+    return (nats, log_p.amax(-1).exp(), mean), (hidden.grad, weight.grad)
+
+
+@native
+@pytest.mark.parametrize(
+    "rows,levels,codes,width,own_states,smoothing",
+    [(1, 1, 16, 32, False, 0), (75, 3, 48, 64, True, 0.1), (97, 2, 1040, 32, False, 0.2)],
+)
+def test_classifiers(rows, levels, codes, width, own_states, smoothing, monkeypatch):
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, *([levels] if own_states else []), width).bfloat16()
+    weight = torch.randn(levels, codes, width)
+    targets = torch.randint(codes, (rows, levels))
+    factors = torch.rand(rows, levels) * (torch.rand(rows, levels) < 0.8)  # 0, and yet it counts
+    targets[:, -1][torch.arange(rows) % 5 == 2] = -1
+    given = hidden, weight, targets, factors, smoothing
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads, at_once in ((1, 1 << 22), (3, 1 << 22), (2, 40 * codes)):
+            torch.set_num_threads(threads)
+            monkeypatch.setattr(native_training, "LOGITS", at_once)
+            grad = torch.ones_like(weight)
+            found.append((*native_training.classify(*given, grad), grad - 1))
+    finally:
+        torch.set_num_threads(before)
+    assert all(map(torch.equal, *found[:2]))
+    cells, grads = judged_plainly(*given)
+    counts = targets >= 0
+    for *made, grad_hidden, grad_weight in found:
+        for value, wanted in zip((made[0], *made[2:]), cells):
+            torch.testing.assert_close(value[counts].double(), wanted[counts], rtol=1e-5, atol=1e-5)
+            assert not value[~counts].any()
+        # all else is the rounding of the gradient by the logits
+        assert distance(grad_hidden, grads[0]) < 0.004 and distance(grad_weight, grads[1]) < 0.004
+    alone = native_training.classify(*given)
+    assert alone.grad_hidden is None and all(map(torch.equal, alone[:4], found[0][:4]))
+    with pytest.raises(IndexError, match=f"of {codes} codes"):
+        native_training.classify(hidden, weight, targets + codes, factors)
+
+
+@native
+def test_classifiers_count_no_ties_and_show_what_is_no_number():
+    weight = torch.ones(1, 16, 32)
+    weight[0, 3] = 2.0
+    hidden = torch.ones(4, 32).bfloat16()
+    hidden[3, 5] = torch.nan
+    targets = torch.tensor([[3], [4], [0], [3]])
+    tied = native_training.classify(hidden, weight * 0, targets, torch.ones(4, 1))
+    assert not tied.hits.any()
+    made = native_training.classify(hidden, weight, targets, torch.ones(4, 1))
+    assert made.hits.flatten().tolist() == [1, 0, 0, 0]
+    assert made.nats[:3].isfinite().all() and made.nats[3].isnan()
+
+
+@native
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.2])
+@pytest.mark.parametrize("states", ["frame", "level", "shared"])
+def test_losses(states, share, monkeypatch):
+    """Dense, with rows that have no cell, and cell by cell; with weights of cells and levels."""
+    monkeypatch.setattr(native_training, "_has_amx", lambda: False)
+    torch.manual_seed(0)
+    N, K, V, d = 60, 3, 48, 64
+    hidden = torch.randn(N, d) if states == "frame" else torch.randn(N, K, d)
+    weight = torch.randn(1 if states == "shared" else K, V, d)
+    targets = torch.randint(V, (N, K))
+    valid = torch.rand(N, K) * (torch.rand(N, K) < share)
+    valid[7] = 0
+    targets[valid == 0] = 1000  # anything
+    level_weights = torch.tensor([1.0, 0.0, 2.5])
+    rounded = hidden.bfloat16().double().requires_grad_()
+    plain = weight.bfloat16().double().requires_grad_()
+    asked = targets.where(valid > 0, 0)
+    logits = (rounded if rounded.ndim == 3 else rounded[:, None])[:, :, None] @ plain.mT
+    log_p = logits.squeeze(2).log_softmax(-1)
+    nats = -log_p.gather(-1, asked[..., None]).squeeze(-1)
+    wanted = (valid * level_weights * (0.9 * nats - 0.1 * log_p.mean(-1))).sum()
+    grads = torch.autograd.grad(wanted, (rounded, plain))
+    calls, classify = [], native_training.classify
+    monkeypatch.setattr(
+        native_training, "classify", lambda *given: calls.append(1) or classify(*given)
+    )
+    h, w = hidden.requires_grad_(), nn.Parameter(weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = fused_loss(h, w, targets, valid, level_weights, 0.1)
+    assert calls
+    found = torch.autograd.grad(made.loss, (h, w))
+    torch.testing.assert_close(made.loss.double(), wanted, rtol=1e-5, atol=0)
+    torch.testing.assert_close(made.sums["nats"].double(), (nats * valid).sum(0), rtol=1e-5, atol=0)
+    hits = (log_p.argmax(-1) == asked) * valid
+    torch.testing.assert_close(made.sums["accuracy"], hits.sum(0))
+    assert all(distance(*pair) < 0.005 for pair in zip(found, grads))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        cells = fused_loss(h, w, targets, valid, level_weights, 0.1).cells
+    torch.testing.assert_close(cells.double(), nats * valid, rtol=1e-5, atol=1e-5)
 
 
 @native
