@@ -9,7 +9,8 @@ trainer adds to them.
 ``trainer`` is `Trainer.fit`: loss guard, clipping, AdamW, EMA, log. ``bare`` is forward, backward
 and AdamW on the same model in the same process, in turn with it; the overhead is what the former
 takes longer. MusicGen is the decoder of transformers of the same width, depth, K, V and batch,
-trained like ``bare``. Every line of the table is a process of its own. Times are taken of 5 steps
+trained like ``bare``; it is first timed alone, then again in turn with each of ours. Every line of
+the table is a process of its own. Times are taken of 5 steps
 each: speeds are medians of them, the overhead compares the shortest, which other processes on the
 machine disturb least. FLOP/s are counted operations of matrix products and attention over the time
 of ``trainer``; the peak is the best of a few square matmuls in the same precision.
@@ -85,8 +86,25 @@ class Args:
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def measure(args: Args, size: dict, family: str, precision: str, compiled: bool) -> dict:
-    """One line of the table, in a fresh process."""
+class Side:
+    """A model whose steps are timed round by round, in a process of its own."""
+
+    def __init__(self, args: Args, size: dict, family: str, precision: str, compiled: bool = False):
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        self.found = self.pool.submit(prepare, args, size, family, precision, compiled).result()
+
+    def round(self) -> dict:
+        """Seconds of steps, by what made them, which are noted in `found`, too; and memory."""
+        new = self.pool.submit(take_round).result()
+        for key in ("bare", "trainer"):
+            self.found[key] = self.found.get(key, []) + new.get(key, [])
+        self.found["memory"] = new["memory"]
+        return new
+
+
+def prepare(args: Args, size: dict, family: str, precision: str, compiled: bool) -> dict:
+    """What is known of one line of the table before a step is timed, in a fresh process."""
+    global _take_round
     from rvqlm.runtime import pick_device, tune_malloc
 
     tune_malloc()
@@ -105,13 +123,15 @@ def measure(args: Args, size: dict, family: str, precision: str, compiled: bool)
     torch.manual_seed(0)
     if family == "musicgen":
         model = make_musicgen(args, size).to(device)
-        times = [
-            t for _ in range(args.rounds) for t in bare(args, size, model, None, device, dtype)
-        ]
-        return {"bare": times, "memory": memory_mb(device)}
+
+        def _take_round() -> dict:
+            times = bare(args, size, model, None, device, dtype)
+            return {"bare": times, "memory": memory_mb(device)}
+
+        return {}
     model = make_model(args, size, family).to(device).train()
     batch = make_batch(args, size, family)
-    result = {"flops": training_flops(model, batch.to(device), dtype), "bare": [], "trainer": []}
+    result = {"flops": training_flops(model, batch.to(device), dtype)}
     if compiled:
         from rvqlm.training.compiling import compile_model, warm_up
 
@@ -123,10 +143,20 @@ def measure(args: Args, size: dict, family: str, precision: str, compiled: bool)
         torch.cuda.reset_peak_memory_stats()
     bare(args, size, model, batch, device, dtype)
     result["bare_memory"] = memory_mb(device)
-    for _ in range(args.rounds):
-        result["trainer"] += train(args, model, Loader(batch), device, dtype)
-        result["bare"] += bare(args, size, model, batch, device, dtype)
-    return {**result, "memory": memory_mb(device)}
+
+    def _take_round() -> dict:
+        return {
+            "trainer": train(args, model, Loader(batch), device, dtype),
+            "bare": bare(args, size, model, batch, device, dtype),
+            "memory": memory_mb(device),
+        }
+
+    return result
+
+
+def take_round() -> dict:
+    """Times and memory of a round of what this process has prepared."""
+    return _take_round()
 
 
 def memory_mb(device) -> float:
@@ -186,17 +216,12 @@ def train(args: Args, model, loader, device, dtype) -> list[float]:
         return per_step([line["elapsed"] for line in lines if line["kind"] == "train"])
 
 
-def in_process(*args) -> dict:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, *args).result()
-
-
 def row(name: str, frames: int, found: dict, peak: float, musicgen: float | None) -> str:
-    """A line of the table."""
+    """A line of the table; ``musicgen``: seconds of its step, in turn with these."""
     bare = statistics.median(found["bare"])
-    trainer = statistics.median(found.get("trainer", [bare]))
+    trainer = statistics.median(found["trainer"] or [bare])
     cells = [f"{name:26}{frames / bare:10.0f}"]
-    if "trainer" in found:
+    if found["trainer"]:
         extra = min(found["trainer"]) / min(found["bare"]) - 1
         rate = found["flops"] / trainer
         cells.append(f"{frames / trainer:10.0f}{100 * extra:9.1f}%")
@@ -235,25 +260,34 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     frames, record = size["batch"] * size["frames"], {}
     for precision in precisions:
-        peak = in_process(args, size, "peak", precision, False)["peak"]
+        peak = Side(args, size, "peak", precision).found["peak"]
         print(f"\n{precision}, matmul peak {peak / 1e9:,.0f} GFLOP/s")
         print(
             f"{'':26}{'bare':>10}{'trainer':>10}{'overhead':>10}{'':10}{'of':>9}{'peak':>10}"
             f"{'of MusicGen':>20}\n{'':26}{'frames/s':>10}{'frames/s':>10}{'':>10}{'GFLOP/s':>10}"
             f"{'peak':>9}{'MiB':>10}{'trainer':>10}{'bare':>10}"
         )
-        musicgen = None
-        if args.peer:
-            found = in_process(args, size, "musicgen", precision, False)
-            musicgen = statistics.median(found["bare"])
-            print(row("MusicGen", frames, found, peak, None), flush=True)
-            record[f"musicgen {precision}"] = found
+        peer = Side(args, size, "musicgen", precision) if args.peer else None
+        if peer is not None:
+            for _ in range(args.rounds):
+                peer.round()
+            print(row("MusicGen", frames, peer.found, peak, None), flush=True)
+            record[f"musicgen {precision}"] = peer.found
         for family in args.families or FAMILIES:
             for compiled in {"no": (False,), "yes": (True,), "both": (False, True)}[args.compile]:
-                found = in_process(args, size, family, precision, compiled)
+                side = Side(args, size, family, precision, compiled)
+                # in turn: other work on the machine slows both
+                of_peer = []
+                for _ in range(args.rounds):
+                    side.round()
+                    of_peer += peer.round()["bare"] if peer is not None else []
+                musicgen = statistics.median(of_peer) if of_peer else None
                 name = f"{family}, compiled" if compiled else family
-                print(row(name, frames, found, peak, musicgen), flush=True)
-                record[f"{name} {precision}"] = found
+                print(row(name, frames, side.found, peak, musicgen), flush=True)
+                record[f"{name} {precision}"] = {**side.found, "musicgen": of_peer}
+                side.pool.shutdown()
+        if peer is not None:
+            peer.pool.shutdown()
     if args.json:
         Path(args.json).write_text(
             json.dumps({"machine": machine, "args": asdict(args), **record}, indent=1)
