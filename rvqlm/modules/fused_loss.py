@@ -109,9 +109,14 @@ class Scorer:
         self.loss = torch.zeros((), device=device, dtype=self.sum_dtype)
         wanted = CELL_METRICS if self.with_grad else _wanted
         self.sums = {name: torch.zeros_like(self.level_weights) for name in wanted}
-        self.grad_weight = self.cells = None
-        if self.with_grad:
-            self.grad_weight = torch.zeros(weight.shape, device=device, dtype=self.sum_dtype)
+        self._grad_weight = self.cells = None
+
+    @property
+    def grad_weight(self) -> Tensor | None:
+        """Gradient by the classifiers so far; of a loss without gradients None."""
+        if self._grad_weight is None and self.with_grad:
+            self._grad_weight = torch.zeros_like(self.weight, dtype=self.sum_dtype)
+        return self._grad_weight
 
     def keep_cells(self, targets: Tensor) -> None:
         """Note the nats of each cell of ``targets``, (N, K) or (N,), in `cells`: too much work for
@@ -300,12 +305,15 @@ class Scorer:
             factors, targets = factors * use, targets.masked_fill(use == 0, -1)
         shared = len(self.weight) == 1
         k = slice(None) if level is None or shared else slice(level, level + 1)
+        first = self.with_grad and self._grad_weight is None and level is None
+        if first:
+            self._grad_weight = torch.empty_like(self.weight)
         # where the classifiers are shared, cells are rows
         cells = (-1, 1) if shared or level is not None else targets.shape
         judged = native_training.classify(
             hidden.reshape(-1, hidden.shape[-1]) if shared else hidden,
             self.weight[k], targets.reshape(cells), factors.reshape(cells), self.smoothing,
-            self.grad_weight[k] if self.with_grad else None,
+            self.grad_weight[k] if self.with_grad else None, add=not first,
         )  # fmt: skip
         found = (values.view(targets.shape) for values in judged[:4])
         nats = self._add_up(*found, use, 0, level)

@@ -720,11 +720,12 @@ struct Classifiers {  // `_Classifiers` of native_training.py
   // probability; the mean logit less the log of the total
   float *found;
   float *grad_x;       // laid out as x, or null: no gradients
-  float *grad_weight;  // as the weight; added to
+  float *grad_weight;  // as the weight
   bf16 *grad_y;        // (some rows, codes)
   uint32_t *scratch;   // (codes in sixes * some rows in pairs), of `Linear`
   uint32_t *packed;    // (codes in blocks, width / 2, BLOCK)
   int64_t some_rows;   // that are worked on together
+  int64_t add;         // whether to what the gradient of the weight is already
   int64_t threads;
 };
 
@@ -807,7 +808,7 @@ extern "C" void classify(const Classifiers *call) {
       l.grad_y = c.grad_y, l.scratch = c.scratch, l.grad_x_wide = true;
       l.grad_x = c.grad_x + begin * c.x_step + k * c.x_level, l.grad_x_step = c.x_step;
       l.grad_weight = c.grad_weight + k * c.codes * c.width;
-      l.add_to_x = !c.x_level && k > 0, l.add_to_weight = true;
+      l.add_to_x = !c.x_level && k > 0, l.add_to_weight = c.add || begin > 0;
       gradient_of_x(l);
       gradient_of_weight(l);
     }

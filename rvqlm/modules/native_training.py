@@ -74,7 +74,7 @@ class _Classifiers(ctypes.Structure):
         ("smoothing", ctypes.c_float),
         *[(name, ctypes.c_void_p) for name in ("found", "grad_x", "grad_weight", "grad_y")],
         *[(name, ctypes.c_void_p) for name in ("scratch", "packed")],
-        *[(name, ctypes.c_int64) for name in ("some_rows", "threads")],
+        *[(name, ctypes.c_int64) for name in ("some_rows", "add", "threads")],
     ]
 
 
@@ -358,6 +358,7 @@ def classify(
     factors: Tensor,
     smoothing: float = 0.0,
     grad_weight: Tensor | None = None,
+    add: bool = True,
 ) -> Judged:
     """Judge K classifiers, and make the gradients of their loss: that of cells (N, K) is
     ``factors * ((1 - smoothing) * nats - smoothing * mean)``.
@@ -366,7 +367,8 @@ def classify(
     :param weight: (K, V, d) float32.
     :param targets: (N, K) int64 codes; -1: the cell does not count.
     :param factors: (N, K) float32.
-    :param grad_weight: like ``weight``; its gradient is added to it. None: no gradients.
+    :param grad_weight: like ``weight``; its gradient is written there, or added to what is there.
+        None: no gradients.
     """
     (N, K), (_, V, d) = targets.shape, weight.shape
     if N and not -1 <= targets.min() <= targets.max() < V:
@@ -379,7 +381,8 @@ def classify(
     call.weight, call.targets = weight.data_ptr(), targets.data_ptr()
     call.factors, call.smoothing, call.found = factors.data_ptr(), smoothing, found.data_ptr()
     packed = torch.empty(-(-V // BLOCK) * BLOCK * d // 2, dtype=torch.int32)
-    call.packed, call.some_rows, call.threads = packed.data_ptr(), some, torch.get_num_threads()
+    call.packed, call.some_rows, call.add = packed.data_ptr(), some, add
+    call.threads = torch.get_num_threads()
     grad = None
     if grad_weight is not None:
         grad = torch.empty_like(hidden, dtype=torch.float32)
