@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqlm.batch import PAD, Batch
+from rvqlm.batch import PAD, Batch, Padded, mask_of
 from rvqlm.data.channel import Channel
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
@@ -355,13 +355,24 @@ def read_batch(
 
 
 def _like_rows(batch: Batch) -> Batch:
-    """A padded batch of an item a row, as long as the rows: it takes as much memory."""
+    """A padded batch of an item a row, as long as the rows and with the conditions of all items of
+    each: it takes as much memory."""
     number, frames = batch.cells // batch.row_frames, batch.row_frames
     codes = batch.codes[batch.codes[..., 0] != PAD]
     codes = codes[torch.arange(number * frames) % len(codes)].unflatten(0, (number, frames))
     fields = {k: v[:number] for k, v in vars(batch).items() if isinstance(v, Tensor)}
     fields |= {"codes": codes, "lengths": torch.full((number,), frames), "rows": None}
-    return replace(batch, **fields, row_frames=0)
+    row = batch.rows[:, 0]
+    conditions = {kind: _of_rows(given, row) for kind, given in batch.conditions.items()}
+    return replace(batch, **fields, conditions=conditions, row_frames=0)
+
+
+def _of_rows(given: Padded, row: Tensor) -> Padded:
+    """Steps of items, those of a row in one. ``row`` (B,)"""
+    exists = mask_of(given.lengths, given.values.shape[1])
+    of_rows = [exists & (row == number)[:, None] for number in row.unique()]
+    times = None if given.times is None else [given.times[of] for of in of_rows]
+    return Padded.of([given.values[of] for of in of_rows], given.values.shape[2], times)
 
 
 class _Damaged:

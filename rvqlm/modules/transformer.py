@@ -279,8 +279,8 @@ class Transformer(nn.Module):
         :param condition: (B, d), for adaptive norms.
         :param memory: what `read` gave, with its mask (B, M).
         :param causal: whether steps see no later ones, where not as the transformer is made.
-        :param documents: of rows of several sequences, with ``positions``; neither memory nor
-            cache nor mask then.
+        :param documents: of rows of several sequences, with ``positions``; condition and memory are
+            then of each sequence. What is no step may be seen by ``key_mask``. No cache.
         """
         (B, S), held = x.shape[:2], 0 if cache is None else cache.position
         causal = self.config.causal if causal is None else causal
@@ -292,7 +292,7 @@ class Transformer(nn.Module):
         if not masks_in_blocks(x.device):  # or every layer would
             cos, sin = cos.to(dtype), sin.to(dtype)
         if documents is not None:
-            bias = documents.bias(causal, dtype)
+            bias = documents.bias(causal, dtype, key_mask)
         else:
             masked = self.masks_always and self.training and torch.is_grad_enabled()
             if masked and key_mask is None and not causal:
