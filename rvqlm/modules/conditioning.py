@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from rvqlm.batch import Batch, Padded, mask_of
-from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo, Infos, room_of
+from rvqlm.condition_info import ConditionInfo, Infos
 from rvqlm.errors import UserError
 from rvqlm.modules.documents import Documents
 from rvqlm.modules.embeddings import FieldEmbedding
 from rvqlm.modules.kv_cache import KVCache
 from rvqlm.modules.stepping import Stepper
+from rvqlm.modules.time_axis import bits_of, by_clock, laid_out
 from rvqlm.modules.transformer import Transformer, TransformerConfig
 
 
@@ -207,7 +208,7 @@ class Conditioner(nn.Module):
             at = by_clock(info, values)
         elif kind != "source":
             durations = getattr(self, f"durations_{kind}", None)
-            lead, width = _laid_out(info, durations, values[..., 0], mask, frames)
+            lead, width = laid_out(info, durations, values[..., 0], mask, frames)
             at = lead + width.cumsum(1) - width / 2
             if info.aligned:
                 edges = torch.stack([at - width / 2, at + width / 2], -1)
@@ -216,70 +217,6 @@ class Conditioner(nn.Module):
                 at = edges.mean(-1)
         mask = torch.cat([torch.ones_like(begin, dtype=torch.bool), mask], 1)
         return x + self.kind[row], mask, torch.cat([begin, at], 1), edges
-
-
-def by_clock(info: ConditionInfo, values: Tensor) -> Tensor:
-    """(B, S) places in frames of steps (B, S, F) that know their time modulo a turn.
-
-    How many turns lie between two notes their onset says, to the precision of its bins. What sounds
-    from before, of an id above all counts, comes first and lies at 0.
-    """
-    number, unit = info.clock
-    size = info.settings.get("positions", info.sizes[number])
-    counts = values[..., number].long()
-    before = counts >= size
-    counts = counts.masked_fill(before, 0)
-    counts = counts.diff(dim=1, prepend=torch.zeros_like(counts[:, :1])) % size
-    made = info.settings
-    if "seconds_unit" in made:
-        onset = values[..., MIDI_FIELDS.index("onset")].float()
-        seconds = made["seconds_unit"] * torch.expm1(onset / made["seconds_steps"])
-        turns = (seconds / made["position_step"] - counts) / size
-        turns = turns.round().clamp(min=0).masked_fill(before, 0)
-        counts = counts + size * turns.long()
-    return counts.cumsum(1) * unit
-
-
-def bits_of(durations: Sequence[float]) -> Tensor:
-    """(V,) int32, float32 to `in_order`: a cast of the model to 16 bits would round floats, and
-    texts would drift from their codes."""
-    return torch.tensor(durations).view(torch.int32)
-
-
-def in_order(
-    info: ConditionInfo,
-    durations: Tensor | None,
-    ids: Tensor,
-    mask: Tensor,
-    frames: Tensor | None = None,
-) -> Tensor:
-    """(B, S) middles, in frames, of steps that follow one another by their average durations.
-
-    :param durations: `bits_of` those of ``info``, or None where it has none.
-    :param ids: (B, S) of the first field; mask (B, S) which of them exist.
-    :param frames: (B,) frames of the items where known: durations are scaled to fill them.
-    """
-    lead, width = _laid_out(info, durations, ids, mask, frames)
-    return lead + width.cumsum(1) - width / 2
-
-
-def _laid_out(
-    info: ConditionInfo,
-    durations: Tensor | None,
-    ids: Tensor,
-    mask: Tensor,
-    frames: Tensor | None,
-) -> tuple[Tensor | float, Tensor]:
-    """Frames before the first step, (B, 1) or one for all, and of each (B, S); see `in_order`."""
-    width = mask.float()
-    known = None if durations is None else durations.view(torch.float32)
-    width = width * (info.rate if known is None else known[ids.clamp(min=0).long()])
-    lead = info.margins[0]
-    if frames is not None:
-        lead, room = room_of(frames, info.margins)
-        width = width * (room / width.sum(1).clamp(min=1e-6))[:, None]
-        lead = lead[:, None]
-    return lead, width
 
 
 @dataclass
