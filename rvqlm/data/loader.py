@@ -213,9 +213,13 @@ class TokenLoader:
         finally:
             _stop(channel, thread)
 
-    def worst_batch(self) -> Batch:
+    def worst_batch(self, in_rows: bool = False) -> Batch:
         """The batch with the largest grid of items and padded frames, of this epoch and of those to
-        come in which a schedule changes something."""
+        come in which a schedule changes something.
+
+        :param in_rows: leave items in their rows, where several share one; else each row becomes an
+            item.
+        """
         later = [e for e in self.config.change_epochs() if e > self._epoch]
         epochs = [self._epoch, *later]
         plans = [self._plan_of(e, self.world_size) for e in later]
@@ -232,7 +236,7 @@ class TokenLoader:
         for kind, padded in found.conditions.items():
             last = torch.tensor(self.conditions.infos[kind].sizes, dtype=padded.values.dtype) - 1
             torch.minimum(padded.values, last, out=padded.values)
-        return found if found.rows is None else _like_rows(found)
+        return found if in_rows or found.rows is None else _like_rows(found)
 
     def shapes(self) -> set[tuple[int, int]]:
         """(B, T) of the batches of this epoch, on all ranks."""

@@ -243,7 +243,8 @@ def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
     torch's kernels for GPUs would make this anew in every layer, and once more where rows do not
     begin at multiples of 16."""
     shape = (1,) * (4 - seen.ndim) + seen.shape
-    width = -(-shape[3] // 16) * 16
+    # never as wide as what is shown, of which compiled code would have one more version
+    width = (shape[3] // 16 + 1) * 16
     strides = (shape[1] * shape[2] * width, shape[2] * width, width, 1)
     # no part of a wider tensor, which compiled code would look at too
     bias = torch.empty_strided(shape, strides, dtype=dtype, device=seen.device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rvqlm.batch import mask_of, to_device
-from rvqlm.modules.attention import as_bias, attend, masks_in_blocks
+from rvqlm.modules.attention import as_bias, attend
 from rvqlm.modules.native_training import Part
 
 
@@ -123,13 +123,9 @@ class Documents:
     def _masks(self, key_mask: Tensor | None) -> Iterable[Tensor | None]:
         return repeat(None) if key_mask is None else self._split(key_mask)
 
-    def bias(
-        self, causal: bool, dtype: torch.dtype, key_mask: Tensor | None = None
-    ) -> Tensor | None:
+    def bias(self, causal: bool, dtype: torch.dtype, key_mask: Tensor | None = None) -> Tensor:
         """(R, 1, W, W), see `rvqlm.modules.attention.bias_of`; steps that are none see each other,
         since each must see one."""
-        if masks_in_blocks(self.number.device):
-            return None
         seen = (self.number[:, :, None] == self.number[:, None, :])[:, None]
         if causal:
             seen = seen.tril() | (seen & self.leads[:, None, None])

@@ -111,12 +111,10 @@ class Setup:
         seed_everything(config.seed)
         infos = self.conditions.infos if self.conditions else {}
         self.model = build_model(config.model_name, config.model, self.info, infos).to(device)
-        if config.data.packing:
-            why = "" if self.model.packs else f"{self.model.name} has no rows of several cuts"
-            if not why and config.compile:
-                why = "rows of several cuts are not for --compile"
-            if why:
-                raise UserError(f"--packing {config.data.packing}: {why}")
+        if config.data.packing and not self.model.packs:
+            raise UserError(
+                f"--packing {config.data.packing}: {self.model.name} has no rows of several cuts"
+            )
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.memory_line = ""
 
@@ -155,7 +153,7 @@ class Setup:
         if config.compile:
             from rvqlm.training.compiling import warm_up
 
-            like = self.loader.worst_batch()
+            like = self.loader.worst_batch(in_rows=True)
             warm_up(trainer.module, self.compiled_shapes, like, self.dtype, self.say)
         if self.world.main:
             write_config(config)
@@ -314,7 +312,9 @@ class Setup:
         if config.compile:
             from rvqlm.training.compiling import compile_model
 
-            self.compiled_shapes = compile_model(self.model, self.loader.shapes(), self.say)
+            self.compiled_shapes = compile_model(
+                self.model, self.loader.shapes(), self.say, in_rows=config.data.packing > 0
+            )
         make_samples = partial(self.make_samples, self) if config.log.samples else None
         again = config.num_threads == "auto" and device.type == "cpu" and world.size == 1
         return Trainer(

@@ -49,7 +49,6 @@ def test_a_resumed_run_is_the_one_that_never_stopped(tokens, tmp_path, name, fus
     ("words", "why"),
     [
         (("--model-name", "recognizer", "--conditions", "text"), "recognizer has no rows"),
-        (("--compile",), "are not for --compile"),
         (("--max-cuts", "2"), "--max-cuts mean nothing with it"),
         (("--packing", "40"), "more than a row of --packing 40"),
     ],
