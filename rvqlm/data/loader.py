@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rvqlm.batch import PAD, Batch
+from rvqlm.batch import PAD, Batch, Padded, mask_of
 from rvqlm.data.channel import Channel
 from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
@@ -213,9 +213,13 @@ class TokenLoader:
         finally:
             _stop(channel, thread)
 
-    def worst_batch(self) -> Batch:
+    def worst_batch(self, in_rows: bool = False) -> Batch:
         """The batch with the largest grid of items and padded frames, of this epoch and of those to
-        come in which a schedule changes something."""
+        come in which a schedule changes something.
+
+        :param in_rows: leave items in their rows, where several share one; else each row becomes an
+            item.
+        """
         later = [e for e in self.config.change_epochs() if e > self._epoch]
         epochs = [self._epoch, *later]
         plans = [self._plan_of(e, self.world_size) for e in later]
@@ -232,7 +236,7 @@ class TokenLoader:
         for kind, padded in found.conditions.items():
             last = torch.tensor(self.conditions.infos[kind].sizes, dtype=padded.values.dtype) - 1
             torch.minimum(padded.values, last, out=padded.values)
-        return found if found.rows is None else _like_rows(found)
+        return found if in_rows or found.rows is None else _like_rows(found)
 
     def shapes(self) -> set[tuple[int, int]]:
         """(B, T) of the batches of this epoch, on all ranks."""
@@ -355,13 +359,24 @@ def read_batch(
 
 
 def _like_rows(batch: Batch) -> Batch:
-    """A padded batch of an item a row, as long as the rows: it takes as much memory."""
+    """A padded batch of an item a row, as long as the rows and with the conditions of all items of
+    each: it takes as much memory."""
     number, frames = batch.cells // batch.row_frames, batch.row_frames
     codes = batch.codes[batch.codes[..., 0] != PAD]
     codes = codes[torch.arange(number * frames) % len(codes)].unflatten(0, (number, frames))
     fields = {k: v[:number] for k, v in vars(batch).items() if isinstance(v, Tensor)}
     fields |= {"codes": codes, "lengths": torch.full((number,), frames), "rows": None}
-    return replace(batch, **fields, row_frames=0)
+    row = batch.rows[:, 0]
+    conditions = {kind: _of_rows(given, row) for kind, given in batch.conditions.items()}
+    return replace(batch, **fields, conditions=conditions, row_frames=0)
+
+
+def _of_rows(given: Padded, row: Tensor) -> Padded:
+    """Steps of items, those of a row in one. ``row`` (B,)"""
+    exists = mask_of(given.lengths, given.values.shape[1])
+    of_rows = [exists & (row == number)[:, None] for number in row.unique()]
+    times = None if given.times is None else [given.times[of] for of in of_rows]
+    return Padded.of([given.values[of] for of in of_rows], given.values.shape[2], times)
 
 
 class _Damaged:

@@ -65,7 +65,8 @@ class PlanConfig:
     long items dearer; 0: count T."""
     packing: int = 0
     """Compute rows of so many frames, each filled with several cuts that do not see each other,
-    instead of a row for each cut and its padding; --max-duration is that of all rows. 0: padded."""
+    instead of a row for each cut and its padding; --max-duration is that of all rows. Conditions
+    that stand before a cut come on top. 0: padded."""
     length_multiple: int = 1
     """Pad every batch to a multiple of so many frames, for compiled models that like few shapes."""
     window_schedule: tuple[str, ...] = ()

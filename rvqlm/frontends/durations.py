@@ -6,7 +6,7 @@ from the lengths of recordings and their first codebook, without any alignment.
 - lead and tail are those with which symbols, laid out by these durations, say most about the codes
   of level 0 at their time (mutual information), on a coarse grid
 
-It is a prior: models place texts by it on the time axis (`rvqlm.modules.conditioning`) and learn
+It is a prior: models place texts by it on the time axis (`rvqlm.modules.time_axis`) and learn
 the rest by themselves. A trained aligner would be more exact, and slower to have.
 """
 

@@ -105,26 +105,21 @@ class TokenModel(nn.Module):
         self.conditions = {kind: conditions[kind] for kind in config.conditions}
         self.duration_head: DurationHead | None = None
 
-    def why_not_packed(self) -> str:
-        """Why it takes no batch of several items in a row; empty where it does."""
-        if not self.packs:
-            return f"{self.name} has no rows of several cuts"
-        if self.conditions:
-            return f"rows of several cuts have no --conditions ({', '.join(self.conditions)})"
-        return ""
-
-    def documents(self, batch: Batch, per_frame: int, more: int, size: int) -> Documents | None:
+    def documents(
+        self, network: ConditionedTransformer, batch: Batch, per_frame: int, more: int, size: int
+    ) -> Documents | None:
         """Where the items of a batch stand in its rows; None where each has one of its own.
 
+        :param network: that computes them.
         :param per_frame, more: steps of an item of T frames: per_frame * T + more.
         :param size: steps of the padded batch.
         """
         if batch.rows is None:
             return None
-        if why := self.why_not_packed():
-            raise UserError(f"--packing: {why}")
+        if not self.packs:
+            raise UserError(f"--packing: {self.name} has no rows of several cuts")
         steps = batch.rows * torch.tensor([1, per_frame]) + torch.tensor([0, more])
-        return Documents(steps, size, batch.codes.device)
+        return network.documents(batch, steps, size)
 
     @property
     def ordered_levels(self) -> int:

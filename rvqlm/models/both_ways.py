@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from rvqlm.batch import Batch, Padded
 from rvqlm.models.base import LMOutput
 from rvqlm.modules.conditioning import ConditionedTransformer, Context, DecoderState
+from rvqlm.modules.documents import Documents
 from rvqlm.modules.embeddings import SumEmbedding
 from rvqlm.modules.ends import EndHead
 from rvqlm.modules.heads import Heads
@@ -42,19 +43,28 @@ class FrameByFrame(nn.Module):
         """(B, n, K) frames, each one step late -> (B, n, d)."""
         return self._parts[0](columns) + self.way
 
-    def hidden(self, codes: Tensor, context: Context | None) -> Tensor:
+    def hidden(
+        self, codes: Tensor, context: Context | None, documents: Documents | None = None
+    ) -> Tensor:
         """(B, T, K) codes, `special` past the items' ends -> (B, T + 1, d): step t sees the frames
         before t."""
         start = codes.new_full((len(codes), 1, codes.shape[2]), self.special)
-        return self._parts[1](self.inputs(torch.cat([start, codes], 1)), context, causal=True)
+        x = self.inputs(torch.cat([start, codes], 1))
+        return self._parts[1](x, context, causal=True, documents=documents)
 
-    def loss(self, batch: Batch, label_smoothing: float, level_weights: Tensor | None) -> LMOutput:
+    def loss(
+        self,
+        batch: Batch,
+        label_smoothing: float,
+        level_weights: Tensor | None,
+        documents: Documents | None = None,
+    ) -> LMOutput:
         """-log p of each frame from those before it, and of where the items end."""
         _, network, heads = self._parts
         B, T, _ = batch.codes.shape
         context = network.encode_conditions(batch.conditions, B)
         codes = batch.codes.long().masked_fill(batch.codes < 0, self.special)
-        hidden = self.hidden(codes, context)
+        hidden = self.hidden(codes, context, documents)
         scored = batch.scored()[..., None].expand_as(codes)
         rows = (hidden[:, :T], codes.masked_fill(~scored, 0), scored)
         how = level_weights, label_smoothing, batch.most()

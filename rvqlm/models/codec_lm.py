@@ -157,7 +157,7 @@ class CodecLM(TokenModel):
 
     def _documents(self, batch: Batch, steps: int) -> Documents | None:
         one, two = (self.pattern.grid_steps(n, self.end_head is not None) for n in (1, 2))
-        return self.documents(batch, two - one, 2 * one - two, steps)
+        return self.documents(self.network, batch, two - one, 2 * one - two, steps)
 
     def shift(self, grid: Tensor) -> Tensor:
         """(B, S, K) grid -> inputs: one step later, the first all special."""

@@ -227,7 +227,10 @@ class Masked(TokenModel):
         else:
             draws = range(self.config.eval_draws)
             masks, score = [self.held_out_mask(batch, draw) for draw in draws], self._all_codes
-        ar = None if self.ar is None else self.ar.loss(batch, label_smoothing, level_weights)
+        ar = None
+        if self.ar is not None:
+            documents = self.documents(network, batch, 1, 1, batch.codes.shape[1] + 1)
+            ar = self.ar.loss(batch, label_smoothing, level_weights, documents)
         if self.length_head is not None:
             contexts.append(network.embed_conditions(batch.conditions, B))
         context, *alone = network.encode(*contexts)
@@ -250,11 +253,6 @@ class Masked(TokenModel):
         self.add_duration_loss(out, self.network, batch)
         return out
 
-    def why_not_packed(self) -> str:
-        if self.ar is not None:
-            return "the second loss of --ar-share has no rows of several cuts"
-        return super().why_not_packed()
-
     def _masked_hidden(self, batch: Batch, mask: Mask, context: Context | None) -> Tensor:
         """Hidden states (B, T, d) of a batch with cells hidden."""
         return self.network(**self._masked_steps(batch, mask, context)._asdict())
@@ -262,8 +260,9 @@ class Masked(TokenModel):
     def _masked_steps(self, batch: Batch, mask: Mask, context: Context | None) -> Steps:
         unseen = mask.hidden | (batch.codes < 0)
         codes = batch.codes.long().masked_fill(unseen, self.special)
-        valid = mask_of(batch.lengths, codes.shape[1]) if batch.padded else None
-        documents = self.documents(batch, 1, 0, codes.shape[1])
+        documents = self.documents(self.network, batch, 1, 0, codes.shape[1])
+        padded = documents is None and batch.padded
+        valid = mask_of(batch.lengths, codes.shape[1]) if padded else None
         return Steps(self.embedding(codes), context, valid, documents)
 
     def _first_pass(

@@ -10,7 +10,7 @@ real recordings, needs nobody's opinion. Trained like any model, with the text a
   of all alignments of the symbols to the decisions, exactly; no alignment is needed in training.
   Symbol 0 of the table, ``<eps>``, is the blank.
 - At first the alignments near to where a text lies by the average durations of its symbols
-  (`rvqlm.modules.conditioning.in_order`) weigh more than others, less and less so. Without, CTC
+  (`rvqlm.modules.time_axis.in_order`) weigh more than others, less and less so. Without, CTC
   writes blanks alone for its first thousand steps.
 - Augmentation: spans of frames are blanked (SpecAugment, Park et al., 2019, arXiv:1904.08779) and
   fine levels left out, so that it also understands codes that no recording has.
@@ -37,8 +37,8 @@ from rvqlm.metrics.bigram import Bigram
 from rvqlm.metrics.recognition import edit_distances
 from rvqlm.models.base import LMOutput, TokenModel
 from rvqlm.models.network import NetworkConfig
-from rvqlm.modules.conditioning import bits_of, in_order
 from rvqlm.modules.embeddings import SumEmbedding
+from rvqlm.modules.time_axis import bits_of, in_order
 from rvqlm.modules.transformer import Transformer
 
 BLANK = 0

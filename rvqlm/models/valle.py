@@ -200,7 +200,8 @@ class Valle(TokenModel):
 
         if self.stage != 2 or not self.training:
             more = self.ar.shift + (self.ar.end_head is not None)
-            documents = self.documents(batch, 1, more, batch.codes.shape[1] + more)
+            size = batch.codes.shape[1] + more
+            documents = self.documents(self.ar.network, batch, 1, more, size)
             coarse, ends = self.ar.loss(batch, weights[:1], label_smoothing, documents)
             count[:, 0] = batch.scored().sum(1)
             add(coarse, 0, level=0)
@@ -210,7 +211,7 @@ class Valle(TokenModel):
         if self.stage != 1:
             known = self._known(batch, random=self.training and own_split)
             context = self.nar.encode_conditions(batch.conditions, batch.lengths)
-            documents = self.documents(batch, 1, 0, batch.codes.shape[1])
+            documents = self.documents(self.nar.network, batch, 1, 0, batch.codes.shape[1])
             for level in self._levels(len(known), device):
                 fine, frames = self.nar.loss(
                     batch, known, level, context, weights[1:], label_smoothing, documents

@@ -243,7 +243,8 @@ def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
     torch's kernels for GPUs would make this anew in every layer, and once more where rows do not
     begin at multiples of 16."""
     shape = (1,) * (4 - seen.ndim) + seen.shape
-    width = -(-shape[3] // 16) * 16
+    # never as wide as what is shown, of which compiled code would have one more version
+    width = (shape[3] // 16 + 1) * 16
     strides = (shape[1] * shape[2] * width, shape[2] * width, width, 1)
     # no part of a wider tensor, which compiled code would look at too
     bias = torch.empty_strided(shape, strides, dtype=dtype, device=seen.device)
@@ -279,7 +280,8 @@ class BlockInputs:
     documents: Any = None
     """`rvqlm.modules.documents.Documents`, where several sequences stand in one row."""
     memory: Any = None
-    """Keys and values (B, H, M, D) of a memory; before `at`, of all layers."""
+    """Keys and values (B, H, M, D) of a memory, of each sequence where there are documents; before
+    `at`, of all layers."""
     memory_mask: Tensor | None = None
     """(B, M) bool."""
     memory_bias: Tensor | None = None
@@ -318,13 +320,14 @@ class BlockInputs:
         return [part.shape for part in self.parts]
 
     @property
-    def natively(self) -> native_training.Part:
+    def natively(self) -> list[native_training.Part]:
+        """Of each of the batches, or of each sequence where there are documents."""
+        if self.parts:
+            return [of for part in self.parts for of in part.natively]
+        if self.documents is not None:
+            return self.documents.natively(self.cos, self.sin, self.key_mask, self.causal)
         seen = self.key_mask, self.causal, self.prefix
-        return native_training.Part(self.shape, self.cos, self.sin, *seen)
-
-    @property
-    def packed(self) -> bool:
-        return self.documents is not None or any(part.packed for part in self.parts)
+        return [native_training.Part(self.shape, self.cos, self.sin, *seen)]
 
 
 class Attention(nn.Module):
@@ -342,9 +345,8 @@ class Attention(nn.Module):
         H, J = self.num_heads, self.kv_heads
         qkv = project(self.qkv, x).view(B, S, H + 2 * J, d // H)
         dropout = self.dropout if self.training else 0.0
-        if cache is None and not a.packed and native_training.attends(qkv, dropout):
-            parts = [part.natively for part in a.parts or [a]]
-            y = native_training.attend_each(qkv, J, parts)
+        if cache is None and native_training.attends(qkv, dropout):
+            y = native_training.attend_each(qkv, J, a.natively)
             return project(self.out, y.view(B, S, d))
         q, k, v = rotated(qkv, a.cos, a.sin, J)  # (B, S, H or J, D)
         if cache is not None:
@@ -354,7 +356,7 @@ class Attention(nn.Module):
         def attended(a: BlockInputs, *qkv: Tensor) -> Tensor:
             q, k, v = (for_queries(t.transpose(1, 2), H) for t in qkv)  # (B, H, S, D)
             if a.documents is not None and a.bias is None:
-                y = a.documents.attend(q, k, v, a.causal, dropout)
+                y = a.documents.attend(q, k, v, a.causal, dropout, a.key_mask)
             else:
                 y = attend(q, k, v, a.key_mask, a.causal, a.prefix, dropout, a.bias)
             return y.transpose(1, 2)
@@ -413,7 +415,10 @@ class CrossAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
 
         def attended(a: BlockInputs, q: Tensor) -> Tensor:
+            docs = a.documents
+            q = q if docs is None else docs.unpack(q)  # each sequence has a memory of its own
             seen = {"key_mask": a.memory_mask, "bias": a.memory_bias}
-            return attend(q.transpose(1, 2), *a.memory, **seen, dropout=dropout).transpose(1, 2)
+            y = attend(q.transpose(1, 2), *a.memory, **seen, dropout=dropout).transpose(1, 2)
+            return y if docs is None else docs.pack(y)
 
         return self.out(a.each(attended, q).reshape(B, S, d))

@@ -26,13 +26,14 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rvqlm.batch import Padded
-from rvqlm.condition_info import MIDI_FIELDS, ConditionInfo, Infos, room_of
+from rvqlm.batch import Batch, Padded, mask_of
+from rvqlm.condition_info import ConditionInfo, Infos
 from rvqlm.errors import UserError
 from rvqlm.modules.documents import Documents
 from rvqlm.modules.embeddings import FieldEmbedding
 from rvqlm.modules.kv_cache import KVCache
 from rvqlm.modules.stepping import Stepper
+from rvqlm.modules.time_axis import bits_of, by_clock, laid_out
 from rvqlm.modules.transformer import Transformer, TransformerConfig
 
 
@@ -173,6 +174,16 @@ class Conditioner(nn.Module):
         x, mask, positions = (torch.cat(p, 1) for p in zip(*parts))
         return Context(x, mask, positions * steps_per_frame, spans, edges)
 
+    def given_steps(self, conditions: Mapping[str, Padded], batch_size: int) -> Tensor:
+        """(B, M) bool on the host: which steps `forward` makes, were none dropped."""
+        found = []
+        for kind in self.infos:
+            found.append(torch.ones(batch_size, 1, dtype=torch.bool))
+            if kind in conditions:
+                given = conditions[kind]
+                found.append(mask_of(given.lengths.cpu(), given.values.shape[1]))
+        return torch.cat(found, 1)
+
     def _embed(
         self, row: int, kind: str, info: ConditionInfo, given: Padded, frames: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -197,7 +208,7 @@ class Conditioner(nn.Module):
             at = by_clock(info, values)
         elif kind != "source":
             durations = getattr(self, f"durations_{kind}", None)
-            lead, width = _laid_out(info, durations, values[..., 0], mask, frames)
+            lead, width = laid_out(info, durations, values[..., 0], mask, frames)
             at = lead + width.cumsum(1) - width / 2
             if info.aligned:
                 edges = torch.stack([at - width / 2, at + width / 2], -1)
@@ -206,70 +217,6 @@ class Conditioner(nn.Module):
                 at = edges.mean(-1)
         mask = torch.cat([torch.ones_like(begin, dtype=torch.bool), mask], 1)
         return x + self.kind[row], mask, torch.cat([begin, at], 1), edges
-
-
-def by_clock(info: ConditionInfo, values: Tensor) -> Tensor:
-    """(B, S) places in frames of steps (B, S, F) that know their time modulo a turn.
-
-    How many turns lie between two notes their onset says, to the precision of its bins. What sounds
-    from before, of an id above all counts, comes first and lies at 0.
-    """
-    number, unit = info.clock
-    size = info.settings.get("positions", info.sizes[number])
-    counts = values[..., number].long()
-    before = counts >= size
-    counts = counts.masked_fill(before, 0)
-    counts = counts.diff(dim=1, prepend=torch.zeros_like(counts[:, :1])) % size
-    made = info.settings
-    if "seconds_unit" in made:
-        onset = values[..., MIDI_FIELDS.index("onset")].float()
-        seconds = made["seconds_unit"] * torch.expm1(onset / made["seconds_steps"])
-        turns = (seconds / made["position_step"] - counts) / size
-        turns = turns.round().clamp(min=0).masked_fill(before, 0)
-        counts = counts + size * turns.long()
-    return counts.cumsum(1) * unit
-
-
-def bits_of(durations: Sequence[float]) -> Tensor:
-    """(V,) int32, float32 to `in_order`: a cast of the model to 16 bits would round floats, and
-    texts would drift from their codes."""
-    return torch.tensor(durations).view(torch.int32)
-
-
-def in_order(
-    info: ConditionInfo,
-    durations: Tensor | None,
-    ids: Tensor,
-    mask: Tensor,
-    frames: Tensor | None = None,
-) -> Tensor:
-    """(B, S) middles, in frames, of steps that follow one another by their average durations.
-
-    :param durations: `bits_of` those of ``info``, or None where it has none.
-    :param ids: (B, S) of the first field; mask (B, S) which of them exist.
-    :param frames: (B,) frames of the items where known: durations are scaled to fill them.
-    """
-    lead, width = _laid_out(info, durations, ids, mask, frames)
-    return lead + width.cumsum(1) - width / 2
-
-
-def _laid_out(
-    info: ConditionInfo,
-    durations: Tensor | None,
-    ids: Tensor,
-    mask: Tensor,
-    frames: Tensor | None,
-) -> tuple[Tensor | float, Tensor]:
-    """Frames before the first step, (B, 1) or one for all, and of each (B, S); see `in_order`."""
-    width = mask.float()
-    known = None if durations is None else durations.view(torch.float32)
-    width = width * (info.rate if known is None else known[ids.clamp(min=0).long()])
-    lead = info.margins[0]
-    if frames is not None:
-        lead, room = room_of(frames, info.margins)
-        width = width * (room / width.sum(1).clamp(min=1e-6))[:, None]
-        lead = lead[:, None]
-    return lead, width
 
 
 @dataclass
@@ -306,15 +253,6 @@ class Steps(NamedTuple):
     context: Context | None = None
     valid: Tensor | None = None
     documents: Documents | None = None
-
-
-def _packed(
-    x: Tensor, documents: Documents, positions: Tensor | None = None
-) -> tuple[Tensor, dict]:
-    """Rows of the steps x (B, S, d), and what the transformer is given beside them."""
-    if positions is None:
-        positions = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
-    return documents.pack(x), {"positions": documents.pack(positions), "documents": documents}
 
 
 class ConditionedTransformer(nn.Module):
@@ -383,6 +321,17 @@ class ConditionedTransformer(nn.Module):
         parts = x.split([len(c.x) for c in contexts])
         return [context._replace(x=part) for context, part in zip(contexts, parts)]
 
+    def documents(self, batch: Batch, rows: Tensor, size: int) -> Documents:
+        """Where the items of a batch stand in rows, with the conditions that come before each. What
+        is dropped of these has its place too: a device that draws it need not be waited for.
+
+        :param rows, size: as for `Documents`, of the steps alone.
+        """
+        lead = None
+        if self.conditioner is not None and not self.cross:
+            lead = self.conditioner.given_steps(batch.here.conditions, len(rows))
+        return Documents(rows, size, batch.codes.device, lead)
+
     def forward(
         self,
         x: Tensor,
@@ -395,20 +344,18 @@ class ConditionedTransformer(nn.Module):
     ) -> Tensor:
         """(B, S, d) -> (B, S, d).
 
-        :param documents: computes the sequences in rows of several; without conditions.
+        :param documents: of `documents`: computes the sequences in rows of several.
         :param positions: (B, S) places on the time axis, 0, 1, 2, ... by default.
         :param causal: whether steps see no later ones, where not as the config says.
         :param valid: (B, S) bool, steps that may be seen; needed where attention is not causal
-            and items are padded.
+            and items are padded, and not in rows.
         :param condition: (B, d) for adaptive norms.
         """
-        if documents is not None:
-            row, given = _packed(x, documents, positions)
-            return documents.unpack(
-                self.transformer(row, condition=condition, causal=causal, **given)
-            )
-        given = self._given(context, *x.shape[:2], valid)
-        return self.step(x, given, positions, condition, causal)
+        state = self._given(context, *x.shape[:2], valid)
+        if documents is None:
+            return self.step(x, state, positions, condition, causal)
+        x, given = self._placed(x, state, positions, documents)
+        return documents.unpack(self.transformer(x, condition=condition, causal=causal, **given))
 
     def together(self, *batches: Steps) -> list[Tensor]:
         """`forward` of each of several batches, in one pass (`Transformer.together`). Memories have
@@ -418,11 +365,8 @@ class ConditionedTransformer(nn.Module):
             memories = self._read([b.context for b in batches])
         placed = []
         for (x, context, valid, documents), memory in zip(batches, memories):
-            if documents is not None:
-                placed.append(_packed(x, documents))
-            else:
-                state = self._given(context, *x.shape[:2], valid, memory)
-                placed.append(self._placed(x, state))
+            state = self._given(context, *x.shape[:2], valid, memory)
+            placed.append(self._placed(x, state, documents=documents))
         made = self.transformer.together(*zip(*placed))
         return [
             y[:, y.shape[1] - b.x.shape[1] :] if b.documents is None else b.documents.unpack(y)
@@ -497,10 +441,14 @@ class ConditionedTransformer(nn.Module):
         return y[:, y.shape[1] - n :]
 
     def _placed(
-        self, x: Tensor, state: DecoderState, positions: Tensor | None = None
+        self,
+        x: Tensor,
+        state: DecoderState,
+        positions: Tensor | None = None,
+        documents: Documents | None = None,
     ) -> tuple[Tensor, dict]:
-        """Steps x (B, n, d) with what is spread over them and stands before, and what the
-        transformer is given beside them."""
+        """Steps x (B, n, d) with what is spread over them and stands before, or rows of these, and
+        what the transformer is given beside them."""
         (B, n, _), prefix = x.shape, state.lead
         held = 0 if state.cache is None else state.cache.position
         if prefix:
@@ -514,5 +462,11 @@ class ConditionedTransformer(nn.Module):
                 x = torch.cat([state.prefix.x.to(x.dtype), x], 1)
                 positions = torch.cat([state.prefix.positions, positions], 1)
         seen = None if state.key_mask is None else state.key_mask[:, : held + x.shape[1]]
+        if documents is not None:
+            if positions is None:
+                positions = torch.arange(n, device=x.device).expand(B, n)
+            x, positions, prefix = documents.pack(x), documents.pack(positions), 0
+            seen = None if seen is None else documents.pack(seen) | ~documents.real
         given = {"positions": positions, "key_mask": seen, "prefix": prefix}
-        return x, given | {"memory": state.memory, "memory_mask": state.memory_mask}
+        given |= {"memory": state.memory, "memory_mask": state.memory_mask}
+        return x, given | {"documents": documents}

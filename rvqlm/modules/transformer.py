@@ -197,8 +197,9 @@ class Transformer(nn.Module):
     """How steps of decoding are made: eager, or made ready once, compile or graph
     (`rvqlm.generation.ready`)."""
     masks_always = False
-    """Whether training that is not causal has a mask of what is padded where nothing is, too: what
-    is compiled would need one more version for batches without."""
+    """Whether training that is not causal has a mask of what is padded where nothing is, too, and
+    rows of several sequences one on any device: what is compiled would need one more version for
+    batches without, and one for all sequences in a row."""
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
@@ -279,8 +280,8 @@ class Transformer(nn.Module):
         :param condition: (B, d), for adaptive norms.
         :param memory: what `read` gave, with its mask (B, M).
         :param causal: whether steps see no later ones, where not as the transformer is made.
-        :param documents: of rows of several sequences, with ``positions``; neither memory nor
-            cache nor mask then.
+        :param documents: of rows of several sequences, with ``positions``; condition and memory are
+            then of each sequence. What is no step may be seen by ``key_mask``. No cache.
         """
         (B, S), held = x.shape[:2], 0 if cache is None else cache.position
         causal = self.config.causal if causal is None else causal
@@ -291,10 +292,11 @@ class Transformer(nn.Module):
         dtype = type_of_products(x)
         if not masks_in_blocks(x.device):  # or every layer would
             cos, sin = cos.to(dtype), sin.to(dtype)
+        masked = self.masks_always and self.training and torch.is_grad_enabled()
         if documents is not None:
-            bias = documents.bias(causal, dtype)
+            blocks = masks_in_blocks(x.device) and not masked
+            bias = None if blocks else documents.bias(causal, dtype, key_mask)
         else:
-            masked = self.masks_always and self.training and torch.is_grad_enabled()
             if masked and key_mask is None and not causal:
                 key_mask = x.new_ones(B, S, dtype=torch.bool)
             bias = bias_of(x.device, dtype, S, held + S, key_mask, causal, prefix)

@@ -41,12 +41,14 @@ def compile_model(
     shapes: Collection[tuple[int, int]],
     say: Callable[[str], None],
     backend: str | Callable = "inductor",
+    in_rows: bool = False,
 ) -> list[tuple[int, int]]:
     """Compile the blocks of a model at their first use, before it is wrapped for several ranks.
 
     :param shapes: (items, frames) of the batches to come, the same on all ranks.
     :param say: prints a line.
     :param backend: of `torch.compile`.
+    :param in_rows: several items stand in a row; rows are of other widths from batch to batch.
     :return: (items, frames) to warm up with, the largest first: all there are, or those that need
         a version of the code each.
     :raises UserError: nothing to compile, or no working compiler on this machine.
@@ -59,7 +61,7 @@ def compile_model(
     if backend == "inductor":
         _try_compiler(next(model.parameters()).device)
     conditioned = bool(getattr(model, "conditions", None))  # their lengths are shapes too
-    dynamic = conditioned or len(shapes) > FEW_SHAPES
+    dynamic = conditioned or in_rows or len(shapes) > FEW_SHAPES
     # its name before torch 2.7
     limit = "recompile_limit" if hasattr(_dynamo.config, "recompile_limit") else "cache_size_limit"
     setattr(_dynamo.config, limit, max(getattr(_dynamo.config, limit), MOST_VERSIONS))
@@ -122,12 +124,15 @@ def _to_try(shapes: Collection[tuple[int, int]], dynamic: bool) -> list[tuple[in
 
 
 def reshaped(batch: Batch, items: int, frames: int) -> Batch:
-    """A batch of so many items of so many frames each, the given one's over and over.
+    """A batch of so many items of so many frames each, the given one's over and over; or so many of
+    its rows, where items stand in rows.
 
     >>> batch = Batch.from_codes([torch.arange(3)[:, None]])
     >>> reshaped(batch, 1, 5).codes.flatten().tolist()
     [0, 1, 2, 0, 1]
     """
+    if batch.rows is not None:
+        return items_of(batch, batch.rows[:, 0] < items)
     chosen = items_of(batch, torch.arange(items) % len(batch.codes))
     lengths = torch.full((items,), frames)
     return replace(

@@ -170,7 +170,7 @@ def batch_maker(batch: Batch, frame_rate: float) -> Callable[[float], Batch]:
 
 
 def items_of(batch: Batch, index: Tensor) -> Batch:
-    """Items of a batch by their (N,) numbers; one may come several times."""
+    """Items of a batch by their (N,) numbers, one several times maybe, or by a (B,) mask."""
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
     chosen = {k: v[index] for k, v in values.items() if isinstance(v, Tensor)}
     conditions = {k: p.map(lambda t: t[index]) for k, p in batch.conditions.items()}

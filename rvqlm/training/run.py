@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -110,14 +111,10 @@ class Setup:
         seed_everything(config.seed)
         infos = self.conditions.infos if self.conditions else {}
         self.model = build_model(config.model_name, config.model, self.info, infos).to(device)
-        if config.data.packing:
-            why = self.model.why_not_packed()
-            if not why and config.compile:
-                why = "rows of several cuts are not for --compile"
-            if not why and config.data.max_duration == "auto":
-                why = "give the seconds of all rows as --max-duration, not auto"
-            if why:
-                raise UserError(f"--packing {config.data.packing}: {why}")
+        if config.data.packing and not self.model.packs:
+            raise UserError(
+                f"--packing {config.data.packing}: {self.model.name} has no rows of several cuts"
+            )
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.memory_line = ""
 
@@ -156,7 +153,7 @@ class Setup:
         if config.compile:
             from rvqlm.training.compiling import warm_up
 
-            like = self.loader.worst_batch()
+            like = self.loader.worst_batch(in_rows=True)
             warm_up(trainer.module, self.compiled_shapes, like, self.dtype, self.say)
         if self.world.main:
             write_config(config)
@@ -251,9 +248,12 @@ class Setup:
             chosen = state["loader"]["plan"]["max_duration"]
         else:
             # any batch of the data shows what items look like; of these the batches are made
-            plan = dataclasses.replace(config.data, max_duration=1e6, max_cuts=1)
+            rate, plan = float(self.info.frame_rate), config.data
+            if plan.packing:  # a row is an item there
+                plan = dataclasses.replace(plan, max_duration=ceil(plan.packing / rate))
+            else:
+                plan = dataclasses.replace(plan, max_duration=1e6, max_cuts=1)
             largest = self._loader(self.train_data, self.conditions, plan).worst_batch()
-            rate = float(self.info.frame_rate)
             chosen = largest_max_duration(
                 self._memory(), batch_maker(largest, rate), frame_rate=rate
             )
@@ -312,7 +312,9 @@ class Setup:
         if config.compile:
             from rvqlm.training.compiling import compile_model
 
-            self.compiled_shapes = compile_model(self.model, self.loader.shapes(), self.say)
+            self.compiled_shapes = compile_model(
+                self.model, self.loader.shapes(), self.say, in_rows=config.data.packing > 0
+            )
         make_samples = partial(self.make_samples, self) if config.log.samples else None
         again = config.num_threads == "auto" and device.type == "cpu" and world.size == 1
         return Trainer(
@@ -330,7 +332,8 @@ class Setup:
         number, frames = min(FLOPS_OF_ITEMS, len(batch.lengths)), batch.codes.shape[1]
         items = (items_of(batch, torch.tensor([n])).to(self.device) for n in range(number))
         flops = sum(training_flops(self.model, item, self.dtype) for item in items)
-        return Speed(flops / (number * frames), peak)
+        computed = number * frames if batch.rows is None else int(batch.lengths[:number].sum())
+        return Speed(flops / computed, peak)
 
     def _resume(self, path: Path) -> None:
         trainer = self.trainer

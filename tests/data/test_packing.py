@@ -5,8 +5,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from condition_fixtures import make_steps, make_times
 from token_fixtures import make_tokens
 
+from rvqlm.data.conditions import ConditionSet
 from rvqlm.data.index import TokenDataset
 from rvqlm.data.loader import TokenLoader
 from rvqlm.data.plan import plan_epoch, rows_of
@@ -44,6 +46,27 @@ def test_what_has_no_room_is_refused():
     config = PlanConfig(max_duration=1.0, packing=100)
     with pytest.raises(UserError, match="more than --max-duration"):
         plan_epoch(np.array([50, 60]), config, RATE, 0, 0, 1)
+
+
+def test_the_worst_batch_has_the_conditions_of_all_cuts_of_a_row(tmp_path):
+    make_tokens(tmp_path, [30, 40, 20, 35, 10, 25])
+    texts = make_steps(tmp_path, "text")
+    times = make_times(tmp_path)
+    data = TokenDataset.open(tmp_path, "train")
+    config = PlanConfig(max_duration=200 / float(data.info.frame_rate), packing=60)
+    given = ConditionSet.open(data, ["text"], aligned=True)
+    loader = TokenLoader(data, config, seed=0, conditions=given)
+    (batch,) = loader.epoch_batches()
+    text = loader.worst_batch().conditions["text"]
+    assert batch.rows[:, 0].tolist() == [0, 0, 1, 1, 2, 2]
+    for row, (one, two) in enumerate(batch.index.view(3, 2).tolist()):
+        both = np.concatenate([texts[one], texts[two]])
+        assert text.lengths[row] == len(both)
+        assert text.values[row, : len(both)].tolist() == both.tolist()
+        assert text.times[row, : len(both)].isnan().any().item() == any(
+            times[n] is None for n in (one, two)
+        )
+    loader.close()
 
 
 def test_the_loader_says_which_items_share_a_row_and_resumes(tmp_path):

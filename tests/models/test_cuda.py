@@ -2,6 +2,7 @@
 differs."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,11 +25,14 @@ def without_float32(case) -> dict:
     return {"predict_length": False} if name == "masked" else {"model_end": False}
 
 
+@pytest.mark.parametrize("in_rows", [False, True])
 @pytest.mark.parametrize("case", PAIRWISE)
-def test_loss_and_gradients(case):
+def test_loss_and_gradients(case, in_rows):
     here, there = on_both(case, **without_float32(case))
     within = FLOAT32 if here.conditions else FLOAT64
     batch = random_batch(here, [9, 3, 6], prompt_lengths=[2, 0, 3])
+    if in_rows:  # the first two share one
+        batch = replace(batch, rows=torch.tensor([[0, 9], [0, 3], [1, 6]]), row_frames=12)
     want, got = here.eval()(batch), there.eval()(batch.to("cuda"))
     torch.testing.assert_close(got.loss.cpu(), want.loss, **within)
     for name, (value, count) in want.sums.items():

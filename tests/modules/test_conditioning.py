@@ -11,8 +11,9 @@ from rvqlm.condition_info import ConditionInfo
 from rvqlm.errors import UserError
 from rvqlm.frontends.midi import MidiFrontEnd
 from rvqlm.frontends.midi_file import Notes
-from rvqlm.modules.conditioning import ConditionedTransformer, Conditioner, by_clock
+from rvqlm.modules.conditioning import ConditionedTransformer, Conditioner
 from rvqlm.modules.embeddings import SumEmbedding
+from rvqlm.modules.time_axis import by_clock
 from rvqlm.modules.transformer import TransformerConfig
 
 CONFIG = TransformerConfig(dim=32, num_heads=2, num_layers=2, dim_feedforward=64)

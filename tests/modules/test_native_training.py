@@ -11,7 +11,8 @@ from rvqlm.codec_info import CodecInfo
 from rvqlm.errors import UserError
 from rvqlm.models.factory import build_model
 from rvqlm.modules import native_training
-from rvqlm.modules.attention import RotaryTable, rotate
+from rvqlm.modules.attention import BlockInputs, RotaryTable, rotate
+from rvqlm.modules.documents import Documents
 from rvqlm.modules.fused_loss import fused_loss
 from rvqlm.modules.native_training import Part, attend, attend_each, gelu, project
 
@@ -117,6 +118,27 @@ def test_batches_in_a_row_are_attended_each_alone():
     y = attend_each(row, 1, parts)
     made = y[0], torch.autograd.grad(y.square().sum(), row)[0][0]
     assert all(torch.equal(a, torch.cat(b)) for a, b in zip(made, zip(*found)))
+
+
+@native
+@pytest.mark.parametrize("causal", [True, False])
+def test_sequences_in_a_row_are_attended_each_alone(causal):
+    lead = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
+    docs = Documents(torch.tensor([[0, 20], [0, 13], [1, 30]]), 30, lead=lead)  # rows of 36, 33
+    qkv, cos, sin, _ = attention_case(2, 36, 2, 1, 16, fractions=True)
+    seen = torch.ones(2, 36, dtype=torch.bool)
+    seen[0, 1] = seen[1, 2] = False
+    a = BlockInputs((2, 36), cos, sin, causal, key_mask=seen, documents=docs)
+    y = attend_each(qkv.requires_grad_(), 1, a.natively)
+    exact = qkv.detach().double().requires_grad_()
+    q, k, v = exact.split([2, 1, 1], 2)
+    q, k = (rotate(x, cos.to(x), sin.to(x)) for x in (q, k))
+    q, k, v = (x.transpose(1, 2).expand(-1, 2, -1, -1) for x in (q, k, v))
+    want = docs.attend(q, k, v, causal, 0.0, seen).transpose(1, 2)
+    weights = torch.randn(want.shape).bfloat16()
+    found = y, *torch.autograd.grad((y * weights).sum(), qkv)
+    wanted = want, *torch.autograd.grad((want * weights).sum(), exact)
+    assert all(distance(*pair) < 0.01 for pair in zip(found, wanted))
 
 
 @native

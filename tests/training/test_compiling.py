@@ -1,6 +1,7 @@
 """`--compile` computes what is computed without it, and compiles a handful of times."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,6 +90,29 @@ def test_no_shape_compiles_after_the_warm_up(case, versions, masks_in_blocks, mo
     for lengths in ([6], [29], [17, 12], [8, 7, 6], [23, 22, 5]):
         model(random_batch(model, lengths, seed=sum(lengths))).loss.backward()
     assert backend.graphs == versions
+
+
+@pytest.mark.parametrize("case", ["text-cross", "masked-text"])
+def test_rows_of_several_items_compile_once(case):
+    plain = make(case, num_encoder_layers=0, num_decoder_layers=1).train()
+    model, backend = copy.deepcopy(plain), Counting()
+
+    def in_rows(lengths, row):
+        batch = random_batch(plain, lengths, seed=sum(lengths))
+        rows = torch.stack([torch.tensor(row), batch.lengths], 1)
+        return replace(batch, rows=rows, row_frames=12)
+
+    shapes = compile_model(model, {(2, 12), (1, 12)}, quiet, backend, in_rows=True)
+    warm_up(model, shapes, in_rows([7, 5, 2, 9], [0, 0, 1, 1]), torch.float32, quiet)
+    made = backend.graphs
+    assert made > 0
+    for batch in (
+        in_rows([6, 4, 11], [0, 0, 1]),
+        in_rows([3, 5, 4], [0] * 3),
+        in_rows([9, 3, 2, 8, 4], [0, 0, 1, 1, 2]),
+    ):
+        assert_same(model, plain, batch, rtol=1e-4, atol=1e-4)
+    assert backend.graphs == made
 
 
 def test_few_shapes_get_code_of_their_own():

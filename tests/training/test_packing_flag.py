@@ -8,6 +8,8 @@ from token_fixtures import make_tokens
 
 from rvqlm.bin import trainer
 from rvqlm.checkpoints.file import load_checkpoint
+from rvqlm.data.index import TokenDataset
+from rvqlm.training.memory import Memory
 
 SMALL = [
     *("--decoder-dim", "16", "--nhead", "2", "--num-decoder-layers", "1", "--max-duration", "3"),
@@ -24,10 +26,13 @@ def tokens(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["codec-lm", "masked", "valle"])
-def test_a_resumed_run_is_the_one_that_never_stopped(tokens, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "fusion"), [("codec-lm", "cross"), ("masked", "prefix"), ("valle", "spread")]
+)
+def test_a_resumed_run_is_the_one_that_never_stopped(tokens, tmp_path, name, fusion):
     def train(exp, steps):
         argv = ["--exp-dir", str(exp), "--manifest-dir", str(tokens), "--model-name", name, *SMALL]
+        argv += ["--conditions", "text", "--fusion", fusion]
         schedule = ["--schedule", "constant", "--warmup-steps", "0", "--max-steps", str(steps)]
         assert trainer.main([*argv, *schedule]) == 0
         return load_checkpoint(exp / "latest.pt")
@@ -43,11 +48,7 @@ def test_a_resumed_run_is_the_one_that_never_stopped(tokens, tmp_path, name):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("--conditions", "text"), "rows of several cuts have no --conditions (text)"),
         (("--model-name", "recognizer", "--conditions", "text"), "recognizer has no rows"),
-        (("--model-name", "masked", "--ar-share", "0.5"), "--ar-share has no rows"),
-        (("--compile",), "are not for --compile"),
-        (("--max-duration", "auto"), "not auto"),
         (("--max-cuts", "2"), "--max-cuts mean nothing with it"),
         (("--packing", "40"), "more than a row of --packing 40"),
     ],
@@ -59,3 +60,24 @@ def test_refused_in_one_line(tokens, tmp_path, capfd, words, why):
     assert why in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "latest.pt").exists()
+
+
+def test_the_largest_max_duration_is_found_of_whole_rows(tokens, tmp_path, capfd, monkeypatch):
+    tried = []
+
+    def need(memory, batch):
+        tried.append(batch)
+        return 1e6 * len(batch.codes)
+
+    monkeypatch.setattr(Memory, "need", need)
+    monkeypatch.setattr(Memory, "room", lambda memory: 3.5e6)
+    argv = ["--exp-dir", str(tmp_path), "--manifest-dir", str(tokens), *SMALL, "--max-steps", "1"]
+    argv = [word for word in argv if word != "--quiet"]
+    argv += ["--max-duration", "auto", "--conditions", "text", "--no-memory-check"]
+    assert trainer.main(argv) == 0
+    assert {batch.codes.shape[1] for batch in tried} == {60}
+    rate = TokenDataset.open(tokens, "train").info.frame_rate
+    (line,) = [s for s in capfd.readouterr().err.splitlines() if s.startswith("--max-duration")]
+    assert 3 * 60 / rate <= float(line.split()[-1]) < 4 * 60 / rate
+    chosen = load_checkpoint(tmp_path / "latest.pt")["loader"]["plan"]["max_duration"]
+    assert chosen == float(line.split()[-1])

@@ -1,6 +1,7 @@
 """Training steps of padded batches and of packed rows, over the same cuts.
 
     python tools/bench/packing.py                          # codec-lm d256 x 6, cuts of 1 to 15 s
+    python tools/bench/packing.py --text spread            # given texts of a symbol every 5 frames
     python tools/bench/packing.py --device cuda --size base
 
 Frames a second of one epoch's batches, forward and backward, in turn; padding is the share of what
@@ -27,6 +28,8 @@ class Args:
     """As of tools/bench/train_step.py."""
     families: tuple[str, ...] = ("delay", "masked", "valle")
     """Names of tools/bench/train_step.py."""
+    text: Literal["no", "prefix", "cross", "spread"] = "no"
+    """--conditions text, and how it is given."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -56,11 +59,13 @@ def run(argv: Sequence[str] | None = None) -> int:
     import torch
 
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "helpers"))
+    from condition_fixtures import make_steps
     from token_fixtures import make_tokens
     from train_step import SIZES
-    from train_step_cases import clock, make_model
+    from train_step_cases import FRAMES_PER_SYMBOL, clock, make_model
 
     from rvqlm.codec_info import CodecInfo
+    from rvqlm.data.conditions import ConditionSet
     from rvqlm.data.index import TokenDataset
     from rvqlm.data.loader import TokenLoader
     from rvqlm.data.plan_config import PlanConfig
@@ -81,13 +86,18 @@ def run(argv: Sequence[str] | None = None) -> int:
         info = CodecInfo("bench", "", 44100, 512, args.codebooks, args.codebook_size)
         make_tokens(Path(folder), frames.tolist(), info)
         data = TokenDataset.open(folder, "train")
+        given, shape = None, {}
+        if args.text != "no":
+            make_steps(Path(folder), "text", rate=FRAMES_PER_SYMBOL)
+            given = ConditionSet.open(data, ["text"])
+            shape = {"conditions": ("text",), "fusion": args.text}
         seconds = float(args.rows * args.row / data.info.frame_rate) + 1e-3
         for family in args.families:
-            model = make_model(args, SIZES[args.size], family).to(device).train()
+            model = make_model(args, SIZES[args.size], family, **shape).to(device).train()
             for window in args.windows:
                 for packing in (0, args.row):
                     plan = PlanConfig(seconds, shuffle_window=window, packing=packing)
-                    loader = TokenLoader(data, plan, seed=0)
+                    loader = TokenLoader(data, plan, seed=0, conditions=given)
                     rehearse(model, next(loader).to(device), dtype)
                     done, cells, began = 0, 0, clock(device)
                     while time.perf_counter() - began < args.seconds:
