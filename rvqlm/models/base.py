@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -97,6 +97,11 @@ class TokenModel(nn.Module):
     epoch: int = 0
     """Epoch of the data in which a step of training begins; set likewise."""
 
+    @property
+    def phase(self) -> Hashable:
+        """What a pass of training depends on of `epoch`."""
+        return None
+
     def __init__(self, config, info: CodecInfo, conditions: Infos | None):
         conditions = conditions or {}
         config.check(info, conditions)
@@ -111,6 +116,12 @@ class TokenModel(nn.Module):
             return f"{self.name} has no rows of several cuts"
         if self.conditions:
             return f"rows of several cuts have no --conditions ({', '.join(self.conditions)})"
+        return ""
+
+    def why_not_graphed(self) -> str:
+        """Why its passes in training cannot be repeated as CUDA graphs; empty where they can."""
+        if self.config.activation_checkpointing:
+            return "--activation-checkpointing asks for the state of random numbers in between"
         return ""
 
     def documents(self, batch: Batch, per_frame: int, more: int, size: int) -> Documents | None:
