@@ -259,8 +259,8 @@ class GraphedPasses(Passes):
     def __init__(self, *of_passes, quiet: bool = False):
         super().__init__(*of_passes)
         self.quiet = quiet
-        self.off = False
-        """Whether passes are made by single operations for good."""
+        self.off = ""
+        """Why passes are made by single operations for good, where they are."""
         self.graphs: dict[Hashable, Captured] = {}
         self.grads: dict[nn.Parameter, Tensor] = {}
         """The memory of gradients, of parameters that have any."""
@@ -465,7 +465,7 @@ class GraphedPasses(Passes):
 
         :raises UserError: a capture that broke off left torch without random numbers.
         """
-        self.off, self.grads = True, {}
+        self.off, self.grads = why, {}
         self._drop()
         try:
             torch.rand(1, device=self.device)
