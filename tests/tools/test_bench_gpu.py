@@ -52,7 +52,7 @@ spectral = partial(codecs.codes_and_audio, load=partial(load_codec, "spectral"),
         partial(checks.resume, optimizer="adamw", first="gpu", then="cpu"),
         checks.skip,
         partial(checks.waits_of_training, case="delay"),
-        partial(runs.graphed, case="parallel-text-spread", dtype=torch.float32),
+        partial(runs.graphed, case="parallel-text-spread", dtype=torch.float32, steps=1),
     ],
 )
 def test_checks_pass(where, check):
@@ -116,10 +116,10 @@ def test_graphs_that_are_given_up_or_do_something_else(where, monkeypatch):
     monkeypatch.setattr(GraphedPasses, "_compare", lambda *given: None)
     monkeypatch.setattr(Captured, "load", lambda *given: None)
     with pytest.raises(checks.Wrong, match="gradients"):
-        runs.graphed(where, "delay", torch.float32)
+        runs.graphed(where, "delay", torch.float32, 1)
     monkeypatch.setattr(GraphedPasses, "_capture", lambda *given: 1 / 0)
     with pytest.raises(checks.Wrong, match="given up: division by zero"):
-        runs.graphed(where, "delay", torch.bfloat16)
+        runs.graphed(where, "delay", torch.bfloat16, 1)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

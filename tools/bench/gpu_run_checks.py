@@ -180,15 +180,15 @@ def compiling(where: Where) -> Iterator[tuple[str, Check]]:
 # -------------------------------------------------------------------------------------- graphs
 
 
-def graphed(where: Where, case: str, dtype: torch.dtype) -> str:
-    """With dropout, gradients of four micro-batches of two shapes, and losses and weights of six
+def graphed(where: Where, case: str, dtype: torch.dtype, steps: int = 6) -> str:
+    """With dropout, gradients of four micro-batches of two shapes, and losses and weights of some
     steps, are those without graphs, which have to be there."""
     precision = "float32" if dtype == torch.float32 else "bf16"
     runs, found = {}, {}
     for name in ("plain", "graphs"):
         folder = where.folder / f"{case}-{precision}-{name}"
-        options = {"dtype": dtype, "graphs": name == "graphs", "dropout": 0.1}
-        runs[name] = trained = trainer(folder, case, where.device, **options)
+        options = {"dtype": dtype, "graphs": name == "graphs", "steps": steps}
+        runs[name] = trained = trainer(folder, case, where.device, dropout=0.1, **options)
         trained.train.batch = wide(trained.train.batch)
         trained.model.train()
         torch.manual_seed(0)
