@@ -116,7 +116,9 @@ class Refused(Exception):
 
 class Reads(TorchDispatchMode):
     """Notes the memory that operations of a capture find, to keep it for as long as they are
-    repeated; a tensor of the host, which a graph would not look at again, is `Refused`."""
+    repeated; copies from or to the host, whose memory may be another's then, are `Refused`."""
+
+    COPIES = ("aten::_to_copy", "aten::copy_", "aten::_foreach_copy_")
 
     def __init__(self):
         super().__init__()
@@ -126,21 +128,16 @@ class Reads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = _tensors(args, kwargs)
-        if any(t.is_cuda for t in given):
-            self._refuse_host(func, given)
         for storage in (t.untyped_storage() for t in given if t.is_cuda):
             if storage._cdata not in self._made:
                 self.found[storage._cdata] = storage
         out = func(*args, **(kwargs or {}))
-        made = [t for t in _tensors(out) if t.is_cuda]
-        if made:
-            self._refuse_host(func, given)
-        self._made |= {t.untyped_storage()._cdata for t in made} - self.found.keys()
+        made = _tensors(out)
+        if func._schema.name in self.COPIES and len({t.is_cuda for t in given + made}) > 1:
+            raise Refused("a tensor is copied between the host and the GPU")
+        numbers = {t.untyped_storage()._cdata for t in made if t.is_cuda}
+        self._made |= numbers - self.found.keys()
         return out
-
-    def _refuse_host(self, func, given: list[Tensor]) -> None:
-        if not all(t.is_cuda for t in given):
-            raise Refused(f"{func._schema.name} reads a tensor of the host")
 
 
 def _tensors(*given) -> list[Tensor]:
@@ -267,14 +264,16 @@ class GraphedPasses(Passes):
         self._stream, self._pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
         self._progress = torch.zeros((), dtype=torch.float64, device=self.device)
         self._scale = torch.ones((), device=self.device)
+        self._weights = [*self.module.parameters(), *self.module.buffers()]
         self._places: list[int] = []
+        """Where they lay at the last capture."""
         self._full = False
 
     def begin(self) -> None:
         super().begin()
         if not self.grads:
             return
-        if self.graphs and self._places != self._weights():
+        if self.graphs and self._places != [t.data_ptr() for t in self._weights]:
             self._drop()  # of weights that are elsewhere now
         for p, grad in self.grads.items():
             p.grad = grad
@@ -337,7 +336,7 @@ class GraphedPasses(Passes):
             givens = self._two(batch, level_weights)
             # what is made once is made by the first
             wanted = [self._by_operations(g, strict=n > 0) for n, g in enumerate(givens)]
-            if not all(w.sums.isfinite().all() for w in wanted):
+            if not all(t.isfinite().all() for w in wanted for t in (w.sums, *w.grads.values())):
                 return None
             self._place_gradients(wanted)
             made = Captured.of(batch, level_weights)
@@ -403,12 +402,7 @@ class GraphedPasses(Passes):
         self.grads = known
         for p, grad in known.items():
             p.grad = grad
-        self._places = self._weights()
-
-    def _weights(self) -> list[int]:
-        """Where they lie."""
-        tensors = (*self.module.parameters(), *self.module.buffers())
-        return [t.data_ptr() for t in tensors]
+        self._places = [t.data_ptr() for t in self._weights]
 
     def _capture(self, made: Captured) -> None:
         graph, reads = torch.cuda.CUDAGraph(), Reads()
@@ -466,8 +460,8 @@ class GraphedPasses(Passes):
         :raises UserError: a capture that broke off left torch without random numbers.
         """
         self.off, self.grads = why, {}
-        self._drop()
         try:
+            self._drop()
             torch.rand(1, device=self.device)
         except RuntimeError as e:
             raise UserError(

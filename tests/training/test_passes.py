@@ -150,8 +150,17 @@ WRONG = {
     "sums of a graph are .* away": lambda batch, out: batch.frames or 1,
     "draws random numbers on the host": lambda batch, out: float(torch.rand(())),
     "called a synchronizing CUDA operation": lambda batch, out: float(out.normalizer),
-    "reads a tensor of the host": pinned,
+    "is copied between the host and the GPU": pinned,
 }
+
+
+def test_memory_of_the_host_has_no_part_in_a_graph(gpu, capsys):
+    def read_back(batch, out):
+        return 1.0 + 0 * out.normalizer.detach().to("cpu", non_blocking=True)
+
+    graphs = Run(True, wrong=read_back)
+    graphs.step((9, 9))
+    assert "is copied between the host and the GPU" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("why", WRONG)
