@@ -352,7 +352,7 @@ class GraphedPasses(Passes):
         random, progress, scale = self._random(), self.module.progress, self.scale.value
         weights = None if level_weights is None else level_weights.roll(1) * 1.5 + 0.1
         torch.cuda.manual_seed(OTHER_SEED)
-        other = another(batch.here).to(self.device), weights, (progress + 0.5) % 1, 2 * scale
+        other = another(batch.here).to(self.device), weights, (progress + 0.5) % 1, scale / 2
         return [
             Given(batch, level_weights, progress, scale, random),
             Given(*other, self._random()),
