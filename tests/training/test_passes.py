@@ -15,12 +15,21 @@ from simulated_cuda import simulated_cuda
 from token_fixtures import make_tokens
 
 from rvqlm.bin import trainer
+from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.errors import UserError
 from rvqlm.training import passes as module
+from rvqlm.training import run
 from rvqlm.training.config import OptimConfig
 from rvqlm.training.guards import LossScale
 from rvqlm.training.optim import build_optimizer
 from rvqlm.training.passes import GraphedPasses, Passes, another, require_few, why_not_graphed
+
+
+FLAGS = (
+    "--model-name masked --decoder-dim 16 --nhead 2 --num-decoder-layers 1 --dropout 0.1 "
+    "--window-frames 10 --max-duration 3 --max-steps 6 --accum 2 --valid-every-steps 4 "
+    "--device cuda --precision fp32 --no-memory-check --warmup-steps 0"
+)
 
 
 @pytest.fixture
@@ -31,15 +40,14 @@ def gpu():
     gc.unfreeze()
 
 
-@pytest.mark.parametrize("case", ["delay", "masked"])
-def test_training_by_graphs_and_resumed_is_training_without(gpu, case, tmp_path):
+def test_training_by_graphs_and_resumed_is_training_without(gpu, tmp_path):
     """Bit for bit, with dropout and two micro-batches a step."""
     folders, device = {n: tmp_path / n for n in ("plain", "graphs")}, torch.device("cuda", 0)
 
     def made(name: str, steps: int):
         options = {"steps": steps, "graphs": name == "graphs"}
         shape = {"num_decoder_layers": 1, "dropout": 0.1}
-        found = checks.trainer(folders[name], case, device, **options, **shape)
+        found = checks.trainer(folders[name], "delay", device, **options, **shape)
         found.train.batch = random_batch(found.model, [9, 9])
         return found
 
@@ -60,6 +68,29 @@ def test_training_by_graphs_and_resumed_is_training_without(gpu, case, tmp_path)
         counts.append(gpu.launches.total())
     assert gpu.launches["graph"] == 2 and counts[1] < counts[0] / 2
     assert sum(checks.waited(rest.train_step).values()) == 1
+
+
+def test_the_command_with_validation_and_averages(gpu, tmp_path, monkeypatch, capfd):
+    """Weights bit for bit, of `masked` in windows of one length; too many shapes are refused."""
+    loader = run.TokenLoader
+    unpinned = lambda *a, pin, **k: loader(*a, pin=False, **k)  # noqa: E731 - its thread sees no GPU
+    monkeypatch.setattr(run, "TokenLoader", unpinned)
+    make_tokens(tmp_path / "tokens", [30, 40, 20, 35, 30, 40])
+    argv = ["--manifest-dir", str(tmp_path / "tokens"), "--valid-split", "train", "--no-mfu"]
+    argv += FLAGS.split()
+    made = []
+    for name in ("plain", "graphs"):
+        exp, flags = tmp_path / name, ["--cuda-graphs"] if name == "graphs" else []
+        assert trainer.main(["--exp-dir", str(exp), *argv, *flags]) == 0
+        made.append(load_checkpoint(exp / "latest.pt"))
+    said = capfd.readouterr().err
+    assert said.count("captured and tried") == 2 and "without graphs" not in said
+    for part in ("model", "ema"):
+        want, got = (state[part] for state in made)
+        assert all(torch.equal(value, got[key]) for key, value in want.items())
+    monkeypatch.setattr(module, "MOST_GRAPHS", 1)
+    assert trainer.main(["--exp-dir", str(tmp_path / "few"), *argv, "--cuda-graphs"]) == 2
+    assert "epoch have 2 shapes" in capfd.readouterr().err
 
 
 class Run:
@@ -116,9 +147,9 @@ def test_numbers_of_the_host_are_those_of_now(gpu, options):
     plain, graphs = (Run(g, **options) for g in (False, True))
     weights = [[3.0, 2.0, 1.0], [1.0, 0.0, 2.0], [1.0, 1.0, 1.0]]
     for lengths in ([(9, 4), (7, 7), (5, 9)], [(7, 7), (9, 9), (2, 9)]):
-        for run in (plain, graphs):
-            run.scale.value *= 2
-        want, got = (run.step(*lengths, weights=weights) for run in (plain, graphs))
+        for one in (plain, graphs):
+            one.scale.value *= 2
+        want, got = (r.step(*lengths, weights=weights) for r in (plain, graphs))
         assert_alike(got, want, rtol=0, atol=0)
     # 9 frames with padding, 9 without, 7 without
     assert len(graphs.passes.graphs) == 3 and not graphs.passes.off
@@ -126,7 +157,7 @@ def test_numbers_of_the_host_are_those_of_now(gpu, options):
 
 def test_two_networks_with_conditions(gpu):
     plain, graphs = (Run(g, "valle-midi-cross") for g in (False, True))
-    want, got = (run.step((9, 4), (9, 6)) for run in (plain, graphs))
+    want, got = (r.step((9, 4), (9, 6)) for r in (plain, graphs))
     assert_alike(got, want)
     assert graphs.passes.graphs and not graphs.passes.off
 
@@ -135,9 +166,9 @@ def test_the_way_of_training_levels_has_a_graph_of_its_own(gpu):
     options = {"level_training_schedule": ("0:random", "1:parallel")}
     plain, graphs = (Run(g, "masked", **options) for g in (False, True))
     for epoch in (0, 1):
-        for run in (plain, graphs):
-            run.model.epoch = epoch
-        want, got = (run.step((9, 9)) for run in (plain, graphs))
+        for one in (plain, graphs):
+            one.model.epoch = epoch
+        want, got = (r.step((9, 9)) for r in (plain, graphs))
         assert_alike(got, want, rtol=0, atol=0)
     assert len(graphs.passes.graphs) == 2
 
@@ -167,7 +198,7 @@ def test_memory_of_the_host_has_no_part_in_a_graph(gpu, capsys):
 def test_what_is_frozen_is_seen_and_graphs_given_up(gpu, why, capsys):
     plain, graphs = (Run(g, wrong=WRONG[why]) for g in (False, True))
     for lengths in ([(9, 4), (9, 6)], [(9, 9)]):
-        want, got = (run.step(*lengths) for run in (plain, graphs))
+        want, got = (r.step(*lengths) for r in (plain, graphs))
         assert_alike(got, want, rtol=0, atol=0)
     said = capsys.readouterr().err.splitlines()
     assert graphs.passes.off and not graphs.passes.graphs
@@ -209,7 +240,7 @@ def test_a_graph_that_does_something_else_is_not_used(gpu, why, capsys, monkeypa
     monkeypatch.setattr(simulated_graphs.Graph, "replay", REPLAYS[why])
     plain, graphs = Run(False), Run(True)
     for lengths in ([(9, 9), (9, 9)], [(9, 9)]):
-        want, got = (run.step(*lengths) for run in (plain, graphs))
+        want, got = (r.step(*lengths) for r in (plain, graphs))
         assert_alike(got, want, rtol=0, atol=0)
     assert graphs.passes.off and why in capsys.readouterr().err
 
@@ -228,8 +259,8 @@ def test_memory_that_a_graph_reads_stays_and_weights_that_move_are_seen(gpu):
     with pytest.raises(RuntimeError, match="given back since it was captured"):
         graphs.step((9, 9))
     plain.steps += 1
-    for run in (plain, graphs):  # as averages that were not swapped back
-        weight = run.model.heads.weight
+    for one in (plain, graphs):  # as averages that were not swapped back
+        weight = one.model.heads.weight
         weight.data = 2 * weight.detach()
     alike()
     assert list(graphs.passes.graphs.values()) != [captured]
@@ -239,7 +270,7 @@ def test_more_shapes_than_graphs(gpu, monkeypatch, capsys):
     monkeypatch.setattr(module, "MOST_GRAPHS", 1)
     plain, graphs = Run(False), Run(True)
     for lengths in ([(9, 9), (8, 8)], [(8, 8), (7, 7), (9, 9)]):
-        want, got = (run.step(*lengths) for run in (plain, graphs))
+        want, got = (r.step(*lengths) for r in (plain, graphs))
         assert_alike(got, want, rtol=0, atol=0)
     assert len(graphs.passes.graphs) == 1 and not graphs.passes.off
     assert capsys.readouterr().err.count("1 shapes of batches are graphs; others have none") == 1
