@@ -24,7 +24,6 @@ from rvqlm.training.guards import LossScale
 from rvqlm.training.optim import build_optimizer
 from rvqlm.training.passes import GraphedPasses, Passes, another, require_few, why_not_graphed
 
-
 FLAGS = (
     "--model-name masked --decoder-dim 16 --nhead 2 --num-decoder-layers 1 --dropout 0.1 "
     "--window-frames 10 --max-duration 3 --max-steps 6 --accum 2 --valid-every-steps 4 "
