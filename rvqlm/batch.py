@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -91,6 +91,15 @@ class Padded(NamedTuple):
         """The same with each tensor changed, items or their place."""
         return Padded(*(None if t is None else change(t) for t in self))
 
+    def widened(self, multiple: int) -> Padded:
+        """With room for a multiple of so many steps."""
+        more = (0, 0, 0, -self.values.shape[1] % multiple)
+        values = torch.nn.functional.pad(self.values, more, value=PAD)
+        times = self.times
+        if times is not None:
+            times = torch.nn.functional.pad(times, more, value=torch.nan)
+        return Padded(values, self.lengths, times)
+
     def repeat(self, times: int) -> Padded:
         """The batch so many times over."""
         return self.map(lambda t: t.repeat(times, *(1,) * (t.ndim - 1)))
@@ -163,15 +172,25 @@ class Batch:
             return True
         return self.num_frames < B * T
 
-    def most(self) -> Most | None:
-        """Of a loss with a row a frame, where the host knows."""
-        return None if self.frames is None else Most(self.frames, self.frames)
+    def most(self) -> Most:
+        """Of a loss with a row a frame; of all frames where a device would have to be asked."""
+        B, T = self.codes.shape[:2]
+        frames = B * T if self.frames is None else self.frames
+        return Most(frames, frames)
 
     def scored(self) -> Tensor:
         """(B, T) bool: frames that are neither padding nor prompt."""
         T = self.codes.shape[1]
         real = mask_of(self.lengths, T)
         return real if self.prompt_lengths is None else real & ~mask_of(self.prompt_lengths, T)
+
+    def tensors(self) -> dict[Hashable, Tensor]:
+        """All there are, by names."""
+        found: dict = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        for kind, padded in self.conditions.items():
+            of_kind = padded._asdict().items()
+            found |= {(kind, name): t for name, t in of_kind if t is not None}
+        return found
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same with each tensor changed."""

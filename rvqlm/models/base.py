@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -97,6 +97,11 @@ class TokenModel(nn.Module):
     epoch: int = 0
     """Epoch of the data in which a step of training begins; set likewise."""
 
+    @property
+    def phase(self) -> Hashable:
+        """What a pass of training depends on of `epoch`."""
+        return None
+
     def __init__(self, config, info: CodecInfo, conditions: Infos | None):
         conditions = conditions or {}
         config.check(info, conditions)
@@ -104,6 +109,12 @@ class TokenModel(nn.Module):
         self.config, self.info = config, info
         self.conditions = {kind: conditions[kind] for kind in config.conditions}
         self.duration_head: DurationHead | None = None
+
+    def why_not_graphed(self) -> str:
+        """Why its passes in training cannot be repeated as CUDA graphs; empty where they can."""
+        if self.config.activation_checkpointing:
+            return "--activation-checkpointing asks for the state of random numbers in between"
+        return ""
 
     def documents(
         self, network: ConditionedTransformer, batch: Batch, per_frame: int, more: int, size: int

@@ -202,7 +202,7 @@ class CodecLM(TokenModel):
                 self._diagonal(targets[:, :used]).reshape(B * T, K),
                 self._diagonal(scored[:, :used]).reshape(B * T, K),
             )
-        elif most is not None:  # a level more than another may be scored at a step
+        else:  # a level more than another may be scored at a step
             most = most._replace(rows=self.pattern.steps_at_most(most.rows, B))
         loss = self.heads.loss(*flat, level_weights, label_smoothing, most)
         out = LMOutput.of_levels(loss, scored.sum(1).float(), level_weights)

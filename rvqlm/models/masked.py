@@ -177,6 +177,11 @@ class Masked(TokenModel):
             self.ar = FrameByFrame(c.decoder_dim, self.embedding, self.network, self.heads)
         self.learn_durations(self.network)
 
+    @property
+    def phase(self) -> str:
+        """The --level-training of the epoch."""
+        return value_at(self.level_trainings, self.epoch)
+
     # ------------------------------------------------------------------- what generation uses too
 
     def encode_conditions(
@@ -325,7 +330,7 @@ class Masked(TokenModel):
         drawn = torch.rand(B, dtype=torch.float64, device=device)
         level = (drawn[:, None] > self._below.on(device)).sum(1)
         mask = draw_mask(c.masking, free, share, torch.rand(B, T, K, device=device), level)
-        if value_at(self.level_trainings, self.epoch) == "random":
+        if self.phase == "random":
             one = torch.arange(K, device=device) == level[:, None, None]
             mask = mask._replace(predicted=mask.predicted & one, level=level)
         return mask

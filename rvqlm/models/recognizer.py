@@ -152,6 +152,9 @@ class Recognizer(TokenModel):
     def muon_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.transformer.parameters() if p.ndim == 2]
 
+    def why_not_graphed(self) -> str:
+        return "torch's CTC loss reads lengths on the host"
+
     # -------------------------------------------------------------------------- transcription
 
     def log_probs(self, codes: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -156,8 +156,9 @@ class Conditioner(nn.Module):
         for number, (kind, info) in enumerate(self.infos.items()):
             given = conditions.get(kind)
             if given is None:
-                values = torch.empty(batch_size, 0, info.num_fields, dtype=torch.long)
-                given = Padded(values, torch.zeros(batch_size, dtype=torch.long)).to(device)
+                on = {"dtype": torch.long, "device": device}
+                values = torch.empty(batch_size, 0, info.num_fields, **on)
+                given = Padded(values, torch.zeros(batch_size, **on))
             if given.values.shape[2] != info.num_fields:
                 raise UserError(
                     f"condition {kind} has {given.values.shape[2]} fields, the model wants "

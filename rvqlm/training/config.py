@@ -322,6 +322,11 @@ class TrainerConfig:
     """On NVIDIA GPUs, multiply what stays float32 with TF32: faster, ten bits of mantissa."""
     compile: bool = False
     """torch.compile of the blocks in training, warmed up before the first step."""
+    # No GPU was at hand: what it brings is not known.
+    cuda_graphs: bool = False
+    """On a GPU, repeat forward and backward of a batch by one launch, as a graph that is captured
+    for each shape of batches, 32 at most, and tried before it is used: for batches of few shapes
+    that are too small to keep the GPU busy. Up to twice the memory of activations."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: ddp keeps all weights on each rank; fsdp shards weights, gradients and
     moments over them, for models that don't fit otherwise."""
@@ -393,6 +398,14 @@ def check(config: TrainerConfig) -> None:
         config.manifest_dir not in config.mix_dirs,
         f"--mix-dirs has --manifest-dir {config.manifest_dir} too",
     )
+    for other, given in {
+        "--compile": config.compile,
+        "--packing": config.data.packing,
+        "--max-duration auto": config.data.max_duration == "auto",  # measured without
+    }.items():
+        found.need(
+            not (config.cuda_graphs and given), f"--cuda-graphs and {other}: leave one of them out"
+        )
     for group in (config.optim, config.loss, config.guard, config.save, config.log):
         of_group = Problems(group)
         group.examine(of_group, config)
@@ -403,3 +416,51 @@ def check(config: TrainerConfig) -> None:
         found.append(str(e))
     if found:
         raise UserError("; ".join(found))
+
+
+def what_is_due(
+    config: TrainerConfig,
+    step: int,
+    elapsed: float,
+    epoch_ended: int | None,
+    finished: bool,
+    stopping: bool,
+    since: dict[str, float],
+) -> set[str]:
+    """Of ``log``, ``valid``, ``sample``, ``save`` and ``archive`` what is to be done after a step.
+
+    :param step: steps done.
+    :param elapsed: seconds of training.
+    :param epoch_ended: the epoch that ended in this step, if one did.
+    :param stopping: a signal asked for the end.
+    :param since: ``valid``, ``sample``, ``save``: value of `elapsed` when it was done last.
+    """
+    log, save, ended = config.log, config.save, epoch_ended is not None
+
+    def by_steps(every: int) -> bool:
+        return bool(every) and step % every == 0
+
+    def by_minutes(every: float, name: str) -> bool:
+        return bool(every) and elapsed - since[name] >= 60 * every
+
+    def by_epochs(every: int) -> bool:
+        return bool(every) and ended and (epoch_ended + 1) % every == 0
+
+    valid = by_steps(log.valid_every_steps) or by_minutes(log.valid_every_minutes, "valid")
+    if not log.valid_every_steps and not log.valid_every_minutes:
+        valid = ended
+    sample = (
+        by_steps(log.sample_every_steps)
+        or by_epochs(log.sample_every_epochs)
+        or by_minutes(log.sample_every_minutes, "sample")
+    )
+    archive = by_steps(save.archive_every_steps) or by_epochs(save.archive_every)
+    saved = by_steps(save.save_every_steps) or by_minutes(save.save_every_minutes, "save")
+    due = {
+        "log": ended or finished or by_steps(log.log_every_steps),
+        "valid": valid or finished,
+        "sample": sample or (finished and log.samples),
+        "save": finished or stopping or archive or saved,
+        "archive": archive,
+    }
+    return {name for name, now in due.items() if now}

@@ -57,6 +57,7 @@ from rvqlm.training.memory import (
     prescan,
 )
 from rvqlm.training.meter import Speed, peak_flops, rehearse, training_flops
+from rvqlm.training.passes import require_few, why_not_graphed
 from rvqlm.training.trainer import Trainer
 
 FLOPS_OF_ITEMS = 8
@@ -115,6 +116,8 @@ class Setup:
             raise UserError(
                 f"--packing {config.data.packing}: {self.model.name} has no rows of several cuts"
             )
+        if config.cuda_graphs and (why := why_not_graphed(self.model, device, world.size)):
+            raise UserError(f"--cuda-graphs: {why}; give --no-cuda-graphs")
         self.parameters = sum(p.numel() for p in self.model.parameters())
         self.memory_line = ""
 
@@ -308,6 +311,8 @@ class Setup:
                 self._memory(), self.loader.worst_batch(),
                 max_duration=config.data.max_duration, frame_rate=float(self.info.frame_rate),
             )  # fmt: skip
+        if config.cuda_graphs:
+            require_few(self.loader.shapes())
         speed = self._speed() if config.log.mfu else None
         if config.compile:
             from rvqlm.training.compiling import compile_model

@@ -33,15 +33,15 @@ from rvqlm.metrics.losses import Totals, evaluate_batches
 from rvqlm.models.factory import model_identity
 from rvqlm.runtime import step_seed
 from rvqlm.training.bad_batch import BadBatch, save_bad_batch
-from rvqlm.training.config import TrainerConfig
+from rvqlm.training.config import TrainerConfig, what_is_due
 from rvqlm.training.distributed import World
-from rvqlm.training.due import what_is_due
 from rvqlm.training.ema import EMA
 from rvqlm.training.guards import LossGuard, LossScale
 from rvqlm.training.level_weights import LevelWeights
 from rvqlm.training.logger import MetricsLog, Progress, epoch_line, valid_line
 from rvqlm.training.meter import Meter, Outcome, Speed, Stopwatch, memory_mb
 from rvqlm.training.optim import build_optimizer
+from rvqlm.training.passes import GraphedPasses, Passes
 from rvqlm.training.schedule import Budget, Schedule
 from rvqlm.training.watchdog import StopSignals, Watchdog
 from rvqlm.version import __version__
@@ -97,6 +97,10 @@ class Trainer:
         self.scale = LossScale(dtype)
         self.level_weights = LevelWeights(config.loss, info.num_codebooks)
         self.watch = Stopwatch(self.device)
+        of_passes = (self.module, self.optimizers, self.device, self.dtype)
+        of_passes += (config.loss.label_smoothing, self.scale, self.watch)
+        graphed = partial(GraphedPasses, quiet=config.quiet)
+        self.passes = (graphed if config.cuda_graphs else Passes)(*of_passes)
         self.step = 0
         self.total_frames = 0
         self.elapsed = 0.0
@@ -164,7 +168,7 @@ class Trainer:
         factor *= self.guard.lr_factor
         self.lr = self.config.optim.base_lr * factor
         self.optimizers.set_factor(factor)
-        self.optimizers.zero_grad()
+        self.passes.begin()
         totals = Totals(self.info.num_codebooks, self.device)
         # loss and tokens of the step: float64, where counts above 2^24 and sums of ranks are exact
         minimised = torch.zeros(2, dtype=totals.sums["nats"].dtype, device=self.device)
@@ -174,7 +178,7 @@ class Trainer:
         while not last:
             self._beat("data")
             with self.watch("data"):
-                batch = next(self.train)
+                batch = self.passes.sized(next(self.train))
                 if self.train.step == self.train.epoch_steps:
                     self._ended = self.train.epoch
                 batches.append(batch)
@@ -184,26 +188,14 @@ class Trainer:
                 batch = batch.to(self.device)
             self._beat("forward and backward")
             with self.world.no_sync(self.module, skip=not last):
-                with self.watch("forward"):
-                    out = self._forward(batch)
-                with self.watch("backward"):
-                    self.scale.apply(out.loss).backward()
-            minimised += torch.stack([out.loss.detach(), out.normalizer.detach()]).to(minimised)
+                out = self.passes(batch, self.level_weights.draw(self.device))
+            minimised += torch.stack([out.loss, out.normalizer.detach()]).to(minimised)
             totals.add(out, frames, cells)
             if out.later is not None:
                 later.append(out.later)
         self._beat("optimizer step")
         with self.watch("step"):
             return self._update(minimised, totals, batches, later)
-
-    def _forward(self, batch: Batch):
-        mixed = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            return self.module(
-                batch,
-                label_smoothing=self.config.loss.label_smoothing,
-                level_weights=self.level_weights.draw(self.device),
-            )
 
     @torch.no_grad()
     def _update(

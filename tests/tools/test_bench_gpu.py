@@ -18,6 +18,7 @@ from rvqlm.codecs.spectral_model import ResidualQuantizer
 from rvqlm.modules import attention
 from rvqlm.modules.attention import RotaryTable
 from rvqlm.patterns import DelayPattern
+from rvqlm.training.passes import Captured, GraphedPasses
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ spectral = partial(codecs.codes_and_audio, load=partial(load_codec, "spectral"),
         partial(checks.resume, optimizer="adamw", first="gpu", then="cpu"),
         checks.skip,
         partial(checks.waits_of_training, case="delay"),
+        partial(runs.graphed, case="parallel-text-spread", dtype=torch.float32, steps=1),
     ],
 )
 def test_checks_pass(where, check):
@@ -108,6 +110,13 @@ def test_moments_that_are_lost(where, monkeypatch):
     monkeypatch.setattr(checks.Trainer, "_load_weights", lambda self, state: None)
     with pytest.raises(checks.Wrong, match="weights"):
         checks.resume(where, "adamw")
+
+
+def test_graphs_that_do_something_else(where, monkeypatch):
+    monkeypatch.setattr(GraphedPasses, "_compare", lambda *given: None)
+    monkeypatch.setattr(Captured, "load", lambda *given: None)
+    with pytest.raises(checks.Wrong, match="gradients"):
+        runs.graphed(where, "delay", torch.float32, steps=1)
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

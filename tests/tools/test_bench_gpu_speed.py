@@ -83,7 +83,7 @@ def toy(tmp_path, monkeypatch):
     with speed.place(where) as at:
 
         def make(family: str, layers: int) -> training.Subject:
-            subject = training.Subject(where, at, family, False)
+            subject = training.Subject(where, at, family, "eager")
             subject.size = replace(training.TOY, layers=layers)
             return subject
 

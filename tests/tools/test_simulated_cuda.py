@@ -165,6 +165,86 @@ def test_what_is_on_meta_stays_there():
     model(random_batch(model, [3]).to("cuda")).loss.backward()
 
 
+def captured(work, pool=None):
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        made = work()
+    return graph, made
+
+
+def test_a_graph_does_again_what_was_captured_and_only_when_it_is_replayed():
+    x, total = torch.ones(2, device="cuda"), torch.zeros(2, device="cuda")
+    factor = 3.0
+
+    def work():
+        total.add_(y := x * factor)
+        return y[:1]
+
+    graph, made = captured(work)
+    assert total.tolist() == [0.0, 0.0]
+    factor = 5.0  # of the host
+    x.copy_(torch.tensor([1.0, 2.0]))
+    graph.replay()
+    graph.replay()
+    assert total.tolist() == [6.0, 12.0] and made.tolist() == [3.0]
+
+
+def test_random_numbers_of_a_graph_go_on_from_where_they_are():
+    graph, made = captured(lambda: torch.rand(3, device="cuda"))
+    torch.manual_seed(3)
+    want = [torch.rand(3, device="cuda") for _ in range(2)]
+    torch.manual_seed(3)
+    for draw in want:
+        graph.replay()
+        assert made.equal(draw)
+
+
+def test_gradients_of_a_graph_are_added_where_they_were():
+    weight = torch.ones(2, device="cuda").requires_grad_()
+    weight.grad = torch.zeros_like(weight)
+    graph, _ = captured(lambda: (2 * weight).sum().backward())
+    for times in (1, 2):
+        graph.replay()
+        assert weight.grad.tolist() == [2.0 * times] * 2
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x + torch.ones(2).to("cuda"),
+        lambda x: x.copy_(torch.ones(2), non_blocking=True),
+        lambda x: torch.manual_seed(1),
+        lambda x: torch.cuda.get_rng_state(),
+    ],
+)
+def test_what_a_capture_refuses(work):
+    x = torch.ones(2, device="cuda")
+    with pytest.raises(RuntimeError):
+        captured(lambda: work(x))
+    assert (x + 1).tolist() == [2.0, 2.0]  # it is over
+
+
+def test_memory_of_graphs():
+    held, pool = [torch.ones(2, device="cuda")], torch.cuda.graph_pool_handle()
+    (one, first), (two, second) = (captured(lambda n=n: held[0] + n, pool) for n in (1, 2))
+    one.replay()
+    assert first.tolist() == [2.0, 2.0]
+    two.replay()
+    assert first.isnan().all() and second.tolist() == [3.0, 3.0]
+    held.clear()
+    with pytest.raises(RuntimeError, match="given back"):
+        one.replay()
+
+
+def test_waits_can_be_errors():
+    torch.cuda.set_sync_debug_mode("error")
+    with pytest.raises(RuntimeError, match="synchronizing"):
+        torch.ones(2, device="cuda").sum().item()
+    torch.cuda.set_sync_debug_mode("default")
+
+
 def test_torch_is_as_before_outside():
     engine = torch.autograd._engine_run_backward
     with simulated_cuda(count=5):

@@ -5,8 +5,7 @@ import dataclasses
 import pytest
 from toy import toy_flags
 
-from rvqlm.training.config import LogConfig, SaveConfig
-from rvqlm.training.due import what_is_due
+from rvqlm.training.config import LogConfig, SaveConfig, what_is_due
 
 NEVER = {"valid": 0.0, "sample": 0.0, "save": 0.0}
 

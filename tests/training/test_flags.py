@@ -56,6 +56,7 @@ TRAINER = {
     "kernels": ("", "--kernels native"),
     "tf32": ("", "--no-tf32"),
     "compile": None,  # tests/training/test_compiling.py
+    "cuda-graphs": ("", "--cuda-graphs"),
     "parallel": ("", "--parallel fsdp"),
     "num-threads": ("", "--num-threads -1"),
     "quiet": ("", "--quiet"),

@@ -1,5 +1,6 @@
 """Whether a GPU computes what a CPU does: every family, head and condition, in training and
-generation, each kernel of attention, the codecs, optimizers, ranks, ``--compile``.
+generation, each kernel of attention, the codecs, optimizers, ranks, ``--compile``,
+``--cuda-graphs``.
 
     python tools/bench/gpu.py                        # cuda:0, at most eight minutes
     python tools/bench/gpu.py --only codec waits     # some parts
@@ -45,7 +46,7 @@ from gpu_checks import Check, NotRun, Where, Wrong, equality, generation, memory
 from gpu_codec_checks import codec
 from gpu_generation_speed import TABLE as GENERATION
 from gpu_generation_speed import generation_speed
-from gpu_run_checks import compiling, ranks
+from gpu_run_checks import compiling, graphs, ranks
 from gpu_speed import tables
 from gpu_train_speed import TABLE as TRAINING
 from gpu_train_speed import train_speed
@@ -73,6 +74,7 @@ PARTS = {
     "memory": Part(memory, 0.03),
     "waits": Part(waits, 0.05),
     "compile": Part(compiling, 0.14, simulated=False),
+    "train-graph": Part(graphs, 0.08),
     "train-speed": Part(train_speed, 0.17, simulated=False),  # each row says where it is
     "generation-speed": Part(generation_speed, 0.13, simulated=False),
 }
@@ -83,7 +85,7 @@ TABLES = {"train-speed": TRAINING, "generation-speed": GENERATION}
 class Args:
     only: tuple[str, ...] = ()
     """Parts: codec, equality, attention, generation, training, ranks, memory, waits, compile,
-    train-speed, generation-speed; default: all."""
+    train-graph, train-speed, generation-speed; default: all."""
     seconds: float = 480.0
     """No check begins later."""
     device: str = "cuda:0"

@@ -269,7 +269,7 @@ def generation(where: Where) -> Iterator[tuple[str, Check]]:
 
 def trainer(
     folder: Path, case: str, device: torch.device, optimizer="adamw", steps=6, dtype=torch.float32,
-    world: World | None = None, **changes,
+    world: World | None = None, graphs: bool = False, **changes,
 ) -> Trainer:  # fmt: skip
     model = EXTRA[case]().train() if case in EXTRA else make(case, **DRY | changes)
     model = model.to(device)
@@ -277,6 +277,7 @@ def trainer(
         str(folder),
         "",
         max_steps=steps,
+        cuda_graphs=graphs,
         optim=OptimConfig(
             optimizer, 0.01, schedule="constant", warmup_steps=0, accum=2, ema_decay=0.9
         ),

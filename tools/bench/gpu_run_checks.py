@@ -1,10 +1,11 @@
 """Checks of `gpu.py`: what is put around a model in training. Ranks, by a group of this process
-alone, and ``--compile``."""
+alone, ``--compile`` and ``--cuda-graphs``."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
 
@@ -33,6 +34,7 @@ from torch.distributed.fsdp import FSDPModule
 from rvqlm.modules import attention, native_training
 from rvqlm.training.compiling import compile_model, warm_up
 from rvqlm.training.distributed import World
+from rvqlm.training.passes import ROOM
 
 # --------------------------------------------------------------------------------------- ranks
 
@@ -100,6 +102,11 @@ def ranks(where: Where) -> Iterator[tuple[str, Check]]:
 
 # ------------------------------------------------------------------------------------- compile
 
+GRAPHED = (
+    "delay", "coarse-first", "flatten-residual", "depth-text-cross", "parallel-text-spread",
+    "aligned-delay-spread", "valle", "valle-midi-cross", "masked", "masked-prompt-cross",
+    "both-ways-spread",
+)  # fmt: skip
 SHAPES = {(3, n) for n in range(5, 12)}
 """Batches to come, (items, frames): more than get code of their own."""
 
@@ -168,3 +175,50 @@ def compiling(where: Where) -> Iterator[tuple[str, Check]]:
         yield f"blocks of {case}, {str(dtype)[6:]}", partial(compiled, where, case, dtype)
     for case in ("delay", "depth", "masked", "valle"):
         yield f"the whole forward pass of {case}", partial(breaks, where, case)
+
+
+# -------------------------------------------------------------------------------------- graphs
+
+
+def graphed(where: Where, case: str, dtype: torch.dtype, steps: int = 6) -> str:
+    """With dropout, gradients of four micro-batches of two shapes, and losses and weights of some
+    steps, are those without graphs, which have to be there."""
+    precision = "float32" if dtype == torch.float32 else "bf16"
+    runs, found = {}, {}
+    for name in ("plain", "graphs"):
+        folder = where.folder / f"{case}-{precision}-{name}"
+        options = {"dtype": dtype, "graphs": name == "graphs", "steps": steps}
+        runs[name] = trained = trainer(folder, case, where.device, dropout=0.1, **options)
+        trained.train.batch = wide(trained.train.batch)
+        trained.model.train()
+        torch.manual_seed(0)
+        trained.passes.begin()
+        for seed, lengths in enumerate((LENGTHS, (9, 9), (4, 9, 2), (9, 9))):
+            batch = wide(random_batch(trained.model, lengths, seed))
+            trained.passes(batch.to(where.device), None)
+        params = trained.optimizers.params
+        found[name] = [p.grad.cpu().double() for p in params if p.grad is not None]
+        trained.fit()
+    if off := runs["graphs"].passes.off:
+        raise Wrong(f"graphs were given up: {off}")
+    limit = LIMITS[precision]
+    whole = float(torch.stack([g.norm() for g in found["plain"]]).norm())
+    for got, want in zip(found["graphs"], found["plain"], strict=True):
+        check(apart(got, want, whole / 10), 3 * limit, "gradients")
+    want, got = (losses(trained.exp_dir) for trained in runs.values())
+    check(max(abs(a / b - 1) for a, b in zip(got, want)), limit, "losses")
+    after, there = map(weights, runs.values())
+    check(distance := apart(there, after), 10 * limit, "weights")
+    return f"{len(runs['graphs'].passes.graphs)} graphs, {distance:.0e}"
+
+
+def wide(batch):
+    """As graphs are given it: what is drawn depends on it."""
+    conditions = {kind: padded.widened(ROOM) for kind, padded in batch.conditions.items()}
+    return replace(batch, conditions=conditions)
+
+
+def graphs(where: Where) -> Iterator[tuple[str, Check]]:
+    for dtype in (torch.float32, torch.bfloat16):
+        for case in GRAPHED:
+            yield f"{case}, {str(dtype)[6:]}", partial(graphed, where, case, dtype)

@@ -2,7 +2,7 @@
 
 Each family first at the settings of docs/training.md for 12 GB, 6 micro-batches of 6 items of 512
 frames, then in one micro-batch of as many items as the card is fastest with; all of it once more
-with compiled blocks.
+with compiled blocks, and with passes as graphs.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def best_batch(rate_of: Callable[[int], float], start: int, tries: int = TRIES) 
 class Subject:
     """A family in training."""
 
-    def __init__(self, where: Where, at: Place, family: str, compiled: bool):
-        self.where, self.at, self.family, self.compiled = where, at, family, compiled
+    def __init__(self, where: Where, at: Place, family: str, how: str):
+        """:param how: eager, compiled or graphs."""
+        self.where, self.at, self.family, self.how = where, at, family, how
         self.size = TOY if at.quick else Size()
         self.items = self.size.batch
         """Of the batch that blocks are first compiled with."""
@@ -110,12 +111,14 @@ class Subject:
 
     @cached_property
     def trainer(self) -> Trainer:
-        if self.compiled:
+        if self.how == "compiled":
             self._compile()
         flags = TrainerConfig(
-            str(self.where.folder / f"{self.family}-{self.compiled}"),
+            str(self.where.folder / f"{self.family}-{self.how}"),
             "",
             max_steps=1 << 20,
+            cuda_graphs=self.how == "graphs",
+            quiet=True,
             optim=OptimConfig(base_lr=2e-4, weight_decay=0.02, warmup_ratio=0.01),
             loss=LossConfig(label_smoothing=0.05, level_weights=("auto",)),
             guard=GuardConfig(hang_minutes=0),
@@ -143,6 +146,8 @@ class Subject:
     def step(self) -> None:
         outcome = self.trainer.train_step()
         self.trainer.step += 1
+        if off := getattr(self.trainer.passes, "off", ""):
+            raise Wrong(f"graphs were given up: {off}")
         if outcome.verdict != "good":
             raise Wrong(f"step {self.trainer.step} was not taken: {outcome.verdict}")
 
@@ -169,7 +174,7 @@ class Subject:
         """Launches by layers and micro-batches, and waits, on a simulated GPU."""
         found = {}
         for layers in (1, 2):
-            toy = Subject(self.where, self.at, self.family, False)
+            toy = Subject(self.where, self.at, self.family, self.how)
             toy.size = replace(TOY, layers=layers)
             toy.trainer.train = Loader(toy.batch(TOY.batch))
             toy.step()  # what is made once
@@ -211,10 +216,9 @@ class Subject:
 
 def train_speed(where: Where) -> Iterator[tuple[str, Check]]:
     yield "products of large matrices", of_the_card(where)["products"]
-    for compiled in (False, True):
+    for how in ("eager", "compiled", "graphs"):
         for family in FAMILIES:
-            with place(where, simulated=not compiled) as at:
-                subject = Subject(where, at, family, compiled)
-                blocks = "compiled" if compiled else "eager"
+            with place(where, simulated=how != "compiled") as at:
+                subject = Subject(where, at, family, how)
                 for batch, work in (("12 GB", subject.at_12_gb), ("best", subject.at_best)):
-                    yield f"{family}, {batch}, {blocks}", work
+                    yield f"{family}, {batch}, {how}", work

@@ -10,11 +10,13 @@ Programs take their GPU branches with real numbers, on any build of torch. As on
 - the host is waited for where CUDA would: ``torch.cuda.set_sync_debug_mode("warn")`` warns of it;
 - what is copied to the host without waiting reads as zeros until the host has waited;
 - memory is counted and runs out; so are launches, `Gpu.launches`: operations of aten that compute
-  or copy, each taken for one kernel, though a few are several (sorts, fused optimizers).
+  or copy, each taken for one kernel, though a few are several (sorts, fused optimizers);
+- a graph (`simulated_graphs`) does again what was captured, on the same memory, and nothing else.
 
 Not seen: kernels that lack a type, rounding (TF32, order of sums), which attention kernel is
-chosen, races, streams, graphs, compiled code, other threads and processes. Views have no storage
-offset. To torch's C++, which would look for a driver, the tensors are "meta", but for autocast.
+chosen, races, streams, memory that graphs keep, compiled code, other threads and processes. Views
+have no storage offset. To torch's C++, which would look for a driver, the tensors are "meta", but
+for autocast.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
+from simulated_graphs import graphs_of
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -91,7 +94,7 @@ class Simulated(torch.Tensor):
         return self.number
 
     def untyped_storage(self):
-        return self.held.untyped_storage()
+        return self.block
 
     def data_ptr(self) -> int:
         return self.held.data_ptr()
@@ -129,6 +132,8 @@ class Gpu:
         self.launches: Counter[str] = Counter()
         """Operations so far that are kernels or copies, by name."""
         self.counting = True
+        self.capture = None
+        """The graph that what is done goes to, instead of being done."""
         self.random = torch.Generator().manual_seed(1).get_state()
 
     def block_of(self, held: Tensor) -> Block:
@@ -140,6 +145,10 @@ class Gpu:
 
     def wait(self, times: int = 1) -> None:
         """As torch warns where ``set_sync_debug_mode`` asks for it: at the program's line."""
+        if times and self.capture is not None:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        if times and self.debug == 2:
+            raise RuntimeError("called a synchronizing CUDA operation")
         if times:
             with torch._C._DisableTorchDispatch():
                 for to, value in self.underway:
@@ -169,17 +178,18 @@ class Gpu:
         name = func._schema.name.removeprefix("aten::")
         self.check(name, args, given, ours, number)
         self.note(name, args, kwargs, ours, there)
-        if self.counting and name not in NO_KERNEL and not _is_view(func):
+        does = name not in NO_KERNEL and not _is_view(func)
+        if self.counting and self.capture is None and does:
             self.launches[name] += 1
         plain, options = tree_map(lambda t: getattr(t, "held", t), (args, dict(kwargs)))
         options |= {} if asked is None else {"device": torch.device("cpu")}
         if options.get("pin_memory"):
             options["pin_memory"] = False
-        with self.drawing(func, given), torch._C._DisableTorchDispatch():
-            try:
-                out = func(*plain, **options)
-            except NotImplementedError:  # kernels that only GPUs have
-                out = torch._decomp.decomposition_table[func](*plain, **options)
+        with self.drawing(func), torch._C._DisableTorchDispatch():
+            if self.capture is not None:
+                out = self.capture.record(func, plain, options, given, _is_view(func))
+            else:
+                out = self.done(func, plain, options)
             if asked is not None and not there and kwargs.get("non_blocking"):
                 self.underway.append((torch.zeros_like(out), out.clone()))
                 out = self.underway[-1][0]
@@ -207,6 +217,13 @@ class Gpu:
         if len(says) == 1:
             return returned(out, says[0])
         return tuple(returned(o, s) for o, s in zip(out, says))
+
+    def done(self, func, args, options):
+        """What an operation makes of CPU tensors."""
+        try:
+            return func(*args, **options)
+        except NotImplementedError:  # kernels that only GPUs have
+            return torch._decomp.decomposition_table[func](*args, **options)
 
     def check(self, name, args, given, ours, number) -> None:
         """Raise where tensors or generators of another device take part."""
@@ -251,7 +268,7 @@ class Gpu:
             yield
 
     @contextmanager
-    def drawing(self, func, given) -> Iterator[None]:
+    def drawing(self, func) -> Iterator[None]:
         """The GPU's random numbers in the place of the CPU's."""
         if torch.Tag.nondeterministic_seeded not in func.tags:
             yield
@@ -265,8 +282,20 @@ class Gpu:
                 self.random = torch.random.default_generator.get_state()
                 torch.random.default_generator.set_state(before)
 
+    @property
+    def state(self) -> Tensor:
+        """Of random numbers."""
+        if self.capture is not None:
+            raise RuntimeError("Cannot call CUDAGeneratorImpl during CUDA graph capture")
+        return self.random
+
+    @state.setter
+    def state(self, new: Tensor) -> None:
+        _ = self.state
+        self.random = new.clone()
+
     def seed(self, seed: int) -> None:
-        self.random = torch.Generator().manual_seed(seed % 2**62 + 1).get_state()
+        self.state = torch.Generator().manual_seed(seed % 2**62 + 1).get_state()
 
     def cuda(self, count: int) -> dict:
         """What is put in the place of torch.cuda's."""
@@ -290,17 +319,17 @@ class Gpu:
             "is_initialized": lambda: True, "current_device": lambda: self.current,
             "set_device": set_device, "device": lambda *a: nullcontext(),
             "synchronize": lambda *a: self.wait(), "empty_cache": nothing,
-            "get_device_name": lambda *a: "simulated GPU", "is_current_stream_capturing": no,
+            "get_device_name": lambda *a: "simulated GPU",
             "get_device_capability": lambda *a: (9, 0), "is_bf16_supported": lambda *a, **k: True,
             "memory_allocated": lambda *a: self.allocated,
             "max_memory_allocated": lambda *a: self.peak, "reset_peak_memory_stats": reset_peak,
             "mem_get_info": lambda *a: (self.memory - self.allocated, self.memory),
             "set_per_process_memory_fraction": set_fraction,
             "manual_seed_all": self.seed, "manual_seed": self.seed,
-            "get_rng_state": lambda *a: self.random.clone(),
-            "set_rng_state": lambda new, *a: setattr(self, "random", new.clone()),
+            "get_rng_state": lambda *a: self.state.clone(),
+            "set_rng_state": lambda new, *a: setattr(self, "state", new),
             "set_sync_debug_mode": set_debug, "get_sync_debug_mode": lambda: self.debug,
-            "Event": _Event, "_is_in_bad_fork": no, "current_stream": lambda *a: None,
+            "Event": _Event, "_is_in_bad_fork": no, **graphs_of(self),
         }  # fmt: skip
 
 
@@ -319,6 +348,9 @@ class Block:
 
     def __del__(self):
         self.gpu.allocated -= self.size
+
+    def __getattr__(self, name):  # to the program it is the storage
+        return getattr(self.storage, name)
 
 
 class _Event(SimpleNamespace):
