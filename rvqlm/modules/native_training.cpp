@@ -45,6 +45,13 @@ static inline __m512 wide(__m256i x) {
 
 static inline __m256i narrow(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
+static inline void put(bf16 *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, narrow(x)); }
+static inline void put(float *to, __m512 x) { _mm512_storeu_ps(to, x); }
+// Of some; stores with a mask are slow on AMD's CPUs.
+static inline void put(bf16 *to, __mmask16 in, __m512 x) {
+  in == 0xffff ? put(to, x) : _mm256_mask_storeu_epi16(to, in, narrow(x));
+}
+
 static inline __mmask16 first(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1; }
 
 static inline __m512 exp_(__m512 x) {  // within 2 ulp; of what is below -110 the same, 0
@@ -125,9 +132,6 @@ static inline __m512i packed(__m512i rows) {
 }
 
 // ----------------------------------------------------------------------------------------- product
-
-static inline void put(float *to, __m512 x) { _mm512_storeu_ps(to, x); }
-static inline void put(bf16 *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, narrow(x)); }
 
 // Pairs of the left factor: those of a row together, or tiles of TALL rows, pair after pair.
 constexpr int TALL = 6;
@@ -241,8 +245,8 @@ struct Steps {
           const __m512 co = _mm512_maskz_loadu_ps(in, c + i), si = _mm512_maskz_loadu_ps(in, n + i);
           const __m512 turned = _mm512_fmsub_ps(one, co, _mm512_mul_ps(two, si));
           const __m512 other = _mm512_fmadd_ps(two, co, _mm512_mul_ps(one, si));
-          _mm256_mask_storeu_epi16(rows + i, in, narrow(turned));
-          _mm256_mask_storeu_epi16(rows + D / 2 + i, in, narrow(other));
+          put(rows + i, in, turned);
+          put(rows + D / 2 + i, in, other);
         }
       } else {
         std::memcpy(rows, x, 2 * D);
@@ -260,7 +264,7 @@ struct Steps {
       for (int64_t i = 0; i < D; i += 16) {
         const __mmask16 in = first(D - i);
         const __m512 x = _mm512_mul_ps(by, _mm512_maskz_loadu_ps(in, g + i));
-        _mm256_mask_storeu_epi16(to + i, in, narrow(x));
+        put(to + i, in, x);
       }
       return;
     }
@@ -272,8 +276,8 @@ struct Steps {
       const __m512 si = _mm512_mul_ps(by, _mm512_maskz_loadu_ps(in, sin + s * (D / 2) + i));
       const __m512 turned = _mm512_fmadd_ps(one, co, _mm512_mul_ps(two, si));
       const __m512 other = _mm512_fmsub_ps(two, co, _mm512_mul_ps(one, si));
-      _mm256_mask_storeu_epi16(to + i, in, narrow(turned));
-      _mm256_mask_storeu_epi16(to + D / 2 + i, in, narrow(other));
+      put(to + i, in, turned);
+      put(to + D / 2 + i, in, other);
     }
   }
 
@@ -851,7 +855,7 @@ extern "C" void gelu(int64_t count, const bf16 *x, const bf16 *grad_y, bf16 *y, 
     } else {
       made = _mm512_mul_ps(made, at);
     }
-    _mm256_mask_storeu_epi16(y + i, in, narrow(made));
+    put(y + i, in, made);
   }
 }
 
@@ -890,20 +894,25 @@ extern "C" void adamw(const Step *call) {
   parts_of(c.tensors, c.sizes, c.threads, [&](int64_t, int64_t t, int64_t start, int64_t count) {
     const __m512 by = _mm512_set1_ps(c.sizes_of_step[t]), kept = _mm512_set1_ps(c.kept[t]);
     const __m512 root = _mm512_set1_ps(1 / c.roots[t]);
-    for (int64_t i = start; i < start + count; i += 16) {
-      const __mmask16 in = first(start + count - i);
-      auto load = [&](float **x) { return _mm512_maskz_loadu_ps(in, x[t] + i); };
-      auto store = [&](float **x, __m512 y) { _mm512_mask_storeu_ps(x[t] + i, in, y); };
-      const __m512 g = _mm512_mul_ps(factor, load(c.grads));
-      __m512 w = _mm512_mul_ps(kept, load(c.weights)), m = load(c.means), v = load(c.squares);
+    float *weight = c.weights[t] + start, *grad = c.grads[t] + start, *mean = c.means[t] + start;
+    float *square = c.squares[t] + start, *average = c.averages ? c.averages[t] + start : nullptr;
+    auto some = [&](int64_t i, __mmask16 in) {
+      const __m512 g = _mm512_mul_ps(factor, _mm512_maskz_loadu_ps(in, grad + i));
+      __m512 w = _mm512_mul_ps(kept, _mm512_maskz_loadu_ps(in, weight + i));
+      __m512 m = _mm512_maskz_loadu_ps(in, mean + i), v = _mm512_maskz_loadu_ps(in, square + i);
       m = _mm512_fmadd_ps(new1, _mm512_sub_ps(g, m), m);
       v = _mm512_fmadd_ps(old2, v, _mm512_mul_ps(new2, _mm512_mul_ps(g, g)));
       const __m512 under = _mm512_fmadd_ps(_mm512_sqrt_ps(v), root, eps);
       w = _mm512_fnmadd_ps(by, _mm512_div_ps(m, under), w);
-      store(c.weights, w), store(c.means, m), store(c.squares, v);
-      if (!c.averages) continue;
-      store(c.averages, _mm512_fnmadd_ps(old, _mm512_sub_ps(w, load(c.averages)), w));
-    }
+      _mm512_mask_storeu_ps(weight + i, in, w);
+      _mm512_mask_storeu_ps(mean + i, in, m), _mm512_mask_storeu_ps(square + i, in, v);
+      if (!average) return;
+      const __m512 before = _mm512_maskz_loadu_ps(in, average + i);
+      _mm512_mask_storeu_ps(average + i, in, _mm512_fnmadd_ps(old, _mm512_sub_ps(w, before), w));
+    };
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) some(i, 0xffff);  // the mask goes
+    if (i < count) some(i, first(count - i));
   });
 }
 
