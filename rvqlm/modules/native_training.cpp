@@ -382,7 +382,7 @@ static const float *angles(const Attention &a, const float *table, int64_t item)
 static void forward(const Attention &a, int64_t item, int64_t head) {
   const Steps Q(a.width, a.queries), K(a.width, a.keys);
   const int64_t W = Q.W;
-  room.begin(2 * Q.size() + 6 * K.size() + K.padded + 8 * BLOCK * (W + BLOCK) + (1 << 14));
+  room.begin(4 * Q.size() + 6 * K.size() + K.padded + 8 * BLOCK * (W + BLOCK) + (1 << 14));
   const float *cos = angles(a, a.cos, item), *sin = angles(a, a.sin, item);
   bf16 *keys = room.take<bf16>(K.size()), *rows = room.take<bf16>(std::max(Q.size(), K.size()));
   bf16 *values = room.take<bf16>(K.size());
