@@ -300,9 +300,9 @@ class Scorer:
 
         :return: weighted nats of the cells, and the gradient by ``hidden``, float32.
         """
-        factors = self.level_weights[... if level is None else level].expand(targets.shape)
         if use is not None:
-            factors, targets = factors * use, targets.masked_fill(use == 0, -1)
+            use, targets = use.to(self.sum_dtype), targets.masked_fill(use == 0, -1)
+        factors = self._factors(use, 0, level).expand(targets.shape)
         shared = len(self.weight) == 1
         k = slice(None) if level is None or shared else slice(level, level + 1)
         first = self.with_grad and self._grad_weight is None and level is None
@@ -316,7 +316,7 @@ class Scorer:
             self.grad_weight[k] if self.with_grad else None, add=not first,
         )  # fmt: skip
         found = (values.view(targets.shape) for values in judged[:4])
-        nats = self._add_up(*found, use, 0, level)
+        nats = self._add_up(*found, use, factors, 0, level)
         return nats, judged.grad_hidden.view(hidden.shape) if self.with_grad else None
 
     def _keep(self, nats: Tensor, *place: Tensor) -> None:
@@ -346,10 +346,13 @@ class Scorer:
         log_total = total.log() + top
         nats = (log_total - at_target).squeeze(-1)
         mean = None if mean is None else mean - log_total.squeeze(-1)
-        nats = self._add_up(nats, hits, total.reciprocal().squeeze(-1), mean, use, rows, level)
+        sure = total.reciprocal().squeeze(-1) if GAPS[0] in self.sums else None
+        use = None if use is None else use.to(logits.dtype)
+        factors = self._factors(use, rows, level)
+        nats = self._add_up(nats, hits, sure, mean, use, factors, rows, level)
         if self.with_grad:
             # d nll / d logits = softmax - (1 - smoothing) onehot - smoothing / V
-            scale = self._factors(use, rows, level).expand(nats.shape).unsqueeze(-1)
+            scale = factors.expand(nats.shape).unsqueeze(-1)
             p.mul_(scale / total)
             p.scatter_add_(-1, t, -(1 - self.smoothing) * scale)
             if self.smoothing:
@@ -360,14 +363,13 @@ class Scorer:
         """Of cells in the loss; see `_score`."""
         factors = self.level_weights[... if level is None else level]
         factors = factors.unsqueeze(-1) if rows else factors
-        return factors if use is None else factors * use.to(factors.dtype)
+        return factors if use is None else factors * use
 
-    def _add_up(
-        self, nats, hits, sure, mean, use, rows: int = 0, level: int | Tensor | None = None
-    ) -> Tensor:
+    def _add_up(self, nats, hits, sure, mean, use, factors, rows: int, level) -> Tensor:
         """Add cells to the loss and the sums; see `_score`.
 
-        :param sure: highest probability; ``mean``: mean log p of all codes, where smoothed.
+        :param sure: highest probability, for `GAPS`; ``mean``: mean log p of all codes, where
+            smoothed.
         :return: ``nats``, weighted.
         """
         smoothing, nll = self.smoothing, nats
@@ -378,13 +380,13 @@ class Scorer:
             tenth = (sure * len(GAPS)).long().clamp(max=len(GAPS) - 1)
             cells |= {name: (sure - hits) * (tenth == n) for n, name in enumerate(GAPS)}
         if use is not None:
-            cells = {name: v * use.to(v.dtype) for name, v in cells.items()}
+            cells = {name: v * use for name, v in cells.items()}
         for name, values in cells.items():
             if isinstance(level, Tensor):
                 self.sums[name].index_add_(0, level, values.sum(rows))
             else:
                 self.sums[name][... if level is None else level].add_(values.sum(rows))
-        self.loss += (nll * self._factors(use, rows, level)).sum()
+        self.loss += (nll * factors).sum()
         return cells["nats"]
 
     def loss_of(self, compute: Callable[[], Sequence[Tensor]], *inputs: Tensor) -> HeadLoss:

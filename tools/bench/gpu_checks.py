@@ -53,7 +53,7 @@ makes several a frame), for a pass of a masked model; for a step it is one more.
 
 LAUNCHES = {
     "delay": (271, 61), "text": (342, 61), "text-cross": (534, 126), "masked": (391, 70),
-    "masked-text": (541, 74), "valle": (660, 168), "valle-text": (802, 168),
+    "masked-text": (536, 74), "valle": (660, 168), "valle-text": (802, 168),
 }  # fmt: skip
 """The most kernels and copies of a micro-batch in bf16: with two layers, and for each further."""
 

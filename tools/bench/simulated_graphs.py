@@ -40,8 +40,11 @@ class Pool:
 class Graph:
     """In the place of `torch.cuda.CUDAGraph`."""
 
-    def __init__(self, gpu, keep_graph: bool = False):
-        self.gpu, self.operations, self.pool = gpu, [], None
+    gpu = None
+    """That of the class which `graphs_of` makes."""
+
+    def __init__(self, keep_graph: bool = False):
+        self.operations, self.pool = [], None
         self.memory: set[int] = set()
         """Where what was made in the capture lies."""
         self.outside: dict[int, weakref.ref] = {}
@@ -124,7 +127,7 @@ def _on(stream):
 def graphs_of(gpu) -> dict:
     """What is put in the place of torch.cuda's."""
     return {
-        "CUDAGraph": partial(Graph, gpu),
+        "CUDAGraph": type("CUDAGraph", (Graph,), {"gpu": gpu}),  # annotations name it
         "graph": partial(capturing, gpu),
         "graph_pool_handle": Pool,
         "is_current_stream_capturing": lambda: gpu.capture is not None,
