@@ -423,17 +423,21 @@ def adamw(moments: Moments, group: dict, factor: float, share: float) -> None:
     :param group: ``lr``, ``betas``, ``eps`` and ``weight_decay``, as in `torch.optim.AdamW`.
     """
     lr, (beta1, beta2) = group["lr"], group["betas"]
-    call = _Step(len(moments.weights), _numbers(ctypes.c_int64, (p.numel() for p in moments[0])))
-    columns = [_numbers(ctypes.c_void_p, (t.data_ptr() for t in part)) for part in moments[:5]]
-    call.weights, call.grads, call.means, call.squares, call.averages = columns
-    if not moments.averages:
-        call.averages = None
-    call.sizes_of_step = _numbers(ctypes.c_float, (lr / (1 - beta1**n) for n in moments.step))
-    call.roots = _numbers(ctypes.c_float, ((1 - beta2**n) ** 0.5 for n in moments.step))
-    kept = 1 - lr * group["weight_decay"]
-    call.kept = _numbers(ctypes.c_float, [kept] * len(moments.weights))
-    call.factor, call.share, call.threads = factor, share, torch.get_num_threads()
+    count = len(moments.weights)
+    arrays = {"sizes": _numbers(ctypes.c_int64, (p.numel() for p in moments.weights))}
+    for name, tensors in zip(Moments._fields, moments[:5]):
+        if tensors:
+            arrays[name] = _numbers(ctypes.c_void_p, (t.data_ptr() for t in tensors))
+    of_weights = {
+        "sizes_of_step": (lr / (1 - beta1**n) for n in moments.step),
+        "roots": ((1 - beta2**n) ** 0.5 for n in moments.step),
+        "kept": [1 - lr * group["weight_decay"]] * count,
+    }
+    arrays |= {name: _numbers(ctypes.c_float, of) for name, of in of_weights.items()}
+    call = _Step(count, factor=factor, share=share, threads=torch.get_num_threads())
     call.beta1, call.beta2, call.eps = beta1, beta2, group["eps"]
+    for name, array in arrays.items():  # which `arrays` keeps: the call has but its address
+        setattr(call, name, ctypes.addressof(array))
     _library().adamw(ctypes.addressof(call))
 
 
@@ -441,13 +445,13 @@ def sum_of_squares(tensors: Sequence[Tensor]) -> float:
     """Of all numbers, added up in float64."""
     sizes = _numbers(ctypes.c_int64, (t.numel() for t in tensors))
     pointers = _numbers(ctypes.c_void_p, (t.data_ptr() for t in tensors))
-    return _library().sum_of_squares(len(tensors), sizes, pointers, torch.get_num_threads())
+    given = len(tensors), ctypes.addressof(sizes), ctypes.addressof(pointers)
+    return _library().sum_of_squares(*given, torch.get_num_threads())
 
 
-def _numbers(kind, values: Iterable) -> ctypes.c_void_p:
-    """A C array, which lives as long as what is returned."""
+def _numbers(kind, values: Iterable) -> ctypes.Array:
     values = list(values)
-    return ctypes.cast((kind * len(values))(*values), ctypes.c_void_p)
+    return (kind * len(values))(*values)
 
 
 # -------------------------------------------------------------------------------------------- GELU
