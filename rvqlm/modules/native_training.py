@@ -284,9 +284,13 @@ def _suits(weight: Tensor) -> bool:
     """Whether products with weights (..., outputs, inputs) are better made by the kernels."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32 or _has_amx():
         return False
-    whole = type(weight) in (nn.Parameter, Tensor)  # no shards of several processes
     even = weight.shape[-2] % 16 == 0 and weight.shape[-1] % 32 == 0
-    return whole and even and weight.is_contiguous() and usable()
+    return _is_whole(weight) and even and weight.is_contiguous() and usable()
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether it is no shard of several processes, whose numbers are elsewhere."""
+    return type(tensor) in (nn.Parameter, Tensor)
 
 
 def _tiles(outputs: int, rows: int) -> Tensor:
@@ -399,7 +403,8 @@ def classify(
 def steps(tensors: Sequence[Tensor]) -> bool:
     """Whether `adamw` and `sum_of_squares` are in use and take these."""
     return _in_use and all(
-        t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors
+        _is_whole(t) and t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous()
+        for t in tensors
     )
 
 

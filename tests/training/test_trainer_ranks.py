@@ -14,6 +14,7 @@ from toy import ToyLoader, toy_flags
 
 from rvqlm.checkpoints.file import load_checkpoint
 from rvqlm.dtensors import is_sharded
+from rvqlm.modules import native_training
 from rvqlm.training.distributed import World
 from rvqlm.training.trainer import Trainer
 
@@ -113,6 +114,7 @@ def go_on(source: Path, target: Path, parallel: str) -> None:
 
 
 def two_ranks(rank: int, size: int, folder: Path) -> None:
+    native_training._in_use = not native_training.missing()  # of what is whole
     for name in NAMES:
         for parallel in WAYS:
             trainer = train(name, folder / f"{name}-{parallel}", parallel)
