@@ -13,6 +13,8 @@ Which cells are scored only the device knows, and it would have to be waited for
 asked. On a GPU as many rows are worked on as can be scored at most, chosen there: `Most` says how
 many, where the caller knows.
 
+In bf16 on a CPU `rvqlm.modules.native_training`, where it can be had, does this level by level.
+
 A head with layers of its own before the classifiers (its ``trunk``) is treated the same way:
 forward, loss and backward of a chunk of rows, then the next, so that K activations a frame never
 live at once either.

@@ -418,7 +418,7 @@ class Moments(NamedTuple):
     averages: Sequence[Tensor]
     """Or none."""
     step: Sequence[int]
-    """The how manieth step of the weight this is, from 1 on."""
+    """Which step of the weight this is, counted from 1."""
 
 
 def adamw(moments: Moments, group: dict, factor: float, share: float) -> None:
@@ -426,7 +426,12 @@ def adamw(moments: Moments, group: dict, factor: float, share: float) -> None:
     ``factor``, after which averages have that ``share`` of the weights in them.
 
     :param group: ``lr``, ``betas``, ``eps`` and ``weight_decay``, as in `torch.optim.AdamW`.
+    :raises ValueError: tensors of other shapes than their weights, as a checkpoint may have.
     """
+    given = [tensors for tensors in moments[:5] if tensors]
+    alike = all(len({t.shape for t in of_weight}) == 1 for of_weight in zip(*given, strict=True))
+    if not (alike and steps([t for tensors in given for t in tensors])):
+        raise ValueError("moments or averages are not laid out as their weights are")
     lr, (beta1, beta2) = group["lr"], group["betas"]
     count = len(moments.weights)
     arrays = {"sizes": _numbers(ctypes.c_int64, (p.numel() for p in moments.weights))}

@@ -248,3 +248,15 @@ def test_native_steps_are_those_of_torch(monkeypatch):
     assert len(found[0]) == len(found[1]) == 5 * len(sizes)
     for plain, fast in zip(*found):
         torch.testing.assert_close(fast, plain, rtol=3e-6, atol=3e-7)
+
+
+@pytest.mark.skipif(bool(native_training.missing()), reason=native_training.missing())
+def test_native_steps_refuse_moments_of_other_shapes(monkeypatch):
+    monkeypatch.setattr(native_training, "_in_use", True)
+    model = nn.Linear(8, 4, bias=False)
+    optimizers = build_optimizer(model, OptimConfig())
+    model.weight.grad = torch.ones(4, 8)
+    optimizers.step()
+    optimizers.parts[0].state[model.weight]["exp_avg"] = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match="not laid out as their weights"):
+        optimizers.step()
